@@ -1,0 +1,1 @@
+"""The ruler that probe and guide share: arrays in, numbers out."""

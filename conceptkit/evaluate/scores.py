@@ -1,0 +1,96 @@
+"""Scores of predictions: R², balanced accuracy, AUC, F1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def r2(y: Floats, predicted: Floats) -> float:
+    """Return R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², as scikit-learn's ``r2_score``; not a number when ``y`` is constant.
+
+    Parameters
+    ----------
+    y : (n,) true values
+    predicted : (n,) predictions in the same unit
+    """
+    total = float(np.sum((y - y.mean()) ** 2))
+    return 1.0 - float(np.sum((y - predicted) ** 2)) / total if total > 0 else float("nan")
+
+
+def confusion(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> Floats:
+    """Return the (n_classes, n_classes) counts of true class × predicted class."""
+    return np.bincount(y * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes).astype(float)
+
+
+def balanced_accuracy(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> float:
+    """Return the mean recall over the classes that occur in ``y``; chance is one over their number."""
+    return float(recall_mean(confusion(y, predicted, n_classes)))
+
+
+def recall_mean(table: Floats) -> Floats:
+    """Return the mean recall of confusion tables (…, k, k), over the classes that occur in each."""
+    occurring = table.sum(-1) > 0  # (…, k)
+    hits = np.diagonal(table, axis1=-2, axis2=-1)
+    recall = np.divide(hits, table.sum(-1), out=np.zeros(hits.shape), where=occurring)
+    out: Floats = recall.sum(-1) / np.maximum(occurring.sum(-1), 1)
+    return out
+
+
+def auc(y: NDArray[np.intp], score: Floats) -> float:
+    """Return the area under the ROC curve; for more than two classes the mean over one class against the rest.
+
+    Parameters
+    ----------
+    y : (n,) class numbers, 0 … k − 1
+    score : (n,) for two classes, (n, k) for more
+
+    Returns
+    -------
+    Not a number when only one class occurs: no curve can be drawn then.
+    """
+    if score.ndim == 1:
+        return _auc_binary(y == 1, score)
+    areas = [_auc_binary(y == k, score[:, k]) for k in range(score.shape[1]) if (y == k).any()]
+    return float(np.mean(areas)) if len(areas) > 1 else float("nan")
+
+
+def _auc_binary(positive: NDArray[np.bool_], score: Floats) -> float:
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return float("nan")
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    rank = (last - (counts - 1) / 2.0)[inverse]  # ties share their mean rank (Mann and Whitney)
+    return float((rank[positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
+
+
+def f1(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> float:
+    """Return F1 of class 1 for two classes, the mean over classes for more; 0 where neither true nor predicted."""
+    table = confusion(y, predicted, n_classes)
+    hits = np.diagonal(table)
+    each = 2 * hits / np.maximum(table.sum(0) + table.sum(1), 1)
+    return float(each[1] if n_classes == 2 else each.mean())
+
+
+def main_task_scores(y: NDArray[np.intp], probability: Floats, *, threshold: float = 0.5) -> Mapping[str, float]:
+    """Return ``auc``, ``f1`` and ``balanced_accuracy`` of the main task.
+
+    Parameters
+    ----------
+    y : (n,) class numbers
+    probability : (n,) of class 1 for two classes, (n, k) for more
+    threshold : above which a row counts as class 1; unused for more than two classes
+    """
+    binary = probability.ndim == 1
+    n_classes = 2 if binary else probability.shape[1]
+    predicted = (probability > threshold).astype(np.intp) if binary else probability.argmax(1)
+    return {
+        "auc": auc(y, probability),
+        "f1": f1(y, predicted, n_classes),
+        "balanced_accuracy": balanced_accuracy(y, predicted, n_classes),
+    }

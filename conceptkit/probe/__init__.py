@@ -1,0 +1,1 @@
+"""Linear readings of concepts from activations: arrays only, no torch."""

@@ -1,0 +1,88 @@
+"""Regression concept vectors: the direction along which a continuous concept grows."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.folds import inner_folds
+from conceptkit.probe.ridge import ALPHAS, choose_alpha, ridge_path
+
+
+def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
+    """Return groups of any type as numbers 0 … k − 1, or ``None``."""
+    if groups is None:
+        return None
+    return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.intp)
+
+
+class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Ridge regression of a continuous concept on activations (Graziani et al., 2018).
+
+    Columns are standardised, and the penalty is the one of least squared error on left-out groups (plain folds when
+    no groups are given); ``coef_`` is given back in the units of the activations.
+
+    Parameters
+    ----------
+    alphas : penalties to choose from; ``None`` for 20 values from 0.1 to 10⁶
+    folds : parts into which the groups are split to choose the penalty
+
+    Attributes
+    ----------
+    coef_ : (d,) change of the concept per unit of each activation, or (t, d) for t concepts
+    intercept_ : the concept where all activations are zero, scalar or (t,)
+    alpha_ : the chosen penalty, scalar or (t,)
+    direction_ : ``coef_`` scaled to length 1: the regression concept vector; zeros if ``coef_`` is zero
+    """
+
+    def __init__(self, *, alphas: ArrayLike | None = None, folds: int = 5) -> None:
+        self.alphas = alphas
+        self.folds = folds
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit the vector.
+
+        Parameters
+        ----------
+        X : (n, d) activations
+        y : (n,) or (n, t) concept values, in the concept's unit
+        groups : (n,) patients or slides, never split when the penalty is chosen
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        alphas = ALPHAS if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
+        splits = inner_folds(group_numbers(groups), len(Y), self.folds)
+        alpha = choose_alpha(X, Y, splits, alphas)
+        weights, intercept = ridge_path(X, Y).coefficients(alpha)
+        single = np.ndim(y) == 1
+        self.coef_ = weights[:, 0] if single else weights.T
+        self.intercept_ = float(intercept[0]) if single else intercept
+        self.alpha_ = float(alpha[0]) if single else alpha
+        length = np.linalg.norm(self.coef_, axis=-1, keepdims=True)
+        self.direction_ = np.divide(self.coef_, length, out=np.zeros_like(self.coef_), where=length > 0)
+        return self
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Return the concept's value (n,) or (n, t) for rows X (n, d), in the concept's unit."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        out: Floats = X @ self.coef_.T + self.intercept_
+        return out
+
+    def project(self, X: ArrayLike) -> Floats:
+        """Return the projection (n,) or (n, t) of rows X (n, d) on the unit direction, in units of the activations."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        out: Floats = X @ self.direction_.T
+        return out
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        return tags

@@ -1,0 +1,253 @@
+"""What a command found, frozen: probe and guide records, saved as JSON and loaded back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from conceptkit._checks import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD_FILE = "record.json"
+"""Name of the record in a run folder."""
+
+EMBEDDINGS_FILE = "embeddings.h5"
+"""Name of the file in a guide run's folder with the trunk's output of every run on the evaluation rows."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: object) -> str:
+    """Return ``value`` as JSON text; a number that is not finite becomes ``null``, as JSON has no word for it."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return {str(k): plain(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(x) for x in v]
+        if isinstance(v, float) and not math.isfinite(v):
+            return None
+        if hasattr(v, "item") and not isinstance(v, str | bytes):  # NumPy scalars
+            return plain(v.item())
+        if isinstance(v, Path):
+            return str(v)
+        return v
+
+    return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """How well one concept is read from one layer of one network."""
+
+    model: str
+    weights: str
+    layer: str
+    concept: str
+    kind: str
+    """``continuous`` or ``categorical``."""
+    n: int
+    """Rows that have a value of the concept."""
+    n_groups: int
+    """Groups (patients) among them; equal to ``n`` where no group was named."""
+    folds: int
+    metric: str
+    """``r2`` for continuous concepts, ``balanced_accuracy`` for categorical ones."""
+    score: float
+    """Held-out score of the pooled out-of-fold predictions, no group on both sides of a fold."""
+    score_low: float
+    """Lower end of the 95 % interval from resampling groups."""
+    score_high: float
+    """Upper end of the 95 % interval from resampling groups."""
+    score_in_sample: float
+    """Score on the very rows that the vector was fitted on: what a reader must not take for knowledge."""
+    score_patchwise: float
+    """Held-out score when groups are ignored and rows of one patient lie on both sides."""
+    score_random_network: float | None
+    """Held-out score of the same architecture with random weights, mean of several seeds; ``None`` without a network."""
+    chance: float
+    """Score of knowing nothing: 0 for R², one over the number of classes for balanced accuracy."""
+    alpha: float
+    """Penalty of the vector fitted on all rows, chosen by leave-groups-out error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideRun:
+    """One trained network: what it predicts, and what can be read from it."""
+
+    name: str
+    """``baseline``, ``guided``, or the name of a grid's cell."""
+    seed: int
+    checkpoint: str
+    """Folder of the checkpoint, relative to the run folder."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """Split → ``auc``, ``f1``, ``balanced_accuracy`` of the main task."""
+    concepts: Mapping[str, Mapping[str, float | None]]
+    """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head); ``None``: not there."""
+    leakage: Mapping[str, Mapping[str, float | None]]
+    """Discouraged concept → ``linear`` and ``mlp`` (fresh probes, held-out) and ``chance``."""
+    history: tuple[Mapping[str, float], ...] = ()
+    """One entry per epoch: ``epoch`` and, for each task, its raw losses (``train/count``, ``val/count``) and its weight
+    (``weight/count``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference between two runs, averaged over seeds, with a 95 % interval from resampling groups."""
+
+    run: str
+    against: str
+    split: str
+    metric: str
+    """``auc``, or ``probe:count`` for a fresh probe's score of concept ``count``."""
+    mean: float
+    low: float
+    high: float
+    n_groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What every record holds beside its results."""
+
+    schema: ClassVar[str]
+
+    study: str
+    """Name of the study."""
+    synthetic: bool = False
+    """True when the patches are generated tissue, not real: said wherever the numbers are shown."""
+    group: str | None = None
+    """Column whose values are never split across folds; ``None``: rows were taken as independent."""
+    notes: tuple[str, ...] = ()
+    """Sentences a reader of the numbers has to know."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The options the numbers were made with, seeds and hashes among them."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages in use."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain dicts and lists, ``schema`` and ``study`` first."""
+        body = dataclasses.asdict(self)
+        return {"schema": self.schema, "study": body.pop("study"), **body}
+
+    def save(self, folder: Path) -> Path:
+        """Write the record into a run folder, in one step, and return its path."""
+        path = folder / RECORD_FILE
+        write_atomically(path, to_json(self.to_dict()))
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecord(_Record):
+    """The result of ``probe``: one row per layer and concept."""
+
+    schema: ClassVar[str] = "conceptkit/probe/1"
+    rows: tuple[ProbeRow, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a tidy table, one row per layer and concept."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(r) for r in self.rows])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
+        rows = tuple(_read(ProbeRow, row) for row in values["rows"])
+        return cls(**{**_common(values), "rows": rows})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideRecord(_Record):
+    """The result of ``guide``: trained runs and their paired differences."""
+
+    schema: ClassVar[str] = "conceptkit/guide/1"
+    encourage: tuple[str, ...]
+    discourage: tuple[str, ...]
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Concept → unit, where it is known."""
+    evaluated_on: str = "internal"
+    """The rows on which ``concepts`` and ``leakage`` are read."""
+    runs: tuple[GuideRun, ...]
+    differences: tuple[Difference, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return every number as a tidy table with columns run, seed, what, name, metric, value."""
+        import pandas as pd
+
+        rows = [
+            {"run": run.name, "seed": run.seed, "what": what, "name": name, "metric": metric, "value": value}
+            for run in self.runs
+            for what, values in (("split", run.metrics), ("concept", run.concepts), ("leakage", run.leakage))
+            for name, metrics in values.items()
+            for metric, value in metrics.items()
+        ]
+        return pd.DataFrame(rows, columns=["run", "seed", "what", "name", "metric", "value"])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
+        common = _common(values)
+        runs = tuple(_read(GuideRun, {**run, "history": tuple(run["history"])}) for run in values["runs"])
+        differences = tuple(_read(Difference, d) for d in values["differences"])
+        lists = {key: tuple(common[key]) for key in ("encourage", "discourage")}
+        return cls(**{**common, **lists, "runs": runs, "differences": differences})
+
+
+def load_record(folder: Path) -> ProbeRecord | GuideRecord:
+    """Load the record of a run folder (or of a record file).
+
+    Raises
+    ------
+    InputError
+        when there is no record, it is not JSON, or its schema is of another version.
+    """
+    path = folder / RECORD_FILE if folder.is_dir() else folder
+    if not path.is_file():
+        raise InputError(f"run: {folder} holds no {RECORD_FILE}; name a folder that probe or guide wrote.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schema = values["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"run: {path} is not a record of conceptkit (no JSON object with a schema).") from None
+    kinds: dict[str, type[ProbeRecord] | type[GuideRecord]] = {c.schema: c for c in (ProbeRecord, GuideRecord)}
+    if schema not in kinds:
+        raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(kinds)}.")
+    try:
+        return kinds[schema].from_dict(values)
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"run: {path} lacks a part of a {schema} record.") from None
+
+
+def _common(values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {k: v for k, v in values.items() if k != "schema"}
+    return {**known, "notes": tuple(known.get("notes", ()))}
+
+
+_OPTIONAL = {"score_random_network"}
+
+
+def _read(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Build ``kind``, reading ``null`` as not a number except where ``None`` has a meaning of its own."""
+    return kind(**{k: math.nan if v is None and k not in _OPTIONAL else v for k, v in values.items()})
