@@ -1,0 +1,67 @@
+"""conceptkit finds out what a neural network knows of human concepts, and trains it to know more or less of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conceptkit._checks import InputError
+    from conceptkit.models.guided import GradientReversal, GuidedModel
+    from conceptkit.probe.classification import ConceptActivationVector
+    from conceptkit.probe.regression import RegressionConceptVector
+    from conceptkit.records import GuideRecord, ProbeRecord, load_record
+    from conceptkit.study import Study, load_study
+    from conceptkit.synthetic import embedded_study
+    from conceptkit.workflow import run_guide, run_measure, run_probe, write_report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConceptActivationVector": "probe.classification",
+    "GradientReversal": "models.guided",
+    "GuideRecord": "records",
+    "GuidedModel": "models.guided",
+    "InputError": "_checks",
+    "ProbeRecord": "records",
+    "RegressionConceptVector": "probe.regression",
+    "Study": "study",
+    "embedded_study": "synthetic",
+    "load_record": "records",
+    "load_study": "study",
+    "run_guide": "workflow",
+    "run_measure": "workflow",
+    "run_probe": "workflow",
+    "write_report": "workflow",
+}
+
+__all__ = [
+    "ConceptActivationVector",
+    "GradientReversal",
+    "GuideRecord",
+    "GuidedModel",
+    "InputError",
+    "ProbeRecord",
+    "RegressionConceptVector",
+    "Study",
+    "__version__",
+    "embedded_study",
+    "load_record",
+    "load_study",
+    "run_guide",
+    "run_measure",
+    "run_probe",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"conceptkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

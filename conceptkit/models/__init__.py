@@ -1,0 +1,1 @@
+"""Networks: opening them, naming their layers, reading their activations."""

@@ -1,0 +1,78 @@
+"""Names of layers: dotted module names, and the names that papers and Keras use for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from conceptkit._checks import InputError, near_names
+
+INCEPTION_V3 = {
+    "mixed0": "Mixed_5b",
+    "mixed1": "Mixed_5c",
+    "mixed2": "Mixed_5d",
+    "mixed3": "Mixed_6a",
+    "mixed4": "Mixed_6b",
+    "mixed5": "Mixed_6c",
+    "mixed6": "Mixed_6d",
+    "mixed7": "Mixed_6e",
+    "mixed8": "Mixed_7a",
+    "mixed9": "Mixed_7b",
+    "mixed10": "Mixed_7c",
+}
+"""Keras' names of the InceptionV3 blocks → timm's modules."""
+
+
+def _inception(module: nn.Module) -> Mapping[str, str]:
+    return INCEPTION_V3
+
+
+def _resnet(module: nn.Module) -> Mapping[str, str]:
+    """Return Keras' ``conv{stage}_block{n}_out`` for the blocks of ``layer1`` … ``layer4``."""
+    blocks = {"conv1_relu": "act1", "pool1_pool": "maxpool"}
+    for stage in range(1, 5):
+        for number, _ in enumerate(getattr(module, f"layer{stage}", ())):
+            blocks[f"conv{stage + 1}_block{number + 1}_out"] = f"layer{stage}.{number}"
+    return blocks
+
+
+ALIASES: Mapping[str, Callable[[nn.Module], Mapping[str, str]]] = {
+    r"inception_v3(\..*)?": _inception,
+    r"(wide_)?res(net|next)\d+.*": _resnet,
+}
+"""Pattern of an architecture's name → function from the network to its aliases (alias → dotted name)."""
+
+
+def aliases(module: nn.Module, architecture: str) -> dict[str, str]:
+    """Return the aliases of a network's layers: alias → dotted module name, only those that it has."""
+    modules = dict(module.named_modules())
+    found: dict[str, str] = {}
+    for pattern, names in ALIASES.items():
+        if re.fullmatch(pattern, architecture):
+            found |= {alias: name for alias, name in names(module).items() if name in modules}
+    return found
+
+
+def resolve_layer(module: nn.Module, architecture: str, layer: str) -> str:
+    """Return the dotted name of a layer given by that name or by an alias.
+
+    Raises
+    ------
+    InputError
+        when there is no such layer; the message lists near names
+    """
+    known = aliases(module, architecture)
+    name = known.get(layer, layer)
+    modules = [n for n, _ in module.named_modules() if n]
+    if name not in modules:
+        raise InputError(
+            f"layer: {architecture} has no layer {layer!r}; {near_names(layer, [*known, *_outer(modules)] or modules)}."
+        )
+    return name
+
+
+def _outer(modules: list[str]) -> list[str]:
+    """Return the names of at most two levels: in most networks the stages and their blocks."""
+    return [n for n in modules if n.count(".") < 2]

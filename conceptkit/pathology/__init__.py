@@ -1,0 +1,1 @@
+"""Slides, stain, nuclei and the measures that turn pixels into concepts."""

@@ -1,0 +1,386 @@
+"""Cut images into tiles and measure each: a list of images becomes a patch table with concept columns."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
+
+from conceptkit._checks import InputError, check_at_least, check_choice, near_names
+from conceptkit.pathology.measures import MEASURES, check_names, measure, names_for
+
+CARRIED = ("patient", "group", "label", "split", "center", "slide")
+"""Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
+
+SUFFIXES = (".csv", ".parquet")
+"""Kinds of table that :func:`write_table` writes."""
+
+_OF_THE_LIST = ("image_id", "image", "mask", "mpp")
+_OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A measured patch table, and what did not get into it."""
+
+    table: pd.DataFrame
+    """One row per tile: patch_id, image, x, y, size, mpp and mask (where known), carried columns, measures."""
+    skipped: tuple[tuple[str, str], ...]
+    """Image id and reason of every image that has no tile in the table."""
+    notes: tuple[str, ...]
+    """Sentences a reader of the table has to know."""
+
+
+def measure_images(
+    images_csv: Path,
+    *,
+    out: Path,
+    patch_size: int = 224,
+    names: Iterable[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Cut each listed image into tiles and measure every tile; one image is in memory at a time.
+
+    Tiles do not overlap, start in the top-left corner and are whole: 1000 x 1000 pixels hold 4 x 4 tiles of 224.
+
+    Parameters
+    ----------
+    images_csv
+        One row per image. Columns: ``image`` (path relative to this file); optionally ``mask`` (path of a nucleus
+        label image: 0 is background, each nucleus its own integer), ``image_id`` (default: the image's file name
+        without suffix), ``mpp`` (microns per pixel), and others. :data:`CARRIED` and columns of text are carried over
+        to the tiles; other numbers are not, as what was measured on the whole image is not so of a tile.
+    out
+        Where the table will be written: paths in it are relative to that folder. :func:`write_table` writes it.
+    patch_size
+        Side of a tile in pixels.
+    names
+        Measures to compute; ``None``: all for which at least one image has what they need.
+    on_error
+        ``skip``: an image that cannot be measured is listed in ``skipped`` and the rest is finished.
+    progress
+        Called after each image with the number done and the number of all.
+
+    Returns
+    -------
+    The table; the images left out, those smaller than a tile among them; notes.
+
+    Raises
+    ------
+    InputError
+        when the list or an option is at fault, when no tile is left and, unless ``on_error`` is ``skip``, when an
+        image, a mask or an mpp is at fault.
+    """
+    check_at_least("patch_size", patch_size, 8)
+    check_choice("on_error", on_error, ("raise", "skip"))
+    _check_out(out)
+    if out.exists() and images_csv.exists() and out.samefile(images_csv):
+        raise InputError(f"out: {out} is the list of images itself; name another file.")
+    images = _read_list(images_csv)
+    chosen = _choose(images, names, images_csv)
+    for column in images.columns:
+        if column in chosen:
+            raise InputError(f"{images_csv}: column {column} bears the name of a measure that is to be computed.")
+
+    tiles: dict[int, pd.DataFrame] = {}
+    skipped: list[tuple[str, str]] = []
+    for k in range(len(images)):
+        cells: dict[str, str] = {str(c): v for c, v in images.iloc[k].items()}
+        try:
+            pixels, labels, mpp = _read_row(cells, images_csv.parent)
+            height, width = pixels.shape[:2]
+            if min(height, width) >= patch_size:
+                tiles[k] = _measure_tiles(pixels, labels, mpp, patch_size, chosen)
+            else:
+                reason = f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {patch_size}."
+                skipped.append((cells["image_id"], reason))
+        except InputError as error:
+            if on_error == "raise":
+                raise
+            skipped.append((cells["image_id"], str(error)))
+        if progress is not None:
+            progress(k + 1, len(images))
+    if not tiles:
+        raise InputError(f"{images_csv}: no image gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
+
+    used = images.iloc[list(tiles)].reset_index(drop=True)
+    carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
+    return Measured(
+        table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent),
+        skipped=tuple(skipped),
+        notes=tuple(_notes(images, used, carried, chosen, every=names is None)),
+    )
+
+
+def write_table(table: pd.DataFrame, out: Path) -> None:
+    """Write a table as CSV or Parquet, by the suffix of ``out``, so that a reader sees all of it or the old file.
+
+    Numbers keep their full precision. Folders that lack are made.
+
+    Raises
+    ------
+    InputError
+        when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
+    """
+    _check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    os.close(handle)
+    try:
+        if out.suffix.lower() == ".csv":
+            table.to_csv(temporary, index=False, lineterminator="\n")
+        else:
+            table.to_parquet(temporary, index=False)
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
+        os.replace(temporary, out)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
+    if out.is_dir():
+        raise InputError(f"out: must be a file, but {out} is a folder.")
+
+
+def _read_list(path: Path) -> pd.DataFrame:
+    """Return the list as text, "" where empty, with an ``image_id`` column.
+
+    Not by ``read_csv``, which renames repeated columns, takes a surplus cell for an index and 007 for 7.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            lines = [(reader.line_num, cells) for cells in reader if cells]
+    except FileNotFoundError:
+        raise InputError(f"images: {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"images: {path} cannot be read as CSV ({error}).") from None
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise InputError(f"{path}: line {number} has {len(cells)} cells under {len(header)} columns.")
+    repeated = sorted({c for c in header if c and header.count(c) > 1})
+    if repeated:
+        raise InputError(f"{path}: column {repeated[0]} is there more than once.")
+    if "image" not in header:
+        raise InputError(f"{path}: a column image is needed; {near_names('image', header)}.")
+    for column in header:
+        if column in _OF_THE_TABLE:
+            raise InputError(f"{path}: column {column} belongs to a patch table, here each row is a whole image.")
+    if not lines:
+        raise InputError(f"{path}: at least one row is needed, got none.")
+    columns = {c: [cells[k].strip() for _, cells in lines] for k, c in enumerate(header) if c}
+    given = columns.get("image_id", [""] * len(lines))
+    columns["image_id"] = [
+        i or Path(image).stem or f"line {number}"
+        for i, image, (number, _) in zip(given, columns["image"], lines, strict=True)
+    ]
+    table = pd.DataFrame(columns, dtype="str")
+    twice = table["image_id"][table["image_id"].duplicated()]
+    if len(twice):
+        raise InputError(f"{path}: image_id {twice.iloc[0]} is there more than once; give each image its own.")
+    for column in ("mask", "mpp"):
+        if column not in table:
+            table[column] = ""
+    return table
+
+
+def _choose(images: pd.DataFrame, names: Iterable[str] | None, path: Path) -> tuple[str, ...]:
+    """Return the measures to compute: those asked for, or all that some image allows."""
+    has_mask = images["mask"] != ""
+    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()))
+    if names is None:
+        return possible
+    chosen = check_names(names)
+    for name in chosen:
+        if name not in possible:
+            raise InputError(
+                f"names: {name} needs {MEASURES[name].needs.replace('+', ' and ')}; no row of {path} has it."
+            )
+    return chosen
+
+
+def _read_row(cells: dict[str, str], folder: Path) -> tuple[NDArray[np.uint8], NDArray[Any] | None, float]:
+    """Return the pixels (h, w, 3), the labels (h, w) or ``None``, and the microns per pixel or NaN of one image."""
+    try:
+        mpp = float(cells["mpp"]) if cells["mpp"] else math.nan
+    except ValueError:
+        mpp = -1.0
+    if cells["mpp"] and not 0 < mpp < math.inf:
+        raise InputError(f"mpp: must be a positive number or empty, got {cells['mpp']} for {cells['image_id']}.")
+    if not cells["image"]:
+        raise InputError(f"image: a path is needed, got none for {cells['image_id']}.")
+    pixels = _read_image(folder / cells["image"])
+    if not cells["mask"]:
+        return pixels, None, mpp
+    labels = _read_mask(folder / cells["mask"])
+    if labels.shape != pixels.shape[:2]:
+        sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (labels, pixels)]
+        raise InputError(f"mask: {cells['mask']} has {sizes[0]} pixels, its image {cells['image']} has {sizes[1]}.")
+    return pixels, labels, mpp
+
+
+@contextmanager
+def _opened(argument: str, path: Path) -> Iterator[Image.Image]:
+    """Open an image; what goes wrong until the ``with`` block ends is told in one sentence."""
+    try:
+        with warnings.catch_warnings():
+            # Odd metadata, and a size that is large for a photograph, are common in pathology and harmless.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{argument}: {path} does not exist.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{argument}: {path} is not an image, or is cut off.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{argument}: {path} is too large for one image; cut it into smaller ones first.") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+    ) as error:  # as the format's reader does
+        raise InputError(f"{argument}: {path} cannot be read ({error}).") from None
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    """Return an image as RGB, (h, w, 3)."""
+    with _opened("image", path) as image:
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise InputError(
+                f"image: {path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB."
+            )
+        return np.asarray(image.convert("RGB"))
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    """Return a label image, (h, w) of whole numbers, 0 where there is no nucleus."""
+    with _opened("mask", path) as image:
+        if image.mode not in {"L", "P"} and not image.mode.startswith("I"):
+            raise InputError(
+                f"mask: {path} is not a label image (mode {image.mode}): one whole number per pixel is needed."
+            )
+        if image.format == "JPEG":
+            raise InputError(f"mask: {path} is a JPEG, which blurs labels into each other; save labels as PNG or TIFF.")
+        if getattr(image, "n_frames", 1) > 1:
+            raise InputError(f"mask: {path} holds more than one page; save the labels as one.")
+        labels: NDArray[Any] = np.asarray(image)
+        if image.mode == "I" and image.format == "TIFF":
+            sample_format = getattr(image, "tag_v2", {}).get(339, (1,))
+            if sample_format == (1,):  # Pillow reads unsigned 32-bit as signed
+                labels = labels.view(np.uint32)
+    if labels.dtype.kind == "i" and labels.min() < 0:
+        raise InputError(f"mask: {path} is not a label image: a label must be at least 0, got {labels.min()}.")
+    nuclear = labels != 0
+    if nuclear.any() and (labels == labels.max())[nuclear].all():
+        pieces = ndimage.label(nuclear, structure=np.ones((3, 3)))[1]
+        if pieces > 1:  # counted as it stands, all of them would be one huge nucleus
+            raise InputError(
+                f"mask: {path} has one label in {pieces} separate pieces; give each nucleus its own integer."
+            )
+    return labels
+
+
+def _measure_tiles(
+    pixels: NDArray[np.uint8], labels: NDArray[Any] | None, mpp: float, size: int, names: tuple[str, ...]
+) -> pd.DataFrame:
+    """Return one row per whole tile of an image: x, y, and the measures, NaN where the image lacks what they need."""
+    height = len(pixels)
+    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp))
+    rows = []
+    for y in range(0, height - size + 1, size):  # a row of tiles at a time, as float copies of a large image are huge
+        images = _cut(pixels[y : y + size], size)
+        masks = None if labels is None else _cut(labels[y : y + size], size)
+        possible = [name for name in names if name in has]
+        values = measure(images, masks, None if math.isnan(mpp) else mpp, names=possible) if possible else {}
+        columns = {name: values.get(name, np.full(len(images), np.nan)) for name in names}
+        rows.append(pd.DataFrame({"x": np.arange(len(images)) * size, "y": y, **columns}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return the (n, size, size, ...) whole tiles of a (size, width, ...) strip, from left to right."""
+    n = strip.shape[1] // size
+    return np.moveaxis(strip[:, : n * size].reshape(size, n, size, *strip.shape[2:]), 1, 0)
+
+
+def _assemble(
+    images: pd.DataFrame, tiles: list[pd.DataFrame], carried: list[str], size: int, folder: Path, out_folder: Path
+) -> pd.DataFrame:
+    """Join what holds for an image with what was measured on its tiles."""
+    measured = pd.concat(tiles, ignore_index=True)
+    of_images = pd.DataFrame({"image": [_relative(folder / p, out_folder) for p in images["image"]]}, dtype="str")
+    of_images["mpp"] = [float(v) if v else math.nan for v in images["mpp"]]
+    masks = [_relative(folder / p, out_folder) if p else "" for p in images["mask"]]
+    of_images["mask"] = pd.Series(masks, dtype="str").replace("", None)
+    for column in carried:
+        of_images[column] = images[column].replace("", None)
+    of_images = of_images.drop(columns=[c for c in ("mpp", "mask") if of_images[c].isna().all()])
+
+    whose = np.repeat(np.arange(len(images)), [len(t) for t in tiles])
+    table = of_images.iloc[whose].reset_index(drop=True)
+    ids = images["image_id"].iloc[whose].reset_index(drop=True)
+    x, y = measured["x"], measured["y"]
+    table.insert(0, "patch_id", ids + "_x" + x.astype("str") + "_y" + y.astype("str"))
+    table.insert(2, "x", x)
+    table.insert(3, "y", y)
+    table.insert(4, "size", size)
+    return pd.concat([table, measured.drop(columns=["x", "y"])], axis=1)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return ``path`` seen from ``folder``, or as it is where there is no way (another drive)."""
+    path = path.parent.resolve() / path.name  # ".." after a symbolic link leads elsewhere than it reads
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _is_numeric(text: pd.Series[str]) -> bool:
+    """Tell whether every filled cell is a number; a column without any says nothing and counts as one."""
+    return bool(pd.to_numeric(text[text != ""], errors="coerce").notna().all())
+
+
+def _notes(
+    images: pd.DataFrame, used: pd.DataFrame, carried: list[str], names: tuple[str, ...], *, every: bool
+) -> Iterator[str]:
+    """Yield what a reader of the table has to know."""
+    left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
+    if left:
+        yield f"Not carried over to the tiles, as they hold numbers of the whole image or nothing: {', '.join(left)}."
+    if every and len(names) < len(MEASURES):
+        absent = [f"{m.name} (needs {m.needs.replace('+', ' and ')})" for m in MEASURES.values() if m.name not in names]
+        yield f"Not measured, as no image has what is needed: {', '.join(absent)}."
+    for column, needing in (("mask", ("mask", "mask+mpp")), ("mpp", ("mask+mpp",))):
+        empty = [name for name in names if MEASURES[name].needs in needing]
+        without = list(used["image_id"][used[column] == ""])
+        if empty and without:
+            few = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
+            yield f"No {column} for {len(without)} of {len(used)} images ({few}): {', '.join(empty)} empty there."
+    if not {"patient", "group"} & set(carried):
+        yield "No column patient or group: without one, tiles of one patient may stand on both sides of a split."

@@ -1,0 +1,297 @@
+"""UMAP of saved features: read them, lay out each run's space, and say how far the picture can be trusted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.records import EMBEDDINGS_FILE
+
+SCHEMA = "conceptkit/embeddings/1"
+"""Schema of the files that :func:`read_embeddings` reads."""
+
+NEIGHBOURS = 15
+"""Neighbours of a UMAP, and of the two numbers printed beneath it."""
+
+ROWS_MOST = 4000
+"""Rows drawn at most: more hide each other and make the page heavy."""
+
+Floats = NDArray[np.float64]
+Texts = NDArray[np.str_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Saved features of held-out patches, and what is known of each patch."""
+
+    patch_ids: Texts
+    """(n,)"""
+    labels: Texts
+    """(n,) main label, as text."""
+    splits: Texts
+    """(n,)"""
+    groups: Texts
+    """(n,)"""
+    concepts: Mapping[str, Floats | Texts]
+    """Concept → (n,) numbers, NaN where missing, or texts for categorical concepts."""
+    features: Mapping[str, NDArray[np.float32]]
+    """Run (``name-seedN``) → (n, d)."""
+    thumbnails: NDArray[np.uint8] | None
+    """(n, h, w, 3), or ``None`` when none were saved."""
+    n_saved: int
+    """Rows in the file, of which n were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """One run's space, laid out in the plane."""
+
+    run: str
+    method: str
+    """``UMAP``, or ``PCA`` when there were too few rows for a UMAP."""
+    xy: Floats
+    """(n, 2), without unit."""
+    trustworthiness: float
+    """How rarely the picture shows neighbours that are none in the space (1: never; NaN: too few rows)."""
+    preservation: float
+    """Share of each row's nearest neighbours in the space that are among its nearest in the picture, mean over rows."""
+    note: str = ""
+
+
+def read_embeddings(
+    folder: Path, *, runs: Sequence[str] | None = None, rows_most: int = ROWS_MOST, seed: int = 0
+) -> Embeddings | None:
+    """Read the saved features of a guide run.
+
+    Parameters
+    ----------
+    folder
+        The run folder; the file in it is named by :data:`conceptkit.records.EMBEDDINGS_FILE`.
+    runs
+        Names of the runs to read (``name-seedN``); those that are not in the file are left out. All when ``None``.
+    rows_most
+        Rows read at most, drawn without replacement.
+    seed
+        Seed of that draw.
+
+    Returns
+    -------
+    Embeddings or None
+        ``None`` when the folder holds no such file.
+
+    Raises
+    ------
+    InputError
+        when the file cannot be read, is of another schema, or holds parts of different lengths.
+    """
+    path = folder / EMBEDDINGS_FILE
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file, runs, rows_most, seed)
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(f"run: {path} cannot be read as saved features ({_first_line(error)}).") from None
+    except ValueError as error:
+        raise InputError(f"run: {path} {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error.args[0]) if error.args else str(error)).strip().split("\n")[0].rstrip(".")
+
+
+def _read(file: h5py.File, runs: Sequence[str] | None, rows_most: int, seed: int) -> Embeddings:
+    schema = file.attrs.get("schema")
+    schema = schema.decode() if isinstance(schema, bytes) else schema
+    if schema != SCHEMA:
+        raise ValueError(f"has schema {schema!r}; this version reads {SCHEMA}")
+    n = file["patch_id"].shape[0]
+    rows = np.arange(n)
+    if n > rows_most:
+        rows = np.sort(np.random.default_rng(seed).choice(n, size=rows_most, replace=False))
+
+    def part(dataset: h5py.Dataset) -> NDArray[Any]:
+        if dataset.shape[0] != n:
+            raise ValueError(f"holds {dataset.shape[0]} rows of {dataset.name}, and {n} of /patch_id")
+        text = h5py.check_string_dtype(dataset.dtype) is not None
+        # reading whole and then choosing is far faster than HDF5's own selection of scattered rows
+        values = dataset.asstr()[...] if text else dataset[...]
+        return np.asarray(values, dtype=str)[rows] if text else np.asarray(values)[rows]
+
+    def concept(dataset: h5py.Dataset) -> Floats | Texts:
+        values = part(dataset)
+        return values if values.dtype.kind == "U" else values.astype(np.float64)
+
+    saved = file["features"]
+    wanted = list(saved) if runs is None else [run for run in runs if run in saved]
+    return Embeddings(
+        patch_ids=part(file["patch_id"]).astype(str),
+        labels=part(file["label"]).astype(str),
+        splits=part(file["split"]).astype(str),
+        groups=part(file["group"]).astype(str),
+        concepts={name: concept(values) for name, values in file["concepts"].items()},
+        features={run: part(saved[run]).astype(np.float32) for run in wanted},
+        thumbnails=part(file["thumbnails"]).astype(np.uint8) if "thumbnails" in file else None,
+        n_saved=n,
+    )
+
+
+def project(features: Mapping[str, NDArray[np.float32]], *, seed: int = 0) -> tuple[Projection, ...]:
+    """Lay out each run's features in the plane by UMAP, later runs so that they can be compared with the first.
+
+    Runs have spaces of their own, so each is fitted by itself. The first starts from its principal components, the
+    others from the first one's picture (same rows), and are then turned and mirrored onto it by orthogonal Procrustes:
+    neither changes a distance within a picture.
+
+    Parameters
+    ----------
+    features
+        Run → (n, d); the rows are the same patches in each, d may differ.
+    seed
+        Seed of the layout.
+
+    Returns
+    -------
+    tuple of Projection
+        In the order of ``features``. With too few rows for a UMAP the principal components, and a note that says so.
+
+    Raises
+    ------
+    InputError
+        when features are not finite.
+
+    Notes
+    -----
+    Nearest neighbours are exact, found by one matrix product, instead of the approximate search of umap-learn.
+    UMAP: McInnes, Healy & Melville 2018. Trustworthiness: Venna & Kaski 2001.
+    """
+    projections: list[Projection] = []
+    for run, X in features.items():
+        if not np.isfinite(X).all():
+            raise InputError(f"features: must be finite numbers, got others in {run}.")
+        first = next((p.xy for p in projections if p.method == "UMAP"), None)
+        projections.append(_project_one(run, X, first, seed))
+    return tuple(projections)
+
+
+def _project_one(run: str, X: NDArray[np.float32], first: Floats | None, seed: int) -> Projection:
+    n = len(X)
+    centred = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
+    start = _principal_components(centred)
+    # one more than the neighbours: every row is its own nearest
+    if n <= NEIGHBOURS + 1:
+        note = f"{n} rows are too few for a UMAP with {NEIGHBOURS} neighbours: these are the two principal components."
+        return Projection(run=run, method="PCA", xy=start, trustworthiness=math.nan, preservation=math.nan, note=note)
+    squared = squared_distances(centred)
+    if not squared.any():
+        note = "all rows have the same features: there is nothing to lay out."
+        return Projection(run=run, method="PCA", xy=start, trustworthiness=math.nan, preservation=math.nan, note=note)
+    indices, distances = nearest(squared, NEIGHBOURS + 1)
+    if first is None:
+        # umap-learn divides by the range of each start column, which is 0 where the space has but one dimension
+        start += np.random.default_rng(seed).normal(scale=1e-4 * start.std(), size=start.shape)
+    xy = _umap(X, indices, distances, start if first is None else first, seed)
+    if first is not None:
+        xy = _turned_onto(xy, first)
+    return Projection(
+        run=run,
+        method="UMAP",
+        xy=xy,
+        trustworthiness=_trustworthiness(squared, xy),
+        preservation=_preservation(indices, xy),
+    )
+
+
+def squared_distances(X: Floats) -> Floats:
+    """Return the (n, n) squared Euclidean distances between rows of ``X`` (n, d), 0 on the diagonal.
+
+    ``X`` should be centred: ‖a‖² + ‖b‖² − 2a·b loses digits where norms are large beside distances.
+    """
+    norms = np.einsum("ij,ij->i", X, X)
+    squared = X @ X.T
+    squared *= -2.0
+    squared += norms[:, None]
+    squared += norms[None, :]
+    np.maximum(squared, 0.0, out=squared)
+    np.fill_diagonal(squared, 0.0)
+    return squared
+
+
+def nearest(squared: Floats, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return (n, k) indices of the nearest rows and their distances, each row itself first, then by distance."""
+    ranked = squared.copy()
+    np.fill_diagonal(ranked, -1.0)  # a duplicate of a row must not come before the row itself
+    indices = np.argpartition(ranked, k - 1, axis=1)[:, :k]
+    order = np.argsort(np.take_along_axis(ranked, indices, axis=1), axis=1, kind="stable")
+    indices = np.take_along_axis(indices, order, axis=1)
+    distances = np.sqrt(np.take_along_axis(squared, indices, axis=1))
+    return indices.astype(np.int32), distances.astype(np.float32)
+
+
+def _umap(
+    X: NDArray[np.float32], indices: NDArray[np.int32], distances: NDArray[np.float32], start: Floats, seed: int
+) -> Floats:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # umap-learn misses TensorFlow, which we never use
+        from umap import UMAP
+
+        # We never transform new rows, which is all that umap-learn warns of here.
+        warnings.filterwarnings("ignore", message="precomputed_knn", category=UserWarning)
+        model = UMAP(
+            n_neighbors=NEIGHBOURS,
+            min_dist=0.1,
+            init=start.astype(np.float32),
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(indices[:, :NEIGHBOURS].copy(), distances[:, :NEIGHBOURS].copy()),
+            # Below 4,096 rows umap-learn would otherwise put its own neighbours in place of ours.
+            force_approximation_algorithm=True,
+        )
+        return np.asarray(model.fit_transform(X), dtype=np.float64)
+
+
+def _principal_components(centred: Floats) -> Floats:
+    """Return the first two principal components (n, 2), largest entries positive, missing ones 0."""
+    n, d = centred.shape
+    out = np.zeros((n, 2))
+    if min(n, d) == 0:
+        return out
+    gram = centred @ centred.T if n < d else centred.T @ centred
+    values, vectors = np.linalg.eigh(gram)
+    top = vectors[:, ::-1][:, :2]
+    scores = top * np.sqrt(np.maximum(values[::-1][:2], 0.0)) if n < d else centred @ top
+    signs = np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])])
+    out[:, : scores.shape[1]] = scores * np.where(signs == 0, 1.0, signs)
+    return out
+
+
+def _turned_onto(xy: Floats, target: Floats) -> Floats:
+    """Return ``xy`` turned, mirrored and moved onto ``target``, its distances untouched (orthogonal Procrustes)."""
+    moved = xy - xy.mean(axis=0)
+    left, _, right = np.linalg.svd(moved.T @ (target - target.mean(axis=0)))
+    turned: Floats = moved @ (left @ right) + target.mean(axis=0)
+    return turned
+
+
+def _trustworthiness(squared: Floats, xy: Floats) -> float:
+    from sklearn.manifold import trustworthiness
+
+    n = len(xy)
+    if n <= 2 * NEIGHBOURS:  # scikit-learn's bound, beyond which the number is not defined
+        return math.nan
+    return float(trustworthiness(squared, xy, n_neighbors=NEIGHBOURS, metric="precomputed"))
+
+
+def _preservation(indices: NDArray[np.int32], xy: Floats) -> float:
+    shown, _ = nearest(squared_distances(xy - xy.mean(axis=0)), NEIGHBOURS + 1)
+    kept = (indices[:, 1:, None] == shown[:, None, 1:]).any(axis=2)
+    return float(kept.mean())

@@ -1,0 +1,782 @@
+"""The report: what its sentences claim, what its page escapes, and that a browser shows it without a network."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from conceptkit._checks import InputError
+from conceptkit.records import Difference, GuideRecord, GuideRun, ProbeRecord, ProbeRow
+from conceptkit.report import figures, page, tables
+from conceptkit.report.embedding import Projection, _turned_onto, nearest, project, read_embeddings, squared_distances
+from conceptkit.report.page import write_page
+
+NASTY = "<script>alert(1)</script>"
+LAYERS = ("mixed0", "mixed3", "mixed5", "mixed7", "mixed8", "mixed9", "mixed10")
+
+
+# --- records like those of probe and guide -----------------------------------------------------------------------
+
+
+def probe_row(layer: str = "mixed10", concept: str = "count", score: float = 0.71, **changes: object) -> ProbeRow:
+    values = {
+        "model": "inception_v3",
+        "weights": "imagenet",
+        "layer": layer,
+        "concept": concept,
+        "kind": "continuous",
+        "n": 704,
+        "n_groups": 44,
+        "folds": 5,
+        "metric": "r2",
+        "score": score,
+        "score_low": score - 0.08,
+        "score_high": score + 0.07,
+        "score_in_sample": 0.85,
+        "score_patchwise": 0.80,
+        "score_random_network": 0.41,
+        "chance": 0.0,
+        "alpha": 1234.5,
+    }
+    return ProbeRow(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def probe_record(concepts: tuple[str, ...] = ("count", "area", NASTY), **changes: object) -> ProbeRecord:
+    rng = np.random.default_rng(0)
+    rows = []
+    for k, concept in enumerate(concepts):
+        for i, layer in enumerate(LAYERS):
+            score = (0.25, 0.15, -0.05)[k % 3] + 0.07 * i * (k % 3 != 2) + rng.normal(0, 0.02)
+            rows.append(
+                probe_row(
+                    layer,
+                    concept,
+                    score,
+                    score_in_sample=min(score + 0.3, 0.98),
+                    score_patchwise=score + 0.15,
+                    score_random_network=None if k == 1 else 0.2 + 0.02 * i,
+                )
+            )
+    center = {"kind": "categorical", "metric": "balanced_accuracy", "chance": 0.25, "score_random_network": 0.4}
+    rows += [probe_row(layer, "center", 0.5 + 0.04 * i, **center) for i, layer in enumerate(LAYERS)]
+    values = {"study": "breast", "group": "patient", "rows": tuple(rows), "versions": {"conceptkit": "0.1.0"}}
+    return ProbeRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def guide_run(name: str, seed: int, *, epochs: int = 12, count: str = "count") -> GuideRun:
+    guided = name != "baseline"
+    rng = np.random.default_rng([seed, guided])
+    history = []
+    for epoch in range(epochs):
+        entry: dict[str, float] = {"epoch": epoch}
+        for task, level in (("main", 0.7), (count, 1.0), ("center", 1.4)):
+            if task == "main" or guided:
+                entry[f"train/{task}"] = level * math.exp(-epoch / 8) + rng.normal(0, 0.02)
+                entry[f"val/{task}"] = level * math.exp(-epoch / 10) + rng.normal(0, 0.03)
+                entry[f"weight/{task}"] = 1 + epoch / 20
+        history.append(entry)
+    probe, head = (0.71, 0.72) if guided else (0.66, None)
+    return GuideRun(
+        name=name,
+        seed=seed,
+        checkpoint=f"{name}-seed{seed}",
+        metrics={
+            split: {
+                "auc": level + gain * guided + rng.normal(0, 0.002),
+                "f1": level - 0.1,
+                "balanced_accuracy": level - 0.05,
+            }
+            for split, level, gain in (("internal", 0.88, 0.02), ("external", 0.85, -0.03))
+        },
+        concepts={count: {"probe": probe, "head": head}, "area": {"probe": 0.5, "head": 0.48 if guided else None}},
+        leakage={"center": {"linear": 0.61, "mlp": 0.66, "chance": 0.25}}
+        if guided
+        else {"center": {"linear": 0.78, "mlp": 0.80, "chance": 0.25}},
+        history=tuple(history),
+    )
+
+
+def difference(metric: str, mean: float, half: float = 0.03, split: str = "internal", n_groups: int = 23) -> Difference:
+    ends = {"low": mean - half, "high": mean + half}
+    return Difference(
+        run="guided", against="baseline", split=split, metric=metric, mean=mean, n_groups=n_groups, **ends
+    )
+
+
+def guide_record(seeds: tuple[int, ...] = (0,), count: str = "count", **changes: object) -> GuideRecord:
+    values = {
+        "study": "breast",
+        "group": "patient",
+        "encourage": (count, "area"),
+        "discourage": ("center",),
+        "units": {"area": "µm²"},
+        "runs": tuple(guide_run(name, s, count=count) for s in seeds for name in ("baseline", "guided")),
+        "differences": (
+            difference(f"probe:{count}", 0.05),
+            difference("probe:area", 0.01),
+            difference("auc", 0.02, 0.04),
+            difference("auc", -0.03, 0.02, split="external", n_groups=3),
+        ),
+        "settings": {"seeds": list(seeds), "optimiser": {"lr": 1e-4, "momentum": 0.9}, "hash": "9f3c" * 16},
+        "versions": {"conceptkit": "0.1.0", "torch": "2.15.0"},
+    }
+    return GuideRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def write_embeddings(
+    folder: Path,
+    runs: tuple[str, ...] = ("baseline-seed0", "guided-seed0"),
+    *,
+    n: int = 120,
+    d: int = 12,
+    centers: int = 3,
+    thumbnails: bool = True,
+    evil: str = NASTY,
+) -> Path:
+    """Write features in which label and center are clouds of their own, and nothing but the names is odd."""
+    rng = np.random.default_rng(3)
+    label = rng.integers(2, size=n)
+    center = rng.integers(centers, size=n)
+    count = rng.normal(20 + 10 * label, 4)
+    path = folder / "embeddings.h5"
+    text = h5py.string_dtype("utf-8")
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = "conceptkit/embeddings/1"
+        ids = [f"{evil}-{i}" if i % 10 == 0 else f"slide{i % 7}/{i:05d}" for i in range(n)]
+        file.create_dataset("patch_id", data=ids, dtype=text)
+        file.create_dataset("label", data=[("normal", "tumor")[v] for v in label], dtype=text)
+        file.create_dataset("split", data=["internal"] * n, dtype=text)
+        file.create_dataset("group", data=[f"patient{i % 23}" for i in range(n)], dtype=text)
+        file.create_dataset("concepts/count", data=np.where(np.arange(n) % 9 == 0, np.nan, count))
+        file.create_dataset("concepts/center", data=[evil if v == 0 else f"C{v}" for v in center], dtype=text)
+        file.create_dataset(f"concepts/{evil.replace('/', '∕')}", data=rng.normal(size=n))
+        for k, run in enumerate(runs):
+            X = rng.normal(size=(n, d)) * 0.9
+            X[:, 0] += 3 * label
+            X[:, 1] += (3 - 2 * (k % 2)) * center
+            X[:, 2] += count / 10
+            file.create_dataset(f"features/{run}", data=X.astype(np.float32))
+        if thumbnails:
+            yy, xx = np.mgrid[:48, :48]
+            images = np.empty((n, 48, 48, 3), np.uint8)
+            for i in range(n):
+                image = np.full((48, 48, 3), (235, 200 - 8 * center[i], 225), float)
+                for _ in range(int(count[i] / 3)):
+                    cy, cx, r = rng.uniform((2, 2, 2), (46, 46, 4))
+                    image[(yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = (95, 60, 140)
+                images[i] = np.clip(image + rng.normal(0, 8, image.shape), 0, 255)
+            file.create_dataset("thumbnails", data=images)
+    return path
+
+
+def saved(record: ProbeRecord | GuideRecord, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    record.save(folder)
+    return folder
+
+
+# --- numbers and sentences ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.714, "0.71"), (-0.05, "−0.05"), (-0.001, "0.00"), (math.nan, "–"), (None, "–"), (math.inf, "–"), (3, "3.00")],
+)
+def test_a_number_has_a_true_minus_and_a_missing_one_is_a_dash(value: object, expected: str) -> None:
+    assert tables.number(value) == expected
+
+
+def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
+    assert tables.interval(0.05, 0.02, 0.08) == "0.05 [0.02, 0.08]"
+    assert tables.interval(0.05, 0.002, 0.08) == "0.050 [0.002, 0.080]"
+    assert tables.interval(0.05, math.nan, math.nan) == "0.05"
+    assert tables.interval(math.nan, 0.1, 0.2) == "–"
+
+
+def one_verdict(row: ProbeRow, group: str | None = "patient") -> tables.Verdict:
+    (verdict,) = tables.probe_verdicts(ProbeRecord(study="s", group=group, rows=(row,)))
+    return verdict
+
+
+def test_a_readable_concept_is_told_with_its_controls() -> None:
+    assert one_verdict(probe_row(score_low=0.63, score_high=0.78)) == tables.Verdict(
+        text="count is readable at mixed10: held-out R² 0.71 [0.63, 0.78], against 0.41 for the same network with "
+        "random weights; chance is 0; ignoring patients would have claimed 0.80, scoring in sample 0.85 "
+        "(704 rows of 44 patients).",
+        tone="clear",
+    )
+
+
+def test_a_random_network_within_the_interval_takes_the_claim_back() -> None:
+    verdict = one_verdict(probe_row(score_random_network=0.68))
+    assert "need not have been learned" in verdict.text
+    assert verdict.tone == "open"
+    assert "need not" not in one_verdict(probe_row(score_random_network=0.62)).text  # the control: below the interval
+
+
+def test_an_interval_that_reaches_chance_is_no_reading() -> None:
+    assert "is not shown to be readable" in one_verdict(probe_row(score=0.05, score_random_network=None)).text
+    assert "no interval to judge by" in one_verdict(probe_row(score_low=math.nan, score_high=math.nan)).text
+    assert one_verdict(probe_row(score=math.nan)).text == "count could not be scored at any layer."
+
+
+def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() -> None:
+    text = one_verdict(probe_row(), group=None).text
+    assert "taken as independent" in text
+    assert "ignoring" not in text
+
+
+def test_the_best_layer_is_told_as_the_best_of_several() -> None:
+    rows = (probe_row("mixed0", score=0.3), probe_row("mixed5", score=0.6), probe_row("mixed10", score=math.nan))
+    (verdict,) = tables.probe_verdicts(ProbeRecord(study="s", rows=rows))
+    assert verdict.text.startswith("count is readable at mixed5 (the best of 2 layers)")
+
+
+def test_a_change_is_claimed_only_where_the_interval_leaves_zero_out() -> None:
+    texts = [v.text for v in tables.guide_verdicts(guide_record())]
+    assert texts[0] == (
+        "Guiding raised the held-out probe score of count on internal by 0.05 [0.02, 0.08], from 0.66 to 0.71 "
+        "(23 patients)."
+    )
+    assert texts[1].startswith("Guiding did not clearly change the held-out probe score of area on internal: +0.01")
+    assert "the interval covers 0" in texts[1]
+    assert texts[4].startswith("Guiding lowered the AUC on external by 0.03 [0.01, 0.05], from 0.85 to 0.82")
+    assert "only 3 patients" in texts[4]
+    assert tables.guide_verdicts(guide_record())[4].tone == "open"
+
+
+def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
+    record = guide_record(differences=(difference("probe:count", -0.05),))
+    assert "from" not in tables.guide_verdicts(record)[0].text
+
+
+def leakage_text(linear: float | None, mlp: float | None, chance: float = 0.25) -> str:
+    before, after = guide_run("baseline", 0), guide_run("guided", 0)
+    leakage = {"center": {"linear": linear, "mlp": mlp, "chance": chance}}
+    after = GuideRun(**{**vars(after), "leakage": leakage})
+    return tables.guide_verdicts(guide_record(runs=(before, after), differences=(difference("auc", 0.1),)))[0].text
+
+
+def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
+    assert leakage_text(0.61, 0.66) == (
+        "center is still readable from the guided network: balanced accuracy 0.61 linear, 0.66 MLP, chance 0.25 "
+        "(baseline 0.80)."
+    )
+    assert "near chance" in leakage_text(0.27, 0.29)
+    assert "still readable" in leakage_text(0.20, 0.31)
+    assert "still readable" in leakage_text(0.31, None)
+    assert "R² 0.02 linear" in leakage_text(0.02, 0.03, chance=0.0)
+    assert "was not measured" in leakage_text(None, None)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def test_tables_average_over_seeds() -> None:
+    record = guide_record(seeds=(0, 1, 2))
+    frame = tables.main_task_table(record).frame
+    row = frame[(frame["split"] == "external") & (frame["run"] == "guided")].iloc[0]
+    values = [run.metrics["external"]["auc"] for run in record.runs if run.name == "guided"]
+    assert row["AUC"] == pytest.approx(np.mean(values))
+    assert row["AUC sd"] == pytest.approx(np.std(values, ddof=1))
+    assert row["seeds"] == 3
+    text = tables.shown(tables.main_task_table(record))["AUC"].iloc[0]
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", text)
+    assert "±" not in tables.shown(tables.main_task_table(guide_record()))["AUC"].iloc[0]
+
+
+def test_the_comparison_pairs_each_concept_with_its_difference() -> None:
+    cells = tables.shown(tables.comparison_table(guide_record()))
+    assert list(cells.columns) == ["concept", "baseline probe", "guided probe", "guided head", "difference"]
+    assert cells.to_numpy().tolist() == [
+        ["count", "0.66", "0.71", "0.72", "+0.05 [0.02, 0.08]"],
+        ["area (µm²)", "0.50", "0.50", "0.48", "+0.01 [−0.02, 0.04]"],
+    ]
+
+
+def test_a_grid_of_runs_gets_a_row_each() -> None:
+    record = guide_record(runs=tuple(guide_run(name, 0) for name in ("baseline", "guided", "count+center")))
+    cells = tables.shown(tables.comparison_table(record))
+    assert cells["run"].tolist() == ["guided", "count+center"] * 2
+    assert cells["difference"].tolist()[1] == "–"
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_no_cell_ever_shows_nan(seeds: tuple[int, ...]) -> None:
+    runs = [
+        GuideRun(
+            **{
+                **vars(guide_run(name, s)),
+                "concepts": {"count": {"probe": None}},
+                "metrics": {"internal": {"auc": None}},
+            }
+        )
+        for s in seeds
+        for name in ("baseline", "guided")
+    ]
+    empty = probe_row(
+        score=math.nan, score_low=math.nan, score_high=math.nan, alpha=math.nan, score_random_network=None
+    )
+    lost = difference("auc", math.nan)
+    records = [guide_record(runs=tuple(runs), differences=(lost,)), ProbeRecord(study="s", rows=(empty,))]
+    for record in records:
+        for table in tables.tables(record):
+            cells = tables.shown(table).to_numpy().ravel().tolist()
+            assert not [c for c in cells if re.search("nan|None", c)]
+    assert "–" in tables.shown(tables.probe_table(records[1])).to_numpy()  # type: ignore[arg-type]
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_by_matrix_product_are_the_exact_ones() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 7)) + 1.0
+    X[5] = X[9]  # a duplicate must not push a row off its own first place
+    brute = np.sqrt(((X[:, None] - X[None]) ** 2).sum(axis=2))
+    squared = squared_distances(X)
+    np.testing.assert_allclose(np.sqrt(squared), brute, atol=1e-6)
+    indices, distances = nearest(squared, 8)
+    assert (indices[:, 0] == np.arange(60)).all()
+    np.testing.assert_allclose(distances, np.sort(brute, axis=1)[:, :8], atol=1e-5)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_turning_one_picture_onto_another_keeps_its_distances() -> None:
+    rng = np.random.default_rng(1)
+    target = rng.normal(size=(40, 2))
+    turn = np.array([[0.0, 1.0], [1.0, 0.0]])  # a mirror as well as a turn
+    xy = target @ turn + 5
+    turned = _turned_onto(xy, target)
+    np.testing.assert_allclose(turned, target, atol=1e-9)
+    noisy = xy + rng.normal(size=xy.shape)
+    np.testing.assert_allclose(squared_distances(_turned_onto(noisy, target)), squared_distances(noisy), atol=1e-6)
+
+
+def test_too_few_rows_fall_back_to_principal_components_with_a_note() -> None:
+    X = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    (projection,) = project({"baseline": X})
+    assert projection.method == "PCA"
+    assert "too few" in projection.note
+    centred = X - X.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred)
+    np.testing.assert_allclose(np.abs(projection.xy), np.abs(left[:, :2] * values[:2]), atol=1e-4)
+    with pytest.raises(InputError, match="finite"):
+        project({"baseline": np.full((20, 3), np.nan, np.float32)})
+
+
+def test_rows_are_drawn_by_seed(tmp_path: Path) -> None:
+    write_embeddings(tmp_path, n=50)
+    whole, some = read_embeddings(tmp_path), read_embeddings(tmp_path, rows_most=20, seed=1)
+    again, other = (read_embeddings(tmp_path, rows_most=20, seed=s) for s in (1, 2))
+    assert whole is not None
+    assert some is not None
+    assert again is not None
+    assert other is not None
+    assert len(some.patch_ids) == 20
+    assert some.n_saved == 50
+    assert (some.patch_ids == again.patch_ids).all()
+    assert (some.patch_ids != other.patch_ids).any()
+    at = [whole.patch_ids.tolist().index(i) for i in some.patch_ids]
+    np.testing.assert_array_equal(some.features["guided-seed0"], whole.features["guided-seed0"][at])
+    np.testing.assert_array_equal(some.concepts["count"], whole.concepts["count"][at])
+    assert read_embeddings(tmp_path / "nowhere") is None
+
+
+def _other_schema(file: h5py.File) -> None:
+    file.attrs["schema"] = "conceptkit/embeddings/9"
+
+
+def _no_labels(file: h5py.File) -> None:
+    del file["label"]
+
+
+def _short_labels(file: h5py.File) -> None:
+    del file["label"]
+    file.create_dataset("label", data=["a"], dtype=h5py.string_dtype())
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"), [(_other_schema, "has schema"), (_no_labels, "label"), (_short_labels, "holds 1 rows of /label")]
+)
+def test_a_broken_features_file_is_told_in_one_sentence(tmp_path: Path, harm: Any, said: str) -> None:
+    path = write_embeddings(tmp_path)
+    with h5py.File(path, "a") as file:
+        harm(file)
+    with pytest.raises(InputError, match=said) as caught:
+        read_embeddings(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_features_file_is_told(tmp_path: Path) -> None:
+    path = write_embeddings(tmp_path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match="cannot be read as saved features"):
+        read_embeddings(tmp_path)
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$ and _x", "核の数", "a" * 300, "_hidden", ""])
+def test_any_name_can_be_drawn(name: str) -> None:
+    rows = tuple(probe_row(f"{name}{i}", name, score=0.3) for i in range(30))
+    drawings = figures.probe_figures(ProbeRecord(study="s", rows=rows))
+    drawings += figures.training_figures(guide_record(count=name))
+    for drawing in drawings:
+        assert figures.to_data_uri(drawing.figure).startswith("data:image/svg+xml;base64,")
+
+
+def test_a_figure_is_the_same_twice_and_says_its_numbers() -> None:
+    first, again = (figures.probe_figures(probe_record())[0] for _ in range(2))
+    assert figures.to_bytes(first.figure) == figures.to_bytes(again.figure)
+    assert re.search(r"mixed10 0\.\d\d \[0\.\d\d, 0\.\d\d\], random network 0\.\d\d", first.alt)
+    assert figures.to_bytes(first.figure, kind="pdf").startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (["mixed0", "mixed10"], ("", ["mixed0", "mixed10"], "")),
+        (["a.1.x", "a.2.x"], ("a.", ["1", "2"], ".x")),
+        (["a.1", "a.1.x"], ("a.", ["1", "1.x"], "")),
+        (["a", "a.b"], ("", ["a", "a.b"], "")),
+        (["a.b", "a.b"], ("a.", ["b", "b"], "")),
+        (["a.b"], ("", ["a.b"], "")),
+    ],
+)
+def test_long_layer_names_keep_what_tells_them_apart(layers: list[str], expected: tuple[str, list[str], str]) -> None:
+    assert figures._told_apart(layers) == expected
+
+
+def test_rare_classes_are_drawn_together() -> None:
+    values = [f"C{i:02d}" for i in range(20) for _ in range(30 - i)] + [""]
+    classes = figures.categories(values)
+    assert len(classes) == figures.CATEGORIES_MOST
+    assert classes[-1][0] == "7 others"
+    assert sum(len(rows) for _, rows in classes) == len(values)
+    looks = {(figures.COLOURS[k % 8], figures._marker(k)) for k in range(figures.CATEGORIES_MOST)}
+    assert len(looks) == figures.CATEGORIES_MOST
+    assert [name for name, _ in figures.categories(["C10", "C9", "2", "C", "10"])] == ["2", "10", "C", "C9", "C10"]
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+class Read(HTMLParser):
+    """What a browser would read from a page: its tags, addresses, words outside scripts, and scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.alts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action", "data", "srcset")]
+        if tag == "img":
+            self.alts.append(values.get("alt") or "")
+
+    def handle_data(self, data: str) -> None:
+        if not self.tags or self.tags[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a probe and a guide run of three seeds, every name of which tries to be a script."""
+    folder = tmp_path_factory.mktemp("report")
+    nasty = {"study": NASTY, "group": NASTY, "synthetic": True, "notes": (NASTY,), "settings": {NASTY: [NASTY]}}
+    probe = saved(probe_record(**nasty), folder / "probe")
+    guide = saved(guide_record(seeds=(0, 1, 2), count=NASTY, **nasty), folder / "guide")
+    write_embeddings(guide)
+    return write_page([probe, guide], folder / "report.html")
+
+
+def test_the_page_holds_all_and_asks_for_nothing(whole_page: Path) -> None:
+    read = Read(whole_page.read_text(encoding="utf-8"))
+    assert all(a.startswith(("data:", "#")) or a == "@image" for a in read.addresses)
+    assert not {"iframe", "object", "embed", "form"} & set(read.tags)
+    assert read.alts
+    assert all(read.alts)
+    for said in (
+        "Synthetic tissue, generated: not real histology.",
+        "is readable at mixed10",
+        "center is still readable from the guided network",
+        "Encouraged concepts, before and after",
+        "Discouraged concepts: what is left",
+        "Paired differences",
+        "Training",
+        "Trustworthiness 0.",
+        "Provenance",
+    ):
+        assert said in read.text, said
+    assert not re.search(r"\b(nan|None)\b", read.text)
+
+
+def test_names_never_become_markup(whole_page: Path) -> None:
+    text = whole_page.read_text(encoding="utf-8")
+    read = Read(text)
+    assert NASTY not in text
+    assert NASTY in read.text  # and yet they are shown as they are
+    plain = saved(probe_record(("count",)), whole_page.parent / "plain")
+    without = Read(write_page([plain], whole_page.parent / "plain.html").read_text(encoding="utf-8"))
+    # the one script of the head; Bokeh adds its code, its log level and its plots
+    assert without.tags.count("script") == 1
+    assert read.tags.count("script") == 4
+
+
+def test_the_umap_says_how_far_it_can_be_trusted(whole_page: Path) -> None:
+    embeddings = read_embeddings(whole_page.parent / "guide", runs=["baseline-seed0", "guided-seed0"])
+    assert embeddings is not None
+    first = project(embeddings.features, seed=0)
+    again = project(embeddings.features, seed=0)
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.xy, two.xy)
+        assert one.trustworthiness > 0.8
+        assert one.preservation > 0.3
+    # spaces without room to spread, as dead or one-dimensional trunks leave them, are still laid out
+    flat = {"dead": np.zeros((60, 3), np.float32), "line": np.arange(60, dtype=np.float32)[:, None]}
+    dead, line = project(flat, seed=0)
+    assert "same features" in dead.note
+    assert np.isfinite(line.xy).all()
+    # the control: a picture of the same rows shuffled keeps nothing
+    from sklearn.manifold import trustworthiness
+
+    X = embeddings.features["baseline-seed0"]
+    assert first[0].trustworthiness == pytest.approx(trustworthiness(X, first[0].xy, n_neighbors=15), abs=1e-6)
+    assert trustworthiness(X, np.random.default_rng(0).permutation(first[0].xy), n_neighbors=15) < 0.6
+    # laid onto the first, the second picture lies nearer to it than its mirror image does
+    mirrored = first[1].xy * [-1, 1]
+    assert ((first[1].xy - first[0].xy) ** 2).sum() < ((mirrored - first[0].xy) ** 2).sum()
+
+
+def test_missing_pieces_are_said_not_hidden(tmp_path: Path) -> None:
+    runs = tuple(GuideRun(**{**vars(guide_run(n, 0)), "history": (), "leakage": {}}) for n in ("baseline", "guided"))
+    folder = saved(guide_record(runs=runs, differences=()), tmp_path / "run")
+    text = Read(write_page([folder], tmp_path / "out.html").read_text(encoding="utf-8")).text
+    assert "No training history was saved." in text
+    assert "saved no embeddings.h5" in text
+    assert "What is left of center in the guided network was not measured." in text
+    assert "No paired difference between runs was recorded." in text
+    assert "Synthetic" not in text
+    write_embeddings(folder, ("other-seed0",))
+    assert "holds no features of these runs" in write_page([folder], tmp_path / "out.html").read_text(encoding="utf-8")
+    nothing = saved(guide_record(runs=(), differences=()), tmp_path / "nothing")
+    assert "Nothing of this was recorded." in write_page([nothing], tmp_path / "out.html").read_text(encoding="utf-8")
+    no_rows = saved(ProbeRecord(study="s", rows=()), tmp_path / "no_rows")
+    assert "This record holds no result." in write_page([no_rows], tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_runs_of_one_kind_are_told_apart_by_folder(tmp_path: Path) -> None:
+    folders = [saved(probe_record(("count",), synthetic=i == 1), tmp_path / f"layer{i}") for i in range(2)]
+    text = Read(write_page(folders, tmp_path / "out.html").read_text(encoding="utf-8")).text
+    assert "Probe: layer0" in text
+    assert "Probe: layer1" in text
+    assert "not real histology. This holds for: Probe: layer1." in text
+
+
+def test_a_mistake_leaves_the_older_page_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out.html"
+    out.write_text("older")
+    with pytest.raises(InputError, match="runs: at least one"):
+        write_page([], out)
+    with pytest.raises(InputError, match=r"record\.json"):
+        write_page([tmp_path / "nowhere"], out)
+    with pytest.raises(InputError, match="out: must be a file"):
+        write_page([saved(probe_record(), tmp_path / "run")], tmp_path)
+    assert out.read_text() == "older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.html", "run"]
+
+
+def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(features: dict[str, np.ndarray], *, seed: int) -> tuple[Projection, ...]:  # the size needs no layout
+        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
+        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
+
+    monkeypatch.setattr(page, "project", flat)
+    folder = saved(guide_record(), tmp_path / "run")
+    write_embeddings(folder, n=4100, centers=12)
+    out = write_page([folder], tmp_path / "out.html")
+    text = out.read_text(encoding="utf-8")
+    assert out.stat().st_size < 15e6
+    assert text.count("data:image/jpeg;base64,") == 4000
+    assert "4000 of the 4100 held-out patches" in text
+
+
+def test_torch_is_never_loaded(tmp_path: Path) -> None:
+    folder = saved(guide_record(), tmp_path / "run")
+    write_embeddings(folder, n=12)
+    code = (
+        "import sys; from pathlib import Path; from conceptkit.report.page import write_page;"
+        "write_page([Path(sys.argv[1])], Path(sys.argv[2]));"
+        "assert not {'torch', 'timm', 'openslide'} & set(sys.modules)"
+    )
+    root = Path(__file__).parents[1]
+    run = [sys.executable, "-c", code, str(folder), str(tmp_path / "out.html")]
+    subprocess.run(run, check=True, cwd=root, timeout=60)
+
+
+# --- in a browser ------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Browser:
+    """A headless Chromium, spoken to through a pipe (the Chrome DevTools protocol, messages end in a zero byte)."""
+
+    def __init__(self, profile: Path) -> None:
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        # Chromium reads from 3 and writes to 4: the pipes are moved out of the way first
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs_in, theirs_out)]
+        quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+        options = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        options += ["--window-size=1100,900", "--remote-debugging-pipe"]
+        command = ["bash", "-c", f'exec "$0" "$@" 3<&{high[0]} 4>&{high[1]}', str(CHROMIUM), *options]
+        command += [f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(command, pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (theirs_in, theirs_out, *high):
+            os.close(fd)
+        self.reading, self.writing = ours_in, ours_out
+        self.events: list[dict[str, Any]] = []
+        self._rest, self._sent, self._session = b"", 0, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._sent += 1
+        message = {"id": self._sent, "method": method, "params": parameters}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self.writing, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._sent:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self.reading], [], [], 15)
+            assert ready, "the browser does not answer"
+            self._rest += os.read(self.reading, 1 << 20)
+        message, self._rest = self._rest.split(b"\0", 1)
+        return json.loads(message)
+
+    def value(self, expression: str) -> Any:
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, expression: str) -> Any:
+        until = time.monotonic() + 8
+        while not (value := self.value(expression)):
+            assert time.monotonic() < until, f"never true: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium to open the page in (apt-get install chromium)")
+    browser = Browser(tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+IN_PAGE = """
+const deep = root => [...root.querySelectorAll("*")].flatMap(e => e.shadowRoot ? [e, ...deep(e.shadowRoot)] : [e]);
+const plots = () => [...Bokeh.index].filter(v => v.model.renderers);
+const shown = () => plots().map(v => v.model.renderers.filter(r => r.visible).length);
+const middle = e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };
+function point(row) {
+  const view = plots()[0], data = view.model.renderers[0].data_source.data;
+  view.el.scrollIntoView();
+  const box = view.canvas_view.events_el.getBoundingClientRect();
+  return [box.x + view.frame.x_scale.compute(data.x0[row]), box.y + view.frame.y_scale.compute(data.y0[row])];
+}
+const tips = () => deep(document).filter(e => e.tagName == "B" && e.isConnected && e.offsetWidth > 0
+  && e.parentElement.textContent.includes("label"));
+const tip = id => { const b = tips().find(b => b.textContent == id); return b && b.parentElement; };
+var alerted = 0; window.alert = () => { alerted += 1; };
+"""
+
+
+def test_a_browser_shows_the_patch_and_asks_no_network(whole_page: Path, browser: Browser) -> None:
+    for domain in ("Page", "Runtime", "Network", "Log"):
+        browser.call(f"{domain}.enable")
+    browser.call("Page.navigate", url=whole_page.as_uri())
+    # two colourings of two networks, and the tools' icons once all is drawn
+    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].filter(v => v.model.renderers).length == 4")
+    browser.value(IN_PAGE + "0")
+    browser.wait("plots().every(v => v.is_idle !== false) && document.readyState == 'complete'")
+    assert browser.value("document.querySelector('h1').textContent") == NASTY
+
+    x, y = browser.value("point(10)")
+    for step in (6, 3, 0):
+        browser.mouse("mouseMoved", x + step, y)
+    name = f"{NASTY}-10"
+    card = browser.wait(f"(() => {{ const t = tip({json.dumps(name)}); return t && t.textContent; }})()")
+    assert "label" in card
+    assert "center" in card
+    assert browser.wait(f"tip({json.dumps(name)}).querySelector('img').naturalWidth") == 48
+
+    assert browser.value("shown()") == [2, 2, 3, 3]
+    legend = "deep(document).filter(e => e.classList.contains('bk-item') && e.offsetWidth > 0)[0]"
+    x, y = browser.value(f"middle({legend})")
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        browser.mouse(kind, x, y)
+    browser.wait("JSON.stringify(shown()) == '[1,1,3,3]'")  # hidden in both networks, the other colouring untouched
+
+    assert browser.value("alerted") == 0
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert [u[:40] for u in asked if not u.startswith(("data:", "blob:"))] == [whole_page.as_uri()[:40]]
+    said = [e["params"]["entry"]["text"] for e in browser.events if e["method"] == "Log.entryAdded"]
+    assert said == []
+    calls = [e["params"]["type"] for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
+    assert not {"error", "warning", "assert"} & set(calls)
+    assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
+
+
+def test_on_a_phone_the_page_does_not_scroll_sideways(whole_page: Path, browser: Browser) -> None:
+    size = {"width": 360, "height": 780, "deviceScaleFactor": 2, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
+    browser.call("Page.navigate", url=whole_page.as_uri())
+    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].length >= 4")
+    assert browser.value("document.documentElement.scrollWidth") <= 360
