@@ -189,7 +189,7 @@ class PatchTable:
         record = self.frame.iloc[row]
         name = f"patch {record['patch_id']}"
         if location == "h5":
-            return _from_h5(self._path(record, "h5", name), str(record["key"]), int(record["row"]), name)
+            return _from_h5(self._path(record, "h5", name), str(record["key"]), _row(record["row"], name), name)
         window = _window(record, name)
         if location == "slide":
             if window is None:
@@ -254,9 +254,11 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
             names = [str(c) for c in frame.columns]
         else:
             with path.open(newline="", encoding="utf-8-sig") as stream:
-                names = next(csv.reader(stream), [])
+                names = next((line for line in csv.reader(stream) if line), [])
             dtypes: Any = {name: "str" for name in _TEXT if name in names}
             frame = pd.read_csv(path, dtype=dtypes, encoding="utf-8-sig")
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells without a name for an index
+                raise ValueError(f"rows have more than the {len(names)} cells that are named")
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"table: {path} cannot be read as a table ({_one_line(error)}).") from None
     repeated = sorted({n for n in names if names.count(n) > 1})
@@ -268,6 +270,8 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
 
 
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     location = next((lead for lead in LOCATIONS if lead in frame.columns), None)
     for lead in [lead for lead in LOCATIONS if lead in frame.columns]:
         absent = [c for c in LOCATIONS[lead] if c not in frame.columns]
@@ -278,9 +282,9 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             raise InputError(
                 f"table: {path} needs a column patch_id, or one of {', '.join(LOCATIONS)} to build it from."
             )
-        parts = [c for c in (*LOCATIONS[location], "x", "y", "size") if c in frame.columns]
-        joined = frame[list(dict.fromkeys(parts))].astype("str").agg("|".join, axis=1)
-        frame = frame.assign(patch_id=joined)
+        parts = [c for c in dict.fromkeys((*LOCATIONS[location], "x", "y", "size")) if c in frame.columns]
+        places = zip(*(frame[c] for c in parts), strict=True)
+        frame = frame.assign(patch_id=["|".join("" if pd.isna(v) else _label(v) for v in place) for place in places])
     if frame["patch_id"].isna().any():
         raise InputError(f"table: every row needs a patch_id, {int(frame['patch_id'].isna().sum())} have none.")
     frame = frame.assign(patch_id=frame["patch_id"].astype("str"))
@@ -292,16 +296,35 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _window(record: pd.Series[Any], name: str) -> tuple[int, int, int] | None:
     """Return x, y, size of a row; ``None`` when the whole image is meant."""
+    import pandas as pd
+
     values = [record.get(c) for c in ("x", "y", "size")]
-    if all(v is None or v != v for v in values):
+    if all(pd.isna(v) for v in values):
         return None
     try:
-        x, y, size = (int(v) for v in values)  # type: ignore[arg-type]  # a missing one raises, and is told below
-    except (TypeError, ValueError):
+        x, y, size = (_whole(v) for v in values)
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: a window needs whole numbers in x, y and size, got {values}.") from None
     if size < 1:
         raise InputError(f"{name}: size must be at least 1 pixel, got {size}.")
     return x, y, size
+
+
+def _row(value: Any, name: str) -> int:
+    try:
+        row = _whole(value)
+    except (TypeError, ValueError, OverflowError):
+        row = -1
+    if row < 0:  # h5py would count from the end
+        raise InputError(f"{name}: row must be a whole number from 0 on, got {value}.")
+    return row
+
+
+def _whole(value: Any) -> int:
+    whole = int(value)
+    if whole != float(value):
+        raise ValueError(f"{value} is no whole number")
+    return whole
 
 
 @functools.lru_cache(maxsize=4)
@@ -315,9 +338,12 @@ def _decoded(path: Path, stamp: int) -> Pixels:
 
 
 def _image(path: Path, name: str) -> Pixels:
+    from PIL import Image
+
+    broken = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)  # PIL raises all of these
     try:
         return _decoded(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:  # PIL raises all of these for broken files
+    except broken as error:
         raise InputError(f"{name}: {path} cannot be read as an image ({_one_line(error)}).") from None
 
 
@@ -332,7 +358,7 @@ def _from_h5(path: Path, key: str, row: int, name: str) -> Pixels:
     try:
         data = _h5_file(path, path.stat().st_mtime_ns)[key]
         pixels = np.asarray(data[row])
-    except (OSError, KeyError, IndexError, ValueError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:  # TypeError: the key names a group
         raise InputError(f"{name}: row {row} of {key!r} in {path} cannot be read ({_one_line(error)}).") from None
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise InputError(

@@ -85,7 +85,7 @@ class ProbeRow:
     score_patchwise: float
     """Held-out score when groups are ignored and rows of one patient lie on both sides."""
     score_random_network: float | None
-    """Held-out score of the same architecture with random weights, mean of several seeds; ``None`` without a network."""
+    """Held-out score of the same architecture with random weights, mean of 3 seeds; ``None`` without a network."""
     chance: float
     """Score of knowing nothing: 0 for R², one over the number of classes for balanced accuracy."""
     alpha: float
@@ -100,7 +100,7 @@ class GuideRun:
     """``baseline``, ``guided``, or the name of a grid's cell."""
     seed: int
     checkpoint: str
-    """Folder of the checkpoint, relative to the run folder."""
+    """Folder of the checkpoint, as seen from where the command ran."""
     metrics: Mapping[str, Mapping[str, float]]
     """Split → ``auc``, ``f1``, ``balanced_accuracy`` of the main task."""
     concepts: Mapping[str, Mapping[str, float | None]]
@@ -145,10 +145,13 @@ class _Record:
     """The options the numbers were made with, seeds and hashes among them."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages in use."""
+    folder: Path | None = field(default=None, compare=False)
+    """The run folder the record lies in; no part of the JSON."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dicts and lists, ``schema`` and ``study`` first."""
         body = dataclasses.asdict(self)
+        del body["folder"]
         return {"schema": self.schema, "study": body.pop("study"), **body}
 
     def save(self, folder: Path) -> Path:
@@ -175,7 +178,8 @@ class ProbeRecord(_Record):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
         rows = tuple(_read(ProbeRow, row) for row in values["rows"])
-        return cls(**{**_common(values), "rows": rows})
+        fields: dict[str, Any] = {**_common(values), "rows": rows}
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +216,8 @@ class GuideRecord(_Record):
         runs = tuple(_read(GuideRun, {**run, "history": tuple(run["history"])}) for run in values["runs"])
         differences = tuple(_read(Difference, d) for d in values["differences"])
         lists = {key: tuple(common[key]) for key in ("encourage", "discourage")}
-        return cls(**{**common, **lists, "runs": runs, "differences": differences})
+        fields: dict[str, Any] = {**common, **lists, "runs": runs, "differences": differences}
+        return cls(**fields)
 
 
 def load_record(folder: Path) -> ProbeRecord | GuideRecord:
@@ -235,7 +240,7 @@ def load_record(folder: Path) -> ProbeRecord | GuideRecord:
     if schema not in kinds:
         raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(kinds)}.")
     try:
-        return kinds[schema].from_dict(values)
+        return dataclasses.replace(kinds[schema].from_dict(values), folder=path.parent)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"run: {path} lacks a part of a {schema} record.") from None
 

@@ -74,7 +74,8 @@ class ActivationStore:
 
     def missing(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return those of ``rows`` that are not there yet."""
-        return rows[~self._file["done"][:][rows]]
+        there: NDArray[np.bool_] = self._file["done"][:]
+        return rows[~there[rows]]
 
     def write(self, rows: NDArray[np.intp], values: NDArray[np.float32]) -> None:
         """Write values (len(rows), width); they count as there once they are on their way to the disk."""

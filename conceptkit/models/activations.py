@@ -61,7 +61,9 @@ def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, T
     def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
-                raise InputError(f"layer: {layer} returns a {type(output).__name__}, not one tensor; name a layer inside.")
+                raise InputError(
+                    f"layer: {layer} returns a {type(output).__name__}, not one tensor; name a layer inside."
+                )
             seen[layer] = pooling(output, prefix)
             if len(seen) == len(layers):
                 raise _Enough
@@ -76,7 +78,9 @@ def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, T
             handle.remove()
 
 
-def pooled_activations(module: nn.Module, images: Tensor, layers: Sequence[str], *, pool: str = "gap") -> dict[str, Tensor]:
+def pooled_activations(
+    module: nn.Module, images: Tensor, layers: Sequence[str], *, pool: str = "gap"
+) -> dict[str, Tensor]:
     """Run one forward pass up to the deepest of ``layers``.
 
     Parameters
@@ -130,8 +134,7 @@ def read_pixels(table: PatchTable, rows: NDArray[np.intp], *, resized: bool = Fa
     if len(shapes) > 1:
         first, other = (f"{s[1]}×{s[0]}" for s in sorted(shapes)[:2])
         raise InputError(
-            f"table: patches must have one size, this table has {first} and {other} pixels; "
-            "cut them to one size first."
+            f"table: patches must have one size, this table has {first} and {other} pixels; cut them to one size first."
         )
     return np.stack(images)
 

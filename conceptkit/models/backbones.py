@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,16 @@ class Backbone:
     weights: str
     """As the user named them: ``bundled``, ``imagenet``, ``random``, ``random:SEED`` or a file's name"""
     architecture: str
-    """Name by which layer aliases are found"""
+    """Name of the architecture, timm's or ``mini_inception``"""
     arguments: dict[str, Any]
     """What the architecture was built with beside its name"""
     preprocessing: Preprocessing
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of layers → dotted module names"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""
-        return layers.resolve_layer(self.module, self.architecture, name)
+        return layers.resolve_layer(self.module, self.aliases, name)
 
     def fingerprint(self) -> str:
         """Return a digest of every weight and buffer: two networks of one digest compute the same."""
@@ -93,37 +96,49 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     """
     if model == BUNDLED:
         return _bundled(weights or "bundled", seed)
+    _check_known(model)
+    if weights is None or weights == "imagenet":
+        return _downloaded(model)
+    if weights == "random":
+        return build(model, {}, seed=seed)
+    return _from_file(model, Path(weights))
+
+
+def _check_known(model: str) -> None:
     import timm
 
     if not timm.is_model(model):
         raise InputError(f"model: {model!r} is not known; {near_names(model, [BUNDLED, *timm.list_models()])}.")
-    if weights is None or weights == "imagenet":
-        return _downloaded(model)
-    if weights == "random":
+
+
+def build(
+    architecture: str, arguments: dict[str, Any], preprocessing: Preprocessing | None = None, *, seed: int
+) -> Backbone:
+    """Build a network with random weights; the global random state is left as it was.
+
+    Parameters
+    ----------
+    architecture : ``mini_inception`` or a name of timm's
+    arguments : for timm's constructor
+    preprocessing : ``None`` for the architecture's own
+    """
+    if architecture == BUNDLED:
+        backbone = _bundled("random", seed)
+    else:
+        import timm
+
+        _check_known(architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = timm.create_model(model, pretrained=False)
-        return _backbone(module, model, f"random:{seed}", {})
-    return _from_file(model, Path(weights))
+            module = timm.create_model(architecture, pretrained=False, **arguments)
+        backbone = _backbone(module, architecture, f"random:{seed}", arguments)
+    return backbone if preprocessing is None else dataclasses.replace(backbone, preprocessing=preprocessing)
 
 
 def same_architecture(backbone: Backbone, *, seed: int) -> Backbone:
-    """Return a network built like ``backbone``, with random weights: the control for what is learned and what trivial."""
-    if backbone.architecture == BUNDLED:
-        return _bundled("random", seed)
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = timm.create_model(backbone.architecture, pretrained=False, **backbone.arguments)
-    return Backbone(
-        module=module.eval(),
-        name=backbone.name,
-        weights=f"random:{seed}",
-        architecture=backbone.architecture,
-        arguments=backbone.arguments,
-        preprocessing=backbone.preprocessing,
-    )
+    """Return a network built like ``backbone``, with random weights: the control for what is trivial."""
+    like = build(backbone.architecture, backbone.arguments, backbone.preprocessing, seed=seed)
+    return dataclasses.replace(like, name=backbone.name)
 
 
 def _bundled(weights: str, seed: int) -> Backbone:
@@ -153,6 +168,7 @@ def _backbone(
         weights=weights,
         architecture=model,
         arguments=arguments,
+        aliases=layers.aliases(module, model),
         preprocessing=Preprocessing(mean=tuple(mean or config["mean"]), std=tuple(std or config["std"]), size=size),
     )
 

@@ -96,6 +96,9 @@ class GuidedModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.tasks = tuple(tasks)
+        self.width = width
+        self.trunk_widths = tuple(trunk)
+        self.dropout = dropout
         layers: list[nn.Module] = []
         for inputs, outputs in zip((width, *trunk), trunk, strict=False):
             layers.append(nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)))

@@ -55,24 +55,25 @@ def aliases(module: nn.Module, architecture: str) -> dict[str, str]:
     return found
 
 
-def resolve_layer(module: nn.Module, architecture: str, layer: str) -> str:
-    """Return the dotted name of a layer given by that name or by an alias.
+def resolve_layer(module: nn.Module, known: Mapping[str, str], layer: str) -> str:
+    """Return the dotted name of a layer given by that name or by one of the aliases ``known``.
 
     Raises
     ------
     InputError
         when there is no such layer; the message lists near names
     """
-    known = aliases(module, architecture)
     name = known.get(layer, layer)
     modules = [n for n, _ in module.named_modules() if n]
     if name not in modules:
-        raise InputError(
-            f"layer: {architecture} has no layer {layer!r}; {near_names(layer, [*known, *_outer(modules)] or modules)}."
-        )
+        outer = [n for n in modules if n.count(".") < 2]  # stages and their blocks, in most networks
+        raise InputError(f"layer: the network has no layer {layer!r}; {near_names(layer, [*known, *outer])}.")
     return name
 
 
-def _outer(modules: list[str]) -> list[str]:
-    """Return the names of at most two levels: in most networks the stages and their blocks."""
-    return [n for n in modules if n.count(".") < 2]
+def last_block(module: nn.Module, architecture: str) -> str | None:
+    """Return the dotted name of the last block before pooling, where the architecture is known; else ``None``."""
+    if architecture == "mini_inception":
+        return "mixed10"
+    known = aliases(module, architecture)
+    return known[list(known)[-1]] if known else None

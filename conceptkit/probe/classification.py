@@ -61,18 +61,19 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         groups : (n,) patients or slides, never split when the penalty is chosen
         """
         check_choice("method", self.method, self.METHODS)
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        checked = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        A: Floats = checked[0]
+        check_classification_targets(checked[1])
+        self.classes_, codes = np.unique(checked[1], return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y: needs at least 2 classes, all rows are of one class {self.classes_[0]!r}.")
-        mean, scale = column_scale(X)
-        Z = (X - mean) / scale
+        mean, scale = column_scale(A)
+        Z = (A - mean) / scale
         if self.method == "mean-difference":
             self.alpha_, (W, b) = 0.0, _mean_difference(Z, codes, len(self.classes_))
         else:
             alphas = PENALTIES if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
-            self.alpha_ = _choose_penalty(X, codes, group_numbers(groups), alphas, self.folds)
+            self.alpha_ = _choose_penalty(A, codes, group_numbers(groups), alphas, self.folds)
             W, b = _logistic(Z, codes, self.alpha_)
         self.coef_ = W / scale
         self.intercept_ = b - self.coef_ @ mean
@@ -83,8 +84,8 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
     def decision_function(self, X: ArrayLike) -> Floats:
         """Return the signed score of rows X (n, d): (n,) for two classes, positive for the second; (n, k) for more."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        scores: Floats = X @ self.coef_.T + self.intercept_
+        A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
+        scores: Floats = A @ self.coef_.T + self.intercept_
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -97,8 +98,8 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
     def project(self, X: ArrayLike) -> Floats:
         """Return the projection of rows X (n, d) on the unit direction: (n,) for two classes, (n, k) for more."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        projected: Floats = X @ self.direction_.T
+        A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
+        projected: Floats = A @ self.direction_.T
         return projected[:, 0] if len(self.classes_) == 2 else projected
 
 

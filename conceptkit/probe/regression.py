@@ -53,13 +53,14 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         y : (n,) or (n, t) concept values, in the concept's unit
         groups : (n,) patients or slides, never split when the penalty is chosen
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
-        Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        checked = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        A: Floats = checked[0]
+        Y: Floats = np.asarray(checked[1], dtype=np.float64).reshape(len(A), -1)
         alphas = ALPHAS if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
         splits = inner_folds(group_numbers(groups), len(Y), self.folds)
-        alpha = choose_alpha(X, Y, splits, alphas)
-        weights, intercept = ridge_path(X, Y).coefficients(alpha)
-        single = np.ndim(y) == 1
+        alpha = choose_alpha(A, Y, splits, alphas)
+        weights, intercept = ridge_path(A, Y).coefficients(alpha)
+        single = np.ndim(checked[1]) == 1
         self.coef_ = weights[:, 0] if single else weights.T
         self.intercept_ = float(intercept[0]) if single else intercept
         self.alpha_ = float(alpha[0]) if single else alpha
@@ -70,15 +71,15 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
     def predict(self, X: ArrayLike) -> Floats:
         """Return the concept's value (n,) or (n, t) for rows X (n, d), in the concept's unit."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = X @ self.coef_.T + self.intercept_
+        A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
+        out: Floats = A @ self.coef_.T + self.intercept_
         return out
 
     def project(self, X: ArrayLike) -> Floats:
         """Return the projection (n,) or (n, t) of rows X (n, d) on the unit direction, in units of the activations."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = X @ self.direction_.T
+        A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
+        out: Floats = A @ self.direction_.T
         return out
 
     def __sklearn_tags__(self) -> Any:

@@ -20,10 +20,10 @@ from conceptkit.evaluate.resampling import (
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.folds import inner_folds, make_folds
-from conceptkit.probe.ridge import ALPHAS, Split, choose_alpha, ridge_path
+from conceptkit.probe.ridge import ALPHAS, RidgePath, Split, choose_alpha, ridge_path
 
 Predictor = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[Any]]
-"""Takes row numbers of a training and of a held-out part, returns predictions for the latter."""
+"""Takes row numbers of a training and of a held-out part, returns predictions (rows, …) for the latter."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Target:
     """(n,) values, or class numbers 0 … k − 1"""
     groups: NDArray[np.intp] | None
     """(n,) group numbers 0 … g − 1; ``None``: rows are taken as independent"""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers"""
 
     @property
     def n_classes(self) -> int:
         """Return the number of classes; 0 for a continuous concept."""
-        return int(self.y.max()) + 1 if self.kind == "categorical" else 0
+        return len(self.classes)
 
     @property
     def metric(self) -> str:
@@ -96,6 +98,7 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
     if not rows.size:
         raise InputError(f"concept: {name} has no value in any of the {len(values)} rows.")
     kept = values[rows]
+    names: tuple[str, ...] = ()
     if kind == "continuous":
         y: Any = kept.astype(np.float64)
         if not np.isfinite(y).all():
@@ -106,8 +109,9 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
         classes, y = np.unique(kept.astype(str), return_inverse=True)
         if len(classes) < 2:
             raise InputError(f"concept: {name} has one class only ({classes[0]!r} in all {len(y)} rows).")
+        names = tuple(str(c) for c in classes)
     numbers = None if groups is None else np.unique(groups[rows].astype(str), return_inverse=True)[1]
-    return Target(name, kind, rows, y, numbers)
+    return Target(name, kind, rows, y, numbers, names)
 
 
 @dataclass(frozen=True)
@@ -131,16 +135,19 @@ def check_activations(X: Floats, name: str) -> None:
         raise InputError(f"activations: {name} must be finite, {int(bad.sum())} of {len(X)} rows hold NaN or infinity.")
 
 
-def ridge_predictor(
-    X: Floats, target: Target, groups: NDArray[np.intp] | None, folds: int, alphas: Floats
-) -> Predictor:
-    """Return what fits a ridge vector on a training part, its penalty chosen inside that part, and predicts the rest."""
-    Y = target.y.astype(np.float64)[:, None]
+def ridge_predictor(X: Floats, Y: Floats, groups: NDArray[np.intp] | None, folds: int, alphas: Floats) -> Predictor:
+    """Return what fits ridge vectors on a training part, each penalty chosen inside that part, and predicts the rest.
+
+    Parameters
+    ----------
+    X : (n, d) activations
+    Y : (n, t) values of t concepts; all share each factorisation
+    """
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
         splits = inner_folds(None if groups is None else groups[train], len(train), folds)
         alpha = choose_alpha(X[train], Y[train], splits, alphas)
-        return ridge_path(X[train], Y[train]).predict(X[test], alpha)[0, :, 0]
+        return _predict_each(ridge_path(X[train], Y[train]), X[test], alpha)
 
     return predict
 
@@ -149,38 +156,37 @@ def logistic_predictor(X: Floats, target: Target, groups: NDArray[np.intp] | Non
     """Return what fits a logistic vector on a training part, its penalty chosen inside that part."""
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
-        vector = ConceptActivationVector()
-        try:
-            vector.fit(X[train], target.y[train], None if groups is None else groups[train])
-        except ValueError as error:
-            raise InputError(
-                f"concept: {target.name} cannot be probed by group: in one training part {error}"
-            ) from None
+        if len(np.unique(target.y[train])) < 2:
+            raise InputError(f"concept: {target.name} has one class only in one training part; name fewer --folds.")
+        vector = ConceptActivationVector().fit(X[train], target.y[train], None if groups is None else groups[train])
         return vector.predict(X[test])
 
     return predict
 
 
 def out_of_fold(predictor: Predictor, splits: Sequence[Split], n: int) -> NDArray[Any]:
-    """Return predictions (n,) for every row, each made without the row's own part."""
+    """Return predictions (n, …) for every row, each made without the row's own part."""
     parts = [(test, predictor(train, test)) for train, test in splits]
-    out = np.empty(n, dtype=parts[0][1].dtype)
+    out = np.empty((n, *parts[0][1].shape[1:]), dtype=parts[0][1].dtype)
     for test, predicted in parts:
         out[test] = predicted
     return out
 
 
-def held_out(X: Floats, target: Target, *, folds: int = 5, alphas: Floats = ALPHAS) -> NDArray[Any]:
-    """Return the out-of-fold predictions (n,) of a linear vector, no group on both sides.
+def held_out(X: Floats, targets: Sequence[Target], *, folds: int = 5, alphas: Floats = ALPHAS) -> list[NDArray[Any]]:
+    """Return, for each target, the out-of-fold predictions (n,) of a linear vector, no group on both sides.
 
     Parameters
     ----------
-    X : (n, d) activations of the target's rows
+    X : (n, d) activations of the targets' rows
+    targets : of one kind, and on the same rows; see :func:`batches`
     """
-    splits = make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}")
-    if target.kind == "continuous":
-        return out_of_fold(ridge_predictor(X, target, target.groups, folds, alphas), splits, len(X))
-    return out_of_fold(logistic_predictor(X, target, target.groups), splits, len(X))
+    first = targets[0]
+    splits = make_folds(len(X), first.groups, folds, what=f"the rows with {first.name}")
+    if first.kind == "continuous":
+        predictor = ridge_predictor(X, _values(targets), first.groups, folds, alphas)
+        return list(out_of_fold(predictor, splits, len(X)).T)
+    return [out_of_fold(logistic_predictor(X, t, t.groups), splits, len(X)) for t in targets]
 
 
 def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) -> NDArray[Any]:
@@ -195,56 +201,85 @@ def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) ->
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    kind = MLPRegressor if target.kind == "continuous" else MLPClassifier
-    center, spread = (target.y.mean(), target.y.std()) if target.kind == "continuous" else (0, 1)
+    continuous = target.kind == "continuous"
+    kind = MLPRegressor if continuous else MLPClassifier
+    center, spread = (target.y.mean(), target.y.std()) if continuous else (0.0, 1.0)
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
         network = kind((64,), alpha=1e-2, max_iter=150, early_stopping=True, n_iter_no_change=15, random_state=seed)
-        y = (target.y[train] - center) / spread if target.kind == "continuous" else target.y[train]
+        y = (target.y[train] - center) / spread if continuous else target.y[train]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the early stop is the rule, the limit its bound
             model = make_pipeline(StandardScaler(), network).fit(X[train], y)
         predicted: NDArray[Any] = model.predict(X[test])
-        return predicted * spread + center if target.kind == "continuous" else predicted
+        return predicted * spread + center if continuous else predicted
 
     splits = make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}")
     return out_of_fold(predict, splits, len(X))
 
 
+def batches(targets: Sequence[Target]) -> list[list[Target]]:
+    """Sort targets into lists of one kind on the same rows: continuous ones then share their factorisations."""
+    found: dict[tuple[str, bytes], list[Target]] = {}
+    for target in targets:
+        found.setdefault((target.kind, target.rows.tobytes()), []).append(target)
+    return list(found.values())
+
+
 def validate(
     X: Floats,
-    target: Target,
+    targets: Sequence[Target],
     *,
     folds: int = 5,
     alphas: Floats = ALPHAS,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Validated:
-    """Probe one concept: the held-out score with its interval, and the two scores that flatter beside it.
+) -> list[Validated]:
+    """Probe concepts: the held-out score with its interval, and the two scores that flatter beside it.
 
     Parameters
     ----------
-    X : (n, d) activations of the target's rows
+    X : (n, d) activations of the targets' rows
+    targets : of one kind, and on the same rows; see :func:`batches`
     folds : parts of the outer and of the inner cross-validation
     alphas : penalties to choose from for continuous concepts
     n_resamples : bootstrap resamples of groups for the 95 % interval
     seed : of the resamples and of the shuffled patch-wise folds
     """
-    predicted = held_out(X, target, folds=folds, alphas=alphas)
-    draws = draw_groups(target.n_groups, n_resamples=n_resamples, seed=seed)
-    low, high = percentile_interval(target.resampled(predicted, draws))
-    everything = np.arange(len(X))
+    first = targets[0]
+    predicted = held_out(X, targets, folds=folds, alphas=alphas)
     shuffled = make_folds(len(X), None, folds, seed=seed)
-    if target.kind == "continuous":
-        Y = target.y.astype(np.float64)[:, None]
-        alpha = choose_alpha(X, Y, inner_folds(target.groups, len(X), folds), alphas)
-        fitted: NDArray[Any] = ridge_path(X, Y).predict(X, alpha)[0, :, 0]
-        ignoring_groups = out_of_fold(ridge_predictor(X, target, None, folds, alphas), shuffled, len(X))
-        penalty = float(alpha[0])
+    if first.kind == "continuous":
+        Y = _values(targets)
+        penalties = choose_alpha(X, Y, inner_folds(first.groups, len(X), folds), alphas)
+        fitted = list(_predict_each(ridge_path(X, Y), X, penalties).T)
+        ungrouped = list(out_of_fold(ridge_predictor(X, Y, None, folds, alphas), shuffled, len(X)).T)
     else:
-        vector = ConceptActivationVector().fit(X, target.y, target.groups)
-        fitted, penalty = vector.predict(X[everything]), vector.alpha_
-        ignoring_groups = out_of_fold(logistic_predictor(X, target, None), shuffled, len(X))
-    return Validated(
-        predicted, target.score(predicted), low, high, target.score(fitted), target.score(ignoring_groups), penalty
-    )
+        vectors = [ConceptActivationVector().fit(X, t.y, t.groups) for t in targets]
+        penalties = np.array([v.alpha_ for v in vectors])
+        fitted = [v.predict(X) for v in vectors]
+        ungrouped = [out_of_fold(logistic_predictor(X, t, None), shuffled, len(X)) for t in targets]
+    draws = draw_groups(first.n_groups, n_resamples=n_resamples, seed=seed)
+    return [
+        Validated(
+            p,
+            t.score(p),
+            *percentile_interval(t.resampled(p, draws)),
+            t.score(inside),
+            t.score(patchwise),
+            float(alpha),
+        )
+        for t, p, inside, patchwise, alpha in zip(targets, predicted, fitted, ungrouped, penalties, strict=True)
+    ]
+
+
+def _values(targets: Sequence[Target]) -> Floats:
+    """Return the continuous values (n, t)."""
+    return np.stack([t.y.astype(np.float64) for t in targets], axis=1)
+
+
+def _predict_each(path: RidgePath, X: Floats, alpha: Floats) -> Floats:
+    """Return predictions (n, t), each target at its own penalty (t,)."""
+    weights, intercept = path.coefficients(alpha)
+    out: Floats = X @ weights + intercept
+    return out

@@ -1,0 +1,5 @@
+"""``python -m conceptkit``: the command line."""
+
+from conceptkit.cli import main
+
+main()

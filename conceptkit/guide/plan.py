@@ -1,0 +1,103 @@
+"""What a guided training is made of: rows by split, the main task, the concepts' tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.models.guided import Task
+from conceptkit.patches import PatchTable
+from conceptkit.study import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows train, which hold back, which evaluate."""
+
+    classes: tuple[str, ...]
+    """Classes of the main task"""
+    codes: NDArray[np.intp]
+    """(n rows of the table,) class numbers of the main task, −1 where unlabelled"""
+    groups: NDArray[np.intp]
+    """(n rows of the table,) group numbers; the row numbers where there is no group column"""
+    rows: dict[str, NDArray[np.intp]]
+    """``train``, ``val`` and the evaluation splits → row numbers of the table"""
+
+    @property
+    def used(self) -> NDArray[np.intp]:
+        """Return the row numbers that belong to a split, in order."""
+        return np.sort(np.concatenate(list(self.rows.values())))
+
+    @property
+    def evaluation(self) -> list[str]:
+        """Return the names of the evaluation splits."""
+        return [name for name in self.rows if name not in ("train", "val")]
+
+
+def make_plan(meant: Study, data: PatchTable) -> Plan:
+    """Read splits and main task from the table, and refuse what would make the comparison void."""
+    named = meant.splits
+    column = data.column("split", named.column)
+    data.column("label", meant.label)
+    label = data.concept(meant.label)
+    if label.kind != "categorical":
+        raise InputError(f"label: {meant.label} must be categorical; --categorical {meant.label} takes it as classes.")
+    split = np.array([None if v != v else str(v) for v in column], dtype=object)
+    values = [v for v in dict.fromkeys(split[split != None]) if v is not None]  # noqa: E711  # elementwise
+    for role, name in (("train", named.train), ("val", named.val)):
+        if name not in values:
+            raise InputError(
+                f"split: column {named.column} has no row {name!r} for {role}; "
+                f"it has {', '.join(map(repr, values)) or 'no values'}."
+            )
+    others = [v for v in values if v not in (named.train, named.val)]
+    if not others:
+        raise InputError(f"split: column {named.column} has no evaluation split beside {named.train} and {named.val}.")
+    rows = {"train": np.flatnonzero(split == named.train), "val": np.flatnonzero(split == named.val)}
+    rows |= {name: np.flatnonzero(split == name) for name in others}
+    labels = label.values
+    classes = tuple(sorted({str(v) for v in labels[rows["train"]] if v is not None}))
+    codes = np.array([classes.index(v) if v in classes else -1 for v in labels])
+    unknown = sorted({str(v) for v in labels[np.concatenate(list(rows.values()))] if v is not None} - set(classes))
+    if unknown:
+        raise InputError(f"label: class {unknown[0]!r} of {meant.label} does not occur in the training rows.")
+    for name, members in rows.items():
+        present = np.unique(codes[members][codes[members] >= 0])
+        if len(present) == 1 or (name in ("train", "val") and not len(present)):
+            what = f"only {classes[present[0]]!r}" if len(present) else "no row"
+            raise InputError(f"label: {meant.label} needs two classes in split {name!r}, there is {what}.")
+    groups = data.groups(meant.group)
+    if groups is None:
+        return Plan(classes, codes, np.arange(len(data)), rows)
+    home: dict[str, str] = {}
+    for name, members in rows.items():
+        for g in groups[members]:
+            if home.setdefault(g, name) != name:
+                raise InputError(
+                    f"group: {meant.group} {g!r} has rows in splits {home[g]!r} and {name!r}; "
+                    "a patient in training and evaluation makes the scores worthless."
+                )
+    return Plan(classes, codes, np.unique(groups.astype(str), return_inverse=True)[1], rows)
+
+
+def concept_task(data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool) -> Task:
+    """Return a concept's task, scaled by the training rows alone."""
+    concept = data.concept(name)
+    if "." in name:
+        raise InputError(f"concept: a concept to train on cannot have a dot in its name, got {name!r}.")
+    if concept.kind == "categorical":
+        classes = tuple(sorted({str(v) for v in concept.values[rows] if v is not None}))
+        if len(classes) < 2:
+            raise InputError(f"concept: {name} needs two classes among the training rows, there is {len(classes)}.")
+        return Task(name=name, kind="categorical", classes=classes, adversarial=adversarial)
+    known = concept.values[rows]
+    known = known[~np.isnan(known)]
+    if not len(known) or not np.isfinite(known).all() or np.ptp(known) == 0:
+        what = "no value" if not len(known) else "infinite values" if not np.isfinite(known).all() else "one value only"
+        raise InputError(f"concept: {name} has {what} among the training rows; there is nothing to learn.")
+    return Task(
+        name=name, kind="continuous", mean=float(known.mean()), deviation=float(known.std()), adversarial=adversarial
+    )

@@ -1,0 +1,104 @@
+"""The frozen part of a network, computed once: a network is cut where trainable layers begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from conceptkit.models.guided import GuidedModel
+
+
+class Pooled(nn.Module):
+    """A guided network from images to pooled features: all of it that may be frozen."""
+
+    def __init__(self, model: GuidedModel) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (n, width) of normalised images (n, 3, h, w)."""
+        maps = self.backbone.forward_features(images)  # type: ignore[operator]
+        pooled: Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return pooled
+
+
+def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
+    """Cut the way from images to pooled features in two: what no training changes, and the rest.
+
+    Parameters
+    ----------
+    model : with ``requires_grad`` set on what is to be trained, and the backbone in evaluation mode
+
+    Returns
+    -------
+    prefix, suffix : the prefix maps images to a tuple of tensors, the suffix those to features; both share the
+        network's own weights. ``None`` when the network's code cannot be traced, or its cut is not made of tensors.
+    """
+    whole = Pooled(model)
+    try:
+        graph = fx.Tracer().trace(whole)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return None  # data-dependent control flow; the caller says so and trains without the cache
+    live = _live_nodes(graph, whole)
+    output = next(n for n in graph.nodes if n.op == "output")
+    users = [n for n in graph.nodes if n in live or n is output]
+    boundary = list(dict.fromkeys(i for n in users for i in n.all_input_nodes if i not in live))
+    if any(n.op == "placeholder" for n in boundary):
+        return None  # the first layer is trained: nothing is frozen
+    return _part(whole, graph, boundary, frozen=True), _part(whole, graph, boundary, frozen=False)
+
+
+def _live_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
+    """Return the nodes whose value changes with training: trained layers and whatever follows from them."""
+    live: set[fx.Node] = set()
+    for node in graph.nodes:
+        own = False
+        if node.op == "call_module":
+            own = any(p.requires_grad for p in root.get_submodule(str(node.target)).parameters())
+        elif node.op == "get_attr":
+            value: Any = root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            own = isinstance(value, Tensor) and value.requires_grad
+        if node.op != "output" and (own or any(i in live for i in node.all_input_nodes)):
+            live.add(node)
+    return live
+
+
+def _part(root: nn.Module, graph: fx.Graph, boundary: list[fx.Node], *, frozen: bool) -> nn.Module:
+    """Copy the nodes before the boundary (which is the output) or after it (which is the input)."""
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = next(n for n in graph.nodes if n.op == "output")
+    if frozen:
+        needed = _ancestors(boundary, stop=set()) | set(boundary)
+    else:
+        copies.update({node: part.placeholder(node.name) for node in boundary})
+        needed = _ancestors([output], stop=set(boundary))
+    for node in graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = part.node_copy(node, lambda n: copies[n])
+    part.output(tuple(copies[n] for n in boundary) if frozen else copies[output.all_input_nodes[0]])
+    return fx.GraphModule(root, part)
+
+
+def _ancestors(nodes: list[fx.Node], *, stop: set[fx.Node]) -> set[fx.Node]:
+    """Return what ``nodes`` are computed from, no further back than ``stop``."""
+    found: set[fx.Node] = set()
+    waiting = [i for node in nodes for i in node.all_input_nodes]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            if current not in stop:
+                waiting.extend(current.all_input_nodes)
+    return found
+
+
+def cached(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Return the prefix's tensors for normalised images, detached."""
+    with torch.inference_mode():
+        tensors: tuple[Tensor, ...] = prefix(images)
+    return tensors

@@ -1,0 +1,154 @@
+"""Checkpoints of guided networks: safetensors and JSON, opened without running anything from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from conceptkit._checks import InputError
+from conceptkit.models.backbones import Backbone, Preprocessing, build, open_backbone, same_architecture
+from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.records import to_json, write_atomically
+
+SCHEMA = "conceptkit/checkpoint/1"
+DESCRIPTION = "checkpoint.json"
+WEIGHTS = "weights.safetensors"
+
+
+def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Backbone:
+    """Open a network by name, or a checkpoint by its folder.
+
+    Parameters
+    ----------
+    model : ``mini_inception``, a name of timm's, or the folder of a checkpoint
+    weights : see :func:`conceptkit.models.backbones.open_backbone`; a checkpoint has its own, or ``random``
+    seed : of random weights
+
+    Raises
+    ------
+    InputError
+        when it cannot be opened
+    """
+    if not is_checkpoint(model):
+        if Path(model).is_dir():
+            raise InputError(f"model: the folder {model} holds no {DESCRIPTION}; name a checkpoint that guide wrote.")
+        return open_backbone(model, weights, seed=seed)
+    if weights == "random":
+        return _random_checkpoint(Path(model), seed)
+    if weights is not None:
+        raise InputError(f"weights: the checkpoint {model} has its own (or random), got {weights!r}.")
+    return load_checkpoint(Path(model))
+
+
+def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
+    """Return a network built like the one that ``model`` opened as, with random weights throughout."""
+    if is_checkpoint(model):
+        return _random_checkpoint(Path(model), seed)
+    return same_architecture(opened, seed=seed)
+
+
+def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> None:
+    """Write a guided network into ``folder``; the description comes last, so that a half one is not taken for whole.
+
+    Parameters
+    ----------
+    model : the network; all of its weights are written, frozen ones too
+    backbone : what it was built on
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+    description = {
+        "schema": SCHEMA,
+        "architecture": backbone.architecture,
+        "arguments": backbone.arguments,
+        "weights": backbone.weights,
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "trunk": model.trunk_widths,
+        "width": model.width,
+        "dropout": model.dropout,
+        "tasks": [dataclasses.asdict(task) for task in model.tasks],
+    }
+    write_atomically(folder / DESCRIPTION, to_json(description))
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether ``path`` is a folder that holds a checkpoint."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def load_checkpoint(folder: Path) -> Backbone:
+    """Open a guided network; the module is a :class:`GuidedModel`, its backbone's layers keep their names and aliases.
+
+    Raises
+    ------
+    InputError
+        when the folder holds no checkpoint, it is broken, or of another version
+    """
+    description = _description(folder)
+    weights = folder / WEIGHTS
+    try:
+        inner = _inner(description)
+        model = _build(inner.module, description)
+        model.load_state_dict(load_file(weights))
+    except InputError:
+        raise
+    except Exception as error:  # safetensors, torch and a malformed description raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"checkpoint: {folder} cannot be opened ({reason}).") from None
+    return _as_backbone(model, inner, name=folder.name, weights="trained")
+
+
+def _random_checkpoint(folder: Path, seed: int) -> Backbone:
+    description = _description(folder)
+    inner = _inner(description, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(inner.module, description)
+    return _as_backbone(model, inner, name=folder.name, weights=f"random:{seed}")
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise InputError(f"checkpoint: {folder} holds no {DESCRIPTION}; name a folder that guide wrote.")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = description["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"checkpoint: {path} is not a checkpoint's description.") from None
+    if schema != SCHEMA:
+        raise InputError(f"checkpoint: {path} has schema {schema!r}, this version reads {SCHEMA!r}.")
+    return description
+
+
+def _inner(description: dict[str, Any], *, seed: int = 0) -> Backbone:
+    """Build the backbone with random weights; a checkpoint's own are loaded over them."""
+    stated = description["preprocessing"]
+    preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+    return build(description["architecture"], description["arguments"], preprocessing, seed=seed)
+
+
+def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
+    tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
+    trunk, dropout = description["trunk"], description["dropout"]
+    return GuidedModel(backbone, description["width"], tasks, trunk=trunk, dropout=dropout)
+
+
+def _as_backbone(model: GuidedModel, inner: Backbone, *, name: str, weights: str) -> Backbone:
+    own = {n: f"backbone.{n}" for n, _ in inner.module.named_modules() if n}
+    return dataclasses.replace(
+        inner,
+        module=model.eval(),
+        name=name,
+        weights=weights,
+        aliases={**{alias: f"backbone.{n}" for alias, n in inner.aliases.items()}, "trunk": "trunk", **own},
+    )
