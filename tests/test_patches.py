@@ -322,7 +322,7 @@ def test_outside_the_slide_is_white(shared_data, write):
 def test_a_broken_slide_is_told(write):
     (write.folder / "s.svs").write_bytes(b"no slide")
     table = load_table(write("patch_id,slide,x,y,size\na,s.svs,0,0,8\nb,s.svs,,,\n"))
-    with pytest.raises(InputError, match="patch a: .* cannot be read as a slide"):
+    with pytest.raises(InputError, match=r"patch a: .* cannot be read as a slide"):
         table.pixels(0)
     with pytest.raises(InputError, match="patch b: a patch of a slide needs x, y and size"):
         table.pixels(1)

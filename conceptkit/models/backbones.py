@@ -40,7 +40,7 @@ class Preprocessing:
 
     def __call__(self, images: Pixels) -> Tensor:
         """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255.0)
+        x = torch.from_numpy(np.require(images, requirements=("C", "W"))).permute(0, 3, 1, 2).float().div_(255.0)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = nn.functional.interpolate(
                 x, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
@@ -187,7 +187,8 @@ def _from_file(model: str, path: Path) -> Backbone:
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
-    module = timm.create_model(model, pretrained=False, **arguments)
+    with torch.random.fork_rng(devices=[]):
+        module = timm.create_model(model, pretrained=False, **arguments)
     try:
         module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
     except RuntimeError as error:
@@ -205,7 +206,11 @@ def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             with safe_open(path, "pt") as file:
                 return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {}, state.get("state_dict", state)
+        state = state.get("state_dict", state)
+        strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+        if strange:
+            raise ValueError(f"no state dict: {strange[0]!r} is no tensor")
+        return {}, state
     except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"weights: {path} cannot be read ({reason}).") from None
@@ -225,7 +230,8 @@ def _downloaded(model: str) -> Backbone:
     if not _kept_locally(config) and not _hub_answers():
         raise _cannot_download(model, "the hub cannot be reached")
     try:
-        module = timm.create_model(model, pretrained=True)
+        with torch.random.fork_rng(devices=[]):
+            module = timm.create_model(model, pretrained=True)
     except Exception as error:  # the hub client raises many kinds: network, disk, access, missing file
         raise _cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
     return _backbone(module, model, "imagenet", {})

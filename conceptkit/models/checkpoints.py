@@ -93,27 +93,36 @@ def load_checkpoint(folder: Path) -> Backbone:
     InputError
         when the folder holds no checkpoint, it is broken, or of another version
     """
-    description = _description(folder)
-    weights = folder / WEIGHTS
+    model, inner = _built(folder, seed=0)
     try:
-        inner = _inner(description)
-        model = _build(inner.module, description)
-        model.load_state_dict(load_file(weights))
-    except InputError:
-        raise
-    except Exception as error:  # safetensors, torch and a malformed description raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint: {folder} cannot be opened ({reason}).") from None
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # safetensors and torch raise many kinds
+        raise _cannot_open(folder, error) from None
     return _as_backbone(model, inner, name=folder.name, weights="trained")
 
 
 def _random_checkpoint(folder: Path, seed: int) -> Backbone:
-    description = _description(folder)
-    inner = _inner(description, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _build(inner.module, description)
+    model, inner = _built(folder, seed=seed)
     return _as_backbone(model, inner, name=folder.name, weights=f"random:{seed}")
+
+
+def _built(folder: Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
+    """Build what the folder describes, with random weights; the global random state is left as it was."""
+    description = _description(folder)
+    try:
+        inner = _inner(description, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _build(inner.module, description), inner
+    except InputError:
+        raise
+    except Exception as error:  # a malformed description raises many kinds
+        raise _cannot_open(folder, error) from None
+
+
+def _cannot_open(folder: Path, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(f"checkpoint: {folder} cannot be opened ({reason}).")
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def _description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _inner(description: dict[str, Any], *, seed: int = 0) -> Backbone:
+def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     """Build the backbone with random weights; a checkpoint's own are loaded over them."""
     stated = description["preprocessing"]
     preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])

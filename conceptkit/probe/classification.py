@@ -66,7 +66,7 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         check_classification_targets(checked[1])
         self.classes_, codes = np.unique(checked[1], return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y: needs at least 2 classes, all rows are of one class {self.classes_[0]!r}.")
+            raise ValueError(f"y: needs at least 2 classes, all rows are of one class {str(self.classes_[0])!r}.")
         mean, scale = column_scale(A)
         Z = (A - mean) / scale
         if self.method == "mean-difference":

@@ -108,7 +108,7 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
     else:
         classes, y = np.unique(kept.astype(str), return_inverse=True)
         if len(classes) < 2:
-            raise InputError(f"concept: {name} has one class only ({classes[0]!r} in all {len(y)} rows).")
+            raise InputError(f"concept: {name} has one class only ({str(classes[0])!r} in all {len(y)} rows).")
         names = tuple(str(c) for c in classes)
     numbers = None if groups is None else np.unique(groups[rows].astype(str), return_inverse=True)[1]
     return Target(name, kind, rows, y, numbers, names)
@@ -206,7 +206,14 @@ def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) ->
     center, spread = (target.y.mean(), target.y.std()) if continuous else (0.0, 1.0)
 
     def predict(train: NDArray[np.intp], test: NDArray[np.intp]) -> NDArray[Any]:
-        network = kind((64,), alpha=1e-2, max_iter=150, early_stopping=True, n_iter_no_change=15, random_state=seed)
+        network = kind(
+            hidden_layer_sizes=(64,),
+            alpha=1e-2,
+            max_iter=150,
+            early_stopping=True,
+            n_iter_no_change=15,
+            random_state=seed,
+        )
         y = (target.y[train] - center) / spread if continuous else target.y[train]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the early stop is the rule, the limit its bound

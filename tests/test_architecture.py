@@ -1,0 +1,209 @@
+"""The house: who may import whom, what is imported when, and which names are public."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import conceptkit
+
+PACKAGE = Path(conceptkit.__file__).parent
+
+ROOMS = (
+    *("_checks", "records", "evaluate", "patches", "stores", "study", "pathology", "synthetic", "models"),
+    *("probe", "attribution", "guide", "report", "workflow", "cli", "__main__"),
+)
+"""From the ground floor up: a room imports from rooms before it, and from itself."""
+
+ARRAYS_ONLY = ("probe", "evaluate")
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "captum")
+
+
+def modules():
+    """Dotted name → path of every module."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(source, name="conceptkit.some", *, package=False):
+    """Every name that a module imports, wherever in it: inside functions and for the type checker too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = name.split(".")
+                parts = parts[: len(parts) - node.level + package]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            # "from conceptkit.models import layers" imports a module, "from conceptkit.study import Study" does not.
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+    return found
+
+
+@functools.cache
+def imported(name):
+    path = MODULES[name]
+    return imports(path.read_text(encoding="utf-8"), name, package=path.name == "__init__.py")
+
+
+def inside(name):
+    """The modules of the package that a module imports."""
+    return {m for m in imported(name) if m.split(".")[0] == "conceptkit"}
+
+
+def room(name):
+    return name.split(".")[1]
+
+
+# The package itself hands out public names of all rooms, one at a time when they are first used.
+INSIDE = [name for name in MODULES if name != "conceptkit"]
+
+
+def upward(name, targets):
+    """The imports of a module that do not lead down."""
+    here = ROOMS.index(room(name))
+    wrong = set()
+    for target in targets:
+        if target == "conceptkit":  # the package's __version__ and no more
+            continue
+        if room(target) != room(name) and ROOMS.index(room(target)) >= here:
+            wrong.add(target)
+    return wrong
+
+
+def test_every_module_has_a_room():
+    assert {room(name) for name in INSIDE} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_imports_lead_downward(name):
+    assert upward(name, inside(name)) == set()
+
+
+def test_the_walk_sees_an_import_that_leads_upward():
+    source = "def f():\n    from conceptkit.models import backbones\n    from ..guide.training import train\n"
+    seen = imports(source, "conceptkit.probe.ridge")
+    assert upward("conceptkit.probe.ridge", seen) == {"conceptkit.guide.training"}
+    assert upward("conceptkit.study", seen) == {"conceptkit.models.backbones", "conceptkit.guide.training"}
+    assert upward("conceptkit.study", imports("if TYPE_CHECKING:\n    import conceptkit.workflow\n")) == {
+        "conceptkit.workflow"
+    }
+
+
+def test_no_modules_import_each_other():
+    def reach(name, path):
+        assert name not in path, f"{' → '.join([*path, name])} is a circle"
+        for target in inside(name) & set(INSIDE):
+            reach(target, [*path, name])
+
+    for name in INSIDE:
+        reach(name, [])
+
+
+def closure(name):
+    """All modules of the package that a module needs, itself among them."""
+    found, todo = set(), [name]
+    while todo:
+        current = todo.pop()
+        if current not in found:
+            found.add(current)
+            todo += inside(current) & set(INSIDE)
+    return found
+
+
+def outside(names):
+    return {m.split(".")[0] for name in names for m in imported(name)}
+
+
+@pytest.mark.parametrize("name", [n for n in INSIDE if room(n) in ARRAYS_ONLY])
+def test_probe_and_evaluate_know_arrays_only(name):
+    assert not outside(closure(name)) & set(HEAVY)
+    assert not {m for m in closure(name) if room(m) not in (*ARRAYS_ONLY, "_checks")}
+
+
+@pytest.mark.parametrize("name", [n for n in INSIDE if room(n) == "report"])
+def test_the_report_never_loads_a_network_or_a_slide(name):
+    assert not outside(closure(name)) & {*HEAVY, "openslide"}
+    assert not {
+        m for m in closure(name) if room(m) in ("models", "patches", "stores", "pathology", "guide", "workflow")
+    }
+
+
+def test_the_walk_sees_torch():
+    assert "torch" in outside(closure("conceptkit.models.activations"))
+    assert "torch" in outside(closure("conceptkit.workflow"))
+
+
+@pytest.mark.parametrize("name", ["utils", "util", "common", "helpers", "helper", "misc", "manager"])
+def test_no_module_has_a_name_that_says_nothing(name):
+    assert not [m for m in MODULES if name in m.split(".")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_first_line_of_a_module_is_its_purpose(name):
+    text = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+    assert text
+    first = text.splitlines()[0]
+    assert first.endswith((".", "?"))
+    assert len(first) <= 120
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True, timeout=60
+    ).stdout
+
+
+LIGHT = ("conceptkit", "conceptkit.cli", "conceptkit.workflow", "conceptkit.study", "conceptkit.probe.validation")
+
+
+@pytest.mark.parametrize("name", [n for n in LIGHT if n in MODULES])
+def test_what_is_imported_without_torch(name):
+    heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "bokeh", "skimage", "seaborn", "openslide")
+    found = run(f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])")
+    assert found.strip() == "[]"
+
+
+def test_the_control_imports_torch():
+    assert run("import sys, conceptkit; conceptkit.GradientReversal; print('torch' in sys.modules)").strip() == "True"
+
+
+def test_public_names():
+    assert conceptkit.__all__ == sorted(conceptkit.__all__)
+    assert len(set(conceptkit.__all__)) == len(conceptkit.__all__)
+    assert dir(conceptkit) == conceptkit.__all__
+    for name in conceptkit.__all__:
+        value = getattr(conceptkit, name)
+        if name != "__version__":
+            assert value.__name__ == name
+            assert value.__module__.startswith("conceptkit.")
+            assert value.__doc__
+    with pytest.raises(AttributeError, match="module 'conceptkit' has no attribute 'run_everything'"):
+        conceptkit.run_everything  # noqa: B018  # the access is the matter
+
+
+def test_the_type_checker_sees_the_same_names():
+    tree = ast.parse(MODULES["conceptkit"].read_text(encoding="utf-8"))
+    stated = {
+        alias.asname or alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("conceptkit.")
+        for alias in node.names
+    }
+    assert {*stated, "__version__"} == set(conceptkit.__all__)
+    for name, home in stated.items():
+        assert getattr(conceptkit, name).__module__ == home

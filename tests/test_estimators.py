@@ -1,0 +1,271 @@
+"""The two concept vectors: good scikit-learn citizens, right in their units, and honest about groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import GroupKFold, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from conceptkit import ConceptActivationVector, RegressionConceptVector
+from conceptkit._checks import InputError
+from conceptkit.probe.classification import PENALTIES
+from conceptkit.probe.ridge import ALPHAS
+
+
+@parametrize_with_checks(
+    [
+        RegressionConceptVector(),
+        ConceptActivationVector(alphas=[1.0, 100.0]),
+        ConceptActivationVector(method="mean-difference"),
+    ]
+)
+def test_scikit_learn_takes_it_for_its_own(estimator, check):
+    check(estimator)
+
+
+def planted(n=2000, d=512, r_squared=0.8, seed=0):
+    """A concept that grows along one direction of the activations, with noise for the given R²."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d))
+    direction = rng.normal(size=d)
+    signal = X @ direction
+    y = signal + rng.normal(size=n) * signal.std() * np.sqrt(1 / r_squared - 1)
+    return X, y, direction / np.linalg.norm(direction)
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+# Regression concept vectors
+
+
+def test_a_planted_direction_is_found():
+    X, y, direction = planted()
+    vector = RegressionConceptVector().fit(X, y)
+    # Least squares comes to 1/√(1 + (1/0.8 − 1)·512/1488) = 0.96 at this size.
+    assert cosine(vector.direction_, direction) >= 0.95
+    assert np.linalg.norm(vector.direction_) == pytest.approx(1)
+    # The control: of a concept that has nothing to do with the activations nothing is found.
+    shuffled = np.random.default_rng(1).permutation(y)
+    assert abs(cosine(RegressionConceptVector().fit(X, shuffled).coef_, direction)) < 0.2
+
+
+def test_coefficients_follow_the_units_of_activations_and_concept():
+    X, y, _ = planted(200, 10)
+    unit = np.geomspace(1e-3, 1e3, 10)
+    plain = RegressionConceptVector().fit(X, y)
+    scaled = RegressionConceptVector().fit(X * unit + 7, y)
+    np.testing.assert_allclose(scaled.coef_, plain.coef_ / unit, rtol=1e-6)
+    np.testing.assert_allclose(scaled.predict(X * unit + 7), plain.predict(X), rtol=1e-6)
+    np.testing.assert_allclose(RegressionConceptVector().fit(X, 60 * y).coef_, 60 * plain.coef_, rtol=1e-6)
+
+
+def test_predict_and_project_mean_what_they_say():
+    X, y, _ = planted(200, 10)
+    vector = RegressionConceptVector().fit(X, y)
+    np.testing.assert_allclose(vector.predict(X), X @ vector.coef_ + vector.intercept_)
+    np.testing.assert_allclose(vector.project(X), X @ vector.coef_ / np.linalg.norm(vector.coef_))
+    # A step of length 1 along the direction moves the projection by 1, and the concept by the vector's length.
+    step = X + vector.direction_
+    np.testing.assert_allclose(vector.project(step) - vector.project(X), 1)
+    np.testing.assert_allclose(vector.predict(step) - vector.predict(X), np.linalg.norm(vector.coef_))
+
+
+def test_regression_is_scikit_learns_with_the_penalty_of_the_folds():
+    X, y, _ = planted(80, 30, 0.4)
+    vector = RegressionConceptVector(folds=4).fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    error = []
+    for alpha in ALPHAS:
+        total = 0.0
+        for train, test in KFold(4).split(X):
+            model = make_pipeline(StandardScaler(), RidgeCV(alphas=[alpha])).fit(X[train], y[train])
+            total += ((model.predict(X[test]) - y[test]) ** 2).sum()
+        error.append(total)
+    assert vector.alpha_ == ALPHAS[int(np.argmin(error))]
+    np.testing.assert_allclose(vector.predict(X), RidgeCV(alphas=[vector.alpha_]).fit(Z, y).predict(Z))
+
+
+def by_group(n_groups=12, per_group=15, d=20, seed=0):
+    """Activations that carry each group's fingerprint, and a concept that is a matter of the group alone.
+
+    Whoever may look at the same group on both sides wants a weak penalty, to learn the fingerprints.
+    """
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), per_group)
+    X = rng.normal(size=(n_groups, d))[groups] + 0.05 * rng.normal(size=(len(groups), d))
+    return X, rng.normal(size=n_groups)[groups], groups
+
+
+def test_groups_are_respected_when_the_penalty_is_chosen():
+    X, y, groups = by_group()
+    shuffled = np.random.default_rng(1).permutation(len(y))
+    X, y, groups = X[shuffled], y[shuffled], groups[shuffled]
+    grouped = RegressionConceptVector().fit(X, y, groups)
+    error = []
+    for alpha in ALPHAS:
+        total = 0.0
+        for train, test in GroupKFold(5).split(X, groups=groups):
+            model = make_pipeline(StandardScaler(), RidgeCV(alphas=[alpha])).fit(X[train], y[train])
+            total += ((model.predict(X[test]) - y[test]) ** 2).sum()
+        error.append(total)
+    assert grouped.alpha_ == ALPHAS[int(np.argmin(error))]
+    ungrouped = RegressionConceptVector().fit(X, y)
+    assert ungrouped.alpha_ < grouped.alpha_ / 10
+    names = np.array([f"patient {g:02d}" for g in groups])
+    assert RegressionConceptVector().fit(X, y, names).alpha_ == grouped.alpha_
+
+
+def test_several_concepts_are_the_same_as_one_at_a_time():
+    X, y, _ = planted(100, 20, 0.5)
+    Y = np.stack([y, X[:, 0] * 100, np.random.default_rng(0).normal(size=100)], axis=1)
+    together = RegressionConceptVector().fit(X, Y)
+    assert together.coef_.shape == (3, 20)
+    for t in range(3):
+        alone = RegressionConceptVector().fit(X, Y[:, t])
+        assert together.alpha_[t] == alone.alpha_
+        np.testing.assert_allclose(together.coef_[t], alone.coef_, rtol=1e-8)
+        np.testing.assert_allclose(together.direction_[t], alone.direction_, rtol=1e-8)
+        np.testing.assert_allclose(together.predict(X)[:, t], alone.predict(X))
+        np.testing.assert_allclose(together.project(X)[:, t], alone.project(X))
+
+
+def test_a_concept_that_nothing_tells_of_has_a_zero_direction():
+    vector = RegressionConceptVector().fit(np.ones((10, 3)), np.arange(10.0))
+    assert not vector.coef_.any()
+    assert not vector.direction_.any()
+    assert vector.predict(np.ones((1, 3))) == pytest.approx(4.5)
+
+
+# Concept activation vectors
+
+
+def classes(n=150, d=8, k=2, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    X = rng.normal(size=(n, d)) * rng.uniform(0.1, 10, d) + 3
+    X[:, :k] += np.eye(k)[y] * 1.5 * X[:, :k].std(0)
+    return X, y
+
+
+def test_the_logistic_vector_is_scikit_learns():
+    for k in (2, 3):
+        X, y = classes(k=k)
+        vector = ConceptActivationVector(alphas=[10.0]).fit(X, y)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", tol=1e-8)).fit(X, y)
+        # Both stop at a tolerance of their own.
+        np.testing.assert_allclose(vector.decision_function(X), model.decision_function(X), rtol=1e-2, atol=1e-2)
+        np.testing.assert_array_equal(vector.coef_.shape, (1 if k == 2 else k, 8))
+        assert np.mean(vector.predict(X) == model.predict(X)) > 0.99
+        assert np.mean(vector.predict(X) == y) > 0.6
+
+
+@pytest.mark.parametrize("method", ConceptActivationVector.METHODS)
+def test_the_decision_does_not_depend_on_the_units(method):
+    for k in (2, 3):
+        X, y = classes(k=k)
+        unit = np.geomspace(1e-2, 1e2, 8)
+        plain = ConceptActivationVector(method=method).fit(X, y)
+        scaled = ConceptActivationVector(method=method).fit(X * unit - 5, y)
+        # Centring costs the logistic solver's path its last digits.
+        np.testing.assert_allclose(scaled.coef_, plain.coef_ / unit, rtol=1e-2, atol=1e-4)
+        np.testing.assert_array_equal(scaled.predict(X * unit - 5), plain.predict(X))
+        np.testing.assert_allclose(np.linalg.norm(plain.direction_, axis=1), 1)
+        np.testing.assert_allclose(
+            plain.project(X), np.squeeze(X @ (plain.coef_ / np.linalg.norm(plain.coef_, axis=1, keepdims=True)).T)
+        )
+
+
+def test_mean_difference_by_hand():
+    # Standardised, the first column is ±1 by class and the second ∓1, ±1 whatever the class:
+    # class means (−1, 0) and (1, 0), so W = (2, 0) and the threshold lies half way, at 0.
+    X = np.array([[1.0, 10.0], [1.0, 30.0], [5.0, 10.0], [5.0, 30.0]])  # means 3 and 20, deviations 2 and 10
+    vector = ConceptActivationVector(method="mean-difference").fit(X, ["a", "a", "b", "b"])
+    np.testing.assert_allclose(vector.coef_, [[2 / 2, 0]], atol=1e-15)
+    np.testing.assert_allclose(vector.intercept_, [-3])
+    np.testing.assert_allclose(vector.direction_, [[1, 0]], atol=1e-15)
+    np.testing.assert_allclose(vector.decision_function(X), [-2, -2, 2, 2])
+    np.testing.assert_allclose(vector.project(X), [1, 1, 5, 5])
+    assert vector.predict(X).tolist() == ["a", "a", "b", "b"]
+    assert vector.alpha_ == 0
+
+
+def test_mean_difference_sets_each_class_against_the_mean_of_the_others():
+    X, y = classes(k=3)
+    Z = (X - X.mean(0)) / X.std(0)
+    vector = ConceptActivationVector(method="mean-difference").fit(X, y)
+    for k in range(3):
+        others = np.mean([Z[y == j].mean(0) for j in range(3) if j != k], axis=0)
+        np.testing.assert_allclose(vector.coef_[k] * X.std(0), Z[y == k].mean(0) - others)
+
+
+def test_a_rare_class_counts_as_much_as_a_frequent_one():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [570, 30])
+    X = rng.normal(size=(600, 3)) + y[:, None]
+    rare = np.mean(ConceptActivationVector().fit(X, y).predict(X)[y == 1] == 1)
+    plain = np.mean(make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y).predict(X)[y == 1] == 1)
+    assert rare > 0.7 > plain
+
+
+def rare_classes(n=240, k=2, seed=0):
+    """Classes of which the first is ten times as frequent as the others."""
+    rng = np.random.default_rng(seed)
+    y = k - 1 - np.minimum(rng.integers(0, 12, n), k - 1)
+    X = rng.normal(size=(n, 8))
+    X[:, :k] += np.eye(k)[y]
+    return X, y
+
+
+def held_out_log_loss(X, y, splits, alpha, *, balanced=True):
+    k = len(np.unique(y))
+    weight = 1 / np.bincount(y) if balanced else np.ones(k)
+    total = 0.0
+    for train, test in splits:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / alpha, class_weight="balanced", max_iter=2000))
+        probability = model.fit(X[train], y[train]).predict_proba(X[test])
+        assert probability.shape[1] == k
+        total -= (weight[y[test]] * np.log(probability[np.arange(len(test)), y[test]])).sum()
+    return total
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_penalty_of_classes_is_that_of_least_balanced_log_loss(k):
+    X, y = rare_classes(k=k)
+    groups = np.random.default_rng(1).integers(0, 9, len(y))
+    for given_groups, folds in ((groups, GroupKFold(3)), (None, KFold(3))):
+        splits = list(folds.split(X, groups=given_groups))
+        loss = [held_out_log_loss(X, y, splits, alpha) for alpha in PENALTIES]
+        assert ConceptActivationVector().fit(X, y, given_groups).alpha_ == PENALTIES[int(np.argmin(loss))]
+    # The control: were every row to count alike, the frequent class would ask for another penalty.
+    plain = [held_out_log_loss(X, y, splits, alpha, balanced=False) for alpha in PENALTIES]
+    assert np.argmin(plain) != np.argmin(loss)
+
+
+def test_a_class_that_one_group_holds_alone_does_no_harm():
+    X, y = classes(n=90, k=3)
+    groups = np.where(y == 2, 0, 1 + np.arange(90) % 5)
+    assert ConceptActivationVector().fit(X, y, groups).alpha_ in PENALTIES
+
+
+def test_names_of_classes_and_of_methods():
+    X, y = classes()
+    named = ConceptActivationVector(method="mean-difference").fit(X, np.array(["tumor", "normal"])[y])
+    assert named.classes_.tolist() == ["normal", "tumor"]
+    assert set(named.predict(X)) <= {"normal", "tumor"}
+    with pytest.raises(InputError, match="method: 'mean' is not known; known: logistic, mean-difference"):
+        ConceptActivationVector(method="mean").fit(X, y)
+    with pytest.raises(ValueError, match="y: needs at least 2 classes"):
+        ConceptActivationVector().fit(X, np.zeros(len(X)))
+
+
+def test_clones_keep_their_options():
+    vector = clone(ConceptActivationVector(method="mean-difference", folds=4))
+    assert (vector.method, vector.folds, vector.alphas) == ("mean-difference", 4, None)
+    assert clone(RegressionConceptVector(alphas=[1.0], folds=3)).get_params() == {"alphas": [1.0], "folds": 3}

@@ -1,0 +1,161 @@
+"""The losses, their weights and the reversal, against the paper's equations written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conceptkit.guide.objective import REVERSALS, class_weights, encode, task_loss
+from conceptkit.guide.weighting import WEIGHTINGS
+from conceptkit.models.guided import MAIN, GradientReversal, GuidedModel, Task
+
+MAIN_TASK = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
+COUNT = Task(name="count", kind="continuous", mean=10.0, deviation=2.0)
+CENTER = Task(name="center", kind="categorical", classes=("A", "B", "C"), adversarial=True)
+
+
+class Flat(nn.Module):
+    """A backbone in one linear layer, with timm's two methods."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Linear(5, 4)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x
+
+
+def test_encoding_keeps_what_is_missing() -> None:
+    values = encode(COUNT, [12.0, float("nan"), 8.0])
+    assert values[0] == 1.0
+    assert math.isnan(values[1])
+    assert values[2] == -1.0
+    assert encode(CENTER, ["B", None, "Z", "A"]).tolist() == [1, -1, -1, 0]
+
+
+def test_class_weights_are_one_minus_the_share() -> None:
+    weights = class_weights(torch.tensor([1] * 18 + [0] * 82 + [-1] * 50), 2)
+    assert weights.tolist() == pytest.approx([0.18, 0.82])
+
+
+def test_losses_are_means_over_labelled_rows() -> None:
+    output = torch.tensor([[0.5], [2.0], [-1.0]])
+    loss = task_loss(COUNT, output, torch.tensor([1.0, float("nan"), 0.0]))
+    assert loss.item() == pytest.approx((0.5**2 + 1.0**2) / 2)
+    logits = torch.tensor([[0.0], [1.0], [3.0]])
+    weights = torch.tensor([0.25, 0.75])
+    loss = task_loss(MAIN_TASK, logits, torch.tensor([1, 0, -1]), weights)
+    by_hand = (0.75 * math.log(2) + 0.25 * math.log(1 + math.e)) / 2
+    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([2, -1, 0, 1])
+    expected = nn.functional.cross_entropy(logits[[0, 2, 3]], target[[0, 2, 3]])
+    assert task_loss(CENTER, logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_no_label_in_a_batch_is_zero_without_a_gradient() -> None:
+    output = torch.ones(3, 1, requires_grad=True)
+    loss = task_loss(COUNT, output, torch.full((3,), float("nan")))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert output.grad is not None
+    assert output.grad.abs().sum() == 0.0
+
+
+@pytest.mark.parametrize("weighting", ["vanilla", "uncertainty"])
+def test_one_step_is_the_papers(weighting: str) -> None:
+    """Equations 2 to 4: θ_f takes λ·α of each task's gradient, θ_y and θ_k take λ without α."""
+    torch.manual_seed(0)
+    tasks = (MAIN_TASK, COUNT, CENTER)
+    model = GuidedModel(Flat(), 4, tasks, trunk=(3,)).double()
+    weigh = WEIGHTINGS[weighting](tasks).double()
+    if weighting == "uncertainty":
+        with torch.no_grad():
+            for i, s in enumerate(weigh.log_variance.values()):
+                s.fill_(0.3 * i - 0.2)
+    strength = 0.7
+    model.reversals["center"].get_buffer("strength").fill_(strength)
+    images = torch.randn(6, 5, dtype=torch.float64)
+    targets = {
+        MAIN: torch.tensor([0, 1, 1, 0, -1, 1]),
+        "count": torch.tensor([0.5, -1.0, float("nan"), 2.0, 0.1, float("nan")], dtype=torch.float64),
+        "center": torch.tensor([0, 1, 2, -1, 1, 0]),
+    }
+
+    def losses() -> dict[str, torch.Tensor]:
+        outputs = model(images)
+        return {t.name: task_loss(t, outputs[t.name], targets[t.name]) for t in tasks}
+
+    shared = [*model.backbone.parameters(), *model.trunk.parameters()]
+    expected: dict[int, torch.Tensor] = {}
+    model.reversals["center"].get_buffer("strength").fill_(-1.0)  # −(−1) = 1: the plain gradient
+    for task in tasks:
+        factor = 1.0
+        if weighting == "uncertainty":
+            factor = (0.5 if task.kind == "continuous" else 1.0) * math.exp(-weigh.log_variance[task.name].item())
+        alpha = -strength if task.adversarial else 1.0
+        parameters = [*shared, *model.heads[task.name].parameters()]
+        for p, g in zip(parameters, torch.autograd.grad(losses()[task.name], parameters), strict=True):
+            is_shared = any(p is q for q in shared)
+            expected[id(p)] = expected.get(id(p), torch.zeros_like(p)) + factor * (alpha if is_shared else 1.0) * g
+    model.reversals["center"].get_buffer("strength").fill_(strength)
+    before = {id(p): p.detach().clone() for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weigh(losses()).backward()
+    optimizer.step()
+    for p in model.parameters():
+        torch.testing.assert_close(p.detach(), before[id(p)] - 0.1 * expected[id(p)], rtol=1e-10, atol=1e-12)
+
+
+def test_the_reversal_is_an_identity_forwards_and_minus_lambda_backwards() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    y = GradientReversal(0.4)(x)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, torch.full((3, 2), -0.4))
+
+
+@pytest.mark.parametrize(("name", "start", "end"), [("constant", 1.0, 1.0), ("ramp", 0.0, 1.0), ("switched", 0.0, 1.0)])
+def test_schedules_reach_both_ends(name: str, start: float, end: float) -> None:
+    schedule = REVERSALS[name]
+    assert schedule(0.0) == pytest.approx(start)
+    assert schedule(1.0) == end
+    values = [schedule(p) for p in np.linspace(0, 1, 50)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "uncertainty-bounded"])
+def test_effective_weights_at_the_optimum(name: str) -> None:
+    """With the losses held fixed, e^(−s) settles at 1/MSE and 1/(2·CE)."""
+    weigh = WEIGHTINGS[name]((COUNT, CENTER))
+    losses = {"count": torch.tensor(0.8), "center": torch.tensor(1.7)}
+    optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        weigh(losses).backward()
+        optimizer.step()
+    assert weigh.weights() == pytest.approx({"count": 1 / 0.8, "center": 1 / (2 * 1.7)}, rel=1e-3)
+
+
+def test_only_the_bounded_weights_stay_bounded_when_a_task_overfits() -> None:
+    reached = {}
+    for name in ("uncertainty", "uncertainty-bounded"):
+        weigh = WEIGHTINGS[name]((COUNT,))
+        optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
+        for _ in range(500):
+            optimizer.zero_grad()
+            weigh({"count": torch.tensor(1e-4)}).backward()
+            optimizer.step()
+        reached[name] = weigh.weights()["count"]
+    assert reached["uncertainty-bounded"] == pytest.approx(4.0)
+    assert reached["uncertainty"] > 1000

@@ -1,0 +1,82 @@
+"""The cut between what is frozen and what is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conceptkit.guide.prefix import split
+from conceptkit.guide.training import TrainingOptions, build_model
+from conceptkit.models.backbones import Backbone, open_backbone
+from conceptkit.models.guided import MAIN, GuidedModel, Task
+
+TASKS = (Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),)
+
+
+def _trainable(model: GuidedModel) -> int:
+    return sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("name", "unfreeze", "size"),
+    [
+        ("mini_inception", ("mixed10",), 96),
+        ("mini_inception", (), 96),
+        ("resnet18", ("layer4.1.conv2",), 64),
+        ("mobilenetv2_100", ("blocks.6",), 64),
+    ],
+)
+def test_both_parts_together_are_the_network(name: str, unfreeze: tuple[str, ...], size: int) -> None:
+    backbone = open_backbone(name, "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=unfreeze, trunk=(8,)), seed=0)
+    parts = split(model)
+    assert parts is not None
+    prefix, rest = parts
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(rest(*prefix(images)), model.features(images))
+    assert not any(p.requires_grad for p in prefix.parameters())
+    assert sum(p.numel() for p in rest.parameters() if p.requires_grad) == _trainable(model)
+
+
+def test_the_gradient_reaches_the_unfrozen_layer_and_no_other() -> None:
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=("mixed10",)), seed=0)
+    parts = split(model)
+    assert parts is not None
+    prefix, rest = parts
+    with torch.no_grad():
+        boundary = prefix(torch.randn(2, 3, 96, 96))
+    model.outputs(rest(*boundary))[MAIN].sum().backward()
+    reached = {n for n, p in model.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    convolutions = {n for n, p in model.backbone.named_parameters() if n.startswith("mixed10.") and "conv" in n}
+    assert reached == convolutions
+
+
+def test_nothing_is_cached_when_the_first_layer_is_trained() -> None:
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=("stem",)), seed=0)
+    assert split(model) is None
+
+
+def test_the_paper_s_trainable_parameters() -> None:
+    """InceptionV3 with its last five convolutions and the trunk of 2048, 512, 256: 7,801,600 before the heads."""
+    backbone = open_backbone("inception_v3", "random", seed=0)
+    block = "Mixed_7c"
+    layers = ("branch1x1", "branch3x3_2a", "branch3x3_2b", "branch3x3dbl_3a", "branch3x3dbl_3b")
+    options = TrainingOptions(unfreeze=tuple(f"{block}.{layer}.conv" for layer in layers), trunk=(2048, 512, 256))
+    model = build_model(backbone, TASKS, options, seed=0)
+    assert _trainable(model) + sum(p.numel() for p in model.trunk.parameters()) == 7_801_600
+
+
+def test_networks_of_one_seed_start_alike_whatever_their_heads() -> None:
+    backbone: Backbone = open_backbone("mini_inception", "random", seed=0)
+    more = (*TASKS, Task(name="count", kind="continuous"), Task(name="center", kind="categorical", classes=("A", "B")))
+    options = TrainingOptions()
+    first, second = (build_model(backbone, tasks, options, seed=3) for tasks in (TASKS, more))
+    other = build_model(backbone, TASKS, options, seed=4)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert not torch.equal(first.trunk[0][0].weight, other.trunk[0][0].weight)
+
+

@@ -1,0 +1,279 @@
+"""Held-out validation against an independent statement in scikit-learn, on made-up and on real tissue."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.patches import load_table
+from conceptkit.probe.ridge import ALPHAS
+from conceptkit.probe.validation import batches, check_activations, held_out, held_out_mlp, make_target, validate
+
+
+def pipeline(alpha):
+    return make_pipeline(StandardScaler(), Ridge(alpha))
+
+
+def nested_r2(X, y, groups, folds=5):
+    """The score written out: ridge with its penalty chosen in the training part, patients never on both sides."""
+    predicted = np.empty(len(y))
+    for train, test in GroupKFold(folds).split(X, groups=groups):
+        assert not set(groups[train]) & set(groups[test])
+        inner = list(GroupKFold(folds).split(train, groups=groups[train]))
+        error = [
+            sum(
+                ((pipeline(a).fit(X[train[i]], y[train[i]]).predict(X[train[o]]) - y[train[o]]) ** 2).sum()
+                for i, o in inner
+            )
+            for a in ALPHAS
+        ]
+        predicted[test] = pipeline(ALPHAS[int(np.argmin(error))]).fit(X[train], y[train]).predict(X[test])
+    return r2_score(y, predicted)
+
+
+def clustered(n_groups=15, per_group=12, d=30, seed=0):
+    """Activations and a concept that both have a part shared by the rows of a patient."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), per_group)
+    X = 1.5 * rng.normal(size=(n_groups, d))[groups] + rng.normal(size=(len(groups), d))
+    y = (
+        X @ rng.normal(size=d) / np.sqrt(d)
+        + 1.5 * rng.normal(size=n_groups)[groups]
+        + 0.5 * rng.normal(size=len(groups))
+    )
+    shuffled = rng.permutation(len(groups))
+    # Two-digit names: groups of one size go to folds in the order of their names, and names are sorted as text.
+    return X[shuffled], 40 + 3 * y[shuffled], 10 + groups[shuffled]
+
+
+def continuous(y, groups, name="count"):
+    return make_target(name, "continuous", y, groups)
+
+
+def test_it_is_the_independent_statement():
+    X, y, groups = clustered()
+    [result] = validate(X, [continuous(y, groups)], n_resamples=50)
+    assert result.score == pytest.approx(nested_r2(X, y, groups), abs=1e-6)
+    assert result.score == r2_score(y, result.predicted)
+    assert result.low < result.score < result.high
+    # What flatters, and by how much the patients matter here.
+    assert result.in_sample > result.patchwise > result.score + 0.1
+
+
+def test_in_sample_and_patchwise_are_the_independent_statements():
+    X, y, groups = clustered()
+    [result] = validate(X, [continuous(y, groups)], n_resamples=50, seed=3)
+    assert result.in_sample == pytest.approx(r2_score(y, pipeline(result.alpha).fit(X, y).predict(X)), abs=1e-9)
+    predicted = np.empty(len(y))
+    for train, test in KFold(5, shuffle=True, random_state=3).split(X):
+        model = ck.RegressionConceptVector().fit(X[train], y[train])  # its own folds over rows
+        predicted[test] = model.predict(X[test])
+    assert result.patchwise == pytest.approx(r2_score(y, predicted), abs=1e-9)
+    assert result.alpha == ck.RegressionConceptVector().fit(X, y, groups).alpha_
+
+
+def test_without_groups_rows_are_the_unit():
+    X, y, _ = clustered()
+    target = continuous(y, None)
+    assert target.n_groups == len(y)
+    [result] = validate(X, [target], n_resamples=50)
+    predicted = np.empty(len(y))
+    for train, test in KFold(5).split(X):
+        predicted[test] = ck.RegressionConceptVector().fit(X[train], y[train]).predict(X[test])
+    np.testing.assert_allclose(result.predicted, predicted)
+
+
+def test_the_interval_resamples_groups():
+    X, y, groups = clustered()
+    [result] = validate(X, [continuous(y, groups)], seed=1)
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(groups == g) for g in 10 + rng.choice(15, 15)])
+        scores.append(r2_score(y[rows], result.predicted[rows]))
+    # Two draws of 2000 resamples: the 2.5 % points differ by some hundredths of their spread.
+    assert [result.low, result.high] == pytest.approx(
+        np.quantile(scores, [0.025, 0.975]), abs=0.1 * np.std(scores) + 0.03
+    )
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    X, y, groups = clustered()
+    first, again, other = (validate(X, [continuous(y, groups)], n_resamples=50, seed=s)[0] for s in (5, 5, 6))
+    assert (first.low, first.high, first.patchwise) == (again.low, again.high, again.patchwise)
+    assert (first.low, first.high, first.patchwise) != (other.low, other.high, other.patchwise)
+    assert first.score == other.score
+
+
+def test_targets_together_are_the_same_as_alone():
+    X, y, groups = clustered()
+    targets = [continuous(y, groups), continuous(X[:, 0], groups, "first")]
+    together = validate(X, targets, n_resamples=50)
+    for target, result in zip(targets, together, strict=True):
+        [alone] = validate(X, [target], n_resamples=50)
+        assert (result.score, result.low, result.alpha) == pytest.approx(
+            (alone.score, alone.low, alone.alpha), rel=1e-9
+        )
+
+
+def test_targets_are_sorted_into_those_that_share_their_rows():
+    values = np.array([1.0, 2.0, np.nan, 4.0])
+    a, b, c = (
+        make_target(n, "continuous", v, None) for n, v in (("a", values), ("b", 2 * values), ("c", np.arange(4.0)))
+    )
+    d = make_target("d", "categorical", np.array(["x", "y", None, "x"], dtype=object), None)
+    assert [[t.name for t in part] for part in batches([a, c, b, d])] == [["a", "b"], ["c"], ["d"]]
+
+
+def test_a_permuted_concept_is_not_read():
+    X, y, groups = clustered()
+    rng = np.random.default_rng(0)
+    held, inside = [], []
+    for _ in range(5):
+        [result] = validate(X, [continuous(rng.permutation(y), groups)], n_resamples=50)
+        held.append(result.score)
+        inside.append(result.in_sample)
+    assert max(held) < 0.08
+    assert np.mean(inside) > np.mean(held)
+
+
+def test_classes():
+    X, y, groups = clustered()
+    words = np.where(y > np.quantile(y, 0.7), "high", "low").astype(object)
+    target = make_target("grade", "categorical", words, groups)
+    assert target.classes == ("high", "low")
+    assert target.chance == 0.5
+    [result] = validate(X, [target], n_resamples=50)
+    predicted = np.empty(len(y), dtype=object)
+    for train, test in GroupKFold(5).split(X, groups=groups):
+        vector = ck.ConceptActivationVector().fit(X[train], words[train].astype(str), groups[train])
+        predicted[test] = vector.predict(X[test])
+    expected = balanced_accuracy_score(words.astype(str), predicted.astype(str))
+    assert result.score == pytest.approx(expected)
+    assert result.low <= result.score <= result.high
+    assert result.in_sample > result.score
+    rng = np.random.default_rng(1)
+    shuffled = [make_target("grade", "categorical", rng.permutation(words), groups) for _ in range(5)]
+    null = [target.score(p) for target, p in zip(shuffled, held_out(X, shuffled), strict=True)]
+    # One score of 180 rows strays from chance by 0.05 as a rule, the mean of five by half of it.
+    assert np.mean(null) == pytest.approx(0.5, abs=0.07)
+    assert max(null) < result.score
+
+
+def test_the_perceptron_reads_what_is_not_linear():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 2))
+    groups = np.repeat(np.arange(20), 30)
+    words = np.where(X[:, 0] * X[:, 1] > 0, "a", "b").astype(object)  # no line tells them apart
+    target = make_target("xor", "categorical", words, groups)
+    predicted = held_out_mlp(X, target)
+    assert target.score(predicted) > 0.85
+    assert target.score(held_out(X, [target])[0]) < 0.6
+    np.testing.assert_array_equal(predicted, held_out_mlp(X, target))
+    y = 1000 + 50 * X[:, 0] ** 2
+    assert continuous(y, groups).score(held_out_mlp(X, continuous(y, groups))) > 0.7
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "sentence"),
+    [
+        ("continuous", np.full(6, np.nan), "concept: count has no value in any of the 6 rows"),
+        ("continuous", np.array([3.0, 3.0, np.nan]), r"concept: count is constant \(3 in all 2 rows\)"),
+        ("continuous", np.array([1.0, np.inf, 2.0, -np.inf]), "concept: count must be finite, 2 rows are infinite"),
+        ("categorical", np.array([None, None], dtype=object), "concept: count has no value in any of the 2 rows"),
+        ("categorical", np.array(["a", None, "a"], dtype=object), r"one class only \('a' in all 2 rows\)"),
+    ],
+)
+def test_concepts_that_cannot_be_probed(kind, values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make_target("count", kind, values, None)
+
+
+def test_rows_without_a_value_are_left_out_and_groups_numbered_anew():
+    target = continuous(np.array([1.0, np.nan, 3.0, 4.0]), np.array(["p9", "p1", "p7", "p9"], dtype=object))
+    assert target.rows.tolist() == [0, 2, 3]
+    assert target.y.tolist() == [1, 3, 4]
+    assert target.groups.tolist() == [1, 0, 1]
+    assert target.n_groups == 2
+
+
+def test_fewer_groups_than_folds():
+    X, y, groups = clustered(n_groups=4)
+    with pytest.raises(InputError, match="5 folds need at least 5 groups, the rows with count have 4"):
+        validate(X, [continuous(y, groups)])
+
+
+def test_a_class_of_one_patient_needs_fewer_folds():
+    X, _, groups = clustered()
+    target = make_target("site", "categorical", np.where(groups < 24, "a", "b").astype(object), groups)
+    with pytest.raises(InputError, match="concept: site has one class only in one training part; name fewer --folds"):
+        validate(X, [target])
+
+
+def test_activations_must_be_finite():
+    X = np.zeros((5, 3))
+    check_activations(X, "mixed10")
+    X[1, 1], X[3, 0] = np.nan, np.inf
+    with pytest.raises(InputError, match="activations: mixed10 must be finite, 2 of 5 rows hold NaN or infinity"):
+        check_activations(X, "mixed10")
+
+
+# Real tissue
+
+
+@pytest.fixture(scope="module")
+def monuseg(shared_data, tmp_path_factory):
+    """Features of MobileNetV2, nuclear area in pixels, and patients of the MoNuSeg patches."""
+    from conceptkit.models.activations import read_activations
+    from conceptkit.models.backbones import open_backbone
+
+    folder = tmp_path_factory.mktemp("monuseg")
+    ck.run_measure(shared_data / "monuseg" / "images.csv", out=folder / "table.csv", names=["area_px"])
+    table = load_table(folder / "table.csv")
+    weights = shared_data / "weights" / "mobilenetv2_100.tf_in1k.fp16.safetensors"
+    backbone = open_backbone("mobilenetv2_100", str(weights))
+    X = read_activations(table, backbone, ["blocks.6"], cache=folder, device="cpu")["blocks.6"].astype(float)
+    area = table.concept("area_px").values
+    kept = ~np.isnan(area)
+    return X[kept], area[kept], table.groups("patient")[kept]
+
+
+def test_on_real_tissue_it_is_the_independent_statement(monuseg):
+    X, y, patients = monuseg
+    assert X.shape[1] == 320
+    assert len(set(patients)) == 30
+    [result] = validate(X, [continuous(y, patients)])
+    groups = np.unique(patients.astype(str), return_inverse=True)[1]
+    assert result.score == pytest.approx(nested_r2(X, y, groups), abs=1e-6)
+    assert result.low < result.score < result.high
+    assert result.in_sample > result.patchwise > result.score + 0.1
+
+
+def test_the_known_levels_of_real_tissue(monuseg):
+    """Levels that were found with scikit-learn alone: what flatters, and by how much."""
+    X, y, patients = monuseg
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS))
+    in_sample = r2_score(y, model.fit(X, y).predict(X))
+    patchwise = r2_score(y, cross_val_predict(model, X, y, cv=KFold(5, shuffle=True, random_state=0)))
+    patientwise = r2_score(y, cross_val_predict(model, X, y, cv=GroupKFold(5), groups=patients))
+    assert in_sample == pytest.approx(0.83, abs=0.03)
+    assert patchwise == pytest.approx(0.70, abs=0.03)
+    assert patientwise == pytest.approx(0.51, abs=0.03)
+
+
+def test_permuted_areas_of_real_tissue_are_not_read(monuseg):
+    X, y, patients = monuseg
+    target = continuous(np.random.default_rng(0).permutation(y), patients)
+    [result] = validate(X, [target], n_resamples=50)
+    assert result.score < 0.03
+    assert result.in_sample > result.score
