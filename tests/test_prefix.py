@@ -78,5 +78,3 @@ def test_networks_of_one_seed_start_alike_whatever_their_heads() -> None:
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
     assert not torch.equal(first.trunk[0][0].weight, other.trunk[0][0].weight)
-
-
