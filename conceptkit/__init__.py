@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from conceptkit.records import GuideRecord, ProbeRecord, load_record
     from conceptkit.study import Study, load_study
     from conceptkit.synthetic import embedded_study
-    from conceptkit.workflow import run_guide, run_measure, run_probe, write_report
+    from conceptkit.workflow.guiding import run_guide
+    from conceptkit.workflow.measuring import run_measure
+    from conceptkit.workflow.probing import run_probe
+    from conceptkit.workflow.reporting import write_report
 
 __version__ = "0.1.0"
 
@@ -29,10 +32,10 @@ _HOMES = {
     "embedded_study": "synthetic",
     "load_record": "records",
     "load_study": "study",
-    "run_guide": "workflow",
-    "run_measure": "workflow",
-    "run_probe": "workflow",
-    "write_report": "workflow",
+    "run_guide": "workflow.guiding",
+    "run_measure": "workflow.measuring",
+    "run_probe": "workflow.probing",
+    "write_report": "workflow.reporting",
 }
 
 __all__ = [

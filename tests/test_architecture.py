@@ -145,7 +145,7 @@ def test_the_report_never_loads_a_network_or_a_slide(name):
 
 def test_the_walk_sees_torch():
     assert "torch" in outside(closure("conceptkit.models.activations"))
-    assert "torch" in outside(closure("conceptkit.workflow"))
+    assert "torch" in outside(closure("conceptkit.workflow.probing"))
 
 
 @pytest.mark.parametrize("name", ["utils", "util", "common", "helpers", "helper", "misc", "manager"])
@@ -168,7 +168,13 @@ def run(code):
     ).stdout
 
 
-LIGHT = ("conceptkit", "conceptkit.cli", "conceptkit.workflow", "conceptkit.study", "conceptkit.probe.validation")
+LIGHT = (
+    "conceptkit",
+    "conceptkit.cli",
+    "conceptkit.workflow.probing",
+    "conceptkit.study",
+    "conceptkit.probe.validation",
+)
 
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if n in MODULES])

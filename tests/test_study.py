@@ -9,7 +9,7 @@ import pytest
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.study import Splits, load_study, table_study
-from conceptkit.workflow import find_study
+from conceptkit.workflow.opening import find_study
 
 WHOLE = """
 name = "colon"

@@ -1,0 +1,42 @@
+"""The command line: one file per command, holding its options and its printing; the work is in ``workflow``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from conceptkit.cli.demo import demo
+from conceptkit.cli.guide import guide
+from conceptkit.cli.measure import measure
+from conceptkit.cli.probe import probe
+from conceptkit.cli.report import report
+
+app = typer.Typer(
+    name="conceptkit",
+    help="Find out what a neural network knows of human concepts; train it to know more of some and less of others.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from conceptkit import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+for command in (probe, guide, measure, report, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,59 @@
+"""The command ``conceptkit measure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from conceptkit.cli.console import progress_bars, reading_console, sentences, write_json_result
+from conceptkit.cli.options import DebugOption, JsonOption, name_list
+
+
+def measure(
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES.csv", help="One row per image: image, mask, mpp, patient, …")
+    ],
+    out: Annotated[str, typer.Option("--out", help="The patch table to write, .csv or .parquet.")],
+    patch_size: Annotated[int, typer.Option("--patch-size", help="Side of a patch, in pixels.")] = 224,
+    names: Annotated[list[str] | None, typer.Option("--measure", help="Measures to take, comma-separated.")] = None,
+    on_error: Annotated[str, typer.Option("--on-error", help="fail, or skip to list a bad image and go on.")] = "fail",
+    json: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Cut images into patches and measure the concepts of each."""
+    with sentences(debug), reading_console(json) as console:
+        from conceptkit._checks import check_choice
+        from conceptkit.workflow.measuring import run_measure
+
+        check_choice("on-error", on_error, ("fail", "skip"))
+        with progress_bars() as progress:
+            measured = run_measure(
+                images,
+                out=out,
+                patch_size=patch_size,
+                names=name_list(names) or None,
+                skip_bad=on_error == "skip",
+                progress=progress,
+            )
+        for what, reason in measured.skipped:
+            console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
+        for note in measured.notes:
+            console.print(escape(note), style="dim")
+        console.print(f"{len(measured.table)} patches written to {escape(out)}")
+        skipped = [{"what": what, "reason": reason} for what, reason in measured.skipped]
+        write_json_result(
+            json,
+            {
+                "schema": "conceptkit/measure/1",
+                "study": Path(images).stem,
+                "rows_written": len(measured.table),
+                "skipped": skipped,
+                "path": out,
+                "notes": list(measured.notes),
+            },
+        )
+        if skipped:
+            raise typer.Exit(1)

@@ -1,0 +1,62 @@
+"""Options that commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from conceptkit._checks import InputError
+
+StudyOption = Annotated[
+    str | None,
+    typer.Option("--study", help="Study file; by default conceptkit.toml here, else the embedded synthetic study."),
+]
+TableOption = Annotated[
+    str | None, typer.Option("--table", help="Patch table (CSV or Parquet), instead of the study's.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="A network of timm's, mini_inception (bundled), or a checkpoint's folder.")
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="imagenet, random, or a weights FILE; imagenet when only --model is given."),
+]
+GroupOption = Annotated[
+    str | None, typer.Option("--group", help="Column of patients or slides, never split across folds.")
+]
+CategoricalOption = Annotated[
+    list[str] | None, typer.Option("--categorical", help="Concepts to take as classes, comma-separated.")
+]
+FoldsOption = Annotated[int, typer.Option("--folds", help="Parts of the cross-validation.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, …")]
+OutOption = Annotated[
+    str | None, typer.Option("--out", help="Run folder; by default the next free one below runs/.", show_default=False)
+]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def name_list(given: list[str] | None) -> list[str]:
+    """Return the names in options that may be repeated and may hold commas."""
+    return [name.strip() for part in given or () for name in part.split(",") if name.strip()]
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{option}: must be whole numbers separated by commas, got {text!r}.") from None
+
+
+def seed_list(text: str) -> list[int]:
+    """Return 0 … n − 1 for one number n, else the numbers listed."""
+    numbers = list(whole_numbers("seeds", text))
+    if len(numbers) == 1 and "," not in text:
+        if numbers[0] < 1:
+            raise InputError(f"seeds: at least 1 is needed, got {numbers[0]}.")
+        return list(range(numbers[0]))
+    return numbers

@@ -1,0 +1,71 @@
+"""The command ``conceptkit probe``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
+from conceptkit.cli.options import (
+    CategoricalOption,
+    DebugOption,
+    DeviceOption,
+    FoldsOption,
+    GroupOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    StudyOption,
+    TableOption,
+    WeightsOption,
+    name_list,
+)
+
+
+def probe(
+    layer: Annotated[list[str] | None, typer.Option("--layer", help="Layers, comma-separated.")] = None,
+    concept: Annotated[list[str] | None, typer.Option("--concept", help="Concepts, comma-separated.")] = None,
+    study: StudyOption = None,
+    table: TableOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    group: GroupOption = None,
+    categorical: CategoricalOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split alone.")] = None,
+    pool: Annotated[str, typer.Option("--pool", help="gap, max or flatten.")] = "gap",
+    folds: FoldsOption = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of resamples and random networks.")] = 0,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
+    out: OutOption = None,
+    json: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure how well concepts are read from layers, on patients the vectors have not seen."""
+    with sentences(debug), reading_console(json) as console:
+        from conceptkit.workflow.opening import find_study
+        from conceptkit.workflow.probing import run_probe
+
+        meant = find_study(study, table)
+        introduce(console, meant)
+        with progress_bars() as progress:
+            record = run_probe(
+                meant,
+                layers=name_list(layer) or None,
+                concepts=name_list(concept) or None,
+                model=model,
+                weights=weights,
+                group=group,
+                categorical=name_list(categorical),
+                split=split,
+                pool=pool,
+                folds=folds,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                out=out,
+                progress=progress,
+            )
+        show_record(console, record)
+        write_json_result(json, record.to_dict())

@@ -1,0 +1,31 @@
+"""The command ``conceptkit report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from conceptkit.cli.console import reading_console, sentences, write_json_result
+from conceptkit.cli.options import DebugOption, JsonOption
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of probe and guide.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The page.")] = "report.html",
+    json: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one offline HTML page from finished runs."""
+    with sentences(debug), reading_console(json) as console:
+        from conceptkit.records import load_record
+        from conceptkit.workflow.reporting import write_report
+
+        names = list(dict.fromkeys(load_record(Path(run)).study for run in runs))
+        path = write_report(runs, out)
+        console.print(f"report written to {escape(str(path))}")
+        write_json_result(
+            json, {"schema": "conceptkit/report/1", "study": ", ".join(names), "path": str(path), "runs": runs}
+        )

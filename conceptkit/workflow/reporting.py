@@ -1,0 +1,69 @@
+"""The page from finished runs, and the demonstration that makes them all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from conceptkit._checks import InputError
+from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord
+from conceptkit.synthetic import embedded_study
+from conceptkit.workflow.guiding import run_guide
+from conceptkit.workflow.opening import Progress
+from conceptkit.workflow.probing import run_probe
+
+
+def write_report(runs: Sequence[str | Path | ProbeRecord | GuideRecord], out: str | Path = "report.html") -> Path:
+    """Write one offline HTML page from run folders.
+
+    Parameters
+    ----------
+    runs : run folders, or records that were just made
+    out : the page
+
+    Returns
+    -------
+    its path
+
+    Raises
+    ------
+    InputError
+        when a folder holds no record that can be read
+    """
+    from conceptkit.report.page import write_page
+
+    folders = []
+    for run in runs:
+        if isinstance(run, ProbeRecord | GuideRecord):
+            if run.folder is None:
+                raise InputError("run: this record was not saved to a run folder.")
+            folders.append(run.folder)
+        else:
+            folders.append(Path(run))
+    return write_page(folders, Path(out))
+
+
+def run_demo(
+    out: str | Path = "runs/demo", *, seed: int = 0, progress: Progress | None = None
+) -> tuple[ProbeRecord, GuideRecord, Path]:
+    """Probe, guide and report on the embedded study.
+
+    Parameters
+    ----------
+    out : folder for the two runs and the page; what an earlier demo left there is replaced
+    seed : of training and resamples
+
+    Returns
+    -------
+    the probe's record, the guide's record, the page
+    """
+    folder = Path(out)
+    for name in ("probe", "guide"):
+        if (folder / name / RECORD_FILE).exists():
+            shutil.rmtree(folder / name)
+    study = embedded_study()
+    layers = ["mixed2", "mixed4", "mixed7", "mixed10"]
+    probed = run_probe(study, layers=layers, seed=seed, out=folder / "probe", progress=progress)
+    guided = run_guide(study, seeds=[seed], out=folder / "guide", progress=progress)
+    return probed, guided, write_report([probed, guided], folder / "report.html")
