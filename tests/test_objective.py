@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit.guide.objective import REVERSALS, class_weights, encode, task_loss
-from conceptkit.guide.weighting import WEIGHTINGS
+from conceptkit._checks import InputError
+from conceptkit.guide.objective import (
+    REVERSALS,
+    balance_factors,
+    class_weights,
+    confusion_loss,
+    encode,
+    joint_codes,
+    task_loss,
+)
+from conceptkit.guide.weighting import Weighting, parse_weighting
 from conceptkit.models.guided import MAIN, GradientReversal, GuidedModel, Task
 
 MAIN_TASK = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
@@ -77,11 +86,11 @@ def test_one_step_is_the_papers(weighting: str) -> None:
     torch.manual_seed(0)
     tasks = (MAIN_TASK, COUNT, CENTER)
     model = GuidedModel(Flat(), 4, tasks, trunk=(3,)).double()
-    weigh = WEIGHTINGS[weighting](tasks).double()
+    weigh = Weighting(tasks, weighting).double()
     if weighting == "uncertainty":
         with torch.no_grad():
-            for i, s in enumerate(weigh.log_variance.values()):
-                s.fill_(0.3 * i - 0.2)
+            for i, term in enumerate(weigh.terms.values()):
+                term.log_variance.fill_(0.3 * i - 0.2)
     strength = 0.7
     model.reversals["center"].get_buffer("strength").fill_(strength)
     images = torch.randn(6, 5, dtype=torch.float64)
@@ -101,7 +110,7 @@ def test_one_step_is_the_papers(weighting: str) -> None:
     for task in tasks:
         factor = 1.0
         if weighting == "uncertainty":
-            factor = (0.5 if task.kind == "continuous" else 1.0) * math.exp(-weigh.log_variance[task.name].item())
+            factor = (0.5 if task.kind == "continuous" else 1.0) * math.exp(-weigh.terms[task.name].log_variance.item())
         alpha = -strength if task.adversarial else 1.0
         parameters = [*shared, *model.heads[task.name].parameters()]
         for p, g in zip(parameters, torch.autograd.grad(losses()[task.name], parameters), strict=True):
@@ -137,7 +146,7 @@ def test_schedules_reach_both_ends(name: str, start: float, end: float) -> None:
 @pytest.mark.parametrize("name", ["uncertainty", "uncertainty-bounded"])
 def test_effective_weights_at_the_optimum(name: str) -> None:
     """With the losses held fixed, e^(−s) settles at 1/MSE and 1/(2·CE)."""
-    weigh = WEIGHTINGS[name]((COUNT, CENTER))
+    weigh = Weighting((COUNT, CENTER), name)
     losses = {"count": torch.tensor(0.8), "center": torch.tensor(1.7)}
     optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
     for _ in range(2000):
@@ -147,10 +156,20 @@ def test_effective_weights_at_the_optimum(name: str) -> None:
     assert weigh.weights() == pytest.approx({"count": 1 / 0.8, "center": 1 / (2 * 1.7)}, rel=1e-3)
 
 
+def test_the_papers_code_doubles_the_weight() -> None:
+    weigh = Weighting((CENTER,), "uncertainty-full")
+    optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        weigh({"center": torch.tensor(1.7)}).backward()
+        optimizer.step()
+    assert weigh.weights()["center"] == pytest.approx(1 / 1.7, rel=1e-3)
+
+
 def test_only_the_bounded_weights_stay_bounded_when_a_task_overfits() -> None:
     reached = {}
     for name in ("uncertainty", "uncertainty-bounded"):
-        weigh = WEIGHTINGS[name]((COUNT,))
+        weigh = Weighting((COUNT,), name)
         optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
         for _ in range(500):
             optimizer.zero_grad()
@@ -159,3 +178,112 @@ def test_only_the_bounded_weights_stay_bounded_when_a_task_overfits() -> None:
         reached[name] = weigh.weights()["count"]
     assert reached["uncertainty-bounded"] == pytest.approx(4.0)
     assert reached["uncertainty"] > 1000
+
+
+def test_weights_can_be_set_per_task() -> None:
+    weigh = Weighting((MAIN_TASK, COUNT, CENTER), "uncertainty,center=fixed:0.25,count=uncertainty-bounded:2")
+    assert weigh.weights() == {MAIN: 1.0, "count": 1.0, "center": 0.25}
+    with torch.no_grad():
+        for parameter in weigh.parameters():
+            parameter.fill_(-5.0)
+    assert weigh.weights() == pytest.approx({MAIN: math.exp(5), "count": 2.0, "center": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("uncertanty", "near names: uncertainty"),
+        ("fixed", "fixed needs a value"),
+        ("vanilla:2", "vanilla takes no value"),
+        ("uncertainty,vanilla", "one strategy for all tasks"),
+        ("fixed:much", "'much' in 'fixed:much' is not a number"),
+        ("fixed:-1", "at least 0"),
+    ],
+)
+def test_a_weighting_that_cannot_be_read_is_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Weighting((MAIN_TASK, COUNT), text)
+
+
+def test_dynamic_weights_follow_the_ratio_of_losses() -> None:
+    weigh = Weighting((MAIN_TASK, COUNT, CENTER), "dwa,center=fixed:0.5")
+    weigh.end_epoch({MAIN: 1.0, "count": 2.0, "center": 3.0})
+    assert weigh.weights() == {MAIN: 1.0, "count": 1.0, "center": 0.5}
+    weigh.end_epoch({MAIN: 0.5, "count": 1.8, "center": 1.0})
+    powers = {MAIN: math.exp(0.5 / 2), "count": math.exp(0.9 / 2)}
+    expected = {name: 2 * power / sum(powers.values()) for name, power in powers.items()}
+    assert weigh.weights() == pytest.approx({**expected, "center": 0.5})
+    assert parse_weighting("dwa") == (("dwa", None), {})
+
+
+def test_balanced_rows_tell_nothing_of_the_label() -> None:
+    rng = np.random.default_rng(0)
+    main = torch.tensor(rng.integers(0, 2, 400))
+    codes = torch.tensor([rng.choice(3, p=[0.6, 0.3, 0.1] if y else [0.1, 0.2, 0.7]) for y in main.tolist()])
+    main[:20], codes[10:30] = -1, -1
+    factors = balance_factors(codes, main)
+    assert (factors[:30] == 1).all()
+    both = (codes >= 0) & (main >= 0)
+
+    def shares(weight: torch.Tensor) -> torch.Tensor:
+        counts = [[weight[both & (codes == c) & (main == y)].sum() for y in (0, 1)] for c in range(3)]
+        table = torch.tensor(counts)
+        return table / table.sum(0)
+
+    balanced = shares(factors)
+    torch.testing.assert_close(balanced[:, 0], balanced[:, 1])
+    plain = shares(torch.ones(len(codes)))
+    assert (plain[:, 0] - plain[:, 1]).abs().max() > 0.3  # the control: unweighted, the concept tells the label
+    expected = torch.tensor([(codes[both] == c).float().mean() for c in range(3)])
+    torch.testing.assert_close(balanced[:, 0], expected)
+
+
+def test_a_discouraged_value_has_a_bounded_loss() -> None:
+    task = Task(name="size", kind="continuous", adversarial=True)
+    output = torch.tensor([[1e6], [0.5]], requires_grad=True)
+    loss = task_loss(task, output, torch.tensor([0.0, 0.0]))
+    assert loss.item() == pytest.approx((1.0 + 1.0 - math.exp(-0.125)) / 2)
+    loss.backward()
+    assert output.grad is not None
+    assert output.grad.abs().max() < 0.5
+    encouraged = task_loss(COUNT, output.detach(), torch.tensor([0.0, 0.0]))
+    assert encouraged.item() > 1e11
+
+
+def test_confusion_is_least_where_every_class_is_as_likely() -> None:
+    target = torch.tensor([0, 1, -1])
+    even = torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    assert confusion_loss(CENTER, even, target).item() == pytest.approx(0.0, abs=1e-6)
+    sure = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 0.0]])
+    p = math.exp(5) / (math.exp(5) + 2)
+    by_hand = -(math.log(p) + 2 * math.log((1 - p) / 2)) / 3 - math.log(3)
+    assert confusion_loss(CENTER, sure, target).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_confusion_moves_what_is_shared_and_leaves_the_head() -> None:
+    torch.manual_seed(0)
+    model = GuidedModel(Flat(), 4, (MAIN_TASK, CENTER), trunk=(3,))
+    reads = model.reads(*model.features(torch.randn(4, 5)))
+    confusion_loss(CENTER, model.held_outputs(reads)["center"], torch.tensor([0, 1, 2, 0])).backward()
+    assert all(p.grad is None for p in model.heads.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.trunk.parameters())
+
+
+def test_partial_balance_lies_between_and_has_mean_one() -> None:
+    main = torch.tensor([0, 0, 0, 1, 1, 1, 1, -1])
+    codes = torch.tensor([0, 0, 1, 1, 1, 1, 0, 0])
+    full, half, none = (balance_factors(codes, main, power=power) for power in (1.0, 0.5, 0.0))
+    known = main >= 0
+    for factors in (full, half, none):
+        assert factors[known].mean().item() == pytest.approx(1.0)
+        assert factors[7] == 1.0
+    assert (none == 1.0).all()
+    assert ((half - 1).abs() <= (full - 1).abs() + 1e-6).all()
+
+
+def test_joint_codes_tell_combinations_apart() -> None:
+    codes = joint_codes([torch.tensor([0, 0, 1, 1, -1, 0]), torch.tensor([2, 3, 2, 3, 2, 2])])
+    assert codes[4] == -1
+    assert codes[0] == codes[5]
+    assert len(set(codes[:4].tolist())) == 4
+    assert joint_codes([torch.tensor([-1, -1])]).tolist() == [-1, -1]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conceptkit.guide.prefix import split
-from conceptkit.guide.training import TrainingOptions, build_model
+from conceptkit._checks import InputError
+from conceptkit.guide.building import build_model
+from conceptkit.guide.options import TrainingOptions
+from conceptkit.guide.prefix import frozen_layers, split
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 
@@ -34,7 +36,8 @@ def test_both_parts_together_are_the_network(name: str, unfreeze: tuple[str, ...
     prefix, rest = parts
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(rest(*prefix(images)), model.features(images))
+        for ours, whole in zip(rest(*prefix(images)), model.features(images), strict=True):
+            assert torch.equal(ours, whole)
     assert not any(p.requires_grad for p in prefix.parameters())
     assert sum(p.numel() for p in rest.parameters() if p.requires_grad) == _trainable(model)
 
@@ -47,7 +50,7 @@ def test_the_gradient_reaches_the_unfrozen_layer_and_no_other() -> None:
     prefix, rest = parts
     with torch.no_grad():
         boundary = prefix(torch.randn(2, 3, 96, 96))
-    model.outputs(rest(*boundary))[MAIN].sum().backward()
+    model.outputs(model.reads(*rest(*boundary)))[MAIN].sum().backward()
     reached = {n for n, p in model.backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     convolutions = {n for n, p in model.backbone.named_parameters() if n.startswith("mixed10.") and "conv" in n}
     assert reached == convolutions
@@ -78,3 +81,50 @@ def test_networks_of_one_seed_start_alike_whatever_their_heads() -> None:
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
     assert not torch.equal(first.trunk[0][0].weight, other.trunk[0][0].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "unfreeze", "layers", "size"),
+    [
+        ("mini_inception", ("mixed9", "mixed10"), ("mixed9", "mixed4"), 96),
+        ("resnet18", ("layer4.1.conv2",), ("layer4.1", "layer4.1.conv1"), 64),
+    ],
+)
+def test_heads_on_layers_read_their_pooled_output(
+    name: str, unfreeze: tuple[str, ...], layers: tuple[str, ...], size: int
+) -> None:
+    backbone = open_backbone(name, "random", seed=0)
+    live, frozen = layers
+    tasks = (
+        *TASKS,
+        Task(name="count", kind="continuous", layer=live),
+        Task(name="center", kind="categorical", classes=("A", "B", "C"), adversarial=True, layer=frozen),
+    )
+    model = build_model(backbone, tasks, TrainingOptions(unfreeze=unfreeze, trunk=(8,)), seed=0)
+    assert frozen_layers(model) == [frozen]
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for layer in layers:
+        handle = model.backbone.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update({layer: output.clone()})
+        )
+        with torch.no_grad():
+            model.backbone.forward_features(images)
+        handle.remove()
+    parts = split(model)
+    assert parts is not None
+    prefix, rest = parts
+    with torch.no_grad():
+        pooled, *read = rest(*prefix(images))
+    for layer, value in zip(model.layers, read, strict=True):
+        torch.testing.assert_close(value, seen[layer].mean((2, 3)))
+    outputs = model.outputs(model.reads(pooled, *read))
+    torch.testing.assert_close(outputs["count"], model.heads["count"](seen[live].mean((2, 3))))
+    assert outputs["center"].shape == (3, 3)
+
+
+def test_a_head_needs_a_layer_of_maps() -> None:
+    backbone = open_backbone("vit_tiny_patch16_224", "random", seed=0)
+    task = Task(name="count", kind="continuous", layer="blocks.3")
+    with pytest.raises(InputError, match=r"blocks\.3 gives"):
+        build_model(backbone, (*TASKS, task), TrainingOptions(trunk=(8,)), seed=0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
 
 from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
 from conceptkit.cli.options import (
@@ -24,13 +27,17 @@ from conceptkit.cli.options import (
     whole_numbers,
 )
 
+if TYPE_CHECKING:
+    from conceptkit.guide.outline import Outline
+
 
 def guide(
     encourage: Annotated[
-        list[str] | None, typer.Option("--encourage", help="Concepts to know, comma-separated.")
+        list[str] | None,
+        typer.Option("--encourage", help="Concepts to know: CONCEPT or CONCEPT@LAYER, comma-separated."),
     ] = None,
     discourage: Annotated[
-        list[str] | None, typer.Option("--discourage", help="Concepts not to know, comma-separated.")
+        list[str] | None, typer.Option("--discourage", help="Concepts not to know, comma-separated, as above.")
     ] = None,
     study: StudyOption = None,
     table: TableOption = None,
@@ -38,6 +45,9 @@ def guide(
     weights: WeightsOption = None,
     group: GroupOption = None,
     categorical: CategoricalOption = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="ours, paper or paper-code: fills in the options below.")
+    ] = "ours",
     unfreeze: Annotated[
         list[str] | None, typer.Option("--unfreeze", help="Layers to train, comma-separated; none for the trunk alone.")
     ] = None,
@@ -45,16 +55,36 @@ def guide(
         str | None, typer.Option("--trunk", help="Widths of the dense layers, such as 2048,512,256.")
     ] = None,
     dropout: Annotated[float | None, typer.Option("--dropout", help="Rate after each dense layer.")] = None,
+    l2: Annotated[float | None, typer.Option("--l2", help="Penalty on the trunk's kernels, as in Keras.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adam or sgd.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of kernels.")] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", help="Of sgd.")] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov/--no-nesterov", help="Of sgd.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="At most.")] = None,
-    warmup: Annotated[int | None, typer.Option("--warmup", help="Epochs of the reversal's schedule.")] = None,
+    warmup: Annotated[int | None, typer.Option("--warmup", help="Epochs in which discouraging sets in.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", help="Epochs without a lower validation loss.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Patches per step.")] = None,
     weighting: Annotated[
-        str | None, typer.Option("--weighting", help="vanilla, uncertainty or uncertainty-bounded.")
+        str | None,
+        typer.Option("--weighting", help="Of the losses, for all tasks and for some: uncertainty,center=fixed:0.1"),
     ] = None,
-    reversal: Annotated[str | None, typer.Option("--reversal", help="constant, ramp or switched.")] = None,
+    reset_weights: Annotated[
+        bool | None, typer.Option("--reset-weights/--keep-weights", help="Learned weights anew after the warmup.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="How to discourage: confusion or reversal.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Of discouraging, at the end of warmup.")] = None,
+    reversal: Annotated[str | None, typer.Option("--reversal", help="Schedule: constant, ramp or switched.")] = None,
+    balance: Annotated[
+        bool | None,
+        typer.Option("--balance/--no-balance", help="Adversaries learn from rows weighted free of the main label."),
+    ] = None,
+    balance_main: Annotated[
+        float | None, typer.Option("--balance-main", help="Power of these weights in the main loss, 0 to 1.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="Of what is frozen: exact, fast (16 bits) or off.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
     folds: FoldsOption = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of a single pair of runs.")] = 0,
     seeds: Annotated[str | None, typer.Option("--seeds", help="How many (5), or a list (1001,822).")] = None,
@@ -65,34 +95,52 @@ def guide(
 ) -> None:
     """Train a baseline and a guided network alike, and measure what guiding changed."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.guiding import run_guide
+        from conceptkit.workflow.guiding import outline_guide, run_guide
         from conceptkit.workflow.opening import find_study
 
         chosen = {
             "unfreeze": None if unfreeze is None else tuple(n for n in name_list(unfreeze) if n != "none"),
             "trunk": None if trunk is None else whole_numbers("trunk", trunk),
             "dropout": dropout,
+            "l2": l2,
+            "optimizer": optimizer,
             "lr": lr,
-            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
             "epochs": epochs,
             "warmup": warmup,
             "patience": patience,
             "batch_size": batch_size,
             "weighting": weighting,
+            "reset_weights": reset_weights,
+            "method": method,
+            "strength": strength,
             "reversal": reversal,
+            "balance": balance,
+            "balance_main": balance_main,
+            "cache": cache,
         }
         meant = find_study(study, table)
         introduce(console, meant)
+        wanted: dict[str, Any] = {
+            "encourage": None if encourage is None else name_list(encourage),
+            "discourage": None if discourage is None else name_list(discourage),
+            "model": model,
+            "weights": weights,
+            "group": group,
+            "categorical": name_list(categorical),
+            "recipe": recipe,
+            "options": {k: v for k, v in chosen.items() if v is not None},
+        }
+        if dry_run:
+            outline = outline_guide(meant, **wanted)
+            _show_outline(console, outline)
+            write_json_result(json, outline.to_dict())
+            return
         with progress_bars() as progress:
             record = run_guide(
                 meant,
-                encourage=None if encourage is None else name_list(encourage),
-                discourage=None if discourage is None else name_list(discourage),
-                model=model,
-                weights=weights,
-                group=group,
-                categorical=name_list(categorical),
-                options={k: v for k, v in chosen.items() if v is not None},
+                **wanted,
                 folds=folds,
                 seeds=[seed] if seeds is None else seed_list(seeds),
                 device=device,
@@ -101,3 +149,25 @@ def guide(
             )
         show_record(console, record)
         write_json_result(json, record.to_dict())
+
+
+def _show_outline(console: Console, outline: Outline) -> None:
+    """Print the tree of branches."""
+    tree = Tree(f"{escape(outline.model)}, recipe {outline.recipe}")
+    backbone = tree.add(f"backbone: {len(outline.unfrozen)} layers trained" if outline.unfrozen else "backbone: frozen")
+    for layer, size in outline.unfrozen.items():
+        backbone.add(f"{escape(layer)}: {size:,} parameters")
+    trunk = tree.add("trunk: " + (" → ".join(map(str, outline.trunk)) or "none"))
+    for branch in outline.branches:
+        parent = trunk if branch.layer == "trunk" else backbone.add(f"{escape(branch.layer)}, pooled")
+        sign = "α = 1" if branch.alpha == 1 else "α = −1"
+        parent.add(f"{escape(branch.task)}: {sign}, {branch.loss}, {branch.parameters:,} parameters")
+    console.print(tree)
+    console.print(
+        f"trained before the heads {outline.trainable_before_heads:,}, in the heads {outline.trainable_heads:,}, "
+        f"loss weights {outline.trainable_loss_weights}"
+    )
+    console.print("rows: " + ", ".join(f"{escape(name)} {n}" for name, n in outline.rows.items()))
+    console.print(", ".join(f"{name} {escape(str(value))}" for name, value in outline.settings.items()), style="dim")
+    for note in outline.notes:
+        console.print(escape(note), style="dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,46 @@ def class_weights(codes: Tensor, n_classes: int) -> Tensor:
     return 1.0 - counts / counts.sum()
 
 
-def task_loss(task: Task, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tensor:
+    """Return factors (n,) of rows, of mean 1, under which a categorical concept says nothing of the main label.
+
+    Each row gets p(c)·p(y) / p(c, y), shares of the rows where both are known; rows that lack either get 1. An
+    adversary that learns under these factors cannot earn from the label's share per class what it should earn from
+    the images, so that discouraging it does not erase the label where label and concept are confounded; and a main
+    task that learns under them earns nothing from guessing the label by the concept.
+
+    Parameters
+    ----------
+    codes : (n,) class numbers of the concept, −1 where unlabelled
+    main : (n,) class numbers of the main task, −1 where unlabelled
+    power : of the factors; below 1 they balance in part, and rare combinations weigh less
+    """
+    factors = torch.ones(len(codes))
+    both = (codes >= 0) & (main >= 0)
+    if not both.any():
+        return factors
+    table = torch.zeros(int(codes.max()) + 1, int(main.max()) + 1)
+    table.index_put_((codes[both], main[both]), torch.ones(int(both.sum())), accumulate=True)
+    share = table / table.sum()
+    expected = share.sum(1, keepdim=True) * share.sum(0, keepdim=True)
+    known = (expected / share)[codes[both], main[both]] ** power
+    factors[both] = known / known.mean()
+    return factors
+
+
+def joint_codes(columns: Sequence[Tensor]) -> Tensor:
+    """Return one class number (n,) per combination of several concepts' classes, −1 where one is unlabelled."""
+    stacked = torch.stack(list(columns), dim=1)
+    known = (stacked >= 0).all(1)
+    codes = torch.full((len(stacked),), -1)
+    if known.any():
+        codes[known] = torch.unique(stacked[known], dim=0, return_inverse=True)[1]
+    return codes
+
+
+def task_loss(
+    task: Task, output: Tensor, target: Tensor, weights: Tensor | None = None, factors: Tensor | None = None
+) -> Tensor:
     """Return the mean loss of one task over its labelled rows; a zero that carries no gradient when there is none.
 
     Parameters
@@ -31,23 +70,55 @@ def task_loss(task: Task, output: Tensor, target: Tensor, weights: Tensor | None
     output : (n, nodes) of the task's head
     target : (n,) z-scores with NaN where missing, or class numbers with −1 where missing
     weights : (n_classes,) factor of each class; only for categorical tasks
+    factors : (n,) factor of each row
 
     Returns
     -------
-    scalar: squared error, binary or multi-class cross-entropy
+    scalar: squared error, binary or multi-class cross-entropy. A discouraged continuous concept has 1 − e^(−e²/2) of
+    its error e, whose reversed gradient is bounded: a network could make a squared error as large as it likes.
     """
     labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():
         return output.sum() * 0.0
     output, target = output[labelled], target[labelled]
     if task.kind == CONTINUOUS:
-        return F.mse_loss(output[:, 0], target)
-    factor = torch.ones_like(target, dtype=output.dtype) if weights is None else weights.to(output.device)[target]
-    if task.name == MAIN and task.nodes == 1:
+        square = (output[:, 0] - target) ** 2
+        each = 1.0 - torch.exp(-0.5 * square) if task.adversarial else square
+    elif task.name == MAIN and task.nodes == 1:
         each = F.binary_cross_entropy_with_logits(output[:, 0], target.to(output.dtype), reduction="none")
     else:
         each = F.cross_entropy(output, target, reduction="none")
-    return (factor * each).mean()
+    if weights is not None:
+        each = weights.to(output)[target] * each
+    if factors is not None:
+        each = factors.to(output)[labelled] * each
+    return each.mean()
+
+
+def confusion_loss(task: Task, output: Tensor, target: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Return how far an adversary's output is from knowing nothing, as a mean over labelled rows (Tzeng et al., 2015).
+
+    Parameters
+    ----------
+    output : (n, nodes) of the discouraged task's head
+    target : (n,) as for :func:`task_loss`; only whether a row is labelled counts
+    factors : (n,) factor of each row
+
+    Returns
+    -------
+    scalar, 0 where the output is the same for every class (categorical) or the mean of all values (continuous)
+    """
+    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    if not labelled.any():
+        return output.sum() * 0.0
+    output = output[labelled]
+    if task.kind == CONTINUOUS:
+        each = output[:, 0] ** 2
+    else:
+        each = -F.log_softmax(output, dim=1).mean(1) - math.log(output.shape[1])
+    if factors is not None:
+        each = factors.to(output)[labelled] * each
+    return each.mean()
 
 
 def constant(progress: float) -> float:

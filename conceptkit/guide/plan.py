@@ -83,7 +83,17 @@ def make_plan(meant: Study, data: PatchTable) -> Plan:
     return Plan(classes, codes, np.unique(groups.astype(str), return_inverse=True)[1], rows)
 
 
-def concept_task(data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool) -> Task:
+def read_wish(text: str) -> tuple[str, str | None]:
+    """Return concept and layer of ``CONCEPT`` or ``CONCEPT@LAYER``; without a layer it is the trunk's end."""
+    name, at, layer = text.partition("@")
+    if at and not (name and layer):
+        raise InputError(f"concept: must be CONCEPT or CONCEPT@LAYER, got {text!r}.")
+    return name, layer or None
+
+
+def concept_task(
+    data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool, layer: str | None = None
+) -> Task:
     """Return a concept's task, scaled by the training rows alone."""
     concept = data.concept(name)
     if "." in name:
@@ -92,12 +102,11 @@ def concept_task(data: PatchTable, name: str, rows: NDArray[np.intp], *, adversa
         classes = tuple(sorted({str(v) for v in concept.values[rows] if v is not None}))
         if len(classes) < 2:
             raise InputError(f"concept: {name} needs two classes among the training rows, there is {len(classes)}.")
-        return Task(name=name, kind="categorical", classes=classes, adversarial=adversarial)
+        return Task(name=name, kind="categorical", classes=classes, adversarial=adversarial, layer=layer)
     known = concept.values[rows]
     known = known[~np.isnan(known)]
     if not len(known) or not np.isfinite(known).all() or np.ptp(known) == 0:
         what = "no value" if not len(known) else "infinite values" if not np.isfinite(known).all() else "one value only"
         raise InputError(f"concept: {name} has {what} among the training rows; there is nothing to learn.")
-    return Task(
-        name=name, kind="continuous", mean=float(known.mean()), deviation=float(known.std()), adversarial=adversarial
-    )
+    mean, deviation = float(known.mean()), float(known.std())
+    return Task(name=name, kind="continuous", mean=mean, deviation=deviation, adversarial=adversarial, layer=layer)

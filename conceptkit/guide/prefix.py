@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,11 @@ class Pooled(nn.Module):
     def __init__(self, model: GuidedModel) -> None:
         super().__init__()
         self.backbone = model.backbone
+        self._features = model.features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (n, width) of normalised images (n, 3, h, w)."""
-        maps = self.backbone.forward_features(images)  # type: ignore[operator]
-        pooled: Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-        return pooled
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features that :meth:`GuidedModel.features` gives of normalised images (n, 3, h, w)."""
+        return self._features(images)
 
 
 def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
@@ -33,14 +33,14 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
 
     Returns
     -------
-    prefix, suffix : the prefix maps images to a tuple of tensors, the suffix those to features; both share the
-        network's own weights. ``None`` when the network's code cannot be traced, or its cut is not made of tensors.
+    prefix, suffix : the prefix maps images to a tuple of tensors, the suffix those to the tuple of features; both
+        share the network's own weights. ``None`` when the network's code cannot be traced, or its cut is not made of
+        tensors.
     """
-    whole = Pooled(model)
-    try:
-        graph = fx.Tracer().trace(whole)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
-        return None  # data-dependent control flow; the caller says so and trains without the cache
+    traced = _trace(model)
+    if traced is None:
+        return None
+    whole, graph = traced
     live = _live_nodes(graph, whole)
     output = next(n for n in graph.nodes if n.op == "output")
     users = [n for n in graph.nodes if n in live or n is output]
@@ -48,6 +48,39 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
     if any(n.op == "placeholder" for n in boundary):
         return None  # the first layer is trained: nothing is frozen
     return _part(whole, graph, boundary, frozen=True), _part(whole, graph, boundary, frozen=False)
+
+
+def frozen_layers(model: GuidedModel) -> list[str]:
+    """Return the layers read by tasks that no training changes; none when the network cannot be traced."""
+    traced = _trace(model)
+    if traced is None:
+        return []
+    whole, graph = traced
+    live = _live_nodes(graph, whole)
+    output = next(n for n in graph.nodes if n.op == "output")
+    return [layer for layer, node in zip(model.layers, output.args[0][1:], strict=True) if node not in live]
+
+
+class _Tracer(fx.Tracer):
+    """Runs hooks on modules that are not traced into, too."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call."""
+        output = super().call_module(m, forward, args, kwargs)
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            for hook in m._forward_hooks.values():
+                hook(m, args, output)
+        return output
+
+
+def _trace(model: GuidedModel) -> tuple[nn.Module, fx.Graph] | None:
+    whole = Pooled(model)
+    try:
+        return whole, _Tracer().trace(whole)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return None  # data-dependent control flow; the caller says so and trains without the cache
 
 
 def _live_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
@@ -80,7 +113,8 @@ def _part(root: nn.Module, graph: fx.Graph, boundary: list[fx.Node], *, frozen: 
     for node in graph.nodes:
         if node in needed and node not in copies:
             copies[node] = part.node_copy(node, lambda n: copies[n])
-    part.output(tuple(copies[n] for n in boundary) if frozen else copies[output.all_input_nodes[0]])
+    wanted = boundary if frozen else output.args[0]
+    part.output(tuple(copies[n] for n in wanted))
     return fx.GraphModule(root, part)
 
 

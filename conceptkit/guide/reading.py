@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit._checks import InputError, check_at_least
 from conceptkit.evaluate.resampling import draw_groups, percentile_interval, resampled
 from conceptkit.evaluate.scores import Floats, auc, main_task_scores
 from conceptkit.guide.plan import Plan
@@ -50,6 +50,7 @@ class Reading:
         folds: int,
     ) -> Reading:
         """Choose the rows and make the targets; a concept that cannot be read there is noted, and stays without."""
+        check_at_least("folds", folds, 2)
         if meant.splits.read in plan.rows:
             where, rows = meant.splits.read, plan.rows[meant.splits.read]
         else:

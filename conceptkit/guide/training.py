@@ -1,4 +1,4 @@
-"""Training one guided network: what is trained, on which rows, for how long."""
+"""Training one guided network: its epochs, and which of them is kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,66 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_at_least, check_choice
-from conceptkit.guide.objective import REVERSALS, class_weights, task_loss
-from conceptkit.guide.prefix import Pooled, cached, split
-from conceptkit.guide.weighting import WEIGHTINGS
-from conceptkit.models.activations import choose_device
-from conceptkit.models.backbones import Backbone
-from conceptkit.models.guided import CATEGORICAL, MAIN, GuidedModel, Task
-from conceptkit.patches import Pixels
+from conceptkit._checks import InputError
+from conceptkit.guide.inputs import Inputs
+from conceptkit.guide.objective import (
+    REVERSALS,
+    balance_factors,
+    class_weights,
+    confusion_loss,
+    joint_codes,
+    task_loss,
+)
+from conceptkit.guide.options import TrainingOptions
+from conceptkit.guide.weighting import Weighting
+from conceptkit.models.guided import CATEGORICAL, MAIN, GuidedModel
+from conceptkit.models.inference import choose_device
 
 EpochProgress = Callable[[int, int], None]
 """Told how many epochs are done, and how many there may be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How a network is trained; the same for every run that is compared."""
-
-    unfreeze: tuple[str, ...] = ()
-    """Layers of the backbone that are trained, beside trunk and heads; their BatchNorm stays frozen"""
-    trunk: tuple[int, ...] = (256, 64)
-    dropout: float = 0.2
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    epochs: int = 40
-    """At most"""
-    warmup: int = 10
-    """Epochs in which the reversal's schedule runs; no earlier state of any run can be the chosen one"""
-    patience: int = 8
-    """Epochs without a lower validation loss of main and encouraged tasks after which training stops"""
-    batch_size: int = 32
-    weighting: str = "uncertainty-bounded"
-    reversal: str = "ramp"
-
-    def check(self) -> None:
-        """Raise :class:`InputError` for an option outside its range."""
-        check_choice("weighting", self.weighting, WEIGHTINGS)
-        check_choice("reversal", self.reversal, REVERSALS)
-        for name in ("epochs", "patience", "batch_size"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("warmup", self.warmup, 0)
-        if not self.lr > 0:
-            raise InputError(f"lr: must be above 0, got {self.lr}.")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: must lie between 0 and 1, got {self.dropout}.")
-        if any(width < 1 for width in self.trunk):
-            raise InputError(f"trunk: widths must be at least 1, got {self.trunk}.")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The rows as a network's trained part sees them."""
-
-    tensors: tuple[Tensor, ...]
-    """Each (n, …), from :func:`prepare_inputs`"""
-    rest: nn.Module
-    """From these tensors to pooled features (n, width), from :func:`remaining_part`"""
-
-    def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-        """Return the tensors of some rows."""
-        return tuple(t[rows].to(device) for t in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -85,60 +42,6 @@ class Trained:
     model: GuidedModel
     history: tuple[Mapping[str, float], ...]
     best_epoch: int
-
-
-def build_model(backbone: Backbone, tasks: Sequence[Task], options: TrainingOptions, *, seed: int) -> GuidedModel:
-    """Build a guided network on a copy of ``backbone`` and set what is trained.
-
-    The trunk and the main head of two networks of one seed start alike, whatever other heads they have.
-    """
-    own = copy.deepcopy(backbone.module)
-    layers = [backbone.layer(name) for name in options.unfreeze]
-    ordered = sorted(tasks, key=lambda t: t.name != MAIN)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GuidedModel(own, _width(backbone), ordered, trunk=options.trunk, dropout=options.dropout)
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
-    for layer in layers:
-        for module in own.get_submodule(layer).modules():
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(True)
-    return model.eval()
-
-
-def prepare_inputs(
-    model: GuidedModel, backbone: Backbone, pixels: Iterable[Pixels], *, batch_size: int, device: str = "auto"
-) -> tuple[Tensor, ...]:
-    """Run the frozen part of a network once over all rows.
-
-    Parameters
-    ----------
-    pixels : batches (≤ batch_size, h, w, 3); short ones are padded, so that every pass has one size
-
-    Returns
-    -------
-    tensors (n, …), on the CPU, from which :func:`remaining_part` computes the features; the images themselves when
-    nothing is frozen or the network cannot be cut
-    """
-    where = choose_device(device)
-    parts = split(model)
-    prefix = None if parts is None else parts[0].to(where).eval()
-    collected: list[tuple[Tensor, ...]] = []
-    for batch in pixels:
-        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        images = backbone.preprocessing(padded)
-        tensors = (images,) if prefix is None else cached(prefix, images.to(where))
-        collected.append(tuple(t[: len(batch)].cpu() for t in tensors))
-    # Tensors of inference mode cannot take part in training; clones can.
-    return tuple(torch.cat(column).clone() for column in zip(*collected, strict=True))
-
-
-def remaining_part(model: GuidedModel) -> nn.Module:
-    """Return the part of a network behind what :func:`prepare_inputs` computed; it shares the network's weights."""
-    parts = split(model)
-    return Pooled(model) if parts is None else parts[1]
 
 
 def train(
@@ -181,6 +84,7 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        loop.train()  # the trainer leaves modes as it finds them, and a built model is in evaluation mode
         trainer.fit(loop, batches, held_back)
     model.load_state_dict(loop.best_state)
     return Trained(model.eval().to("cpu"), tuple(loop.history), loop.best_epoch)
@@ -197,9 +101,9 @@ def predict(model: GuidedModel, inputs: Inputs, *, batch_size: int = 256) -> tup
     with torch.inference_mode():
         for start in range(0, n, batch_size):
             batch = inputs.batch(torch.arange(start, min(start + batch_size, n)), device)
-            trunk = model.trunk(inputs.rest(*batch))
-            shared.append(trunk)
-            outputs.append({name: head(trunk) for name, head in model.heads.items()})
+            reads = model.reads(*inputs.rest(*batch))
+            shared.append(reads[None])
+            outputs.append(model.outputs(reads))
     return {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}, torch.cat(shared)
 
 
@@ -235,17 +139,36 @@ class _Loop(lightning.LightningModule):
         super().__init__()
         self.model, self.rest = model, inputs.rest
         self.inputs, self.targets, self.options, self.progress = inputs, targets, options, progress
-        self.weighting = WEIGHTINGS[options.weighting](model.tasks)
+        self.weighting = Weighting(model.tasks, options.weighting)
         in_training = torch.from_numpy(rows["train"])
         self.class_weights = {
             t.name: class_weights(targets[t.name][in_training], len(t.classes))
             for t in model.tasks
             if t.name == MAIN and t.kind == CATEGORICAL
         }
+        self.factors = {part: self._factors(torch.from_numpy(rows[part])) for part in ("train", "val")}
+        self.strength = 0.0
         self.wanted = [t.name for t in model.tasks if not t.adversarial]
         self.history: list[Mapping[str, float]] = []
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, copy.deepcopy(model.state_dict())
         self._sums: dict[str, list[tuple[float, int]]] = {}
+
+    def _factors(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return task → factors (n,) of all rows, those of ``rows`` balanced among themselves."""
+        main = self.targets[MAIN][rows]
+        discouraged = {
+            t.name: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial and t.kind == CATEGORICAL
+        }
+        found = {name: balance_factors(codes, main) for name, codes in discouraged.items() if self.options.balance}
+        if discouraged and self.options.balance_main:
+            found[MAIN] = balance_factors(
+                joint_codes(list(discouraged.values())), main, power=self.options.balance_main
+            )
+        everywhere = {}
+        for name, factors in found.items():
+            everywhere[name] = torch.ones(len(self.targets[MAIN]))
+            everywhere[name][rows] = factors
+        return everywhere
 
     def train(self, mode: bool = True) -> _Loop:
         """Set dropout's mode; the backbone stays in evaluation mode, its BatchNorm at its moving statistics."""
@@ -255,31 +178,39 @@ class _Loop(lightning.LightningModule):
         return self
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Decay kernels alone; biases and loss weights are left free."""
-        kernels: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                (kernels if parameter.ndim > 1 else others).append(parameter)
-        decay = self.options.weight_decay
+        """Decay the trunk's kernels alone; convolutions, heads, biases and loss weights are left free."""
+        options = self.options
+        kernels = [m.weight for m in self.model.trunk.modules() if isinstance(m, nn.Linear)]
+        decayed = {id(p) for p in kernels}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
         groups: list[dict[str, Any]] = [
-            {"params": kernels, "weight_decay": decay},
+            {"params": kernels, "weight_decay": 2 * options.l2},
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.options.lr)
+        groups = [group for group in groups if group["params"]]
+        if options.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=options.lr)
+        nesterov = options.nesterov and options.momentum > 0
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
 
     def on_train_epoch_start(self) -> None:
-        """Set the reversal's strength for this epoch."""
-        at = self.current_epoch / self.options.warmup if self.options.warmup else 1.0
-        strength = REVERSALS[self.options.reversal](min(at, 1.0))
+        """Set the strength of the discouragement for this epoch."""
+        options = self.options
+        at = self.current_epoch / options.warmup if options.warmup else 1.0
+        self.strength = options.strength * REVERSALS[options.reversal](min(at, 1.0))
         for reversal in self.model.reversals.values():
-            reversal.get_buffer("strength").fill_(strength)
+            # Under confusion the head learns from what it reads without any gradient into it.
+            reversal.get_buffer("strength").fill_(self.strength if options.method == "reversal" else 0.0)
+        if options.reset_weights and options.warmup and self.current_epoch == options.warmup:
+            with torch.no_grad():
+                for parameter in self.weighting.parameters():
+                    parameter.zero_()
         self._sums = {}
 
     def training_step(self, rows: Tensor, index: int) -> Tensor:
         """Return the weighted total over one batch."""
-        losses = self._losses(rows, "train")
-        total: Tensor = self.weighting(losses)
+        losses, confusion = self._losses(rows, "train")
+        total: Tensor = self.weighting(losses) + self.strength * confusion
         if not torch.isfinite(total):
             broken = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["the total"]
             raise InputError(
@@ -300,6 +231,7 @@ class _Loop(lightning.LightningModule):
             entry[key] = sum(value * count for value, count in parts) / n if n else float("nan")
         entry |= {f"weight/{name}": value for name, value in self.weighting.weights().items()}
         self.history.append(entry)
+        self.weighting.end_epoch({t.name: entry[f"train/{t.name}"] for t in self.model.tasks})
         loss = sum(entry[f"val/{name}"] for name in self.wanted if entry[f"val/{name}"] == entry[f"val/{name}"])
         settled = self.current_epoch >= min(self.options.warmup, self.options.epochs - 1)
         if settled and loss < self.best_loss:
@@ -310,25 +242,27 @@ class _Loop(lightning.LightningModule):
         if self.progress is not None:
             self.progress(self.current_epoch + 1, self.options.epochs)
 
-    def _losses(self, rows: Tensor, part: str) -> dict[str, Tensor]:
+    def _losses(self, rows: Tensor, part: str) -> tuple[dict[str, Tensor], Tensor]:
+        """Return each task's loss over a batch, and the confusion of the discouraged ones (0 under reversal)."""
         rows = rows.cpu()
         batch = self.inputs.batch(rows, self.device)
-        outputs = self.model.outputs(self.rest(*batch))
+        reads = self.model.reads(*self.rest(*batch))
+        outputs = self.model.outputs(reads)
+        held = self.model.held_outputs(reads) if self.options.method == "confusion" else {}
         losses = {}
+        confusion = torch.zeros((), device=self.device)
         for task in self.model.tasks:
             target = self.targets[task.name][rows].to(self.device)
-            losses[task.name] = task_loss(task, outputs[task.name], target, self.class_weights.get(task.name))
+            factors = self.factors[part].get(task.name)
+            if factors is not None:
+                factors = factors[rows]
+            weights = self.class_weights.get(task.name)
+            losses[task.name] = task_loss(task, outputs[task.name], target, weights, factors)
+            if task.name in held:
+                confusion = confusion + confusion_loss(task, held[task.name], target, factors)
             labelled = int((torch.isfinite(target) if target.is_floating_point() else target >= 0).sum())
             self._sums.setdefault(f"{part}/{task.name}", []).append((float(losses[task.name].detach()), labelled))
-        return losses
-
-
-def _width(backbone: Backbone) -> int:
-    """Return the number of pooled features a backbone gives."""
-    width = getattr(backbone.module, "head_hidden_size", None) or getattr(backbone.module, "num_features", None)
-    if width is None or not hasattr(backbone.module, "forward_head"):
-        raise InputError(f"model: {backbone.name} has no pooled features to build a trunk on (no forward_head).")
-    return int(width)
+        return losses, confusion
 
 
 @contextlib.contextmanager

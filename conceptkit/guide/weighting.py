@@ -4,73 +4,173 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from conceptkit._checks import InputError, check_choice
 from conceptkit.models.guided import CONTINUOUS, Task
+
+DWA_TEMPERATURE = 2.0
+"""Of dynamic weight averaging, as its authors set it"""
+
+
+class Fixed(nn.Module):
+    """A weight that does not change: λ·L."""
+
+    value: Tensor
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(float(value)))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """Return the task's part of the total, a scalar."""
+        return self.value * loss
+
+    def weight(self) -> float:
+        """Return the present λ."""
+        return float(self.value)
+
+
+class Dynamic(Fixed):
+    """A weight set anew in every epoch from how fast the loss falls, beside the other tasks so weighted."""
+
+
+class Uncertainty(nn.Module):
+    """A weight learned as the task's homoscedastic uncertainty (Kendall et al., 2018).
+
+    With s = log σ², initially 0: e^(−s)·MSE/2 + s/2 for a continuous task, e^(−s)·CE + s/2 for a categorical one.
+    Where s is at its optimum, e^(−s) is 1/MSE and 1/(2·CE).
+
+    Parameters
+    ----------
+    kind : of the task
+    largest : bound of the weight e^(−s). Once a task overfits, its training loss goes to 0 and the plain weight to
+        infinity: the network then serves that task alone. The bound is put on s itself before each step, so that s
+        leaves it as soon as the loss rises again
+    cost : of s; with 1 instead of ½ the weight settles at twice as much, as in the paper's code for the center
+    """
+
+    def __init__(self, kind: str, *, largest: float = math.inf, cost: float = 0.5) -> None:
+        super().__init__()
+        self.share = 0.5 if kind == CONTINUOUS else 1.0
+        self.cost = cost
+        self.least = -math.log(largest)
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """Return the task's part of the total with what its weight costs, a scalar."""
+        with torch.no_grad():
+            self.log_variance.clamp_(min=self.least)
+        return self.share * torch.exp(-self.log_variance) * loss + self.cost * self.log_variance
+
+    def weight(self) -> float:
+        """Return the present e^(−s): the weight of MSE/2, or of CE."""
+        return math.exp(-max(self.log_variance.item(), self.least))
+
+
+Term = Fixed | Uncertainty
+
+
+def _fixed(task: Task, value: float | None) -> Term:
+    if value is None:
+        raise InputError(f"weighting: fixed needs a value, as in {task.name}=fixed:0.1.")
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"weighting: fixed:{value} must be a finite number of at least 0.")
+    return Fixed(value)
+
+
+def _bounded(task: Task, value: float | None) -> Term:
+    if value is not None and not value > 0:
+        raise InputError(f"weighting: the bound in uncertainty-bounded:{value} must be above 0.")
+    return Uncertainty(task.kind, largest=4.0 if value is None else value)
+
+
+def _without_value(name: str, make: Callable[[Task], Term]) -> Callable[[Task, float | None], Term]:
+    def build(task: Task, value: float | None) -> Term:
+        if value is not None:
+            raise InputError(f"weighting: {name} takes no value, got {name}:{value:g}.")
+        return make(task)
+
+    return build
+
+
+WEIGHTINGS: Mapping[str, Callable[[Task, float | None], Term]] = {
+    "vanilla": _without_value("vanilla", lambda task: Fixed(1.0)),
+    "fixed": _fixed,
+    "uncertainty": _without_value("uncertainty", lambda task: Uncertainty(task.kind)),
+    "uncertainty-bounded": _bounded,
+    "uncertainty-full": _without_value("uncertainty-full", lambda task: Uncertainty(task.kind, cost=1.0)),
+    "dwa": _without_value("dwa", lambda task: Dynamic(1.0)),
+}
+"""Weighting strategy → what builds a task's term from the task and the number behind a colon, if there is one."""
 
 
 class Weighting(nn.Module):
-    """Weights that do not change: λ = 1 for every task (the paper's *vanilla* objective, Eq. 1)."""
+    """The total of the tasks' losses, each in its own term.
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    Parameters
+    ----------
+    tasks : in the order of the losses
+    text : ``STRATEGY[:VALUE][,TASK=STRATEGY[:VALUE]]…``, such as ``uncertainty,center=fixed:0.1``
+
+    Raises
+    ------
+    InputError
+        when a strategy or a task is not known
+    """
+
+    def __init__(self, tasks: Sequence[Task], text: str) -> None:
         super().__init__()
-        self.kinds = {task.name: task.kind for task in tasks}
+        default, own = parse_weighting(text)
+        named = {task.name: own.get(task.name, default) for task in tasks}
+        terms = {task.name: WEIGHTINGS[named[task.name][0]](task, named[task.name][1]) for task in tasks}
+        self.terms: Mapping[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]  # a mapping of its kind
+        self._before: list[Mapping[str, float]] = []
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost."""
-        return torch.stack(list(losses.values())).sum()
+        return torch.stack([self.terms[name](loss) for name, loss in losses.items()]).sum()
 
     def weights(self) -> dict[str, float]:
         """Return each task's present weight."""
-        return dict.fromkeys(self.kinds, 1.0)
+        return {name: term.weight() for name, term in self.terms.items()}
+
+    def end_epoch(self, losses: Mapping[str, float]) -> None:
+        """Take in the epoch's mean training losses, and set the dynamic weights of the next epoch.
+
+        λ_k = K·e^(r_k/T) / Σ e^(r/T) with r_k the ratio of the last two epochs' losses (Liu et al., 2019); 1 until
+        there are two, and for a task whose loss is not known.
+        """
+        self._before = [*self._before[-1:], dict(losses)]
+        dynamic = {name: term for name, term in self.terms.items() if isinstance(term, Dynamic)}
+        if len(self._before) < 2 or not dynamic:
+            return
+        earlier, later = self._before
+        ratios = {n: later[n] / earlier[n] for n in dynamic if earlier.get(n, 0.0) > 0 and math.isfinite(later[n])}
+        # An adversary's loss may grow without bound; a ratio is held where e^(r/T) stays a number.
+        powers = {n: math.exp(min(r, 20.0) / DWA_TEMPERATURE) for n, r in ratios.items()}
+        for name, power in powers.items():
+            dynamic[name].value.fill_(len(powers) * power / sum(powers.values()))
 
 
-class Uncertainty(Weighting):
-    """Weights learned as the tasks' homoscedastic uncertainty (Kendall et al., 2018).
-
-    With s = log σ² per task, initially 0: e^(−s)·MSE/2 + s/2 for a continuous task, e^(−s)·CE + s/2 for a categorical
-    one. Where s is at its optimum, e^(−s) is 1/MSE and 1/(2·CE).
-    """
-
-    least: ClassVar[float] = -math.inf
-    """Lower bound of s"""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__(tasks)
-        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in self.kinds})
-
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost."""
-        parts = []
-        for name, loss in losses.items():
-            s = self.log_variance[name]
-            with torch.no_grad():
-                s.clamp_(min=self.least)
-            half = 0.5 if self.kinds[name] == CONTINUOUS else 1.0
-            parts.append(half * torch.exp(-s) * loss + 0.5 * s)
-        return torch.stack(parts).sum()
-
-    def weights(self) -> dict[str, float]:
-        """Return each task's present e^(−s): the weight of MSE/2 and of CE."""
-        return {name: math.exp(-max(s.item(), self.least)) for name, s in self.log_variance.items()}
-
-
-class BoundedUncertainty(Uncertainty):
-    """Uncertainty weights that cannot grow without end: s is held at −log 4 or above, the weight at 4 or below.
-
-    Once a task overfits, its training loss goes to 0 and the plain weight to infinity: the network then serves that
-    task alone. The bound is put on s itself after each step, so that s leaves it as soon as the loss rises again.
-    """
-
-    least = -math.log(4.0)
-
-
-WEIGHTINGS: Mapping[str, Callable[[Sequence[Task]], Weighting]] = {
-    "vanilla": Weighting,
-    "uncertainty": Uncertainty,
-    "uncertainty-bounded": BoundedUncertainty,
-}
-"""Weighting strategy → what builds it from the tasks."""
+def parse_weighting(text: str) -> tuple[tuple[str, float | None], dict[str, tuple[str, float | None]]]:
+    """Return the strategy of all tasks, and those of single ones, as (name, value) each."""
+    default: tuple[str, float | None] | None = None
+    own: dict[str, tuple[str, float | None]] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        task, equals, strategy = part.rpartition("=")
+        name, colon, number = strategy.partition(":")
+        check_choice("weighting", name, WEIGHTINGS)
+        try:
+            value = float(number) if colon else None
+        except ValueError:
+            raise InputError(f"weighting: {number!r} in {part!r} is not a number.") from None
+        if equals:
+            own[task.strip()] = (name, value)
+        elif default is None:
+            default = (name, value)
+        else:
+            raise InputError(f"weighting: one strategy for all tasks, and TASK=STRATEGY for others, got {text!r}.")
+    return default or ("uncertainty-bounded", None), own

@@ -75,9 +75,25 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> Non
         "trunk": model.trunk_widths,
         "width": model.width,
         "dropout": model.dropout,
+        "widths": model.widths,
         "tasks": [dataclasses.asdict(task) for task in model.tasks],
     }
     write_atomically(folder / DESCRIPTION, to_json(description))
+
+
+def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
+    """Return the plain backbone within an opened checkpoint, and its guided network; without one itself and ``None``.
+
+    The layers have the names again that they had before the network was guided.
+    """
+    model = backbone.module
+    if not isinstance(model, GuidedModel):
+        return backbone, None
+    prefix = "backbone."
+    plain = {alias: name.removeprefix(prefix) for alias, name in backbone.aliases.items() if name.startswith(prefix)}
+    # Each layer's own name is an alias of the longer one in the checkpoint, and of itself here.
+    aliases = {alias: name for alias, name in plain.items() if alias != name}
+    return dataclasses.replace(backbone, module=model.backbone, aliases=aliases), model
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -149,7 +165,8 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
 def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
     tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
     trunk, dropout = description["trunk"], description["dropout"]
-    return GuidedModel(backbone, description["width"], tasks, trunk=trunk, dropout=dropout)
+    widths = description.get("widths", {})  # absent from checkpoints whose heads all read the trunk's end
+    return GuidedModel(backbone, description["width"], tasks, trunk=trunk, dropout=dropout, widths=widths)
 
 
 def _as_backbone(model: GuidedModel, inner: Backbone, *, name: str, weights: str) -> Backbone:

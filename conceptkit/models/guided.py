@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from conceptkit._checks import InputError
 
 MAIN = "main"
 """Name of the main task's head."""
@@ -31,6 +34,8 @@ class Task:
     """Standard deviation of a continuous concept over the training rows"""
     adversarial: bool = False
     """True: the gradient into trunk and backbone is reversed (α = −1)"""
+    layer: str | None = None
+    """Layer of the backbone whose pooled output the head reads; ``None``: the trunk's end"""
 
     @property
     def nodes(self) -> int:
@@ -82,6 +87,7 @@ class GuidedModel(nn.Module):
     tasks : what is predicted; one of them is named ``main``
     trunk : widths of the dense layers
     dropout : rate after each dense layer
+    widths : layer → channels of its output, for every layer that a task names; see :func:`layer_width`
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class GuidedModel(nn.Module):
         *,
         trunk: Sequence[int] = (256, 64),
         dropout: float = 0.0,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -99,28 +106,95 @@ class GuidedModel(nn.Module):
         self.width = width
         self.trunk_widths = tuple(trunk)
         self.dropout = dropout
+        self.layers = tuple(dict.fromkeys(task.layer for task in self.tasks if task.layer is not None))
+        self.widths = {layer: (widths or {})[layer] for layer in self.layers}
         layers: list[nn.Module] = []
         for inputs, outputs in zip((width, *trunk), trunk, strict=False):
             layers.append(nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)))
         self.trunk = nn.Sequential(*layers)
         end = trunk[-1] if trunk else width
-        self.heads = nn.ModuleDict({task.name: nn.Linear(end, task.nodes) for task in self.tasks})
+        reads = {task.name: end if task.layer is None else self.widths[task.layer] for task in self.tasks}
+        self.heads = nn.ModuleDict({task.name: nn.Linear(reads[task.name], task.nodes) for task in self.tasks})
         self.reversals = nn.ModuleDict({task.name: GradientReversal() for task in self.tasks if task.adversarial})
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the backbone's pooled features (n, width) of normalised images (n, 3, h, w)."""
-        maps = self.backbone.forward_features(images)  # type: ignore[operator]
-        pooled: Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-        return pooled
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the backbone's pooled features (n, width) of normalised images (n, 3, h, w).
 
-    def outputs(self, features: Tensor) -> dict[str, Tensor]:
-        """Return each task's raw output (n, nodes) from pooled features (n, width)."""
-        shared = self.trunk(features)
-        return {
-            name: head(self.reversals[name](shared) if name in self.reversals else shared)
-            for name, head in self.heads.items()
-        }
+        Behind them stands the pooled output (n, channels) of each of ``layers``.
+        """
+        with reading_layers(self.backbone, self.layers) as seen:
+            maps = self.backbone.forward_features(images)  # type: ignore[operator]
+            pooled: Tensor = self.backbone.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return (pooled, *(seen[layer] for layer in self.layers))
+
+    def reads(self, pooled: Tensor, *layers: Tensor) -> dict[str | None, Tensor]:
+        """Return what heads read, by layer: under ``None`` the trunk's end; from what :meth:`features` gives."""
+        return {None: self.trunk(pooled), **dict(zip(self.layers, layers, strict=True))}
+
+    def outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
+        """Return each task's raw output (n, nodes) from what :meth:`reads` gives."""
+        found = {}
+        for task in self.tasks:
+            x = reads[task.layer]
+            found[task.name] = self.heads[task.name](self.reversals[task.name](x) if task.adversarial else x)
+        return found
+
+    def held_outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
+        """Return each discouraged task's raw output (n, nodes) such that its head's own weights get no gradient."""
+        found = {}
+        for task in self.tasks:
+            if task.adversarial:
+                head: Any = self.heads[task.name]
+                found[task.name] = nn.functional.linear(reads[task.layer], head.weight.detach(), head.bias.detach())
+        return found
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return task → raw output (n, nodes): logits of categorical tasks, z-scores of continuous ones."""
-        return self.outputs(self.features(images))
+        return self.outputs(self.reads(*self.features(images)))
+
+
+@contextmanager
+def reading_layers(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the pooled output (n, channels) of layers in the forward passes within the context.
+
+    It is pooled at once, as a later module may work in place.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(layer: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen[layer] = output.mean((2, 3))
+
+        return hook
+
+    handles = [backbone.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_width(backbone: nn.Module, layer: str, *, size: int) -> int:
+    """Return the channels of a convolutional layer's output, found by passing one empty image (3, size, size).
+
+    Raises
+    ------
+    InputError
+        when the output is no map of channels
+    """
+    shapes: list[Any] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__)
+
+    handle = backbone.get_submodule(layer).register_forward_hook(hook)
+    try:
+        with torch.inference_mode():
+            backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    finally:
+        handle.remove()
+    if not shapes or not isinstance(shapes[0], tuple) or len(shapes[0]) != 4:
+        got = shapes[0] if shapes else "nothing"
+        raise InputError(f"layer: a task can only be put on a layer of maps (n, channels, h, w); {layer} gives {got}.")
+    return int(shapes[0][1])

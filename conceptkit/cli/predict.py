@@ -1,0 +1,46 @@
+"""The command ``conceptkit predict``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, write_json_result
+from conceptkit.cli.options import DebugOption, DeviceOption, JsonOption, TableOption
+
+
+def predict(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder that guide wrote.")],
+    out: Annotated[str, typer.Option("--out", help="The predictions to write, .csv or .parquet.")],
+    table: TableOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Predict main task and concepts of patches with a guided network."""
+    with sentences(debug), reading_console(json) as console:
+        from conceptkit.workflow import predicting
+        from conceptkit.workflow.opening import find_study
+
+        study = find_study(None, table)
+        introduce(console, study)
+        with progress_bars() as progress:
+            frame = predicting.predict(
+                checkpoint, table=table, out=out, batch_size=batch_size, device=device, progress=progress
+            )
+        columns = [name for name in frame.columns if name not in ("patch_id", *predicting.CARRIED)]
+        console.print(f"{len(frame)} patches written to {escape(out)}: {escape(', '.join(columns))}")
+        write_json_result(
+            json,
+            {
+                "schema": "conceptkit/predict/1",
+                "study": study.name,
+                "rows_written": len(frame),
+                "skipped": [],
+                "path": out,
+                "columns": columns,
+            },
+        )

@@ -1,0 +1,74 @@
+"""Building the network that is trained: backbone, trunk and heads, with what is trained set."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from conceptkit._checks import InputError
+from conceptkit.guide.options import TrainingOptions
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.guided import MAIN, GuidedModel, Task, layer_width
+
+
+def build_model(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    options: TrainingOptions,
+    *,
+    seed: int,
+    origin: GuidedModel | None = None,
+) -> GuidedModel:
+    """Build a guided network on a copy of ``backbone`` and set what is trained.
+
+    The trunk and the main head of two networks of one seed start alike, whatever other heads they have.
+
+    Parameters
+    ----------
+    seed : of the trunk's and the heads' first weights
+    origin : a guided network on this backbone, whose trunk and heads are kept; only heads it lacks start anew
+
+    Raises
+    ------
+    InputError
+        when the options name another trunk than that of ``origin``
+    """
+    if origin is not None and tuple(options.trunk) != origin.trunk_widths:
+        raise InputError(f"trunk: the checkpoint has {origin.trunk_widths}, got {options.trunk}.")
+    own = copy.deepcopy(backbone.module)
+    layers = [backbone.layer(name) for name in options.unfreeze]
+    ordered = [
+        dataclasses.replace(task, layer=None if task.layer is None else backbone.layer(task.layer))
+        for task in sorted(tasks, key=lambda t: t.name != MAIN)
+    ]
+    size = backbone.preprocessing.size or 224
+    widths = {t.layer: layer_width(own, t.layer, size=size) for t in ordered if t.layer is not None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GuidedModel(own, _width(backbone), ordered, trunk=options.trunk, dropout=options.dropout, widths=widths)
+    if origin is not None:
+        model.trunk.load_state_dict(origin.trunk.state_dict())
+        kept = {task.name: task for task in origin.tasks}
+        for task in ordered:
+            if task.name in kept and kept[task.name].layer == task.layer:
+                model.heads[task.name].load_state_dict(origin.heads[task.name].state_dict())
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)
+    for layer in layers:
+        for module in own.get_submodule(layer).modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(True)
+    return model.eval()
+
+
+def _width(backbone: Backbone) -> int:
+    """Return the number of pooled features a backbone gives."""
+    width = getattr(backbone.module, "head_hidden_size", None) or getattr(backbone.module, "num_features", None)
+    if width is None or not hasattr(backbone.module, "forward_head"):
+        raise InputError(f"model: {backbone.name} has no pooled features to build a trunk on (no forward_head).")
+    return int(width)

@@ -1,0 +1,79 @@
+"""Recipes: named sets of training options, each of which can be given by itself too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from conceptkit._checks import check_choice
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.layers import last_block
+
+PAPER_CONVOLUTIONS: Mapping[str, tuple[str, ...]] = {
+    "inception_v3": tuple(
+        f"Mixed_7c.{branch}.conv"
+        for branch in ("branch1x1", "branch3x3_2a", "branch3x3_2b", "branch3x3dbl_3a", "branch3x3dbl_3b")
+    ),
+    "resnet50": ("layer4.2.conv3",),
+}
+"""Architecture → the convolutions that the paper trains: in InceptionV3 Keras' conv2d_86, 88, 89, 92 and 93"""
+
+_SHARED: Mapping[str, Any] = {
+    "trunk": (2048, 512, 256),
+    "dropout": 0.8,
+    "l2": 0.01,
+    "optimizer": "sgd",
+    "lr": 1e-4,
+    "momentum": 0.9,
+    "nesterov": True,
+    "epochs": 100,
+    "batch_size": 32,
+    "method": "reversal",
+    "strength": 1.0,
+    "balance": False,
+    "balance_main": 0.0,
+}
+
+
+def _paper(discouraged: Sequence[str]) -> dict[str, Any]:
+    return {**_SHARED, "patience": 5, "weighting": "uncertainty", "reversal": "constant", "warmup": 0}
+
+
+def _paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
+    weighting = ",".join(["uncertainty", *(f"{name}=uncertainty-full" for name in discouraged)])
+    return {
+        **_SHARED,
+        "patience": 10,
+        "weighting": weighting,
+        "reversal": "switched",
+        "warmup": 80,
+        "reset_weights": True,
+    }
+
+
+RECIPES: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "ours": lambda discouraged: {},
+    "paper": _paper,
+    "paper-code": _paper_code,
+}
+"""Recipe → function from the discouraged concepts to training options by name"""
+
+
+def recipe_options(recipe: str, backbone: Backbone, discouraged: Sequence[str]) -> dict[str, Any]:
+    """Return what a recipe sets for a network: options of training by name, the layers to train among them.
+
+    ``ours`` sets the layers alone: the last block. ``paper`` is the method as printed (Graziani et al.), where print
+    contradicts itself as its parameter count decides; ``paper-code`` as its authors released it. On an architecture
+    that the paper does not have, the last block stands for its convolutions.
+
+    Raises
+    ------
+    InputError
+        when there is no such recipe
+    """
+    check_choice("recipe", recipe, RECIPES)
+    block = last_block(backbone.module, backbone.architecture)
+    unfreeze: tuple[str, ...] = (block,) if block else ()
+    if recipe != "ours":
+        unfreeze = PAPER_CONVOLUTIONS.get(backbone.architecture.split(".")[0], unfreeze)
+    return {"unfreeze": unfreeze, **RECIPES[recipe](discouraged)}

@@ -1,0 +1,150 @@
+"""What would be trained, by recipe: the paper's parameters; and predictions from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import conceptkit as ck
+from conceptkit.cli import app
+from conceptkit.models.checkpoints import load_checkpoint
+from conceptkit.workflow.guiding import outline_guide, run_guide
+
+PATIENTS = {"train": 6, "val": 4, "internal": 6}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of 64 small patches with seven centers, two classes, and a value missing here and there."""
+    folder = tmp_path_factory.mktemp("patches")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, n_patients in PATIENTS.items():
+        for patient in range(n_patients):
+            for number in range(4):
+                tumor = (patient + number) % 2
+                center = (patient * 4 + number) % 7
+                pixels = rng.integers(0, 60, (96, 96, 3)) + 40 * tumor + 15 * center
+                name = f"{split}-{patient}-{number}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+                rows.append(
+                    {
+                        "patch_id": name.removesuffix(".png"),
+                        "image": name,
+                        "label": ("normal", "tumor")[tumor],
+                        "center": f"c{center}",
+                        "patient": f"{split}{patient}",
+                        "split": split,
+                        "count": np.nan if rng.random() < 0.1 else 10 * tumor + rng.normal(),
+                        "area": 30 + 5 * tumor + rng.normal(),
+                        "contrast": 100 + 20 * center + rng.normal(),
+                    }
+                )
+    path = folder / "table.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+WISHES = {"encourage": ["area", "count", "contrast"], "discourage": ["center"]}
+
+
+@pytest.mark.parametrize(("model", "before_heads"), [("inception_v3", 7_801_600), ("resnet50", 6_425_344)])
+def test_the_papers_parameters(table, model, before_heads):
+    """Main, three concepts and a seven-way center on a trunk of 256: 2,827 in the heads, 7,804,427 in all."""
+    outline = outline_guide(None, table=table, model=model, weights="random", recipe="paper", **WISHES)
+    assert outline.trainable_before_heads == before_heads
+    assert outline.trainable_heads == 2_827
+    assert outline.trainable_loss_weights == 5
+    assert [(b.task, b.alpha) for b in outline.branches] == [
+        ("main", 1),
+        ("area", 1),
+        ("count", 1),
+        ("contrast", 1),
+        ("center", -1),
+    ]
+    assert outline.settings["l2"] == 0.01
+    assert any(note.startswith("Recipe paper set: unfreeze") for note in outline.notes)
+
+
+def test_a_named_option_goes_before_the_recipe(table):
+    outline = outline_guide(
+        None, table=table, recipe="paper-code", model="mini_inception", options={"trunk": (16,), "lr": 0.5}, **WISHES
+    )
+    assert outline.settings["trunk"] == (16,)
+    assert outline.settings["lr"] == 0.5
+    assert outline.settings["warmup"] == 80
+    note = next(n for n in outline.notes if n.startswith("Recipe paper-code set"))
+    assert "trunk" not in note
+    assert outline.settings["weighting"] == "uncertainty,center=uncertainty-full"
+
+
+def test_the_dry_run_prints_the_tree_and_its_json(table):
+    arguments = ["guide", "--dry-run", "--table", str(table), "--model", "mini_inception", "--json", "-"]
+    result = CliRunner().invoke(app, [*arguments, "--encourage", "count@mixed10,area", "--discourage", "center"])
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    assert body["schema"] == "conceptkit/guide-outline/1"
+    by_task = {branch["task"]: branch for branch in body["branches"]}
+    assert by_task["count"]["layer"] == "mixed10"
+    assert by_task["center"] == {
+        "task": "center",
+        "kind": "categorical",
+        "layer": "trunk",
+        "alpha": -1,
+        "loss": "cross-entropy of 7",
+        "nodes": 7,
+        "parameters": 7 * 65,
+    }
+    assert body["trainable_heads"] == sum(b["parameters"] for b in body["branches"])
+    assert "α = −1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wishes", "sentence"),
+    [
+        ({"encourage": ["count@mixed2"]}, "count@mixed2 lies before every layer that is trained"),
+        ({"encourage": ["count@"]}, "must be CONCEPT or CONCEPT@LAYER, got 'count@'"),
+        ({"encourage": ["count@mixed99"]}, "no layer 'mixed99'"),
+        ({"encourage": ["count"], "discourage": ["count@mixed10"]}, "count given more than once"),
+        ({"encourage": ["label"]}, "label is the main task itself"),
+        ({"options": {"weighting": "vanilla,cuont=fixed:1"}, "encourage": ["count"]}, "no task 'cuont'"),
+        ({"recipe": "papper"}, "'papper' is not known"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_sentences(table, wishes, sentence):
+    with pytest.raises(ck.InputError, match=sentence):
+        outline_guide(None, table=table, model="mini_inception", **wishes)
+
+
+def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
+    options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
+    record = run_guide(
+        None,
+        table=table,
+        model="mini_inception",
+        group="patient",
+        options=options,
+        folds=3,
+        encourage=["count@mixed10", "area"],
+        discourage=["center"],
+        out=tmp_path / "run",
+    )
+    guided = next(run for run in record.runs if run.name == "guided")
+    bare = pd.read_csv(table)[["patch_id", "image"]]
+    bare["image"] = [str(table.parent / name) for name in bare["image"]]
+    bare.to_csv(tmp_path / "bare.csv", index=False)
+    frame = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", out=tmp_path / "p.csv", batch_size=10)
+    assert list(frame.columns) == ["patch_id", "probability_tumor", "count", "area"]
+    assert frame["area"].between(15, 60).all()  # around 30 to 35, not around 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "p.csv"), frame)
+    model = load_checkpoint(record.folder / "checkpoints" / "guided-seed0").module
+    assert {task.name: task.layer for task in model.tasks}["count"] == "mixed10"
+    whole = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", batch_size=64)
+    np.testing.assert_allclose(frame["count"], whole["count"], rtol=1e-4)
+    with pytest.raises(ck.InputError, match="holds no checkpoint"):
+        ck.predict(tmp_path, table=tmp_path / "bare.csv")
