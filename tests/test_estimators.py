@@ -5,21 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import GroupKFold, KFold
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from conceptkit import ConceptActivationVector, RegressionConceptVector
+from conceptkit import ConceptActivationVector, ConceptRegion, RegressionConceptVector
 from conceptkit._checks import InputError
-from conceptkit.probe.classification import PENALTIES
+from conceptkit.probe.logistic import PENALTIES
 from conceptkit.probe.ridge import ALPHAS
 
 
 @parametrize_with_checks(
     [
         RegressionConceptVector(),
+        ConceptRegion(),
         ConceptActivationVector(alphas=[1.0, 100.0]),
         ConceptActivationVector(method="mean-difference"),
     ]
@@ -77,19 +78,42 @@ def test_predict_and_project_mean_what_they_say():
     np.testing.assert_allclose(vector.predict(step) - vector.predict(X), np.linalg.norm(vector.coef_))
 
 
-def test_regression_is_scikit_learns_with_the_penalty_of_the_folds():
-    X, y, _ = planted(80, 30, 0.4)
-    vector = RegressionConceptVector(folds=4).fit(X, y)
+def left_out_errors(X, y, groups):
+    """Squared error of left-out groups at each penalty, written out."""
     Z = StandardScaler().fit_transform(X)
-    error = []
-    for alpha in ALPHAS:
-        total = 0.0
-        for train, test in KFold(4).split(X):
-            model = make_pipeline(StandardScaler(), RidgeCV(alphas=[alpha])).fit(X[train], y[train])
-            total += ((model.predict(X[test]) - y[test]) ** 2).sum()
-        error.append(total)
-    assert vector.alpha_ == ALPHAS[int(np.argmin(error))]
-    np.testing.assert_allclose(vector.predict(X), RidgeCV(alphas=[vector.alpha_]).fit(Z, y).predict(Z))
+    return [
+        sum(
+            ((Ridge(alpha).fit(Z[train], y[train]).predict(Z[test]) - y[test]) ** 2).sum()
+            for train, test in LeaveOneGroupOut().split(Z, groups=groups)
+        )
+        for alpha in ALPHAS
+    ]
+
+
+def test_regression_is_scikit_learns_with_the_penalty_of_left_out_rows():
+    X, y, _ = planted(80, 30, 0.4)
+    vector = RegressionConceptVector().fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    assert vector.alpha_ == RidgeCV(alphas=ALPHAS).fit(Z, y).alpha_
+    np.testing.assert_allclose(vector.predict(X), Ridge(vector.alpha_).fit(Z, y).predict(Z))
+
+
+def test_the_cosine_is_between_the_directions_without_each_fold():
+    X, y, _ = planted(120, 10, 0.5)
+    groups = np.arange(120) % 12
+    vector = RegressionConceptVector(folds=4).fit(X, y, groups)
+    Z = StandardScaler().fit_transform(X)
+    directions = [
+        Ridge(vector.alpha_).fit(Z[train], y[train]).coef_ / X.std(0)
+        for train, _ in GroupKFold(4).split(Z, None, groups)
+    ]
+    pairs = [cosine(a, b) for i, a in enumerate(directions) for b in directions[:i]]
+    assert vector.cosine_ == pytest.approx(np.mean(pairs))
+    assert vector.cosine_ > 0.9
+    # The control: nothing but noise gives the folds little in common.
+    noise = RegressionConceptVector(alphas=[0.1]).fit(X, np.random.default_rng(0).normal(size=120), groups)
+    assert noise.cosine_ < vector.cosine_
+    assert np.isnan(RegressionConceptVector(folds=1).fit(X, y).cosine_)
 
 
 def by_group(n_groups=12, per_group=15, d=20, seed=0):
@@ -108,14 +132,7 @@ def test_groups_are_respected_when_the_penalty_is_chosen():
     shuffled = np.random.default_rng(1).permutation(len(y))
     X, y, groups = X[shuffled], y[shuffled], groups[shuffled]
     grouped = RegressionConceptVector().fit(X, y, groups)
-    error = []
-    for alpha in ALPHAS:
-        total = 0.0
-        for train, test in GroupKFold(5).split(X, groups=groups):
-            model = make_pipeline(StandardScaler(), RidgeCV(alphas=[alpha])).fit(X[train], y[train])
-            total += ((model.predict(X[test]) - y[test]) ** 2).sum()
-        error.append(total)
-    assert grouped.alpha_ == ALPHAS[int(np.argmin(error))]
+    assert grouped.alpha_ == ALPHAS[int(np.argmin(left_out_errors(X, y, groups)))]
     ungrouped = RegressionConceptVector().fit(X, y)
     assert ungrouped.alpha_ < grouped.alpha_ / 10
     names = np.array([f"patient {g:02d}" for g in groups])
@@ -269,3 +286,55 @@ def test_clones_keep_their_options():
     vector = clone(ConceptActivationVector(method="mean-difference", folds=4))
     assert (vector.method, vector.folds, vector.alphas) == ("mean-difference", 4, None)
     assert clone(RegressionConceptVector(alphas=[1.0], folds=3)).get_params() == {"alphas": [1.0], "folds": 3}
+
+
+# Concept regions
+
+
+def ring(n=300, d=3, seed=0):
+    """A concept that is high in the middle and falls off on all sides: no line tells of it."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * np.array([1.0, 10.0, 0.1])[:d] + 5
+    Z = (X - X.mean(0)) / X.std(0)
+    return X, 40 + 10 * np.exp(-(Z**2).sum(1)) + 0.3 * rng.normal(size=n), np.arange(n) % 20
+
+
+def test_a_region_is_read_where_no_line_is():
+    X, y, groups = ring()
+    new, truth, _ = ring(seed=1)
+    assert ConceptRegion().fit(X, y, groups).score(new, truth) > 0.8
+    assert RegressionConceptVector().fit(X, y, groups).score(new, truth) < 0.1
+    # The control: of noise nothing is read.
+    noise = np.random.default_rng(2).normal(size=300)
+    assert ConceptRegion().fit(X, noise, groups).score(new, noise) < 0.05
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_width_and_penalty_of_a_region_are_those_of_the_loop(grouped):
+    X, y, groups = ring(60)
+    Z = StandardScaler().fit_transform(X)
+    distances = ((Z[:, None] - Z) ** 2).sum(-1)
+    median = np.median(distances[np.triu_indices(60, 1)])
+    splits = list(LeaveOneGroupOut().split(Z, groups=groups if grouped else np.arange(60)))
+    best = (np.inf, None, None)
+    for width in (0.5, 2.0):
+        K = np.exp(-distances / (width * median))
+        for alpha in (1.0, 0.1, 0.01):
+            error = 0.0
+            for train, test in splits:
+                # Kernel ridge with a free intercept, as one linear system.
+                n = len(train)
+                system = np.block(
+                    [[K[np.ix_(train, train)] + alpha * np.eye(n), np.ones((n, 1))], [np.ones((1, n)), 0]]
+                )
+                solved = np.linalg.solve(system, np.append(y[train], 0))
+                error += ((K[np.ix_(test, train)] @ solved[:-1] + solved[-1] - y[test]) ** 2).sum()
+            best = min(best, (error, width, alpha))
+    region = ConceptRegion(alphas=[0.01, 0.1, 1.0], widths=[0.5, 2.0]).fit(X, y, groups if grouped else None)
+    assert (region.width_, region.alpha_) == best[1:]
+
+
+def test_a_region_needs_two_groups():
+    X, y, _ = ring(20)
+    with pytest.raises(InputError, match="at least 2 groups"):
+        ConceptRegion().fit(X, y, np.zeros(20))

@@ -1,17 +1,20 @@
-"""The ridge path against scikit-learn's ridge, and the choice of the penalty against loops written out."""
+"""One factorisation against scikit-learn's scaler and ridge, and folds that never split a group."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold, KFold
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from conceptkit._checks import InputError
-from conceptkit.probe.folds import inner_folds, make_folds
-from conceptkit.probe.ridge import ALPHAS, choose_alpha, column_scale, held_out_error, ridge_path
+from conceptkit.probe import ridge
+from conceptkit.probe.crossfit import cross_predict_at
+from conceptkit.probe.folds import inner_folds, leave_out_folds, make_folds
+from conceptkit.probe.ridge import ALPHAS, column_scale, factorise, row_moments, training_moments
 
 SHAPES = {"primal": (60, 12), "square": (25, 25), "dual": (20, 70)}
 
@@ -29,13 +32,15 @@ def reference(alpha):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_predictions_are_those_of_scaler_and_ridge(shape):
-    X, Y = draw(*shape)
-    new, _ = draw(11, shape[1], seed=1)
-    path = ridge_path(X, Y)
-    predicted = path.predict(new, ALPHAS)
-    assert predicted.shape == (len(ALPHAS), 11, 3)
-    for i, alpha in enumerate(ALPHAS):
-        np.testing.assert_allclose(predicted[i], reference(alpha).fit(X, Y).predict(new), rtol=1e-9, atol=1e-9)
+    n, d = shape
+    X, Y = draw(n + 11, d)
+    train, test = np.arange(n), np.arange(n, n + 11)
+    basis = factorise(X, train)
+    assert (basis.kernel is None) == (n >= d)
+    for alpha in ALPHAS:
+        expected = reference(alpha).fit(X[train], Y[train]).predict(X[test])
+        found = basis.fit(Y[train], np.full(3, alpha)).predict(test)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -43,7 +48,7 @@ def test_coefficients_are_in_the_units_of_the_columns_each_target_at_its_own_pen
     X, Y = draw(*shape)
     new, _ = draw(11, shape[1], seed=1)
     alphas = np.array([0.1, 10.0, 1e4])
-    weights, intercept = ridge_path(X, Y).coefficients(alphas)
+    weights, intercept = factorise(X).fit(Y, alphas).coefficients()
     for t, alpha in enumerate(alphas):
         model = reference(alpha).fit(X, Y[:, t])
         scale = model[0].scale_
@@ -53,16 +58,74 @@ def test_coefficients_are_in_the_units_of_the_columns_each_target_at_its_own_pen
         np.testing.assert_allclose(intercept[t], model.predict(np.zeros((1, shape[1])))[0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(200, 40), (120, 300)], ids=["primal", "dual"])
+def test_r2_on_the_same_folds_is_exact(shape):
+    X, Y = draw(*shape)
+    splits = make_folds(len(X), np.arange(len(X)) % 23, 5)
+    for alpha in (0.1, 30.0, 1e4):
+        found = cross_predict_at(X, Y, splits, np.full(3, alpha))
+        expected = np.empty_like(Y)
+        for train, test in splits:
+            expected[test] = reference(alpha).fit(X[train], Y[train]).predict(X[test])
+            eigen = factorise(X, train).fit(Y[train], np.full(3, alpha)).predict(test)
+            assert r2_score(Y[test], eigen) == pytest.approx(r2_score(Y[test], expected[test]), abs=1e-12)
+        assert r2_score(Y, found) == pytest.approx(r2_score(Y, expected), abs=1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_constant_columns_tell_nothing_and_do_no_harm(shape):
     X, Y = draw(*shape)
     # 0.1 has no exact binary form: its mean over rows misses it in the last bit.
     X[:, 1], X[:, 4] = 0.1, 1e6 + 0.1
-    path = ridge_path(X, Y)
-    weights, _ = path.coefficients(np.full(3, 0.1))
+    fit = factorise(X).fit(Y, np.full(3, 0.1))
+    weights, _ = fit.coefficients()
     assert np.isfinite(weights).all()
     np.testing.assert_allclose(weights[[1, 4]], 0, atol=1e-9)
-    np.testing.assert_allclose(path.predict(X, np.array([0.1]))[0], reference(0.1).fit(X, Y).predict(X), rtol=1e-9)
+    np.testing.assert_allclose(fit.predict(np.arange(len(X))), reference(0.1).fit(X, Y).predict(X), rtol=1e-9)
+
+
+def test_a_column_that_varies_in_the_held_out_part_alone_is_constant_in_training():
+    X, Y = draw(60, 12)
+    X[:, 3] = 0.1
+    X[50:, 3] = np.arange(10)
+    splits = make_folds(60, None, 6)
+    train, test = splits[-1]
+    *_, moments = training_moments(X, splits)
+    expected = reference(1.0).fit(X[train], Y[train]).predict(X[test])
+    found = factorise(X, train, moments).fit(Y[train], np.ones(3)).predict(test)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(cross_predict_at(X, Y, splits, np.ones(3))[test], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_moments_of_parts_are_those_of_the_whole(offset, monkeypatch):
+    monkeypatch.setattr(ridge, "_BLOCK", 70)  # ten rows at a time
+    X = np.random.default_rng(0).normal(size=(53, 7)) + offset
+    rows = np.arange(3, 50)
+    found = row_moments(X, rows)
+    assert found.n == 47
+    np.testing.assert_allclose(found.mean, X[rows].mean(0), rtol=1e-14)
+    # Centring block by block keeps the digits that a mean of 10⁶ would cost raw squares: 1e-4 of a variance of 1.
+    np.testing.assert_allclose(found.scatter, np.cov(X[rows].T, bias=True) * 47, rtol=1e-8, atol=1e-7)
+    splits = make_folds(53, None, 4)
+    for (train, _), part in zip(splits, training_moments(X, splits), strict=True):
+        np.testing.assert_allclose(part.scatter, np.cov(X[train].T, bias=True) * len(train), rtol=1e-8, atol=1e-7)
+
+
+def test_single_precision_activations_are_taken_up_in_double():
+    X, Y = draw(60, 12)
+    small = X.astype(np.float32)
+    found = factorise(small).fit(Y, np.ones(3)).predict(np.arange(60))
+    expected = factorise(small.astype(np.float64)).fit(Y, np.ones(3)).predict(np.arange(60))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_nothing_changes_when_coordinates_are_not_kept(monkeypatch):
+    X, Y = draw(60, 12)
+    kept = factorise(X).fit(Y, np.ones(3)).predict(np.arange(60))
+    monkeypatch.setattr(ridge, "_KEPT", 0)
+    monkeypatch.setattr(ridge, "_BLOCK", 100)
+    np.testing.assert_allclose(factorise(X).fit(Y, np.ones(3)).predict(np.arange(60)), kept, rtol=1e-12)
 
 
 def test_scale_is_that_of_the_standard_scaler():
@@ -76,29 +139,8 @@ def test_scale_is_that_of_the_standard_scaler():
 
 def test_a_heavy_penalty_leaves_the_mean():
     X, Y = draw(60, 12)
-    np.testing.assert_allclose(ridge_path(X, Y).predict(X, np.array([1e14]))[0], np.tile(Y.mean(0), (60, 1)))
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_penalty_is_that_of_least_squared_error_on_left_out_groups(shape):
-    X, Y = draw(*shape)
-    groups = np.random.default_rng(2).integers(0, 6, len(X))
-    splits = inner_folds(groups, len(X), 3)
-    error = np.zeros((len(ALPHAS), 3))
-    for train, test in GroupKFold(3).split(X, groups=groups):
-        assert not set(groups[train]) & set(groups[test])
-        for i, alpha in enumerate(ALPHAS):
-            for t in range(3):
-                predicted = reference(alpha).fit(X[train], Y[train, t]).predict(X[test])
-                error[i, t] += ((predicted - Y[test, t]) ** 2).sum()
-    np.testing.assert_allclose(held_out_error(X, Y, splits, ALPHAS), error, rtol=1e-8)
-    np.testing.assert_array_equal(choose_alpha(X, Y, splits), ALPHAS[error.argmin(0)])
-
-
-def test_on_a_tie_the_larger_penalty_is_taken():
-    X, Y = draw(20, 3)
-    X[:] = 1.0  # constant columns: every penalty predicts the mean
-    np.testing.assert_array_equal(choose_alpha(X, Y, inner_folds(None, 20, 4)), np.full(3, ALPHAS[-1]))
+    found = factorise(X).fit(Y, np.full(3, 1e14)).predict(np.arange(60))
+    np.testing.assert_allclose(found, np.tile(Y.mean(0), (60, 1)))
 
 
 # Folds
@@ -136,3 +178,12 @@ def test_inner_folds_make_do_with_the_groups_there_are_but_not_with_one():
     assert len(inner_folds(None, 3, 5)) == 3
     with pytest.raises(InputError, match="2 folds need at least 2 groups, a training part have 1"):
         inner_folds(np.zeros(30, int), 30, 5)
+
+
+def test_levels_are_held_out_one_by_one():
+    levels = np.array(["a", "b", "a", "c"])
+    splits = leave_out_folds(levels, "center")
+    assert [test.tolist() for _, test in splits] == [[0, 2], [1], [3]]
+    assert [train.tolist() for train, _ in splits] == [[1, 3], [0, 2, 3], [0, 1, 2]]
+    with pytest.raises(InputError, match="center needs at least 2 levels, all rows are of 'a'"):
+        leave_out_folds(np.array(["a", "a"]), "center")

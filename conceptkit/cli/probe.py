@@ -20,6 +20,7 @@ from conceptkit.cli.options import (
     TableOption,
     WeightsOption,
     name_list,
+    name_pairs,
 )
 
 
@@ -30,12 +31,30 @@ def probe(
     table: TableOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="Your own features (.h5, .npy, .parquet), instead of a network.")
+    ] = None,
     group: GroupOption = None,
     categorical: CategoricalOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split alone.")] = None,
-    pool: Annotated[str, typer.Option("--pool", help="gap, max or flatten.")] = "gap",
+    pool: Annotated[str, typer.Option("--pool", help="gap, max, flatten, cls or tokens.")] = "gap",
     folds: FoldsOption = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Of resamples and random networks.")] = 0,
+    permutations: Annotated[int, typer.Option("--permutations", help="Of each concept, for p; 0 for none.")] = 1000,
+    adjust: Annotated[
+        list[str] | None,
+        typer.Option("--adjust", help="Confounders for a partial R², comma-separated; stain means all stain measures."),
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option("--leave-out", help="Also score with each level of this column held out (center).")
+    ] = None,
+    repeat: Annotated[
+        list[str] | None,
+        typer.Option("--repeat", help="CONCEPT=COLUMN of its repeated measurement, for the reliability ceiling."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="cross-validated, or paper: least squares, scored in sample.")
+    ] = "cross-validated",
+    seed: Annotated[int, typer.Option("--seed", help="Of resamples, permutations and random networks.")] = 0,
     device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
     out: OutOption = None,
@@ -56,11 +75,17 @@ def probe(
                 concepts=name_list(concept) or None,
                 model=model,
                 weights=weights,
+                features=features,
                 group=group,
                 categorical=name_list(categorical),
                 split=split,
                 pool=pool,
                 folds=folds,
+                permutations=permutations,
+                adjust=name_list(adjust),
+                leave_out=leave_out,
+                repeat=name_pairs("repeat", repeat),
+                protocol=protocol,
                 seed=seed,
                 device=device,
                 batch_size=batch_size,

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conceptkit._checks import check_choice
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.folds import inner_folds
+from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.regression import group_numbers
-from conceptkit.probe.ridge import column_scale
-
-PENALTIES: Floats = np.logspace(0, 4, 5)
-"""The penalties tried by default for logistic vectors, on standardised columns."""
+from conceptkit.probe.ridge import column_scale, factorise
 
 
 class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -67,15 +61,17 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         self.classes_, codes = np.unique(checked[1], return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y: needs at least 2 classes, all rows are of one class {str(self.classes_[0])!r}.")
-        mean, scale = column_scale(A)
-        Z = (A - mean) / scale
         if self.method == "mean-difference":
-            self.alpha_, (W, b) = 0.0, _mean_difference(Z, codes, len(self.classes_))
+            mean, scale = column_scale(A)
+            self.alpha_, (W, b) = 0.0, _mean_difference((A - mean) / scale, codes, len(self.classes_))
+            self.coef_ = W / scale
         else:
             alphas = PENALTIES if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
-            self.alpha_ = _choose_penalty(A, codes, group_numbers(groups), alphas, self.folds)
-            W, b = _logistic(Z, codes, self.alpha_)
-        self.coef_ = W / scale
+            basis = factorise(A)
+            mean, rows = basis.mean, basis.coordinates(basis.train)
+            self.alpha_ = choose_penalty(rows, basis.spectrum, codes, group_numbers(groups), alphas, self.folds)
+            solution, b = fit_logistic(rows, basis.spectrum, codes, self.alpha_)
+            self.coef_, b = basis.weights(solution).T, b.ravel()
         self.intercept_ = b - self.coef_ @ mean
         length = np.linalg.norm(self.coef_, axis=1, keepdims=True)
         self.direction_ = np.divide(self.coef_, length, out=np.zeros_like(self.coef_), where=length > 0)
@@ -103,17 +99,6 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         return projected[:, 0] if len(self.classes_) == 2 else projected
 
 
-def _logistic(Z: Floats, codes: NDArray[np.intp], alpha: float) -> tuple[Floats, Floats]:
-    """Fit Σ wᵢ·CE + (α/2)‖W‖² on standardised rows, wᵢ weighting classes alike."""
-    model = LogisticRegression(C=1.0 / alpha, class_weight="balanced", max_iter=2000, tol=1e-4)
-    with warnings.catch_warnings():
-        # Separable classes never converge to the tolerance at weak penalties; the penalty chosen on left-out groups
-        # is then a stronger one, and the direction has long settled.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(Z, codes)
-    return model.coef_, model.intercept_
-
-
 def _mean_difference(Z: Floats, codes: NDArray[np.intp], n_classes: int) -> tuple[Floats, Floats]:
     """Take, for each class, its mean minus the mean of the other classes' means; the threshold lies half way."""
     means = np.stack([Z[codes == k].mean(0) for k in range(n_classes)])
@@ -121,29 +106,3 @@ def _mean_difference(Z: Floats, codes: NDArray[np.intp], n_classes: int) -> tupl
     W = means - others
     b = -0.5 * np.einsum("kd,kd->k", W, means + others)
     return (W[1:], b[1:]) if n_classes == 2 else (W, b)
-
-
-def _choose_penalty(
-    X: Floats, codes: NDArray[np.intp], groups: NDArray[np.intp] | None, alphas: Floats, folds: int
-) -> float:
-    """Return the penalty of least class-balanced log-loss on left-out groups; the larger one on a tie."""
-    n_classes = int(codes.max()) + 1
-    row_weight = 1.0 / np.bincount(codes, minlength=n_classes)[codes]
-    loss = np.zeros(len(alphas))
-    for train, test in inner_folds(groups, len(codes), folds):
-        present = np.unique(codes[train])
-        known = np.isin(codes[test], present)  # a class absent from the training part tells nothing of the penalty
-        if len(present) < 2 or not known.any():
-            continue
-        mean, scale = column_scale(X[train])
-        Z, held_out = (X[train] - mean) / scale, (X[test][known] - mean) / scale
-        target = np.searchsorted(present, codes[test][known])
-        for i, alpha in enumerate(alphas):
-            W, b = _logistic(Z, np.searchsorted(present, codes[train]), alpha)
-            scores = held_out @ W.T + b
-            if len(present) == 2:
-                scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
-            top = scores.max(1)
-            log_sum = top + np.log(np.exp(scores - top[:, None]).sum(1))
-            loss[i] += row_weight[test][known] @ (log_sum - scores[np.arange(len(target)), target])
-    return float(alphas[::-1][loss[::-1].argmin()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,3 +53,21 @@ def inner_folds(groups: NDArray[np.intp] | None, n: int, folds: int) -> list[Spl
         return make_folds(n, None, min(folds, n), what="a training part")
     distinct = len(np.unique(groups))
     return make_folds(n, groups, max(2, min(folds, distinct)), what="a training part")
+
+
+def leave_out_folds(levels: NDArray[Any], argument: str) -> list[Split]:
+    """Hold out each level of a column in turn, a center for instance.
+
+    Parameters
+    ----------
+    levels : (n,) text
+
+    Raises
+    ------
+    InputError
+        when there is one level only
+    """
+    names = np.unique(levels)
+    if len(names) < 2:
+        raise InputError(f"leave_out: {argument} needs at least 2 levels, all rows are of {str(names[0])!r}.")
+    return [(np.flatnonzero(levels != name), np.flatnonzero(levels == name)) for name in names]

@@ -10,8 +10,10 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.folds import inner_folds
-from conceptkit.probe.ridge import ALPHAS, choose_alpha, ridge_path
+from conceptkit.probe.alpha import choose_alpha, deleted_residuals
+from conceptkit.probe.crossfit import mean_cosine
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import ALPHAS, RidgeFit, factorise
 
 
 def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
@@ -24,13 +26,13 @@ def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
 class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Ridge regression of a continuous concept on activations (Graziani et al., 2018).
 
-    Columns are standardised, and the penalty is the one of least squared error on left-out groups (plain folds when
-    no groups are given); ``coef_`` is given back in the units of the activations.
+    Columns are standardised, and the penalty is the one of least squared error on groups left out one by one (rows,
+    when no groups are given), in closed form; ``coef_`` is given back in the units of the activations.
 
     Parameters
     ----------
     alphas : penalties to choose from; ``None`` for 20 values from 0.1 to 10⁶
-    folds : parts into which the groups are split to choose the penalty
+    folds : parts into which the groups (or rows) are split to see how far the direction depends on them
 
     Attributes
     ----------
@@ -38,6 +40,7 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
     intercept_ : the concept where all activations are zero, scalar or (t,)
     alpha_ : the chosen penalty, scalar or (t,)
     direction_ : ``coef_`` scaled to length 1: the regression concept vector; zeros if ``coef_`` is zero
+    cosine_ : mean cosine between the directions without each of the folds, scalar or (t,); NaN for fewer than 2 folds
     """
 
     def __init__(self, *, alphas: ArrayLike | None = None, folds: int = 5) -> None:
@@ -51,19 +54,23 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         ----------
         X : (n, d) activations
         y : (n,) or (n, t) concept values, in the concept's unit
-        groups : (n,) patients or slides, never split when the penalty is chosen
+        groups : (n,) patients or slides, left out whole when the penalty is chosen
         """
         checked = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]
         Y: Floats = np.asarray(checked[1], dtype=np.float64).reshape(len(A), -1)
         alphas = ALPHAS if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
-        splits = inner_folds(group_numbers(groups), len(Y), self.folds)
-        alpha = choose_alpha(A, Y, splits, alphas)
-        weights, intercept = ridge_path(A, Y).coefficients(alpha)
+        numbers = group_numbers(groups)
+        basis = factorise(A)
+        alpha, _ = choose_alpha(basis, Y, numbers, alphas)
+        fit = basis.fit(Y, alpha)
+        weights, intercept = fit.coefficients()
         single = np.ndim(checked[1]) == 1
         self.coef_ = weights[:, 0] if single else weights.T
         self.intercept_ = float(intercept[0]) if single else intercept
         self.alpha_ = float(alpha[0]) if single else alpha
+        cosine = _fold_cosine(fit, Y, alpha, numbers, self.folds)
+        self.cosine_ = float(cosine[0]) if single else cosine
         length = np.linalg.norm(self.coef_, axis=-1, keepdims=True)
         self.direction_ = np.divide(self.coef_, length, out=np.zeros_like(self.coef_), where=length > 0)
         return self
@@ -87,3 +94,21 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = True
         return tags
+
+
+def _fold_cosine(fit: RidgeFit, Y: Floats, alpha: Floats, groups: NDArray[np.intp] | None, folds: int) -> Floats:
+    """Return the mean cosine (t,) between the directions without each fold, in closed form at the same penalties."""
+    available = len(Y) if groups is None else int(groups.max()) + 1
+    if min(folds, available) < 2:
+        return np.full(Y.shape[1], np.nan)
+    basis = fit.basis
+    part = np.empty(len(Y), dtype=np.intp)
+    for k, (_, test) in enumerate(make_folds(len(Y), groups, min(folds, available))):
+        part[test] = k
+    left = deleted_residuals(basis, Y, part, alpha)
+    without = []
+    for k in range(int(part.max()) + 1):
+        rows = np.flatnonzero(part == k)
+        pulled = basis.coordinates(rows).T @ left[rows]
+        without.append(basis.weights(fit.c - pulled / (basis.spectrum[:, None] + alpha)))
+    return mean_cosine(without)

@@ -1,9 +1,11 @@
-"""Ridge regression for many targets and penalties from one eigendecomposition."""
+"""One factorisation of a training part, from which every ridge solution on it follows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,88 +18,253 @@ ALPHAS: Floats = np.logspace(-1, 6, 20)
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Row numbers of a training part and of its held-out part."""
 
+_BLOCK = 2**22
+"""Values taken up in float64 at a time (32 MiB): X itself is never copied whole."""
+
+_KEPT = 2**26
+"""Coordinates of up to so many values (512 MiB) are kept between calls; beyond, they are made anew."""
+
 
 def column_scale(X: Floats) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation of each column; a constant column gets 1, so that it stays zero.
+    """Return mean and standard deviation of each column; a constant column gets 1, so that it stays zero."""
+    mean = X.mean(0)
+    return mean, _scale(X.shape[0], mean, ((X - mean) ** 2).mean(0))
 
-    Constant is judged as scikit-learn's ``StandardScaler`` does: a variance within the rounding error of the sums.
-    """
-    n, mean = X.shape[0], X.mean(0)
-    variance = ((X - mean) ** 2).mean(0)
+
+def _scale(n: int, mean: Floats, variance: Floats) -> Floats:
+    """Judge constant columns as scikit-learn's ``StandardScaler`` does: a variance within the sums' rounding error."""
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
-    return mean, np.where(constant, 1.0, np.sqrt(variance))
+    out: Floats = np.where(constant, 1.0, np.sqrt(variance))
+    return out
 
 
 @dataclass(frozen=True)
-class RidgePath:
-    """All ridge solutions, one per penalty, of standardised X and centred Y: min ‖Y − XW‖² + α‖W‖².
+class Moments:
+    """Number, mean (d,) and scatter (d, d) about that mean of some rows."""
 
-    With X = (n, d) standardised, primal: XᵀX = V diag(λ) Vᵀ and W(α) = V diag(1/(λ + α)) VᵀXᵀY.
-    Dual, used when n < d: XXᵀ = U diag(λ) Uᵀ and W(α) = XᵀU diag(1/(λ + α)) UᵀY.
+    n: int
+    mean: Floats
+    scatter: Floats
+
+
+def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
+    """Return the moments of some rows of X (n, d), gathered in float64 a block of rows at a time."""
+    step = max(1, _BLOCK // X.shape[1])
+    blocks = (X[rows[i : i + step]].astype(np.float64, copy=False) for i in range(0, len(rows), step))
+    return _gathered(_centred(block) for block in blocks)
+
+
+def _centred(block: Floats) -> Moments:
+    mean = block.mean(0)
+    C = block - mean
+    return Moments(len(block), mean, C.T @ C)
+
+
+def _gathered(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of disjoint parts together (Chan et al., 1983).
+
+    Parts are added, never taken away from a whole: a column that varies in one part alone is then exactly constant in
+    the others.
+    """
+    n = 0
+    mean, scatter = np.zeros(0), np.zeros((0, 0))
+    for part in parts:
+        if n == 0:
+            n, mean, scatter = part.n, part.mean, part.scatter.copy()
+            continue
+        step = part.mean - mean
+        scatter += part.scatter
+        scatter += np.outer(step, step * (n * part.n / (n + part.n)))
+        mean = mean + step * (part.n / (n + part.n))
+        n += part.n
+    return Moments(n, mean, scatter)
+
+
+def training_moments(X: NDArray[Any], splits: Sequence[Split]) -> Iterator[Moments | None]:
+    """Yield the moments of each training part, every row being taken up once for all of them.
+
+    The held-out parts must make up all rows. Nothing is gathered (``None``) for parts of fewer rows than columns:
+    they are factorised through their kernel.
+    """
+    if any(len(train) < X.shape[1] for train, _ in splits):
+        yield from (None for _ in splits)
+        return
+    parts = [row_moments(X, test) for _, test in splits]
+    for i in range(len(splits)):
+        yield _gathered(part for j, part in enumerate(parts) if j != i)
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """Standardised rows in the eigenbasis of a training part, in which each ridge solution is a division.
+
+    With Z (n, d) the standardised training rows and A = ZV = U diag(√λ) their coordinates, the solution of
+    min ‖y − ȳ − Zw‖² + α‖w‖² is w = V c with c = Aᵀ(y − ȳ) / (λ + α). Primal: ZᵀZ = V diag(λ) Vᵀ. Dual, for n < d:
+    ZZᵀ = U diag(λ) Uᵀ, and V = ZᵀU diag(1/√λ) is never formed.
     """
 
+    X: NDArray[Any]
+    """(rows, d) all rows, training part and others, untouched"""
+    train: NDArray[np.intp]
+    """(n,) the rows factorised"""
     mean: Floats
     """(d,) column means of the training part"""
     scale: Floats
     """(d,) column standard deviations of the training part"""
-    target_mean: Floats
-    """(t,)"""
-    basis: Floats
-    """(d, r) V in the primal form, XᵀU in the dual one: maps standardised rows onto the eigenbasis"""
     spectrum: Floats
     """(r,) λ"""
-    moments: Floats
-    """(r, t) VᵀXᵀY or UᵀY"""
+    vectors: Floats
+    """(d, r) V, or (n, r) U diag(1/√λ) in the dual form"""
+    kernel: Floats | None
+    """(rows, n) products of all standardised rows with the training rows; ``None`` in the primal form"""
 
-    def predict(self, X: Floats, alphas: Floats) -> Floats:
-        """Return predictions (a, n, t) for rows X (n, d) at each of the penalties (a,)."""
-        projected = ((X - self.mean) / self.scale) @ self.basis  # (n, r)
-        return np.stack([projected @ self._shrunk(a) for a in alphas]) + self.target_mean
+    @functools.cached_property
+    def _kept(self) -> Floats | None:
+        if self.kernel is not None:
+            return self.kernel @ self.vectors
+        return None if len(self.X) * len(self.spectrum) > _KEPT else self._projected(np.arange(len(self.X)))
 
-    def coefficients(self, alpha: Floats) -> tuple[Floats, Floats]:
-        """Return coefficients (d, t) and intercepts (t,) in the original units of X, one penalty per target (t,)."""
-        shrunk = self.moments / (self.spectrum[:, None] + alpha[None, :])
-        weights = (self.basis @ shrunk) / self.scale[:, None]
-        return weights, self.target_mean - self.mean @ weights
+    def coordinates(self, rows: NDArray[np.intp]) -> Floats:
+        """Return the coordinates (len(rows), r) of some rows of X."""
+        return self._projected(rows) if self._kept is None else self._kept[rows]
 
-    def _shrunk(self, alpha: float) -> Floats:
-        out: Floats = self.moments / (self.spectrum + alpha)[:, None]
+    def _projected(self, rows: NDArray[np.intp]) -> Floats:
+        out = np.empty((len(rows), len(self.spectrum)))
+        W = self.vectors / self.scale[:, None]
+        step = max(1, _BLOCK // self.X.shape[1])
+        for i in range(0, len(rows), step):
+            out[i : i + step] = (self.X[rows[i : i + step]].astype(np.float64, copy=False) - self.mean) @ W
         return out
 
+    def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
+        """Yield the coordinates of ``rows`` a block at a time, with the block's place."""
+        step = len(rows) if self._kept is not None else max(1, _BLOCK // self.X.shape[1])
+        for i in range(0, len(rows), max(step, 1)):
+            yield slice(i, i + step), self.coordinates(rows[i : i + step])
 
-def ridge_path(X: Floats, Y: Floats) -> RidgePath:
-    """Factorise once for every penalty and target.
+    def moments(self, centred: Floats) -> Floats:
+        """Return Aᵀ(y − ȳ), (r, t), of centred training targets (n, t)."""
+        out = np.zeros((len(self.spectrum), centred.shape[1]))
+        for at, A in self.blocks(self.train):
+            out += A.T @ centred[at]
+        return out
+
+    def weights(self, c: Floats) -> Floats:
+        """Return coefficients (d, t), per unit of the columns of X, of solutions c (r, t) in the eigenbasis."""
+        if self.kernel is None:
+            out: Floats = (self.vectors @ c) / self.scale[:, None]
+            return out
+        dual = self.vectors @ c  # (n, t)
+        out = np.empty((self.X.shape[1], c.shape[1]))
+        for at in _column_blocks(self.X):
+            block = self.X[:, at][self.train].astype(np.float64, copy=False) - self.mean[at]
+            out[at] = (block / self.scale[at]).T @ dual / self.scale[at, None]
+        return out
+
+    def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
+        """Return the solutions for training targets Y (n, t), each at its own penalty (t,)."""
+        mean = Y.mean(0)
+        return RidgeFit(self, mean, self.moments(Y - mean) / (self.spectrum[:, None] + alpha))
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """Ridge solutions of t targets, each at its own penalty."""
+
+    basis: Eigenbasis
+    target_mean: Floats
+    """(t,)"""
+    c: Floats
+    """(r, t) solutions in the eigenbasis"""
+
+    def predict(self, rows: NDArray[np.intp]) -> Floats:
+        """Return predictions (len(rows), t) for rows of the basis's X."""
+        out = np.empty((len(rows), self.c.shape[1]))
+        for at, A in self.basis.blocks(rows):
+            out[at] = A @ self.c + self.target_mean
+        return out
+
+    def coefficients(self) -> tuple[Floats, Floats]:
+        """Return coefficients (d, t) in the original units of X, and intercepts (t,)."""
+        weights = self.basis.weights(self.c)
+        return weights, self.target_mean - self.basis.mean @ weights
+
+
+def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: Moments | None = None) -> Eigenbasis:
+    """Factorise a training part once for every penalty and target.
 
     Parameters
     ----------
-    X : (n, d) float64 activations, in their own units; standardised here with the moments of these rows
-    Y : (n, t) float64 targets
+    X : (rows, d) activations in their own units, of any float type
+    train : (n,) rows of the training part, with whose moments columns are standardised; all rows by default
+    moments : of these rows, where they are known already
+
+    Returns
+    -------
+    the eigenbasis, primal for n ≥ d, dual for n < d: no d × d matrix is formed then, and X is taken up in blocks
     """
-    mean, scale = column_scale(X)
-    Z = (X - mean) / scale
-    target_mean = Y.mean(0)
-    centred = Y - target_mean
+    train = np.arange(len(X)) if train is None else train
     # NumPy's divide and conquer, not SciPy's default: that takes 100 times as long where dead units make the spectrum
     # degenerate.
-    if X.shape[0] < X.shape[1]:
-        spectrum, U = np.linalg.eigh(Z @ Z.T)
-        return RidgePath(mean, scale, target_mean, Z.T @ U, np.maximum(spectrum, 0.0), U.T @ centred)
-    spectrum, V = np.linalg.eigh(Z.T @ Z)
-    return RidgePath(mean, scale, target_mean, V, np.maximum(spectrum, 0.0), V.T @ (Z.T @ centred))
+    if len(train) < X.shape[1]:
+        mean, scale, products = _kernel(X, train)
+        spectrum, U = np.linalg.eigh(products[train])
+        kept = spectrum > len(train) * np.finfo(np.float64).eps * max(spectrum[-1], 0.0)
+        return Eigenbasis(X, train, mean, scale, spectrum[kept], U[:, kept] / np.sqrt(spectrum[kept]), products)
+    known = row_moments(X, train) if moments is None else moments
+    scale = _scale(known.n, known.mean, np.diagonal(known.scatter) / known.n)
+    spectrum, V = np.linalg.eigh(known.scatter / np.outer(scale, scale))
+    return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
 
 
-def held_out_error(X: Floats, Y: Floats, splits: Iterable[Split], alphas: Floats) -> Floats:
-    """Return the sum of squared held-out errors (a, t) of each penalty and target over the splits."""
-    total = np.zeros((len(alphas), Y.shape[1]))
-    for train, test in splits:
-        predicted = ridge_path(X[train], Y[train]).predict(X[test], alphas)
-        total += ((predicted - Y[test]) ** 2).sum(1)
-    return total
+def predict_at(X: NDArray[Any], split: Split, Y: Floats, alpha: Floats, moments: Moments) -> Floats:
+    """Return held-out predictions (len(test), t) at known penalties (t,): a Cholesky factor each costs less than V.
+
+    Parameters
+    ----------
+    moments : of the training part, of at least as many rows as columns
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    train, test = split
+    scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
+    target_mean = Y[train].mean(0)
+    products = np.zeros((X.shape[1], Y.shape[1]))
+    step = max(1, _BLOCK // X.shape[1])
+    for i in range(0, len(train), step):
+        rows = train[i : i + step]
+        products += (X[rows].astype(np.float64, copy=False) - moments.mean).T @ (Y[rows] - target_mean)
+    weights = np.empty_like(products)
+    for value in np.unique(alpha):
+        at = alpha == value
+        gram = moments.scatter / np.outer(scale, scale)
+        gram.flat[:: len(gram) + 1] += value
+        solved = cho_solve(
+            cho_factor(gram, overwrite_a=True, check_finite=False), products[:, at] / scale[:, None], check_finite=False
+        )
+        weights[:, at] = solved / scale[:, None]
+    out = np.empty((len(test), Y.shape[1]))
+    for i in range(0, len(test), step):
+        rows = test[i : i + step]
+        out[i : i + step] = (X[rows].astype(np.float64, copy=False) - moments.mean) @ weights + target_mean
+    return out
 
 
-def choose_alpha(X: Floats, Y: Floats, splits: Iterable[Split], alphas: Floats = ALPHAS) -> Floats:
-    """Return, for each target (t,), the penalty of least held-out error; the larger one on a tie."""
-    error = held_out_error(X, Y, splits, alphas)[::-1]
-    chosen: Floats = alphas[::-1][error.argmin(0)]
-    return chosen
+def _kernel(X: NDArray[Any], train: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+    """Return column means and deviations of the training rows, and products of all rows with these (rows, n)."""
+    mean, scale = np.empty(X.shape[1]), np.empty(X.shape[1])
+    products = np.zeros((len(X), len(X)))
+    for at in _column_blocks(X):
+        block = X[:, at].astype(np.float64)
+        mean[at], scale[at] = column_scale(block[train])
+        block -= mean[at]
+        block /= scale[at]
+        products += block @ block.T
+    return mean, scale, products[:, train]
+
+
+def _column_blocks(X: NDArray[Any]) -> Iterator[slice]:
+    step = max(1, _BLOCK // len(X))
+    for i in range(0, X.shape[1], step):
+        yield slice(i, i + step)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_distinct
-from conceptkit.records import ProbeRecord, ProbeRow
+from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct
+from conceptkit.patches import PatchTable
+from conceptkit.records import ProbeRecord
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.opening import N_RESAMPLES, Progress, notes_on, open_study, run_folder, split_rows, versions
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 RANDOM_NETWORKS = 3
 """Networks of random weights whose mean score is the control."""
 
+STAIN = "stain"
+"""Stands for every column of stain measures among the confounders."""
+
 
 def run_probe(
     study: Study | str | Path | None = None,
@@ -30,11 +35,17 @@ def run_probe(
     table: str | Path | None = None,
     model: str | None = None,
     weights: str | None = None,
+    features: str | Path | None = None,
     group: str | None = None,
     categorical: Sequence[str] = (),
     split: str | None = None,
     pool: str = "gap",
     folds: int = 5,
+    permutations: int = 1000,
+    adjust: Sequence[str] = (),
+    leave_out: str | None = None,
+    repeat: Mapping[str, str] | None = None,
+    protocol: str = "cross-validated",
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 32,
@@ -48,11 +59,17 @@ def run_probe(
     study : a study, its file, or ``None`` for the current folder's and else the embedded one
     layers, concepts : names; ``None`` for the study's
     table, model, weights, group : instead of the study's; a model without weights means ``imagenet``
+    features : file of features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
     categorical : concepts to take as classes whatever their type
     split : the only split whose rows are used; ``None`` for all rows
-    pool : ``gap``, ``max`` or ``flatten``
+    pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
     folds : of the cross-validation
-    seed : of the resamples, the shuffled patch-wise folds and the random networks
+    permutations : of each concept, for p; 0 for none
+    adjust : confounders (columns) for a partial R²; ``stain`` stands for every stain measure of the table
+    leave_out : column each of whose levels is held out in turn, for one more score
+    repeat : concept → column of its repeated measurement, for the reliability ceiling
+    protocol : ``cross-validated``, or ``paper``: least squares fitted and scored on the same rows
+    seed : of the resamples, the permutations, the shuffled patch-wise folds and the random networks
     device : ``auto``, ``cpu``, ``cuda``, …
     batch_size : images per forward pass
     out : run folder; ``None`` for the next free ``runs/probe-NNN``
@@ -65,11 +82,19 @@ def run_probe(
     """
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import open_model, random_control
-    from conceptkit.probe.validation import batches, check_activations, held_out, make_target, validate
+    from conceptkit.probe.targets import make_target
+    from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
+    from conceptkit.workflow.pixels import read_pixel_statistics
+    from conceptkit.workflow.probe_rows import PAPER_NOTE, PROTOCOLS, Asked, Layer, probe_rows
 
+    check_choice("protocol", protocol, PROTOCOLS)
+    check_at_least("permutations", permutations, 0)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "probe")
-    layers = list(layers or meant.layers)
+    if features is not None:
+        data = with_features(data, features)
+    own = features is not None or has_own_features(data, meant.model)
+    layers = list(layers or meant.layers) if not own else [LAYER]
     concepts = list(concepts or meant.concepts or data.concept_names)
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
@@ -80,10 +105,15 @@ def run_probe(
         concept = data.concept(name)
         missing: Any = np.nan if concept.kind == "continuous" else None
         targets.append(make_target(name, concept.kind, np.where(keep, concept.values, missing), groups))
-    if meant.model is None:
+    confounders = _confounders(data, adjust, concepts)
+    held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
+    ceilings = _ceilings(data, repeat or {}, concepts, keep)
+    if meant.model is None and not own:
         raise InputError("model: none is named, neither by --model nor in the study.")
     notes = notes_on(meant, data, concepts)
-    backbone = open_model(meant.model, meant.weights, seed=seed)
+    notes += tuple(note for name in concepts if (note := _missing_by_label(data, meant, name, keep)))
+    if protocol == "paper":
+        notes = (PAPER_NOTE, *notes)
     rows = np.unique(np.concatenate([t.rows for t in targets]))
     place = np.full(len(data), -1)
     place[rows] = np.arange(len(rows))
@@ -101,51 +131,42 @@ def run_probe(
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 
-    trained = activations(backbone, "reading activations")
     controls = []
-    for i in range(RANDOM_NETWORKS):
-        control = random_control(meant.model, backbone, seed=seed + 1 + i)
-        controls.append(activations(control, f"random network {i + 1} of {RANDOM_NETWORKS}"))
-    found: list[ProbeRow] = []
-    parts = batches(targets)
-    for done, (layer, part) in enumerate((layer, part) for layer in layers for part in parts):
-        if progress is not None:
-            progress("probing", done, len(layers) * len(parts))
-        at = place[part[0].rows]
-        X = trained[layer][at].astype(np.float64)
-        check_activations(X, layer)
-        results = validate(X, part, folds=folds, n_resamples=N_RESAMPLES, seed=seed)
-        random_scores = []
-        for control_activations in controls:
-            Z = control_activations[layer][at].astype(np.float64)
-            check_activations(Z, f"{layer} of a random network")
-            predicted = held_out(Z, part, folds=folds)
-            random_scores.append([t.score(p) for t, p in zip(part, predicted, strict=True)])
-        for target, result, random_score in zip(part, results, np.mean(random_scores, axis=0), strict=True):
-            found.append(
-                ProbeRow(
-                    model=backbone.name,
-                    weights=backbone.weights,
-                    layer=layer,
-                    concept=target.name,
-                    kind=target.kind,
-                    n=len(target.y),
-                    n_groups=target.n_groups,
-                    folds=folds,
-                    metric=target.metric,
-                    score=result.score,
-                    score_low=result.low,
-                    score_high=result.high,
-                    score_in_sample=result.in_sample,
-                    score_patchwise=result.patchwise,
-                    score_random_network=float(random_score),
-                    chance=target.chance,
-                    alpha=result.alpha,
-                )
-            )
-    if progress is not None:
-        progress("probing", len(layers) * len(parts), len(layers) * len(parts))
-    order = {key: i for i, key in enumerate((layer, concept) for layer in layers for concept in concepts)}
+    if own:
+        given = read_features(data, rows)
+        trained, name, made_by, digest = {LAYER: given.X}, LAYER, given.name, given.digest()
+    else:
+        backbone = open_model(str(meant.model), meant.weights, seed=seed)
+        name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
+        trained = activations(backbone, "reading activations")
+        for i in range(RANDOM_NETWORKS):
+            control = random_control(str(meant.model), backbone, seed=seed + 1 + i)
+            controls.append(activations(control, f"random network {i + 1} of {RANDOM_NETWORKS}"))
+    pixels = read_pixel_statistics(
+        data,
+        rows,
+        cache=cache_folder(),
+        progress=None if progress is None else lambda done, todo: progress("pixel statistics", done, todo),
+    )
+    asked = Asked(
+        model=name,
+        weights=made_by,
+        folds=folds,
+        permutations=permutations,
+        n_resamples=N_RESAMPLES,
+        seed=seed,
+        protocol=protocol,
+        pixels=pixels,
+        confounders={name: values[rows] for name, values in confounders.items()},
+        leave_out=None if held_out_column is None else (held_out_column[0], held_out_column[1][rows]),
+        ceilings=ceilings,
+    )
+    found = probe_rows(
+        [Layer(name=name, X=trained[name], random=[c[name] for c in controls]) for name in layers],
+        [dataclasses.replace(target, rows=place[target.rows]) for target in targets],
+        asked,
+        progress=None if progress is None else lambda done, todo: progress("probing", done, todo),
+    )
     record = ProbeRecord(
         study=meant.name,
         synthetic=meant.synthetic,
@@ -154,21 +175,94 @@ def run_probe(
         settings={
             "command": "probe",
             "table": meant.table.name,
-            "model": meant.model,
-            "weights": backbone.weights,
-            "weights_sha256": backbone.fingerprint(),
+            "model": LAYER if own else meant.model,
+            "weights": made_by,
+            "weights_sha256": digest,
             "layers": layers,
             "concepts": concepts,
             "split": split,
             "pool": pool,
             "folds": folds,
+            "permutations": permutations,
+            "adjust": list(confounders),
+            "leave_out": leave_out,
+            "repeat": dict(repeat or {}),
+            "protocol": protocol,
             "seed": seed,
             "batch_size": batch_size,
             "n_resamples": N_RESAMPLES,
         },
         versions=versions(),
         folder=folder,
-        rows=tuple(sorted(found, key=lambda row: order[row.layer, row.concept])),
+        rows=found,
     )
     record.save(folder)
     return record
+
+
+def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return confounder → (n,) numbers, or text with ``None`` where missing; ``stain`` is every stain measure."""
+    names: list[str] = []
+    for name in adjust:
+        stains = [str(c) for c in data.frame.columns if str(c).startswith(f"{STAIN}_")]
+        if name != STAIN or name in data.frame.columns:
+            names.append(name)
+        elif stains:
+            names += stains
+        else:
+            raise InputError(
+                f"adjust: the table has no stain measures (columns that begin with {STAIN}_); measure them."
+            )
+    if names:
+        check_distinct("adjust", names)
+    for name in names:
+        data.column("adjust", name)
+        if name in concepts:
+            raise InputError(f"adjust: {name} is probed itself; a concept cannot be adjusted for itself.")
+    return {name: data.concept(name).values for name in names}
+
+
+def _text(data: PatchTable, argument: str, name: str) -> NDArray[Any]:
+    """Return a column as text (n,), ``None`` where missing."""
+    column = data.column(argument, name)
+    return np.array(
+        [None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)], dtype=object
+    )
+
+
+def _ceilings(
+    data: PatchTable, repeat: Mapping[str, str], concepts: Sequence[str], keep: NDArray[np.bool_]
+) -> dict[str, tuple[str, float, int]]:
+    from conceptkit.probe.adjustment import ceiling
+
+    found = {}
+    for name, other in repeat.items():
+        if name not in concepts:
+            raise InputError(f"repeat: {name} is not among the concepts that are probed ({', '.join(concepts)}).")
+        data.column("repeat", other)
+        first, second = data.concept(name), data.concept(other)
+        if first.kind != "continuous" or second.kind != "continuous":
+            raise InputError(f"repeat: {name} and {other} must both be continuous.")
+        found[name] = (other, *ceiling(first.values[keep], second.values[keep]))
+    return found
+
+
+def _missing_by_label(data: PatchTable, meant: Study, name: str, keep: NDArray[np.bool_]) -> str | None:
+    """Return a sentence when a concept is missing in much more rows of one label than of another."""
+    if meant.label not in data.frame.columns or name == meant.label:
+        return None
+    labels = _text(data, "label", meant.label)
+    missing = data.frame[name].isna().to_numpy()
+    known = np.array([label is not None for label in labels]) & keep
+    classes = np.unique(labels[known].astype(str))
+    if not missing[known].any() or len(classes) < 2:
+        return None
+    shares = {str(c): float(missing[known & (labels == c)].mean()) for c in classes}
+    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    # A tenth of the rows: what is left then no longer stands for both classes.
+    if shares[most] - shares[least] < 0.1:
+        return None
+    return (
+        f"{name} is missing in {shares[most]:.0%} of the rows of {meant.label} {most} and in {shares[least]:.0%} of "
+        f"{least}: its scores hold for the rows that have it, and say less of the others."
+    )

@@ -1,0 +1,49 @@
+"""How much of a concept is a matter of the group: intra-class correlation, group means."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.evaluate.scores import Floats
+
+
+def group_sums(values: Floats, groups: NDArray[np.intp], n_groups: int) -> Floats:
+    """Return the sums (n_groups, t) of values (n, t) over the rows of each group."""
+    out = np.zeros((n_groups, values.shape[1]))
+    np.add.at(out, groups, values)
+    return out
+
+
+def group_means(values: Floats, groups: NDArray[np.intp]) -> Floats:
+    """Return the means (g, t) of values (n, t) over groups numbered 0 … g − 1."""
+    counts = np.bincount(groups)
+    return group_sums(values, groups, len(counts)) / counts[:, None]
+
+
+def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
+    """Return ICC(1) of the one-way analysis of variance, the squares of all columns taken together.
+
+    Parameters
+    ----------
+    columns : (n, c) values of a concept, or indicators of its classes
+    groups : (n,) group numbers 0 … g − 1
+
+    Returns
+    -------
+    Between −1 and 1; 1 when nothing varies within a group; not a number when there is one group, or one row each
+
+    Source
+    ------
+    Donner, 1986, with n₀ for groups of unequal size
+    """
+    counts = np.bincount(groups)
+    n, g = len(groups), len(counts)
+    if g < 2 or n == g:
+        return float("nan")
+    means = group_means(columns, groups)
+    within = float(np.sum((columns - means[groups]) ** 2)) / (n - g)
+    between = float(np.sum(counts[:, None] * (means - columns.mean(0)) ** 2)) / (g - 1)
+    typical = (n - float(np.sum(counts.astype(float) ** 2)) / n) / (g - 1)
+    total = between + (typical - 1) * within
+    return (between - within) / total if total > 0 else float("nan")

@@ -1,0 +1,233 @@
+"""Intervals for what fitted models reach on fresh groups: the studentised bootstrap over groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.evaluate.resampling import Resamples, draw_groups
+from conceptkit.evaluate.scores import Floats, auc, confusion, recall_mean
+
+FEW_GROUPS = 10
+"""Below so many groups an interval comes with a warning."""
+
+TRIED_GROUPS = 30
+"""The least number of groups at which the coverage was measured, and found to be as stated."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval, and what has to be said of it."""
+
+    low: float
+    high: float
+    note: str | None = None
+
+
+def coverage_note(n_groups: int) -> str | None:
+    """Return what has to be said of an interval from so few groups; ``None`` when nothing has."""
+    if n_groups < FEW_GROUPS:
+        return f"the interval rests on {n_groups} groups only and may cover far less than 95 %"
+    if n_groups < TRIED_GROUPS:
+        return f"the interval rests on {n_groups} groups; its coverage was measured from {TRIED_GROUPS} on"
+    return None
+
+
+def studentised_interval(
+    estimate: float, error: float, drawn: Floats, drawn_error: Floats, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the bootstrap-t interval: the quantiles of (drawn − estimate) / drawn error, scaled by ``error``.
+
+    Parameters
+    ----------
+    estimate, error : the statistic and its standard error
+    drawn, drawn_error : (n_resamples,) the same in each resample; resamples without a value are left out
+
+    Source
+    ------
+    Efron and Tibshirani, 1993, chapter 12
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (drawn - estimate) / drawn_error
+    ratio = ratio[np.isfinite(ratio)]
+    if not ratio.size or not np.isfinite(estimate) or not np.isfinite(error):
+        return float("nan"), float("nan")
+    low, high = np.quantile(ratio, [(1 - level) / 2, (1 + level) / 2])
+    return float(estimate - high * error), float(estimate - low * error)
+
+
+def jackknife_error(deleted: Floats) -> float:
+    """Return the standard error from the statistic without each unit (u,)."""
+    kept = deleted[np.isfinite(deleted)]
+    u = len(kept)
+    if u < 2:
+        return float("nan")
+    return float(np.sqrt((u - 1) / u * np.sum((kept - kept.mean()) ** 2)))
+
+
+def r2_interval(
+    y: Floats,
+    predicted: Floats,
+    groups: NDArray[np.intp],
+    deleted: Floats,
+    units: NDArray[np.intp],
+    *,
+    about_mean: bool = True,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval for the R² that models fitted on this many rows reach on fresh groups.
+
+    All is done on θ = log(1 − R²) = log SSE − log SST. The standard error is that of the delete-one-group jackknife
+    in which the models are fitted again without the group, so that it holds the chance in the training groups beside
+    that in the scored ones; the shape comes from the bootstrap over groups, studentised by the infinitesimal jackknife.
+
+    Parameters
+    ----------
+    y, predicted : (n,) values and out-of-fold predictions
+    groups : (n,) numbers 0 … g − 1
+    deleted : (u,) squared out-of-fold error had each unit been deleted from training and scored rows alike
+    units : (n,) numbers 0 … u − 1: the groups, or unions of them
+    about_mean : whether SST is taken about the mean of y; about 0 otherwise, as for a partial R²
+    """
+    u = len(deleted)
+    shifted = y - y.mean() if about_mean else y
+    sums = np.stack(
+        [
+            np.bincount(units, weights=w, minlength=u)
+            for w in (np.ones_like(y), shifted, shifted**2, (y - predicted) ** 2)
+        ],
+        axis=1,
+    )  # (u, 4)
+    if not about_mean:
+        sums[:, 1] = 0.0
+    total = sums.sum(0)
+    estimate = float(_log_unexplained(total[None])[0])
+    rest = total - sums
+    rest[:, 3] = deleted
+    error = jackknife_error(_log_unexplained(rest))
+    draws = draw_groups(u, n_resamples=n_resamples, seed=seed)
+    drawn: Floats = draws.astype(np.float64) @ sums  # (n_resamples, 4)
+    n, first, second, residual = drawn.T
+    mean = first / n
+    spread = second - first * mean
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = sums[:, 3] / residual[:, None]
+        share -= (sums[:, 2] - 2 * mean[:, None] * sums[:, 1] + mean[:, None] ** 2 * sums[:, 0]) / spread[:, None]
+        drawn_error = np.sqrt((draws * share**2).sum(1))
+    low, high = studentised_interval(estimate, error, _log_unexplained(drawn), drawn_error)
+    return Interval(float(-np.expm1(high)), float(-np.expm1(low)), coverage_note(int(groups.max()) + 1))
+
+
+def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp]) -> float:
+    """Return how much larger the standard error of log(1 − R²) is when the models are fitted again, at least 1.
+
+    Parameters
+    ----------
+    y, predicted : (n, c) indicators of classes and their out-of-fold predictions
+    deleted : (u,) squared out-of-fold error over all columns had each unit been deleted from training and scored rows
+    units : (n,) numbers 0 … u − 1
+    """
+    u = len(deleted)
+    error = np.bincount(units, weights=((y - predicted) ** 2).sum(1), minlength=u)
+    spread = np.bincount(units, weights=((y - y.mean(0)) ** 2).sum(1), minlength=u)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scored = np.log(error.sum() - error) - np.log(spread.sum() - spread)
+        refitted = np.log(deleted) - np.log(spread.sum() - spread)
+        ratio = jackknife_error(refitted) / jackknife_error(scored)
+    return max(1.0, ratio) if np.isfinite(ratio) else 1.0
+
+
+def _log_unexplained(sums: Floats) -> Floats:
+    """Return log SSE − log SST from sums (…, 4): number, Σy, Σy², squared error; y is centred, as R² is unmoved."""
+    n, first, second, residual = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out: Floats = np.log(residual) - np.log(np.maximum(second - first**2 / n, 0.0))
+    return np.where(np.isfinite(out), out, np.nan)
+
+
+def accuracy_interval(
+    y: NDArray[np.intp],
+    predicted: NDArray[np.intp],
+    groups: NDArray[np.intp],
+    n_classes: int,
+    *,
+    inflation: float = 1.0,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval for the balanced accuracy on fresh groups, by the same form on its logit.
+
+    Parameters
+    ----------
+    y, predicted : (n,) class numbers
+    groups : (n,) numbers 0 … g − 1
+    inflation : factor of the standard error, for the chance in the training groups, which is not refitted here
+    """
+    g, n = int(groups.max()) + 1, len(y)
+    tables = np.zeros((g, n_classes, n_classes))
+    np.add.at(tables, (groups, y, predicted), 1.0)
+    draws = draw_groups(g, n_resamples=n_resamples, seed=seed)
+    drawn = (draws @ tables.reshape(g, -1)).reshape(-1, n_classes, n_classes)
+    estimate = float(recall_mean(confusion(y, predicted, n_classes)))
+    deleted = recall_mean(tables.sum(0) - tables)
+    low, high = studentised_interval(
+        float(_logit(np.array(estimate), n)),
+        inflation * jackknife_error(_logit(deleted, n)),
+        _logit(recall_mean(drawn), n),
+        _accuracy_errors(tables, draws, drawn, n),
+    )
+    return Interval(float(_logistic(low)), float(_logistic(high)), coverage_note(g))
+
+
+def _accuracy_errors(tables: Floats, draws: Resamples, drawn: Floats, n: int) -> Floats:
+    """Return the infinitesimal jackknife's standard error of the logit of balanced accuracy in each resample."""
+    k = tables.shape[1]
+    of_class = drawn.sum(-1)  # (R, k)
+    occurring = of_class > 0
+    hits = np.diagonal(drawn, axis1=-2, axis2=-1)
+    recall = np.divide(hits, of_class, out=np.zeros_like(of_class), where=occurring)
+    weight = np.divide(1.0, of_class, out=np.zeros_like(of_class), where=occurring) / np.maximum(
+        occurring.sum(1, keepdims=True), 1
+    )
+    own_hits, own = np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(-1)  # (g, k)
+    influence = sum(weight[:, c, None] * (own_hits[:, c] - recall[:, c, None] * own[:, c]) for c in range(k))  # (R, g)
+    score = np.clip(recall_mean(drawn), 0.5 / n, 1 - 0.5 / n)
+    out: Floats = np.sqrt((draws * influence**2).sum(1)) / (score * (1 - score))
+    return out
+
+
+def auc_interval(
+    y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp], units: NDArray[np.intp], *, inflation: float = 1.0
+) -> Interval:
+    """Return the interval for the AUC on fresh groups: Student's t on its logit, with the delete-one-group jackknife.
+
+    Parameters
+    ----------
+    y : (n,) class numbers
+    score : (n,) or (n, k) out-of-fold scores
+    units : (n,) numbers 0 … u − 1: the groups, or unions of them
+    """
+    from scipy.stats import t as student
+
+    u, n = int(units.max()) + 1, len(y)
+    deleted = np.array([auc(y[units != i], score[units != i]) for i in range(u)])
+    estimate = float(_logit(np.array(auc(y, score)), n))
+    error = inflation * jackknife_error(_logit(deleted, n))
+    reach = float(student.ppf(0.975, max(u - 1, 1))) * error
+    return Interval(
+        float(_logistic(estimate - reach)), float(_logistic(estimate + reach)), coverage_note(int(groups.max()) + 1)
+    )
+
+
+def _logit(share: Floats, n: int) -> Floats:
+    """Return the logit, kept half a row away from 0 and 1."""
+    clipped = np.clip(share, 0.5 / n, 1 - 0.5 / n)
+    out: Floats = np.log(clipped / (1 - clipped))
+    return out
+
+
+def _logistic(value: float) -> float:
+    return 1.0 / (1.0 + np.exp(-value)) if np.isfinite(value) else float("nan")

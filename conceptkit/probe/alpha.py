@@ -1,0 +1,157 @@
+"""The penalty of least error on left-out groups, in closed form from one factorisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis
+
+_ROWS_AT_ONCE = 4096
+
+
+def choose_alpha(
+    basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS
+) -> tuple[Floats, Floats]:
+    """Choose the penalty of each target by leave-one-group-out error inside the training part.
+
+    Parameters
+    ----------
+    basis : the factorised training part
+    Y : (n, t) training targets
+    groups : (n,) group numbers of the training rows; ``None``: each row is left out by itself
+    alphas : (a,) penalties to choose from
+
+    Returns
+    -------
+    (t,) penalties, the larger one on a tie, and (a, t) sums of squared errors of left-out rows
+
+    Raises
+    ------
+    InputError
+        when all rows are of one group, so that none can be left out
+    """
+    error = left_out_error(basis, Y, groups, alphas)
+    order = np.argsort(-alphas, kind="stable")
+    chosen: Floats = alphas[order][error[order].argmin(0)]
+    return chosen, error
+
+
+def left_out_error(basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats) -> Floats:
+    """Return the sums of squared errors (a, t) of left-out rows, had each group been left out of the fit.
+
+    Nothing is fitted again. With an unpenalised intercept and columns standardised by the whole training part, the
+    fit is ŷ = Hy, H = 11ᵀ/n + A diag(1/(λ + α)) Aᵀ, and the errors of group g had it been left out are
+    (I − H_gg)⁻¹ e_g of its ordinary errors e_g. A group of more rows than coordinates is left out of the r × r normal
+    equations instead.
+    """
+    error = np.zeros((len(alphas), Y.shape[1]))
+    for _, errors in _each_left_out(basis, Y, groups, alphas):
+        error += np.einsum("akt,akt->at", errors, errors)
+    return error
+
+
+def deleted_residuals(basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alpha: Floats) -> Floats:
+    """Return the error (n, t) of each training row had its group been left out, each target at its penalty (t,)."""
+    out = np.empty_like(Y)
+    for value in np.unique(alpha):
+        at = np.flatnonzero(alpha == value)
+        for rows, errors in _each_left_out(basis, Y[:, at], groups, np.array([value])):
+            out[np.ix_(rows, at)] = errors[0]
+    return out
+
+
+def _each_left_out(
+    basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats
+) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    """Yield positions in the training part (k,) with their left-out errors (a, k, t), every row once."""
+    n, r = len(Y), len(basis.spectrum)
+    centred = Y - Y.mean(0)
+    M = basis.moments(centred)
+    shrink = 1.0 / (basis.spectrum + alphas[:, None])  # (a, r)
+    if groups is None:
+        for start in range(0, n, _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, n))
+            A = basis.coordinates(basis.train[rows])
+            leverage = 1.0 / n + (A * A) @ shrink.T  # (k, a)
+            errors = np.stack([centred[rows] - A @ (M * s[:, None]) for s in shrink])
+            yield rows, errors / (1.0 - leverage.T)[:, :, None]
+        return
+    _, numbers = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(numbers)
+    if len(sizes) < 2:
+        raise InputError("groups: choosing a penalty needs at least 2 groups in a training part, it has 1.")
+    order = np.argsort(numbers, kind="stable")
+    members = np.split(order, np.cumsum(sizes)[:-1])
+    large = [g for g, s in enumerate(sizes) if _dearer(int(s), r, len(alphas))]
+    for g in large:
+        rows = members[g]
+        yield rows, _large_left_out(basis, centred, M, rows, alphas)
+    small = [g for g in np.argsort(sizes, kind="stable") if g not in set(large)]
+    for chunk in _chunks([int(sizes[g]) for g in small]):
+        those = [members[small[i]] for i in chunk]
+        yield np.concatenate(those), _small_left_out(basis, centred, M, those, shrink)
+
+
+def _dearer(s: int, r: int, a: int) -> bool:
+    """Tell whether s × s systems of a group cost more than r × r ones without it."""
+    return a * (2 * s * s * r + s**3) > 2 * s * r * r + a * (r**3 / 3 + 2 * r * r)
+
+
+def _chunks(sizes: list[int]) -> Iterator[list[int]]:
+    """Cut ascending sizes into runs that are padded to one size at little waste, and fit into memory."""
+    run: list[int] = []
+    for i, size in enumerate(sizes):
+        if run and (size > 1.25 * sizes[run[0]] + 2 or (len(run) + 1) * size > _ROWS_AT_ONCE):
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def _small_left_out(
+    basis: Eigenbasis, centred: Floats, M: Floats, members: list[NDArray[np.intp]], shrink: Floats
+) -> Floats:
+    """Return left-out errors (a, k, t) of the groups' rows one after the other, by solving with I − H_gg."""
+    most = max(len(m) for m in members)
+    n, t = centred.shape
+    A = np.zeros((len(members), most, len(basis.spectrum)))
+    y = np.zeros((len(members), most, t))
+    there = np.zeros((len(members), most), dtype=bool)
+    for i, rows in enumerate(members):
+        A[i, : len(rows)] = basis.coordinates(basis.train[rows])
+        y[i, : len(rows)] = centred[rows]
+        there[i, : len(rows)] = True
+    # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
+    constant = np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
+    out = []
+    for s in shrink:
+        H = (A * s) @ A.transpose(0, 2, 1) + constant
+        errors = y - A @ (M * s[:, None])
+        out.append(np.linalg.solve(np.eye(most) - H, errors)[there])
+    return np.stack(out)
+
+
+def _large_left_out(basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], alphas: Floats) -> Floats:
+    """Return left-out errors (a, k, t) of one group by solving the normal equations of the other rows."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    A = basis.coordinates(basis.train[rows])
+    rest = len(centred) - len(rows)
+    S, total = A.sum(0), centred[rows].sum(0)
+    # Of the other rows: coordinates and targets have the means −S/rest and −total/rest.
+    gram = np.diag(basis.spectrum) - A.T @ A - np.outer(S, S) / rest
+    b = M - A.T @ centred[rows] - np.outer(S, total) / rest
+    shifted = A + S / rest
+    out = []
+    for alpha in alphas:
+        system = gram.copy()
+        system.flat[:: len(S) + 1] += alpha
+        c = cho_solve(cho_factor(system, overwrite_a=True, check_finite=False), b, check_finite=False)
+        out.append(centred[rows] + total / rest - shifted @ c)
+    return np.stack(out)

@@ -1,0 +1,141 @@
+"""Work done once per fold on a factorised training part, the folds in as many threads as BLAS may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.alpha import choose_alpha, deleted_residuals
+from conceptkit.probe.ridge import Eigenbasis, Moments, RidgeFit, Split, factorise, predict_at, training_moments
+
+T = TypeVar("T")
+
+MOST_UNITS = 200
+"""Units of the jackknife; more groups than these are deleted several at a time."""
+
+
+def _in_threads(X: NDArray[Any], splits: Sequence[Split], one: Callable[[Split, Moments | None], T]) -> list[T]:
+    """Run folds side by side, each with one BLAS thread: factorisations do not gain from more.
+
+    When BLAS is confined to one thread (``OMP_NUM_THREADS=1``), so are the folds.
+    """
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    threads = max([int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
+    moments = training_moments(X, splits)
+    if threads == 1:
+        return [one(split, part) for split, part in zip(splits, moments, strict=True)]
+    known = list(moments)
+    with threadpool_limits(1), ThreadPoolExecutor(min(threads, len(splits))) as pool:
+        return list(pool.map(one, splits, known))
+
+
+def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
+    """Return ``work(basis, split)`` for each fold, ``basis`` being the factorised training part."""
+    return _in_threads(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split))
+
+
+def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
+    """Return out-of-fold predictions (n, t) of targets Y (n, t), each at a penalty (t,) that is known already."""
+    out = np.full(Y.shape, np.nan)
+
+    def one(split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
+        if moments is None:
+            return split[1], factorise(X, split[0]).fit(Y[split[0]], alpha).predict(split[1])
+        return split[1], predict_at(X, split, Y, alpha, moments)
+
+    for test, predicted in _in_threads(X, splits, one):
+        out[test] = predicted
+    return out
+
+
+@dataclass(frozen=True)
+class FoldReading:
+    """What one fold's vectors say of its held-out rows."""
+
+    test: NDArray[np.intp]
+    predicted: Floats
+    """(len(test), t)"""
+    alpha: Floats
+    """(t,) penalties chosen inside the training part"""
+    fit: RidgeFit
+
+    def first(self, t: int) -> FoldReading:
+        """Return the reading of the first ``t`` targets."""
+        fit = RidgeFit(self.fit.basis, self.fit.target_mean[:t], self.fit.c[:, :t])
+        return FoldReading(self.test, self.predicted[:, :t], self.alpha[:t], fit)
+
+
+def read_fold(
+    basis: Eigenbasis, split: Split, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats
+) -> FoldReading:
+    """Fit targets Y (rows, t) on a training part, each penalty chosen inside it, and predict the held-out part."""
+    train, test = split
+    alpha, _ = choose_alpha(basis, Y[train], None if groups is None else groups[train], alphas)
+    fit = basis.fit(Y[train], alpha)
+    return FoldReading(test, fit.predict(test), alpha, fit)
+
+
+def cross_predict(
+    X: NDArray[Any], Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
+) -> Floats:
+    """Return out-of-fold predictions (n, t) of targets Y (n, t)."""
+    out = np.full(Y.shape, np.nan)
+    for reading in each_fold(X, splits, lambda basis, split: read_fold(basis, split, Y, groups, alphas)):
+        out[reading.test] = reading.predicted
+    return out
+
+
+def mean_cosine(vectors: Sequence[Floats]) -> Floats:
+    """Return, for each target, the mean cosine (t,) between the directions (d, t) that the folds found."""
+    stacked = np.stack(list(vectors))  # (k, d, t)
+    length = np.linalg.norm(stacked, axis=1, keepdims=True)
+    unit = np.divide(stacked, length, out=np.zeros_like(stacked), where=length > 0)
+    total = np.einsum("dt,dt->t", unit.sum(0), unit.sum(0))
+    own = np.einsum("kdt,kdt->t", unit, unit)
+    k = len(stacked)
+    out: Floats = (total - own) / (k * (k - 1))
+    return out
+
+
+def jackknife_units(clusters: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the units (n,) that the jackknife deletes: the groups, or unions of them when they are many."""
+    n_groups = int(clusters.max()) + 1
+    return clusters if n_groups <= MOST_UNITS else clusters % MOST_UNITS
+
+
+def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray[np.intp]) -> Floats:
+    """Return the held-out squared error (u, t) of a fold, had each unit been deleted from both of its parts.
+
+    The vectors are fitted again without the unit, in closed form: without rows g the prediction of a held-out row x
+    changes by −H_xg (I − H_gg)⁻¹ e_g. The penalty stays as it is.
+
+    Parameters
+    ----------
+    Y : (rows, t) targets
+    units : (rows,) numbers 0 … u − 1
+    """
+    train, test = split
+    basis, alpha = reading.fit.basis, reading.alpha
+    n_units = int(units.max()) + 1
+    left = deleted_residuals(basis, Y[train], units[train], alpha)  # (n, t)
+    error = Y[test] - reading.predicted
+    out = np.empty((n_units, Y.shape[1]))
+    other = units[test][:, None] != np.arange(n_units)  # rows of the unit itself are deleted too
+    held = basis.coordinates(test)
+    present = np.zeros((n_units, len(train)))
+    present[units[train], np.arange(len(train))] = 1.0
+    pulled = [np.zeros((n_units, len(basis.spectrum))) for _ in alpha]
+    for at, A in basis.blocks(train):
+        for t in range(len(alpha)):
+            pulled[t] += (present[:, at] * left[at, t]) @ A
+    for t, value in enumerate(alpha):
+        shift = held @ (pulled[t] / (basis.spectrum + value)).T + (present @ left[:, t]) / len(train)
+        out[:, t] = (((error[:, t, None] + shift) ** 2) * other).sum(0)
+    return out

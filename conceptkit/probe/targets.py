@@ -1,0 +1,146 @@
+"""What is probed: one concept on the rows that have it, with their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.evaluate.clustering import intraclass_correlation
+from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
+from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
+
+
+@dataclass(frozen=True)
+class Target:
+    """One concept on the rows that have it, ready to be probed."""
+
+    name: str
+    kind: str
+    """``continuous`` or ``categorical``"""
+    rows: NDArray[np.intp]
+    """(n,) row numbers of the table that have a value"""
+    y: Floats | NDArray[np.intp]
+    """(n,) values, or class numbers 0 … k − 1"""
+    groups: NDArray[np.intp] | None
+    """(n,) group numbers 0 … g − 1; ``None``: rows are taken as independent"""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers"""
+
+    @property
+    def n_classes(self) -> int:
+        """Return the number of classes; 0 for a continuous concept."""
+        return len(self.classes)
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the score."""
+        return "r2" if self.kind == "continuous" else "balanced_accuracy"
+
+    @property
+    def chance(self) -> float:
+        """Return the score of knowing nothing."""
+        return 0.0 if self.kind == "continuous" else 1.0 / self.n_classes
+
+    @property
+    def clusters(self) -> NDArray[np.intp]:
+        """Return the units to resample: the groups, or the rows themselves."""
+        return np.arange(len(self.y)) if self.groups is None else self.groups
+
+    @property
+    def n_groups(self) -> int:
+        """Return the number of units to resample."""
+        return int(self.clusters.max()) + 1
+
+    @property
+    def columns(self) -> Floats:
+        """Return the concept as numbers (n, c): its values, or an indicator of each class (of the second of two)."""
+        if self.kind == "continuous":
+            return self.y.astype(np.float64)[:, None]
+        indicators = np.eye(self.n_classes)[self.y.astype(np.intp)]
+        return indicators[:, 1:] if self.n_classes == 2 else indicators
+
+    @property
+    def icc(self) -> float:
+        """Return the intra-class correlation; not a number without groups, or with one row each."""
+        return float("nan") if self.groups is None else intraclass_correlation(self.columns, self.groups)
+
+    def score(self, predicted: NDArray[Any]) -> float:
+        """Return the score of predictions (n,) for all rows."""
+        if self.kind == "continuous":
+            return r2(self.y.astype(np.float64), predicted)
+        return balanced_accuracy(self.y.astype(np.intp), predicted, self.n_classes)
+
+    def resampled(self, predicted: NDArray[Any], draws: Resamples) -> Floats:
+        """Return the score in every resample of groups."""
+        if self.kind == "continuous":
+            return r2_resampled(self.y.astype(np.float64), predicted, self.clusters, draws)
+        return balanced_accuracy_resampled(self.y.astype(np.intp), predicted, self.clusters, draws, self.n_classes)
+
+
+def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any] | None) -> Target:
+    """Take the rows that have the concept, number its classes and groups, and refuse what cannot be probed.
+
+    Parameters
+    ----------
+    values : (n,) float with NaN where missing, or objects with ``None`` where missing
+    groups : (n,) group labels, or ``None``
+
+    Raises
+    ------
+    InputError
+        when the concept is empty, constant, infinite somewhere, or has a class that one group holds alone
+    """
+    present = ~np.isnan(values) if kind == "continuous" else np.array([v is not None for v in values], dtype=bool)
+    rows = np.flatnonzero(present)
+    if not rows.size:
+        raise InputError(f"concept: {name} has no value in any of the {len(values)} rows.")
+    kept = values[rows]
+    numbers = None if groups is None else np.unique(groups[rows].astype(str), return_inverse=True)[1]
+    if kind == "continuous":
+        y: Any = kept.astype(np.float64)
+        if not np.isfinite(y).all():
+            raise InputError(f"concept: {name} must be finite, {int((~np.isfinite(y)).sum())} rows are infinite.")
+        if np.ptp(y) == 0:
+            raise InputError(f"concept: {name} is constant ({y[0]:g} in all {len(y)} rows); there is nothing to learn.")
+        return Target(name, kind, rows, y, numbers)
+    classes, y = np.unique(kept.astype(str), return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"concept: {name} has one class only ({str(classes[0])!r} in all {len(y)} rows).")
+    for code, held in enumerate(classes):
+        if numbers is not None and len(np.unique(numbers[y == code])) < 2:
+            raise InputError(
+                f"concept: {name} has the class {str(held)!r} in one group only; it can never be in the training part "
+                "and the held-out one, so leave its rows out or name another group."
+            )
+    return Target(name, kind, rows, y, numbers, tuple(str(c) for c in classes))
+
+
+def check_activations(X: NDArray[Any], name: str) -> None:
+    """Raise :class:`InputError` when activations (n, d) hold NaN or infinity."""
+    bad = ~np.isfinite(X).all(axis=1)
+    if bad.any():
+        raise InputError(f"activations: {name} must be finite, {int(bad.sum())} of {len(X)} rows hold NaN or infinity.")
+
+
+def check_varying(X: NDArray[Any], name: str) -> None:
+    """Raise :class:`InputError` when no column of activations (n, d) varies."""
+    if not (X[:1] != X).any():
+        raise InputError(f"activations: {name} must vary between rows, all {X.shape[1]} columns are constant.")
+
+
+def batches(targets: Sequence[Target]) -> list[list[Target]]:
+    """Sort targets into lists of one kind on the same rows: continuous ones then share their factorisations."""
+    found: dict[tuple[str, bytes], list[Target]] = {}
+    for target in targets:
+        found.setdefault((target.kind, target.rows.tobytes()), []).append(target)
+    return list(found.values())
+
+
+def values_of(targets: Sequence[Target]) -> Floats:
+    """Return the continuous values (n, t)."""
+    return np.stack([t.y.astype(np.float64) for t in targets], axis=1)

@@ -1,0 +1,316 @@
+"""From features and targets to the rows of a probe record, for studies and for bare arrays alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.adjustment import adjusted_score
+from conceptkit.probe.folds import leave_out_folds, make_folds
+from conceptkit.probe.ridge import ALPHAS
+from conceptkit.probe.targets import Target, batches, check_activations, check_varying
+from conceptkit.probe.validation import Validated, held_out, validate
+from conceptkit.records import ProbeRow
+
+PROTOCOLS = ("cross-validated", "paper")
+"""``paper``: least squares, fitted and scored on the same rows, as Table 6 of Graziani et al. (2023)."""
+
+PAPER_NOTE = (
+    "Protocol of the paper: least squares fitted and scored on the same rows. These scores are in-sample: they are "
+    "comparable with published ones, and no evidence of what holds on other patients."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The features of one layer, one row per row of the table that is probed."""
+
+    name: str
+    X: NDArray[Any]
+    """(n, d)"""
+    random: Sequence[NDArray[Any]] = ()
+    """The same layer of networks with random weights"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of every concept and layer."""
+
+    model: str
+    weights: str
+    folds: int = 5
+    alphas: Floats = field(default_factory=lambda: ALPHAS)
+    permutations: int = 1000
+    n_resamples: int = 2000
+    seed: int = 0
+    protocol: str = "cross-validated"
+    pixels: NDArray[Any] | None = None
+    """(n, k) raw pixel and colour statistics"""
+    confounders: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Name → (n,) numbers, or text with ``None`` where missing"""
+    leave_out: tuple[str, NDArray[Any]] | None = None
+    """Name and (n,) levels, ``None`` where missing"""
+    ceilings: Mapping[str, tuple[str, float, int]] = field(default_factory=dict)
+    """Concept → its repeated measurement, their correlation, and the number of rows that have both"""
+
+
+def probe_rows(
+    layers: Sequence[Layer],
+    targets: Sequence[Target],
+    asked: Asked,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ProbeRow, ...]:
+    """Probe every target at every layer.
+
+    Parameters
+    ----------
+    layers : features on rows 0 … n − 1
+    targets : their ``rows`` number the same rows
+    progress : told of batches done and batches to do
+
+    Returns
+    -------
+    one row per layer and target, in their order, with q over all of them
+    """
+    parts = batches(targets)
+    found: dict[tuple[str, str], ProbeRow] = {}
+    done = 0
+    for part in parts:
+        at = part[0].rows
+        pixel_scores = _baseline(None if asked.pixels is None else [asked.pixels[at]], part, asked, "pixel statistics")
+        for layer in layers:
+            if progress is not None:
+                progress(done, len(layers) * len(parts))
+            X = layer.X[at]
+            check_activations(X, layer.name)
+            check_varying(X, layer.name)
+            random = [Z[at] for Z in layer.random]
+            random_scores = _baseline(random or None, part, asked, f"{layer.name} of a random network")
+            for i, row in enumerate(_batch(X, layer.name, part, asked)):
+                controls = {"score_random_network": random_scores[i], "score_pixels": pixel_scores[i]}
+                found[layer.name, part[i].name] = _above_baseline(dataclasses.replace(row, **controls))
+            done += 1
+    if progress is not None:
+        progress(done, len(layers) * len(parts))
+    return adjusted_for_many([found[layer.name, target.name] for layer in layers for target in targets])
+
+
+def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) -> list[ProbeRow]:
+    if asked.protocol == "paper":
+        return [_paper_row(X, layer, target, asked) for target in part]
+    results = validate(
+        X,
+        part,
+        folds=asked.folds,
+        alphas=asked.alphas,
+        n_resamples=asked.n_resamples,
+        permutations=asked.permutations,
+        controls=True,
+        seed=asked.seed,
+    )
+    left_out = _left_out(X, part, asked)
+    rows = []
+    for target, result, (score, why) in zip(part, results, left_out, strict=True):
+        row = dataclasses.replace(_row(layer, target, result, asked), score_leave_out=score)
+        row = _adjusted(X, target, row, asked)
+        rows.append(dataclasses.replace(row, notes=(*row.notes, why)) if why else row)
+    return rows
+
+
+def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
+    repeated = asked.ceilings.get(target.name)
+    notes = []
+    if repeated is not None:
+        notes.append(
+            f"ceiling: r = {repeated[1]:.3f} between {target.name} and {repeated[0]} on {repeated[2]} rows; no R² can "
+            "be higher if both measurements have equal and independent errors."
+        )
+    return {
+        "model": asked.model,
+        "weights": asked.weights,
+        "layer": layer,
+        "concept": target.name,
+        "kind": target.kind,
+        "n": len(target.y),
+        "n_groups": target.n_groups,
+        "repeated_as": None if repeated is None else repeated[0],
+        "ceiling": None if repeated is None else _or_none(repeated[1]),
+        "notes": tuple(notes),
+    }
+
+
+def _row(layer: str, target: Target, result: Validated, asked: Asked) -> ProbeRow:
+    return ProbeRow(
+        **_common(layer, target, asked),
+        folds=asked.folds,
+        metric=target.metric,
+        score=result.score,
+        score_low=result.low,
+        score_high=result.high,
+        score_in_sample=result.in_sample,
+        score_patchwise=result.patchwise,
+        score_random_network=None,
+        chance=target.chance,
+        alpha=result.alpha,
+        alpha_folds=result.fold_alphas,
+        cosine=_or_none(result.cosine),
+        interval_note=result.interval_note,
+        auc=_or_none(result.auc),
+        auc_low=_or_none(result.auc_low),
+        auc_high=_or_none(result.auc_high),
+        score_shuffled=_or_none(result.shuffled),
+        score_random_concept=_or_none(result.random_concept),
+        selectivity=_or_none(result.score - result.random_concept),
+        icc=_or_none(result.icc),
+        permuted=result.permuted if asked.permutations else None,
+        permutations=asked.permutations,
+        p=_or_none(result.p),
+        p_within=_or_none(result.p_within),
+        p_min=_or_none(result.p_min),
+    )
+
+
+def _paper_row(X: NDArray[Any], layer: str, target: Target, asked: Asked) -> ProbeRow:
+    nan = float("nan")
+    score = _least_squares_r2(X, target)
+    return ProbeRow(
+        **_common(layer, target, asked),
+        folds=1,
+        metric="r2_in_sample",
+        score=score,
+        score_low=nan,
+        score_high=nan,
+        score_in_sample=score,
+        score_patchwise=nan,
+        score_random_network=None,
+        chance=0.0,
+        alpha=0.0,
+        protocol="paper (in-sample)",
+        interval_note="an in-sample score has no interval for other patients",
+    )
+
+
+def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
+    """Return R² of ordinary least squares on the rows that it was fitted on."""
+    if target.kind != "continuous":
+        raise InputError(f"protocol: paper is for continuous concepts, {target.name} is categorical.")
+    A = np.column_stack([np.ones(len(X)), X.astype(np.float64) - X.mean(0, dtype=np.float64)])
+    weights = np.linalg.lstsq(A, target.y, rcond=None)[0]
+    return target.score(A @ weights)
+
+
+def _baseline(features: Sequence[NDArray[Any]] | None, part: Sequence[Target], asked: Asked, name: str) -> list[Any]:
+    """Return the mean held-out score of each target over baseline features; ``None`` without any."""
+    if features is None:
+        return [None] * len(part)
+    scores = []
+    for Z in features:
+        check_activations(Z, name)
+        if asked.protocol == "paper":
+            scores.append([_least_squares_r2(Z, target) for target in part])
+            continue
+        predicted = held_out(Z, part, folds=asked.folds, alphas=asked.alphas)
+        scores.append([target.score(p) for target, p in zip(part, predicted, strict=True)])
+    return [float(s) for s in np.mean(scores, axis=0)]
+
+
+def _above_baseline(row: ProbeRow) -> ProbeRow:
+    """Fill in what lies above the best of chance, the random network and the pixels."""
+    if row.protocol != "cross-validated":
+        return row
+    baselines = [row.chance, *(s for s in (row.score_random_network, row.score_pixels) if s is not None)]
+    return dataclasses.replace(row, r2_above_baseline=row.score - max(baselines))
+
+
+def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tuple[float | None, str | None]]:
+    """Return the score on held-out levels of each target, or the reason why there is none."""
+    if asked.leave_out is None:
+        return [(None, None)] * len(part)
+    name, levels = asked.leave_out
+    there = np.flatnonzero([level is not None for level in levels[part[0].rows]])
+    out: list[tuple[float | None, str | None]] = []
+    try:
+        kept = [_on(target, there) for target in part]
+        splits = leave_out_folds(levels[part[0].rows][there].astype(str), name)
+        predicted = held_out(X[there], kept, alphas=asked.alphas, splits=splits)
+        out += [(target.score(p), None) for target, p in zip(kept, predicted, strict=True)]
+    except InputError as error:
+        out += [(None, f"leave-out {name}: not estimable ({error})")] * len(part)
+    return out
+
+
+def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> ProbeRow:
+    if not asked.confounders:
+        return dataclasses.replace(row, leave_out=None if asked.leave_out is None else asked.leave_out[0])
+    here = {name: values[target.rows] for name, values in asked.confounders.items()}
+    there = np.flatnonzero(np.all([_is_there(values) for values in here.values()], axis=0))
+    notes = list(row.notes)
+    if len(there) < len(target.y):
+        notes.append(f"adjusted on the {len(there)} of {len(target.y)} rows that have every confounder.")
+    nan = float("nan")
+    score, low, high = nan, nan, nan
+    try:
+        kept = _on(target, there)
+        splits = make_folds(len(there), kept.groups, asked.folds, what=f"the rows with {target.name} and confounders")
+        found = adjusted_score(
+            X[there],
+            kept,
+            {name: values[there] for name, values in here.items()},
+            splits,
+            alphas=asked.alphas,
+            n_resamples=asked.n_resamples,
+            seed=asked.seed,
+        )
+        score, low, high = found.score, found.interval.low, found.interval.high
+        notes += [] if found.note is None else [f"adjusted for {', '.join(here)}: {found.note}"]
+    except InputError as error:
+        notes.append(f"adjusted for {', '.join(here)}: not estimable ({error})")
+    return dataclasses.replace(
+        row,
+        leave_out=None if asked.leave_out is None else asked.leave_out[0],
+        adjusted_for=tuple(here),
+        score_adjusted=_or_none(score),
+        score_adjusted_low=_or_none(low),
+        score_adjusted_high=_or_none(high),
+        notes=tuple(notes),
+    )
+
+
+def _is_there(values: NDArray[Any]) -> NDArray[np.bool_]:
+    if values.dtype.kind == "f":
+        finite: NDArray[np.bool_] = np.isfinite(values)
+        return finite
+    return np.array([v is not None for v in values], dtype=bool)
+
+
+def _on(target: Target, there: NDArray[np.intp]) -> Target:
+    """Return the target on some of its rows, its groups numbered anew."""
+    if len(there) < 2 or len(np.unique(target.y[there])) < 2:
+        raise InputError(f"concept: {target.name} does not vary on the {len(there)} rows that are left.")
+    groups = None if target.groups is None else np.unique(target.groups[there], return_inverse=True)[1]
+    return dataclasses.replace(target, rows=target.rows[there], y=target.y[there], groups=groups)
+
+
+def adjusted_for_many(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
+    """Fill in q: p adjusted by Benjamini and Hochberg (1995) over all rows that have one."""
+    tested = [i for i, row in enumerate(rows) if row.p is not None]
+    if not tested:
+        return tuple(rows)
+    from statsmodels.stats.multitest import multipletests
+
+    q = multipletests([rows[i].p for i in tested], method="fdr_bh")[1]
+    by_row = dict(zip(tested, q.tolist(), strict=True))
+    return tuple(dataclasses.replace(row, q=by_row.get(i)) for i, row in enumerate(rows))
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

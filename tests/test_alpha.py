@@ -1,0 +1,115 @@
+"""The closed-form penalty against a loop over left-out groups in scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneGroupOut
+from sklearn.preprocessing import StandardScaler
+
+from conceptkit._checks import InputError
+from conceptkit.probe import alpha as alpha_module
+from conceptkit.probe.alpha import choose_alpha, deleted_residuals, left_out_error
+from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, mean_cosine, read_fold
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import ALPHAS, factorise
+
+SHAPES = {"primal": (90, 12), "dual": (60, 70), "few rows more": (80, 40)}
+
+
+def draw(n, d, seed=0):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 7, n)  # groups of unlike sizes
+    X = rng.normal(size=(n, d)) * rng.uniform(0.1, 10, d) + rng.normal(size=(7, d))[groups] + 3
+    Y = X[:, :3] @ rng.normal(size=(3, 2)) + rng.normal(size=(7, 2))[groups] + rng.normal(size=(n, 2))
+    return X, Y, groups
+
+
+def left_out(X, Y, groups, alpha):
+    """Errors of left-out rows, written out."""
+    Z = StandardScaler().fit_transform(X)
+    out = np.empty_like(Y)
+    for train, test in LeaveOneGroupOut().split(Z, groups=groups):
+        out[test] = Y[test] - Ridge(alpha).fit(Z[train], Y[train]).predict(Z[test])
+    return out
+
+
+@pytest.mark.parametrize("way", ["cheaper", "systems of the group", "normal equations"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_errors_of_left_out_groups_are_those_of_the_loop(shape, way, monkeypatch):
+    if way != "cheaper":
+        monkeypatch.setattr(alpha_module, "_dearer", lambda s, r, a: way == "normal equations")
+    X, Y, groups = draw(*shape)
+    expected = np.array([(left_out(X, Y, groups, alpha) ** 2).sum(0) for alpha in ALPHAS])
+    found = left_out_error(factorise(X), Y, groups, ALPHAS)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    chosen, _ = choose_alpha(factorise(X), Y, groups)
+    np.testing.assert_array_equal(chosen, ALPHAS[expected.argmin(0)])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_without_groups_each_row_is_left_out(shape):
+    X, Y, _ = draw(*shape)
+    basis, rows = factorise(X), np.arange(len(X))
+    np.testing.assert_allclose(
+        left_out_error(basis, Y, None, ALPHAS), left_out_error(basis, Y, rows, ALPHAS), rtol=1e-10
+    )
+    expected = [(left_out(X, Y, rows, alpha) ** 2).sum(0) for alpha in ALPHAS[::6]]
+    np.testing.assert_allclose(left_out_error(basis, Y, None, ALPHAS[::6]), expected, rtol=1e-8)
+
+
+def test_many_groups_of_many_sizes(monkeypatch):
+    monkeypatch.setattr(alpha_module, "_ROWS_AT_ONCE", 40)  # several chunks, and padding
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), rng.integers(1, 9, 30))
+    X, Y = rng.normal(size=(len(groups), 9)), rng.normal(size=(len(groups), 2))
+    rows = rng.permutation(len(groups))
+    found = deleted_residuals(factorise(X[rows]), Y[rows], groups[rows], np.array([1.0, 100.0]))
+    for t, value in enumerate((1.0, 100.0)):
+        np.testing.assert_allclose(found[:, t], left_out(X[rows], Y[rows], groups[rows], value)[:, t], rtol=1e-9)
+
+
+def test_on_a_tie_the_larger_penalty_is_taken():
+    X, Y, groups = draw(20, 5)
+    X[:] = 1.0  # constant columns: every penalty predicts the mean
+    chosen, _ = choose_alpha(factorise(X), Y, groups)
+    np.testing.assert_array_equal(chosen, np.full(2, ALPHAS[-1]))
+
+
+def test_one_group_cannot_be_left_out():
+    X, Y, _ = draw(20, 5)
+    with pytest.raises(InputError, match="at least 2 groups in a training part, it has 1"):
+        choose_alpha(factorise(X), Y, np.zeros(20, dtype=int))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_jackknife_fits_again_without_each_group(shape):
+    X, Y, groups = draw(*shape)
+    splits = make_folds(len(X), groups, 4)
+    parts = each_fold(X, splits, lambda basis, split: (read_fold(basis, split, Y, groups, ALPHAS), split))
+    for reading, (train, test) in parts:
+        found = deleted_errors(reading, (train, test), Y, groups)
+        scaler = StandardScaler().fit(X[train])
+        for g in range(7):
+            kept, scored = train[groups[train] != g], test[groups[test] != g]
+            for t, alpha in enumerate(reading.alpha):
+                model = Ridge(alpha).fit(scaler.transform(X[kept]), Y[kept, t])
+                error = (
+                    0.0 if not len(scored) else ((model.predict(scaler.transform(X[scored])) - Y[scored, t]) ** 2).sum()
+                )
+                assert found[g, t] == pytest.approx(error, rel=1e-8, abs=1e-9)
+
+
+def test_many_groups_are_deleted_several_at_a_time():
+    groups = np.repeat(np.arange(450), 2)
+    units = jackknife_units(groups)
+    assert units.max() + 1 == 200
+    assert all(len(np.unique(units[groups == g])) == 1 for g in range(450))
+    np.testing.assert_array_equal(jackknife_units(groups[:300]), groups[:300])
+
+
+def test_cosine_of_directions():
+    a, b = np.array([[1.0], [0.0]]), np.array([[1.0], [1.0]])
+    assert mean_cosine([a, b])[0] == pytest.approx(np.sqrt(0.5))
+    assert mean_cosine([a, 5 * b, -a])[0] == pytest.approx((np.sqrt(0.5) - np.sqrt(0.5) - 1) / 3)
