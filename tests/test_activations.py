@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -9,12 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from conceptkit._checks import InputError
-from conceptkit.models import activations
-from conceptkit.models.activations import POOLINGS, choose_device, pooled_activations, read_activations, read_pixels
-from conceptkit.models.backbones import Backbone, Preprocessing, build, open_backbone
+from conceptkit.models.activations import read_activations, read_pixels
+from conceptkit.models.backbones import build, open_backbone
+from conceptkit.models.inference import Reader
 from conceptkit.patches import PatchTable, load_table
 
 SIDE, N = 64, 11
@@ -59,134 +59,14 @@ def eager(module, images, layers):
     return seen
 
 
-def images(n=3, side=SIDE, seed=0):
-    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture
-def calls():
-    """Return a counter of how often modules run; its hooks are removed at the end."""
-    handles = []
-
-    def count(module, *names):
-        counts = dict.fromkeys(names, 0)
-
-        def add(name):
-            def hook(_, inputs):
-                counts[name] += len(inputs[0])
-
-            return hook
-
-        handles.extend(module.get_submodule(n).register_forward_pre_hook(add(n)) for n in names)
-        return counts
-
-    yield count
-    for handle in handles:
-        handle.remove()
-
-
-# One forward pass
-
-
-EXPECTED = {
-    "gap": lambda x: x.mean((2, 3)) if x.ndim == 4 else x,
-    "max": lambda x: x.flatten(2).max(2).values if x.ndim == 4 else x,
-    "flatten": lambda x: x.reshape(len(x), -1),
-}
-
-
-@pytest.mark.parametrize("pool", POOLINGS)
-def test_pooled_values_are_those_of_the_full_pass(network, pool):
-    layers = ["mixed3", "stem", "mixed10", "mixed7", "global_pool"]
-    found = pooled_activations(network.module, images(), layers, pool=pool)
-    assert list(found) == layers
-    for layer, value in eager(network.module, images(), layers).items():
-        assert found[layer].dtype == torch.float32
-        torch.testing.assert_close(found[layer], EXPECTED[pool](value))
-
-
-def test_tokens_are_pooled_without_the_class_token():
-    backbone = build("vit_tiny_patch16_224", {"depth": 2}, seed=0)
-    x = images(2, 224)
-    tokens = eager(backbone.module, x, ["blocks.1"])["blocks.1"]
-    assert tokens.shape == (2, 1 + 14 * 14, 192)
-    torch.testing.assert_close(pooled_activations(backbone.module, x, ["blocks.1"])["blocks.1"], tokens[:, 1:].mean(1))
-    found = pooled_activations(backbone.module, x, ["blocks.1"], pool="max")["blocks.1"]
-    torch.testing.assert_close(found, tokens[:, 1:].amax(1))
-
-
-def test_the_pass_ends_after_the_deepest_layer(network, calls):
-    counts = calls(network.module, "mixed3", "mixed4", "mixed5", "mixed10", "global_pool")
-    pooled_activations(network.module, images(), ["mixed4", "mixed0"])
-    assert counts == {"mixed3": 3, "mixed4": 3, "mixed5": 0, "mixed10": 0, "global_pool": 0}
-    network.module(images())
-    assert counts["mixed10"] == 3  # the control: a full pass gets there, and the hooks are gone
-
-
-class InPlace(nn.Module):
-    """A network whose activation writes over what the layer before it returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-        self.norm = nn.BatchNorm2d(5)
-        self.act = nn.ReLU(inplace=True)
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.dense = nn.Linear(5, 4)
-        self.last = nn.ReLU(inplace=True)
-        self.unused = nn.Linear(1, 1)
-        self.pair = Pair()
-
-    def forward(self, x):
-        return self.pair(self.last(self.dense(self.pool(self.act(self.norm(self.conv(x)))))))[0]
-
-
-class Pair(nn.Module):
-    def forward(self, x):
-        return x, x
-
-
-@pytest.fixture
-def in_place():
-    torch.manual_seed(0)
-    return InPlace().eval()
-
-
-@pytest.mark.parametrize("pool", POOLINGS)
-def test_a_later_layer_that_works_in_place_changes_nothing(in_place, pool):
-    layers = ["conv", "norm", "dense", "last"]
-    expected = eager(in_place, images(), layers)
-    assert (expected["norm"] < 0).any()
-    assert (expected["dense"] < 0).any()
-    for layer, value in pooled_activations(in_place, images(), layers, pool=pool).items():
-        torch.testing.assert_close(value, EXPECTED[pool](expected[layer]))
-
-
-def hooks(module):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
-
-
-def test_layers_that_give_no_tensor_or_take_no_part(in_place):
-    with pytest.raises(InputError, match="layer: pair returns a tuple, not one tensor; name a layer inside"):
-        pooled_activations(in_place, images(), ["pair"])
-    with pytest.raises(InputError, match="layer: unused takes no part in the network's forward pass"):
-        pooled_activations(in_place, images(), ["unused", "conv"])
-    assert hooks(in_place) == 0
-
-
-def test_hooks_are_removed_after_an_error(in_place, monkeypatch):
-    def fail(x):
-        assert hooks(in_place) == 1
-        raise KeyError("on purpose")
-
-    monkeypatch.setattr(in_place.act, "forward", fail)
-    with pytest.raises(KeyError, match="on purpose"):
-        pooled_activations(in_place, images(), ["dense"])
-    assert hooks(in_place) == 0
-
-
-def test_no_gradient_is_recorded(network):
-    assert not pooled_activations(network.module, images(), ["mixed1"])["mixed1"].requires_grad
+def passes(monkeypatch):
+    """Return the layers and the number of images of every batch that is computed."""
+    call, seen = Reader.__call__, []
+    monkeypatch.setattr(
+        Reader, "__call__", lambda self, pixels: seen.append((self.layers, len(pixels))) or call(self, pixels)
+    )
+    return seen
 
 
 # Tables
@@ -229,29 +109,27 @@ def test_a_second_call_computes_nothing(table, network, monkeypatch):
         read(table, network, ["mixed3"])
 
 
-def test_only_the_row_of_a_changed_image_is_computed_anew(table, network, monkeypatch, calls):
+def test_only_the_row_of_a_changed_image_is_computed_anew(table, network, monkeypatch, passes):
     before = read(table, network)["mixed10"]
     paint(table.folder, 5, seed=1)
     os.utime(table.folder / "05.png", ns=(1, 1))  # a change within the clock's grain would look like none
     pixels, asked = PatchTable.pixels, []
     monkeypatch.setattr(PatchTable, "pixels", lambda self, row: asked.append(row) or pixels(self, row))
-    counts = calls(network.module, "stem")
+    passes.clear()
     after = read(table, network)["mixed10"]
-    assert asked == [5]
-    assert counts["stem"] == 4  # one padded batch
+    assert asked == [0, 5]  # the first for its size
+    assert passes == [(["mixed10"], 1)]
     np.testing.assert_array_equal(np.flatnonzero((before != after).any(1)), [5])
     fresh = read(table, network, cache=table.folder / "fresh")["mixed10"]
     np.testing.assert_array_equal(after, fresh)
 
 
-def test_only_the_missing_layer_is_computed(table, network, calls):
+def test_only_the_missing_layer_is_computed(table, network, passes):
     read(table, network, ["mixed1"])
     read(table, network, rows=np.arange(4))
-    counts = calls(network.module, "stem", "mixed5")
+    passes.clear()
     read(table, network, ["mixed1", "mixed10"])
-    # Seven rows in two batches of four; no more than one row to learn a layer's width.
-    assert 8 <= counts["stem"] <= 9
-    assert counts["mixed5"] == counts["stem"]
+    assert passes == [(["mixed10"], 4), (["mixed10"], 3)]
 
 
 def test_other_weights_pools_and_sizes_have_stores_of_their_own(table, network):
@@ -269,20 +147,11 @@ def test_other_weights_pools_and_sizes_have_stores_of_their_own(table, network):
     assert len(list(cache.iterdir())) == 6
 
 
-def test_two_names_of_one_layer(tmp_path, table, in_place):
-    backbone = Backbone(
-        module=in_place,
-        name="toy",
-        weights="random",
-        architecture="toy",
-        arguments={},
-        preprocessing=Preprocessing(mean=(0.5,) * 3, std=(1.0,) * 3),
-        aliases={"first": "conv"},
-    )
-    found = read(table, backbone, ["first", "conv", "dense"])
-    np.testing.assert_array_equal(found["first"], found["conv"])
-    assert list(found) == ["first", "conv", "dense"]
-    assert found["dense"].shape == (N, 4)
+def test_two_names_of_one_layer(table, network):
+    network = dataclasses.replace(network, aliases={"first": "mixed0"})
+    found = read(table, network, ["first", "mixed0", "mixed1"])
+    np.testing.assert_array_equal(found["first"], found["mixed0"])
+    assert list(found) == ["first", "mixed0", "mixed1"]
 
 
 def test_progress_is_told(table, network):
@@ -291,21 +160,21 @@ def test_progress_is_told(table, network):
     assert told == [(4, N), (8, N), (N, N)]
 
 
-def test_interrupted_work_is_kept(table, network, monkeypatch):
-    forward, passes = activations._forward, []
+def test_interrupted_work_is_kept(table, network, monkeypatch, passes):
+    call = Reader.__call__
 
-    def interrupted(module, x, layers, pool):
-        passes.append(len(x))
-        if len(passes) == 4:  # the first learns the width
+    def interrupted(self, pixels):
+        if len(passes) == 2:
             raise KeyboardInterrupt
-        return forward(module, x, layers, pool)
+        return call(self, pixels)
 
-    monkeypatch.setattr(activations, "_forward", interrupted)
+    monkeypatch.setattr(Reader, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(table, network)
-    monkeypatch.setattr(activations, "_forward", lambda *a: passes.append(0) or forward(*a))
+    monkeypatch.setattr(Reader, "__call__", call)
+    passes.clear()
     found = read(table, network)["mixed10"]
-    assert len(passes) == 5  # the three rows that were left
+    assert passes == [(["mixed10"], 3)]  # the rows that were left
     np.testing.assert_array_equal(found, read(table, network, cache=table.folder / "fresh")["mixed10"])
 
 
@@ -330,9 +199,3 @@ def test_options_that_are_not_known(table, network):
         read(table, network, pool="mean")
     with pytest.raises(InputError, match="layer: the network has no layer 'mixed99'"):
         read(table, network, ["mixed99"])
-    for device in ("tpu9", "cuda:99"):
-        with pytest.raises(InputError, match=f"device: '{device}' cannot be used") as told:
-            choose_device(device)
-        assert "\n" not in str(told.value)
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda")

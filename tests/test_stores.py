@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from conceptkit._checks import InputError
-from conceptkit.stores import SCHEMA, ActivationStore
+from conceptkit.stores import SCHEMA, ActivationStore, Rows, open_activations, predicted_bytes
 
 N, WIDTH = 12, 5
 PROVENANCE = {"architecture": "net", "layer": "mixed10", "pool": "gap", "preprocessing": {"mean": [0.5], "std": [1.0]}}
 IDS = [f"p{i:02d}" for i in range(N)]
 
 
-def digests(changed=()):
-    return [f"{i + (100 if i in changed else 0):032x}" for i in range(N)]
+def digests(changed=(), n=N):
+    return [f"{i + (1000 if i in changed else 0):032x}" for i in range(n)]
 
 
 VALUES = np.random.default_rng(0).normal(size=(N, WIDTH)).astype(np.float32)
 
 
-def opened(path, **options):
-    known = {"provenance": PROVENANCE, "patch_ids": IDS, "identities": digests(), "width": WIDTH}
-    return ActivationStore(path, **{**known, **options})
+LAYER = "mixed10"
+
+
+def rows_of(ids=IDS, stamps=None, contents=None):
+    """Rows of which stamps and contents can be changed apart from each other."""
+    stamps = digests(n=len(ids)) if stamps is None else stamps
+    contents = stamps if contents is None else contents
+    return Rows(patch_ids=ids, stamps=stamps, digest=lambda row: contents[row])
+
+
+def opened(path, provenance=PROVENANCE, rows=None, **options):
+    rows = rows_of() if rows is None else rows
+    return ActivationStore(path, provenance=provenance, rows=rows, widths=lambda: {LAYER: WIDTH}, **options)
+
+
+def write(store, rows, values, contents=None):
+    rows = np.asarray(rows)
+    contents = digests(n=1000) if contents is None else contents
+    store.write(rows, {LAYER: values}, [contents[row] for row in rows])
 
 
 @pytest.fixture
@@ -41,16 +59,16 @@ def path(tmp_path):
 @pytest.fixture
 def full(path):
     with opened(path) as store:
-        store.write(np.arange(N), VALUES)
+        write(store, np.arange(N), VALUES)
     return path
 
 
 def test_what_is_written_is_read_in_any_order(path):
     with opened(path) as store:
         rows = np.array([7, 2, 5])
-        store.write(rows, VALUES[rows])
-        np.testing.assert_array_equal(store.read(np.array([5, 7, 5])), VALUES[[5, 7, 5]])
-        assert store.read(rows).dtype == np.float32
+        write(store, rows, VALUES[rows])
+        np.testing.assert_array_equal(store.read(LAYER, np.array([5, 7, 5])), VALUES[[5, 7, 5]])
+        assert store.read(LAYER, rows).dtype == np.float32
 
 
 def test_a_new_store_is_allocated_whole_and_holds_nothing(path):
@@ -58,20 +76,20 @@ def test_a_new_store_is_allocated_whole_and_holds_nothing(path):
         np.testing.assert_array_equal(store.missing(np.arange(N)), np.arange(N))
         size = path.stat().st_size
         assert size >= N * WIDTH * 4
-        store.write(np.arange(N), VALUES)
+        write(store, np.arange(N), VALUES)
     assert path.stat().st_size == size  # a write changes values alone, so that a kill cannot leave half a layout
     assert [p.name for p in path.parent.iterdir()] == ["store.h5"]
 
 
 def test_only_rows_that_are_there_can_be_read(path):
     with opened(path) as store:
-        store.write(np.array([1, 3]), VALUES[[1, 3]])
+        write(store, [1, 3], VALUES[[1, 3]])
         np.testing.assert_array_equal(store.missing(np.array([3, 2, 1, 0])), [2, 0])
         with pytest.raises(InputError, match="lacks 2 of the 3 rows asked for"):
-            store.read(np.array([0, 1, 2]))
+            store.read(LAYER, np.array([0, 1, 2]))
     with opened(path) as store:
         np.testing.assert_array_equal(store.missing(np.array([3, 2, 1, 0])), [2, 0])
-        np.testing.assert_array_equal(store.read(np.array([3])), VALUES[[3]])
+        np.testing.assert_array_equal(store.read(LAYER, np.array([3])), VALUES[[3]])
 
 
 @pytest.mark.parametrize(
@@ -83,9 +101,11 @@ def test_only_rows_that_are_there_can_be_read(path):
             "architecture 'net' instead of 'other'; pool 'gap' instead of 'max'",
         ),
         ({"provenance": {**PROVENANCE, "extra": 1}}, "extra None instead of 1"),
-        ({"patch_ids": [*IDS[:-1], "other"]}, "was made for another table, whose patch_ids differ"),
-        ({"patch_ids": IDS[:-1], "identities": digests()[:-1]}, "was made for another table"),
-        ({"patch_ids": [IDS[1], IDS[0], *IDS[2:]]}, "was made for another table"),
+        ({"rows": rows_of([*IDS[:-1], "other"])}, "was made for another table, whose patch_ids differ"),
+        ({"rows": rows_of(IDS[:-1])}, "was made for another table"),
+        ({"rows": rows_of([IDS[1], IDS[0], *IDS[2:]])}, "was made for another table"),
+        ({"dtype": "float16"}, "dtype 'float32' instead of 'float16'"),
+        ({"provenance": {**PROVENANCE, "weights": "a" * 64}}, "weights None instead of 'aaaaaaaaaaaa…'"),
     ],
 )
 def test_a_store_of_something_else_is_refused(full, options, sentence):
@@ -93,7 +113,7 @@ def test_a_store_of_something_else_is_refused(full, options, sentence):
         opened(full, **options)
     assert str(told.value).startswith("store: ")
     with opened(full) as store:  # a refusal changes nothing, and leaves no lock
-        np.testing.assert_array_equal(store.read(np.arange(N)), VALUES)
+        np.testing.assert_array_equal(store.read(LAYER, np.arange(N)), VALUES)
 
 
 def test_another_schema_is_refused(full):
@@ -108,15 +128,206 @@ def test_another_schema_is_refused(full):
 
 
 def test_a_changed_patch_invalidates_its_row_alone(full):
-    with opened(full, identities=digests(changed=[4])) as store:
+    changed = digests(changed=[4])
+    with opened(full, rows=rows_of(stamps=changed)) as store:
         np.testing.assert_array_equal(store.missing(np.arange(N)), [4])
         others = np.delete(np.arange(N), 4)
-        np.testing.assert_array_equal(store.read(others), VALUES[others])
-        store.write(np.array([4]), VALUES[[0]])
-    with opened(full, identities=digests(changed=[4])) as store:
-        np.testing.assert_array_equal(store.read(np.array([4])), VALUES[[0]])
+        np.testing.assert_array_equal(store.read(LAYER, others), VALUES[others])
+        write(store, [4], VALUES[[0]], changed)
+    with opened(full, rows=rows_of(stamps=changed)) as store:
+        np.testing.assert_array_equal(store.read(LAYER, np.array([4])), VALUES[[0]])
     with opened(full) as store:  # the old pixels again: what is kept belongs to the new ones
         np.testing.assert_array_equal(store.missing(np.arange(N)), [4])
+
+
+def test_a_file_that_was_only_touched_is_looked_at_once(full):
+    looked = []
+    touched = digests(changed=[2, 7])
+    rows = Rows(patch_ids=IDS, stamps=touched, digest=lambda row: looked.append(row) or digests()[row])
+    for expected in ([2, 7], []):
+        looked.clear()
+        with opened(full, rows=rows) as store:
+            assert len(store.missing(np.arange(N))) == 0
+        assert looked == expected
+
+
+def test_verify_looks_at_every_row(full):
+    sly = rows_of(stamps=digests(), contents=digests(changed=[3]))  # new bytes of the old size and time
+    with opened(full, rows=sly) as store:
+        assert len(store.missing(np.arange(N))) == 0  # the control: the stamp is trusted
+    with opened(full, rows=sly, verify=True) as store:
+        np.testing.assert_array_equal(store.missing(np.arange(N)), [3])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"provenance": {**PROVENANCE, "pool": "max"}}, {"rows": rows_of(IDS[:-2])}, {"dtype": "float16"}, {}],
+)
+def test_refresh_begins_anew_only_where_something_differs(full, options):
+    with opened(full, refresh=True, **options) as store:
+        n = len(options["rows"].patch_ids) if "rows" in options else N
+        assert len(store.missing(np.arange(n))) == (n if options else 0)
+    for broken in (b"no HDF5 file", full.read_bytes()[:500]):
+        full.write_bytes(broken)
+        with opened(full, refresh=True) as store:
+            assert len(store.missing(np.arange(N))) == N
+    assert [p.name for p in full.parent.iterdir()] == ["store.h5"]
+
+
+def test_half_precision(path):
+    with opened(path, dtype="float16") as store:
+        write(store, np.arange(N), VALUES)
+        found = store.read(LAYER, np.arange(N))
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, VALUES.astype(np.float16))
+        large = VALUES.copy()
+        large[3, 2] = 1e5
+        with pytest.raises(InputError, match=r"dtype: float16 cannot hold the 1e\+05 of layer mixed10"):
+            write(store, np.arange(N), large)
+    assert path.stat().st_size < 2 * 10_000
+
+
+def test_rows_that_were_skipped_are_neither_there_nor_forgotten(path):
+    with opened(path) as store:
+        write(store, np.arange(3, N), VALUES[3:])
+        store.skip(np.array([1]))
+    with pytest.raises(InputError, match=f"lacks 2 of its {N} rows; extract again to finish it"):
+        open_activations(path)
+    with opened(path) as store:
+        np.testing.assert_array_equal(store.missing(np.arange(N)), [0, 1, 2])
+        write(store, [0, 2], VALUES[[0, 2]])
+    found = open_activations(path)
+    assert found.patch_ids == (*IDS[:1], *IDS[2:])
+    assert [name for name, _ in found.skipped] == [IDS[1]]
+    np.testing.assert_array_equal(found[:], np.delete(VALUES, 1, axis=0))
+
+
+def test_a_finished_store_is_read_lazily(full, monkeypatch):
+    found = open_activations(full)
+    assert (len(found), found.path, list(found.layers)) == (N, full, [LAYER])
+    rows = found[LAYER]
+    assert (rows.shape, rows.dtype, len(rows)) == ((N, WIDTH), np.float32, N)
+    for key in (3, -1, slice(2, 9, 3), slice(None), [5, 0, 5], np.arange(N) % 2 == 0):
+        np.testing.assert_array_equal(rows[key], VALUES[key])
+        np.testing.assert_array_equal(found[key], VALUES[key])
+    np.testing.assert_array_equal(np.asarray(rows), VALUES)
+    with pytest.raises(InputError, match="layer: 'mixed9' is not known; near names: mixed10"):
+        found["mixed9"]
+    with opened(full) as store:  # nothing is held open
+        store.read(LAYER, np.arange(N))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_size_is_known_before(tmp_path, dtype):
+    for n, widths in ((300, {"a": 64}), (2000, {"a": 512, "b.c": 96})):
+        ids = [f"slide{i:05d}" for i in range(n)]
+        path = tmp_path / f"{n}{dtype}.h5"
+        rows = rows_of(ids, stamps=[f"{i:032x}" for i in range(n)])
+        with ActivationStore(path, provenance={}, rows=rows, widths=lambda w=widths: w, dtype=dtype):
+            pass
+        assert path.stat().st_size == pytest.approx(predicted_bytes(ids, widths, dtype), rel=0.06)
+
+
+def test_a_store_larger_than_the_disk_is_not_begun(path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"store: .*store\.h5 needs \d+\.\d kB, and 1\.0 kB are free"):
+        opened(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_was_done(full, monkeypatch):
+    with opened(full, rows=rows_of(stamps=digests(changed=[5, 6]))) as store:
+
+        class Full:
+            def __getattr__(self, name):
+                return getattr(store_file, name)
+
+            def __getitem__(self, key):
+                if key == "values":
+                    raise OSError(28, "No space left on device")
+                return store_file[key]
+
+        store_file = store._file
+        store._file = Full()
+        with pytest.raises(InputError, match=r"the disk of .* is full; make room and run the same command again"):
+            write(store, [5, 6], VALUES[[5, 6]])
+        store._file = store_file
+    with opened(full, rows=rows_of(stamps=digests(changed=[5, 6]))) as store:
+        np.testing.assert_array_equal(store.missing(np.arange(N)), [5, 6])
+        others = np.delete(np.arange(N), [5, 6])
+        np.testing.assert_array_equal(store.read(LAYER, others), VALUES[others])
+
+
+ROOT = Path(__file__).parents[1]
+
+FULL = "is full; make room and run the same command again, finished rows are kept"
+
+
+def under_limit(code, path):
+    """Run code in a process whose files may not grow, which for it is a full disk; return what it printed."""
+    before = (
+        "import os, resource, signal, sys; from pathlib import Path; import numpy as np\n"
+        "import tests.test_stores as t\n"
+        "path, large = Path(sys.argv[1]), t.rows_of([f'p{i:03d}' for i in range(400)])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+    )
+    command = [sys.executable, "-c", before + code, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be set aside here")
+def test_a_full_disk_is_met_before_the_work(path):
+    told = under_limit("limit(4000)\ntry: t.opened(path)\nexcept t.InputError as error: print(error)\n", path)
+    assert FULL in told
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_met_in_the_midst_of_the_work(path):
+    told = under_limit(
+        "del os.posix_fallocate\n"  # as on a file system that promises nothing
+        "store = t.opened(path, rows=large)\n"
+        "limit(path.stat().st_size - 4000)\n"
+        "values = np.arange(400 * t.WIDTH, dtype=np.float32).reshape(400, t.WIDTH)\n"
+        "try:\n"
+        "    for i in range(0, 400, 8): t.write(store, range(i, i + 8), values[i : i + 8]); print(i)\n"
+        "except t.InputError as error: print(error)\n"
+        "store.close()\n",
+        path,
+    )
+    *done, sentence = told.splitlines()
+    assert FULL in sentence
+    with opened_large(path) as store:
+        missing = store.missing(np.arange(400))
+        assert 0 < len(missing) < 400
+        np.testing.assert_array_equal(missing, np.arange(int(done[-1]) + 8, 400))
+        expected = np.arange(400 * WIDTH, dtype=np.float32).reshape(400, WIDTH)[: missing[0]]
+        np.testing.assert_array_equal(store.read(LAYER, np.arange(missing[0])), expected)
+
+
+def test_what_a_killed_process_left_is_removed(path):
+    path.parent.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [path.parent / f".store.h5.{socket.gethostname()}.{pid}.new" for pid in (dead.pid, os.getppid())]
+    for file in left:
+        file.write_bytes(b"half")
+    with opened(path):
+        assert not left[0].exists()
+        assert left[1].exists()  # its process is alive
+
+
+def test_shards_are_taken_over(path):
+    whole = opened(path)
+    order = np.random.default_rng(3).permutation(N)
+    for number, part in enumerate((order[:5], order[5:11])):
+        ids, marks = [IDS[i] for i in part], [digests()[i] for i in part]
+        with opened(path.parent / f"shard{number}.h5", rows=rows_of(ids, stamps=marks)) as shard:
+            shard.write(np.arange(len(part)), {LAYER: VALUES[part]}, marks)
+        whole.absorb(shard.path)
+    np.testing.assert_array_equal(whole.missing(np.arange(N)), order[11:])
+    np.testing.assert_array_equal(whole.read(LAYER, order[:11]), VALUES[order[:11]])
+    whole.close()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
@@ -124,7 +335,7 @@ def test_a_truncated_or_strange_file_is_told(full, share):
     whole = full.read_bytes()
     full.write_bytes(whole[: int(len(whole) * share)] or b"no HDF5 file")
     with pytest.raises(
-        InputError, match=r"store: .*store\.h5 cannot be opened \(.*\); remove it to compute it anew"
+        InputError, match=r"store: .*store\.h5 cannot be opened \(.*\); --refresh computes it anew"
     ) as told:
         opened(full)
     assert "\n" not in str(told.value)
@@ -133,23 +344,20 @@ def test_a_truncated_or_strange_file_is_told(full, share):
 def start(code, path):
     """Run ``code`` in a process of its own, with ``path`` and this file's store at hand."""
     before = (
-        "import sys, time; from pathlib import Path; import numpy as np;"
-        "from conceptkit.stores import ActivationStore; path = Path(sys.argv[1]);"
-        f"n = int(sys.argv[2]); ids = [f'p{{i:02d}}' for i in range(n)]; PROVENANCE = {PROVENANCE!r};"
-        "store = ActivationStore(path, provenance=PROVENANCE, patch_ids=ids,"
-        f" identities=[f'{{i:032x}}' for i in range(n)], width={WIDTH});"
+        "import sys, time; from pathlib import Path; import numpy as np; import tests.test_stores as t\n"
+        "store, n = t.opened_large(Path(sys.argv[1])), 400\n"
+        "print('open', flush=True)\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", before + "print('open', flush=True)\n" + code, str(path), "400"],
+        [sys.executable, "-c", before + code, str(path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+        cwd=Path(__file__).parents[1],
     )
 
 
 def opened_large(path):
-    ids = [f"p{i:02d}" for i in range(400)]
-    return opened(path, patch_ids=ids, identities=[f"{i:032x}" for i in range(400)])
+    return opened(path, rows=rows_of([f"p{i:03d}" for i in range(400)]))
 
 
 def test_a_store_in_use_is_told(path):
@@ -171,7 +379,7 @@ def test_after_a_kill_only_finished_rows_count_and_hold_their_values(path):
         "order = np.random.default_rng(1).permutation(n)\n"
         "for i in range(0, n, 3):\n"
         "    rows = order[i : i + 3]\n"
-        f"    store.write(rows, np.repeat(rows[:, None], {WIDTH}, axis=1).astype(np.float32))\n"
+        f"    t.write(store, rows, np.repeat(rows[:, None], {WIDTH}, axis=1).astype(np.float32))\n"
         "    print(i, flush=True)\n"
         "    time.sleep(0.002)\n",
         path,
@@ -192,6 +400,6 @@ def test_after_a_kill_only_finished_rows_count_and_hold_their_values(path):
         done = np.setdiff1d(np.arange(400), missing)
         # All that was reported is there; the write under way may have been finished, no other begun.
         assert set(order[: last + 3]) <= set(done) <= set(order[: last + 6])
-        np.testing.assert_array_equal(store.read(done), np.repeat(done[:, None], WIDTH, axis=1))
-        store.write(missing, np.repeat(missing[:, None], WIDTH, axis=1).astype(np.float32))
+        np.testing.assert_array_equal(store.read(LAYER, done), np.repeat(done[:, None], WIDTH, axis=1))
+        write(store, missing, np.repeat(missing[:, None], WIDTH, axis=1).astype(np.float32))
         assert len(store.missing(np.arange(400))) == 0

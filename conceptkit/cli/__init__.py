@@ -6,14 +6,21 @@ from typing import Annotated
 
 import typer
 
+from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
+from conceptkit.cli.extract import extract
 from conceptkit.cli.guide import guide
+from conceptkit.cli.layers import layers
 from conceptkit.cli.measure import measure
+from conceptkit.cli.predict import predict
 from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
+from conceptkit.cli.splits import splits
+from conceptkit.cli.tile import tile
 
 app = typer.Typer(
     name="conceptkit",
+    cls=OneSentence,
     help="Find out what a neural network knows of human concepts; train it to know more of some and less of others.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,7 +40,7 @@ def _version(
         raise typer.Exit
 
 
-for command in (probe, guide, measure, report, demo):
+for command in (probe, guide, predict, tile, measure, splits, extract, layers, report, demo):
     app.command()(command)
 
 

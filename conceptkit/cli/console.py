@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
-from conceptkit._checks import InputError
+from conceptkit._checks import InputError, check_place
 
 if TYPE_CHECKING:
     from conceptkit.records import GuideRecord, ProbeRecord
@@ -38,6 +41,13 @@ def sentences(debug: bool) -> Iterator[None]:
             raise
         say_error(str(error))
         raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise  # the reader of a pipe has had enough (… | head); typer ends quietly
+    except MemoryError as error:
+        if debug:
+            raise
+        say_error(f"memory: not enough for this ({error or 'out of memory'}); a smaller --batch-size may help.")
+        raise typer.Exit(2) from None
     except OSError as error:
         if debug:
             raise
@@ -48,6 +58,40 @@ def sentences(debug: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+class OneSentence(TyperGroup):
+    """The group of all commands: a wrong call is told like any mistake, where typer's box leaves the value out."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command, and end a wrong call with one sentence and exit code 2."""
+        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except TyperException as error:
+            if type(error).__name__ != "NoArgsIsHelpError":  # the help, which has been printed
+                say_error(_usage_sentence(error))
+            sys.exit(error.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_sentence(error: TyperException) -> str:
+    said = " ".join(error.format_message().split()).rstrip(".").replace(". Did", ", did")
+    details = getattr(error.__cause__, "errors", None)  # pydantic's, for a value of the wrong type
+    got = f", got {details()[0]['input']!r}" if callable(details) else ""
+    context = getattr(error, "ctx", None)
+    more = f" ({context.command_path} --help lists what there is)" if context is not None else ""
+    return f"{said}{got}{more}."
+
+
 def say_error(sentence: str) -> None:
     """Print a mistake on standard error."""
     Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(sentence)}", highlight=False)
@@ -55,7 +99,11 @@ def say_error(sentence: str) -> None:
 
 @contextlib.contextmanager
 def reading_console(json: str | None) -> Iterator[Console]:
-    """Give the console that people read: standard error when standard output is for JSON."""
+    """Give the console that people read: standard error when there is JSON; refuse at once where that cannot go."""
+    if json is not None and json != "-":
+        if not json or Path(json).is_dir():
+            raise InputError(f"json: must be a file or -, got {json!r}.")
+        check_place("json", Path(json))
     stream = sys.stderr if json is not None else sys.stdout
     yield Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
 

@@ -16,7 +16,12 @@ TableOption = Annotated[
     str | None, typer.Option("--table", help="Patch table (CSV or Parquet), instead of the study's.")
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="A network of timm's, mini_inception (bundled), or a checkpoint's folder.")
+    str | None,
+    typer.Option(
+        "--model",
+        help="A network of timm's (also hf-hub:…), mini_inception (bundled), a checkpoint's folder, or "
+        "package.module:factory, a function of yours, which is run.",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
@@ -42,6 +47,17 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def name_list(given: list[str] | None) -> list[str]:
     """Return the names in options that may be repeated and may hold commas."""
     return [name.strip() for part in given or () for name in part.split(",") if name.strip()]
+
+
+def name_pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    """Return NAME=OTHER pairs in options that may be repeated and may hold commas."""
+    pairs = {}
+    for part in name_list(given):
+        name, equals, other = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and other):
+            raise InputError(f"{option}: must be NAME=OTHER pairs, got {part!r}.")
+        pairs[name] = other
+    return pairs
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

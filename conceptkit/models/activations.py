@@ -1,127 +1,52 @@
-"""Activations of any layers in one pass, pooled where they arise, kept in stores."""
+"""Activations of a table's patches: read ahead, computed in batches of one size, kept in stores."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_choice
+from conceptkit._checks import InputError
 from conceptkit.models.backbones import Backbone
+from conceptkit.models.inference import Reader, provenance
 from conceptkit.patches import PatchTable, Pixels
-from conceptkit.stores import ActivationStore
+from conceptkit.stores import SCHEMA, ActivationStore, Rows
 
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and how many there are."""
 
+DECODERS = 2
+"""Threads that read images while the network computes; decoding takes a few percent of a pass."""
 
-def _gap(x: Tensor, prefix: int) -> Tensor:
-    """Mean over positions of maps (n, c, h, w), or over patch tokens (n, t, c)."""
-    if x.ndim == 4:
-        return x.mean((2, 3))
-    return x[:, prefix:].mean(1) if x.ndim == 3 else x.clone()
-
-
-def _max(x: Tensor, prefix: int) -> Tensor:
-    """Maximum over positions of maps (n, c, h, w), or over patch tokens (n, t, c)."""
-    if x.ndim == 4:
-        return x.amax((2, 3))
-    return x[:, prefix:].amax(1) if x.ndim == 3 else x.clone()
+AHEAD = 2
+"""Batches that are read before they are needed: memory does not grow with the table."""
 
 
-def _flatten(x: Tensor, prefix: int) -> Tensor:
-    """Every value of the layer, in one row."""
-    return x.flatten(1).clone()  # a copy, as a later layer may work in place
+@dataclass(frozen=True)
+class Computed:
+    """What one batch gave."""
+
+    rows: NDArray[np.intp]
+    """Rows of the table that could be read"""
+    values: dict[str, NDArray[np.float32]]
+    """Dotted name → (len(rows), d)"""
+    digests: list[str]
+    """Of the bytes that the rows were computed from"""
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """Rows that could not be read, each with the reason"""
 
 
-POOLINGS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"gap": _gap, "max": _max, "flatten": _flatten}
-"""Pooling → function from a layer's output and its number of class and register tokens to (n, d)."""
-
-
-class _Enough(Exception):  # noqa: N818  # no error: it ends a forward pass whose layers have all been seen
-    """Raised to stop a forward pass after the deepest layer asked for."""
-
-
-@contextlib.contextmanager
-def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Hook ``layers`` so that their pooled outputs land in ``seen`` and the pass stops after the last of them."""
-    pooling = POOLINGS[pool]
-    prefix = int(getattr(module, "num_prefix_tokens", 0))
-
-    def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise InputError(
-                    f"layer: {layer} returns a {type(output).__name__}, not one tensor; name a layer inside."
-                )
-            seen[layer] = pooling(output, prefix)
-            if len(seen) == len(layers):
-                raise _Enough
-
-        return hook
-
-    handles = [module.get_submodule(layer).register_forward_hook(tap(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def pooled_activations(
-    module: nn.Module, images: Tensor, layers: Sequence[str], *, pool: str = "gap"
-) -> dict[str, Tensor]:
-    """Run one forward pass up to the deepest of ``layers``.
-
-    Parameters
-    ----------
-    module : network in evaluation mode
-    images : (n, 3, h, w) normalised
-    layers : dotted module names, each once
-    pool : ``gap``, ``max`` or ``flatten``
-
-    Returns
-    -------
-    layer → (n, d) float32
-
-    Raises
-    ------
-    InputError
-        when a layer did not run, or returns no tensor
-    """
-    seen: dict[str, Tensor] = {}
-    with _taps(module, layers, pool, seen), torch.inference_mode(), contextlib.suppress(_Enough):
-        module(images)
-    absent = [layer for layer in layers if layer not in seen]
-    if absent:
-        raise InputError(f"layer: {absent[0]} takes no part in the network's forward pass.")
-    return {layer: seen[layer].float() for layer in layers}
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device named ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"device: {device!r} cannot be used ({reason}).") from None
-    return chosen
-
-
-def read_pixels(table: PatchTable, rows: NDArray[np.intp], *, resized: bool = False) -> Pixels:
+def read_pixels(table: PatchTable, rows: NDArray[np.intp]) -> Pixels:
     """Read the pixels (n, h, w, 3) of some rows, all of one size.
 
     Raises
@@ -130,13 +55,140 @@ def read_pixels(table: PatchTable, rows: NDArray[np.intp], *, resized: bool = Fa
         when a patch cannot be read, or sizes differ
     """
     images = [table.pixels(int(row)) for row in rows]
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        first, other = (f"{s[1]}×{s[0]}" for s in sorted(shapes)[:2])
+    for image in images:
+        _check_shape(image, images[0].shape[:2])
+    return np.stack(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What it takes to compute rows of a table; it can be sent to another process."""
+
+    table: PatchTable
+    backbone: Backbone
+    layers: tuple[str, ...]
+    """Names or aliases"""
+    options: Mapping[str, Any]
+    """Of the :class:`conceptkit.models.inference.Reader`"""
+    skip_bad: bool = False
+    """List a row that cannot be read, instead of ending there"""
+    stated_shape: tuple[int, int] | None = None
+    """Height and width of every patch; ``None``: those of the first row"""
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of every patch; with ``skip_bad`` of the first that can be read."""
+        if self.stated_shape is not None:
+            return self.stated_shape
+        told: InputError | None = None
+        for row in range(len(self.table) if self.skip_bad else 1):
+            try:
+                height, width = self.table.pixels(row).shape[:2]
+            except InputError as error:
+                told = told or error
+            else:
+                return height, width
+        raise told or InputError("table: there is no row to read.")
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """The prepared network."""
+        return Reader(self.backbone, self.layers, self.shape, **self.options)
+
+    def computed(self, rows: NDArray[np.intp]) -> Iterator[Computed]:
+        """Compute rows in batches of one size, the next ones being read meanwhile.
+
+        Raises
+        ------
+        InputError
+            when a row cannot be read, unless ``skip_bad``
+        """
+        for batch, waiting in _ahead(self._load, rows, self.reader.batch_size):
+            read: list[tuple[int, str, Pixels]] = []
+            bad: list[tuple[int, str]] = []
+            for row, future in zip(batch, waiting, strict=True):
+                try:
+                    read.append((int(row), *future.result()))
+                except InputError as error:
+                    if not self.skip_bad:
+                        raise
+                    bad.append((int(row), str(error)))
+            values = self.reader(np.stack([pixels for _, _, pixels in read])) if read else {}
+            there = np.array([row for row, _, _ in read], dtype=np.intp)
+            yield Computed(there, values, [digest for _, digest, _ in read], bad)
+
+    def _load(self, row: int) -> tuple[str, Pixels]:
+        # The digest first: should the file change between the two, the next look finds another stamp and digest.
+        digest, pixels = self.table.digest(row), self.table.pixels(row)
+        _check_shape(pixels, self.shape)
+        return digest, pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the prepared network behind: it is made anew where it is needed."""
+        return {k: v for k, v in self.__dict__.items() if k != "reader"}
+
+
+def fill(
+    stores: Sequence[ActivationStore],
+    parts: Iterable[Computed],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[int, list[tuple[int, str]]]:
+    """Write what is computed; return how many rows were written, and those that could not be read with the reason.
+
+    Parameters
+    ----------
+    stores : each takes its layers
+    parts : of :meth:`Job.computed`
+    progress : told of rows done
+    """
+    written, skipped = 0, []
+    for part in parts:
+        for store in stores:
+            store.write(part.rows, part.values, part.digests)
+            store.skip(np.array([row for row, _ in part.skipped], dtype=np.intp))
+        written += len(part.rows)
+        skipped += part.skipped
+        if progress is not None:
+            progress(written + len(skipped))
+    return written, skipped
+
+
+def _ahead(
+    load: Callable[[int], Any], rows: NDArray[np.intp], size: int
+) -> Iterator[tuple[NDArray[np.intp], list[Future[Any]]]]:
+    """Yield batches of rows with what is loaded for each, never more than :data:`AHEAD` batches before their turn."""
+    batches = deque(rows[i : i + size] for i in range(0, len(rows), size))
+    with ThreadPoolExecutor(max_workers=DECODERS) as pool:
+        waiting: deque[tuple[NDArray[np.intp], list[Future[Any]]]] = deque()
+        try:
+            while batches or waiting:
+                while batches and len(waiting) <= AHEAD:
+                    batch = batches.popleft()
+                    waiting.append((batch, [pool.submit(load, int(row)) for row in batch]))
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_shape(pixels: Pixels, shape: tuple[int, ...]) -> None:
+    if pixels.shape[:2] != tuple(shape):
+        first, other = (f"{s[1]}×{s[0]}" for s in (shape, pixels.shape))
         raise InputError(
             f"table: patches must have one size, this table has {first} and {other} pixels; cut them to one size first."
         )
-    return np.stack(images)
+
+
+def store_rows(table: PatchTable) -> Rows:
+    """Return what a store has to know of a table's rows."""
+    return Rows(patch_ids=table.patch_ids, stamps=table.identities(), digest=table.digest)
+
+
+def cached_store(cache: Path, made_with: dict[str, Any], table: PatchTable) -> Path:
+    """Return the place in the cache of activations of that provenance and those rows."""
+    rows = hashlib.sha256("\n".join(table.patch_ids).encode()).hexdigest()
+    stated = json.dumps({**made_with, "schema": SCHEMA}, sort_keys=True)
+    return cache / "activations" / f"{hashlib.sha256(f'{stated}|{rows}'.encode()).hexdigest()[:24]}.h5"
 
 
 def read_activations(
@@ -154,13 +206,14 @@ def read_activations(
     """Return the activations of ``layers``, computing what the stores in ``cache`` lack.
 
     Every forward pass runs at ``batch_size`` rows, short batches padded: rows computed at another batch size would
-    differ in their last bits.
+    differ in their last bits. Each layer has a store of its own.
 
     Parameters
     ----------
     layers : names or aliases, each once
     cache : folder of activation stores
     rows : row numbers of the table; all by default
+    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
     batch_size : images per forward pass
     progress : told of rows done and rows to do
 
@@ -168,73 +221,30 @@ def read_activations(
     -------
     layer as named → (len(rows), d) float32
     """
-    check_choice("pool", pool, POOLINGS)
     rows = np.arange(len(table)) if rows is None else rows
-    names = {layer: backbone.layer(layer) for layer in layers}
-    where = choose_device(device)
-    made_with = {
-        "architecture": backbone.architecture,
-        "weights": backbone.fingerprint(),
-        "preprocessing": asdict(backbone.preprocessing),
-        "pool": pool,
-        "batch_size": batch_size,
-    }
-    patch_ids, identities = table.patch_ids, table.identities()
-    table_digest = hashlib.sha256("\n".join(patch_ids).encode()).hexdigest()
-    module = backbone.module.to(where)
-    widths: dict[str, int] = {}
+    made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=None)
+    options = {"pool": pool, "batch_size": batch_size, "device": device}
+    known = store_rows(table)
+    shape = functools.cache(lambda: Job(table=table.select(rows), backbone=backbone, layers=(), options={}).shape)
+
+    @functools.cache
+    def job(*wanted: str) -> Job:
+        return Job(table=table, backbone=backbone, layers=wanted, options=options, stated_shape=shape())
+
+    def widths(own: str) -> dict[str, int]:
+        return {own: job(*made_with["layers"]).reader.widths[own]}
+
     with contextlib.ExitStack() as stack:
         stores: dict[str, ActivationStore] = {}
-        for layer, name in names.items():
-            provenance = {**made_with, "layer": name}
-            key = hashlib.sha256(f"{json.dumps(provenance, sort_keys=True)}|{table_digest}".encode()).hexdigest()
-            path = cache / "activations" / f"{key[:24]}.h5"
-            if not path.exists() and not widths:
-                first = backbone.preprocessing(read_pixels(table, rows[:1])).to(where)
-                widths = {k: v.shape[1] for k, v in _forward(module, first, list(names.values()), pool).items()}
-            store = ActivationStore(
-                path,
-                provenance=provenance,
-                patch_ids=patch_ids,
-                identities=identities,
-                width=widths.get(name, 0),
-            )
-            stores[layer] = stack.enter_context(store)
-        absent = {layer: store.missing(rows) for layer, store in stores.items()}
-        wanted = [layer for layer in layers if len(absent[layer])]
-        todo = np.unique(np.concatenate([absent[layer] for layer in wanted])) if wanted else rows[:0]
-        batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-        done = 0
-        for batch, pixels in _ahead(lambda b: read_pixels(table, b), batches):
-            padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
-            images = backbone.preprocessing(padded).to(where)
-            pooled = _forward(module, images, [names[layer] for layer in wanted], pool)
-            for layer in wanted:
-                stores[layer].write(batch, pooled[names[layer]][: len(batch)].cpu().numpy())
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(todo))
-        return {layer: store.read(rows) for layer, store in stores.items()}
-
-
-def _forward(module: nn.Module, images: Tensor, layers: Sequence[str], pool: str) -> dict[str, Tensor]:
-    """Run :func:`pooled_activations`, in words a user understands when the network refuses the images' size."""
-    try:
-        return pooled_activations(module, images, list(dict.fromkeys(layers)), pool=pool)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        size = f"{images.shape[-1]}×{images.shape[-2]}"
-        raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
-
-
-def _ahead(
-    load: Callable[[NDArray[np.intp]], Pixels], batches: Sequence[NDArray[np.intp]]
-) -> Iterator[tuple[NDArray[np.intp], Pixels]]:
-    """Yield batches with their pixels, the next one being read while the last is computed on."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        following = [pool.submit(load, batch) for batch in batches[:2]]
-        for i, batch in enumerate(batches):
-            pixels = following.pop(0).result()
-            if i + 2 < len(batches):
-                following.append(pool.submit(load, batches[i + 2]))
-            yield batch, pixels
+        for own in dict.fromkeys(made_with["layers"]):
+            stated = {**made_with, "layers": [own]}
+            path = cached_store(cache, stated, table)
+            store = ActivationStore(path, provenance=stated, rows=known, widths=functools.partial(widths, own))
+            stores[own] = stack.enter_context(store)
+        absent = {own: store.missing(rows) for own, store in stores.items()}
+        wanted = [own for own in stores if len(absent[own])]
+        if wanted:
+            todo = np.unique(np.concatenate([absent[own] for own in wanted]))
+            tell = None if progress is None else lambda done: progress(done, len(todo))
+            fill([stores[own] for own in wanted], job(*wanted).computed(todo), progress=tell)
+        return {layer: stores[own].read(own, rows) for layer, own in zip(layers, made_with["layers"], strict=True)}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import importlib
+import re
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -23,6 +27,12 @@ from conceptkit.patches import Pixels
 BUNDLED = "mini_inception"
 """The network that comes with the package."""
 
+SOURCES = ("hf-hub:", "local-dir:")
+"""What a network's name begins with that timm finds in a hub or a folder."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What a network is given that does not state how it wants its pixels."""
+
 _METADATA_ARGUMENTS: dict[str, Callable[[str], Any]] = {"num_classes": int, "pad_type": str}
 """Arguments of timm's constructor that a weights file may state in its metadata."""
 
@@ -40,12 +50,17 @@ class Preprocessing:
 
     def __call__(self, images: Pixels) -> Tensor:
         """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8."""
-        x = torch.from_numpy(np.require(images, requirements=("C", "W"))).permute(0, 3, 1, 2).float().div_(255.0)
+        return self.of(torch.from_numpy(np.require(images, requirements=("C", "W"))))
+
+    def of(self, pixels: Tensor) -> Tensor:
+        """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on the device they are on."""
+        x = pixels.permute(0, 3, 1, 2).float().div_(255.0)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = nn.functional.interpolate(
                 x, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
             ).clamp_(0, 1)
-        return x.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
+        mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +99,11 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
 
     Parameters
     ----------
-    model : ``mini_inception`` (bundled) or a name of timm's
-    weights : ``imagenet`` (default of timm's networks), ``bundled`` (default of the bundled one), ``random``, or a
+    model : ``mini_inception`` (bundled), a name of timm's, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` (as timm
+        publishes networks), or ``package.module:factory`` (a function of your own, **which is run**, that returns a
+        network)
+    weights : ``imagenet`` (default of timm's networks), ``bundled`` (default of the bundled one), ``published``
+        (default of a hub's or folder's), ``own`` (default of a factory's: as it returns them), ``random``, or a
         safetensors file (or a ``.pt``/``.pth`` state dict, read without running code from it)
     seed : of random weights; the global random state is left as it was
 
@@ -96,6 +114,10 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     """
     if model == BUNDLED:
         return _bundled(weights or "bundled", seed)
+    if model.startswith(SOURCES):
+        return _sourced(model, weights, seed)
+    if is_factory(model):
+        return _made(model, weights, seed)
     _check_known(model)
     if weights is None or weights == "imagenet":
         return _downloaded(model)
@@ -124,6 +146,8 @@ def build(
     """
     if architecture == BUNDLED:
         backbone = _bundled("random", seed)
+    elif is_factory(architecture):
+        backbone = _made(architecture, "random", seed)
     else:
         import timm
 
@@ -173,6 +197,121 @@ def _backbone(
     )
 
 
+def from_module(module: nn.Module, *, name: str | None = None, weights: str = "own") -> Backbone:
+    """Return a network that was built elsewhere, copied, as a backbone.
+
+    How it wants its pixels is taken from its ``preprocessing`` (a :class:`Preprocessing`) or, as timm has it, its
+    ``pretrained_cfg``; a network that states neither is given ImageNet's mean and deviation.
+    """
+    module = copy.deepcopy(module).cpu().eval()
+    config = getattr(module, "pretrained_cfg", None) or {}
+    stated = getattr(module, "preprocessing", None)
+    if not isinstance(stated, Preprocessing):
+        mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+        size = config["input_size"][-1] if config.get("fixed_input_size") else None
+        stated = Preprocessing(mean=tuple(mean), std=tuple(std), size=size)
+    architecture = str(config.get("architecture") or f"{type(module).__module__}.{type(module).__qualname__}")
+    return Backbone(
+        module=module,
+        name=name or architecture,
+        weights=weights,
+        architecture=architecture,
+        arguments={},
+        preprocessing=stated,
+        aliases=layers.aliases(module, architecture),
+    )
+
+
+def is_factory(model: str) -> bool:
+    """Return whether ``model`` names a function of the user's own, as ``package.module:factory``."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model) is not None and not model.startswith(SOURCES)
+
+
+def _made(model: str, weights: str | None, seed: int) -> Backbone:
+    """Run a user's factory."""
+    place, _, name = model.partition(":")
+    sys.path.insert(0, "")  # the current folder, as for python -m
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = getattr(importlib.import_module(place), name)()
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"it returned a {type(module).__name__}, no torch module")
+            if weights == "random":
+                torch.manual_seed(seed)  # again, as the factory may have set one of its own
+                for part in module.modules():
+                    if callable(reset := getattr(part, "reset_parameters", None)):
+                        reset()
+    except Exception as error:  # it is the user's own code
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"model: {model} gives no network ({type(error).__name__}: {reason}).") from None
+    finally:
+        sys.path.remove("")
+    if weights not in (None, "own", "random"):
+        _fill(module, model, Path(str(weights)), _read_state(_weights_file(Path(str(weights))))[1])
+    named = {None: "own", "random": f"random:{seed}"}.get(weights, Path(str(weights)).name)
+    return dataclasses.replace(from_module(module, name=model, weights=named), architecture=model)
+
+
+def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
+    """Open a network whose architecture and weights lie in a hub's repository or in a folder, as timm writes them."""
+    import timm
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    source, _, place = model.partition(":")
+    hub = source == "hf-hub"
+    if hub and not _repository_kept(place) and not _hub_answers():
+        raise _cannot_download(model, "the hub cannot be reached")
+    try:
+        config, architecture, arguments = (load_model_config_from_hf if hub else load_model_config_from_path)(place)
+        arguments = {
+            **(arguments or {}),
+            **({"num_classes": n} if (n := config.get("num_classes")) is not None else {}),
+        }
+        if weights in (None, "published"):
+            with torch.random.fork_rng(devices=[]):
+                module = timm.create_model(model, pretrained=True)
+            opened = _backbone(module, architecture, "published", arguments)
+        elif weights == "random":
+            opened = build(architecture, arguments, seed=seed)
+        else:
+            opened = _from_file(architecture, Path(weights))
+    except InputError:
+        raise
+    except Exception as error:  # network, disk, access, a file that is not there or not timm's
+        raise _cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    pixels = dataclasses.replace(
+        opened.preprocessing,
+        mean=tuple(config.get("mean") or opened.preprocessing.mean),
+        std=tuple(config.get("std") or opened.preprocessing.std),
+    )
+    return dataclasses.replace(opened, name=model, preprocessing=pixels)
+
+
+def _repository_kept(repository: str) -> bool:
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json"), str)
+    except HFValidationError as error:
+        raise InputError(f"model: hf-hub:{repository} is no name of a repository ({error}).") from None
+
+
+def _weights_file(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"weights: must be a name that the model knows, random or a file; there is no file {path}.")
+    return path
+
+
+def _fill(module: nn.Module, model: str, path: Path, state: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"weights: {path} does not fit {model} ({reason} …).") from None
+
+
 def _from_file(model: str, path: Path) -> Backbone:
     import timm
 
@@ -189,11 +328,7 @@ def _from_file(model: str, path: Path) -> Backbone:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
     with torch.random.fork_rng(devices=[]):
         module = timm.create_model(model, pretrained=False, **arguments)
-    try:
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"weights: {path} does not fit {model} ({reason} …).") from None
+    _fill(module, model, path, state)
     return _backbone(module, model, path.name, arguments, mean=mean, std=std)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from conceptkit._checks import InputError, near_names
 
@@ -77,3 +80,57 @@ def last_block(module: nn.Module, architecture: str) -> str | None:
         return "mixed10"
     known = aliases(module, architecture)
     return known[list(known)[-1]] if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of a network, as a forward pass meets it."""
+
+    name: str
+    """Dotted"""
+    aliases: tuple[str, ...]
+    kind: str
+    """Class of the module"""
+    shape: tuple[int, ...] | None
+    """Of one image's output; ``None`` when it returns no single tensor and cannot be read"""
+    returns: str
+    """Class of what it returns"""
+
+
+def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> list[Layer]:
+    """Return the layers of a network in the order in which they finish.
+
+    Parameters
+    ----------
+    module : in evaluation mode
+    known : alias → dotted name
+    images : (1, 3, h, w) normalised
+    """
+    by_layer = {own: tuple(a for a, n in known.items() if n == own and a != own) for own in known.values()}
+    found: dict[str, Layer] = {}
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(own: nn.Module, inputs: Any, output: Any) -> None:
+            shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+            found[name] = Layer(
+                name=name,
+                aliases=by_layer.get(name, ()),
+                kind=type(own).__name__,
+                shape=shape,
+                returns=type(output).__name__,
+            )
+
+        return hook
+
+    handles = [part.register_forward_hook(look(name)) for name, part in module.named_modules() if name]
+    try:
+        with torch.inference_mode():
+            module(images)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        size = f"{images.shape[-1]}×{images.shape[-2]}"
+        raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())

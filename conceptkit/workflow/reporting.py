@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from conceptkit._checks import InputError
+from conceptkit._checks import InputError, check_at_least, check_place
 from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord
 from conceptkit.synthetic import embedded_study
 from conceptkit.workflow.guiding import run_guide
@@ -33,6 +33,9 @@ def write_report(runs: Sequence[str | Path | ProbeRecord | GuideRecord], out: st
     """
     from conceptkit.report.page import write_page
 
+    if Path(out).suffix.lower() not in (".html", ".htm"):  # a run's own record must not be written over
+        raise InputError(f"out: must end in .html, got {str(out)!r}.")
+    check_place("out", Path(out))
     folders = []
     for run in runs:
         if isinstance(run, ProbeRecord | GuideRecord):
@@ -58,7 +61,11 @@ def run_demo(
     -------
     the probe's record, the guide's record, the page
     """
+    check_at_least("seed", seed, 0)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: {folder} is a file; name a folder.")
+    check_place("out", folder)
     for name in ("probe", "guide"):
         if (folder / name / RECORD_FILE).exists():
             shutil.rmtree(folder / name)

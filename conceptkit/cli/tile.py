@@ -1,0 +1,86 @@
+"""The command ``conceptkit tile``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from conceptkit.cli.console import progress_bars, reading_console, sentences, write_json_result
+from conceptkit.cli.engine_options import EngineOption, SchedulerOption, WorkersOption
+from conceptkit.cli.options import DebugOption, JsonOption
+
+
+def tile(
+    slides: Annotated[list[str], typer.Argument(metavar="SLIDES…", help="Slides, or folders of slides.")],
+    out: Annotated[str, typer.Option("--out", help="The patch table to write, .csv or .parquet.")],
+    size: Annotated[int, typer.Option("--size", help="Side of a tile, in pixels.")] = 224,
+    mpp: Annotated[
+        float | None, typer.Option("--mpp", help="Microns per pixel of the slides, instead of what they say.")
+    ] = None,
+    tile_mpp: Annotated[
+        float | None,
+        typer.Option("--tile-mpp", help="Microns per pixel of the tiles; highest magnification by default."),
+    ] = None,
+    overlap: Annotated[int, typer.Option("--overlap", help="Pixels that neighbouring tiles share.")] = 0,
+    tissue: Annotated[float, typer.Option("--tissue", help="Least share of tissue in a tile.")] = 0.5,
+    annotations: Annotated[
+        str | None, typer.Option("--annotations", help="Folder of ASAP XML or GeoJSON files named as the slides.")
+    ] = None,
+    tumor: Annotated[float, typer.Option("--tumor", help="Least annotated share of a tile labelled tumor.")] = 0.5,
+    export: Annotated[str, typer.Option("--export", help="none, png or h5: where pixels are kept.")] = "none",
+    stain: Annotated[str | None, typer.Option("--stain", help="reinhard or macenko, for exported pixels.")] = None,
+    stain_reference: Annotated[
+        str | None, typer.Option("--stain-reference", help="Image or .npy that the stain is fitted on.")
+    ] = None,
+    engine: EngineOption = "processes",
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    json: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Cut slides into tiles that hold tissue: a patch table, read from the slides on demand or exported."""
+    with sentences(debug), reading_console(json) as console:
+        from conceptkit.workflow.tiling import run_tile
+
+        with progress_bars() as progress:
+            tiled = run_tile(
+                slides,
+                out=out,
+                size=size,
+                mpp=mpp,
+                tile_mpp=tile_mpp,
+                overlap=overlap,
+                tissue=tissue,
+                annotations=annotations,
+                tumor=tumor,
+                export=export,
+                stain=stain,
+                stain_reference=stain_reference,
+                engine=engine,
+                workers=workers,
+                scheduler=scheduler,
+                progress=progress,
+            )
+        for what, reason in tiled.skipped:
+            console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
+        for note in tiled.notes:
+            console.print(escape(note), style="dim")
+        if tiled.resumed:
+            console.print(f"{tiled.resumed} slides were finished by an earlier run", style="dim")
+        console.print(f"{len(tiled.table)} tiles written to {escape(out)}")
+        skipped = [{"what": what, "reason": reason} for what, reason in tiled.skipped]
+        write_json_result(
+            json,
+            {
+                "schema": "conceptkit/tile/1",
+                "rows_written": len(tiled.table),
+                "resumed": tiled.resumed,
+                "skipped": skipped,
+                "path": out,
+                "notes": list(tiled.notes),
+            },
+        )
+        if skipped:
+            raise typer.Exit(1)

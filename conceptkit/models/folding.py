@@ -1,0 +1,110 @@
+"""Batch normalisation folded into the convolution before it, on a copy of the network."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class _Tracer(fx.Tracer):
+    """Sees convolutions and normalisations as wholes, those of timm's own classes too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded(module: nn.Module, keep: Collection[str] = ()) -> tuple[nn.Module, int]:
+    """Return a copy whose batch normalisations are part of the convolutions before them, and how many there were.
+
+    A convolution w·x with the normalisation γ·(· − μ)/√(σ² + ε) + β after it is the convolution of weights
+    w·γ/√(σ² + ε) and bias β − μ·γ/√(σ² + ε). Only pairs with nothing else between them or beside them are folded,
+    as torch.fx sees the network; parts that it cannot trace stay as they are.
+
+    Parameters
+    ----------
+    module : in evaluation mode; not changed
+    keep : dotted names of layers whose outputs must stay what they are
+    """
+    module = copy.deepcopy(module)
+    count = 0
+    for prefix, graph in _graphs(module, ""):
+        for conv_name, norm_name in _pairs(module, prefix, graph):
+            # A layer that ends between the two would return what is normalised already.
+            if any(_inside(conv_name, layer) and not _inside(norm_name, layer) for layer in keep):
+                continue
+            _fold(module, conv_name, norm_name)
+            count += 1
+    return module, count
+
+
+def _inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[str, fx.Graph]]:
+    """Yield the graph of the whole network, or else of the largest parts that can be traced."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of networks that look at shapes while traced
+            graph = _Tracer().trace(module)
+    except Exception:  # whatever a network's own code raises when it is given no real tensors
+        for name, child in module.named_children():
+            if next(child.children(), None) is not None:
+                yield from _graphs(child, f"{prefix}{name}.")
+        return
+    yield prefix, graph
+
+
+def _pairs(module: nn.Module, prefix: str, graph: fx.Graph) -> list[tuple[str, str]]:
+    """Return the names of convolutions and of the normalisations that alone follow them."""
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    found = []
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        names = f"{prefix}{before.target}", f"{prefix}{node.target}"
+        once = calls[str(before.target)] == calls[str(node.target)] == 1
+        if once and _foldable(module.get_submodule(names[0]), module.get_submodule(names[1])):
+            found.append(names)
+    return found
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    known_conv = type(conv) is nn.Conv2d or type(conv).__name__ == "Conv2dSame"  # others reshape their weights
+    # timm's normalisations hold the activation (and a drop) that follows as children, and call them in this order.
+    known_norm = type(norm) in _PLAIN_NORMS or [n for n, _ in norm.named_children()] == ["drop", "act"]
+    if not (known_conv and known_norm and isinstance(norm, _BatchNorm)):
+        return False
+    return "weight" in conv._parameters and norm.running_mean is not None and not norm.training
+
+
+def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv: Any = module.get_submodule(conv_name)
+    norm: Any = module.get_submodule(norm_name)
+    with torch.no_grad():  # in float64, so that folding itself costs no digit
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * scale
+        weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+        conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+        conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    rest = nn.Sequential()
+    for name, child in norm.named_children():
+        rest.add_module(name, child)
+    parent, _, own = norm_name.rpartition(".")
+    module.get_submodule(parent).add_module(own, rest.eval() if len(rest) else nn.Identity())

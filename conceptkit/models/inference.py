@@ -1,0 +1,228 @@
+"""One forward pass up to the deepest layer asked for, on a network prepared to be read."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.folding import folded
+from conceptkit.models.pooling import POOLINGS, Tokens
+from conceptkit.patches import Pixels
+
+AGREEMENT = 5e-5
+"""Largest difference between prepared and plain network, as a share of the layer's largest value."""
+
+AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Lower precisions that a forward pass may run in."""
+
+
+class _Enough(Exception):  # noqa: N818  # no error: it ends a forward pass whose layers have all been seen
+    """Raised to stop a forward pass after the deepest layer asked for."""
+
+
+@contextlib.contextmanager
+def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Hook ``layers`` so that their pooled outputs land in ``seen`` and the pass stops after the last of them."""
+    pooling, tokens = POOLINGS[pool], Tokens.of(module)
+    channels_last = any(str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in module.modules())
+
+    def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(own: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise InputError(
+                    f"layer: {layer} returns a {type(output).__name__}, not one tensor; name a layer inside."
+                )
+            if channels_last and output.ndim == 4 and not isinstance(own, nn.Conv2d):
+                output = output.permute(0, 3, 1, 2)  # some transformers keep their maps as (n, h, w, c)
+            seen[layer] = pooling(output, tokens)
+            if len(seen) == len(layers):
+                raise _Enough
+
+        return hook
+
+    handles = [module.get_submodule(layer).register_forward_hook(tap(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pooled_activations(
+    module: nn.Module, images: Tensor, layers: Sequence[str], *, pool: str = "gap"
+) -> dict[str, Tensor]:
+    """Run one forward pass up to the deepest of ``layers``.
+
+    Parameters
+    ----------
+    module : network in evaluation mode
+    images : (n, 3, h, w) normalised
+    layers : dotted module names, each once
+    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+
+    Returns
+    -------
+    layer → (n, d) float32
+
+    Raises
+    ------
+    InputError
+        when a layer did not run, returns no tensor, or cannot be pooled so
+    """
+    seen: dict[str, Tensor] = {}
+    with _taps(module, layers, pool, seen), torch.inference_mode(), contextlib.suppress(_Enough):
+        module(images)
+    absent = [layer for layer in layers if layer not in seen]
+    if absent:
+        raise InputError(f"layer: {absent[0]} takes no part in the network's forward pass.")
+    return {layer: seen[layer].float() for layer in layers}
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device named ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"device: {device!r} cannot be used ({reason}).") from None
+    return chosen
+
+
+class Reader:
+    """A network prepared for reading some of its layers, always at one batch size.
+
+    The network is copied, its batch normalisations are folded and its weights laid out channels last. It is used only
+    if it agrees with the plain network on noise, whatever the layers: else the plain network is read.
+
+    Parameters
+    ----------
+    backbone : stays as it is
+    layers : names or aliases, each once
+    shape : height and width of the images in pixels
+    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    batch_size : images per forward pass; fewer are padded, as another number would change the last bits
+    device : ``auto``, ``cpu``, ``cuda``, …
+    autocast : ``None`` for float32, or ``bf16`` or ``fp16``
+
+    Raises
+    ------
+    InputError
+        when a layer cannot be read, or the network does not take images of that shape
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: Sequence[str],
+        shape: tuple[int, int],
+        *,
+        pool: str = "gap",
+        batch_size: int = 32,
+        device: str = "auto",
+        autocast: str | None = None,
+    ) -> None:
+        check_choice("pool", pool, POOLINGS)
+        check_at_least("batch_size", batch_size, 1)
+        self.layers = list(dict.fromkeys(backbone.layer(layer) for layer in layers))
+        """Dotted names"""
+        self.batch_size = batch_size
+        self._pool = pool
+        self._autocast = check_autocast(autocast)
+        self._preprocessing = backbone.preprocessing
+        self._device = choose_device(device)
+        noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+        example = self._preprocessing(noise)
+        expected = self._pass(backbone.module, example)
+        self.widths = {layer: int(value.shape[1]) for layer, value in expected.items()}
+        """Dotted name → values per image"""
+        self.folded = 0
+        """Batch normalisations that were folded"""
+        self.module = self._prepared(backbone.module, example, expected).to(self._device)
+        """What is run"""
+
+    def _prepared(self, module: nn.Module, example: Tensor, expected: Mapping[str, Tensor]) -> nn.Module:
+        try:
+            prepared, count = folded(module, keep=self.layers)
+            prepared = prepared.to(memory_format=torch.channels_last)
+            found = pooled_activations(prepared, _channels_last(example), self.layers, pool=self._pool)
+        except Exception:  # a user's own network may not survive a copy or the loss of a normalisation
+            return copy.deepcopy(module) if self._device.type != "cpu" else module
+        for name, value in expected.items():
+            # Not within: noise of a network that overflows is as good as a disagreement.
+            if not (found[name] - value).abs().max() <= AGREEMENT * value.abs().max():
+                return copy.deepcopy(module) if self._device.type != "cpu" else module
+        self.folded = count
+        return prepared
+
+    def __call__(self, pixels: Pixels) -> dict[str, NDArray[np.float32]]:
+        """Return dotted name → (n, d) float32 of n ≤ batch_size images (n, h, w, 3) uint8."""
+        n = len(pixels)
+        if n < self.batch_size:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch_size - n, axis=0)])
+        if self._device.type == "cuda":
+            moved = torch.from_numpy(np.ascontiguousarray(pixels)).pin_memory().to(self._device, non_blocking=True)
+            images = self._preprocessing.of(moved)
+        else:
+            images = self._preprocessing(pixels).to(self._device)
+        with self._precision():
+            found = self._pass(self.module, _channels_last(images))
+        return {layer: value[:n].cpu().numpy() for layer, value in found.items()}
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Run in float32 as IEEE has it (no TF32) by algorithms that do not change, or in the lower precision."""
+        with contextlib.ExitStack() as stack:
+            if self._device.type == "cuda":
+                flags = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+                stack.enter_context(flags)
+            if self._autocast is not None:
+                stack.enter_context(torch.autocast(self._device.type, dtype=AUTOCAST[self._autocast]))
+            yield
+
+    def _pass(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Run :func:`pooled_activations`, in words a user understands when the network refuses the images' size."""
+        try:
+            return pooled_activations(module, images, self.layers, pool=self._pool)
+        except InputError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            size = f"{images.shape[-1]}×{images.shape[-2]}"
+            raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
+
+
+def check_autocast(autocast: str | None) -> str | None:
+    """Return ``autocast`` when it is known."""
+    return None if autocast is None else check_choice("autocast", autocast, AUTOCAST)
+
+
+def provenance(
+    backbone: Backbone, layers: Sequence[str], *, pool: str, batch_size: int, autocast: str | None
+) -> dict[str, Any]:
+    """Return what activations depend on beside the pixels."""
+    return {
+        "architecture": backbone.architecture,
+        "weights": backbone.fingerprint(),
+        "preprocessing": asdict(backbone.preprocessing),
+        "layers": [backbone.layer(layer) for layer in layers],
+        "pool": check_choice("pool", pool, POOLINGS),
+        "batch_size": batch_size,
+        "autocast": check_autocast(autocast),
+    }
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,172 @@
+"""Bring your own embeddings: rows of features read from files, so that no network is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.patches import PatchTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYER = "features"
+"""What features that come without a network are called where layers are named."""
+
+_HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class OwnFeatures:
+    """Features of some rows of a table, and where they came from."""
+
+    X: NDArray[np.float32]
+    """(n, d)"""
+    name: str
+    """Name of the file, or how many there are"""
+
+    def digest(self) -> str:
+        """Return a digest of the values."""
+        return hashlib.sha256(f"{self.X.shape}".encode() + np.ascontiguousarray(self.X).tobytes()).hexdigest()
+
+
+def has_own_features(data: PatchTable, model: str | None) -> bool:
+    """Return whether a table is probed by its features: it has them, and no network or no pixels."""
+    return "features" in data.frame.columns and (model is None or data.location is None)
+
+
+def with_features(data: PatchTable, path: str | Path) -> PatchTable:
+    """Return the table with one features file for all of its rows."""
+    place = str(Path(path).absolute())
+    return PatchTable(data.frame.assign(features=place), data.folder, data.kinds)
+
+
+def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
+    """Read the features of some rows from the files that column ``features`` names.
+
+    A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
+    ``.npy`` (n, d), or Parquet (``patch_id`` and numbers). A row of the table finds its own there by ``row``; else by
+    ``x`` and ``y`` among ``coords``; in Parquet by ``patch_id``.
+
+    Parameters
+    ----------
+    data : the patch table
+    rows : row numbers
+
+    Raises
+    ------
+    InputError
+        when a file cannot be read, a row is not found in it, or widths differ
+    """
+    part = data.frame.iloc[rows].reset_index(drop=True)
+    if part["features"].isna().any():
+        raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
+    X: NDArray[np.float32] | None = None
+    files = part.groupby("features", sort=True).indices
+    for file, at in files.items():
+        values = _from_file(data.folder / str(file), part.iloc[at])
+        if X is None:
+            X = np.empty((len(part), values.shape[1]), np.float32)
+        if values.shape[1] != X.shape[1]:
+            raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {X.shape[1]}.")
+        X[at] = values
+    assert X is not None
+    names = [Path(str(file)).name for file in files]
+    return OwnFeatures(X, names[0] if len(names) == 1 else f"{len(names)} files")
+
+
+def _from_file(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
+    """Return features (len(part), d) of the rows of one file."""
+    if not path.is_file():
+        raise InputError(f"features: there is no file {path}.")
+    kind = path.suffix.lower()
+    try:
+        if kind in _HDF5:
+            return _from_hdf5(path, part)
+        if kind == ".npy":
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            return _chosen(matrix, _by_row(part, len(matrix), path, "a .npy file has no names: "), path)
+        if kind in _TABLES:
+            return _from_parquet(path, part)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"features: {path} cannot be read ({reason}).") from None
+    raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
+
+
+def _from_hdf5(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "features" not in file:
+            raise InputError(f"features: {path} holds {', '.join(file) or 'nothing'}, no dataset features.")
+        matrix = file["features"]
+        matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
+        if "row" in part.columns:
+            at = _by_row(part, len(matrix), path, "")
+        elif {"x", "y"} <= set(part.columns) and "coords" in file:
+            at = _by_place(part, np.asarray(file["coords"]).reshape(-1, 2), path)
+        else:
+            at = _by_row(part, len(matrix), path, "or x and y for the coords of an HDF5 file: ")
+        return _chosen(matrix, at, path)
+
+
+def _from_parquet(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    numbers = frame.drop(columns="patch_id", errors="ignore").select_dtypes("number")
+    if numbers.empty:
+        raise InputError(f"features: {path} has no columns of numbers.")
+    if "patch_id" not in frame.columns:
+        return _chosen(numbers.to_numpy(np.float32), _by_row(part, len(frame), path, "or the file a patch_id: "), path)
+    ids = pd.Index(frame["patch_id"].astype("str"))
+    if not ids.is_unique:
+        raise InputError(f"features: patch_id must be unique, {ids[ids.duplicated()][0]!r} repeats in {path}.")
+    at = ids.get_indexer(pd.Index(part["patch_id"]))
+    if (at < 0).any():
+        raise InputError(f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}.")
+    return _chosen(numbers.to_numpy(np.float32), at, path)
+
+
+def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[np.intp]:
+    if "row" not in part.columns:
+        raise InputError(
+            f"features: {otherwise}the table needs a column row, each patch's row in {path.name} from 0 on."
+        )
+    numbers = part["row"].to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~((numbers >= 0) & (numbers < n) & (numbers == np.round(numbers)))
+    if wrong.any():
+        first = part.iloc[int(wrong.argmax())]
+        raise InputError(f"features: patch {first['patch_id']} names row {first['row']} of {path}, which has {n}.")
+    return numbers.astype(np.intp)
+
+
+def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[np.intp]:
+    place = {(int(x), int(y)): i for i, (x, y) in enumerate(coords)}
+    if len(place) < len(coords):
+        raise InputError(f"features: {path} has the same coords more than once; give the table a column row.")
+    found = [place.get((int(x), int(y)), -1) for x, y in zip(part["x"], part["y"], strict=True)]
+    if -1 in found:
+        first = part.iloc[found.index(-1)]
+        raise InputError(
+            f"features: {path} has no coords x={first['x']}, y={first['y']} for patch {first['patch_id']}."
+        )
+    return np.array(found, dtype=np.intp)
+
+
+def _chosen(matrix: Any, at: NDArray[np.intp], path: Path) -> NDArray[np.float32]:
+    """Return rows of an array or an HDF5 dataset (n, d); the latter wants them in order, each once."""
+    if len(matrix.shape) != 2:
+        raise InputError(f"features: {path} must hold (n, d) numbers, it holds {tuple(matrix.shape)}.")
+    once, back = np.unique(at, return_inverse=True)
+    values: NDArray[np.float32] = np.asarray(matrix[once], dtype=np.float32)[back]
+    return values

@@ -1,0 +1,262 @@
+"""Tiling: from slides to a patch table of tiles that hold tissue, slide by slide, resumed where it was left."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conceptkit._checks import InputError, check_choice, check_place, near_names
+from conceptkit.workflow.opening import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from conceptkit.pathology.tiling import Tiling
+
+EXPORTS = ("none", "png", "h5")
+"""Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiled:
+    """A table of tiles, and what did not get into it."""
+
+    table: pd.DataFrame
+    skipped: tuple[tuple[str, str], ...]
+    """Slide and reason of every slide that has no tile in the table."""
+    notes: tuple[str, ...]
+    resumed: int
+    """Slides whose tiles were there from an earlier run."""
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """One slide to cut, complete in itself so that any process can do it."""
+
+    slide: Path
+    annotations: Path | None
+    tiling: Tiling
+    part: Path
+    """Where its rows go: a Parquet file."""
+    export: str
+    tiles: Path
+    """Folder of exported pixels."""
+    stain: tuple[str, Path] | None
+
+
+def run_tile(
+    slides: Sequence[str | Path],
+    *,
+    out: str | Path,
+    size: int = 224,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    overlap: int = 0,
+    tissue: float = 0.5,
+    annotations: str | Path | None = None,
+    tumor: float = 0.5,
+    export: str = "none",
+    stain: str | None = None,
+    stain_reference: str | Path | None = None,
+    engine: str = "processes",
+    workers: int | None = 1,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> Tiled:
+    """Cut slides into tiles that hold tissue, and write the patch table.
+
+    Parameters
+    ----------
+    slides : files, or folders whose slides are meant
+    out : the table to write, ``.csv`` or ``.parquet``; what is finished lies in ``{out}.parts`` until all is
+    size : side of a tile, in pixels
+    mpp : microns per pixel of the slides' level 0, instead of what they say
+    tile_mpp : microns per pixel of the tiles; ``None`` for the highest magnification
+    overlap : pixels that neighbouring tiles share
+    tissue : least share of tissue in a tile
+    annotations : folder of ASAP XML or GeoJSON files named as the slides; a slide without one has no label
+    tumor : least share of annotated area in a tile labelled ``tumor``; ``normal`` has none of it
+    export : ``none``, ``png`` or ``h5``: where the tiles' pixels are kept, in a folder beside the table
+    stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
+        normalised, each slide by its own tissue
+    engine, workers, scheduler : as in ``run_measure``
+
+    Raises
+    ------
+    InputError
+        when an option cannot be used, two slides share a name, or no slide gave a tile
+    """
+    import pandas as pd
+
+    from conceptkit.pathology.engines import Engine, run_jobs
+    from conceptkit.pathology.measuring import SUFFIXES, write_table
+    from conceptkit.pathology.tiling import Tiling
+
+    out = Path(out)
+    check_choice("export", export, EXPORTS)
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
+    check_place("out", out)
+    tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, tumor=tumor)
+    normalise = _stain(stain, stain_reference, export)
+    paths = _find_slides(slides)
+    drawn = _find_annotations(annotations, paths)
+    parts, tiles = out.with_name(out.name + ".parts"), out.with_name(out.stem + "_tiles")
+    jobs = []
+    for path, drawing in zip(paths, drawn, strict=True):
+        key = _key(path, drawing, tiling, export, normalise)
+        jobs.append(SlideJob(path, drawing, tiling, parts / f"{key}.parquet", export, tiles, normalise))
+    todo = [job for job in jobs if not job.part.is_file()]
+    faults: dict[Path, str] = {}
+    if progress is not None:
+        progress("cutting slides", len(jobs) - len(todo), len(jobs))
+    if todo:
+        parts.mkdir(parents=True, exist_ok=True)
+    for done, outcome in enumerate(run_jobs(tile_one, todo, Engine(engine, workers, scheduler)), start=1):
+        if outcome.error is not None:
+            faults[todo[outcome.index].slide] = outcome.error
+        if progress is not None:
+            progress("cutting slides", len(jobs) - len(todo) + done, len(jobs))
+    frames = [_rows(job, out) for job in jobs if job.slide not in faults]
+    skipped = tuple((path.name, faults[path]) for path in paths if path in faults)
+    if not frames:
+        raise InputError(f"slides: no slide gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
+    table = pd.concat(frames, ignore_index=True)
+    write_table(table, out)
+    if not faults:
+        shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
+    return Tiled(table=table, skipped=skipped, notes=tuple(_notes(table, drawn, jobs)), resumed=len(jobs) - len(todo))
+
+
+def tile_one(job: SlideJob) -> int:
+    """Cut one slide, keep its pixels where wanted, and write its rows; returns their number."""
+    from conceptkit.pathology.tiling import tile_slide
+
+    table = tile_slide(job.slide, job.tiling, annotations=job.annotations)
+    if job.export != "none":
+        from conceptkit.pathology.exporting import export_tiles
+
+        table = export_tiles(
+            job.slide, table, job.tiles, kind=job.export, slide_mpp=job.tiling.slide_mpp, stain=job.stain
+        )
+    handle, temporary = tempfile.mkstemp(dir=job.part.parent, prefix=".part.")
+    os.close(handle)
+    try:
+        table.to_parquet(temporary, index=False)
+        os.replace(temporary, job.part)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return len(table)
+
+
+def _rows(job: SlideJob, out: Path) -> pd.DataFrame:
+    """Return a slide's rows as they stand in the table: named, with paths as seen from its folder."""
+    import pandas as pd
+
+    from conceptkit.pathology.measuring import relative_path
+
+    part = pd.read_parquet(job.part)
+    stem = job.slide.stem
+    part.insert(0, "patch_id", f"{stem}_x" + part["x"].astype("str") + "_y" + part["y"].astype("str"))
+    if job.export == "none":
+        part.insert(1, "slide", relative_path(job.slide, out.parent))
+    else:
+        column = "image" if job.export == "png" else "h5"
+        part[column] = [relative_path(job.tiles / name, out.parent) for name in part[column]]
+        part = part.drop(columns=["x", "y", "size", "side"])  # pixels are those of the file, no window of it
+    if part["mpp"].isna().all():
+        part = part.drop(columns="mpp")
+    part.insert(len(part.columns), "group", stem)
+    return part
+
+
+def _find_slides(given: Iterable[str | Path]) -> list[Path]:
+    """Return the slides, sorted by name; a folder stands for the slides in it."""
+    import openslide
+
+    found: list[Path] = []
+    for entry in map(Path, given):
+        if entry.is_dir():
+            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and openslide.OpenSlide.detect_format(p)]
+            if not inside:
+                raise InputError(f"slides: folder {entry} holds no slide that OpenSlide reads.")
+            found += inside
+        else:
+            found.append(entry)
+    if not found:
+        raise InputError("slides: at least one is needed, got none.")
+    found = [path.absolute() for path in found]
+    stems = [path.stem.lower() for path in found]
+    for path in found:
+        if stems.count(path.stem.lower()) > 1:
+            raise InputError(f"slides: {path.stem} is the name of more than one slide; rename or cut them apart.")
+    return sorted(found)
+
+
+def _find_annotations(folder: str | Path | None, slides: list[Path]) -> list[Path | None]:
+    from conceptkit.pathology.annotations import SUFFIXES
+
+    if folder is None:
+        return [None] * len(slides)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"annotations: must be a folder of files named as the slides, got {folder}.")
+    by_stem = {p.stem: p.absolute() for p in sorted(folder.iterdir(), reverse=True) if p.suffix.lower() in SUFFIXES}
+    found = [by_stem.get(path.stem) for path in slides]
+    if not any(found):
+        raise InputError(
+            f"annotations: {folder} has none named as {slides[0].stem}; {near_names(slides[0].stem, by_stem)}."
+        )
+    return found
+
+
+def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
+    from conceptkit.pathology.stain import METHODS
+
+    if name is None:
+        if reference is not None:
+            raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
+        return None
+    check_choice("stain", name, METHODS)
+    if export == "none":
+        raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")
+    if reference is None or not Path(reference).is_file():
+        raise InputError(f"stain-reference: an image or .npy file is needed, got {reference}.")
+    return name, Path(reference).absolute()
+
+
+def _key(path: Path, drawing: Path | None, tiling: Tiling, export: str, stain: tuple[str, Path] | None) -> str:
+    """Return a digest of all that a slide's rows follow from: another file or option is another part."""
+
+    def state(file: Path | None) -> list[Any]:
+        if file is None or not file.is_file():
+            return [str(file)]
+        stat = file.stat()
+        return [str(file), stat.st_size, stat.st_mtime_ns]
+
+    values: list[Any] = [state(path), state(drawing), dataclasses.asdict(tiling), export]
+    values.append([stain[0], *state(stain[1])] if stain else None)
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
+def _notes(table: pd.DataFrame, drawn: list[Path | None], jobs: list[SlideJob]) -> list[str]:
+    notes = []
+    if "mpp" not in table or table["mpp"].isna().any():
+        notes.append(
+            "Some slides do not say their microns per pixel: areas in µm² are refused there until --mpp gives them."
+        )
+    missing = [job.slide.name for job, drawing in zip(jobs, drawn, strict=True) if drawing is None]
+    if any(drawn) and missing:
+        few = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        notes.append(f"No annotations for {len(missing)} of {len(jobs)} slides ({few}): their tiles have no label.")
+    notes.append("group is the slide; where a patient has several, name the patient in a column of that name.")
+    return notes

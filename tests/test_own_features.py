@@ -1,0 +1,197 @@
+"""Features of one's own: each row finds its own in the file, and is probed without any network."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.models import backbones
+from conceptkit.patches import load_table
+from conceptkit.workflow.own_features import read_features
+
+N, D = 60, 6
+
+
+@pytest.fixture
+def matrix():
+    return np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+
+
+@pytest.fixture
+def concepts(matrix):
+    """Six patients; count can be read from the features, noise cannot."""
+    rng = np.random.default_rng(1)
+    return pd.DataFrame(
+        {
+            "patch_id": [f"p{i:02d}" for i in rng.permutation(N)],
+            "patient": [f"P{i % 6}" for i in range(N)],
+            "count": matrix @ np.arange(1, D + 1) + rng.normal(size=N) / 10,
+            "noise": rng.normal(size=N),
+        }
+    )
+
+
+def write_table(folder, frame):
+    frame.to_csv(folder / "table.csv", index=False)
+    return load_table(folder / "table.csv")
+
+
+def trident(folder, concepts, matrix, **datasets):
+    """Two slides' files, rows in an order of their own, as TRIDENT and CLAM write them."""
+    rng = np.random.default_rng(2)
+    frame = concepts.assign(slide=[f"S{i % 2}" for i in range(N)], x=256 * (np.arange(N) % 7), y=512 * np.arange(N))
+    for slide, part in frame.groupby("slide"):
+        order = rng.permutation(part.index.to_numpy())
+        with h5py.File(folder / f"{slide}.h5", "w") as file:
+            file["features"] = matrix[order]
+            file["coords"] = frame.loc[order, ["x", "y"]].to_numpy()
+    return frame.assign(features=frame["slide"] + ".h5")
+
+
+def in_order(table, concepts, matrix):
+    """The matrix in the order of the table's rows."""
+    place = {name: i for i, name in enumerate(concepts["patch_id"])}
+    return matrix[[place[name] for name in table.patch_ids]]
+
+
+def test_files_of_slides_are_joined_by_coords(tmp_path, concepts, matrix):
+    table = write_table(tmp_path, trident(tmp_path, concepts, matrix))
+    assert table.location is None  # slide is a name here, its pixels are not there
+    assert table.concept_names == ["count", "noise"]
+    found = read_features(table, np.arange(N))
+    np.testing.assert_array_equal(found.X, in_order(table, concepts, matrix))
+    assert found.name == "2 files"
+    some = np.array([40, 3, 17])
+    np.testing.assert_array_equal(read_features(table, some).X, found.X[some])
+    without_ids = write_table(tmp_path, trident(tmp_path, concepts, matrix).drop(columns="patch_id"))
+    assert without_ids.patch_ids[0] == "S0|0|0"
+
+
+@pytest.mark.parametrize("kind", ["h5", "clam", "npy", "parquet", "parquet by row"])
+def test_one_file_for_all(tmp_path, concepts, matrix, kind):
+    frame = concepts.assign(row=np.arange(N))
+    path = tmp_path / f"features.{kind.split()[0].replace('clam', 'h5')}"
+    if kind in ("h5", "clam"):
+        with h5py.File(path, "w") as file:
+            file["features"] = matrix[None] if kind == "clam" else matrix
+    elif kind == "npy":
+        np.save(path, matrix)
+    else:
+        numbers = pd.DataFrame(matrix, columns=[f"f{i}" for i in range(D)])
+        if kind == "parquet":
+            numbers = numbers.assign(patch_id=concepts["patch_id"]).sample(frac=1, random_state=0)
+            frame = frame.drop(columns="row")
+        numbers.to_parquet(path)
+    table = write_table(tmp_path, frame.assign(features=path.name))
+    np.testing.assert_array_equal(read_features(table, np.arange(N)).X, in_order(table, concepts, matrix))
+
+
+def test_a_table_is_probed_by_its_features(tmp_path, concepts, matrix, monkeypatch):
+    write_table(tmp_path, trident(tmp_path, concepts, matrix))
+
+    def fail(*arguments, **options):
+        raise AssertionError("a network was opened")
+
+    monkeypatch.setattr(backbones, "open_backbone", fail)
+    monkeypatch.setattr("conceptkit.models.checkpoints.open_backbone", fail)
+    record = ck.run_probe(
+        table=tmp_path / "table.csv", concepts=["count", "noise"], folds=3, permutations=0, out=tmp_path / "run"
+    )
+    rows = {row.concept: row for row in record.rows}
+    assert rows["count"].score > 0.9
+    assert rows["noise"].score < 0.3  # the control
+    assert {(r.model, r.layer, r.weights, r.score_random_network) for r in record.rows} == {
+        ("features", "features", "2 files", None)
+    }
+    assert record.group == "patient"
+
+
+def test_the_command_takes_a_file(tmp_path, concepts, matrix):
+    np.save(tmp_path / "mine.npy", matrix)
+    write_table(tmp_path, concepts.assign(row=np.arange(N)))
+    arguments = ["probe", "--table", str(tmp_path / "table.csv"), "--features", str(tmp_path / "mine.npy")]
+    options = ["--concept", "count", "--folds", "3", "--permutations", "0", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*arguments, *options, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["settings"]["weights"] == "mine.npy"
+    assert values["rows"][0]["score"] > 0.9
+    write_table(tmp_path, concepts)
+    refused = CliRunner().invoke(app, [*arguments, *options[:-1], str(tmp_path / "other")])
+    assert refused.exit_code == 2
+    assert "features: a .npy file has no names: the table needs a column row" in refused.stderr
+
+
+def broken(folder, frame, kind):
+    path = folder / "S0.h5"
+    if kind == "absent":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
+    elif kind == "other":
+        with h5py.File(path, "w") as file:
+            file["embeddings"] = np.zeros((3, D))
+    elif kind == "flat":
+        with h5py.File(path, "r+") as file:
+            n = len(file["features"])
+            del file["features"]
+            file["features"] = np.zeros(n)
+    elif kind == "wide":
+        with h5py.File(folder / "S1.h5", "r+") as file:
+            n = len(file["features"])
+            del file["features"]
+            file["features"] = np.zeros((n, D + 1))
+    elif kind == "moved":
+        frame = frame.assign(x=frame["x"] + (frame["patch_id"] == "p07") * 1)
+    elif kind == "twice":
+        with h5py.File(path, "r+") as file:
+            file["coords"][1] = file["coords"][0]
+    elif kind == "row":
+        frame = frame.assign(row=np.arange(len(frame)))
+    elif kind == "empty":
+        frame = frame.assign(features=[None, *frame["features"][1:]])
+    elif kind == "text":
+        (folder / "S0.csv").write_text("a")
+        frame = frame.assign(features="S0.csv")
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("absent", r"there is no file .*S0\.h5"),
+        ("truncated", r"S0\.h5 cannot be read \("),
+        ("other", "holds embeddings, no dataset features"),
+        ("flat", r"must hold \(n, d\) numbers, it holds \(30,\)"),
+        ("wide", r"S1\.h5 has 7 columns, the files before it 6"),
+        ("moved", r"has no coords x=\d+, y=\d+ for patch p07"),
+        ("twice", "has the same coords more than once"),
+        ("row", r"names row 3\d of .*, which has 30"),
+        ("empty", "every row needs a file, 1 have none"),
+        ("text", r"must be .h5, .hdf5, .npy, .parquet, .pq, got S0\.csv"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path, concepts, matrix, kind, told):
+    frame = broken(tmp_path, trident(tmp_path, concepts, matrix), kind)
+    with pytest.raises(InputError, match=f"features: .*{told}") as error:
+        read_features(write_table(tmp_path, frame), np.arange(N))
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_that_lacks_a_patch(tmp_path, concepts, matrix):
+    table = write_table(tmp_path, concepts.assign(features="f.parquet"))
+    numbers = pd.DataFrame(matrix, columns=[f"f{i}" for i in range(D)]).assign(patch_id=concepts["patch_id"])
+    numbers[numbers["patch_id"] != "p11"].to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(InputError, match=r"features: .*f\.parquet has no row for patch p11"):
+        read_features(table, np.arange(N))
+    pd.concat([numbers, numbers[:1]]).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(InputError, match=r"features: patch_id must be unique, 'p\d\d' repeats"):
+        read_features(table, np.arange(N))
