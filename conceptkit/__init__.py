@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from conceptkit._checks import InputError
     from conceptkit.models.guided import GradientReversal, GuidedModel
     from conceptkit.probe.classification import ConceptActivationVector
+    from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
     from conceptkit.records import GuideRecord, ProbeRecord, load_record
     from conceptkit.study import Study, load_study
     from conceptkit.synthetic import embedded_study
+    from conceptkit.workflow.array_probing import probe_arrays
+    from conceptkit.workflow.extracting import extract
     from conceptkit.workflow.guiding import run_guide
     from conceptkit.workflow.measuring import run_measure
+    from conceptkit.workflow.predicting import predict
     from conceptkit.workflow.probing import run_probe
     from conceptkit.workflow.reporting import write_report
 
@@ -22,6 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ConceptActivationVector": "probe.classification",
+    "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
     "GuideRecord": "records",
     "GuidedModel": "models.guided",
@@ -30,8 +35,11 @@ _HOMES = {
     "RegressionConceptVector": "probe.regression",
     "Study": "study",
     "embedded_study": "synthetic",
+    "extract": "workflow.extracting",
     "load_record": "records",
     "load_study": "study",
+    "predict": "workflow.predicting",
+    "probe_arrays": "workflow.array_probing",
     "run_guide": "workflow.guiding",
     "run_measure": "workflow.measuring",
     "run_probe": "workflow.probing",
@@ -40,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "ConceptActivationVector",
+    "ConceptRegion",
     "GradientReversal",
     "GuideRecord",
     "GuidedModel",
@@ -49,8 +58,11 @@ __all__ = [
     "Study",
     "__version__",
     "embedded_study",
+    "extract",
     "load_record",
     "load_study",
+    "predict",
+    "probe_arrays",
     "run_guide",
     "run_measure",
     "run_probe",

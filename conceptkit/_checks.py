@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class InputError(ValueError):
     """A plain mistake in what the user gave, told in one sentence that names the argument, the rule and the value."""
 
 
+_FEW = 6
+"""Up to so many names an error lists them all."""
+
+
 def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
-    """Return the end of a sentence that offers the names nearest to ``name``, or all names when they are few."""
+    """Return the end of a sentence that offers the names nearest to ``name``, and all names when they are few."""
     names = list(dict.fromkeys(str(k) for k in known))
     if not names:
         return "there is none to choose from"
     by_case = {n.lower(): n for n in reversed(names)}
     close = [by_case[c] for c in difflib.get_close_matches(name.lower(), list(by_case), n=most, cutoff=0.5)]
     if close:
-        return "near names: " + ", ".join(close)
+        others = [n for n in names if n not in close] if len(names) <= _FEW else []
+        return "near names: " + ", ".join(close) + ("; also " + ", ".join(others) if others else "")
     if len(names) <= 12:
         return "known: " + ", ".join(names)
     return f"known: {', '.join(names[:8])} … ({len(names)} in all)"
@@ -36,6 +43,21 @@ def check_at_least(argument: str, value: float, least: float) -> None:
     """Raise :class:`InputError` unless ``value`` is a number of at least ``least``."""
     if not value >= least:
         raise InputError(f"{argument}: must be at least {least}, got {value}.")
+
+
+def check_place(argument: str, path: Path) -> None:
+    """Raise :class:`InputError` when nothing can be written at ``path``: told before the work, not after it."""
+    above = next((p for p in path.absolute().parents if p.exists()), None)
+    if above is None or not above.is_dir():
+        raise InputError(f"{argument}: {path} cannot be made, as {above or 'its drive'} is no folder.")
+    if not os.access(path if path.is_dir() else above, os.W_OK | os.X_OK):
+        raise InputError(f"{argument}: {path} cannot be made, as nothing may be written into {above}.")
+
+
+def check_at_most(argument: str, value: float, most: float) -> None:
+    """Raise :class:`InputError` unless ``value`` is a number of at most ``most``."""
+    if not value <= most:
+        raise InputError(f"{argument}: must be at most {most}, got {value}.")
 
 
 def check_distinct(argument: str, values: Sequence[str]) -> None:

@@ -28,12 +28,14 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 """How a row may say where its pixels are: leading column → columns that must be there."""
 
 RESERVED = (
-    *("patch_id", "image", "slide", "h5", "key", "row", "x", "y", "size", "mpp", "mask"),
-    *("label", "split", "group", "patient"),
+    *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask"),
+    *("tissue_share", "tumor_share", "label", "split", "group", "patient"),
 )
 """Columns with a meaning of their own; every other column is a concept."""
 
-_PLACES = ("patch_id", "image", "slide", "h5", "key", "row", "x", "y", "size", "mpp", "mask", "split")
+_PLACES = (
+    *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask", "split"),
+)
 """Reserved columns that cannot be probed (label, group and patient can)."""
 
 CATEGORICAL = ("center", "label", "split", "group", "patient")
@@ -41,8 +43,14 @@ CATEGORICAL = ("center", "label", "split", "group", "patient")
 
 KINDS = ("continuous", "categorical")
 
-_TEXT = ("patch_id", "image", "slide", "h5", "key", "mask", *CATEGORICAL)
+_TEXT = ("patch_id", "image", "slide", "h5", "features", "key", "mask", *CATEGORICAL)
 """Columns read as text, so that patient 007 stays 007."""
+
+_FEW_CLASSES = 10
+"""Up to so many whole numbers may well be classes."""
+
+_NO_NUMBER = ("na", "n/a", "nan", "null", "none")
+"""What stands for a missing number, in whatever case; in a column of text these are words like any other."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class PatchTable:
     @property
     def location(self) -> str | None:
         """Return the leading column of the pixels' location, or ``None`` when the table has no pixels."""
-        return next((lead for lead in LOCATIONS if lead in self.frame.columns), None)
+        columns = set(self.frame.columns)
+        return next((lead for lead, needed in LOCATIONS.items() if columns.issuperset(needed)), None)
 
     @property
     def concept_names(self) -> list[str]:
@@ -99,7 +108,7 @@ class PatchTable:
 
         if name in self.kinds:
             return self.kinds[name]
-        column = self.frame[name]
+        column = self.column("concept", name)
         if name in CATEGORICAL or types.is_bool_dtype(column) or not types.is_numeric_dtype(column):
             # A column without any value is read as numbers or as text by chance; make_target refuses it either way.
             return "categorical"
@@ -121,7 +130,8 @@ class PatchTable:
             try:
                 return Concept(name, kind, column.to_numpy(dtype=np.float64, na_value=np.nan))
             except (ValueError, TypeError):
-                wrong = next(v for v in column.dropna() if not _is_number(v))
+                words = [v for v in column.dropna() if not _is_number(v)]
+                wrong = next((v for v in words if str(v).strip().lower() not in _NO_NUMBER), words[0])
                 raise InputError(f"concept: {name} is declared continuous but holds {wrong!r}.") from None
         missing = column.isna().to_numpy()
         values = np.array([None if m else _label(v) for v, m in zip(column, missing, strict=True)], dtype=object)
@@ -133,12 +143,42 @@ class PatchTable:
             return None
         values = self.concept(name).values
         distinct = np.unique(values[np.isfinite(values)])
-        if 2 < len(distinct) <= 10 and (distinct == np.round(distinct)).all():
+        if 2 < len(distinct) <= _FEW_CLASSES and (distinct == np.round(distinct)).all():
             return (
                 f"{name} has {len(distinct)} whole-numbered values and is taken as continuous; "
                 f"--categorical {name} takes it as classes."
             )
         return None
+
+    def check_words(self, name: str) -> None:
+        """Raise :class:`InputError` when a column is text only because of cells such as ``n.d.`` or ``3,5``."""
+        column = self.column("concept", name)
+        if name in self.kinds or name in CATEGORICAL or self.kind(name) != "categorical":
+            return
+        words = column.dropna().astype("str").str.strip()
+        numbers = words[words.str.replace(",", ".").map(_is_number)]
+        if numbers.nunique() <= _FEW_CLASSES or len(numbers) <= len(words) / 2:
+            return
+        wrong = next((w for w in words if w.lower() not in _NO_NUMBER and not _is_number(w)), None)
+        if wrong is None:  # a Parquet file may say that its numbers are text
+            return
+        raise InputError(
+            f"concept: {name} holds {numbers.nunique()} different numbers but is text because of {wrong!r}; "
+            f"correct or empty such cells, or take the column as classes with --categorical {name}."
+        )
+
+    def looks_missing(self, name: str) -> str | None:
+        """Return a sentence when a categorical column holds a word that other programs write for missing values."""
+        if self.kind(name) != "categorical":
+            return None
+        words = self.frame[name].dropna().astype("str")
+        found = words[words.str.strip().str.lower().isin(_NO_NUMBER) & (words.str.lower() != "none")]
+        if found.empty:
+            return None
+        return (
+            f"{name} holds {found.iloc[0]!r} in {len(found)} rows, taken as a value like any other; "
+            "an empty cell would be a missing one."
+        )
 
     def groups(self, name: str | None) -> NDArray[Any] | None:
         """Return the group labels (n,), or ``None`` without a group column.
@@ -194,7 +234,7 @@ class PatchTable:
         if location == "slide":
             if window is None:
                 raise InputError(f"{name}: a patch of a slide needs x, y and size.")
-            return _from_slide(self._path(record, "slide", name), window, name)
+            return _from_slide(self._path(record, "slide", name), window, name, _side(record, window[2], name))
         whole = _image(self._path(record, "image", name), name)
         if window is None:
             return whole
@@ -215,16 +255,41 @@ class PatchTable:
         if location is None:
             return [""] * len(self)
         files: dict[str, str] = {}
-        place_columns = [c for c in ("key", "row", "x", "y", "size") if c in self.frame.columns]
         out = []
-        columns = [self.frame[c].tolist() for c in (location, *place_columns)]
+        columns = [self.frame[c].tolist() for c in (location, *self._place_columns)]
         for file, *place in zip(*columns, strict=True):
             if file not in files:
                 path = self.folder / str(file)
                 stat = path.stat() if path.is_file() else None
                 files[file] = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}" if stat else f"{path}|absent"
-            out.append(hashlib.sha256(f"{files[file]}|{place}".encode()).hexdigest()[:32])
+            out.append(_hexdigest(f"{files[file]}|{place}".encode()))
         return out
+
+    def digest(self, row: int) -> str:
+        """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
+
+        A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
+        """
+        location, record = self.location, self.frame.iloc[row]
+        if location is None:
+            return ""
+        path = self.folder / str(record[location])
+        place = [str(record[c]) for c in self._place_columns]
+        try:
+            stat = path.stat()
+            if location == "h5":
+                content = _hexdigest(_from_h5(path, str(record["key"]), _row(record["row"], ""), "").tobytes())
+            elif location == "slide":
+                content = f"{path.name}|{stat.st_size}|{stat.st_mtime_ns}|{place}"
+            else:
+                content = f"{_file_digest(path, stat.st_mtime_ns, stat.st_size)}|{place}"
+        except (OSError, InputError):
+            return ""
+        return _hexdigest(content.encode())
+
+    @property
+    def _place_columns(self) -> list[str]:
+        return [c for c in ("key", "row", "x", "y", "size", "side") if c in self.frame.columns]
 
     def _path(self, record: pd.Series[Any], column: str, name: str) -> Path:
         value = record[column]
@@ -246,6 +311,8 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
     """
     import pandas as pd
 
+    if path.is_dir():
+        raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")
     if not path.is_file():
         raise InputError(f"table: there is no file {path}.")
     try:
@@ -255,10 +322,19 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
         else:
             with path.open(newline="", encoding="utf-8-sig") as stream:
                 names = next((line for line in csv.reader(stream) if line), [])
+            separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
+            if separator is not None:
+                raise ValueError(f"cells must be separated by commas, got {separator!r}")
             dtypes: Any = {name: "str" for name in _TEXT if name in names}
-            frame = pd.read_csv(path, dtype=dtypes, encoding="utf-8-sig")
+            # An empty cell is missing; a class may well be called NA, None or null.
+            frame = pd.read_csv(path, dtype=dtypes, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
             if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells without a name for an index
                 raise ValueError(f"rows have more than the {len(names)} cells that are named")
+            frame = frame.assign(**{c: _numbers(frame[c]) for c in frame.columns if c not in _TEXT})
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"table: {path} cannot be read as a table (no UTF-8: {error.reason}); save it as CSV in UTF-8."
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"table: {path} cannot be read as a table ({_one_line(error)}).") from None
     repeated = sorted({n for n in names if names.count(n) > 1})
@@ -269,20 +345,34 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
     return PatchTable(_with_ids(frame, path), path.parent).with_kinds(kinds or {})
 
 
+def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column of text as numbers when all of it but :data:`_NO_NUMBER` is numbers, and as it is otherwise."""
+    import pandas as pd
+
+    if not pd.api.types.is_string_dtype(column) or column.isna().all():
+        return column
+    words = column.str.strip().str.lower()
+    missing = words.isna() | words.isin(("", *_NO_NUMBER))
+    numbers = pd.to_numeric(words.mask(missing), errors="coerce")
+    return numbers if numbers.notna().any() and (missing | numbers.notna()).all() else column
+
+
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     import pandas as pd
 
     location = next((lead for lead in LOCATIONS if lead in frame.columns), None)
-    for lead in [lead for lead in LOCATIONS if lead in frame.columns]:
+    # Beside features a column slide may be no more than a name.
+    for lead in [lead for lead in LOCATIONS if lead in frame.columns and "features" not in frame.columns]:
         absent = [c for c in LOCATIONS[lead] if c not in frame.columns]
         if absent:
             raise InputError(f"table: column {lead} goes with {', '.join(LOCATIONS[lead])}; {absent[0]} is missing.")
     if "patch_id" not in frame.columns:
-        if location is None:
+        if location is None and not {"row", "x"} & set(frame.columns):
             raise InputError(
                 f"table: {path} needs a column patch_id, or one of {', '.join(LOCATIONS)} to build it from."
             )
-        parts = [c for c in dict.fromkeys((*LOCATIONS[location], "x", "y", "size")) if c in frame.columns]
+        leading = ("slide", "features", "row") if location is None else LOCATIONS[location]
+        parts = [c for c in dict.fromkeys((*leading, "x", "y", "size")) if c in frame.columns]
         places = zip(*(frame[c] for c in parts), strict=True)
         frame = frame.assign(patch_id=["|".join("" if pd.isna(v) else _label(v) for v in place) for place in places])
     if frame["patch_id"].isna().any():
@@ -304,7 +394,8 @@ def _window(record: pd.Series[Any], name: str) -> tuple[int, int, int] | None:
     try:
         x, y, size = (_whole(v) for v in values)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name}: a window needs whole numbers in x, y and size, got {values}.") from None
+        got = ", ".join(str(v) for v in values)
+        raise InputError(f"{name}: a window needs whole numbers in x, y and size, got {got}.") from None
     if size < 1:
         raise InputError(f"{name}: size must be at least 1 pixel, got {size}.")
     return x, y, size
@@ -335,6 +426,23 @@ def _decoded(path: Path, stamp: int) -> Pixels:
     with Image.open(path) as image:
         pixels: Pixels = np.asarray(image.convert("RGB"))
     return pixels
+
+
+@functools.lru_cache(maxsize=4)
+def _file_digest(path: Path, stamp: int, size: int) -> str:
+    """Return a digest of a file's bytes; kept as the decoded image is."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def forget_files() -> None:
+    """Forget what was kept of files, so that the next look is at the disk itself."""
+    for kept in (_decoded, _file_digest, _h5_file, _slide_file):
+        kept.cache_clear()
+
+
+def _hexdigest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _image(path: Path, name: str) -> Pixels:
@@ -374,18 +482,47 @@ def _slide_file(path: Path, stamp: int) -> Any:
     return openslide.OpenSlide(path)
 
 
-def _from_slide(path: Path, window: tuple[int, int, int], name: str) -> Pixels:
+def _from_slide(path: Path, window: tuple[int, int, int], name: str, side: int) -> Pixels:
     import openslide
 
     x, y, size = window
     try:
-        region = _slide_file(path, path.stat().st_mtime_ns).read_region((x, y), 0, (size, size))
+        slide = _slide_file(path, path.stat().st_mtime_ns)
+        # Levels are off by a pixel (2.0005 is meant to be 2), hence the per cent.
+        level = slide.get_best_level_for_downsample(size / side * 1.01)
+        read = max(1, round(size / slide.level_downsamples[level]))
+        region = slide.read_region((x, y), level, (read, read))
     except (openslide.OpenSlideError, OSError) as error:
         raise InputError(f"{name}: {path} cannot be read as a slide ({_one_line(error)}).") from None
-    rgba = np.asarray(region, dtype=np.uint16)
-    alpha = rgba[..., 3:]
-    # Outside the scanned area a slide is transparent: white, as on the glass.
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    rgba = np.asarray(region)
+    if rgba[..., 3].min() == 255:
+        pixels = np.ascontiguousarray(rgba[..., :3])
+    else:
+        wide = rgba.astype(np.uint16)
+        alpha = wide[..., 3:]
+        # Outside the scanned area a slide is transparent: white, as on the glass.
+        pixels = ((wide[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if read == side:
+        return pixels
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
+
+
+def _side(record: pd.Series[Any], size: int, name: str) -> int:
+    """Return the side in pixels that a slide's window has when it is read; its own without a column ``side``."""
+    import pandas as pd
+
+    value = record.get("side")
+    if pd.isna(value):
+        return size
+    try:
+        side = _whole(value)
+    except (TypeError, ValueError, OverflowError):
+        side = 0
+    if side < 1:
+        raise InputError(f"{name}: side must be a whole number of at least 1 pixel, got {value}.")
+    return side
 
 
 def _label(value: Any) -> str:
@@ -404,5 +541,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text is its repr
+    lines = str(text).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from conceptkit import GradientReversal
 from conceptkit._checks import InputError
-from conceptkit.models.activations import pooled_activations
+from conceptkit.models.inference import pooled_activations
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.checkpoints import (
     DESCRIPTION,

@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.feature import graycomatrix, graycoprops
 
 from conceptkit._checks import InputError
-from conceptkit.pathology.texture import ANGLES, haralick, luma
+from conceptkit.pathology.texture import ANGLES, cooccurrence, haralick, luma
 
 MONUSEG = Path(__file__).parents[1].parent / "shared" / "data" / "monuseg"
 
@@ -126,3 +126,48 @@ def test_other_bad_input():
         haralick(grey, distance=8)
     with pytest.raises(InputError, match="images"):
         luma(grey)
+
+
+def four_by_matrix(grey, distance=1):
+    matrix = graycomatrix(grey, [distance], [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4], 256, symmetric=True, normed=True)
+    return [graycoprops(matrix, p).mean() for p in ("contrast", "correlation", "homogeneity", "ASM")]
+
+
+def four(found):
+    return [v[0] for v in (found.contrast, found.correlation, found.homogeneity, found.asm)]
+
+
+@pytest.mark.parametrize("distance", [1, 2])
+def test_four_properties_agree_with_the_matrix(distance):
+    rng = np.random.default_rng(5)
+    for grey in (rng.integers(0, 256, (40, 50), dtype=np.uint8), smooth(rng, 64)):
+        np.testing.assert_allclose(
+            four(cooccurrence(grey[None], distance=distance)), four_by_matrix(grey, distance), 1e-9
+        )
+
+
+def test_inside_nuclei_only_pairs_of_one_nucleus_count():
+    rng = np.random.default_rng(6)
+    grey = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+    labels = np.zeros((24, 24), dtype=np.uint16)
+    labels[2:9, 2:9], labels[2:9, 9:15], labels[12:20, 5:18] = 300, 2, 7  # the first two touch
+    matrices = []
+    for down, right in ((0, 1), (1, 1), (1, 0), (1, -1)):
+        matrix = np.zeros((256, 256))
+        for y in range(24):
+            for x in range(24):
+                if y + down < 24 and 0 <= x + right < 24:
+                    one, other = labels[y, x], labels[y + down, x + right]
+                    if one == other != 0:
+                        matrix[grey[y, x], grey[y + down, x + right]] += 1
+        matrices.append((matrix + matrix.T) / (2 * matrix.sum()))
+    stack = np.stack(matrices, axis=-1)[:, :, None, :]
+    expected = [graycoprops(stack, p).mean() for p in ("contrast", "correlation", "homogeneity", "ASM")]
+    np.testing.assert_allclose(four(cooccurrence(grey[None], labels[None])), expected, rtol=1e-9)
+    touching = cooccurrence(grey[None], (labels[None] > 0).astype(np.uint8))  # control: one nucleus of the two
+    assert abs(touching.contrast[0] - expected[0]) > 1e-3
+
+
+def test_without_a_nucleus_there_is_no_texture_of_nuclei():
+    grey = np.zeros((1, 8, 8), dtype=np.uint8)
+    assert np.isnan(four(cooccurrence(grey, np.zeros((1, 8, 8), dtype=int)))).all()

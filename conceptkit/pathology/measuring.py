@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import os
-import struct
 import tempfile
-import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from scipy import ndimage
 
 from conceptkit._checks import InputError, check_at_least, check_choice, near_names
-from conceptkit.pathology.measures import MEASURES, check_names, measure, names_for
+from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.pathology.images import read_image, read_mask
+from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
+from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
+from conceptkit.pathology.outliers import outlier_note
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
@@ -32,6 +31,33 @@ SUFFIXES = (".csv", ".parquet")
 
 _OF_THE_LIST = ("image_id", "image", "mask", "mpp")
 _OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """How nuclei are found, where masks are not given."""
+
+    method: str
+    """One of :data:`conceptkit.pathology.nuclei.METHODS`."""
+    weights: Path | None = None
+    """Checkpoint of a method that was trained."""
+    device: str = "auto"
+    masks_out: Path | None = None
+    """Folder for the label images, ``{image_id}.png``; ``None``: they are not kept."""
+
+    def __post_init__(self) -> None:
+        check_choice("nuclei", self.method, METHODS)
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image to cut and measure, complete in itself so that any process can do it."""
+
+    cells: dict[str, str]
+    folder: Path
+    size: int
+    names: tuple[str, ...]
+    nuclei: Segmentation | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +79,11 @@ def measure_images(
     patch_size: int = 224,
     names: Iterable[str] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    nuclei: Segmentation | None = None,
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Cut each listed image into tiles and measure every tile; one image is in memory at a time.
+    """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
     Tiles do not overlap, start in the top-left corner and are whole: 1000 x 1000 pixels hold 4 x 4 tiles of 224.
 
@@ -71,9 +99,14 @@ def measure_images(
     patch_size
         Side of a tile in pixels.
     names
-        Measures to compute; ``None``: all for which at least one image has what they need.
+        Measures to compute, or groups of them; ``None``: of the paper's measures all for which at least one image has
+        what they need.
     on_error
         ``skip``: an image that cannot be measured is listed in ``skipped`` and the rest is finished.
+    nuclei
+        How nuclei are found; it takes the place of the ``mask`` column. ``None``: the masks are those listed.
+    engine
+        Where images are measured; ``None``: in this process, one after the other.
     progress
         Called after each image with the number done and the number of all.
 
@@ -89,42 +122,48 @@ def measure_images(
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
-    _check_out(out)
+    check_out(out)
     if out.exists() and images_csv.exists() and out.samefile(images_csv):
         raise InputError(f"out: {out} is the list of images itself; name another file.")
     images = _read_list(images_csv)
+    if nuclei is not None:
+        images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
+        _check_case(images["image_id"], images_csv)
     chosen = _choose(images, names, images_csv)
     for column in images.columns:
         if column in chosen:
             raise InputError(f"{images_csv}: column {column} bears the name of a measure that is to be computed.")
 
     tiles: dict[int, pd.DataFrame] = {}
-    skipped: list[tuple[str, str]] = []
-    for k in range(len(images)):
-        cells: dict[str, str] = {str(c): v for c, v in images.iloc[k].items()}
-        try:
-            pixels, labels, mpp = _read_row(cells, images_csv.parent)
-            height, width = pixels.shape[:2]
-            if min(height, width) >= patch_size:
-                tiles[k] = _measure_tiles(pixels, labels, mpp, patch_size, chosen)
-            else:
-                reason = f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {patch_size}."
-                skipped.append((cells["image_id"], reason))
-        except InputError as error:
+    jobs = [
+        ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei)
+        for k in range(len(images))
+    ]
+    faults: dict[int, str] = {}
+    for done, outcome in enumerate(run_jobs(measure_image, jobs, engine or Engine()), start=1):
+        if outcome.result is None:
             if on_error == "raise":
-                raise
-            skipped.append((cells["image_id"], str(error)))
+                raise InputError(outcome.error or "an image could not be measured.")
+            faults[outcome.index] = str(outcome.error)
+        elif isinstance(outcome.result, str):
+            faults[outcome.index] = outcome.result
+        else:
+            tiles[outcome.index] = outcome.result
         if progress is not None:
-            progress(k + 1, len(images))
+            progress(done, len(images))
+    tiles = dict(sorted(tiles.items()))  # processes finish in any order; the table does not depend on it
+    skipped = [(str(images["image_id"].iloc[k]), fault) for k, fault in sorted(faults.items())]
     if not tiles:
         raise InputError(f"{images_csv}: no image gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
 
+    measured = pd.concat(list(tiles.values()), ignore_index=True)
+    outliers = [n for name in chosen if (n := outlier_note(name, measured[name].to_numpy(dtype=np.float64)))]
     used = images.iloc[list(tiles)].reset_index(drop=True)
     carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
     return Measured(
-        table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent),
+        table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent, nuclei),
         skipped=tuple(skipped),
-        notes=tuple(_notes(images, used, carried, chosen, every=names is None)),
+        notes=(*_notes(images, used, carried, chosen, every=names is None), *_nuclei_notes(used, nuclei), *outliers),
     )
 
 
@@ -138,7 +177,7 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
     InputError
         when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
     """
-    _check_out(out)
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     os.close(handle)
@@ -154,7 +193,8 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
         raise
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raise :class:`InputError` unless a table can be written as ``out``."""
     if out.suffix.lower() not in SUFFIXES:
         raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
     if out.is_dir():
@@ -207,116 +247,85 @@ def _read_list(path: Path) -> pd.DataFrame:
 def _choose(images: pd.DataFrame, names: Iterable[str] | None, path: Path) -> tuple[str, ...]:
     """Return the measures to compute: those asked for, or all that some image allows."""
     has_mask = images["mask"] != ""
-    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()))
+    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
     if names is None:
-        return possible
-    chosen = check_names(names)
+        return tuple(name for name in CORE if name in possible)
+    given = (names,) if isinstance(names, str) else tuple(names)
+    # A group gives what the images allow; a measure that was named must be possible.
+    spelled = [part for name in given for part in GROUPS.get(name, (name,))]
+    chosen = check_names(dict.fromkeys(spelled) if any(name in GROUPS for name in given) else given)
     for name in chosen:
-        if name not in possible:
+        if name not in possible and name in given:
             raise InputError(
                 f"names: {name} needs {MEASURES[name].needs.replace('+', ' and ')}; no row of {path} has it."
             )
-    return chosen
+    return tuple(name for name in chosen if name in possible)
 
 
-def _read_row(cells: dict[str, str], folder: Path) -> tuple[NDArray[np.uint8], NDArray[Any] | None, float]:
-    """Return the pixels (h, w, 3), the labels (h, w) or ``None``, and the microns per pixel or NaN of one image."""
+def measure_image(job: ImageJob) -> pd.DataFrame | str:
+    """Return one row per whole tile of an image: x, y and the measures; or why it has no tile."""
+    cells, nuclei = job.cells, job.nuclei
+    mpp = _mpp(cells)
+    if not cells["image"]:
+        raise InputError(f"image: a path is needed, got none for {cells['image_id']}.")
+    pixels, quality = read_image(job.folder / cells["image"])
+    height, width = pixels.shape[:2]
+    if min(height, width) < job.size:
+        return f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {job.size}."
+    labels: NDArray[Any] | None = None
+    if nuclei is not None:
+        labels = find_in(pixels, segmenter(nuclei), mpp)
+        if nuclei.masks_out is not None:
+            write_labels(labels, nuclei.masks_out / mask_name(cells["image_id"]))
+    elif cells["mask"]:
+        labels = read_mask(job.folder / cells["mask"])
+        if labels.shape != pixels.shape[:2]:
+            sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (labels, pixels)]
+            raise InputError(f"mask: {cells['mask']} has {sizes[0]} pixels, its image {cells['image']} has {sizes[1]}.")
+    return _measure_tiles(pixels, labels, mpp, quality, job.size, job.names)
+
+
+@functools.lru_cache(maxsize=2)
+def segmenter(nuclei: Segmentation) -> Segmenter:
+    """Return the method that is meant; a network is loaded once per process."""
+    return open_method(nuclei.method, weights=nuclei.weights, device=nuclei.device)
+
+
+def _mpp(cells: dict[str, str]) -> float:
     try:
         mpp = float(cells["mpp"]) if cells["mpp"] else math.nan
     except ValueError:
         mpp = -1.0
     if cells["mpp"] and not 0 < mpp < math.inf:
         raise InputError(f"mpp: must be a positive number or empty, got {cells['mpp']} for {cells['image_id']}.")
-    if not cells["image"]:
-        raise InputError(f"image: a path is needed, got none for {cells['image_id']}.")
-    pixels = _read_image(folder / cells["image"])
-    if not cells["mask"]:
-        return pixels, None, mpp
-    labels = _read_mask(folder / cells["mask"])
-    if labels.shape != pixels.shape[:2]:
-        sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (labels, pixels)]
-        raise InputError(f"mask: {cells['mask']} has {sizes[0]} pixels, its image {cells['image']} has {sizes[1]}.")
-    return pixels, labels, mpp
+    return mpp
 
 
-@contextmanager
-def _opened(argument: str, path: Path) -> Iterator[Image.Image]:
-    """Open an image; what goes wrong until the ``with`` block ends is told in one sentence."""
-    try:
-        with warnings.catch_warnings():
-            # Odd metadata, and a size that is large for a photograph, are common in pathology and harmless.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                yield image
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{argument}: {path} does not exist.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{argument}: {path} is not an image, or is cut off.") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{argument}: {path} is too large for one image; cut it into smaller ones first.") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-    ) as error:  # as the format's reader does
-        raise InputError(f"{argument}: {path} cannot be read ({error}).") from None
-
-
-def _read_image(path: Path) -> NDArray[np.uint8]:
-    """Return an image as RGB, (h, w, 3)."""
-    with _opened("image", path) as image:
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise InputError(
-                f"image: {path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB."
-            )
-        return np.asarray(image.convert("RGB"))
-
-
-def _read_mask(path: Path) -> NDArray[Any]:
-    """Return a label image, (h, w) of whole numbers, 0 where there is no nucleus."""
-    with _opened("mask", path) as image:
-        if image.mode not in {"L", "P"} and not image.mode.startswith("I"):
-            raise InputError(
-                f"mask: {path} is not a label image (mode {image.mode}): one whole number per pixel is needed."
-            )
-        if image.format == "JPEG":
-            raise InputError(f"mask: {path} is a JPEG, which blurs labels into each other; save labels as PNG or TIFF.")
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"mask: {path} holds more than one page; save the labels as one.")
-        labels: NDArray[Any] = np.asarray(image)
-        if image.mode == "I" and image.format == "TIFF":
-            sample_format = getattr(image, "tag_v2", {}).get(339, (1,))
-            if sample_format == (1,):  # Pillow reads unsigned 32-bit as signed
-                labels = labels.view(np.uint32)
-    if labels.dtype.kind == "i" and labels.min() < 0:
-        raise InputError(f"mask: {path} is not a label image: a label must be at least 0, got {labels.min()}.")
-    nuclear = labels != 0
-    if nuclear.any() and (labels == labels.max())[nuclear].all():
-        pieces = ndimage.label(nuclear, structure=np.ones((3, 3)))[1]
-        if pieces > 1:  # counted as it stands, all of them would be one huge nucleus
-            raise InputError(
-                f"mask: {path} has one label in {pieces} separate pieces; give each nucleus its own integer."
-            )
-    return labels
+def _check_case(ids: pd.Series[str], path: Path) -> None:
+    """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
+    twice = ids[ids.str.lower().duplicated()]
+    if len(twice):
+        raise InputError(f"{path}: image_id {twice.iloc[0]} differs from another by capitals alone; masks need names.")
 
 
 def _measure_tiles(
-    pixels: NDArray[np.uint8], labels: NDArray[Any] | None, mpp: float, size: int, names: tuple[str, ...]
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any] | None,
+    mpp: float,
+    quality: float,
+    size: int,
+    names: tuple[str, ...],
 ) -> pd.DataFrame:
     """Return one row per whole tile of an image: x, y, and the measures, NaN where the image lacks what they need."""
     height = len(pixels)
-    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp))
+    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
     rows = []
     for y in range(0, height - size + 1, size):  # a row of tiles at a time, as float copies of a large image are huge
         images = _cut(pixels[y : y + size], size)
         masks = None if labels is None else _cut(labels[y : y + size], size)
         possible = [name for name in names if name in has]
-        values = measure(images, masks, None if math.isnan(mpp) else mpp, names=possible) if possible else {}
+        scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
+        values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
         columns = {name: values.get(name, np.full(len(images), np.nan)) for name in names}
         rows.append(pd.DataFrame({"x": np.arange(len(images)) * size, "y": y, **columns}))
     return pd.concat(rows, ignore_index=True)
@@ -329,13 +338,22 @@ def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def _assemble(
-    images: pd.DataFrame, tiles: list[pd.DataFrame], carried: list[str], size: int, folder: Path, out_folder: Path
+    images: pd.DataFrame,
+    tiles: list[pd.DataFrame],
+    carried: list[str],
+    size: int,
+    folder: Path,
+    out_folder: Path,
+    nuclei: Segmentation | None,
 ) -> pd.DataFrame:
     """Join what holds for an image with what was measured on its tiles."""
     measured = pd.concat(tiles, ignore_index=True)
-    of_images = pd.DataFrame({"image": [_relative(folder / p, out_folder) for p in images["image"]]}, dtype="str")
+    of_images = pd.DataFrame({"image": [relative_path(folder / p, out_folder) for p in images["image"]]}, dtype="str")
     of_images["mpp"] = [float(v) if v else math.nan for v in images["mpp"]]
-    masks = [_relative(folder / p, out_folder) if p else "" for p in images["mask"]]
+    if nuclei is not None:
+        folder = nuclei.masks_out or folder
+    kept = nuclei is None or nuclei.masks_out is not None
+    masks = [relative_path(folder / p, out_folder) if p and kept else "" for p in images["mask"]]
     of_images["mask"] = pd.Series(masks, dtype="str").replace("", None)
     for column in carried:
         of_images[column] = images[column].replace("", None)
@@ -352,7 +370,7 @@ def _assemble(
     return pd.concat([table, measured.drop(columns=["x", "y"])], axis=1)
 
 
-def _relative(path: Path, folder: Path) -> str:
+def relative_path(path: Path, folder: Path) -> str:
     """Return ``path`` seen from ``folder``, or as it is where there is no way (another drive)."""
     path = path.parent.resolve() / path.name  # ".." after a symbolic link leads elsewhere than it reads
     try:
@@ -373,8 +391,8 @@ def _notes(
     left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
     if left:
         yield f"Not carried over to the tiles, as they hold numbers of the whole image or nothing: {', '.join(left)}."
-    if every and len(names) < len(MEASURES):
-        absent = [f"{m.name} (needs {m.needs.replace('+', ' and ')})" for m in MEASURES.values() if m.name not in names]
+    if every and len(names) < len(CORE):
+        absent = [f"{name} (needs {MEASURES[name].needs.replace('+', ' and ')})" for name in CORE if name not in names]
         yield f"Not measured, as no image has what is needed: {', '.join(absent)}."
     for column, needing in (("mask", ("mask", "mask+mpp")), ("mpp", ("mask+mpp",))):
         empty = [name for name in names if MEASURES[name].needs in needing]
@@ -384,3 +402,13 @@ def _notes(
             yield f"No {column} for {len(without)} of {len(used)} images ({few}): {', '.join(empty)} empty there."
     if not {"patient", "group"} & set(carried):
         yield "No column patient or group: without one, tiles of one patient may stand on both sides of a split."
+
+
+def _nuclei_notes(used: pd.DataFrame, nuclei: Segmentation | None) -> Iterator[str]:
+    """Yield what a reader has to know of nuclei that were found, not given."""
+    if nuclei is None:
+        return
+    yield f"Nuclei were found by {nuclei.method}; masks of the list, if any, were not used."
+    without = int((used["mpp"] == "").sum())
+    if without:
+        yield f"No mpp for {without} of {len(used)} images: their nuclei were looked for as at 0.25 µm per pixel (40x)."

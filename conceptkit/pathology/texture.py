@@ -1,9 +1,10 @@
-"""Haralick texture of patches, in closed form from pixel pairs."""
+"""Haralick texture of patches and of the nuclei in them, exact at 256 grey levels, from pixel pairs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,16 @@ class Haralick:
     """(n,) mean squared difference of the grey levels of a pair, in grey levels squared."""
     correlation: NDArray[np.float64]
     """(n,) Pearson correlation of the grey levels of a pair; NaN where an angle's pairs are all of one grey level."""
+
+
+@dataclass(frozen=True)
+class Cooccurrence(Haralick):
+    """Four Haralick properties of a batch of patches, each the mean over :data:`ANGLES`; NaN where there is no pair."""
+
+    homogeneity: NDArray[np.float64]
+    """(n,) mean of 1 / (1 + d²) over pairs of difference d: 1 where all neighbours are equal."""
+    asm: NDArray[np.float64]
+    """(n,) angular second moment: the squared matrix summed, 1 where all pairs are alike, near 0 where all differ."""
 
 
 def luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -85,41 +96,139 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
     -----
     Haralick, Shanmugam and Dinstein, "Textural features for image classification", 1973.
     """
+    luma = _check(luma, distance)
+    n, height, width = luma.shape
+    contrast = np.empty((n, len(ANGLES)))
+    correlation = np.empty((n, len(ANGLES)))
+    for k in range(n):
+        grey = luma[k].astype(np.float64)  # sums of whole numbers stay exact in float64 up to 2^53
+        flat = grey.ravel()
+        sums = _Margins(grey)
+        squares = _Margins(grey * grey)
+        for j, angle in enumerate(ANGLES):
+            down, right = _step(angle, distance)
+            # The dot product of the flat image with itself, shifted, runs at memory speed; it also pairs the end of a
+            # row with the start of the next one, and these few pairs are taken off again.
+            shift = down * width + right
+            products = int(flat[: flat.size - shift] @ flat[shift:]) - _across_the_edge(grey, down, right)
+            first, second = (down, right, False), (down, right, True)
+            total = sums.of(*first) + sums.of(*second)
+            square = squares.of(*first) + squares.of(*second)
+            pairs = (height - down) * (width - abs(right))
+            contrast[k, j], correlation[k, j] = _pair_moments(pairs, total, square, products)
+    return Haralick(contrast=contrast.mean(axis=1), correlation=correlation.mean(axis=1))
+
+
+def cooccurrence(luma: NDArray[np.uint8], labels: NDArray[Any] | None = None, *, distance: int = 1) -> Cooccurrence:
+    """Return four properties of the symmetric grey-level co-occurrence matrix with 256 levels.
+
+    Parameters
+    ----------
+    luma
+        (n, h, w) grey levels 0 to 255.
+    labels
+        (n, h, w) nucleus labels. With them only pairs count whose two pixels lie in the same nucleus: the matrix of
+        the chromatin, without the nuclear border.
+    distance
+        Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
+
+    Returns
+    -------
+    The properties, (n,) each; NaN where a direction has no pair, and for the correlation where it is of one grey level.
+
+    Raises
+    ------
+    InputError
+        as :func:`haralick`.
+    """
+    luma = _check(luma, distance)
+    n = len(luma)
+    out = np.full((4, n, len(ANGLES)), np.nan)
+    nearness = 1.0 / (1.0 + np.arange(256.0) ** 2)
+    for k in range(n):
+        grey = luma[k].astype(np.int64)
+        for j, angle in enumerate(ANGLES):
+            down, right = _step(angle, distance)
+            first, second = (v.ravel() for v in _pairs(grey, down, right))
+            if labels is not None:
+                one, other = _pairs(labels[k], down, right)
+                same = ((one == other) & (one != 0)).ravel()
+                first, second = first[same], second[same]
+            if first.size == 0:
+                continue
+            total = int(first.sum() + second.sum())
+            square = int(first @ first + second @ second)
+            out[:2, k, j] = _pair_moments(first.size, total, square, int(first @ second))
+            difference = np.bincount(np.abs(first - second), minlength=256)
+            out[2, k, j] = difference @ nearness / first.size
+            counts = np.bincount((np.minimum(first, second) << 8) + np.maximum(first, second))
+            equal = counts[:: 256 + 1]  # codes of two equal levels; the matrix holds these whole, others in two halves
+            out[3, k, j] = (0.5 * (counts @ counts) + 0.5 * (equal @ equal)) / first.size**2
+    contrast, correlation, homogeneity, asm = out.mean(axis=2)
+    return Cooccurrence(contrast=contrast, correlation=correlation, homogeneity=homogeneity, asm=asm)
+
+
+def _check(luma: NDArray[np.uint8], distance: int) -> NDArray[np.uint8]:
     luma = np.asarray(luma)
     if luma.dtype != np.uint8 or luma.ndim != 3:
         raise InputError(f"luma: must be uint8 of shape (n, h, w), got {luma.dtype} of shape {luma.shape}.")
     if distance != int(distance) or distance < 1:
         raise InputError(f"distance: must be a whole number of at least 1, got {distance}.")
-    n, height, width = luma.shape
+    height, width = luma.shape[1:]
     if min(height, width) <= distance:
         raise InputError(
             f"luma: must have more than {distance} rows and columns for pairs at distance {distance}, "
             f"got {height} x {width}."
         )
-    contrast = np.empty((n, len(ANGLES)))
-    correlation = np.empty((n, len(ANGLES)))
-    for k in range(n):
-        grey = luma[k].astype(np.float64)  # sums of whole numbers stay exact in float64 up to 2^53
-        for j, angle in enumerate(ANGLES):
-            contrast[k, j], correlation[k, j] = _pair_moments(*_pairs(grey, angle, distance))
-    return Haralick(contrast=contrast.mean(axis=1), correlation=correlation.mean(axis=1))
+    return luma
 
 
-def _pairs(grey: NDArray[np.float64], angle: float, distance: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _step(angle: float, distance: int) -> tuple[int, int]:
+    """Return how many rows down and how many columns to the right the second pixel of a pair lies."""
+    return round(math.sin(angle) * distance), round(math.cos(angle) * distance)
+
+
+def _pairs(image: NDArray[Any], down: int, right: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the first and the second pixel of every pair, as two views of equal shape."""
-    down, right = round(math.sin(angle) * distance), round(math.cos(angle) * distance)
-    height, width = grey.shape
-    first = grey[: height - down, max(0, -right) : width - max(0, right)]
-    second = grey[down:, max(0, right) : width - max(0, -right)]
+    height, width = image.shape
+    first = image[: height - down, max(0, -right) : width - max(0, right)]
+    second = image[down:, max(0, right) : width - max(0, -right)]
     return first, second
 
 
-def _pair_moments(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float]:
+class _Margins:
+    """Sums of an image without some rows of one end and some columns of another: what pairs cover."""
+
+    def __init__(self, image: NDArray[np.float64]) -> None:
+        self._image = image
+        self._all = image.sum()
+
+    def of(self, down: int, right: int, second: bool) -> int:
+        """Return the sum over the first or the second pixels of the pairs of a step."""
+        image, cut = self._image, self._all
+        rows = slice(0, down) if second else slice(image.shape[0] - down, None)
+        side = right if second else -right  # > 0: columns at the left are in no pair
+        columns = slice(0, side) if side > 0 else slice(image.shape[1] + side, None)
+        if down:
+            cut = cut - image[rows].sum()
+        if right:
+            cut = cut - image[:, columns].sum()
+        if down and right:
+            cut = cut + image[rows, columns].sum()
+        return int(cut)
+
+
+def _across_the_edge(grey: NDArray[np.float64], down: int, right: int) -> int:
+    """Return the products that the flat shift pairs from one row to another that is not meant."""
+    if right > 0:  # the last columns run over into the row below the one meant
+        return int(np.einsum("ij,ij->", grey[: len(grey) - down - 1, -right:], grey[down + 1 :, :right]))
+    if right < 0:  # the first columns fall back into the row above the one meant
+        return int(np.einsum("ij,ij->", grey[: len(grey) - down + 1, :-right], grey[down - 1 :, right:]))
+    return 0
+
+
+def _pair_moments(pairs: int, total: int, squares: int, products: int) -> tuple[float, float]:
     """Return contrast and correlation; Python integers, as n²·σ² of a large image overflows 64 bits."""
-    n = first.size
-    total = int(first.sum() + second.sum())
-    squares = int(np.einsum("ij,ij->", first, first) + np.einsum("ij,ij->", second, second))
-    products = int(np.einsum("ij,ij->", first, second))
-    spread = 2 * n * squares - total * total  # (2n)² times the variance: exactly 0 when all pixels are equal
-    contrast = (squares - 2 * products) / n
-    return contrast, (4 * n * products - total * total) / spread if spread else math.nan
+    spread = 2 * pairs * squares - total * total  # (2n)² times the variance: exactly 0 when all pixels are equal
+    contrast = (squares - 2 * products) / pairs
+    return contrast, (4 * pairs * products - total * total) / spread if spread else math.nan

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow
 from conceptkit.report.embedding import Embeddings, Projection
-from conceptkit.report.tables import difference_parts, metric_name, networks, number, run_names
+from conceptkit.report.tables import difference_kind, difference_parts, metric_name, networks, number, run_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
 """Okabe and Ito's colours, safe for the colour-blind; their yellow is darkened, as it vanishes on white."""
+
+DIFFERENCE_COLOURS = {
+    "encouraged": (COLOURS[0], "Encouraged concepts in blue"),
+    "discouraged": (COLOURS[2], "discouraged ones in green"),
+    "main task": (COLOURS[1], "the main task in orange"),
+}
+"""Kind of a paired difference → its colour, and the words of the caption."""
 
 _MARKERS = ("circle", "triangle", "square", "diamond", "inverted_triangle", "hex", "star", "plus")
 _MARKERS_MATPLOTLIB = ("o", "^", "s", "D", "v", "h", "*", "P")
@@ -125,6 +132,8 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         ("in sample", "score_in_sample", COLOURS[3], ":", "v"),
         ("ignoring groups", "score_patchwise", COLOURS[4], "--", "^"),
         ("random network", "score_random_network", COLOURS[1], "-.", "s"),
+        ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D"),
+        ("random concepts", "score_random_concept", _FAINT, ":", "x"),
     ]
     if group is None:  # patch-wise is then the score itself
         del controls[1]
@@ -142,7 +151,8 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         drawn = np.nan_to_num(np.maximum(ends, 0.0))  # a missing end leaves the point without a whisker
         bars = axes.errorbar(at, score, drawn, color=COLOURS[0], marker="o", ms=5, lw=2, capsize=3, zorder=3)
         handles.insert(0, bars)
-        names.insert(0, "held out, 95 % interval")
+        in_sample = rows[0].protocol != "cross-validated"
+        names.insert(0, "in sample (the paper's protocol)" if in_sample else "held out, 95 % interval")
         _layer_ticks(axes, [r.layer for r in rows])
         # a held-out R² may fall without bound; the part that says something must keep its room
         floor = -0.25 if rows[0].metric == "r2" else 0.0
@@ -202,11 +212,11 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
         axes = figure.add_subplot()
         axes.axvline(0, color=_FAINT, lw=1)
         for at, (d, _) in enumerate(rows):
-            colour = COLOURS[0] if d.metric.startswith("probe:") else COLOURS[1]
+            colour = DIFFERENCE_COLOURS[difference_kind(d)][0]
             clear = not d.low <= 0 <= d.high
             axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
             axes.plot(d.mean, at, marker="o", ms=6, color=colour, mfc=colour if clear else "white", mew=1.5)
-        labels = [", ".join(short(part, 20) for part in parts if part) for _, parts in rows]
+        labels = [", ".join(short(part, 30) for part in parts if part) for _, parts in rows]
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("difference")
@@ -227,6 +237,7 @@ def training_figures(record: GuideRecord) -> list[Drawing]:
 
 def _training_figure(record: GuideRecord, task: str, weighted: bool, i: int) -> Drawing:
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
     names = run_names(record)
     handles: dict[str, Any] = {}
@@ -247,6 +258,12 @@ def _training_figure(record: GuideRecord, task: str, weighted: bool, i: int) -> 
             if weighted:
                 grid[1, 0].plot(*_curve(run.history, f"weight/{task}"), **style)
         losses.set_ylabel("raw loss")
+        low, high = losses.dataLim.intervaly
+        if low > 0 and high > 30 * low:  # one bad epoch would flatten all others into a line
+            losses.set_yscale("log")
+            losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            losses.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            losses.yaxis.set_minor_formatter("")
         losses.set_title(short(task, 32), loc="left")
         if weighted:
             grid[1, 0].set_ylabel("weight")
@@ -447,7 +464,14 @@ def _coloured(
             for k, view in enumerate(views)
         ]
         items = [LegendItem(label=short(name, 18), renderers=[g]) for (name, _), g in zip(classes, glyphs, strict=True)]
-        legend = Legend(items=items, orientation="horizontal", ncols=3, click_policy="hide", border_line_color=None)
+        legend = Legend(
+            items=items,
+            orientation="horizontal",
+            ncols=3,
+            click_policy="hide",
+            border_line_color=None,
+            location="top_left",
+        )
         plot.add_layout(legend, "below")
         # under a thick cloud of points a stack of cards would cover the page
         plot.add_tools(HoverTool(tooltips=tooltip, limit=2, renderers=list(glyphs)))

@@ -17,6 +17,7 @@ from conceptkit.report.embedding import NEIGHBOURS, Embeddings, project, read_em
 from conceptkit.report.tables import (
     Table,
     Verdict,
+    difference_kind,
     groups_word,
     guide_verdicts,
     number,
@@ -164,8 +165,11 @@ def _difference_part(record: GuideRecord) -> Part | None:
     drawing = figures.difference_figure(record)
     if drawing is None:
         return None
+    there = {difference_kind(d) for d in record.differences}
+    colours = ", ".join(words for kind, (_, words) in figures.DIFFERENCE_COLOURS.items() if kind in there)
     text = (
-        "Concept scores in blue, main task in orange; bars are 95 % intervals, points filled where these leave 0 out."
+        f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals, points filled where these leave 0 out. "
+        "Higher is better for what is encouraged and for the main task, lower for what is discouraged."
     )
     return Part(kind="pictures", title="Differences at a glance", text=text, body=[_picture(drawing)])
 

@@ -118,6 +118,8 @@ def _cell(value: object, column: str, digits: int) -> str:
         return value or MISSING
     if not _is_finite(value):
         return MISSING
+    if column in ("p", "p within", "least p", "q") and isinstance(value, float):
+        return number(value, digits=4)
     if column == "alpha" and isinstance(value, float):  # a penalty spans decades
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")
     return str(value) if isinstance(value, int) else number(value, digits=digits)
@@ -132,7 +134,13 @@ def numeric_columns(table: Table) -> set[str]:
 
 # --- words -------------------------------------------------------------------------------------------------------
 
-_METRICS = {"r2": "R²", "balanced_accuracy": "balanced accuracy", "auc": "AUC", "f1": "F1"}
+_METRICS = {
+    "r2": "R²",
+    "r2_in_sample": "R² in sample",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "f1": "F1",
+}
 
 
 def metric_name(metric: str) -> str:
@@ -212,11 +220,25 @@ def probe_verdicts(record: ProbeRecord) -> list[Verdict]:
     return out
 
 
+def _is_in_sample(row: ProbeRow) -> bool:
+    return row.protocol != "cross-validated"
+
+
+def _paper_verdict(row: ProbeRow) -> Verdict:
+    text = (
+        f"{row.concept} at {row.layer}: R² {number(row.score)} in sample, by the paper's protocol (least squares "
+        f"fitted and scored on the same {row.n} rows); no evidence of what holds on other patients."
+    )
+    return Verdict(text=text, tone="open")
+
+
 def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
     scored = [r for r in rows if _is_finite(r.score)]
     if not scored:
         return Verdict(text=f"{rows[0].concept} could not be scored at any layer.", tone="open")
     best = max(scored, key=lambda r: r.score)
+    if _is_in_sample(best):
+        return _paper_verdict(best)
     measure, chance = metric_name(best.metric), "0" if best.chance == 0 else number(best.chance)
     score = interval(best.score, best.score_low, best.score_high)
     layers = "" if len(scored) == 1 else f" (the best of {len(scored)} layers)"
@@ -250,23 +272,41 @@ def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
 
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     """Return the sentences of a guide record: concepts, then leakage, then the main task per split."""
-    concepts = [d for d in record.differences if d.metric.startswith("probe:")]
-    others = [d for d in record.differences if not d.metric.startswith("probe:")]
-    changed = [_difference_verdict(d, record) for d in concepts]
-    tasks = [_difference_verdict(d, record) for d in others]
+    said: dict[str, list[Verdict]] = {"encouraged": [], "discouraged": [], "main task": []}
+    for d in record.differences:
+        said[difference_kind(d)].append(_difference_verdict(d, record))
     none = [] if record.differences else [Verdict(text="No paired difference between runs was recorded.", tone="open")]
-    return changed + _leakage_verdicts(record) + tasks + none
+    return said["encouraged"] + _leakage_verdicts(record) + said["discouraged"] + said["main task"] + none
+
+
+_READERS = {"probe": "probe", "linear": "linear probe", "mlp": "MLP probe"}
+"""First part of a difference's metric → who reads the concept that is its second part."""
+
+
+def _read_by(d: Difference) -> tuple[str, str]:
+    """Return the reader's key and the concept of ``d``; two empty texts for a metric of the main task."""
+    reader, _, concept = d.metric.partition(":")
+    return (reader, concept) if concept and reader in _READERS else ("", "")
+
+
+def difference_kind(d: Difference) -> str:
+    """Return whether ``d`` is of an ``encouraged`` concept, a ``discouraged`` one, or the ``main task``."""
+    return {"": "main task", "probe": "encouraged"}.get(_read_by(d)[0], "discouraged")
 
 
 def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
     guiding = "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
-    if d.metric.startswith("probe:"):
-        concept = d.metric.removeprefix("probe:")
+    reader, concept = _read_by(d)
+    names = (d.against, d.run)
+    if reader == "probe":
         what = f"the held-out probe score of {concept} on {d.split}"
-        levels = [_over_seeds(record, name, lambda r: r.concepts, concept, "probe")[0] for name in (d.against, d.run)]
+        levels = [_over_seeds(record, name, lambda r: r.concepts, concept, "probe")[0] for name in names]
+    elif reader:
+        what = f"what a fresh {_READERS[reader]} reads of {concept} on {d.split}"
+        levels = [_over_seeds(record, name, lambda r: r.leakage, concept, reader)[0] for name in names]
     else:
         what = f"the {metric_name(d.metric)} on {d.split}"
-        levels = [_over_seeds(record, name, lambda r: r.metrics, d.split, d.metric)[0] for name in (d.against, d.run)]
+        levels = [_over_seeds(record, name, lambda r: r.metrics, d.split, d.metric)[0] for name in names]
     if not _is_finite(d.mean):
         return Verdict(text=f"How {guiding} changed {what} could not be measured.", tone="open")
     # The levels rest on all rows, the paired difference on those that both runs have: where the two disagree in sign,
@@ -343,11 +383,16 @@ def probe_table(record: ProbeRecord) -> Table:
             "weights": r.weights,
             "layer": r.layer,
             "concept": r.concept,
-            "held out": r.score,
+            "held out": math.nan if _is_in_sample(r) else r.score,
             "held out low": r.score_low,
             "held out high": r.score_high,
+            "adjusted": _float(r.score_adjusted),
+            "adjusted low": _float(r.score_adjusted_low),
+            "adjusted high": _float(r.score_adjusted_high),
+            "left out": _float(r.score_leave_out),
+            "ceiling": _float(r.ceiling),
             "random network": _float(r.score_random_network),
-            "above random": r.score - _float(r.score_random_network),
+            "above random": math.nan if _is_in_sample(r) else r.score - _float(r.score_random_network),
             "ignoring groups": r.score_patchwise if record.group is not None else math.nan,
             "in sample": r.score_in_sample,
             "chance": r.chance,
@@ -363,6 +408,8 @@ def probe_table(record: ProbeRecord) -> Table:
     # one network is named once, in the caption, not in every row
     dropped = {"metric"} if len(metrics) == 1 else set()
     dropped |= set() if several else {"model", "weights"}
+    unasked = {n for n in ("adjusted", "left out", "ceiling") if not any(_is_finite(row[n]) for row in rows)}
+    dropped |= unasked | {f"{name} {end}" for name in unasked for end in ("low", "high")}
     dropped |= set() if record.group is not None else {"ignoring groups", "groups"}
     of = "" if several or not rows else f" Network: {record.rows[0].model}, weights {record.rows[0].weights}."
     of += f" Scores are {next(iter(metrics))}." if len(metrics) == 1 else ""
@@ -376,6 +423,46 @@ def probe_table(record: ProbeRecord) -> Table:
         f"{groups_word(record.group)}.{of} Random network: the same architecture with random weights. "
         "In sample and ignoring groups are what a careless analysis would report; they are no evidence. "
         "Alpha is the ridge penalty of the vector fitted on all rows.",
+        frame=_frame(rows, [c for c in columns if c not in dropped]),
+    )
+
+
+def control_table(record: ProbeRecord) -> Table:
+    """Return what every score has to be read against: baselines, made-up concepts and permutations."""
+    several = len(networks(record.rows)) > 1
+    rows = [
+        {
+            "model": r.model,
+            "weights": r.weights,
+            "layer": r.layer,
+            "concept": r.concept,
+            "pixels": _float(r.score_pixels),
+            "above baseline": _float(r.r2_above_baseline),
+            "random concepts": _float(r.score_random_concept),
+            "selectivity": _float(r.selectivity),
+            "shuffled": _float(r.score_shuffled),
+            "p": _float(r.p),
+            "p within": _float(r.p_within),
+            "least p": _float(r.p_min),
+            "q": _float(r.q),
+            "permuted": r.permuted or "",
+            "ICC": _float(r.icc),
+            "cosine": _float(r.cosine),
+        }
+        for r in record.rows
+    ]
+    columns = list(rows[0]) if rows else ["layer", "concept"]
+    optional = ("pixels", "p", "p within", "least p", "q", "ICC")
+    dropped = {name for name in optional if not any(_is_finite(row[name]) for row in rows)}
+    dropped |= set() if several else {"model", "weights"}
+    return Table(
+        name="controls",
+        title="What the scores have to be read against",
+        caption="Pixels: raw pixel and colour statistics, by the same procedure. Above baseline: the score less the best "
+        "of chance, random network and pixels. Random concepts have the concept's intra-class correlation (ICC) and mean "
+        "nothing; selectivity is the score less theirs. p is that of permutations at the level at which the concept "
+        "varies (permuted), least p the smallest that it could be, and q is p adjusted for everything probed (Benjamini "
+        "and Hochberg). Cosine: mean between the directions that the folds found.",
         frame=_frame(rows, [c for c in columns if c not in dropped]),
     )
 
@@ -421,6 +508,7 @@ def _seeds_words(record: GuideRecord) -> str:
 
 def main_task_table(record: GuideRecord) -> Table:
     """Return the main task's scores, one row per split and run."""
+    several = len({run.seed for run in record.runs}) > 1
     rows = []
     for split in _names_in(record, (), lambda r: r.metrics):
         for name in run_names(record):
@@ -434,8 +522,9 @@ def main_task_table(record: GuideRecord) -> Table:
     return Table(
         name="main-task",
         title="Main task",
-        caption=f"Mean{_seeds_words(record)}. The SD is the spread over refits, not the uncertainty from few "
-        f"{groups_word(record.group)}: for that see the differences.",
+        caption=f"Mean{_seeds_words(record)}."
+        + (" The SD is the spread over refits." if several else "")
+        + f" What few {groups_word(record.group)} leave uncertain is in the intervals of the differences.",
         frame=_frame(rows, columns),
         digits=3,
     )
@@ -490,7 +579,8 @@ def difference_table(record: GuideRecord) -> Table:
 
 
 def _difference_name(d: Difference) -> str:
-    return f"{d.metric.removeprefix('probe:')} (probe)" if d.metric.startswith("probe:") else metric_name(d.metric)
+    reader, concept = _read_by(d)
+    return f"{concept} ({_READERS[reader]})" if reader else metric_name(d.metric)
 
 
 def difference_parts(record: GuideRecord) -> list[tuple[str, str, str]]:
@@ -502,5 +592,6 @@ def difference_parts(record: GuideRecord) -> list[tuple[str, str, str]]:
 def tables(record: ProbeRecord | GuideRecord) -> list[Table]:
     """Return all tables of a record, in the order in which they are read."""
     if isinstance(record, ProbeRecord):
-        return [probe_table(record)]
+        controlled = any(_is_finite(r.score_random_concept) or _is_finite(r.p) for r in record.rows)
+        return [probe_table(record), *([control_table(record)] if controlled else [])]
     return [table(record) for table in (comparison_table, leakage_table, main_task_table, difference_table)]

@@ -1,0 +1,235 @@
+"""Speed and accuracy of measuring concepts: texture, nuclei, stain, tiles and the whole chain, as ratios in one run.
+
+python benchmarks/concepts.py DATA [--all] [--figure FILE.png] [--only NAME,…], where DATA holds monuseg/, wsi/ and
+authors/. Without --all nuclei are timed and scored on six of the twenty images that nothing was fitted on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from PIL import Image
+
+from conceptkit.pathology.agreement import agreement
+from conceptkit.pathology.hematoxylin import segment
+
+FITTED_ON = slice(1, None, 3)
+"""Images that the nucleus score was fitted on (benchmarks/fit_nucleus_score.py)."""
+
+
+def best_of(function, repeats=3):
+    """Shortest of some runs: the others were disturbed."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def listed(data):
+    with (data / "monuseg" / "images.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def opened(data, row):
+    with Image.open(data / "monuseg" / row["image"]) as image, Image.open(data / "monuseg" / row["mask"]) as mask:
+        return np.asarray(image.convert("RGB")), np.asarray(mask).astype(np.int64)
+
+
+def tiles_of(image, size=224):
+    places = range(0, image.shape[0] - size + 1, size)
+    return np.stack([image[y : y + size, x : x + size] for y in places for x in places])
+
+
+def texture(data, options):
+    """Exact 256-level contrast and correlation against graycomatrix and graycoprops."""
+    from skimage.feature import graycomatrix, graycoprops
+
+    from conceptkit.pathology.texture import haralick, luma
+
+    grey = luma(tiles_of(opened(data, listed(data)[0])[0]))
+    angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
+
+    def theirs():
+        out = []
+        for patch in grey[:4]:
+            matrix = graycomatrix(patch, [1], angles, levels=256, symmetric=True, normed=True)
+            out.append([graycoprops(matrix, p).mean() for p in ("contrast", "correlation")])
+        return np.array(out)
+
+    ours = haralick(grey[:4])
+    difference = np.abs(theirs() - np.stack([ours.contrast, ours.correlation], axis=1)).max()
+    ratio = (best_of(theirs) / 4) / (best_of(lambda: haralick(grey), 7) / len(grey))
+    print(f"texture: {ratio:.0f} x scikit-image (at least 80); largest difference {difference:.1e}")
+
+
+def plain(image):
+    """The usual scikit-image chain: blurred hematoxylin, Otsu, opening, watershed on the distance."""
+    from scipy import ndimage
+    from skimage.color import rgb2hed
+    from skimage.feature import peak_local_max
+    from skimage.filters import gaussian, threshold_otsu
+    from skimage.morphology import disk, opening
+    from skimage.segmentation import watershed
+
+    amount = gaussian(rgb2hed(image)[..., 0], 2)
+    mask = opening((amount > threshold_otsu(amount)).astype(np.uint8), disk(4)) > 0
+    distance = ndimage.distance_transform_edt(mask)
+    smooth = gaussian(distance, 2)
+    peaks = peak_local_max(smooth, min_distance=7, labels=mask.astype(int), exclude_border=False)
+    markers = np.zeros(mask.shape, int)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    return watershed(-smooth, markers, mask=mask)
+
+
+def counts(labels):
+    return [len(np.unique(t)) - (0 in t) for t in tiles_of(labels)]
+
+
+def nuclei(data, options):
+    """AJI, PQ, Dice and count on images that nothing was fitted on, and time, against the plain chain."""
+    rows = listed(data)
+    fitted = {row["image"] for row in rows[FITTED_ON]}
+    rest = [row for row in rows if row["image"] not in fitted]
+    chosen = rest if options.all else rest[::3][:6]
+    results = {"plain": [], "hematoxylin": []}
+    seconds = dict.fromkeys(results, 0.0)
+    tile_counts = {name: [] for name in results}
+    drawn_counts, worst = [], []
+    segment(opened(data, rest[0])[0][:300, :300], 0.25)
+    for row in chosen:
+        image, drawn = opened(data, row)
+        drawn_counts += counts(drawn)
+        for name, method in (("plain", plain), ("hematoxylin", lambda i: segment(i, 0.25))):
+            start = time.perf_counter()
+            labels = method(image)
+            seconds[name] += time.perf_counter() - start
+            found = agreement(labels, drawn)
+            results[name].append((found.aji, found.pq, found.dice))
+            tile_counts[name] += counts(labels)
+        pairs = zip(tiles_of(image), tiles_of(labels), tiles_of(drawn), strict=True)
+        worst += [
+            (agreement(ours, truth).aji, row["image_id"], k, i, ours, truth) for k, (i, ours, truth) in enumerate(pairs)
+        ]
+    print(f"nuclei: {len(chosen)} images that nothing was fitted on, {len(drawn_counts)} tiles")
+    for name, values in results.items():
+        aji, pq, dice = np.mean(values, axis=0)
+        r = np.corrcoef(tile_counts[name], drawn_counts)[0, 1]
+        spent = seconds[name] / len(chosen)
+        print(
+            f"  {name:12s} AJI {aji:.3f}  PQ {pq:.3f}  Dice {dice:.3f}  r of count {r:.3f}  {spent * 1e3:.0f} ms an image"
+        )
+    print(f"  {seconds['plain'] / seconds['hematoxylin']:.1f} x the plain chain (at least 5)")
+    if options.figure:
+        figure(sorted(worst, key=lambda w: w[0])[:16], options.figure)
+
+
+def figure(worst, path):
+    """Draw the worst tiles: green as annotated, yellow as found."""
+    from skimage.segmentation import find_boundaries
+
+    cells = []
+    for aji, name, k, image, ours, truth in worst:
+        picture = image.copy()
+        picture[find_boundaries(truth, mode="inner")] = (0, 255, 0)
+        picture[find_boundaries(ours, mode="inner")] = (255, 255, 0)
+        cells.append(np.pad(picture, ((2, 2), (2, 2), (0, 0))))
+        print(f"  worst: {name} tile {k}, AJI {aji:.2f}")
+    rows = [np.concatenate(cells[k : k + 4], axis=1) for k in range(0, len(cells) // 4 * 4, 4)]
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def stain(data, options):
+    """Reinhard against scikit-image's CIELAB, per patch and within a grey level."""
+    from skimage.color import lab2rgb, rgb2lab
+
+    from conceptkit.pathology.colour import tissue_weight
+    from conceptkit.pathology.stain import Reinhard
+
+    method = Reinhard.fit(np.load(data / "authors" / "normalizing_patch.npy"))
+    patches = np.concatenate([tiles_of(opened(data, row)[0])[:8] for row in listed(data)[:2]])
+
+    def theirs(patch):
+        values, inside = rgb2lab(patch), tissue_weight(patch) == 1
+        mean, sd = values[inside].mean(axis=0), values[inside].std(axis=0)
+        return np.rint(lab2rgb((values - mean) / sd * method.target.sd + method.target.mean) * 255)
+
+    ours = method.transform(patches)
+    inside = tissue_weight(patches) == 1
+    difference = np.abs(np.stack([theirs(p) for p in patches]) - ours)[inside].max()
+    ratio = best_of(lambda: [theirs(p) for p in patches]) / best_of(lambda: method.transform(patches), 7)
+    print(f"stain: Reinhard {ratio:.1f} x scikit-image (at least 6); largest difference {difference:.0f} grey level(s)")
+
+
+def chain(data, options):
+    """Decode, segment, measure: tiles a second on two processes."""
+    from conceptkit.workflow.measuring import run_measure
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(names=None):
+            return run_measure(
+                data / "monuseg" / "images.csv",
+                out=Path(folder) / "t.csv",
+                nuclei="hematoxylin",
+                workers=2,
+                names=names,
+            )
+
+        run()
+        for names in (None, ["all"]):
+            start = time.perf_counter()
+            made = len(run(names).table)
+            seconds = time.perf_counter() - start
+            print(f"chain: {made / seconds:.0f} tiles/s, {names or 'core'} measures, two processes (at least 300)")
+
+
+def tiling(data, options):
+    """Tiles with their pixels kept, against a loop that reads the same windows and keeps nothing."""
+    import openslide
+
+    from conceptkit.workflow.tiling import run_tile
+
+    for path in sorted((data / "wsi").glob("*.svs")):
+        with tempfile.TemporaryDirectory() as folder:
+            table = run_tile([path], out=Path(folder) / "t.csv").table
+            places = list(zip(table["x"].tolist(), table["y"].tolist(), strict=True))
+
+            def bare(path=path, places=places):
+                with openslide.OpenSlide(path) as slide:
+                    for place in places:
+                        np.asarray(slide.read_region(place, 0, (224, 224)))
+
+            numbers = iter(range(100))
+
+            def ours(path=path, folder=folder, numbers=numbers):
+                run_tile([path], out=Path(folder) / f"{next(numbers)}.csv", export="h5")
+
+            print(f"tiling: {best_of(bare) / best_of(ours):.2f} of a bare read_region loop (at least 0.9), {path.name}")
+
+
+PARTS = {"texture": texture, "nuclei": nuclei, "stain": stain, "chain": chain, "tiling": tiling}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--all", action="store_true", help="all twenty images")
+    parser.add_argument("--figure", help="where to draw the worst tiles")
+    parser.add_argument("--only", default=",".join(PARTS))
+    options = parser.parse_args()
+    for name in options.only.split(","):
+        PARTS[name](options.data, options)
+
+
+if __name__ == "__main__":
+    main()

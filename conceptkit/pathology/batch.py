@@ -1,0 +1,111 @@
+"""A batch of patches to measure, and what a measure says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.pathology import colour
+from conceptkit.pathology.morphology import Nuclei, find_nuclei
+from conceptkit.pathology.stain import stain_statistics
+from conceptkit.pathology.texture import Cooccurrence, Haralick, cooccurrence, haralick, luma
+
+Values = NDArray[np.float64]
+Needs = Literal["pixels", "mask", "mask+mpp", "pixels+mask", "file"]
+Level = Literal["nucleus", "patch", "acquisition"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches to measure, and what several measures share, computed when the first of them asks."""
+
+    pixels: NDArray[np.uint8]
+    """(n, h, w, 3) RGB."""
+    mask: NDArray[Any] | None = None
+    """(n, h, w) nucleus labels."""
+    mpp: Values | None = None
+    """(n,) microns per pixel, NaN where unknown."""
+    file: Values | None = None
+    """(n,) JPEG quality of the file that a patch is from, NaN where it is no JPEG."""
+
+    @cached_property
+    def luma(self) -> NDArray[np.uint8]:
+        """(n, h, w)."""
+        return luma(self.pixels)
+
+    @cached_property
+    def nuclei(self) -> Nuclei:
+        """Every nucleus of the batch."""
+        if self.mask is None:
+            raise InputError("masks: nuclei need a mask, got none.")
+        return find_nuclei(self.mask)
+
+    @cached_property
+    def texture(self) -> Haralick:
+        """Contrast and correlation of the patches."""
+        return haralick(self.luma)
+
+    @cached_property
+    def matrix(self) -> Cooccurrence:
+        """All four properties of the patches."""
+        return cooccurrence(self.luma)
+
+    @cached_property
+    def chromatin(self) -> Cooccurrence:
+        """All four properties inside the nuclei."""
+        return cooccurrence(self.luma, self.mask)
+
+    @cached_property
+    def hematoxylin(self) -> tuple[Values, Values]:
+        """Mean and standard deviation of the hematoxylin of each nucleus, (m,) each, in optical density."""
+        return self.nuclei.inside(colour.hematoxylin(self.pixels))
+
+    @cached_property
+    def lab(self) -> tuple[Values, Values]:
+        """Mean and standard deviation of CIELAB, (n, 3) each."""
+        planes = [colour.lab(p).reshape(-1, 3) for p in self.pixels]
+        mean, sd = ([f(p, axis=0, dtype=np.float64) for p in planes] for f in (np.mean, np.std))
+        return np.reshape(mean, (-1, 3)), np.reshape(sd, (-1, 3))
+
+    @cached_property
+    def stains(self) -> Values:
+        """(n, 2, 3) stain vectors; NaN where a patch has too little tissue to tell."""
+        found = [stain_statistics(p[None]) for p in self.pixels]
+        return np.reshape([np.full((2, 3), np.nan) if s is None else s.vectors for s in found], (-1, 2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A concept that is computed from a patch, and what a reader has to know of it."""
+
+    name: str
+    unit: str
+    kind: Literal["continuous", "categorical"]
+    meaning: str
+    """One sentence: what a high or low value says to a pathologist."""
+    source: str
+    """Where the definition comes from, in words."""
+    needs: Needs
+    """What has to be there: pixels (always), a label mask, microns per pixel, the image's own file."""
+    function: Callable[..., Values]
+    """Batch to (n,) values; NaN where a patch has none."""
+    level: Level = "patch"
+    """What is described: the nucleus, the patch as a whole, or how the image was acquired."""
+    role: Literal["encourage", "discourage"] = "encourage"
+    """How guiding would use it by default, as in the paper's Figure 4 (desired and undesired targets)."""
+    core: bool = False
+    """Whether it is measured when no names are given."""
+    takes: Literal["arrays", "batch"] = "arrays"
+    """``arrays``: ``function`` gets the arrays that ``needs`` names, in that order; ``batch``: the :class:`Batch`."""
+
+    def of(self, batch: Batch) -> Values:
+        """Return the (n,) values of a batch."""
+        if self.takes == "batch":
+            return self.function(batch)
+        return self.function(*(getattr(batch, part) for part in self.needs.split("+")))

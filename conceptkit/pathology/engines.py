@@ -1,0 +1,143 @@
+"""Independent jobs on several processes or a Dask cluster: one that fails or dies takes no other with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from conceptkit._checks import InputError, check_at_least, check_choice
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_LIVES = 3
+"""Workers that a job may take down with it before it is given up."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where jobs run."""
+
+    name: str = "processes"
+    """One of :data:`ENGINES`."""
+    workers: int | None = 1
+    """Processes at once; 1 runs in this process, ``None`` takes one per processor."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as ``tcp://host:8786``."""
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.name, ENGINES)
+        if self.workers is not None:
+            check_at_least("workers", self.workers, 1)
+        if (self.name == "dask") != (self.scheduler is not None):
+            raise InputError(
+                f"scheduler: goes with --engine dask and only with it, got {self.scheduler!r} for {self.name}."
+            )
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What became of one job."""
+
+    index: int
+    result: Result | None
+    error: str | None
+    """A sentence; ``None`` when the job gave its result."""
+
+
+def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[Outcome[Result]]:
+    """Run ``function`` on every job and yield each outcome as soon as it is there, in whatever order.
+
+    An :class:`InputError` becomes the outcome's error; any other exception too, with its type. A job whose worker died
+    is run again on another; after the third death it is given up.
+
+    Parameters
+    ----------
+    function : at the top level of a module, as other processes must find it
+    jobs : must be picklable, as their results
+    engine : where they run
+    """
+    return ENGINES[engine.name](function, jobs, engine)
+
+
+def _safely(function: Callable[[Any], Any], index: int, job: Any) -> Outcome[Any]:
+    try:
+        return Outcome(index, function(job), None)
+    except InputError as error:
+        return Outcome(index, None, str(error))
+    except Exception as error:
+        return Outcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    workers = min(engine.workers or len(os.sched_getaffinity(0)), len(jobs))
+    if workers <= 1:
+        yield from (_safely(function, k, job) for k, job in enumerate(jobs))
+        return
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)  # a plain fork would copy the locks of torch's and HDF5's threads
+    deaths = [0] * len(jobs)
+    todo = list(range(len(jobs)))
+    while todo:
+        # After a death the jobs that were around are suspects: one at a time shows which of them it was.
+        alone = any(deaths[k] for k in todo)
+        batch = [k for k in todo if deaths[k]][:1] if alone else todo
+        finished = set()
+        try:
+            with ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
+                futures = [pool.submit(_safely, function, k, jobs[k]) for k in batch]
+                try:
+                    for future in as_completed(futures):
+                        outcome = future.result()
+                        finished.add(outcome.index)
+                        yield outcome
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        except BrokenProcessPool:
+            suspects = [k for k in batch if k not in finished]
+            for k in suspects[: workers + 1]:  # a pool hands out one job more than it has workers
+                deaths[k] += 1
+        todo = [k for k in todo if k not in finished]
+        for k in [k for k in todo if deaths[k] >= _LIVES]:
+            yield Outcome(k, None, f"took down its worker {_LIVES} times; is there enough memory?")
+            todo.remove(k)
+
+
+def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        raise InputError("engine: dask needs a package more; pip install distributed.") from None
+    client: Any
+    try:
+        client = Client(engine.scheduler, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(f"scheduler: {engine.scheduler} does not answer ({type(error).__name__}).") from None
+    try:
+        # pure=False: equal jobs of two runs are two jobs; retries count deaths of workers as well as errors.
+        futures = {
+            client.submit(_safely, function, k, job, pure=False, retries=_LIVES): k for k, job in enumerate(jobs)
+        }
+        for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
+            if future.status == "finished":
+                yield future.result()
+            else:
+                reason = type(future.exception()).__name__
+                yield Outcome(futures[future], None, f"was given up by the cluster ({reason}).")
+            future.release()
+    finally:
+        client.close()
+
+
+ENGINES: dict[str, Callable[[Callable[[Any], Any], Sequence[Any], Engine], Iterator[Outcome[Any]]]] = {
+    "processes": _processes,
+    "dask": _dask,
+}
+"""Every engine by its name."""

@@ -1,0 +1,144 @@
+"""Tiles' pixels kept in files of their own: a PNG each, or an HDF5 file per slide, normalised where wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.pathology.slides import Pixels, open_slide
+from conceptkit.pathology.stain import METHODS, Macenko, Reinhard
+from conceptkit.pathology.tiling import read_tiles
+
+_BATCH = 64
+
+Starts = NDArray[np.intp]
+
+
+def read_reference(path: Path) -> NDArray[np.uint8]:
+    """Return a reference image (h, w, 3) from an ``.npy`` file or an image.
+
+    Raises
+    ------
+    InputError
+        when the file cannot be read or is no RGB image
+    """
+    if path.suffix.lower() != ".npy":
+        from conceptkit.pathology.images import read_image
+
+        return read_image(path)[0]
+    try:
+        pixels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"stain-reference: {path} cannot be read ({error}).") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(f"stain-reference: {path} must hold height x width x 3 bytes, got {pixels.shape}.")
+    return np.asarray(pixels)
+
+
+def export_tiles(
+    path: Path,
+    table: pd.DataFrame,
+    folder: Path,
+    *,
+    kind: str,
+    slide_mpp: float | None = None,
+    stain: tuple[str, Path] | None = None,
+) -> pd.DataFrame:
+    """Write the pixels of a slide's tiles, and return the table with where they are.
+
+    Parameters
+    ----------
+    path : the slide
+    table : what :func:`conceptkit.pathology.tiling.tile_slide` gave
+    folder : where ``{name}.h5`` or the folder ``{name}`` of PNGs goes; complete or not there
+    kind : ``png`` or ``h5``
+    stain : a stain method's name and its reference image
+
+    Returns
+    -------
+    The table with ``image``, or ``h5``, ``key`` and ``row``, as seen from ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = safe_name(path)
+    x, y = table["x"].to_numpy(dtype=np.intp), table["y"].to_numpy(dtype=np.intp)
+    size, side = int(table["size"].iloc[0]), int(table["side"].iloc[0])
+    method = None if stain is None else METHODS[stain[0]].fit(read_reference(stain[1]))
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".tiles."))
+    try:
+        with open_slide(path, mpp=slide_mpp) as slide:
+            source = None
+            if method is not None:
+                picture, _ = slide.picture()
+                source = method.measure(picture[None])  # one change for the whole slide, by its own tissue
+            batches = _batches(read_tiles(slide, x, y, size=size, side=side), method, source)
+            write = _write_h5 if kind == "h5" else _write_pngs
+            columns = write(batches, temporary, folder, name, x, y, side)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return table.assign(**columns)
+
+
+def safe_name(path: Path) -> str:
+    """Return a slide's name as a file name of letters, digits, ``-``, ``_`` and ``.``, unlike that of another slide."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in path.stem)[:80]
+    same = plain == path.stem
+    return plain if same else f"{plain}-{hashlib.sha256(path.stem.encode()).hexdigest()[:8]}"
+
+
+def _batches(tiles: Iterable[Pixels], method: Reinhard | Macenko | None, source: Any) -> Iterator[Pixels]:
+    batch: list[NDArray[np.uint8]] = []
+    for tile in tiles:
+        batch.append(tile)
+        if len(batch) == _BATCH:
+            yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
+            batch = []
+    if batch:
+        yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
+
+
+def _write_h5(
+    batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
+) -> dict[str, Any]:
+    import h5py
+
+    with h5py.File(temporary / "tiles.h5", "w") as file:
+        data = file.create_dataset(
+            "patches", (len(x), side, side, 3), np.uint8, chunks=(1, side, side, 3), track_times=False
+        )
+        file["coords"] = np.stack([x, y], axis=1)
+        start = 0
+        for batch in batches:
+            data[start : start + len(batch)] = batch
+            start += len(batch)
+    os.replace(temporary / "tiles.h5", folder / f"{name}.h5")
+    return {"h5": f"{name}.h5", "key": "patches", "row": np.arange(len(x))}
+
+
+def _write_pngs(
+    batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
+) -> dict[str, Any]:
+    from PIL import Image
+
+    files = [f"x{left}_y{top}.png" for left, top in zip(x, y, strict=True)]
+    inside = temporary / name
+    inside.mkdir()
+    start = 0
+    for batch in batches:
+        for tile in batch:
+            Image.fromarray(tile).save(inside / files[start], compress_level=1)
+            start += 1
+    target = folder / name
+    if target.exists():
+        shutil.rmtree(target)  # of an earlier run with other options
+    os.replace(inside, target)
+    return {"image": [f"{name}/{file}" for file in files]}

@@ -1,0 +1,119 @@
+"""Images and nucleus label images read from files, each fault told in one sentence."""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
+
+from conceptkit._checks import InputError
+from conceptkit.pathology.nuisances import jpeg_quality
+
+
+@contextmanager
+def _opened(argument: str, path: Path) -> Iterator[Image.Image]:
+    """Open an image; what goes wrong until the ``with`` block ends is told in one sentence."""
+    try:
+        with warnings.catch_warnings():
+            # Odd metadata, and a size that is large for a photograph, are common in pathology and harmless.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{argument}: {path} does not exist.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{argument}: {path} is not an image, or is cut off.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{argument}: {path} is too large for one image; cut it into smaller ones first.") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+    ) as error:  # as the format's reader does
+        raise InputError(f"{argument}: {path} cannot be read ({error}).") from None
+
+
+def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
+    """Return an image as RGB, (h, w, 3), and the quality of a JPEG file, 1 to 100; NaN for other files.
+
+    Raises
+    ------
+    InputError
+        when the file is missing, cannot be decoded, or has more than 8 bits per channel
+    """
+    with _opened("image", path) as image:
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise InputError(
+                f"image: {path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB."
+            )
+        tables = getattr(image, "quantization", None) if image.format == "JPEG" else None
+        return np.asarray(image.convert("RGB")), jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
+
+
+def read_mask(path: Path) -> NDArray[Any]:
+    """Return a label image, (h, w) of whole numbers, 0 where there is no nucleus.
+
+    Label images of QuPath, StarDist, Cellpose and HoVer-Net are such; an ``.npy`` file may hold one too.
+
+    Raises
+    ------
+    InputError
+        when the file is missing, cannot be decoded, or is no label image
+    """
+    if path.suffix.lower() == ".npy":
+        return _checked(_read_array(path), path)
+    with _opened("mask", path) as image:
+        if image.mode not in {"L", "P"} and not image.mode.startswith("I"):
+            raise InputError(
+                f"mask: {path} is not a label image (mode {image.mode}): one whole number per pixel is needed."
+            )
+        if image.format == "JPEG":
+            raise InputError(f"mask: {path} is a JPEG, which blurs labels into each other; save labels as PNG or TIFF.")
+        if getattr(image, "n_frames", 1) > 1:
+            raise InputError(f"mask: {path} holds more than one page; save the labels as one.")
+        labels: NDArray[Any] = np.asarray(image)
+        if image.mode == "I" and image.format == "TIFF":
+            sample_format = getattr(image, "tag_v2", {}).get(339, (1,))
+            if sample_format == (1,):  # Pillow reads unsigned 32-bit as signed
+                labels = labels.view(np.uint32)
+    return _checked(labels, path)
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"mask: {path} does not exist.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"mask: {path} cannot be read ({error}).") from None
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
+        raise InputError(f"mask: {path} is not a label image ({labels.dtype} of shape {labels.shape}).")
+    return np.asarray(labels)
+
+
+def _checked(labels: NDArray[Any], path: Path) -> NDArray[Any]:
+    if labels.dtype.kind == "i" and labels.min() < 0:
+        raise InputError(f"mask: {path} is not a label image: a label must be at least 0, got {labels.min()}.")
+    nuclear = labels != 0
+    if nuclear.any() and (labels == labels.max())[nuclear].all():
+        pieces = ndimage.label(nuclear, structure=np.ones((3, 3)))[1]
+        if pieces > 1:  # counted as it stands, all of them would be one huge nucleus
+            raise InputError(
+                f"mask: {path} has one label in {pieces} separate pieces; give each nucleus its own integer."
+            )
+    return labels

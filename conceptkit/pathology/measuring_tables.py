@@ -1,0 +1,214 @@
+"""Measure the patches of a patch table, whether of slides, HDF5 files or images: it gains concept columns."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.patches import PatchTable, load_table
+from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.pathology.images import read_mask
+from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
+from conceptkit.pathology.measuring import Measured, Segmentation, relative_path, segmenter
+from conceptkit.pathology.nuclei import find_in
+
+_CHUNK = 64
+
+_MARGIN = 0.25
+"""Share of a tile's side that is read around it on slides, so that nuclei at its border are seen whole when found."""
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """Some rows to measure, complete in itself so that any process can do it."""
+
+    table: Path
+    stamp: int
+    rows: tuple[int, ...]
+    names: tuple[str, ...]
+    nuclei: Segmentation | None
+
+
+def is_patch_table(path: Path) -> bool:
+    """Tell whether a file is a patch table, each row a patch, rather than a list of whole images."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return True
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            columns = {c.strip().strip('"') for c in stream.readline().split(",")}
+    except (OSError, UnicodeDecodeError):
+        return False
+    return {"slide", "x", "y", "size"} <= columns or {"h5", "key", "row"} <= columns or {"patch_id", "image"} <= columns
+
+
+def measure_table(
+    path: Path,
+    *,
+    out: Path,
+    names: Iterable[str] | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    nuclei: Segmentation | None = None,
+    engine: Engine | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measure every patch of a patch table.
+
+    Parameters
+    ----------
+    path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image
+    out : where the new table will be written: paths in it are as seen from there
+    names, on_error, nuclei, engine : as in :func:`conceptkit.pathology.measuring.measure_images`
+    progress : called with the number of patches done and of all
+
+    Raises
+    ------
+    InputError
+        as :func:`conceptkit.pathology.measuring.measure_images`
+    """
+    path = path.absolute()
+    table = load_table(path)
+    if table.location is None:
+        raise InputError(f"images: {path} does not say where the pixels of its patches are.")
+    if out.exists() and out.samefile(path):
+        raise InputError(f"out: {out} is the table itself; name another file.")
+    if nuclei is not None and nuclei.masks_out is not None:
+        raise InputError("masks-out: goes with a list of images; the nuclei of a table's patches are not kept.")
+    chosen = _choose(table, names, nuclei)
+    for name in chosen:
+        if name in table.frame.columns:
+            raise InputError(f"{path}: column {name} bears the name of a measure that is to be computed.")
+    jobs = [
+        TableJob(path, path.stat().st_mtime_ns, tuple(rows), chosen, nuclei)
+        for _, index in table.frame.groupby(table.location, sort=True).indices.items()
+        for rows in np.array_split(index, math.ceil(len(index) / _CHUNK))
+    ]
+    values = {name: np.full(len(table), np.nan) for name in chosen}
+    faults: dict[int, str] = {}
+    done = 0
+    for outcome in run_jobs(measure_rows, jobs, engine or Engine()):
+        rows = jobs[outcome.index].rows
+        if outcome.result is None:
+            faults.update(dict.fromkeys(rows, str(outcome.error)))
+        else:
+            found, bad = outcome.result
+            faults.update(bad)
+            for name in chosen:
+                values[name][list(rows)] = found[name]
+        if faults and on_error == "raise":
+            raise InputError(faults[min(faults)])
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(table))
+    keep = np.array([k not in faults for k in range(len(table))])
+    if not keep.any():
+        raise InputError(f"{path}: no patch could be measured; the first was left out as {faults[min(faults)]}")
+    frame = table.frame.assign(**values)[keep].reset_index(drop=True)
+    for column in {table.location, "mask"} & set(frame.columns):
+        frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]
+    ids = table.patch_ids
+    return Measured(
+        table=frame,
+        skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
+        notes=_notes(table, nuclei, chosen),
+    )
+
+
+def measure_rows(job: TableJob) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
+    """Return the measures of some rows, (n,) each, and the rows that could not be measured with the reason."""
+    table = _table(job.table, job.stamp)
+    out = {name: np.full(len(job.rows), np.nan) for name in job.names}
+    bad: dict[int, str] = {}
+    for k, row in enumerate(job.rows):
+        try:
+            found = _measure_row(table, row, job)
+        except InputError as error:
+            bad[row] = str(error)
+            continue
+        for name, value in found.items():
+            out[name][k] = value
+    return out, bad
+
+
+@functools.lru_cache(maxsize=2)
+def _table(path: Path, stamp: int) -> PatchTable:
+    return load_table(path)
+
+
+def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]:
+    record = table.frame.iloc[row]
+    given = record.get("mpp")
+    mpp = float(given) if given is not None and not pd.isna(given) else math.nan
+    pixels = table.pixels(row)
+    labels: NDArray[Any] | None = None
+    if job.nuclei is not None:
+        method = segmenter(job.nuclei)
+        if table.location == "slide":
+            margin = round(pixels.shape[0] * _MARGIN)
+            wide = _wider(table, row, margin, pixels.shape[0])
+            labels = find_in(wide, method, mpp)[margin : margin + pixels.shape[0], margin : margin + pixels.shape[1]]
+        else:
+            labels = find_in(pixels, method, mpp)
+    elif "mask" in table.frame.columns and not pd.isna(record["mask"]):
+        labels = _mask_of(table, row, pixels.shape[:2])
+    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp))
+    possible = [name for name in job.names if name in has]
+    if not possible:
+        return {}
+    scale = None if math.isnan(mpp) else mpp
+    found = measure(pixels[None], None if labels is None else labels[None], scale, names=possible)
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.uint8]:
+    """Read a slide's patch with a margin around it."""
+    record = table.frame.iloc[[row]].copy()
+    extra = round(margin * int(record["size"].iloc[0]) / side)
+    record["x"], record["y"] = record["x"] - extra, record["y"] - extra
+    record["size"], record["side"] = record["size"] + 2 * extra, side + 2 * margin
+    return PatchTable(record, table.folder).pixels(0)
+
+
+def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    record = table.frame.iloc[row]
+    labels = read_mask(table.folder / str(record["mask"]))
+    if labels.shape != shape and {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"]):
+        x, y, size = (int(record[c]) for c in ("x", "y", "size"))
+        labels = labels[max(y, 0) : y + size, max(x, 0) : x + size]
+    if labels.shape != shape:
+        sizes = [f"{a[1]} x {a[0]}" for a in (labels.shape, shape)]
+        raise InputError(f"mask: {record['mask']} has {sizes[0]} pixels, patch {record['patch_id']} has {sizes[1]}.")
+    return labels
+
+
+def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation | None) -> tuple[str, ...]:
+    columns = table.frame.columns
+    has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
+    has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
+    possible = names_for(mask=has_mask, mpp=has_mpp)
+    if names is None:
+        return tuple(name for name in CORE if name in possible)
+    given = (names,) if isinstance(names, str) else tuple(names)
+    chosen = check_names(dict.fromkeys(p for n in given for p in GROUPS.get(n, (n,))))
+    for name in chosen:
+        if name in given and name not in possible:
+            need = MEASURES[name].needs.replace("+", " and ")
+            raise InputError(f"names: {name} needs {need}; no row of the table has it.")
+    return tuple(name for name in chosen if name in possible)
+
+
+def _notes(table: PatchTable, nuclei: Segmentation | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    notes = []
+    if nuclei is not None:
+        notes.append(f"Nuclei were found by {nuclei.method}; masks of the table, if any, were not used.")
+    if "mpp" not in table.frame.columns or table.frame["mpp"].isna().any():
+        notes.append("Some patches have no mpp: areas in µm² are empty there, and nuclei are looked for as at 40x.")
+    return tuple(notes)

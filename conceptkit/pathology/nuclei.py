@@ -1,0 +1,102 @@
+"""Nuclei found by a named method: an image becomes a label image, which is kept as a 16-bit PNG."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError, check_choice
+from conceptkit.pathology.colour import check_images
+
+Labels = NDArray[np.int32]
+Segmenter = Callable[[NDArray[np.uint8], float | None], Labels]
+"""From an image (h, w, 3) and its microns per pixel to labels (h, w), 0 where there is no nucleus."""
+
+
+def _hematoxylin(weights: Path | None, device: str) -> Segmenter:
+    from conceptkit.pathology.hematoxylin import segment
+
+    if weights is not None:
+        raise InputError(f"nuclei-weights: hematoxylin takes none, got {weights}.")
+    return segment
+
+
+def _maskrcnn(weights: Path | None, device: str) -> Segmenter:
+    from conceptkit.pathology.maskrcnn import load_maskrcnn
+
+    if weights is None:
+        raise InputError("nuclei-weights: maskrcnn needs the checkpoint of a training, got none.")
+    return load_maskrcnn(weights, device=device).segment
+
+
+METHODS: dict[str, Callable[[Path | None, str], Segmenter]] = {"hematoxylin": _hematoxylin, "maskrcnn": _maskrcnn}
+"""Every method by its name: from a file of weights (or ``None``) and a device to a segmenter."""
+
+
+def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
+    """Return a method, ready to be called on images.
+
+    Parameters
+    ----------
+    name : one of :data:`METHODS`
+    weights : the checkpoint of a method that was trained
+    device : ``auto``, ``cpu``, ``cuda``, …
+
+    Raises
+    ------
+    InputError
+        when the name is unknown, or weights are missing, superfluous or unreadable
+    """
+    return METHODS[check_choice("nuclei", name, METHODS)](weights, device)
+
+
+def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Labels:
+    """Return the nuclei of one image (h, w, 3) as labels 1 … n, (h, w)."""
+    check_images(image[None])
+    return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
+
+
+def write_labels(labels: NDArray[np.integer], path: Path) -> None:
+    """Write a label image as 16-bit PNG, in one step.
+
+    Raises
+    ------
+    InputError
+        when there are more than 65,535 labels
+    """
+    from PIL import Image
+
+    top = int(labels.max()) if labels.size else 0
+    if top > 0xFFFF:
+        raise InputError(f"masks-out: a 16-bit image holds 65535 labels, {path.name} needs {top}; cut the image first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".mask.", suffix=".png")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            Image.fromarray(labels.astype(np.uint16)).save(stream, "PNG", compress_level=3)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def mask_name(image_id: str) -> str:
+    """Return the file name of an image's mask.
+
+    Raises
+    ------
+    InputError
+        when the id is no plain file name: a table never says where to write
+    """
+    plain = (
+        image_id and not image_id.startswith(".") and not set(image_id) & set('/\\:*?"<>|\0') and len(image_id) < 200
+    )
+    if not plain or not image_id.isprintable():
+        raise InputError(f"image_id: must be a plain file name to name a mask, got {image_id!r}.")
+    return f"{image_id}.png"

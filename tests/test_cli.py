@@ -1,0 +1,425 @@
+"""The command line: JSON that is all of standard output, one sentence for a mistake, and results that stay."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from small_study import small_table, write_study
+from typer.testing import CliRunner
+
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.records import ProbeRecord, load_record
+from conceptkit.study import load_study
+
+QUICK = ("--permutations", "0")
+
+TINY = ("--epochs", "2", "--warmup", "1", "--trunk", "8")
+
+PROBE_ROW = {
+    *("model", "weights", "layer", "concept", "kind", "n", "n_groups", "folds", "metric", "score"),
+    *("score_low", "score_high", "score_in_sample", "score_patchwise", "score_random_network", "chance", "alpha"),
+}
+
+
+def call(*arguments):
+    """Run a command in this process; a traceback of it fails the test."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def sentence(result):
+    """Return the one sentence of a command that was called wrongly."""
+    assert result.exit_code == 2, result.stderr
+    assert len(result.stdout.splitlines()) <= 1, result.stdout  # whose data was meant
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert lines[0].endswith(".")
+    return lines[0].removeprefix("Error: ")
+
+
+def contents(folder):
+    """Return every file below ``folder`` with its bytes."""
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def table(embedded):
+    return small_table(embedded)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, table):
+    """The study file; its folder is where the commands of the module run."""
+    return write_study(tmp_path_factory.mktemp("small"), table)
+
+
+@pytest.fixture
+def here(study, tmp_path, monkeypatch):
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def probed(study, tmp_path_factory):
+    """A finished run of ``probe --json -``: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("probed") / "run"
+    command = ["probe", "--study", study, "--concept", "count,grade", *QUICK, "--out", folder, "--json", "-"]
+    return folder, call(*command)
+
+
+@pytest.fixture(scope="module")
+def guided(study, tmp_path_factory):
+    """The same of ``guide``, as a process of its own: libraries that write to the stream itself show there."""
+    folder = tmp_path_factory.mktemp("guided") / "run"
+    command = [sys.executable, "-m", "conceptkit", "guide", "--study", str(study), *TINY, "--out", str(folder)]
+    return folder, subprocess.run([*command, "--json", "-"], capture_output=True, text=True, check=False)
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def test_probe_prints_one_object_and_tells_people_elsewhere(probed):
+    folder, result = probed
+    assert result.exit_code == 0
+    body = json.loads(result.stdout)
+    assert list(body)[:2] == ["schema", "study"]
+    assert (body["schema"], body["study"]) == ("conceptkit/probe/1", "small")
+    assert len(body["rows"]) == 2
+    for row in body["rows"]:
+        assert set(row) >= PROBE_ROW
+    assert body == json.loads((folder / "record.json").read_text())
+    for words in ("Study small", "held out", "grade has 4 whole-numbered values", "run saved in"):
+        assert words in result.stderr
+
+
+def test_guide_prints_one_object_and_tells_people_elsewhere(guided):
+    folder, result = guided
+    assert result.returncode == 0, result.stderr
+    body = json.loads(result.stdout)
+    assert list(body)[:2] == ["schema", "study"]
+    assert (body["schema"], body["study"]) == ("conceptkit/guide/1", "small")
+    assert [run["name"] for run in body["runs"]] == ["baseline", "guided"]
+    for run in body["runs"]:
+        assert set(run) >= {"name", "seed", "checkpoint", "metrics", "concepts", "leakage"}
+        assert set(run["metrics"]) == {"train", "val", "internal", "external"}
+        assert all(set(m) >= {"auc", "f1", "balanced_accuracy"} for m in run["metrics"].values())
+        assert set(run["concepts"]["count"]) >= {"probe", "head"}
+        assert set(run["leakage"]["center"]) >= {"linear", "mlp", "chance"}
+    for d in body["differences"]:
+        assert set(d) >= {"run", "against", "split", "metric", "mean", "low", "high", "n_groups"}
+    assert body == json.loads((folder / "record.json").read_text())
+    for words in ("Encouraged concepts", "Main task", "fresh linear probe reads of center", "run saved in"):
+        assert words in result.stderr
+    assert "linear:center" not in result.stderr  # a key is no word
+    assert "\r" not in result.stderr  # no progress bar in a pipe
+
+
+def test_report_prints_one_object(probed, guided, here):
+    result = call("report", probed[0], guided[0], "-o", "page.html", "--json", "-")
+    body = json.loads(result.stdout)
+    assert body["schema"] == "conceptkit/report/1"
+    assert body["study"] == "small"
+    assert body["path"] == "page.html"
+    assert "report written to page.html" in result.stderr
+    page = (here / "page.html").read_text()
+    for words in ("What each layer knows", "Encouraged concepts", "Main task", "center (MLP probe)"):
+        assert words in page
+
+
+def write_images(folder):
+    """Write two images with two nuclei each, one image that is smaller than a tile, and their list."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[4:10, 4:10], mask[40:50, 40:50] = 1, 2
+    Image.fromarray(mask).save(folder / "mask.png")
+    for name, size in (("a.png", 64), ("b.png", 64), ("c.png", 16)):
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(folder / name)
+    path = folder / "images.csv"
+    path.write_text("image,mask,patient\na.png,mask.png,p\nb.png,mask.png,q\nc.png,,q\n")
+    return path
+
+
+def test_measure_prints_one_object(here):
+    images = write_images(here / "images")
+    result = call("measure", images, "--out", "patches.csv", "--patch-size", "32", "--json", "-")
+    assert result.exit_code == 1  # something was skipped
+    body = json.loads(result.stdout)
+    assert (body["schema"], body["study"]) == ("conceptkit/measure/1", "images")
+    assert (body["rows_written"], body["path"]) == (8, "patches.csv")
+    assert [s["what"] for s in body["skipped"]] == ["c"]
+    assert "less than a tile" in body["skipped"][0]["reason"]
+    assert "8 patches written to patches.csv" in result.stderr
+    assert len(pd.read_csv("patches.csv")) == 8
+
+
+def test_demo_prints_one_object_and_says_that_it_is_synthetic(study, here, monkeypatch):
+    from conceptkit.workflow import reporting
+
+    # The demonstration itself takes minutes; what is tried here is that it hands all three on.
+    options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
+    small = load_study(study).replace(synthetic=True)
+    run_probe, run_guide = reporting.run_probe, reporting.run_guide
+    monkeypatch.setattr(reporting, "embedded_study", lambda: small)
+    less = {"layers": ["mixed2"], "concepts": ["count"], "permutations": 0}
+    monkeypatch.setattr(reporting, "run_probe", lambda s, **given: run_probe(s, **{**given, **less}))
+    monkeypatch.setattr(reporting, "run_guide", functools.partial(run_guide, options=options))
+    result = call("demo", "--out", "all", "--json", "-")
+    body = json.loads(result.stdout)
+    assert (body["schema"], body["study"], body["path"]) == ("conceptkit/demo/1", "small", "all/report.html")
+    assert body["probe"]["schema"] == "conceptkit/probe/1"
+    assert body["guide"]["schema"] == "conceptkit/guide/1"
+    assert result.stderr.startswith("Embedded study: synthetic tissue")
+    assert "not real histology" in (here / "all" / "report.html").read_text()
+
+
+def test_json_into_a_file(study, here):
+    result = call("probe", "--study", study, *QUICK, "--out", "run", "--json", "sub/result.json")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert json.loads(Path("sub/result.json").read_text()) == json.loads(Path("run/record.json").read_text())
+
+
+def test_without_json_people_read_standard_output(probed, here):
+    result = call("report", probed[0], "-o", "page.html")
+    assert result.stdout == "report written to page.html\n"
+    assert result.stderr == ""
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def odd(study, table, tmp_path_factory):
+    """A folder of things that are wrong, and of an earlier run."""
+    folder = tmp_path_factory.mktemp("odd")
+    shutil.copy(study, folder)
+    write_study(folder, table)
+
+    def write(name, **changes):
+        table.assign(**changes).to_csv(folder / name, index=False)
+
+    text = (folder / "patches.csv").read_text()
+    (folder / "twice.csv").write_text(text.replace("contrast,correlation", "contrast,contrast", 1))
+    (folder / "semicolons.csv").write_text(text.replace(",", ";"))
+    (folder / "latin.csv").write_bytes("patch_id,fläche\np1,2\n".encode("latin-1"))
+    n = len(table)
+    write("one-center.csv", center="A")
+    write("one-label.csv", label="tumor")
+    write("words.csv", count=["n.d.", *table["count"].astype(str)[1:]])
+    write("straddle.csv", patient=["P1" if i in (0, n - 1) else p for i, p in enumerate(table.patient)])
+    write("no-group.csv", patient=[None, *table.patient[1:]])
+    write("infinite.csv", count=[np.inf, *table["count"][1:]])
+    table.drop(columns="split").to_csv(folder / "no-split.csv", index=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
+    places = table.drop(columns=["h5", "key", "row"])
+    places.assign(image=["cut.png", *["whole.png"] * (n - 1)]).to_csv(folder / "cut.csv", index=False)
+    (folder / "cut-images.csv").write_text("image\nwhole.png\ncut.png\n")
+    (folder / "file").write_text("a file")
+    (folder / "earlier.csv").write_text("an earlier table")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "record.json").write_text("[1]")
+    (folder / "earlier").mkdir()
+    (folder / "earlier" / "record.json").write_text('{"schema": "conceptkit/probe/1"}')
+    return folder
+
+
+PROBE = "probe --study conceptkit.toml"
+TABLE = "--model mini_inception --weights bundled --layer mixed2 --concept count"
+GUIDE = f"guide --study conceptkit.toml {' '.join(TINY)}"
+
+MISTAKES = [
+    # columns
+    (f"{PROBE} --concept cuont", ["concept", "'cuont'", "near names: count"]),
+    (f"{PROBE} --group patiant", ["group", "'patiant'", "near names: patient"]),
+    (f"{PROBE} --categorical centre", ["categorical", "'centre'", "near names: center"]),
+    (f"{PROBE} --concept split", ["concept", "split", "cannot be probed"]),
+    (f"{PROBE} --concept count,count", ["concept", "count", "more than once"]),
+    (f"probe --table no-split.csv --split train {TABLE}", ["split", "no column 'split'"]),
+    (f"{PROBE} --split internl", ["split", "'internl'", "internal"]),
+    (f"probe --table twice.csv {TABLE}", ["table", "contrast", "more than once"]),
+    (f"probe --table semicolons.csv {TABLE}", ["table", "separated by commas", "';'"]),
+    (f"probe --table latin.csv {TABLE}", ["table", "latin.csv", "UTF-8"]),
+    (f"probe --table gone.csv {TABLE}", ["table", "gone.csv"]),
+    (f"probe --table . {TABLE}", ["table", "folder"]),
+    (f"probe --table no-group.csv {TABLE}", ["group", "1 of"]),
+    ("probe --study gone.toml", ["study", "gone.toml"]),
+    # concepts that nothing can be learned of
+    (f"{PROBE} --concept constant", ["concept", "constant", "1.5"]),
+    (f"{PROBE} --concept void", ["concept", "void", "no value"]),
+    (f"{PROBE} --concept only", ["concept", "only", "one class", "'x'"]),
+    (f"probe --table one-center.csv {TABLE},center", ["concept", "center", "one class", "'A'"]),
+    (f"probe --table infinite.csv {TABLE}", ["concept", "count", "finite"]),
+    (f"{PROBE} --folds 25", ["folds", "25", "24"]),
+    (f"{PROBE} --folds 1", ["folds", "at least 2", "1"]),
+    # networks and pixels
+    (f"{PROBE} --layer mixed11", ["layer", "'mixed11'", "near names: mixed1"]),
+    (f"{PROBE} --layer mixed2,mixed2", ["layer", "mixed2", "more than once"]),
+    (f"{PROBE} --model mini_inceptoin", ["model", "'mini_inceptoin'", "near names: mini_inception"]),
+    (f"{PROBE} --model resnet18 --weights gone.pt", ["weights", "gone.pt"]),
+    (f"{PROBE} --model broken", ["model", "broken", "checkpoint.json"]),
+    (f"probe --table cut.csv {TABLE}", ["cut.png", "cannot be read"]),
+    # options
+    (f"{PROBE} --pool mean", ["pool", "'mean'", "near names: max; also gap, flatten"]),
+    (f"{PROBE} --device gpu", ["device", "'gpu'"]),
+    (f"{PROBE} --out earlier", ["out", "earlier", "holds an earlier run"]),
+    (f"{PROBE} --out file", ["out", "file", "name a folder"]),
+    (f"{PROBE} --out file/run", ["out", "file/run", "is no folder"]),
+    (f"{PROBE} --json .", ["json", "'.'"]),
+    (f"{PROBE} --json file/result.json", ["json", "file/result.json"]),
+    (f"{PROBE} --folds five", ["--folds", "integer", "'five'"]),
+    (f"{PROBE} --leyer mixed2", ["--leyer"]),
+    ("prob", ["'prob'", "'probe'"]),
+    ("report", ["RUN"]),
+    # guided training
+    (f"{GUIDE} --encourage cuont", ["concept", "'cuont'", "near names: count"]),
+    (f"{GUIDE} --encourage count --discourage count", ["encourage and discourage", "count", "more than once"]),
+    (f"{GUIDE} --encourage label", ["label", "main task"]),
+    (f"{GUIDE} --encourage constant", ["concept", "constant"]),
+    (f"{GUIDE} --encourage count --table words.csv", ["concept", "count", "'n.d.'", "--categorical count"]),
+    (f"{GUIDE} --weighting uncertain", ["weighting", "'uncertain'", "near names: uncertainty"]),
+    (f"{GUIDE} --reversal rampp", ["reversal", "'rampp'", "near names: ramp; also"]),
+    (f"{GUIDE} --unfreeze mixed99", ["layer", "'mixed99'", "near names: mixed9"]),
+    (f"{GUIDE} --epochs 0", ["epochs", "at least 1", "0"]),
+    (f"{GUIDE} --lr 0", ["lr", "above 0"]),
+    (f"{GUIDE} --lr fast", ["--lr", "'fast'"]),
+    (f"{GUIDE} --trunk 8,wide", ["trunk", "'8,wide'"]),
+    (f"{GUIDE} --seeds 1,1", ["seeds", "[1, 1]"]),
+    (f"{GUIDE} --folds 1", ["folds", "at least 2"]),
+    (f"{GUIDE} --device tpu", ["device", "'tpu'"]),
+    (f"{GUIDE} --out earlier", ["out", "earlier", "holds an earlier run"]),
+    (f"{GUIDE} --table straddle.csv", ["group", "'P1'", "'train'", "'external'"]),
+    (f"{GUIDE} --table one-label.csv", ["label", "two classes", "'tumor'"]),
+    (f"{GUIDE} --table no-split.csv", ["split", "no column 'split'"]),
+    # measuring and reporting
+    ("measure cut-images.csv --out earlier.csv --patch-size 96", ["image", "cut.png", "cannot be read"]),
+    ("measure gone.csv --out earlier.csv", ["images", "gone.csv"]),
+    ("measure cut-images.csv --out cut-images.csv", ["out", "the list of images itself"]),
+    ("measure cut-images.csv --out new.txt", ["out", ".csv or .parquet", "new.txt"]),
+    ("measure cut-images.csv --out file/new.csv", ["out", "file/new.csv"]),
+    ("measure cut-images.csv --out new.csv --measure cuont", ["'cuont'", "near names: count"]),
+    ("measure cut-images.csv --out new.csv --on-error ignore", ["on-error", "'ignore'", "fail, skip"]),
+    ("report gone", ["run", "gone", "record.json"]),
+    ("report broken", ["run", "broken/record.json", "no JSON object"]),
+    ("report earlier", ["run", "earlier/record.json", "lacks a part"]),
+    ("report broken -o broken/record.json", ["run"]),
+    ("demo --out file", ["out", "file", "name a folder"]),
+    ("demo --seed -1 --out new", ["seed", "at least 0", "-1"]),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    before = contents(odd)
+    told = sentence(call(*command.split()))
+    for word in words:
+        assert word in told
+    assert contents(odd) == before
+
+
+def test_a_page_is_not_written_over_a_record(probed, here):
+    shutil.copytree(probed[0], "run")
+    told = sentence(call("report", "run", "-o", "run/record.json"))
+    assert told == "out: must end in .html, got 'run/record.json'."
+    assert isinstance(load_record(Path("run")), ProbeRecord)
+
+
+def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("test_resnet").state_dict()
+    name = next(k for k in reversed(state) if k.startswith("layer4") and k.endswith("weight"))
+    state[name].fill_(float("nan"))
+    save_file(state, tmp_path / "broken.safetensors")
+    monkeypatch.chdir(odd)
+    network = ["--model", "test_resnet", "--weights", tmp_path / "broken.safetensors"]
+    told = sentence(call(*PROBE.split(), *network, "--layer", "layer4", "--split", "val", "--folds", "2"))
+    assert re.fullmatch(r"activations: layer4 must be finite, (\d+) of \1 rows hold NaN or infinity\.", told)
+
+
+def test_debug_shows_the_traceback(here):
+    command = [sys.executable, "-m", "conceptkit", "probe", "--table", "gone.csv", "--debug"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+    assert "InputError: table: there is no file gone.csv." in result.stderr
+
+
+def test_debug_raises_the_error_itself(here):
+    with pytest.raises(InputError, match="gone"):
+        call("report", "gone", "--debug")
+
+
+def test_an_interrupt_and_a_lack_of_memory_are_told(study, here, monkeypatch):
+    from conceptkit.workflow import probing
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    def too_much(*_, **__):
+        raise MemoryError("4 TB")
+
+    monkeypatch.setattr(probing, "run_probe", interrupted)
+    result = call("probe", "--study", study)
+    assert (result.exit_code, result.stderr.count("interrupted")) == (130, 1)
+    monkeypatch.setattr(probing, "run_probe", too_much)
+    result = call("probe", "--study", study)
+    assert result.exit_code == 2
+    assert "memory" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(probed, here):
+    here.chmod(0o500)
+    try:
+        told = sentence(call("report", probed[0], "-o", here / "page.html"))
+    finally:
+        here.chmod(0o700)
+    assert "nothing may be written" in told
+
+
+# --- calls -------------------------------------------------------------------------------------------------------
+
+
+def test_commands_alone():
+    assert call("--version").stdout.strip()
+    for command in ("", "probe", "guide", "measure", "report", "demo"):
+        result = call(*command.split(), "--help")
+        assert result.exit_code == 0
+        assert "--help" in result.stdout
+
+
+def test_a_study_file_in_the_current_folder_is_found(study, monkeypatch, tmp_path):
+    monkeypatch.chdir(study.parent)
+    body = json.loads(call("probe", *QUICK, "--out", tmp_path / "run", "--json", "-").stdout)
+    assert body["study"] == "small"
+    assert [(row["layer"], row["concept"]) for row in body["rows"]] == [("mixed2", "count")]
+
+
+def test_a_command_in_an_empty_folder_says_first_that_it_uses_the_embedded_study(here, monkeypatch):
+    from conceptkit.workflow import probing
+
+    monkeypatch.setattr(probing, "run_probe", lambda study, **_: (_ for _ in ()).throw(InputError(f"{study.name}.")))
+    result = call("probe")
+    assert result.stdout.startswith("Embedded study: synthetic tissue generated by conceptkit, not real histology.")
+    assert "Error: embedded." in result.stderr

@@ -1,0 +1,95 @@
+"""Jobs on processes and on Dask: errors stay with their job, and a killed worker loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from conceptkit._checks import InputError
+from conceptkit.pathology.engines import Engine, run_jobs
+
+
+def square(number):
+    if number == 3:
+        raise InputError("number: 3 is not wanted.")
+    if number == 4:
+        raise KeyError("four\nlines")
+    return number**2
+
+
+def die_once(job):
+    """Kill the own process the first time; the mark tells the second."""
+    number, mark = job
+    if mark is not None and not Path(mark).exists():
+        Path(mark).write_text("died")
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return number
+
+
+def die(job):
+    if job == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def results(function, jobs, engine):
+    return {o.index: o for o in run_jobs(function, jobs, engine)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_stay_with_their_job(workers):
+    found = results(square, list(range(6)), Engine(workers=workers))
+    assert {k: o.result for k, o in found.items()} == {0: 0, 1: 1, 2: 4, 3: None, 4: None, 5: 25}
+    assert found[3].error == "number: 3 is not wanted."
+    assert found[4].error == "failed with KeyError: 'four\\nlines'"
+    assert results(square, [], Engine(workers=workers)) == {}
+
+
+def test_a_killed_process_loses_nothing(tmp_path):
+    jobs = [(k, str(tmp_path / "mark") if k == 2 else None) for k in range(8)]
+    found = results(die_once, jobs, Engine(workers=2))
+    assert {k: o.result for k, o in found.items()} == {k: k for k in range(8)}
+    assert (tmp_path / "mark").exists()  # control: it did die
+
+
+def test_a_job_that_always_kills_is_given_up_alone():
+    found = results(die, list(range(4)), Engine(workers=2))
+    assert {k: o.result for k, o in found.items()} == {0: 0, 1: None, 2: 2, 3: 3}
+    assert "took down its worker 3 times" in found[1].error
+
+
+def test_engines_are_named_rightly():
+    with pytest.raises(InputError, match="engine: 'cluster' is not known"):
+        Engine("cluster")
+    with pytest.raises(InputError, match="scheduler: goes with --engine dask"):
+        Engine("dask")
+    with pytest.raises(InputError, match="scheduler: goes with --engine dask"):
+        Engine(scheduler="tcp://x:1")
+    with pytest.raises(InputError, match="workers: must be at least 1"):
+        Engine(workers=0)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_dask_worker_loses_nothing(tmp_path):
+    pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster:
+        jobs = [(k, str(tmp_path / "mark") if k == 2 else None) for k in range(10)]
+        found = results(die_once, jobs, Engine("dask", scheduler=cluster.scheduler_address))
+    assert {k: o.result for k, o in found.items()} == {k: k for k in range(10)}
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_scheduler_that_is_not_there_is_told():
+    pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    with pytest.raises(InputError, match="scheduler: nowhere-at-all:1 does not answer"):
+        results(square, [1], Engine("dask", scheduler="nowhere-at-all:1"))

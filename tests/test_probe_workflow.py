@@ -1,0 +1,271 @@
+"""run_probe: what its record holds, which rows it takes, and the real line from images to held-out scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_study import small_table, write_study
+from typer.testing import CliRunner
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.records import ProbeRecord, load_record
+from conceptkit.workflow import probing
+
+
+@pytest.fixture(scope="module")
+def table(embedded):
+    return small_table(embedded)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, table):
+    return write_study(tmp_path_factory.mktemp("small"), table)
+
+
+@pytest.fixture(scope="module")
+def record(study, tmp_path_factory):
+    """One run over two layers and concepts of both kinds, one of them with gaps."""
+    return ck.run_probe(
+        study,
+        layers=["mixed4", "mixed2"],
+        concepts=["count", "center", "partial", "grade"],
+        out=tmp_path_factory.mktemp("runs") / "run",
+        permutations=0,
+    )
+
+
+def row_of(record, concept, layer="mixed2"):
+    (row,) = (r for r in record.rows if (r.concept, r.layer) == (concept, layer))
+    return row
+
+
+# --- the record --------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_row_for_each_layer_and_concept_in_the_order_asked_for(record):
+    concepts = ["count", "center", "partial", "grade"]
+    assert [(r.layer, r.concept) for r in record.rows] == [(la, c) for la in ("mixed4", "mixed2") for c in concepts]
+    assert {(r.model, r.weights, r.folds) for r in record.rows} == {("mini_inception", "bundled", 5)}
+    assert len(record.to_frame()) == 8
+
+
+def test_the_record_is_frozen(record):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.rows = ()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.rows[0].score = 1.0
+
+
+def test_the_saved_record_is_the_same(record):
+    loaded = load_record(record.folder)
+    assert isinstance(loaded, ProbeRecord)
+    assert loaded == dataclasses.replace(record, settings=loaded.settings)
+    # JSON knows lists alone
+    assert loaded.settings == json.loads(json.dumps(record.settings))
+    assert loaded.folder == record.folder
+
+
+def test_scores_lie_in_their_intervals_and_beside_their_controls(record):
+    for row in record.rows:
+        assert row.score_low <= row.score <= row.score_high
+        assert row.score <= row.score_in_sample
+        assert row.alpha > 0
+        assert np.isfinite([row.score_patchwise, row.score_random_network]).all()
+
+
+def test_an_integer_column_that_may_be_classes_is_pointed_out(record):
+    assert row_of(record, "grade").metric == "r2"
+    assert [n for n in record.notes if "--categorical grade" in n]
+    assert not [n for n in record.notes if "--categorical count" in n]
+
+
+def test_a_second_run_gives_the_same_numbers(record, study, tmp_path):
+    concepts = ["count", "center", "partial", "grade"]
+    again = ck.run_probe(study, layers=["mixed2"], concepts=concepts, out=tmp_path / "run", permutations=0)
+    assert again.rows == tuple(row_of(record, concept) for concept in concepts)
+
+
+# --- kinds of concept --------------------------------------------------------------------------------------------
+
+
+def test_center_is_scored_by_balanced_accuracy_beside_chance(record, table):
+    row = row_of(record, "center")
+    assert (row.kind, row.metric) == ("categorical", "balanced_accuracy")
+    assert row.chance == pytest.approx(1 / table.center.nunique())
+    assert row.score > row.chance + 0.2  # stain and blur differ between centers
+
+
+def test_a_number_is_taken_as_classes_when_asked_for(study, tmp_path):
+    record = ck.run_probe(study, concepts=["grade"], categorical=["grade"], out=tmp_path / "run", permutations=0)
+    row = row_of(record, "grade")
+    assert (row.kind, row.chance) == ("categorical", 0.25)
+    assert abs(row.score - row.chance) < 0.15  # the grades were given by turns: there is nothing to read
+    assert not [n for n in record.notes if "--categorical" in n]
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_a_value_are_left_out_and_folds_made_on_the_rest(record, study, table, tmp_path):
+    row, labelled = row_of(record, "partial"), table[table.partial.notna()]
+    assert 0 < len(labelled) < len(table)
+    assert (row.n, row.n_groups) == (len(labelled), labelled.patient.nunique())
+    assert (row_of(record, "count").n, row_of(record, "count").n_groups) == (len(table), table.patient.nunique())
+    rest = ck.run_probe(
+        write_study(tmp_path / "rest", labelled), concepts=["count"], out=tmp_path / "run", permutations=0
+    )
+    alone = row_of(rest, "count")
+    # The pixels' places in batches differ, so the activations may differ in their last bits.
+    for name in ("score", "score_low", "score_high", "score_in_sample", "score_patchwise", "score_random_network"):
+        assert getattr(row, name) == pytest.approx(getattr(alone, name), abs=1e-3), name
+    filled = write_study(tmp_path / "filled", table.assign(partial=table.partial.fillna(1.0)))
+    guessed = ck.run_probe(filled, concepts=["partial"], out=tmp_path / "filled-run", permutations=0)
+    assert row.score - row_of(guessed, "partial").score > 0.2  # the control: guessing a value costs the score
+
+
+def test_only_the_rows_of_a_split_are_used_when_it_is_named(study, table, tmp_path):
+    record = ck.run_probe(study, concepts=["count"], split="internal", out=tmp_path / "run", permutations=0)
+    row, part = row_of(record, "count"), table[table.split == "internal"]
+    assert (row.n, row.n_groups) == (len(part), part.patient.nunique())
+    assert record.settings["split"] == "internal"
+    alone = ck.run_probe(
+        write_study(tmp_path / "part", part), concepts=["count"], out=tmp_path / "part-run", permutations=0
+    )
+    assert row.score == pytest.approx(row_of(alone, "count").score, abs=1e-3)
+
+
+def test_without_groups_the_result_itself_says_so(study, tmp_path, table):
+    bare = tmp_path / "bare.csv"
+    table.drop(columns="patient").to_csv(bare, index=False)
+    record = ck.run_probe(
+        table=bare, model="mini_inception", layers=["mixed2"], concepts=["count"], out=tmp_path / "run", permutations=0
+    )
+    row = row_of(record, "count")
+    assert record.group is None
+    assert row.n_groups == row.n == len(table)
+    assert [n for n in record.notes if "rows were taken as independent" in n]
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_run_is_never_written_over(record, study):
+    before = (record.folder / "record.json").read_bytes()
+    with pytest.raises(InputError, match="holds an earlier run"):
+        ck.run_probe(study, concepts=["count"], out=record.folder, permutations=0)
+    assert (record.folder / "record.json").read_bytes() == before
+
+
+def test_runs_are_numbered(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [ck.run_probe(study, permutations=0).folder.as_posix() for _ in range(2)]
+    assert folders == ["runs/probe-001", "runs/probe-002"]
+
+
+def test_nothing_is_written_for_a_mistake(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no layer 'mixed11'"):
+        ck.run_probe(study, layers=["mixed11"], out="run")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- real images -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(shared_data, tmp_path_factory):
+    """The MoNuSeg images, measured and probed by the commands of the README: folder, table, printed object."""
+    images = shared_data / "monuseg" / "images.csv"
+    weights = shared_data / "weights" / "mobilenetv2_100.tf_in1k.fp16.safetensors"
+    for path in (images, weights):
+        if not path.is_file():
+            pytest.skip(f"{path.name} is not among the real data")
+    folder = tmp_path_factory.mktemp("real")
+    measured = CliRunner().invoke(app, ["measure", str(images), "--out", str(folder / "patches.csv"), "--json", "-"])
+    assert measured.exit_code == 0, measured.stderr
+    assert json.loads(measured.stdout)["rows_written"] == 480
+    command = ["probe", "--table", str(folder / "patches.csv"), "--group", "patient", "--model", "mobilenetv2_100"]
+    command += ["--weights", str(weights), "--layer", "blocks.2,blocks.4,blocks.6"]
+    command += ["--concept", "count,area_px,contrast,correlation", "--out", str(folder / "run"), "--json", "-"]
+    command += ["--permutations", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "RANDOM_NETWORKS", 1, raising=False)  # each costs as much as the real one
+        probed = CliRunner().invoke(app, command)
+    assert probed.exit_code == 0, probed.stderr
+    return folder, weights, json.loads(probed.stdout)
+
+
+def test_the_real_table_is_as_the_images_are(real):
+    table = pd.read_csv(real[0] / "patches.csv")
+    assert (len(table), table.patient.nunique(), table.center.nunique()) == (480, 30, 18)
+
+
+def test_the_real_probe_tells_knowledge_from_its_controls(real):
+    _, _, body = real
+    rows = {(r["layer"], r["concept"]): r for r in body["rows"]}
+    assert len(rows) == 12
+    assert body["group"] == "patient"
+    assert not body["synthetic"]
+    assert {r["n_groups"] for r in rows.values()} == {30}
+    area = rows["blocks.6", "area_px"]
+    # Plain RidgeCV gave 0.83, 0.70 and 0.51; here each penalty is chosen by patient, inside the training part.
+    assert area["score_in_sample"] == pytest.approx(0.83, abs=0.05)
+    assert area["score_patchwise"] == pytest.approx(0.70, abs=0.05)
+    assert area["score"] == pytest.approx(0.51, abs=0.06)
+    assert area["score_random_network"] < 0.3
+
+
+@pytest.mark.parametrize("concept", ["count", "area_px"])
+def test_the_real_probe_agrees_with_scikit_learn(real, concept):
+    from sklearn.linear_model import Ridge
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from conceptkit.models.activations import read_activations
+    from conceptkit.models.checkpoints import open_model
+    from conceptkit.patches import load_table
+    from conceptkit.synthetic import cache_folder
+
+    folder, weights, body = real
+    data = load_table(folder / "patches.csv")
+    network = open_model("mobilenetv2_100", str(weights))
+    X = read_activations(data, network, ["blocks.2"], cache=cache_folder())["blocks.2"].astype(np.float64)
+    y, groups = data.concept(concept).values, data.groups("patient").astype(str)
+    known = np.isfinite(y)
+    X, y, groups = X[known], y[known], groups[known]
+    alphas = np.logspace(-1, 6, 20)
+
+    def vector(alpha):
+        return make_pipeline(StandardScaler(), Ridge(alpha=alpha))
+
+    def chosen(X, y, groups):
+        """The penalty of least error on groups left out one by one."""
+        Z = StandardScaler().fit_transform(X)
+        errors = [
+            np.sum((y - cross_val_predict(Ridge(a), Z, y, groups=groups, cv=LeaveOneGroupOut())) ** 2) for a in alphas
+        ]
+        return alphas[np.argmin(errors)]
+
+    def held_out(choose):
+        out = np.empty(len(y))
+        for train, test in GroupKFold(5).split(X, y, groups):
+            model = vector(choose(X[train], y[train], groups[train])).fit(X[train], y[train])
+            out[test] = model.predict(X[test])
+        return r2_score(y, out)
+
+    (row,) = (r for r in body["rows"] if (r["layer"], r["concept"]) == ("blocks.2", concept))
+    assert row["n"] == len(y)
+    assert row["score"] == pytest.approx(held_out(chosen), abs=1e-6)
+    alpha = chosen(X, y, groups)
+    assert row["alpha"] == pytest.approx(alpha, rel=1e-6)
+    assert row["score_in_sample"] == pytest.approx(r2_score(y, vector(alpha).fit(X, y).predict(X)), abs=1e-6)
+    # The control: with a penalty that was not chosen the score is another one.
+    assert abs(row["score"] - held_out(lambda *_: alphas[-1])) > 1e-3

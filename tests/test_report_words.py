@@ -1,0 +1,96 @@
+"""What the report says of differences: words for every form of metric, and never its key."""
+
+from __future__ import annotations
+
+import pytest
+
+from conceptkit.records import Difference, GuideRecord, GuideRun
+from conceptkit.report import figures
+from conceptkit.report.tables import difference_kind, difference_parts, guide_verdicts, main_task_table
+
+
+def run(name, seed, auc, probe, linear, mlp):
+    return GuideRun(
+        name=name,
+        seed=seed,
+        checkpoint="c",
+        metrics={"internal": {"auc": auc, "f1": auc, "balanced_accuracy": auc}},
+        concepts={"count": {"probe": probe, "head": None}},
+        leakage={"center": {"linear": linear, "mlp": mlp, "chance": 0.25}},
+    )
+
+
+def difference(metric, mean, *, half=0.05):
+    values = {"mean": mean, "low": mean - half, "high": mean + half, "n_groups": 36}
+    return Difference(run="guided", against="baseline", split="internal", metric=metric, **values)
+
+
+@pytest.fixture
+def record():
+    return GuideRecord(
+        study="s",
+        group="patient",
+        encourage=("count",),
+        discourage=("center",),
+        runs=(run("baseline", 0, 0.70, 0.60, 0.62, 0.46), run("guided", 0, 0.72, 0.70, 0.54, 0.48)),
+        differences=(
+            difference("auc", 0.02),
+            difference("mlp:center", 0.02),
+            difference("linear:center", -0.08),
+            difference("probe:count", 0.10),
+        ),
+    )
+
+
+def test_every_form_has_words(record):
+    texts = [v.text for v in guide_verdicts(record)]
+    assert texts == [
+        "Guiding raised the held-out probe score of count on internal by 0.10 [0.05, 0.15], from 0.60 to 0.70 "
+        "(36 patients).",
+        "center is still readable from the guided network: balanced accuracy 0.54 linear, 0.48 MLP, chance 0.25 "
+        "(baseline 0.62).",
+        "Guiding did not clearly change what a fresh MLP probe reads of center on internal: +0.02 [−0.03, 0.07], "
+        "the interval covers 0 (36 patients).",
+        "Guiding lowered what a fresh linear probe reads of center on internal by 0.08 [0.03, 0.13], from 0.62 to 0.54 "
+        "(36 patients).",
+        "Guiding did not clearly change the AUC on internal: +0.02 [−0.03, 0.07], the interval covers 0 (36 patients).",
+    ]
+
+
+def test_labels_and_colours_follow_the_kind(record):
+    assert [what for what, _, _ in difference_parts(record)] == [
+        "AUC",
+        "center (MLP probe)",
+        "center (linear probe)",
+        "count (probe)",
+    ]
+    kinds = [difference_kind(d) for d in record.differences]
+    assert kinds == ["main task", "discouraged", "discouraged", "encouraged"]
+    assert len({figures.DIFFERENCE_COLOURS[kind][0] for kind in kinds}) == 3
+
+
+def test_a_concept_may_bear_the_name_of_a_probe():
+    assert difference_kind(difference("probe:mlp:x", 0.1)) == "encouraged"
+    assert difference_kind(difference("f1", 0.1)) == "main task"
+    assert difference_kind(difference("odd:thing", 0.1)) == "main task"
+
+
+def test_the_spread_over_refits_is_named_only_where_there_is_one(record):
+    assert "SD" not in main_task_table(record).caption
+    two = GuideRecord(
+        study="s", encourage=(), discourage=(), runs=(run("a", 0, 0.7, 0, 0, 0), run("a", 1, 0.8, 0, 0, 0))
+    )
+    assert "SD is the spread over refits" in main_task_table(two).caption
+
+
+def test_one_bad_epoch_does_not_flatten_the_others():
+    history = tuple({"epoch": e, "train/count": v, "val/count": v} for e, v in enumerate((0.9, 0.8, 80.0, 0.7)))
+    smooth = tuple({**epoch, "train/count": 1.0, "val/count": 1.0 + epoch["epoch"] / 10} for epoch in history)
+
+    def scale(epochs):
+        one = GuideRun(name="a", seed=0, checkpoint="", metrics={}, concepts={}, leakage={}, history=epochs)
+        (drawing,) = figures.training_figures(GuideRecord(study="s", encourage=("count",), discourage=(), runs=(one,)))
+        return drawing.figure.axes[0].get_yscale()
+
+    assert scale(history) == "log"
+    assert scale(smooth) == "linear"

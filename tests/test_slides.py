@@ -1,0 +1,435 @@
+"""Slides: tissue, annotations, tiles, and the tile command on the two real slides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import openslide
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.patches import load_table
+from conceptkit.pathology.annotations import Annotations, Polygon, read_annotations
+from conceptkit.pathology.slides import open_slide
+from conceptkit.pathology.tiling import Tiling, tile_slide
+from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
+from conceptkit.workflow import tiling as workflow
+from conceptkit.workflow.tiling import run_tile
+
+PINK = (210, 130, 180)
+
+
+# Tissue
+
+
+def picture(height=100, width=120):
+    rng = np.random.default_rng(0)
+    image = np.full((height, width, 3), (243, 243, 245), dtype=np.uint8)
+    image[20:70, 30:90] = PINK
+    return np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+
+
+def test_tissue_is_found_and_glass_ink_and_black_are_not():
+    image = picture()
+    image[80:95, 5:25] = (20, 110, 40)  # green marker
+    image[:, 110:] = (5, 5, 5)  # the edge of the scan
+    image[40:43, 50:53] = 245  # a small hole is tissue
+    image[5, 5] = PINK  # dust
+    mask = tissue_mask(image)
+    expected = np.zeros(mask.shape, bool)
+    expected[20:70, 30:90] = True
+    assert (mask != expected).mean() < 0.02
+    assert not mask[80:95, 5:25].any()
+    assert not mask[:, 112:].any()
+    assert mask[40:43, 50:53].all()
+
+
+def test_a_slide_full_of_tissue_and_one_without():
+    assert tissue_mask(np.full((40, 40, 3), PINK, np.uint8)).all()
+    assert not tissue_mask(np.full((40, 40, 3), 244, np.uint8)).any()
+
+
+def test_shares_of_boxes_are_sums_over_fine_pixels():
+    rng = np.random.default_rng(1)
+    mask = rng.random((12, 15)) > 0.5
+    fine = np.kron(mask, np.ones((10, 10)))
+    fine = np.pad(fine, ((0, 50), (0, 50)))
+    corner = rng.integers(0, 120, (40, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(3, 40, (40, 2))], axis=1) / 10
+    expected = [
+        fine[round(y0 * 10) : round(y1 * 10), round(x0 * 10) : round(x1 * 10)].mean() for x0, y0, x1, y1 in boxes
+    ]
+    np.testing.assert_allclose(share_of_tiles(mask, boxes), expected, atol=1e-9)
+
+
+# Annotations
+
+
+def asap(polygons):
+    """ASAP's XML of (group, points) pairs."""
+    body = ""
+    for k, (group, points) in enumerate(polygons):
+        inner = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in enumerate(points))
+        body += f'<Annotation Name="a{k}" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
+        body += f"<Coordinates>{inner}</Coordinates></Annotation>"
+    return f'<?xml version="1.0"?><ASAP_Annotations><Annotations>{body}</Annotations></ASAP_Annotations>'
+
+
+def square(x, y, side):
+    return [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
+
+
+@pytest.fixture
+def xml(tmp_path):
+    def write(polygons, name="slide.xml"):
+        path = tmp_path / name
+        path.write_text(polygons if isinstance(polygons, str) else asap(polygons))
+        return path
+
+    return write
+
+
+def test_holes_and_exclusions_are_taken_away(xml):
+    drawn = read_annotations(
+        xml([("Tumor", square(0, 0, 100)), ("Exclusion", square(0, 0, 50)), ("_1", square(200, 0, 10))])
+    )
+    boxes = np.array(
+        [[0, 0, 100, 100], [50, 50, 100, 100], [0, 0, 50, 50], [195, 0, 215, 10], [300, 0, 310, 10]], float
+    )
+    np.testing.assert_allclose(drawn.share(boxes), [0.75, 1, 0, 0.5, 0], atol=0.01)
+    assert len(drawn.areas) == 2
+    assert len(drawn.holes) == 1
+
+
+def test_geojson_with_inner_rings(tmp_path):
+    path = tmp_path / "s.geojson"
+    ring = [*square(0, 0, 100), (0, 0)]
+    hole = [*square(20, 20, 60), (20, 20)]
+    features = [
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring, hole]}, "properties": {}},
+        {
+            "type": "Feature",
+            "geometry": {"type": "MultiPolygon", "coordinates": [[[*square(200, 0, 50), (200, 0)]]]},
+            "properties": {"classification": {"name": "Tumor"}},
+        },
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*square(200, 0, 25), (200, 0)]]},
+            "properties": {"classification": {"name": "Ignore*"}},
+        },
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}, "properties": None},
+    ]
+    for content in ({"type": "FeatureCollection", "features": features}, features):
+        path.write_text(json.dumps(content))
+        shares = read_annotations(path).share(np.array([[0.0, 0, 100, 100], [200, 0, 250, 50]]))
+        np.testing.assert_allclose(shares, [0.64, 0.75], atol=1 / 32)
+
+
+def test_shares_are_those_of_a_drawn_mask():
+    rng = np.random.default_rng(3)
+    angle = np.sort(rng.uniform(0, 2 * np.pi, 25))
+    radius = rng.uniform(60, 140, 25)
+    points = np.stack([150 + radius * np.cos(angle), 150 + radius * np.sin(angle)], axis=1)
+    from PIL import ImageDraw
+
+    scale = 8
+    canvas = Image.new("1", (300 * scale, 300 * scale))
+    ImageDraw.Draw(canvas).polygon([tuple(p * scale) for p in points], fill=1)
+    mask = np.asarray(canvas)
+    boxes = np.array([[x, y, x + 40, y + 40] for x in range(0, 260, 40) for y in range(0, 260, 40)], dtype=float)
+    ours = Annotations((Polygon("p", points),)).share(boxes)
+    for share, (x0, y0, x1, y1) in zip(ours, (boxes * scale).astype(int), strict=True):
+        assert abs(share - mask[y0:y1, x0:x1].mean()) < 1 / 32
+    assert (ours == 0).any()
+    assert (ours == 1).any()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([("Tumor", [(0, 0), (10, 10)])], "polygon 'a0' of .* is open: at least 3 points are needed, got 2"),
+        ([("Tumor", [])], "is open"),
+        ([("Tumor", [(0, 0), (10, 10), (10, 0), (0, 10)])], "polygon 'a0' of .* crosses itself near x="),
+        ([("Tumor", [(0, 0), (1, "x"), (2, 2)])], "is not ASAP XML"),
+        ("<a", "is not ASAP XML"),
+        ("<html></html>", "is not ASAP XML .*its root is 'html'"),
+    ],
+)
+def test_bad_annotations_are_told_in_one_sentence(xml, content, sentence):
+    with pytest.raises(InputError, match=sentence) as told:
+        read_annotations(xml(content))
+    assert "\n" not in str(told.value)
+
+
+def test_other_bad_files(tmp_path):
+    (tmp_path / "s.json").write_text("{")
+    for name, sentence in (("s.json", "is not GeoJSON"), ("none.xml", "there is no file"), ("s.txt", "must end in")):
+        with pytest.raises(InputError, match=sentence):
+            read_annotations(tmp_path / name)
+
+
+def test_touching_itself_is_no_crossing(xml):
+    eight = [(0, 0), (10, 0), (5, 5), (10, 10), (0, 10), (5, 5)]  # as some contours of masks are written
+    assert len(read_annotations(xml([("Tumor", eight)])).areas) == 1
+    repeated = [(0, 0), (0, 0), (10, 0), (10, 10), (0, 0)]
+    assert len(read_annotations(xml([("Tumor", repeated)])).areas[0].points) == 3
+
+
+def test_real_annotations_agree_with_what_was_published(shared_data):
+    for path in sorted((shared_data / "camelyon16_annotations").glob("*.xml")):
+        published = json.loads(path.with_suffix(".json").read_text())
+        drawn = read_annotations(path)
+        assert len(drawn.areas) == len(published["positive"])
+        assert len(drawn.holes) == len(published["negative"])
+        for polygon in (*drawn.areas, *drawn.holes):
+            x, y = polygon.points.T
+            area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2  # the shoelace formula
+            low, high = polygon.points.min(axis=0), polygon.points.max(axis=0)
+            share = Annotations((polygon,)).share(np.array([[*low, *high]]), samples=400)[0]
+            assert share == pytest.approx(area / np.prod(high - low), abs=0.005)
+
+
+# Slides
+
+
+CMU, TCGA = "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"
+
+
+@pytest.fixture
+def wsi(shared_data):
+    return shared_data / "wsi"
+
+
+def test_slides_say_what_they_are(wsi):
+    with open_slide(wsi / CMU) as slide:
+        assert (slide.width, slide.height, slide.mpp) == (2220, 2967, 0.499)
+    with open_slide(wsi / TCGA) as slide:
+        assert slide.mpp is None
+    with open_slide(wsi / TCGA, mpp=0.25) as slide:
+        assert slide.mpp == 0.25
+        picture_, scale = slide.picture()
+        assert scale == 32
+        assert picture_.shape == (112, 139, 3)
+        with openslide.OpenSlide(wsi / TCGA) as opened:
+            thumbnail = np.asarray(opened.get_thumbnail((139, 112)).convert("RGB").resize((139, 112)))
+        assert np.abs(picture_.astype(float) - thumbnail).mean() < 6
+
+
+def test_tiles_of_a_real_slide(wsi):
+    table = tile_slide(wsi / CMU, Tiling())
+    assert set(table["size"]) == set(table["side"]) == {224}
+    assert set(table["mpp"]) == {0.499}
+    assert (table["x"] % 224 == 0).all()
+    assert (table["x"] + 224 <= 2220).all()
+    assert 40 < len(table) < 117  # 9 x 13 whole tiles, not all tissue
+    assert (table["tissue_share"] >= 0.5).all()
+    every = tile_slide(wsi / CMU, Tiling(tissue=0))
+    assert len(table) < len(every) <= 117
+    half = tile_slide(wsi / CMU, Tiling(overlap=112))
+    assert len(half) > 3 * len(table)
+    coarse = tile_slide(wsi / CMU, Tiling(mpp=0.998))
+    assert set(coarse["size"]) == {448}
+    assert set(coarse["side"]) == {224}
+    assert set(coarse["mpp"]) == {0.998}
+
+
+def test_what_cannot_be_tiled(wsi, tmp_path):
+    with pytest.raises(InputError, match="does not say its microns per pixel; --mpp gives them"):
+        tile_slide(wsi / TCGA, Tiling(mpp=0.5))
+    with pytest.raises(InputError, match=r"0\.1 would be finer"):
+        tile_slide(wsi / CMU, Tiling(mpp=0.1))
+    with pytest.raises(InputError, match="less than a tile"):
+        tile_slide(wsi / CMU, Tiling(side=4000))
+    with pytest.raises(InputError, match="no tile with a tissue share"):
+        tile_slide(wsi / CMU, Tiling(side=1900, tissue=1))
+    (tmp_path / "bad.svs").write_bytes(b"no slide")
+    with pytest.raises(InputError, match="cannot be read as a slide"):
+        tile_slide(tmp_path / "bad.svs", Tiling())
+    cut = tmp_path / "cut.svs"
+    cut.write_bytes((wsi / CMU).read_bytes()[:400_000])
+    with pytest.raises(InputError, match="cannot be read as a slide"):
+        tile_slide(cut, Tiling())
+    with pytest.raises(InputError, match="there is no file"):
+        tile_slide(tmp_path / "none.svs", Tiling())
+    for options, sentence in (
+        ({"side": 4}, "size: must be at least 8"),
+        ({"overlap": 224}, "overlap: must be at least 0 and less"),
+        ({"tissue": 2}, "tissue: must be a share"),
+        ({"mpp": -1}, "tile-mpp: must be a positive"),
+        ({"slide_mpp": 0}, "mpp: must be a positive"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            Tiling(**options)
+
+
+def test_the_table_reads_the_pixels_of_the_slide(wsi, tmp_path):
+    tiled = run_tile([wsi], out=tmp_path / "tiles.csv")
+    assert tiled.skipped == ()
+    assert not (tmp_path / "tiles.csv.parts").exists()
+    assert set(tiled.table["group"]) == {Path(CMU).stem, Path(TCGA).stem}
+    table = load_table(tmp_path / "tiles.csv")
+    assert table.concept_names == []
+    row = len(table) // 2
+    record = table.frame.iloc[row]
+    with openslide.OpenSlide(tmp_path / record["slide"]) as opened:
+        region = opened.read_region((record["x"], record["y"]), 0, (224, 224))
+    np.testing.assert_array_equal(table.pixels(row), np.asarray(region)[..., :3])
+    assert any("--mpp" in note for note in tiled.notes)
+
+
+def test_a_coarser_resolution_is_read_from_the_slide(wsi, tmp_path):
+    run_tile([wsi / TCGA], out=tmp_path / "t.csv", mpp=0.25, tile_mpp=0.5)
+    table = load_table(tmp_path / "t.csv")
+    pixels = table.pixels(3)
+    assert pixels.shape == (224, 224, 3)
+    x, y = table.frame.loc[3, ["x", "y"]]
+    with openslide.OpenSlide(wsi / TCGA) as opened:
+        full, beside = (
+            np.asarray(opened.read_region((int(x) + d, int(y)), 0, (448, 448)).convert("RGB").resize((224, 224)), float)
+            for d in (0, 24)
+        )
+    difference = np.abs(pixels - full).mean()  # it is read from level 1, which the scanner made in its own way
+    assert difference < 10
+    assert difference < np.abs(pixels - beside).mean() / 2  # control: another place
+
+
+@pytest.mark.parametrize("kind", ["png", "h5"])
+@pytest.mark.parametrize("options", [{}, {"overlap": 100}, {"tile_mpp": 0.998}])
+def test_exported_pixels_are_those_of_the_slide(wsi, tmp_path, kind, options):
+    in_slide = run_tile([wsi / CMU], out=tmp_path / "a.csv", size=128, **options)
+    exported = run_tile([wsi / CMU], out=tmp_path / "deep" / "b.csv", size=128, export=kind, **options)
+    assert list(in_slide.table["patch_id"]) == list(exported.table["patch_id"])
+    assert "slide" not in exported.table
+    here, there = load_table(tmp_path / "a.csv"), load_table(tmp_path / "deep" / "b.csv")
+    for row in range(0, len(here), 37):
+        difference = np.abs(here.pixels(row).astype(int) - there.pixels(row))
+        assert difference.max() <= (0 if not options.get("tile_mpp") else 2)
+
+
+def test_stain_is_normalised_where_pixels_are_kept(wsi, tmp_path, shared_data):
+    reference = shared_data / "authors" / "normalizing_patch.npy"
+    run_tile([wsi / CMU], out=tmp_path / "raw.csv", export="h5", size=512)
+    run_tile([wsi / CMU], out=tmp_path / "same.csv", export="h5", size=512, stain="reinhard", stain_reference=reference)
+    raw, same = (load_table(tmp_path / f"{n}.csv").pixels(2).astype(float) for n in ("raw", "same"))
+    target = np.load(reference).astype(float).mean(axis=(0, 1))
+    assert np.abs(same.mean(axis=(0, 1)) - target).sum() < np.abs(raw.mean(axis=(0, 1)) - target).sum()
+    with pytest.raises(InputError, match="name --export png or h5"):
+        run_tile([wsi / CMU], out=tmp_path / "t.csv", stain="reinhard", stain_reference=reference)
+    with pytest.raises(InputError, match=r"stain-reference: an image or \.npy"):
+        run_tile([wsi / CMU], out=tmp_path / "t.csv", export="h5", stain="reinhard")
+
+
+def test_labels_by_the_share_of_tumor(wsi, tmp_path):
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    (folder / f"{Path(CMU).stem}.xml").write_text(asap([("Tumor", square(0, 0, 1500)), ("_2", square(0, 0, 300))]))
+    tiled = run_tile([wsi], out=tmp_path / "t.csv", annotations=folder)
+    table = load_table(tmp_path / "t.csv").frame
+    cmu = table[table["group"] == Path(CMU).stem]
+    inside = (cmu["x"] + 224 <= 1500) & (cmu["y"] + 224 <= 1500) & ((cmu["x"] >= 300) | (cmu["y"] >= 300))
+    assert (cmu["label"][inside] == "tumor").all()
+    assert (cmu["label"][(cmu["x"] >= 1500) | (cmu["y"] >= 1500)] == "normal").all()
+    half = cmu[(cmu["x"] == 1344) & (cmu["y"] == 672)].iloc[0]
+    assert half["tumor_share"] == pytest.approx(156 / 224, abs=0.02)
+    assert table[table["group"] != Path(CMU).stem]["label"].isna().all()
+    assert any("No annotations for 1 of 2 slides" in note for note in tiled.notes)
+    strict = run_tile([wsi / CMU], out=tmp_path / "s.csv", annotations=folder, tumor=0.9).table
+    between = strict[strict["tumor_share"].between(0.01, 0.89)]
+    assert len(between)
+    assert between["label"].isna().all()
+
+
+def test_a_bad_slide_is_listed_and_the_others_finish(wsi, tmp_path):
+    (tmp_path / "bad.svs").write_bytes((wsi / CMU).read_bytes()[:300_000])
+    out = tmp_path / "t.csv"
+    tiled = run_tile([tmp_path / "bad.svs", wsi / CMU], out=out, workers=2)
+    assert [what for what, _ in tiled.skipped] == ["bad.svs"]
+    assert len(tiled.table) > 40
+    shutil.copy(wsi / TCGA, tmp_path / "bad.svs")  # mended: the good one is not cut again
+    again = run_tile([tmp_path / "bad.svs", wsi / CMU], out=out)
+    assert again.resumed == 1
+    assert again.skipped == ()
+    assert set(again.table["group"]) == {"bad", Path(CMU).stem}
+    (tmp_path / "worse.svs").write_bytes(b"x")
+    with pytest.raises(InputError, match="no slide gave a tile"):
+        run_tile([tmp_path / "worse.svs"], out=tmp_path / "u.csv")
+
+
+def test_an_interrupted_run_is_taken_up_where_it_was_left(wsi, tmp_path, monkeypatch):
+    cut = workflow.tile_one
+    seen = []
+
+    def stop(job):
+        seen.append(job.slide.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return cut(job)
+
+    monkeypatch.setattr(workflow, "tile_one", stop)
+    out = tmp_path / "t.csv"
+    with pytest.raises(KeyboardInterrupt):
+        run_tile([wsi], out=out)
+    assert not out.exists()  # nothing that looks whole
+    monkeypatch.setattr(workflow, "tile_one", lambda job: seen.append(job.slide.name) or cut(job))
+    tiled = run_tile([wsi], out=out)
+    assert seen == [CMU, TCGA, TCGA]
+    assert tiled.resumed == 1
+    whole = run_tile([wsi], out=tmp_path / "whole.csv")
+    pd.testing.assert_frame_equal(tiled.table, whole.table)
+    changed = run_tile([wsi], out=out, size=256)  # control: another option is another table
+    assert changed.resumed == 0
+
+
+def test_names_must_tell_slides_apart(wsi, tmp_path):
+    (tmp_path / "sub").mkdir()
+    shutil.copy(wsi / CMU, tmp_path / "sub" / CMU)
+    with pytest.raises(InputError, match="is the name of more than one slide"):
+        run_tile([wsi / CMU, tmp_path / "sub"], out=tmp_path / "t.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no slide"):
+        run_tile([tmp_path / "empty"], out=tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"annotations: .* has none named as"):
+        run_tile([wsi / CMU], out=tmp_path / "t.csv", annotations=tmp_path / "empty")
+
+
+def test_the_command(wsi, tmp_path):
+    (tmp_path / "bad.svs").write_bytes(b"no slide")
+    call = [
+        *("tile", str(wsi / CMU), str(tmp_path / "bad.svs"), "--out", str(tmp_path / "t.csv")),
+        *("--workers", "1", "--json", str(tmp_path / "r.json")),
+    ]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert told["schema"] == "conceptkit/tile/1"
+    assert told["rows_written"] == len(pd.read_csv(tmp_path / "t.csv"))
+    assert told["skipped"][0]["what"] == "bad.svs"
+    wrong = CliRunner().invoke(app, ["tile", str(wsi / CMU), "--out", str(tmp_path / "t.xlsx")])
+    assert wrong.exit_code == 2
+    measured = CliRunner().invoke(
+        app,
+        [
+            *("measure", str(tmp_path / "t.csv"), "--out", str(tmp_path / "m.csv"), "--workers", "1"),
+            *("--nuclei", "hematoxylin", "--measure", "count,area_um2,lab_l"),
+        ],
+    )
+    assert measured.exit_code == 0, measured.output
+    table = pd.read_csv(tmp_path / "m.csv")
+    assert table["count"].between(0, 400).all()
+    assert 10 < table["area_um2"].median() < 80
+    assert (tmp_path / table["slide"][0]).resolve() == (wsi / CMU).resolve()
+
+
+def test_h5_rows_carry_places(wsi, tmp_path):
+    run_tile([wsi / CMU], out=tmp_path / "t.csv", export="h5")
+    with h5py.File(tmp_path / "t_tiles" / f"{Path(CMU).stem}.h5") as file:
+        assert file["patches"].shape[0] == file["coords"].shape[0]
+    assert [p.name for p in (tmp_path / "t_tiles").iterdir()] == [f"{Path(CMU).stem}.h5"]
