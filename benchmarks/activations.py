@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,9 @@ class Bench:
         own = self.backbone.layer(layer)
         job = self.job(layer, self.table)
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            tcav = TCAV(self.plain, [own], save_path=place)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its classifier, which is not asked
+                tcav = TCAV(self.plain, [own], save_path=place)
             concept = Concept(0, "patches", DataLoader(Files(), batch_size=self.batch))
             ratios, theirs, ours = in_turn(
                 self.rounds, lambda: tcav.generate_activation([own], concept), lambda: self.run(job), self.clock

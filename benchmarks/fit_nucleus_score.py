@@ -17,6 +17,8 @@ from conceptkit.pathology import hematoxylin
 from conceptkit.pathology.nucleus_score import terms
 from conceptkit.pathology.regions import candidates
 
+SIZES = {"smallest": hematoxylin.SMALLEST, "largest": hematoxylin.LARGEST, "hole": hematoxylin.HOLE}
+
 FITTED_ON = slice(1, None, 3)
 
 
@@ -40,7 +42,7 @@ def main(folder):
         with Image.open(folder / row["image"]) as image, Image.open(folder / row["mask"]) as mask:
             fields = hematoxylin.prepare(np.asarray(image.convert("RGB")), float(row["mpp"]))
             drawn = np.asarray(mask).astype(np.int64)[::2, ::2]
-        for level in candidates(fields, thresholds=np.linspace(0.1, 0.9, 20), smallest=20, largest=900, hole=60):
+        for level in candidates(fields, thresholds=np.linspace(0.1, 0.9, 14), **SIZES):
             features.append(level.features)
             targets.append(overlaps(level, drawn))
     x, y = np.concatenate(features), np.concatenate(targets)

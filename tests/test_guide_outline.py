@@ -146,5 +146,28 @@ def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
     assert {task.name: task.layer for task in model.tasks}["count"] == "mixed10"
     whole = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", batch_size=64)
     np.testing.assert_allclose(frame["count"], whole["count"], rtol=1e-4)
+    more = run_guide(
+        None,
+        table=table,
+        model=guided.checkpoint,
+        group="patient",
+        options={"epochs": 2, "warmup": 1},
+        folds=3,
+        encourage=["contrast"],
+        out=tmp_path / "more",
+    )
+    old = load_checkpoint(record.folder / "checkpoints" / "guided-seed0").module
+    for name, tasks in (("baseline", ["main", "count", "area", "center"]), ("guided", None)):
+        new = load_checkpoint(more.folder / "checkpoints" / f"{name}-seed0").module
+        assert [t.name for t in new.tasks] == (tasks or ["main", "count", "area", "center", "contrast"])
+        assert new.tasks[2] == old.tasks[2]  # with its scale
+        moved = (new.heads["area"].weight - old.heads["area"].weight).abs().max()
+        assert 0 < moved < 0.1  # it went on from there
+    assert set(more.encourage) == {"count", "area", "contrast"}
+    assert any("goes on" in note for note in more.notes)
+    with pytest.raises(ck.InputError, match="area was encouraged in the checkpoint"):
+        outline_guide(None, table=table, model=guided.checkpoint, discourage=["area"])
+    with pytest.raises(ck.InputError, match="trunk: the checkpoint has"):
+        outline_guide(None, table=table, model=guided.checkpoint, options={"trunk": (4,)}, encourage=["contrast"])
     with pytest.raises(ck.InputError, match="holds no checkpoint"):
         ck.predict(tmp_path, table=tmp_path / "bare.csv")

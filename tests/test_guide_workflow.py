@@ -16,8 +16,17 @@ import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.records import GuideRecord, load_record
+from conceptkit.workflow import probing
 
 OPTIONS = {"epochs": 2, "warmup": 1, "trunk": (8,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_random_network():
+    """Read one random network instead of three: each costs as much as the network itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "RANDOM_NETWORKS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -337,3 +337,18 @@ def test_ink_is_ink_and_tissue_is_not():
         marked = image.copy()
         marked[:24] = colour_of_ink
         assert measure(marked[None], names="ink")["ink"][0] == 0.25
+
+
+def test_the_documentation_shows_this_very_table():
+    from pathlib import Path
+
+    page = Path(__file__).parents[1] / "docs" / "measures.md"
+    rows = [
+        [c.strip() for c in line.strip("|\n").split(" | ")] for line in page.open(encoding="utf-8") if "| `" in line
+    ]
+    shown = {row[0].replace("★", "").strip(" `|"): row for row in rows}
+    assert list(shown) == list(MEASURES)
+    for name, m in MEASURES.items():
+        assert ("★" in shown[name][0]) == m.core
+        assert shown[name][1:5] == [m.unit, m.level, m.role, m.needs.replace("+", ", ")]
+        assert shown[name][5] == m.meaning

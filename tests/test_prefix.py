@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
+from conceptkit.guide.inputs import prepare_inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import frozen_layers, split
+from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 
@@ -128,3 +131,39 @@ def test_a_head_needs_a_layer_of_maps() -> None:
     task = Task(name="count", kind="continuous", layer="blocks.3")
     with pytest.raises(InputError, match=r"blocks\.3 gives"):
         build_model(backbone, (*TASKS, task), TrainingOptions(trunk=(8,)), seed=0)
+
+
+def _trained(cache: str, *, batch_size: int = 8):
+    """Three epochs of a small network on random pixels, with the frozen part kept in one way or another."""
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    tasks = (*TASKS, Task(name="count", kind="continuous"))
+    options = TrainingOptions(unfreeze=("mixed10",), trunk=(8,), epochs=3, warmup=1, batch_size=8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
+    targets = {MAIN: torch.tensor(rng.integers(0, 2, 40)), "count": torch.tensor(rng.normal(size=40)).float()}
+    rows = {"train": np.arange(24), "val": np.arange(24, 40)}
+    model = build_model(backbone, tasks, options, seed=0)
+    batches = np.array_split(pixels, 40 // batch_size)
+    inputs = prepare_inputs(model, backbone, batches, batch_size=batch_size, device="cpu", cache=cache)
+    return inputs, train(model, inputs, targets, rows, options, seed=0, device="cpu")
+
+
+def test_an_exact_cache_changes_nothing() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over threads are added in another order
+    try:
+        kept, cached = _trained("exact")
+        plain, uncached = _trained("off")
+        halved, fast = _trained("fast")
+    finally:
+        torch.set_num_threads(threads)
+    assert plain.tensors[0].dtype == torch.uint8
+    assert {t.dtype for t in kept.tensors} == {torch.float32}
+    assert {t.dtype for t in halved.tensors} == {torch.float16}
+    for ours, theirs in zip(cached.history, uncached.history, strict=True):
+        assert {k: v for k, v in ours.items() if "train" in k} == {k: v for k, v in theirs.items() if "train" in k}
+    state, control = cached.model.state_dict(), fast.model.state_dict()
+    for name, value in uncached.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert any(not torch.equal(value, state[name]) for name, value in control.items())
+    torch.testing.assert_close(control["heads.main.weight"], state["heads.main.weight"], rtol=0.05, atol=0.01)

@@ -18,6 +18,14 @@ from conceptkit.records import ProbeRecord, load_record
 from conceptkit.workflow import probing
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_random_network():
+    """Read one random network instead of three: each costs as much as the network itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "RANDOM_NETWORKS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def table(embedded):
     return small_table(embedded)
@@ -194,9 +202,7 @@ def real(shared_data, tmp_path_factory):
     command += ["--weights", str(weights), "--layer", "blocks.2,blocks.4,blocks.6"]
     command += ["--concept", "count,area_px,contrast,correlation", "--out", str(folder / "run"), "--json", "-"]
     command += ["--permutations", "0"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "RANDOM_NETWORKS", 1, raising=False)  # each costs as much as the real one
-        probed = CliRunner().invoke(app, command)
+    probed = CliRunner().invoke(app, command)
     assert probed.exit_code == 0, probed.stderr
     return folder, weights, json.loads(probed.stdout)
 

@@ -18,8 +18,10 @@ ASSUMED_MPP = 0.25
 LEAST_CONTRAST = 0.06
 """Optical density between an image's median and its 99.5th percentile below which it holds no nucleus."""
 
-THRESHOLDS = np.linspace(0.1, 0.85, 11)
-_SMALLEST, _LARGEST, _HOLE = 20, 900, 60  # pixels of 0.5 µm: 5, 225 and 15 µm²
+THRESHOLDS = np.linspace(0.12, 0.82, 8)
+SMALLEST, LARGEST, HOLE = 20, 900, 150
+"""Pixels of 0.5 µm: regions of 5 to 225 µm² may be nuclei, and what they enclose up to 37 µm² is a pale inside."""
+
 _LEAST, _POWER = 0.2, 0.4
 _APART = 3
 
@@ -27,7 +29,7 @@ _APART = 3
 def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
     """Return the nuclei of an image as labels, (h, w), 0 where there is none.
 
-    The image is brought to 0.5 µm per pixel. Its hematoxylin is cut at 11 thresholds between its median and its
+    The image is brought to 0.5 µm per pixel. Its hematoxylin is cut at 8 thresholds between its median and its
     99.5th percentile; the connected dark regions form trees, each region is given a score (how far it will overlap a
     nucleus, from ten numbers of shape and darkness, see :mod:`conceptkit.pathology.nucleus_score`), and the set of
     regions that do not overlap and score best is kept. Regions that are no ellipse are parted by a watershed on the
@@ -45,7 +47,7 @@ def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.in
     if fields is None:
         return np.zeros((height, width), dtype=np.int32)
     shape = fields.dark.shape
-    levels = candidates(fields, thresholds=THRESHOLDS, smallest=_SMALLEST, largest=_LARGEST, hole=_HOLE)
+    levels = candidates(fields, thresholds=THRESHOLDS, smallest=SMALLEST, largest=LARGEST, hole=HOLE)
     labels = best_set(levels, score, shape, least=_LEAST, power=_POWER)
     labels = _numbered(split_touching(labels, fields, score, apart=_APART))
     return _enlarged(labels, height, width)
@@ -101,7 +103,7 @@ def _enlarged(labels: Labels, height: int, width: int) -> NDArray[np.int32]:
 def _numbered(labels: Labels) -> Labels:
     """Return labels 1 … n without gaps, specks below the smallest nucleus left out."""
     area = np.bincount(labels.ravel())
-    keep = area >= _SMALLEST // 2
+    keep = area >= SMALLEST // 2
     keep[0] = False
     numbers = np.zeros(len(area), dtype=np.int32)
     numbers[keep] = np.arange(1, int(keep.sum()) + 1)

@@ -59,10 +59,23 @@ class Regions:
 
 def describe(labels: Labels, number: int, fields: Fields) -> Regions:
     """Return the regions 1 … ``number`` of a label image (h, w), with what is read of them."""
+    pixels = np.flatnonzero(labels)
+    return _described(
+        labels, np.arange(number + 1), pixels, labels.ravel().take(pixels).astype(np.intp), number, fields
+    )
+
+
+def _described(
+    labels: Labels,
+    numbers: NDArray[np.intp],
+    pixels: NDArray[np.intp],
+    owner: NDArray[np.intp],
+    number: int,
+    fields: Fields,
+) -> Regions:
+    """Describe regions of a label image, given the number of each label (0: not wanted), their pixels and owners."""
     width = labels.shape[1]
-    flat = labels.ravel()
-    pixels = np.flatnonzero(flat)
-    owner = flat.take(pixels).astype(np.intp) - 1
+    owner = owner - 1
     area = np.bincount(owner, minlength=number).astype(np.float64)
     safe = np.maximum(area, 1)
 
@@ -77,7 +90,7 @@ def describe(labels: Labels, number: int, fields: Fields) -> Regions:
     root = np.sqrt((yy - xx) ** 2 + 4 * xy * xy)
     eccentricity = np.sqrt(np.clip(1 - (yy + xx - root) / (yy + xx + root), 0, 1))
 
-    sides, rim, beyond = _rims(labels, number, fields)
+    sides, rim, beyond = _rims(labels, numbers, number, fields)
     sides = np.maximum(sides, 1)
     inside = fields.dark.ravel().take(pixels).astype(np.float64)
     average = mean(inside)
@@ -100,7 +113,7 @@ def describe(labels: Labels, number: int, fields: Fields) -> Regions:
     return Regions(pixels, owner, area, features)
 
 
-def _rims(labels: Labels, number: int, fields: Fields) -> tuple[Floats, Floats, Floats]:
+def _rims(labels: Labels, numbers: NDArray[np.intp], number: int, fields: Fields) -> tuple[Floats, Floats, Floats]:
     """Return, for each region, how many sides of pixels face another region or none, and the sums along them of the
     darkness inside and of that two pixels further out."""
     width = labels.shape[1]
@@ -110,7 +123,7 @@ def _rims(labels: Labels, number: int, fields: Fields) -> tuple[Floats, Floats, 
     downward = np.flatnonzero(labels[1:] != labels[:-1])
     totals = np.zeros((3, number + 1))
     for at, ahead in zip((sideways, sideways + 1, downward, downward + width), fields.ahead, strict=True):
-        own = flat.take(at)
+        own = numbers.take(flat.take(at))
         totals[0] += np.bincount(own, minlength=number + 1)
         totals[1] += np.bincount(own, dark.take(at), number + 1)
         totals[2] += np.bincount(own, ahead.take(at), number + 1)
@@ -132,14 +145,17 @@ def candidates(fields: Fields, *, thresholds: Floats, smallest: int, largest: in
         small[0] = False
         mask |= small.take(outside)
         labels, number = ndimage.label(mask)
-        area = np.bincount(labels.ravel(), minlength=number + 1)
+        pixels = np.flatnonzero(mask)  # a third of the image, so that what follows is not done on all of it
+        owner = labels.ravel().take(pixels).astype(np.intp)
+        area = np.bincount(owner, minlength=number + 1)
         fits = (area >= smallest) & (area <= largest)
-        fits[0] = False
         kept = int(fits.sum())
         if kept:
-            numbers = np.zeros(number + 1, dtype=np.int32)
+            numbers = np.zeros(number + 1, dtype=np.intp)
             numbers[fits] = np.arange(1, kept + 1)
-            found.append(describe(numbers.take(labels), kept, fields))
+            owner = numbers.take(owner)
+            inside = owner > 0
+            found.append(_described(labels, numbers, pixels[inside], owner[inside], kept, fields))
     return found
 
 
@@ -196,7 +212,7 @@ def split_touching(labels: Labels, fields: Fields, score: Score, *, apart: int) 
     if number == 0:
         return labels
     whole = describe(labels, number, fields)
-    doubtful = (whole.features[:, 1] < 0.96) & (whole.area >= 40)  # ellipses are one nucleus already
+    doubtful = (whole.features[:, 1] < 0.95) & (whole.area >= 40)  # ellipses are one nucleus already
     mask = np.concatenate([[False], doubtful])[labels]
     distance = ndimage.distance_transform_cdt(_parted(labels) & mask, metric="taxicab").astype(np.float32)
     distance = ndimage.gaussian_filter(distance, 1.0)

@@ -54,18 +54,19 @@ class Slide:
         down = self.handle.level_downsamples[level]
         size = (max(1, round(width / down)), max(1, round(height / down)))
         image = self.handle.read_region((x, y), level, size)
+        pixels = on_glass(image)
         if size == out:
-            return on_glass(np.asarray(image))
+            return pixels
         from PIL import Image
 
-        return np.asarray(
-            Image.fromarray(on_glass(np.asarray(image))).resize(out, Image.Resampling.BOX, reducing_gap=None)
-        )
+        return np.asarray(Image.fromarray(pixels).resize(out, Image.Resampling.BOX))
 
     def picture(self) -> tuple[Pixels, float]:
         """Return the whole slide as a small picture, and the pixels of level 0 for one of it."""
         scale = PICTURE_MPP / self.mpp if self.mpp else float(_PICTURE_DOWNSAMPLE)
         scale = max(1.0, min(scale, min(self.width, self.height) / 64))
+        if (small := self._thumbnail(scale)) is not None:
+            return small, scale
         step = max(1, round(_BLOCK / scale))  # in blocks: a slide of one level does not fit into memory as a whole
         rows, columns = math.ceil(self.height / scale), math.ceil(self.width / scale)
         out = np.full((rows, columns, 3), 255, dtype=np.uint8)
@@ -77,13 +78,24 @@ class Slide:
                 out[top : top + part.shape[0], left : left + part.shape[1]] = part
         return out, scale
 
+    def _thumbnail(self, scale: float) -> Pixels | None:
+        """Return the picture that the scanner kept, at a scale; ``None`` where there is none as fine, or of all."""
+        from PIL import Image
 
-def on_glass(rgba: NDArray[np.uint8]) -> Pixels:
-    """Return RGB of a read region: transparent means not scanned, which is white as the glass."""
-    alpha = rgba[..., 3]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    wide = rgba.astype(np.uint16)
+        kept = self.handle.associated_images.get("thumbnail")
+        if kept is None or kept.width * scale * 1.5 < self.width:
+            return None
+        if abs(kept.width * self.height / (kept.height * self.width) - 1) > 0.01:
+            return None  # another shape: it shows another part of the glass
+        size = (math.ceil(self.width / scale), math.ceil(self.height / scale))
+        return np.asarray(kept.convert("RGB").resize(size, Image.Resampling.BOX))
+
+
+def on_glass(image: Any) -> Pixels:
+    """Return RGB of what OpenSlide read: transparent means not scanned, which is white as the glass."""
+    if image.getchannel("A").getextrema()[0] == 255:
+        return np.asarray(image.convert("RGB"))
+    wide = np.asarray(image).astype(np.uint16)
     share = wide[..., 3:]
     return ((wide[..., :3] * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
 

@@ -120,21 +120,24 @@ def _small_left_out(
     """Return left-out errors (a, k, t) of the groups' rows one after the other, by solving with I − H_gg."""
     most = max(len(m) for m in members)
     n, t = centred.shape
-    A = np.zeros((len(members), most, len(basis.spectrum)))
-    y = np.zeros((len(members), most, t))
+    together = np.concatenate(members)
+    flat = basis.coordinates(basis.train[together])  # (k, r)
+    A = np.zeros((len(members), most, flat.shape[1]))
+    errors = np.zeros((len(members), most, t))
     there = np.zeros((len(members), most), dtype=bool)
     for i, rows in enumerate(members):
-        A[i, : len(rows)] = basis.coordinates(basis.train[rows])
-        y[i, : len(rows)] = centred[rows]
         there[i, : len(rows)] = True
+    A[there] = flat
     # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
     constant = np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
-    out = []
-    for s in shrink:
-        H = (A * s) @ A.transpose(0, 2, 1) + constant
-        errors = y - A @ (M * s[:, None])
-        out.append(np.linalg.solve(np.eye(most) - H, errors)[there])
-    return np.stack(out)
+    rooted = np.empty_like(A)
+    out = np.empty((len(shrink), len(together), t))
+    for i, s in enumerate(shrink):
+        np.multiply(A, np.sqrt(s), out=rooted)
+        H = rooted @ rooted.transpose(0, 2, 1) + constant
+        errors[there] = centred[together] - flat @ (M * s[:, None])  # one large product, not one for each group
+        out[i] = np.linalg.solve(np.eye(most) - H, errors)[there]
+    return out
 
 
 def _large_left_out(basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], alphas: Floats) -> Floats:

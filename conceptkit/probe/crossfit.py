@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import choose_alpha, deleted_residuals
-from conceptkit.probe.ridge import Eigenbasis, Moments, RidgeFit, Split, factorise, predict_at, training_moments
+from conceptkit.probe.ridge import (
+    Eigenbasis,
+    Moments,
+    RidgeFit,
+    Split,
+    factorise,
+    part_products,
+    predict_at,
+    training_moments,
+)
 
 T = TypeVar("T")
 
@@ -42,13 +51,25 @@ def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbas
 
 
 def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
-    """Return out-of-fold predictions (n, t) of targets Y (n, t), each at a penalty (t,) that is known already."""
+    """Return out-of-fold predictions (n, t) of targets Y (n, t), each at a penalty (t,) that is known already.
+
+    Products of rows and targets are gathered once per held-out part, and each training part's are sums of these.
+    """
     out = np.full(Y.shape, np.nan)
+    level = Y.mean(0)
+    centred = Y - level  # products with centred rows keep their digits
+    dual = any(len(train) < X.shape[1] for train, _ in splits)
+    parts = [] if dual else [part_products(X, test, centred) for _, test in splits]
 
     def one(split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
+        train, test = split
         if moments is None:
-            return split[1], factorise(X, split[0]).fit(Y[split[0]], alpha).predict(split[1])
-        return split[1], predict_at(X, split, Y, alpha, moments)
+            return test, factorise(X, train).fit(Y[train], alpha).predict(test)
+        products = np.zeros((X.shape[1], Y.shape[1]))
+        for (_, held), part in zip(splits, parts, strict=True):
+            if held is not test:
+                products += part.products + np.outer(part.mean - moments.mean, part.total)
+        return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
     for test, predicted in _in_threads(X, splits, one):
         out[test] = predicted

@@ -218,23 +218,48 @@ def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: M
     return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
 
 
-def predict_at(X: NDArray[Any], split: Split, Y: Floats, alpha: Floats, moments: Moments) -> Floats:
+@dataclass(frozen=True)
+class Products:
+    """What some rows and their targets have in common."""
+
+    mean: Floats
+    """(d,) of the rows"""
+    products: Floats
+    """(d, t) Σ(x − mean) yᵀ"""
+    total: Floats
+    """(t,) Σy"""
+
+
+def part_products(X: NDArray[Any], rows: NDArray[np.intp], Y: Floats) -> Products:
+    """Return the products of some rows of X (n, d) with their targets Y (n, t)."""
+    mean = X[rows].mean(0, dtype=np.float64)
+    out = np.zeros((X.shape[1], Y.shape[1]))
+    step = max(1, _BLOCK // X.shape[1])
+    for i in range(0, len(rows), step):
+        some = rows[i : i + step]
+        out += (X[some].astype(np.float64, copy=False) - mean).T @ Y[some]
+    return Products(mean, out, Y[rows].sum(0))
+
+
+def predict_at(
+    X: NDArray[Any],
+    test: NDArray[np.intp],
+    products: Floats,
+    target_mean: Floats,
+    alpha: Floats,
+    moments: Moments,
+) -> Floats:
     """Return held-out predictions (len(test), t) at known penalties (t,): a Cholesky factor each costs less than V.
 
     Parameters
     ----------
+    products : (d, t) Σ(x − x̄) yᵀ over the training part
+    target_mean : (t,) of the training part
     moments : of the training part, of at least as many rows as columns
     """
     from scipy.linalg import cho_factor, cho_solve
 
-    train, test = split
     scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
-    target_mean = Y[train].mean(0)
-    products = np.zeros((X.shape[1], Y.shape[1]))
-    step = max(1, _BLOCK // X.shape[1])
-    for i in range(0, len(train), step):
-        rows = train[i : i + step]
-        products += (X[rows].astype(np.float64, copy=False) - moments.mean).T @ (Y[rows] - target_mean)
     weights = np.empty_like(products)
     for value in np.unique(alpha):
         at = alpha == value
@@ -244,7 +269,8 @@ def predict_at(X: NDArray[Any], split: Split, Y: Floats, alpha: Floats, moments:
             cho_factor(gram, overwrite_a=True, check_finite=False), products[:, at] / scale[:, None], check_finite=False
         )
         weights[:, at] = solved / scale[:, None]
-    out = np.empty((len(test), Y.shape[1]))
+    step = max(1, _BLOCK // X.shape[1])
+    out = np.empty((len(test), weights.shape[1]))
     for i in range(0, len(test), step):
         rows = test[i : i + step]
         out[i : i + step] = (X[rows].astype(np.float64, copy=False) - moments.mean) @ weights + target_mean

@@ -458,11 +458,11 @@ def control_table(record: ProbeRecord) -> Table:
     return Table(
         name="controls",
         title="What the scores have to be read against",
-        caption="Pixels: raw pixel and colour statistics, by the same procedure. Above baseline: the score less the best "
-        "of chance, random network and pixels. Random concepts have the concept's intra-class correlation (ICC) and mean "
-        "nothing; selectivity is the score less theirs. p is that of permutations at the level at which the concept "
-        "varies (permuted), least p the smallest that it could be, and q is p adjusted for everything probed (Benjamini "
-        "and Hochberg). Cosine: mean between the directions that the folds found.",
+        caption="Pixels: raw pixel and colour statistics, by the same procedure. Above baseline: the score less the "
+        "best of chance, random network and pixels. Random concepts have the concept's intra-class correlation (ICC) "
+        "and mean nothing; selectivity is the score less theirs. p is that of permutations at the level at which the "
+        "concept varies (permuted), least p the smallest that it could be, q is p adjusted for everything probed "
+        "(Benjamini and Hochberg). Cosine: mean between the directions that the folds found.",
         frame=_frame(rows, [c for c in columns if c not in dropped]),
     )
 
