@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from conceptkit import GradientReversal
 from conceptkit._checks import InputError
-from conceptkit.models.inference import pooled_activations
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.checkpoints import (
     DESCRIPTION,
@@ -24,6 +23,7 @@ from conceptkit.models.checkpoints import (
     save_checkpoint,
 )
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.models.inference import pooled_activations
 
 TASKS = (
     Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),
@@ -86,7 +86,7 @@ def test_layers_keep_their_names(bundled, folder):
     plain = pooled_activations(bundled[0].module, images(), ["mixed10"])
     assert torch.equal(found["backbone.mixed10"], plain["mixed10"])
     with torch.inference_mode():
-        trunk = bundled[1].trunk(bundled[1].features(images()))
+        trunk = bundled[1].trunk(bundled[1].features(images())[0])
     torch.testing.assert_close(found["trunk"], trunk)
     with pytest.raises(InputError, match="the network has no layer 'mixed11'"):
         opened.layer("mixed11")
@@ -246,7 +246,7 @@ def test_the_reversal_reaches_trunk_and_backbone_but_not_its_own_head(bundled):
         model.reversals["center"].strength.fill_(strength)
         model.zero_grad()
         features.grad = None
-        torch.nn.functional.cross_entropy(model.outputs(features)["center"], target).backward()
+        torch.nn.functional.cross_entropy(model.outputs(model.reads(features))["center"], target).backward()
         return features.grad.clone(), model.trunk[0][0].weight.grad.clone(), model.heads["center"].weight.grad.clone()
 
     plain, reversed_, off = gradients(-1.0), gradients(1.0), gradients(0.0)

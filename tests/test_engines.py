@@ -89,7 +89,8 @@ def test_a_killed_dask_worker_loses_nothing(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-def test_a_scheduler_that_is_not_there_is_told():
+def test_a_scheduler_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr("conceptkit.pathology.engines._TIMEOUT", "1s")
     pytest.importorskip("distributed", reason="dask's distributed is not installed")
     with pytest.raises(InputError, match="scheduler: nowhere-at-all:1 does not answer"):
         results(square, [1], Engine("dask", scheduler="nowhere-at-all:1"))

@@ -343,9 +343,8 @@ def test_the_documentation_shows_this_very_table():
     from pathlib import Path
 
     page = Path(__file__).parents[1] / "docs" / "measures.md"
-    rows = [
-        [c.strip() for c in line.strip("|\n").split(" | ")] for line in page.open(encoding="utf-8") if "| `" in line
-    ]
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if "| `" in line]
     shown = {row[0].replace("★", "").strip(" `|"): row for row in rows}
     assert list(shown) == list(MEASURES)
     for name, m in MEASURES.items():

@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 _LIVES = 3
 """Workers that a job may take down with it before it is given up."""
 
+_TIMEOUT = "10s"  # for a scheduler to answer
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -117,21 +119,32 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
         raise InputError("engine: dask needs a package more; pip install distributed.") from None
     client: Any
     try:
-        client = Client(engine.scheduler, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(engine.scheduler, timeout=_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"scheduler: {engine.scheduler} does not answer ({type(error).__name__}).") from None
     try:
-        # pure=False: equal jobs of two runs are two jobs; retries count deaths of workers as well as errors.
-        futures = {
-            client.submit(_safely, function, k, job, pure=False, retries=_LIVES): k for k, job in enumerate(jobs)
-        }
-        for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
-            if future.status == "finished":
-                yield future.result()
-            else:
-                reason = type(future.exception()).__name__
-                yield Outcome(futures[future], None, f"was given up by the cluster ({reason}).")
-            future.release()
+
+        def submit(k: int) -> Any:
+            # pure=False: equal jobs of two runs are two jobs.
+            return client.submit(_safely, function, k, jobs[k], pure=False, retries=_LIVES)
+
+        lives = dict.fromkeys(range(len(jobs)), _LIVES)
+        futures = {submit(k): k for k in lives}
+        waiting = as_completed(list(futures), loop=client.loop)  # type: ignore[no-untyped-call]
+        for future in waiting:
+            k = futures.pop(future)
+            try:
+                outcome = future.result()  # a job's own faults are outcomes: what is raised here befell its worker
+            except Exception as error:
+                lives[k] -= 1
+                if lives[k]:
+                    again = submit(k)
+                    futures[again] = k
+                    waiting.add(again)  # type: ignore[no-untyped-call]
+                else:
+                    yield Outcome(k, None, f"was given up by the cluster ({type(error).__name__}).")
+                continue
+            yield outcome
     finally:
         client.close()
 

@@ -1,0 +1,106 @@
+"""Measuring the patches of a patch table: images with windows, HDF5 rows, masks, and what is at fault."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conceptkit._checks import InputError
+from conceptkit.pathology.measures import measure
+from conceptkit.pathology.measuring_tables import is_patch_table
+from conceptkit.workflow.measuring import run_measure
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    labels = np.kron(rng.integers(0, 4, (5, 8, 8)), np.ones((1, 4, 4), int)).astype(np.uint16)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["patches"] = pixels
+    for k in range(5):
+        Image.fromarray(labels[k]).save(tmp_path / f"m{k}.png")
+        Image.fromarray(pixels[k]).save(tmp_path / f"i{k}.png")
+    rows = "".join(f"p{k},f.h5,patches,{k},0.5,m{k}.png,00{k}\n" for k in range(5))
+    (tmp_path / "t.csv").write_text("patch_id,h5,key,row,mpp,mask,patient\n" + rows)
+    return tmp_path, pixels, labels
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_values_are_those_of_the_patches(folder, workers):
+    path, pixels, labels = folder
+    made = run_measure(
+        path / "t.csv", out=path / "deep" / "m.csv", workers=workers, names=["core", "hematoxylin", "blur"]
+    )
+    expected = measure(pixels, labels, 0.5, names=["core", "hematoxylin", "blur"])
+    table = pd.read_csv(path / "deep" / "m.csv", dtype={"patient": str})
+    assert list(table["patch_id"]) == [f"p{k}" for k in range(5)]
+    assert list(table["patient"]) == [f"00{k}" for k in range(5)]
+    assert set(table["h5"]) == {"../f.h5"}
+    assert table["mask"][1] == "../m1.png"
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values, rtol=1e-5)
+    assert made.skipped == ()
+
+
+def test_a_bad_row_is_told_or_listed(folder):
+    path, *_ = folder
+    text = (path / "t.csv").read_text().replace("p2,f.h5,patches,2", "p2,f.h5,patches,9").replace("m4.png", "none.png")
+    (path / "bad.csv").write_text(text)
+    with pytest.raises(InputError, match="patch p2: row 9"):
+        run_measure(path / "bad.csv", out=path / "m.csv")
+    made = run_measure(path / "bad.csv", out=path / "m.csv", skip_bad=True)
+    assert [what for what, _ in made.skipped] == ["p2", "p4"]
+    assert list(made.table["patch_id"]) == ["p0", "p1", "p3"]
+
+
+def test_a_mask_of_another_size_is_told(folder):
+    path, *_ = folder
+    Image.fromarray(np.ones((31, 32), np.uint16)).save(path / "m3.png")
+    with pytest.raises(InputError, match=r"mask: m3\.png has 32 x 31 pixels, patch p3 has 32 x 32"):
+        run_measure(path / "t.csv", out=path / "m.csv")
+
+
+def test_windows_take_their_part_of_the_images_mask(folder):
+    path, _, labels = folder
+    (path / "w.csv").write_text("patch_id,image,x,y,size,mask\na,i0.png,8,4,16,m0.png\n")
+    made = run_measure(path / "w.csv", out=path / "m.csv", names="count")
+    assert made.table["count"][0] == len(np.unique(labels[0][4:20, 8:24])) - (0 in labels[0][4:20, 8:24])
+
+
+def test_found_nuclei_take_the_place_of_masks(folder):
+    path, *_ = folder
+    made = run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count")
+    assert "Nuclei were found by hematoxylin" in made.notes[0]
+    with pytest.raises(InputError, match="masks-out: goes with a list of images"):
+        run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", masks_out=path / "masks")
+
+
+def test_what_cannot_be_measured(folder):
+    path, *_ = folder
+    for options, sentence in (
+        ({"out": path / "t.csv"}, "is the table itself"),
+        ({"names": "jpeg_quality"}, "jpeg_quality needs file"),
+        ({"names": "cuont"}, "near names: count"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            run_measure(path / "t.csv", **{"out": path / "m.csv"} | options)
+    (path / "taken.csv").write_text((path / "t.csv").read_text().replace("patient", "count"))
+    with pytest.raises(InputError, match="column count bears the name of a measure"):
+        run_measure(path / "taken.csv", out=path / "m.csv")
+
+
+def test_which_files_are_patch_tables(tmp_path):
+    for header, expected in (
+        ("slide,x,y,size", True),
+        ("h5,key,row", True),
+        ("patch_id,image", True),
+        ("image,mask,mpp", False),
+        ("slide,image", False),
+    ):
+        (tmp_path / "t.csv").write_text(header + "\n")
+        assert is_patch_table(tmp_path / "t.csv") == expected
+    assert not is_patch_table(tmp_path / "none.csv")
