@@ -1,8 +1,9 @@
-"""Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [PART…].
+"""Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--clock cpu] [PART…].
 
 Parts: gram, himalaya, permutations, wide, study, null, coverage. Each speed part does the same work on both sides, in
 the same process, one after the other, and prints what it did. A loop that would take hours is timed on some of its
-identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS.
+identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a machine that others use
+too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ import numpy as np
 
 ALPHAS = np.logspace(-1, 6, 20)
 
+clock: Callable[[], float] = time.perf_counter
+"""Wall time, or the process's CPU time."""
+
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return seconds of wall time, and the result."""
-    start = time.perf_counter()
+    """Return seconds by the clock chosen, and the result."""
+    start = clock()
     result = work()
-    return time.perf_counter() - start, result
+    return clock() - start, result
+
+
+def peak() -> float:
+    """Return this process's peak resident memory in GB; unlike getrusage's, it does not hold the parent's."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return float(line.split()[1]) / 1e6
 
 
 def report(what: str, *values: str) -> None:
@@ -57,11 +70,11 @@ def loop(X: np.ndarray, Y: np.ndarray, splits: list[Any], alphas: np.ndarray, mo
 
     todo = [(split, alpha) for split in splits for alpha in alphas]
     some = todo if most is None else todo[:: max(1, len(todo) // most)][:most]
-    start = time.perf_counter()
+    start = clock()
     for (train, test), alpha in some:
         scaler = StandardScaler().fit(X[train])
         Ridge(alpha).fit(scaler.transform(X[train]), Y[train]).predict(scaler.transform(X[test]))
-    return (time.perf_counter() - start) * len(todo) / len(some)
+    return (clock() - start) * len(todo) / len(some)
 
 
 def path(X: np.ndarray, Y: np.ndarray, splits: list[Any], alphas: np.ndarray) -> np.ndarray:
@@ -84,20 +97,20 @@ def gram(quick: bool) -> None:
     n = 10_000 if quick else 50_000
     # Ours in a process of its own, so that its peak memory is its own.
     code = (
-        "import sys, time, resource; sys.path.insert(0, sys.argv[1]); import probe as b; "
-        f"from conceptkit.probe.folds import make_folds; X, Y, g = b.features({n}, 2048, 4, 200); "
-        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.perf_counter(); "
-        "b.path_shared(X, Y, make_folds(len(X), g, 5), b.ALPHAS); "
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, base / 1e6)"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import probe as b; "
+        f"b.clock = time.{clock.__name__}; from conceptkit.probe.folds import make_folds; "
+        f"X, Y, g = b.features({n}, 2048, 4, 200); before = b.peak(); "
+        "seconds, _ = b.timed(lambda: b.path_shared(X, Y, make_folds(len(X), g, 5), b.ALPHAS)); "
+        "print(seconds, b.peak(), before)"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent)], check=True, capture_output=True, text=True
     )
-    ours, peak, before = (float(v) for v in found.stdout.split())
+    ours, most, before = (float(v) for v in found.stdout.split())
     X, Y, groups = features(n, 2048, 4, 200)
     theirs = loop(X, Y, make_folds(n, groups, 5), ALPHAS, most=3)
     report(f"5 folds × 20 α × 4 targets, n={n:,}, d=2,048", f"{ours:.1f} s", f"{theirs:.0f} s", f"{theirs / ours:.0f}×")
-    report("  peak memory, of which before (X)", f"{peak:.2f} GB", f"{before:.2f} GB", "≤ 2 GB")
+    report("  peak memory, of which before (X)", f"{most:.2f} GB", f"{before:.2f} GB", "≤ 2 GB")
 
 
 def path_shared(X: np.ndarray, Y: np.ndarray, splits: list[Any], alphas: np.ndarray) -> np.ndarray:
@@ -213,7 +226,7 @@ def study(quick: bool) -> None:
     seconds, _ = timed(lambda: ck.probe_arrays(given, concepts, groups, baseline_features=baselines))
     every = seconds * 11 / layers
     report(f"11 layers × 6 concepts, n={n:,}, d={d:,} ({layers} timed)", f"{every:.0f} s", "≤ 300 s", "")
-    report("  peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB", "", "")
+    report("  peak memory", f"{peak():.2f} GB", "", "")
 
 
 # --- statistics --------------------------------------------------------------------------------------------------
@@ -292,8 +305,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     given = parser.parse_args()
-    print(f"threads: {os.environ.get('OMP_NUM_THREADS', 'all')}, load {os.getloadavg()[0]:.1f}")
+    global clock
+    clock = time.process_time if given.clock == "cpu" else time.perf_counter
+    print(f"clock: {given.clock}, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}, load {os.getloadavg()[0]:.1f}")
     report("what", "ours", "other", "ratio or aim")
     for name in given.parts or PARTS:
         PARTS[name](given.quick)

@@ -97,6 +97,8 @@ def choose_device(device: str) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "device type" in reason:  # torch then lists some twenty kinds of hardware
+            reason = "known: auto, cpu, cuda, mps"
         raise InputError(f"device: {device!r} cannot be used ({reason}).") from None
     return chosen
 

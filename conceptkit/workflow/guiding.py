@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_distinct, near_names
+from conceptkit._checks import InputError, check_at_least, check_distinct, near_names
 from conceptkit.patches import PatchTable
 from conceptkit.records import GuideRecord
 from conceptkit.study import Study
@@ -260,8 +260,10 @@ def _set_up(
         raise InputError("model: none is named, neither by --model nor in the study.")
     if len(set(seeds)) < len(seeds) or not seeds:
         raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
+    for seed in seeds:
+        check_at_least("seeds", seed, 0)
+    notes = list(notes_on(meant, data, [*names, meant.label]))
     plan = make_plan(meant, data)
-    notes = list(notes_on(meant, data, names))
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes)]
     tasks += [
         concept_task(data, name, plan.rows["train"], adversarial=adversarial, layer=layer)

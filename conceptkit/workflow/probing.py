@@ -82,6 +82,7 @@ def run_probe(
     """
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import open_model, random_control
+    from conceptkit.models.inference import choose_device
     from conceptkit.probe.targets import make_target
     from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
     from conceptkit.workflow.pixels import read_pixel_statistics
@@ -89,6 +90,8 @@ def run_probe(
 
     check_choice("protocol", protocol, PROTOCOLS)
     check_at_least("permutations", permutations, 0)
+    check_at_least("seed", seed, 0)
+    choose_device(device)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "probe")
     if features is not None:
@@ -99,6 +102,7 @@ def run_probe(
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
     keep = split_rows(data, meant, split)
+    notes = notes_on(meant, data, concepts)
     groups = data.groups(meant.group)
     targets = []
     for name in concepts:
@@ -110,7 +114,6 @@ def run_probe(
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
     if meant.model is None and not own:
         raise InputError("model: none is named, neither by --model nor in the study.")
-    notes = notes_on(meant, data, concepts)
     notes += tuple(note for name in concepts if (note := _missing_by_label(data, meant, name, keep)))
     if protocol == "paper":
         notes = (PAPER_NOTE, *notes)
