@@ -259,13 +259,12 @@ def monuseg(shared_data, tmp_path_factory):
     return X[kept], area[kept], table.groups("patient")[kept]
 
 
-def test_on_real_tissue_it_is_the_independent_statement(monuseg):
+def test_on_real_tissue_what_ignores_patients_flatters(monuseg):
+    """That the score is the independent statement's is tested through the command, on the same patches."""
     X, y, patients = monuseg
     assert X.shape[1] == 320
     assert len(set(patients)) == 30
     [result] = validate(X, [continuous(y, patients)])
-    groups = np.unique(patients.astype(str), return_inverse=True)[1]
-    assert result.score == pytest.approx(nested_r2(X, y, groups), abs=1e-6)
     assert result.low < result.score < result.high
     assert result.in_sample > result.patchwise > result.score + 0.1
 

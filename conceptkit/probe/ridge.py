@@ -145,9 +145,16 @@ class Eigenbasis:
 
     def moments(self, centred: Floats) -> Floats:
         """Return Aᵀ(y − ȳ), (r, t), of centred training targets (n, t)."""
-        out = np.zeros((len(self.spectrum), centred.shape[1]))
-        for at, A in self.blocks(self.train):
-            out += A.T @ centred[at]
+        if self.kernel is not None:
+            dual: Floats = self.coordinates(self.train).T @ centred
+            return dual
+        # Vᵀ(Zᵀy), not (ZV)ᵀy: coordinates of the rows cost a product of n × d × d, and need not be made for this.
+        products = np.zeros((self.X.shape[1], centred.shape[1]))
+        step = max(1, _BLOCK // self.X.shape[1])
+        for i in range(0, len(self.train), step):
+            rows = self.train[i : i + step]
+            products += (self.X[rows].astype(np.float64, copy=False) - self.mean).T @ centred[i : i + step]
+        out: Floats = self.vectors.T @ (products / self.scale[:, None])
         return out
 
     def weights(self, c: Floats) -> Floats:

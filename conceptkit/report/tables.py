@@ -256,6 +256,11 @@ def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
         learned = not best.score_low <= _float(random)
         if readable and not learned:
             text += ", which the interval does not exclude: it need not have been learned"
+    if readable and _is_finite(best.score_pixels) and best.score_low <= _float(best.score_pixels):
+        text += (
+            f"; plain statistics of the pixels reach {number(best.score_pixels)}, so that no network is needed for it"
+        )
+        learned = False
     text += f"; chance is {chance}"
     claims = []
     if group is not None and _is_finite(best.score_patchwise):
