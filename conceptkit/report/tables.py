@@ -257,9 +257,9 @@ def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
         if readable and not learned:
             text += ", which the interval does not exclude: it need not have been learned"
     if readable and _is_finite(best.score_pixels) and best.score_low <= _float(best.score_pixels):
-        text += (
-            f"; plain statistics of the pixels reach {number(best.score_pixels)}, so that no network is needed for it"
-        )
+        as_well = _float(best.score_pixels) >= best.score
+        text += f"; plain statistics of the pixels reach {number(best.score_pixels)}, "
+        text += "so that no network is needed for it" if as_well else "which the interval does not exclude"
         learned = False
     text += f"; chance is {chance}"
     claims = []
