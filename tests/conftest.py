@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from small_study import small_table, write_study
 
 import conceptkit as ck
+from conceptkit.workflow import probing
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -37,3 +39,23 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data (../shared/data) is not beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def one_random_network():
+    """Read one random network instead of three: each costs as much as the network itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "RANDOM_NETWORKS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(embedded):
+    """A small part of the embedded study's table."""
+    return small_table(embedded)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, table):
+    """Its study file, in a folder of its own."""
+    return write_study(tmp_path_factory.mktemp("small"), table)

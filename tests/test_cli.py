@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from small_study import small_table, write_study
+from small_study import write_study
 from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
@@ -23,6 +23,8 @@ from conceptkit.cli import app
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.study import load_study
 from conceptkit.workflow import probing
+
+pytestmark = pytest.mark.usefixtures("one_random_network")
 
 QUICK = ("--permutations", "0")
 
@@ -56,25 +58,6 @@ def sentence(result):
 def contents(folder):
     """Return every file below ``folder`` with its bytes."""
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_random_network():
-    """Read one random network instead of three: each costs as much as the network itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "RANDOM_NETWORKS", 1)
-        yield
-
-
-@pytest.fixture(scope="module")
-def table(embedded):
-    return small_table(embedded)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, table):
-    """The study file; its folder is where the commands of the module run."""
-    return write_study(tmp_path_factory.mktemp("small"), table)
 
 
 @pytest.fixture

@@ -10,33 +10,16 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_study import small_table, write_study
+from small_study import write_study
 
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.records import GuideRecord, load_record
-from conceptkit.workflow import probing
+
+pytestmark = pytest.mark.usefixtures("one_random_network")
 
 OPTIONS = {"epochs": 2, "warmup": 1, "trunk": (8,)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_random_network():
-    """Read one random network instead of three: each costs as much as the network itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "RANDOM_NETWORKS", 1)
-        yield
-
-
-@pytest.fixture(scope="module")
-def table(embedded):
-    return small_table(embedded)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, table):
-    return write_study(tmp_path_factory.mktemp("small"), table)
 
 
 @pytest.fixture(scope="module")

@@ -8,32 +8,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from small_study import small_table, write_study
+from small_study import write_study
 from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.records import ProbeRecord, load_record
-from conceptkit.workflow import probing
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_random_network():
-    """Read one random network instead of three: each costs as much as the network itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "RANDOM_NETWORKS", 1)
-        yield
-
-
-@pytest.fixture(scope="module")
-def table(embedded):
-    return small_table(embedded)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, table):
-    return write_study(tmp_path_factory.mktemp("small"), table)
+pytestmark = pytest.mark.usefixtures("one_random_network")
 
 
 @pytest.fixture(scope="module")
