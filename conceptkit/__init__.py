@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
-    from conceptkit.records import GuideRecord, ProbeRecord, load_record
+    from conceptkit.records.guide import GuideRecord
+    from conceptkit.records.loading import load_record
+    from conceptkit.records.probe import ProbeRecord
     from conceptkit.study import Study, load_study
     from conceptkit.synthetic import embedded_study
     from conceptkit.workflow.array_probing import probe_arrays
@@ -28,15 +30,15 @@ _HOMES = {
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
-    "GuideRecord": "records",
+    "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
     "InputError": "_checks",
-    "ProbeRecord": "records",
+    "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "study",
     "embedded_study": "synthetic",
     "extract": "workflow.extracting",
-    "load_record": "records",
+    "load_record": "records.loading",
     "load_study": "study",
     "predict": "workflow.predicting",
     "probe_arrays": "workflow.array_probing",

@@ -1,0 +1,42 @@
+"""Opening the record of a run folder, of whichever command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from conceptkit._checks import InputError
+from conceptkit.records.base import RECORD_FILE
+from conceptkit.records.guide import GuideRecord
+from conceptkit.records.probe import ProbeRecord
+
+AnyRecord = ProbeRecord | GuideRecord
+
+KINDS: Mapping[str, type[ProbeRecord] | type[GuideRecord]] = {c.schema: c for c in (ProbeRecord, GuideRecord)}
+"""Schema → class of record"""
+
+
+def load_record(folder: Path) -> AnyRecord:
+    """Load the record of a run folder (or of a record file).
+
+    Raises
+    ------
+    InputError
+        when there is no record, it is not JSON, or its schema is of another version.
+    """
+    path = folder / RECORD_FILE if folder.is_dir() else folder
+    if not path.is_file():
+        raise InputError(f"run: {folder} holds no {RECORD_FILE}; name a folder that probe or guide wrote.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schema = values["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"run: {path} is not a record of conceptkit (no JSON object with a schema).") from None
+    if schema not in KINDS:
+        raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(KINDS)}.")
+    try:
+        return dataclasses.replace(KINDS[schema].from_dict(values), folder=path.parent)
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"run: {path} lacks a part of a {schema} record.") from None
