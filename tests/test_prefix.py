@@ -8,6 +8,7 @@ import torch
 
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
+from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import prepare_inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import frozen_layers, split
@@ -145,7 +146,7 @@ def _trained(cache: str, *, batch_size: int = 8):
     model = build_model(backbone, tasks, options, seed=0)
     batches = np.array_split(pixels, 40 // batch_size)
     inputs = prepare_inputs(model, backbone, batches, batch_size=batch_size, device="cpu", cache=cache)
-    return inputs, train(model, inputs, targets, rows, options, seed=0, device="cpu")
+    return inputs, train(model, inputs, targets, rows, options, seed=0, engine=Engine(device="cpu"))
 
 
 def test_an_exact_cache_changes_nothing() -> None:

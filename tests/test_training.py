@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from conceptkit._checks import InputError
+from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Pooled
@@ -51,16 +52,19 @@ def some_data(n=96):
     return X, targets, rows
 
 
-def fit(options=OPTIONS, *, tasks=(MAIN_TASK, SIZE, CENTER), seed=0, change=None):
+def fit(options=OPTIONS, *, tasks=(MAIN_TASK, SIZE, CENTER), seed=0, change=None, parallel=1, loggers=(), **how):
     X, targets, rows = some_data()
     if change is not None:
         change(X, targets, rows)
     torch.manual_seed(7)
-    model = GuidedModel(Normalised(), 6, tasks, trunk=options.trunk, dropout=options.dropout).eval()
+    model = GuidedModel(
+        Normalised(), 6, tasks, trunk=options.trunk, dropout=options.dropout, erases=options.method == "leace"
+    ).eval()
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
     inputs = Inputs((X,), Pooled(model))
-    return train(model, inputs, targets, rows, options, seed=seed, device="cpu"), inputs
+    engine = Engine(device="cpu", devices=parallel, loggers=loggers)
+    return train(model, inputs, targets, rows, options, seed=seed, engine=engine, **how), inputs
 
 
 def weights(trained):
@@ -201,3 +205,128 @@ def test_a_loss_that_is_not_finite_ends_with_its_task_named():
 
     with pytest.raises(InputError, match="the loss of size is not finite in epoch 1"):
         fit(change=overflow)
+
+
+class KilledError(Exception):
+    """Stands for a signal that ends the process."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.5, "weighting": "dwa"},
+        {"optimizer": "sgd", "dropout": 0.3, "patience": 2},
+        {"method": "leace"},
+    ],
+    ids=["dropout and dynamic weights", "momentum and patience", "erasure"],
+)
+def test_a_killed_training_goes_on_where_it_was(tmp_path, options):
+    options = dataclasses.replace(OPTIONS, epochs=8, warmup=1, **{"patience": 8, **options})
+    whole, _ = fit(options)
+    state = tmp_path / "state.ckpt"
+
+    def kill(done, todo):
+        if done == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(options, state=state, state_every=0.0, progress=kill)
+    told = []
+    resumed, _ = fit(options, state=state, state_every=0.0, progress=lambda done, todo: told.append(done))
+    assert told[0] == 4  # the fourth epoch's state was not written yet when it was killed
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [*map(dict, resumed.history)] == [*map(dict, whole.history)]
+    again, _ = fit(options, state=state, progress=lambda done, todo: pytest.fail("a finished training ran again"))
+    assert torch.equal(weights(again), weights(whole))
+    assert resumed.best_epoch == again.best_epoch == whole.best_epoch
+
+
+def test_a_state_that_cannot_be_gone_on_from_is_a_sentence(tmp_path):
+    state = tmp_path / "state.ckpt"
+    state.write_bytes(b"no state")
+    with pytest.raises(InputError, match=r"^state: .* cannot be read"):
+        fit(state=state)
+    state.unlink()
+    fit(state=state, tasks=(MAIN_TASK, SIZE))
+    with pytest.raises(InputError, match=r"is of another training"):
+        fit(state=state)
+
+
+def test_two_processes_learn_what_one_learns():
+    """The same batches, labels missing in all rows of one process' share among them."""
+
+    def forget(X, targets, rows):
+        targets["size"][rows["train"][:40]] = float("nan")
+        targets["center"][rows["train"][::3]] = -1
+
+    for method in ("confusion", "reversal"):
+        options = dataclasses.replace(OPTIONS, method=method, batch_size=5, optimizer="sgd", lr=0.05)
+        one, _ = fit(options, change=forget)
+        two, _ = fit(options, change=forget, parallel=2)
+        torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+        for alone, together in zip(one.history, two.history, strict=True):
+            assert together == pytest.approx(alone, rel=1e-3, nan_ok=True)
+
+
+def test_a_mistake_in_one_of_several_processes_is_a_sentence():
+    def spoil(X, targets, rows):
+        X[rows["train"][3]] = float("nan")
+
+    with pytest.raises(InputError, match=r"^guide: the loss of main"):
+        fit(change=spoil, parallel=2)
+
+
+@pytest.mark.parametrize("method", ["coral", "mmd"])
+def test_matching_brings_the_classes_together(method):
+    def use_the_class(X, targets, rows):
+        targets[MAIN] = (X[:, 0] + 2 * X[:, 2] > 9).long()
+
+    def apart(strength):
+        free = dataclasses.replace(OPTIONS, epochs=20, warmup=2, patience=20, balance=False, balance_main=0.0)
+        options = dataclasses.replace(free, method=method, strength=strength)
+        trained, inputs = fit(options, change=use_the_class)
+        _, targets, rows = some_data()
+        trunk = predict(trained.model, inputs)[1][rows["train"]]
+        code = targets["center"][rows["train"]]
+        gap = trunk[code == 1].mean(0) - trunk[code == 0].mean(0)
+        return float(gap.norm() / trunk.std(0).norm())
+
+    assert apart(20.0) < 0.6 * apart(0.0)
+
+
+def test_erasure_leaves_nothing_linear_of_the_concept():
+    options = dataclasses.replace(OPTIONS, epochs=10, balance=False)
+
+    def explained(method):
+        trained, inputs = fit(dataclasses.replace(options, method=method))
+        _, targets, rows = some_data()
+        read = predict(trained.model, inputs)[1][rows["train"]].double()
+        Z = torch.cat([read, torch.ones(len(read), 1)], 1)
+        y = targets["center"][rows["train"]].double()[:, None]
+        # Below float32's own rounding there is nothing to read.
+        fitted = Z @ torch.linalg.lstsq(Z, y, driver="gelsd", rcond=1e-5).solution
+        return 1 - float(((fitted - y) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+
+    assert explained("reversal") > 0.05
+    assert abs(explained("leace")) < 1e-4
+
+
+def test_scores_of_heads_are_those_of_the_kept_back_rows():
+    trained, inputs = fit(dataclasses.replace(OPTIONS, epochs=3, warmup=2))
+    outputs, _ = predict(trained.model, inputs)
+    _, targets, rows = some_data()
+    last = trained.history[trained.best_epoch - 1]
+    y = targets["size"][rows["val"]].double()
+    read = outputs["size"][rows["val"], 0].double()
+    assert last["score/size"] == pytest.approx(1 - float(((y - read) ** 2).sum() / ((y - y.mean()) ** 2).sum()))
+    for name, predicted in (("main", outputs[MAIN][:, 0] > 0), ("center", outputs["center"].argmax(1))):
+        y, guess = targets[name][rows["val"]], predicted[rows["val"]].long()
+        recalls = [float((guess[y == c] == c).double().mean()) for c in (0, 1)]
+        assert last[f"score/{name}"] == pytest.approx(np.mean(recalls))
+
+
+def test_logs_can_be_watched(tmp_path):
+    trained, _ = fit(log_to=tmp_path / "logs", loggers=("csv",))
+    lines = (tmp_path / "logs" / "csv" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(trained.history)
+    assert {"train/size", "val/main", "score/center", "weight/main", "epoch"} <= set(lines[0].split(","))

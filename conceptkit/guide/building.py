@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from conceptkit._checks import InputError
+from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task, layer_width
@@ -47,11 +48,24 @@ def build_model(
     ]
     size = backbone.preprocessing.size or 224
     widths = {t.layer: layer_width(own, t.layer, size=size) for t in ordered if t.layer is not None}
+    erases = METHODS[options.method].erases and any(task.adversarial for task in ordered)
+    if origin is not None and origin.erasure is not None:
+        erases = True  # its heads know no other features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GuidedModel(own, _width(backbone), ordered, trunk=options.trunk, dropout=options.dropout, widths=widths)
+        model = GuidedModel(
+            own,
+            _width(backbone),
+            ordered,
+            trunk=options.trunk,
+            dropout=options.dropout,
+            widths=widths,
+            erases=erases,
+        )
     if origin is not None:
         model.trunk.load_state_dict(origin.trunk.state_dict())
+        if model.erasure is not None and origin.erasure is not None:
+            model.erasure.load_state_dict(origin.erasure.state_dict())
         kept = {task.name: task for task in origin.tasks}
         for task in ordered:
             if task.name in kept and kept[task.name].layer == task.layer:

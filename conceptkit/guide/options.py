@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass
 
 from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice
+from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.inputs import CACHES
 from conceptkit.guide.objective import REVERSALS
 from conceptkit.guide.weighting import parse_weighting
 
 OPTIMIZERS = ("adam", "sgd")
-
-METHODS = ("confusion", "reversal")
-"""How a discouraged concept reaches the shared layers: by its head's confusion, or its reversed gradient"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,7 @@ class TrainingOptions:
     reset_weights: bool = False
     """Whether learned loss weights start anew when the schedule has ended"""
     method: str = "confusion"
+    """How a discouraged concept reaches the shared layers, see :data:`conceptkit.guide.discouraging.METHODS`"""
     strength: float = 1.0
     """λ of the discouragement at the end of its schedule"""
     reversal: str = "ramp"

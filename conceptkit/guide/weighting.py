@@ -127,7 +127,8 @@ class Weighting(nn.Module):
         named = {task.name: own.get(task.name, default) for task in tasks}
         terms = {task.name: WEIGHTINGS[named[task.name][0]](task, named[task.name][1]) for task in tasks}
         self.terms: Mapping[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]  # a mapping of its kind
-        self._before: list[Mapping[str, float]] = []
+        self.before: list[Mapping[str, float]] = []
+        """The mean training losses of the last two epochs"""
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost."""
@@ -143,11 +144,11 @@ class Weighting(nn.Module):
         λ_k = K·e^(r_k/T) / Σ e^(r/T) with r_k the ratio of the last two epochs' losses (Liu et al., 2019); 1 until
         there are two, and for a task whose loss is not known.
         """
-        self._before = [*self._before[-1:], dict(losses)]
+        self.before = [*self.before[-1:], dict(losses)]
         dynamic = {name: term for name, term in self.terms.items() if isinstance(term, Dynamic)}
-        if len(self._before) < 2 or not dynamic:
+        if len(self.before) < 2 or not dynamic:
             return
-        earlier, later = self._before
+        earlier, later = self.before
         ratios = {n: later[n] / earlier[n] for n in dynamic if earlier.get(n, 0.0) > 0 and math.isfinite(later[n])}
         # An adversary's loss may grow without bound; a ratio is held where e^(r/T) stays a number.
         powers = {n: math.exp(min(r, 20.0) / DWA_TEMPERATURE) for n, r in ratios.items()}

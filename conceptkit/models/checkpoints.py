@@ -76,6 +76,7 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> Non
         "width": model.width,
         "dropout": model.dropout,
         "widths": model.widths,
+        "erases": model.erasure is not None,
         "tasks": [dataclasses.asdict(task) for task in model.tasks],
     }
     write_atomically(folder / DESCRIPTION, to_json(description))
@@ -166,7 +167,10 @@ def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
     tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
     trunk, dropout = description["trunk"], description["dropout"]
     widths = description.get("widths", {})  # absent from checkpoints whose heads all read the trunk's end
-    return GuidedModel(backbone, description["width"], tasks, trunk=trunk, dropout=dropout, widths=widths)
+    erases = description.get("erases", False)
+    return GuidedModel(
+        backbone, description["width"], tasks, trunk=trunk, dropout=dropout, widths=widths, erases=erases
+    )
 
 
 def _as_backbone(model: GuidedModel, inner: Backbone, *, name: str, weights: str) -> Backbone:
@@ -176,5 +180,10 @@ def _as_backbone(model: GuidedModel, inner: Backbone, *, name: str, weights: str
         module=model.eval(),
         name=name,
         weights=weights,
-        aliases={**{alias: f"backbone.{n}" for alias, n in inner.aliases.items()}, "trunk": "trunk", **own},
+        # What the heads read: behind the erasure, where there is one.
+        aliases={
+            **{alias: f"backbone.{n}" for alias, n in inner.aliases.items()},
+            "trunk": "trunk" if model.erasure is None else "erasure",
+            **own,
+        },
     )

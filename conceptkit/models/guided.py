@@ -77,6 +77,27 @@ class GradientReversal(nn.Module):
         return out
 
 
+class Erasure(nn.Module):
+    """An affine map that takes concepts out of features, x ↦ μ + A (x − μ); the identity until it is fitted.
+
+    Parameters
+    ----------
+    width : number of features
+    """
+
+    matrix: Tensor
+    mean: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(width))
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features (n, width) without the concepts."""
+        return self.mean + (x - self.mean) @ self.matrix.T
+
+
 class GuidedModel(nn.Module):
     """A network that predicts the main task and concepts from one shared representation (Graziani et al.).
 
@@ -88,6 +109,7 @@ class GuidedModel(nn.Module):
     trunk : widths of the dense layers
     dropout : rate after each dense layer
     widths : layer → channels of its output, for every layer that a task names; see :func:`layer_width`
+    erases : whether the trunk's end passes through an :class:`Erasure` before the heads
     """
 
     def __init__(
@@ -99,6 +121,7 @@ class GuidedModel(nn.Module):
         trunk: Sequence[int] = (256, 64),
         dropout: float = 0.0,
         widths: Mapping[str, int] | None = None,
+        erases: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -113,6 +136,7 @@ class GuidedModel(nn.Module):
             layers.append(nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)))
         self.trunk = nn.Sequential(*layers)
         end = trunk[-1] if trunk else width
+        self.erasure = Erasure(end) if erases else None
         reads = {task.name: end if task.layer is None else self.widths[task.layer] for task in self.tasks}
         self.heads = nn.ModuleDict({task.name: nn.Linear(reads[task.name], task.nodes) for task in self.tasks})
         self.reversals = nn.ModuleDict({task.name: GradientReversal() for task in self.tasks if task.adversarial})
@@ -129,7 +153,10 @@ class GuidedModel(nn.Module):
 
     def reads(self, pooled: Tensor, *layers: Tensor) -> dict[str | None, Tensor]:
         """Return what heads read, by layer: under ``None`` the trunk's end; from what :meth:`features` gives."""
-        return {None: self.trunk(pooled), **dict(zip(self.layers, layers, strict=True))}
+        end = self.trunk(pooled)
+        if self.erasure is not None:
+            end = self.erasure(end)
+        return {None: end, **dict(zip(self.layers, layers, strict=True))}
 
     def outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
         """Return each task's raw output (n, nodes) from what :meth:`reads` gives."""

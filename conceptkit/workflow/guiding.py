@@ -67,6 +67,7 @@ def run_guide(
     """
     from conceptkit.guide.building import build_model
     from conceptkit.guide.embeddings import write_embeddings
+    from conceptkit.guide.engine import Engine
     from conceptkit.guide.inputs import inputs_for, prepare_inputs
     from conceptkit.guide.objective import encode
     from conceptkit.guide.reading import Reading, TrainedRun, paired_differences, read_run
@@ -111,7 +112,7 @@ def run_guide(
                 at,
                 training,
                 seed=seed,
-                device=device,
+                engine=Engine(device=device),
                 progress=None if progress is None else at_stage(progress, stage),
             )
             checkpoint = folder / "checkpoints" / f"{name}-seed{seed}"

@@ -1,0 +1,156 @@
+"""Ways to discourage a concept: what presses on the layers that all tasks share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptkit.guide.objective import confusion_loss
+from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
+
+Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""From a discouraged task, what its head reads (n, d), the head's output (n, nodes) without a gradient into the head,
+targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a discouraged concept reaches the shared layers; its head always learns to read the concept."""
+
+    pressure: Pressure | None = None
+    """A loss of its own for the shared layers"""
+    reverses: bool = False
+    """Whether the head's gradient comes through, times −λ"""
+    erases: bool = False
+    """Whether the trunk's end is passed through an affine map that takes the concept out (LEACE)"""
+
+
+def _confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+    return confusion_loss(task, held, target, factors)
+
+
+def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+    """Return how far the first two moments of what is read differ between classes, 0 where they do not.
+
+    Units are scaled to variance 1 over the batch. With m_c, S_c the mean and covariance of class c and m, S their
+    means over classes: mean over c of ‖m_c − m‖²/d + ‖S_c − S‖²_F/(4d²). For a continuous concept the mean over units
+    of the squared correlation with the value.
+
+    Source
+    ------
+    Sun and Saenko, Deep CORAL, 2016, for the covariances; the means are added here, as units behind a ReLU differ in
+    them first
+    """
+    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    if int(labelled.sum()) < 4:
+        return read.sum() * 0.0
+    x, y = read[labelled], target[labelled]
+    w = torch.ones(len(x), device=x.device) if factors is None else factors.to(x)[labelled]
+    w = w / w.sum()
+    x = x - w @ x
+    x = x / (w @ x**2 + 1e-6).sqrt().detach()
+    if task.kind == CONTINUOUS:
+        y = y - w @ y
+        y = y / (w @ y**2 + 1e-6).sqrt()
+        return ((w * y) @ x).square().mean()
+    means, covariances = [], []
+    for code in torch.unique(y):
+        rows = y == code
+        if int(rows.sum()) < 2:
+            continue
+        own = w[rows] / w[rows].sum()
+        mean = own @ x[rows]
+        centred = x[rows] - mean
+        means.append(mean)
+        covariances.append((centred * own[:, None]).T @ centred)
+    if len(means) < 2:
+        return read.sum() * 0.0
+    m, s = torch.stack(means), torch.stack(covariances)
+    d = x.shape[1]
+    between: Tensor = ((m - m.mean(0)) ** 2).sum(1).mean() / d
+    return between + ((s - s.mean(0)) ** 2).sum((1, 2)).mean() / (4 * d**2)
+
+
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Of the kernels of :func:`mmd`, times the median distance in the batch"""
+
+
+def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+    """Return how far whole distributions of what is read differ between classes, 0 where they do not.
+
+    The mean over pairs of classes of the squared maximum mean discrepancy with a mean of Gaussian kernels; for a
+    continuous concept the Hilbert-Schmidt independence criterion with a Gaussian kernel on the value, over the root of
+    its value for each variable with itself.
+
+    Source
+    ------
+    Gretton et al., A kernel two-sample test, 2012; Long et al., Learning transferable features, 2015; Gretton et al.,
+    Measuring statistical dependence with Hilbert-Schmidt norms, 2005
+    """
+    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    if int(labelled.sum()) < 4:
+        return read.sum() * 0.0
+    x, y = read[labelled], target[labelled]
+    w = torch.ones(len(x), device=x.device) if factors is None else factors.to(x)[labelled]
+    square = (x[:, None] - x[None]).square().sum(-1)
+    distinct = square.detach()[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
+    scale = distinct.median().clamp_min(1e-6)
+    kernel = torch.stack([torch.exp(-square / (2 * b**2 * scale)) for b in BANDWIDTHS]).mean(0)
+    if task.kind == CONTINUOUS:
+        share = w / w.sum()
+        of_value = torch.exp(-0.5 * (y[:, None] - y[None]).square())
+
+        def centred(k: Tensor) -> Tensor:
+            rows = k @ share
+            return k - rows[:, None] - rows[None] + share @ rows
+
+        joint = share[:, None] * share[None]
+        a, b = centred(kernel), centred(of_value)
+        own = (joint * a * a).sum() * (joint * b * b).sum()
+        return (joint * a * b).sum() / own.clamp_min(1e-12).sqrt()
+    codes = [code for code in torch.unique(y) if int((y == code).sum()) >= 2]
+    found = []
+    for one, other in itertools.combinations(codes, 2):
+        signed = torch.zeros(len(x), device=x.device)
+        signed[y == one] = w[y == one] / w[y == one].sum()
+        signed[y == other] = -w[y == other] / w[y == other].sum()
+        found.append(signed @ kernel @ signed)
+    return torch.stack(found).mean() if found else read.sum() * 0.0
+
+
+METHODS: Mapping[str, Method] = {
+    "confusion": Method(pressure=_confusion),
+    "reversal": Method(reverses=True),
+    "coral": Method(pressure=coral),
+    "mmd": Method(pressure=mmd),
+    "leace": Method(erases=True),
+}
+"""Name → way to discourage"""
+
+
+def pressure(
+    method: Method,
+    model: GuidedModel,
+    reads: Mapping[str | None, Tensor],
+    targets: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return discouraged task → scalar that the shared layers minimise, for one batch; empty without a pressure.
+
+    Parameters
+    ----------
+    reads : as :meth:`GuidedModel.reads` gives them
+    targets, factors : task → (n,) of the batch's rows
+    """
+    if method.pressure is None:
+        return {}
+    held = model.held_outputs(reads)
+    return {
+        task.name: method.pressure(task, reads[task.layer], held[task.name], targets[task.name], factors.get(task.name))
+        for task in model.tasks
+        if task.adversarial
+    }

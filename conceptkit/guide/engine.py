@@ -1,0 +1,104 @@
+"""What a training runs on, and what can be watched of it: nothing here changes what is learned but its rounding."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit.models.inference import choose_device
+
+PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+"""Name → Lightning's name; 16 bits are mixed with 32 where digits matter"""
+
+LOGGERS = ("csv", "tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Device, processes, precision and logs of a training."""
+
+    device: str = "auto"
+    devices: int = 1
+    """Processes on this machine, one per device; each works on its share of every batch"""
+    nodes: int = 1
+    """Machines; the command is started on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set"""
+    precision: str = "32"
+    loggers: tuple[str, ...] = ()
+    """Any of :data:`LOGGERS`"""
+
+    def check(self) -> None:
+        """Raise :class:`InputError` for what cannot be."""
+        check_at_least("devices", self.devices, 1)
+        check_at_least("nodes", self.nodes, 1)
+        check_choice("precision", self.precision, PRECISIONS)
+        for name in self.loggers:
+            check_choice("log", name, LOGGERS)
+        if "tensorboard" in self.loggers:
+            try:
+                import torch.utils.tensorboard  # noqa: F401  # Lightning needs it at the first line it writes
+            except ImportError:
+                raise InputError("log: tensorboard is not installed; pip install tensorboard, or take csv.") from None
+        kind = choose_device(self.device).type
+        if self.precision == "16" and kind == "cpu":
+            raise InputError("precision: 16 needs a GPU; on a CPU take 32 or bf16.")
+
+    @property
+    def parallel(self) -> bool:
+        """Return whether several processes train."""
+        return self.devices * self.nodes > 1
+
+    def trainer(self, *, epochs: int, callbacks: list[lightning.Callback], log_to: Path | None) -> lightning.Trainer:
+        """Return Lightning's trainer for this engine.
+
+        Parameters
+        ----------
+        log_to : folder of the logs; ``None`` writes none
+        """
+        where = choose_device(self.device)
+        loggers: list[Logger] = []
+        if log_to is not None:
+            if "csv" in self.loggers:
+                loggers.append(CSVLogger(log_to.parent, name=log_to.name, version="csv", flush_logs_every_n_steps=1))
+            if "tensorboard" in self.loggers:
+                loggers.append(TensorBoardLogger(log_to.parent, name=log_to.name, version="tensorboard"))
+        return lightning.Trainer(
+            max_epochs=epochs,
+            accelerator={"cuda": "gpu"}.get(where.type, where.type),
+            devices=self.devices if where.index is None or self.parallel else [where.index],
+            num_nodes=self.nodes,
+            # The command itself goes on in one process per machine; only the training is shared out.
+            strategy="ddp_spawn" if self.parallel else "auto",
+            precision=PRECISIONS[self.precision],
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            logger=loggers or False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence advice that does not apply: batches come from memory, and devices are chosen by the user."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

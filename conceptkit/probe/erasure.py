@@ -1,0 +1,77 @@
+"""Erasure: the smallest affine change of activations after which no linear probe reads a concept (LEACE)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.evaluate.scores import Floats
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """An affine map x ↦ μ + A (x − μ)."""
+
+    matrix: Floats
+    """A (d, d)"""
+    mean: Floats
+    """μ (d,)"""
+
+    def __call__(self, X: Floats) -> Floats:
+        """Return the activations (n, d) without what is linear of the concept."""
+        out: Floats = self.mean + (X - self.mean) @ self.matrix.T
+        return out
+
+
+def indicators(codes: NDArray[np.intp], n_classes: int) -> Floats:
+    """Return one column per class (n, n_classes), which is what a categorical concept is erased as."""
+    out: Floats = np.eye(n_classes)[codes]
+    return out
+
+
+def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
+    """Fit the map after which every unit of X is uncorrelated with every column of Z, and X is least changed.
+
+    With W = Σ_xx^(−1/2) and P the orthogonal projection onto the columns of W Σ_xz, A = I − W⁺ P W. Uncorrelated
+    means that no linear predictor of Z beats a constant one on these rows, for any convex loss. Directions in which X
+    does not vary are left alone.
+
+    Parameters
+    ----------
+    X : (n, d) activations
+    Z : (n, k) values of concepts, or :func:`indicators` of classes
+    weights : (n,) of rows; the covariances are those of the weighted rows
+
+    Raises
+    ------
+    InputError
+        when there are fewer than two rows, or a value is not finite
+
+    Source
+    ------
+    Belrose et al., LEACE: Perfect linear concept erasure in closed form, 2023, theorem 4.2
+    """
+    if len(X) < 2:
+        raise InputError(f"erasure: needs at least 2 rows, got {len(X)}.")
+    if not (np.isfinite(X).all() and np.isfinite(Z).all()):
+        raise InputError("erasure: activations and values must be finite.")
+    share = np.full(len(X), 1.0 / len(X)) if weights is None else weights / weights.sum()
+    mean = share @ X
+    centred = X - mean
+    scaled = centred * share[:, None]
+    cross = scaled.T @ (Z - share @ Z)  # (d, k)
+    values, vectors = np.linalg.eigh(scaled.T @ centred)
+    varies = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    root = np.sqrt(values[varies])
+    basis = vectors[:, varies]
+    # What correlates with the concept, in units of one standard deviation in every direction.
+    whitened = (basis / root).T @ cross
+    left, strength, _ = np.linalg.svd(whitened, full_matrices=False)
+    # A direction whose correlation is rounding error is no direction: projecting it out would change X for nothing.
+    spread = np.sqrt(share @ (Z - share @ Z) ** 2)
+    left = left[:, strength > 1e-8 * max(float(spread.max(initial=0.0)), np.finfo(np.float64).tiny)]
+    matrix = np.eye(X.shape[1]) - (basis * root) @ left @ left.T @ (basis / root).T
+    return Eraser(matrix, mean)
