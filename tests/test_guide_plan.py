@@ -30,11 +30,11 @@ def frame():
 def plan_of(tmp_path):
     """Return a function from a table to its plan, and the table as it was loaded."""
 
-    def plan_of(table, *, group="patient", kinds=None, **changes):
+    def plan_of(table, *, group="patient", kinds=None, how=None, **changes):
         table.to_csv(tmp_path / "t.csv", index=False)
         study = Study(name="s", table=tmp_path / "t.csv", group=group, **changes)
         data = load_table(study.table, kinds=kinds or {})
-        return make_plan(study, data), data
+        return make_plan(study, data, **(how or {})), data
 
     return plan_of
 
@@ -133,6 +133,43 @@ def test_a_label_of_numbers_is_refused_until_it_is_named_as_classes(plan_of):
         plan_of(table, label="stage")
     plan, _ = plan_of(table, label="stage", kinds={"stage": "categorical"})
     assert plan.classes == ("0", "1")
+
+
+def test_rows_without_split_and_label_train_concepts(plan_of):
+    table = frame()
+    loose = table.index[table.patient == "train-0"][:2]
+    other = table.index[table.patient == "external-0"][:1]
+    table.loc[[*loose, *other], ["split", "label"]] = None
+    table.loc[loose[1], "count"] = None  # nothing to learn from this one
+    plan, data = plan_of(table, how={"concepts": ["count"]})
+    at = {str(p): i for i, p in enumerate(data.patch_ids)}
+    row = at[table.loc[loose[0], "patch_id"]]
+    assert plan.concept_rows.tolist() == plan.without_split.tolist() == [row]
+    assert row in plan.training
+    assert row in plan.used
+    assert row not in plan.rows["train"]
+    assert any("1 rows without a split and a label do not train" in note for note in plan.notes)
+    assert not len(plan_of(table)[0].concept_rows)  # without concepts they have nothing to teach
+
+
+def test_evaluation_rows_train_concepts_only_when_asked_for_and_it_is_said(plan_of):
+    plan, _ = plan_of(frame(), how={"concepts": ["count"], "transductive": True})
+    evaluated = np.concatenate([plan.rows["internal"], plan.rows["external"]])
+    assert sorted(plan.concept_rows) == sorted(evaluated)
+    assert not set(plan.rows["val"]) & set(plan.training)
+    assert not len(plan.without_split)
+    assert any(note.startswith("TRANSDUCTIVE") for note in plan.notes)
+    silent, _ = plan_of(frame(), how={"concepts": ["count"]})
+    assert silent.training.tolist() == silent.rows["train"].tolist()
+    assert not silent.notes
+
+
+def test_leakage_is_refused_or_said(plan_of):
+    table = frame().assign(patient=lambda t: t.patient.replace({"external-0": "train-0"}))
+    with pytest.raises(InputError, match="--allow-leakage goes on"):
+        plan_of(table)
+    plan, _ = plan_of(table, how={"allow_leakage": True})
+    assert any(note.startswith("LEAKAGE: 1 of 7 patients") for note in plan.notes)
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,25 @@ class Plan:
     """(n rows of the table,) group numbers; the row numbers where there is no group column"""
     rows: dict[str, NDArray[np.intp]]
     """``train``, ``val`` and the evaluation splits → row numbers of the table"""
+    concept_rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    """Rows that train the concepts and not the main task, beside those of ``train``: without a split and a main label;
+    and the evaluation splits' own, where training is transductive"""
+    notes: tuple[str, ...] = ()
 
     @property
     def used(self) -> NDArray[np.intp]:
-        """Return the row numbers that belong to a split, in order."""
-        return np.sort(np.concatenate(list(self.rows.values())))
+        """Return the row numbers that take part, in order."""
+        return np.unique(np.concatenate([*self.rows.values(), self.concept_rows]))
+
+    @property
+    def training(self) -> NDArray[np.intp]:
+        """Return the row numbers that train anything, in order."""
+        return np.unique(np.concatenate([self.rows["train"], self.concept_rows]))
+
+    @property
+    def without_split(self) -> NDArray[np.intp]:
+        """Return the row numbers that train concepts and belong to no split."""
+        return np.setdiff1d(self.concept_rows, np.concatenate(list(self.rows.values())))
 
     @property
     def evaluation(self) -> list[str]:
@@ -37,8 +52,23 @@ class Plan:
         return [name for name in self.rows if name not in ("train", "val")]
 
 
-def make_plan(meant: Study, data: PatchTable) -> Plan:
-    """Read splits and main task from the table, and refuse what would make the comparison void."""
+def make_plan(
+    meant: Study,
+    data: PatchTable,
+    *,
+    concepts: Sequence[str] = (),
+    transductive: bool = False,
+    allow_leakage: bool = False,
+) -> Plan:
+    """Read splits and main task from the table, and refuse what would make the comparison void.
+
+    Parameters
+    ----------
+    concepts : what is to be trained beside the main task. Rows without a split and without a main label train them,
+        where they have a value of one and their group is in no split but the training's
+    transductive : whether rows of the evaluation splits train the concepts too; their main labels never train
+    allow_leakage : whether a group may have rows in several splits, which is said instead of refused
+    """
     named = meant.splits
     column = data.column("split", named.column)
     data.column("label", meant.label)
@@ -70,17 +100,63 @@ def make_plan(meant: Study, data: PatchTable) -> Plan:
             what = f"only {classes[present[0]]!r}" if len(present) else "no row"
             raise InputError(f"label: {meant.label} needs two classes in split {name!r}, there is {what}.")
     groups = data.groups(meant.group)
-    if groups is None:
-        return Plan(classes, codes, np.arange(len(data)), rows)
+    notes: list[str] = []
+    names = np.arange(len(data)).astype(str) if groups is None else groups.astype(str)
     home: dict[str, str] = {}
     for name, members in rows.items():
-        for g in groups[members]:
-            if home.setdefault(g, name) != name:
+        for g in names[members].tolist():
+            if home.setdefault(g, name) != name and not allow_leakage:
                 raise InputError(
-                    f"group: {meant.group} {g!r} has rows in splits {home[g]!r} and {name!r}; "
-                    "a patient in training and evaluation makes the scores worthless."
+                    f"group: {meant.group} {g!r} has rows in splits {home[g]!r} and {name!r}; a patient in training "
+                    "and evaluation makes the scores worthless. --allow-leakage goes on, and the result says so."
                 )
-    return Plan(classes, codes, np.unique(groups.astype(str), return_inverse=True)[1], rows)
+    straddling = _straddling(names, rows)
+    if straddling:
+        notes.append(
+            f"LEAKAGE: {len(straddling)} of {len(home)} {meant.group}s have rows in several splits (--allow-leakage); "
+            "the scores overstate what the network does on new ones."
+        )
+    numbers = np.unique(names, return_inverse=True)[1] if groups is not None else np.arange(len(data))
+    free = (split == None) & (codes < 0) & _any_value(data, concepts)  # noqa: E711  # elementwise
+    outside = np.array([home.get(g, "train") == "train" for g in names])
+    if (free & ~outside).any():
+        notes.append(
+            f"{int((free & ~outside).sum())} rows without a split and a label do not train, as their {meant.group} "
+            "is in another split."
+        )
+    concept_rows = np.flatnonzero(free & outside)
+    if len(concept_rows):
+        notes.append(f"{len(concept_rows)} rows without a split and a label train the concepts.")
+    if transductive and concepts:
+        concept_rows = np.unique(np.concatenate([concept_rows, *(rows[name] for name in others)]))
+        notes.append(
+            f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); scores "
+            "on them are not those of new data."
+        )
+    return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes))
+
+
+def _straddling(names: NDArray[np.str_], rows: dict[str, NDArray[np.intp]]) -> set[str]:
+    """Return the groups that have rows in more than one split."""
+    met: set[str] = set()
+    twice: set[str] = set()
+    for members in rows.values():
+        own = set(names[members].tolist())
+        twice |= met & own
+        met |= own
+    return twice
+
+
+def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which rows have a value of at least one concept (n,)."""
+    found = np.zeros(len(data), dtype=bool)
+    for name in concepts:
+        concept = data.concept(name)
+        if concept.kind == "categorical":
+            found |= np.array([v is not None for v in concept.values])
+        else:
+            found |= ~np.isnan(concept.values)
+    return found
 
 
 def read_wish(text: str) -> tuple[str, str | None]:
