@@ -6,9 +6,9 @@ import csv
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,17 @@ class Concept:
     """(n,) float64 with NaN where missing, or text with ``None`` where missing"""
 
 
+class Treatment(Protocol):
+    """A change of pixels that depends on a row's values in some columns alone."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns."""
+
+    def __call__(self, pixels: Pixels, record: Mapping[Any, Any]) -> Pixels:
+        """Return the changed pixels (h, w, 3) of a row."""
+
+
 @dataclass(frozen=True)
 class PatchTable:
     """A patch table in memory: columns, and pixels on demand.
@@ -76,6 +87,8 @@ class PatchTable:
     """Paths in the table are relative to this folder"""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Concept → ``continuous`` or ``categorical``, where the user said so"""
+    treatment: Treatment | None = None
+    """What is done to the pixels of every row when they are read"""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -197,16 +210,14 @@ class PatchTable:
 
     def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> PatchTable:
         """Return the table with some of its rows."""
-        return PatchTable(
-            self.frame.iloc[np.flatnonzero(rows) if rows.dtype == bool else rows], self.folder, self.kinds
-        )
+        return replace(self, frame=self.frame.iloc[np.flatnonzero(rows) if rows.dtype == bool else rows])
 
     def with_kinds(self, kinds: Mapping[str, str]) -> PatchTable:
         """Return the table with the kind of some concepts declared."""
         for name, kind in kinds.items():
             self.column("kind", name)
             check_choice(f"kind of {name}", kind, KINDS)
-        return PatchTable(self.frame, self.folder, {**self.kinds, **kinds})
+        return replace(self, kinds={**self.kinds, **kinds})
 
     def pixels(self, row: int) -> Pixels:
         """Read the pixels of one row.
@@ -220,6 +231,10 @@ class PatchTable:
         InputError
             when the file is missing, cannot be read, or the window lies outside
         """
+        found = self._stored_pixels(row)
+        return found if self.treatment is None else self.treatment(found, self.frame.iloc[row].to_dict())
+
+    def _stored_pixels(self, row: int) -> Pixels:
         location = self.location
         if location is None:
             raise InputError(
@@ -289,7 +304,8 @@ class PatchTable:
 
     @property
     def _place_columns(self) -> list[str]:
-        return [c for c in ("key", "row", "x", "y", "size", "side") if c in self.frame.columns]
+        made = () if self.treatment is None else self.treatment.columns
+        return [c for c in ("key", "row", "x", "y", "size", "side", *made) if c in self.frame.columns]
 
     def _path(self, record: pd.Series[Any], column: str, name: str) -> Path:
         value = record[column]

@@ -19,10 +19,12 @@ _XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 
-# Rows: what hematoxylin, eosin and DAB absorb of red, green and blue (Ruifrok and Johnston 2001).
-_RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_ABSORBED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
-HEMATOXYLIN: Floats = np.linalg.inv(_RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True))[:, 0].astype(np.float32)
+RUIFROK: NDArray[np.float64] = _ABSORBED / np.linalg.norm(_ABSORBED, axis=1, keepdims=True)
+"""(3, 3) what hematoxylin, eosin and DAB (rows) absorb of red, green and blue (Ruifrok and Johnston 2001)."""
+
+HEMATOXYLIN: Floats = np.linalg.inv(RUIFROK)[:, 0].astype(np.float32)
 """(3,) what the optical density of red, green and blue each adds to the amount of hematoxylin."""
 
 LAB_OF_ROOTS = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], dtype=np.float64)
