@@ -330,3 +330,41 @@ def test_logs_can_be_watched(tmp_path):
     lines = (tmp_path / "logs" / "csv" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + len(trained.history)
     assert {"train/size", "val/main", "score/center", "weight/main", "epoch"} <= set(lines[0].split(","))
+
+
+@pytest.mark.parametrize("strategy", ["jd-upgrad", "jd-mgda", "jd-pcgrad", "jd-imtl", "jd-aligned", "jd-config"])
+def test_aggregated_gradients_train_too(strategy):
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+    options = dataclasses.replace(OPTIONS, weighting=strategy, epochs=12)
+    trained, _ = fit(options)
+    assert trained.history[-1]["val/size"] < 0.7 * trained.history[0]["val/size"]
+    assert not torch.equal(weights(trained), weights(fit(dataclasses.replace(options, weighting="vanilla"))[0]))
+
+
+@pytest.mark.parametrize("method", ["reversal", "confusion"])
+def test_a_sum_as_the_aggregator_is_plain_training(method, monkeypatch):
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+    from conceptkit.guide import aggregation
+
+    monkeypatch.setattr(aggregation, "AGGREGATORS", {"jd-upgrad": "Sum"})
+    options = dataclasses.replace(OPTIONS, method=method)
+    summed, _ = fit(dataclasses.replace(options, weighting="jd-upgrad"))
+    plain, _ = fit(dataclasses.replace(options, weighting="vanilla"))
+    torch.testing.assert_close(weights(summed), weights(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_aggregation_is_refused_where_it_cannot_be():
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+    with pytest.raises(InputError, match="is for all tasks together"):
+        fit(dataclasses.replace(OPTIONS, weighting="vanilla,center=jd-mgda"))
+    with pytest.raises(InputError, match="trains in one process"):
+        fit(dataclasses.replace(OPTIONS, weighting="jd-upgrad"), parallel=2)
+
+
+def test_a_missing_extra_is_a_sentence(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(InputError, match=r"pip install 'conceptkit\[jd\]'"):
+        fit(dataclasses.replace(OPTIONS, weighting="jd-upgrad"))

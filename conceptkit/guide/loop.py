@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError
+from conceptkit.guide.aggregation import aggregator, backward
 from conceptkit.guide.discouraging import METHODS, pressure
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.objective import REVERSALS, balance_factors, class_weights, joint_codes, task_loss
@@ -91,6 +92,8 @@ class Loop(lightning.LightningModule):
         self.batches = batches
         self.method = METHODS[options.method]
         self.weighting = Weighting(model.tasks, options.weighting)
+        self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
+        self._parts: tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]] | None = None
         self.in_training = torch.from_numpy(rows["train"])
         self.class_weights = {
             t.name: class_weights(targets[t.name][self.in_training], len(t.classes))
@@ -173,7 +176,9 @@ class Loop(lightning.LightningModule):
 
     def training_step(self, rows: Tensor, index: int) -> Tensor:
         """Return the weighted total over one batch."""
-        losses, pressures = self._losses(rows, "train")
+        losses, pressures, reads = self._losses(rows, "train")
+        if self.aggregator is not None:
+            self._parts = losses, pressures, reads
         total: Tensor = self.weighting(losses) + self.strength * sum(
             pressures.values(), torch.zeros(()).to(self.device)
         )
@@ -185,6 +190,20 @@ class Loop(lightning.LightningModule):
                 "a lower --lr or --weighting uncertainty-bounded may help."
             )
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add the gradients of one batch: those of the total, or the tasks' own, aggregated."""
+        if self.aggregator is None or self._parts is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        (losses, pressures, reads), self._parts = self._parts, None
+        heads = {id(p) for p in self.model.heads.parameters()}
+        parameters = [p for p in self.model.parameters() if p.requires_grad and id(p) not in heads]
+        # A row without a gradient into what is shared would let some aggregators stand still.
+        alone = [] if self.method.reverses else [losses[t.name] for t in self.model.tasks if t.adversarial]
+        rows = [losses[t.name] for t in self.model.tasks if self.method.reverses or not t.adversarial]
+        rows += [self.strength * value for value in pressures.values() if self.strength]
+        backward(rows, alone, reads, parameters, self.aggregator)
 
     def on_validation_epoch_start(self) -> None:
         """Give each process its share of the rows that are held back."""
@@ -274,8 +293,8 @@ class Loop(lightning.LightningModule):
         self.train(was)
         return torch.cat(found)
 
-    def _losses(self, rows: Tensor, part: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return each task's loss over a batch, and what presses on the shared layers, by discouraged task.
+    def _losses(self, rows: Tensor, part: str) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
+        """Return each task's loss over a batch, what presses on the shared layers by discouraged task, and the reads.
 
         In several processes a loss is scaled so that the mean over processes, which is what their gradients are
         averaged to, is the mean over all labelled rows of the batch: labels may be missing unevenly.
@@ -303,7 +322,7 @@ class Loop(lightning.LightningModule):
             scale = {task.name: float(s) for task, s in zip(self.model.tasks, share, strict=True)}
             losses = {name: scale[name] * loss for name, loss in losses.items()}
             pressures = {name: scale[name] * value for name, value in pressures.items()}
-        return losses, pressures
+        return losses, pressures, list(reads.values())
 
 
 def _labelled(target: Tensor) -> int:

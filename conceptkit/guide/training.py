@@ -67,6 +67,10 @@ def train(
     batches = Batches(torch.from_numpy(rows["train"]), options.batch_size, seed=seed)
     held_back = Batches(torch.from_numpy(rows["val"]), 256, seed=None)
     loop = Loop(model, inputs, targets, rows, options, batches, None if engine.parallel else progress)
+    if engine.parallel and loop.aggregator is not None:
+        raise InputError(
+            f"weighting: {loop.weighting.aggregation} trains in one process, got {engine.devices} devices."
+        )
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
         # What other processes have learned comes back through the file.
         file = state or (Path(scratch) / "state.ckpt" if engine.parallel else None)

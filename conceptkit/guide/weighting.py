@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.models.guided import CONTINUOUS, Task
 
 DWA_TEMPERATURE = 2.0
@@ -103,6 +104,7 @@ WEIGHTINGS: Mapping[str, Callable[[Task, float | None], Term]] = {
     "uncertainty-bounded": _bounded,
     "uncertainty-full": _without_value("uncertainty-full", lambda task: Uncertainty(task.kind, cost=1.0)),
     "dwa": _without_value("dwa", lambda task: Dynamic(1.0)),
+    **{name: _without_value(name, lambda task: Fixed(1.0)) for name in AGGREGATORS},
 }
 """Weighting strategy → what builds a task's term from the task and the number behind a colon, if there is one."""
 
@@ -127,6 +129,8 @@ class Weighting(nn.Module):
         named = {task.name: own.get(task.name, default) for task in tasks}
         terms = {task.name: WEIGHTINGS[named[task.name][0]](task, named[task.name][1]) for task in tasks}
         self.terms: Mapping[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]  # a mapping of its kind
+        self.aggregation: str | None = default[0] if default[0] in AGGREGATORS else None
+        """The strategy by which gradients are aggregated, where it is one"""
         self.before: list[Mapping[str, float]] = []
         """The mean training losses of the last two epochs"""
 
@@ -168,6 +172,8 @@ def parse_weighting(text: str) -> tuple[tuple[str, float | None], dict[str, tupl
             value = float(number) if colon else None
         except ValueError:
             raise InputError(f"weighting: {number!r} in {part!r} is not a number.") from None
+        if equals and name in AGGREGATORS:
+            raise InputError(f"weighting: {name} is for all tasks together, got {part!r}.")
         if equals:
             own[task.strip()] = (name, value)
         elif default is None:
