@@ -30,6 +30,8 @@ def _trainable(model: GuidedModel) -> int:
         ("mini_inception", (), 96),
         ("resnet18", ("layer4.1.conv2",), 64),
         ("mobilenetv2_100", ("blocks.6",), 64),
+        ("tf_mobilenetv3_small_minimal_100", ("blocks.4",), 64),  # its convolutions ask for sizes as they run
+        ("tf_mobilenetv3_small_minimal_100", (), 64),
     ],
 )
 def test_both_parts_together_are_the_network(name: str, unfreeze: tuple[str, ...], size: int) -> None:

@@ -37,6 +37,8 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
         share the network's own weights. ``None`` when the network's code cannot be traced, or its cut is not made of
         tensors.
     """
+    if not any(p.requires_grad for p in model.backbone.parameters()):
+        return Pooled(model), _AsTheyAre()
     traced = _trace(model)
     if traced is None:
         return None
@@ -61,8 +63,23 @@ def frozen_layers(model: GuidedModel) -> list[str]:
     return [layer for layer, node in zip(model.layers, output.args[0][1:], strict=True) if node not in live]
 
 
+class _AsTheyAre(nn.Module):
+    """What follows a frozen backbone: nothing, the features are there."""
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """Return the features."""
+        return features
+
+
 class _Tracer(fx.Tracer):
-    """Runs hooks on modules that are not traced into, too."""
+    """Runs hooks on modules that are not traced into, too; a module without parts is never traced into.
+
+    Nothing is cut inside such a module, and its code may ask for sizes, as convolutions do that pad to the same size.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is one step."""
+        return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
