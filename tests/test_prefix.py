@@ -12,6 +12,7 @@ from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import prepare_inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import frozen_layers, split
+from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
@@ -30,6 +31,8 @@ def _trainable(model: GuidedModel) -> int:
         ("mini_inception", (), 96),
         ("resnet18", ("layer4.1.conv2",), 64),
         ("mobilenetv2_100", ("blocks.6",), 64),
+        ("inception_v3", PAPER_CONVOLUTIONS["inception_v3"], 96),  # frozen normalisations follow trained convolutions
+        ("resnet50", PAPER_CONVOLUTIONS["resnet50"], 64),
         ("tf_mobilenetv3_small_minimal_100", ("blocks.4",), 64),  # its convolutions ask for sizes as they run
         ("tf_mobilenetv3_small_minimal_100", (), 64),
     ],
@@ -149,6 +152,25 @@ def _trained(cache: str, *, batch_size: int = 8):
     batches = np.array_split(pixels, 40 // batch_size)
     inputs = prepare_inputs(model, backbone, batches, batch_size=batch_size, device="cpu", cache=cache)
     return inputs, train(model, inputs, targets, rows, options, seed=0, engine=Engine(device="cpu"))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6], ids=["tiny", "usual", "beyond float16"])
+def test_a_fast_cache_keeps_three_digits_of_any_range(size: float) -> None:
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=("mixed10",), trunk=(8,)), seed=0)
+    with torch.no_grad():
+        for module in model.backbone.get_submodule("mixed9").modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.weight.mul_(size)
+    pixels = [np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)]
+    exact, fast = (
+        prepare_inputs(model, backbone, pixels, batch_size=4, device="cpu", cache=c) for c in ("exact", "fast")
+    )
+    rows = torch.tensor([3, 1])
+    assert all(t.dtype == torch.float16 for t in fast.tensors)
+    for one, other in zip(exact.batch(rows, torch.device("cpu")), fast.batch(rows, torch.device("cpu")), strict=True):
+        assert other.dtype == torch.float32
+        assert float((one - other).abs().max()) <= 1e-3 * float(one.abs().max())
 
 
 def test_an_exact_cache_changes_nothing() -> None:

@@ -46,7 +46,9 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
     live = _live_nodes(graph, whole)
     output = next(n for n in graph.nodes if n.op == "output")
     users = [n for n in graph.nodes if n in live or n is output]
-    boundary = list(dict.fromkeys(i for n in users for i in n.all_input_nodes if i not in live))
+    # What does not follow from the images, such as a frozen weight, is no row's value: the suffix has it by itself.
+    of_rows = _following([n for n in graph.nodes if n.op == "placeholder"])
+    boundary = list(dict.fromkeys(i for n in users for i in n.all_input_nodes if i not in live and i in of_rows))
     if any(n.op == "placeholder" for n in boundary):
         return None  # the first layer is trained: nothing is frozen
     return _part(whole, graph, boundary, frozen=True), _part(whole, graph, boundary, frozen=False)
@@ -133,6 +135,18 @@ def _part(root: nn.Module, graph: fx.Graph, boundary: list[fx.Node], *, frozen: 
     wanted = boundary if frozen else output.args[0]
     part.output(tuple(copies[n] for n in wanted))
     return fx.GraphModule(root, part)
+
+
+def _following(nodes: list[fx.Node]) -> set[fx.Node]:
+    """Return ``nodes`` and whatever is computed from them."""
+    found = set(nodes)
+    waiting = list(nodes)
+    while waiting:
+        for user in waiting.pop().users:
+            if user not in found:
+                found.add(user)
+                waiting.append(user)
+    return found
 
 
 def _ancestors(nodes: list[fx.Node], *, stop: set[fx.Node]) -> set[fx.Node]:
