@@ -96,7 +96,7 @@ def draw_study(data: Path, base: pd.DataFrame, label: str, confounding: float, s
     else:
         base = base.assign(label=np.where(base.area > base.area.median(), "large", "small"))
     base = base.assign(random=chance.normal(size=len(base)))
-    share = base.groupby("patient").label.agg(lambda v: (v == v.max()).mean())
+    share = (base.label == base.label.max()).groupby(base.patient).mean()
     patients = chance.permutation(share.index.to_numpy())
     # One side of the label after the other, so that both are in every part.
     by_share = patients[np.argsort(-share[patients].to_numpy(), kind="stable")]

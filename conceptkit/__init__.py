@@ -11,28 +11,40 @@ if TYPE_CHECKING:
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
+    from conceptkit.records.attribute import AttributeRecord
+    from conceptkit.records.grid import GridRecord
+    from conceptkit.records.audit import AuditRecord
     from conceptkit.records.guide import GuideRecord
     from conceptkit.records.loading import load_record
+    from conceptkit.records.predictivity import PredictivityRecord
     from conceptkit.records.probe import ProbeRecord
     from conceptkit.study import Study, load_study
     from conceptkit.synthetic import embedded_study
     from conceptkit.workflow.array_probing import probe_arrays
+    from conceptkit.workflow.attributing import run_attribute
+    from conceptkit.workflow.auditing import run_audit
     from conceptkit.workflow.extracting import extract
+    from conceptkit.workflow.grids import run_grid
     from conceptkit.workflow.guiding import run_guide
     from conceptkit.workflow.measuring import run_measure
     from conceptkit.workflow.predicting import predict
+    from conceptkit.workflow.predictivity import run_predictivity
     from conceptkit.workflow.probing import run_probe
     from conceptkit.workflow.reporting import write_report
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttributeRecord": "records.attribute",
+    "AuditRecord": "records.audit",
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
+    "GridRecord": "records.grid",
     "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
     "InputError": "_checks",
+    "PredictivityRecord": "records.predictivity",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "study",
@@ -42,19 +54,27 @@ _HOMES = {
     "load_study": "study",
     "predict": "workflow.predicting",
     "probe_arrays": "workflow.array_probing",
+    "run_attribute": "workflow.attributing",
+    "run_audit": "workflow.auditing",
+    "run_grid": "workflow.grids",
     "run_guide": "workflow.guiding",
     "run_measure": "workflow.measuring",
+    "run_predictivity": "workflow.predictivity",
     "run_probe": "workflow.probing",
     "write_report": "workflow.reporting",
 }
 
 __all__ = [
+    "AttributeRecord",
+    "AuditRecord",
     "ConceptActivationVector",
     "ConceptRegion",
     "GradientReversal",
+    "GridRecord",
     "GuideRecord",
     "GuidedModel",
     "InputError",
+    "PredictivityRecord",
     "ProbeRecord",
     "RegressionConceptVector",
     "Study",
@@ -65,8 +85,12 @@ __all__ = [
     "load_study",
     "predict",
     "probe_arrays",
+    "run_attribute",
+    "run_audit",
+    "run_grid",
     "run_guide",
     "run_measure",
+    "run_predictivity",
     "run_probe",
     "write_report",
 ]

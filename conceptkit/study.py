@@ -41,6 +41,8 @@ class Study:
     """Concepts to probe"""
     encourage: tuple[str, ...] = ()
     discourage: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    """Models of ``guide --ablate study``, such as ``count, -center``"""
     group: str | None = None
     label: str = "label"
     """Column of the main task"""
@@ -61,8 +63,9 @@ class Study:
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
-_TOP = ("name", "table", "model", "weights", "layers", "group", "label", "concepts", "splits")
+_TOP = ("name", "table", "model", "weights", "layers", "group", "label", "concepts", "splits", "grid")
 _CONCEPTS = ("probe", "encourage", "discourage", "kind", "unit")
+_GRID = ("models",)
 _SPLITS = tuple(f.name for f in dataclasses.fields(Splits))
 
 
@@ -92,6 +95,7 @@ def load_study(path: str | Path) -> Study:
         raise InputError(f'study: {path} names no table; write a line such as table = "patches.csv".')
     concepts = _section(path, values, "concepts", _CONCEPTS)
     splits = _section(path, values, "splits", _SPLITS)
+    grid = _section(path, values, "grid", _GRID)
     folder = path.parent
     text = {
         k: _text(path, k, values[k]) for k in ("name", "table", "model", "weights", "group", "label") if k in values
@@ -105,6 +109,7 @@ def load_study(path: str | Path) -> Study:
         concepts=_names(path, "concepts.probe", concepts.get("probe", [])),
         encourage=_names(path, "concepts.encourage", concepts.get("encourage", [])),
         discourage=_names(path, "concepts.discourage", concepts.get("discourage", [])),
+        grid=_names(path, "grid.models", grid.get("models", [])),
         group=text.get("group"),
         label=text.get("label", "label"),
         kinds=_pairs(path, "concepts.kind", concepts.get("kind", {})),

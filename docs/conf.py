@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import conceptkit
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "conceptkit"
 copyright = "2026, the conceptkit developers"
 author = "The conceptkit developers"
 version = release = conceptkit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "run_blocks"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_generated"]
+html_static_path = ["_static"]
 html_theme = "furo"
 html_title = f"conceptkit {release}"
 

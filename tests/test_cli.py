@@ -109,7 +109,7 @@ def test_guide_prints_one_object_and_tells_people_elsewhere(guided):
     assert [run["name"] for run in body["runs"]] == ["baseline", "guided"]
     for run in body["runs"]:
         assert set(run) >= {"name", "seed", "checkpoint", "metrics", "concepts", "leakage"}
-        assert set(run["metrics"]) == {"train", "val", "internal", "external"}
+        assert set(run["metrics"]) == {"train", "val", "internal", "external", "overall"}
         assert all(set(m) >= {"auc", "f1", "balanced_accuracy"} for m in run["metrics"].values())
         assert set(run["concepts"]["count"]) >= {"probe", "head"}
         assert set(run["leakage"]["center"]) >= {"linear", "mlp", "chance"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -37,6 +39,11 @@ def die(job):
     return job
 
 
+def note_and_sleep(folder):
+    (Path(folder) / f"{os.getpid()}.pid").write_text("")
+    time.sleep(120)
+
+
 def results(function, jobs, engine):
     return {o.index: o for o in run_jobs(function, jobs, engine)}
 
@@ -61,6 +68,27 @@ def test_a_job_that_always_kills_is_given_up_alone():
     found = results(die, list(range(4)), Engine(workers=2))
     assert {k: o.result for k, o in found.items()} == {0: 0, 1: None, 2: 2, 3: 3}
     assert "took down its worker 3 times" in found[1].error
+
+
+def test_workers_end_with_a_killed_command(tmp_path):
+    """A command that is killed leaves no workers behind, which would go on with what nobody waits for."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_engines as t\n"
+        "if __name__ == '__main__':\n"
+        "    list(t.run_jobs(t.note_and_sleep, [sys.argv[2]] * 2, t.Engine(workers=2)))\n"
+    )
+    script = tmp_path / "command.py"
+    script.write_text(code)
+    command = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)])
+    until = time.monotonic() + 60
+    while len(pids := [int(p.stem) for p in tmp_path.glob("*.pid")]) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(pids) == 2
+    command.kill()
+    command.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def test_engines_are_named_rightly():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from conceptkit._checks import InputError
+from conceptkit.evaluate.scores import balanced_accuracy
+from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.erasure import fit_eraser, indicators
 
 
@@ -86,6 +88,16 @@ def test_directions_without_spread_and_few_rows():
     np.testing.assert_allclose(erased[:, 12], 3.0)
     for c in range(3):
         np.testing.assert_allclose(erased[codes == c].mean(0), erased.mean(0), atol=1e-8)
+
+
+def test_dead_units_get_no_rounding_errors_to_read():
+    X, codes, _ = some_rows(n=400, d=12)
+    dead = np.column_stack([X, np.zeros((400, 5))])
+    erased = fit_eraser(dead, indicators(codes, 3))(dead)
+    assert (erased[:, 12:] == 0).all()
+    assert np.mean(ConceptActivationVector().fit(dead, codes).predict(dead) == codes) > 0.6
+    read = ConceptActivationVector().fit(erased, codes).predict(erased)
+    assert balanced_accuracy(codes, read, 3) == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_nothing_to_erase_changes_nothing():

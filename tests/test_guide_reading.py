@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, f1_score, r2_score, roc_auc_score
+from scipy.stats import t as student
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, r2_score, roc_auc_score
 
 from conceptkit._checks import InputError
-from conceptkit.evaluate.resampling import draw_groups
 from conceptkit.guide.plan import make_plan
 from conceptkit.guide.reading import Reading, paired_differences, read_run
 from conceptkit.models.guided import MAIN, Task
@@ -118,12 +118,60 @@ def test_the_main_task_is_scored_on_every_split(made):
     run = read(made, reading_of(made), logits=logits).record
     split = data.frame.split.to_numpy()[plan.used]
     y, score = plan.codes[plan.used], logits[:, 0]
-    assert set(run.metrics) == set(PATIENTS)
+    assert set(run.metrics) == {*PATIENTS, "overall"}
+    threshold = run.metrics["val"]["threshold"]
+    cut = np.log(threshold / (1 - threshold))
     for name, metrics in run.metrics.items():
-        here = split == name
+        here = np.isin(split, ["internal", "external"]) if name == "overall" else split == name
+        assert metrics["threshold"] == threshold
         assert metrics["auc"] == pytest.approx(roc_auc_score(y[here], score[here]))
-        assert metrics["f1"] == pytest.approx(f1_score(y[here], score[here] > 0))
-        assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[here], score[here] > 0))
+        assert metrics["f1"] == pytest.approx(f1_score(y[here], score[here] > cut))
+        assert metrics["f1_at_half"] == pytest.approx(f1_score(y[here], score[here] > 0))
+        assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[here], score[here] > cut))
+        assert metrics["brier"] == pytest.approx(brier_score_loss(y[here], 1 / (1 + np.exp(-score[here]))))
+
+
+def test_the_threshold_is_chosen_on_validation_rows_alone(made):
+    _, data, plan, _ = made
+    logits = np.random.default_rng(3).normal(size=(len(plan.used), 1)) + plan.codes[plan.used][:, None]
+    split = data.frame.split.to_numpy()[plan.used]
+    y, score = plan.codes[plan.used], logits[:, 0]
+    val = split == "val"
+    first = read(made, reading_of(made), logits=logits).record.metrics
+    best = max(f1_score(y[val], score[val] > cut) for cut in [score.min() - 1, *score[val]])
+    assert first["val"]["f1"] == pytest.approx(best)
+    other = logits.copy()
+    other[~val] -= 2
+    shifted = read(made, reading_of(made), logits=other).record.metrics
+    assert shifted["internal"]["threshold"] == first["internal"]["threshold"]
+    assert shifted["internal"]["f1"] != first["internal"]["f1"]  # the control
+
+
+def test_a_score_that_tells_the_center_alone_is_worth_nothing_within_centers(made):
+    _, data, plan, _ = made
+    frame = data.frame.iloc[plan.used]
+    center = frame.center.to_numpy()
+    share = {c: plan.codes[plan.used][center == c].mean() for c in "ABCDE"}
+    by_center = np.array([share[c] for c in center])[:, None]
+    metrics = read(made, reading_of(made), logits=by_center).record.metrics
+    assert all(m["auc_within_center"] == pytest.approx(0.5) for m in metrics.values())
+    patient = frame.patient.to_numpy()
+    logits = np.random.default_rng(5).normal(size=(len(center), 1)) + plan.codes[plan.used][:, None]
+    inside = read(made, reading_of(made, discourage=[]), logits=logits).record.metrics["internal"]["auc_within_center"]
+    here = np.isin(patient, [p for p in patient if p.startswith("internal")])
+    pairs = [
+        (logits[i, 0] > logits[j, 0]) + 0.5 * (logits[i, 0] == logits[j, 0])
+        for i in np.flatnonzero(here & (plan.codes[plan.used] == 1))
+        for j in np.flatnonzero(here & (plan.codes[plan.used] == 0))
+        if center[i] == center[j]
+    ]
+    assert inside == pytest.approx(np.mean(pairs))
+
+
+def test_only_classes_are_levels_to_be_within(made):
+    study, data, plan, _ = made
+    with pytest.raises(InputError, match="within: count must be categorical"):
+        Reading.of(data, study, plan, ["count"], ["center"], 4, within=["count"])
 
 
 def test_fresh_probes_find_what_is_there_and_nothing_else(made):
@@ -144,6 +192,23 @@ def test_a_probe_sees_no_row_outside_the_read_ones(made):
     spoiled = trunk.copy()
     spoiled[data.frame.split.to_numpy()[plan.used] == "internal", 0] = 0
     assert read(made, reading, trunk=spoiled).record.concepts["count"]["probe"] < 0.2  # the control
+
+
+def test_a_unit_that_is_silent_on_nearly_all_rows_is_not_read(made):
+    _, data, plan, trunk = made
+    internal = np.flatnonzero(data.frame.split.to_numpy()[plan.used] == "internal")
+    rare = np.zeros((len(trunk), 1), np.float32)
+    rare[internal[0]] = 100.0  # one row of 72
+    plain = read(made, reading_of(made)).record
+    with_rare = read(made, reading_of(made), trunk=np.hstack([trunk, rare])).record
+    assert with_rare.concepts == plain.concepts
+    assert with_rare.leakage == plain.leakage
+    rare[internal[:10]] = np.random.default_rng(0).normal(size=(10, 1)) * 100
+    assert read(made, reading_of(made), trunk=np.hstack([trunk, rare])).record.concepts != plain.concepts  # the control
+    assert (
+        read(made, reading_of(made), trunk=np.zeros_like(trunk)[:, :1] + rare * 0).record.concepts["count"]["probe"]
+        <= 0
+    )
 
 
 def test_the_own_head_is_scored_in_the_concepts_unit(made):
@@ -194,9 +259,9 @@ def test_differences_are_those_of_the_scores_averaged_over_seeds(made):
     _, _, plan, _ = made
     reading = reading_of(made)
     runs = [run for seed in (0, 1) for run in pair(made, reading, seed=seed)]
-    differences = found(paired_differences(runs, plan, reading, n_resamples=50))
+    differences = found(paired_differences(runs, plan, reading))
     assert set(differences) == {
-        *((split, "auc") for split in ("internal", "external")),
+        *((s, m) for s in ("internal", "external", "overall") for m in ("auc", "auc_within_center")),
         *(("internal", metric) for metric in ("probe:count", "linear:center", "mlp:center")),
     }
 
@@ -205,9 +270,11 @@ def test_differences_are_those_of_the_scores_averaged_over_seeds(made):
         return pytest.approx(np.mean(gains))
 
     assert {(d.run, d.against) for d in differences.values()} == {("guided", "baseline")}
-    for split in ("internal", "external"):
-        assert differences[split, "auc"].mean == mean(lambda r, s=split: r.metrics[s]["auc"])
-        assert differences[split, "auc"].n_groups == PATIENTS[split]
+    for split in ("internal", "external", "overall"):
+        for metric in ("auc", "auc_within_center"):
+            assert differences[split, metric].mean == mean(lambda r, s=split, m=metric: r.metrics[s][m])
+        wanted = ("internal", "external") if split == "overall" else (split,)
+        assert differences[split, "auc"].n_groups == sum(PATIENTS[s] for s in wanted)
     assert differences["internal", "probe:count"].mean == mean(lambda r: r.concepts["count"]["probe"])
     assert differences["internal", "linear:center"].mean == mean(lambda r: r.leakage["center"]["linear"])
     assert differences["internal", "mlp:center"].mean == mean(lambda r: r.leakage["center"]["mlp"])
@@ -221,33 +288,33 @@ def test_a_run_against_its_own_double_differs_by_nothing(made):
     reading = reading_of(made)
     base, other = pair(made, reading)
     same = read(made, reading, logits=np.log(base.probability / (1 - base.probability))[:, None])
-    for d in paired_differences([base, same], plan, reading, n_resamples=50):
+    for d in paired_differences([base, same], plan, reading):
         assert (d.low, d.mean, d.high) == pytest.approx((0, 0, 0), abs=1e-12)
-    assert any(d.mean for d in paired_differences([base, other], plan, reading, n_resamples=50))  # the control
+    assert any(d.mean for d in paired_differences([base, other], plan, reading))  # the control
 
 
-def test_intervals_resample_patients_and_pair_the_runs(made):
-    """The plain statement: draw patients, take all their rows for both runs, subtract, take the quantiles."""
+def test_intervals_leave_out_patients_and_pair_the_runs(made):
+    """The plain statement: leave a patient out, with all rows and for both runs, subtract, and take Student's t."""
     _, data, plan, _ = made
     reading = reading_of(made)
-    base, other = pair(made, reading)
-    n_resamples = 200
-    differences = found(paired_differences([base, other], plan, reading, n_resamples=n_resamples))
+    both = [pair(made, reading, seed=seed) for seed in (0, 1)]
+    differences = found(paired_differences([run for pair in both for run in pair], plan, reading))
     frame = data.frame
     rows = plan.rows["internal"]
-    patients = np.unique(frame.patient.to_numpy()[rows])
-    gains = {"auc": [], "probe:count": []}
-    for draw in draw_groups(len(patients), n_resamples=n_resamples):
-        chosen = np.concatenate(
-            [rows[frame.patient.to_numpy()[rows] == p] for p, k in zip(patients, draw, strict=True) for _ in range(k)]
+    patient = frame.patient.to_numpy()[rows]
+    at, count = np.searchsorted(plan.used, rows), frame["count"].to_numpy()[rows]
+    y, g = plan.codes[rows], len(np.unique(patient))
+    scores = {
+        "auc": lambda run, kept: roc_auc_score(y[kept], run.probability[at][kept]),
+        "probe:count": lambda run, kept: r2_score(count[kept], run.fresh["probe:count"][kept]),
+        "linear:center": lambda run, kept: balanced_accuracy_score(
+            frame.center.to_numpy()[rows][kept], np.array(list("ABCD"))[run.fresh["linear:center"][kept]]
+        ),
+    }
+    for metric, score in scores.items():
+        gains = np.array(
+            [np.mean([score(b, patient != p) - score(a, patient != p) for a, b in both]) for p in np.unique(patient)]
         )
-        place = np.searchsorted(plan.used, chosen)
-        y = plan.codes[chosen]
-        scores = [roc_auc_score(y, run.probability[place]) for run in (base, other)]
-        gains["auc"].append(scores[1] - scores[0])
-        count, at = frame["count"].to_numpy()[chosen], np.searchsorted(rows, chosen)
-        scores = [r2_score(count, run.fresh["probe:count"][at]) for run in (base, other)]
-        gains["probe:count"].append(scores[1] - scores[0])
-    for metric, values in gains.items():
+        error = np.sqrt((g - 1) / g * ((gains - gains.mean()) ** 2).sum())
         d = differences["internal", metric]
-        assert (d.low, d.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-9)
+        assert (d.high - d.mean, d.mean - d.low) == pytest.approx((student.ppf(0.975, g - 1) * error,) * 2, abs=1e-9)

@@ -45,7 +45,7 @@ def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
     assert (record.encourage, record.discourage) == (("count",), ("center",))
     assert (record.study, record.group, record.evaluated_on) == ("small", "patient", "internal")
     for run in record.runs:
-        assert set(run.metrics) == {"train", "val", "internal", "external"}
+        assert set(run.metrics) == {"train", "val", "internal", "external", "overall"}
         for metrics in run.metrics.values():
             assert set(metrics) >= {"auc", "f1", "balanced_accuracy"}
             assert all(0 <= value <= 1 for value in metrics.values())

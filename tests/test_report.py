@@ -2,193 +2,57 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import os
 import re
-import select
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from report_records import (
+    NASTY,
+    Read,
+    difference,
+    guide_record,
+    guide_run,
+    probe_record,
+    probe_row,
+    saved,
+    write_context,
+    write_embeddings,
+)
 
 from conceptkit._checks import InputError
-from conceptkit.records import Difference, GuideRecord, GuideRun, ProbeRecord, ProbeRow
-from conceptkit.report import figures, page, tables
+from conceptkit.records import GuideRun, ProbeRecord, ProbeRow
+from conceptkit.report import drawing as drawing_of
+from conceptkit.report import (
+    figures,
+    guide_tables,
+    probe_tables,
+    table,
+    tables,
+    umap_figures,
+    umap_parts,
+    verdicts,
+    wording,
+)
 from conceptkit.report.embedding import Projection, _turned_onto, nearest, project, read_embeddings, squared_distances
 from conceptkit.report.page import write_page
 
-NASTY = "<script>alert(1)</script>"
-LAYERS = ("mixed0", "mixed3", "mixed5", "mixed7", "mixed8", "mixed9", "mixed10")
 
-
-# --- records like those of probe and guide -----------------------------------------------------------------------
-
-
-def probe_row(layer: str = "mixed10", concept: str = "count", score: float = 0.71, **changes: object) -> ProbeRow:
-    values = {
-        "model": "inception_v3",
-        "weights": "imagenet",
-        "layer": layer,
-        "concept": concept,
-        "kind": "continuous",
-        "n": 704,
-        "n_groups": 44,
-        "folds": 5,
-        "metric": "r2",
-        "score": score,
-        "score_low": score - 0.08,
-        "score_high": score + 0.07,
-        "score_in_sample": 0.85,
-        "score_patchwise": 0.80,
-        "score_random_network": 0.41,
-        "chance": 0.0,
-        "alpha": 1234.5,
-    }
-    return ProbeRow(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def probe_record(concepts: tuple[str, ...] = ("count", "area", NASTY), **changes: object) -> ProbeRecord:
-    rng = np.random.default_rng(0)
-    rows = []
-    for k, concept in enumerate(concepts):
-        for i, layer in enumerate(LAYERS):
-            score = (0.25, 0.15, -0.05)[k % 3] + 0.07 * i * (k % 3 != 2) + rng.normal(0, 0.02)
-            rows.append(
-                probe_row(
-                    layer,
-                    concept,
-                    score,
-                    score_in_sample=min(score + 0.3, 0.98),
-                    score_patchwise=score + 0.15,
-                    score_random_network=None if k == 1 else 0.2 + 0.02 * i,
-                )
-            )
-    center = {"kind": "categorical", "metric": "balanced_accuracy", "chance": 0.25, "score_random_network": 0.4}
-    rows += [probe_row(layer, "center", 0.5 + 0.04 * i, **center) for i, layer in enumerate(LAYERS)]
-    values = {"study": "breast", "group": "patient", "rows": tuple(rows), "versions": {"conceptkit": "0.1.0"}}
-    return ProbeRecord(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def guide_run(name: str, seed: int, *, epochs: int = 12, count: str = "count") -> GuideRun:
-    guided = name != "baseline"
-    rng = np.random.default_rng([seed, guided])
-    history = []
-    for epoch in range(epochs):
-        entry: dict[str, float] = {"epoch": epoch}
-        for task, level in (("main", 0.7), (count, 1.0), ("center", 1.4)):
-            if task == "main" or guided:
-                entry[f"train/{task}"] = level * math.exp(-epoch / 8) + rng.normal(0, 0.02)
-                entry[f"val/{task}"] = level * math.exp(-epoch / 10) + rng.normal(0, 0.03)
-                entry[f"weight/{task}"] = 1 + epoch / 20
-        history.append(entry)
-    probe, head = (0.71, 0.72) if guided else (0.66, None)
-    return GuideRun(
-        name=name,
-        seed=seed,
-        checkpoint=f"{name}-seed{seed}",
-        metrics={
-            split: {
-                "auc": level + gain * guided + rng.normal(0, 0.002),
-                "f1": level - 0.1,
-                "balanced_accuracy": level - 0.05,
-            }
-            for split, level, gain in (("internal", 0.88, 0.02), ("external", 0.85, -0.03))
-        },
-        concepts={count: {"probe": probe, "head": head}, "area": {"probe": 0.5, "head": 0.48 if guided else None}},
-        leakage={"center": {"linear": 0.61, "mlp": 0.66, "chance": 0.25}}
-        if guided
-        else {"center": {"linear": 0.78, "mlp": 0.80, "chance": 0.25}},
-        history=tuple(history),
-    )
-
-
-def difference(metric: str, mean: float, half: float = 0.03, split: str = "internal", n_groups: int = 23) -> Difference:
-    ends = {"low": mean - half, "high": mean + half}
-    return Difference(
-        run="guided", against="baseline", split=split, metric=metric, mean=mean, n_groups=n_groups, **ends
-    )
-
-
-def guide_record(seeds: tuple[int, ...] = (0,), count: str = "count", **changes: object) -> GuideRecord:
-    values = {
-        "study": "breast",
-        "group": "patient",
-        "encourage": (count, "area"),
-        "discourage": ("center",),
-        "units": {"area": "µm²"},
-        "runs": tuple(guide_run(name, s, count=count) for s in seeds for name in ("baseline", "guided")),
-        "differences": (
-            difference(f"probe:{count}", 0.05),
-            difference("probe:area", 0.01),
-            difference("auc", 0.02, 0.04),
-            difference("auc", -0.03, 0.02, split="external", n_groups=3),
-        ),
-        "settings": {"seeds": list(seeds), "optimiser": {"lr": 1e-4, "momentum": 0.9}, "hash": "9f3c" * 16},
-        "versions": {"conceptkit": "0.1.0", "torch": "2.15.0"},
-    }
-    return GuideRecord(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def write_embeddings(
-    folder: Path,
-    runs: tuple[str, ...] = ("baseline-seed0", "guided-seed0"),
-    *,
-    n: int = 120,
-    d: int = 12,
-    centers: int = 3,
-    thumbnails: bool = True,
-    evil: str = NASTY,
-) -> Path:
-    """Write features in which label and center are clouds of their own, and nothing but the names is odd."""
-    rng = np.random.default_rng(3)
-    label = rng.integers(2, size=n)
-    center = rng.integers(centers, size=n)
-    count = rng.normal(20 + 10 * label, 4)
-    path = folder / "embeddings.h5"
-    text = h5py.string_dtype("utf-8")
-    with h5py.File(path, "w") as file:
-        file.attrs["schema"] = "conceptkit/embeddings/1"
-        ids = [f"{evil}-{i}" if i % 10 == 0 else f"slide{i % 7}/{i:05d}" for i in range(n)]
-        file.create_dataset("patch_id", data=ids, dtype=text)
-        file.create_dataset("label", data=[("normal", "tumor")[v] for v in label], dtype=text)
-        file.create_dataset("split", data=["internal"] * n, dtype=text)
-        file.create_dataset("group", data=[f"patient{i % 23}" for i in range(n)], dtype=text)
-        file.create_dataset("concepts/count", data=np.where(np.arange(n) % 9 == 0, np.nan, count))
-        file.create_dataset("concepts/center", data=[evil if v == 0 else f"C{v}" for v in center], dtype=text)
-        file.create_dataset(f"concepts/{evil.replace('/', '∕')}", data=rng.normal(size=n))
-        for k, run in enumerate(runs):
-            X = rng.normal(size=(n, d)) * 0.9
-            X[:, 0] += 3 * label
-            X[:, 1] += (3 - 2 * (k % 2)) * center
-            X[:, 2] += count / 10
-            file.create_dataset(f"features/{run}", data=X.astype(np.float32))
-        if thumbnails:
-            yy, xx = np.mgrid[:48, :48]
-            images = np.empty((n, 48, 48, 3), np.uint8)
-            for i in range(n):
-                image = np.full((48, 48, 3), (235, 200 - 8 * center[i], 225), float)
-                for _ in range(int(count[i] / 3)):
-                    cy, cx, r = rng.uniform((2, 2, 2), (46, 46, 4))
-                    image[(yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = (95, 60, 140)
-                images[i] = np.clip(image + rng.normal(0, 8, image.shape), 0, 255)
-            file.create_dataset("thumbnails", data=images)
-    return path
-
-
-def saved(record: ProbeRecord | GuideRecord, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    record.save(folder)
-    return folder
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a probe and a guide run of three seeds, every name of which tries to be a script."""
+    folder = tmp_path_factory.mktemp("report")
+    nasty = {"study": NASTY, "group": NASTY, "synthetic": True, "notes": (NASTY,), "settings": {NASTY: [NASTY]}}
+    probe = saved(probe_record(**nasty), folder / "probe")
+    guide = saved(guide_record(seeds=(0, 1, 2), count=NASTY, **nasty), folder / "guide")
+    write_embeddings(guide)
+    write_context(guide)
+    return write_page([probe, guide], folder / "report.html")
 
 
 # --- numbers and sentences ---------------------------------------------------------------------------------------
@@ -199,23 +63,23 @@ def saved(record: ProbeRecord | GuideRecord, folder: Path) -> Path:
     [(0.714, "0.71"), (-0.05, "−0.05"), (-0.001, "0.00"), (math.nan, "–"), (None, "–"), (math.inf, "–"), (3, "3.00")],
 )
 def test_a_number_has_a_true_minus_and_a_missing_one_is_a_dash(value: object, expected: str) -> None:
-    assert tables.number(value) == expected
+    assert wording.number(value) == expected
 
 
 def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
-    assert tables.interval(0.05, 0.02, 0.08) == "0.05 [0.02, 0.08]"
-    assert tables.interval(0.05, 0.002, 0.08) == "0.050 [0.002, 0.080]"
-    assert tables.interval(0.05, math.nan, math.nan) == "0.05"
-    assert tables.interval(math.nan, 0.1, 0.2) == "–"
+    assert wording.interval(0.05, 0.02, 0.08) == "0.05 [0.02, 0.08]"
+    assert wording.interval(0.05, 0.002, 0.08) == "0.050 [0.002, 0.080]"
+    assert wording.interval(0.05, math.nan, math.nan) == "0.05"
+    assert wording.interval(math.nan, 0.1, 0.2) == "–"
 
 
-def one_verdict(row: ProbeRow, group: str | None = "patient") -> tables.Verdict:
-    (verdict,) = tables.probe_verdicts(ProbeRecord(study="s", group=group, rows=(row,)))
+def one_verdict(row: ProbeRow, group: str | None = "patient") -> verdicts.Verdict:
+    (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", group=group, rows=(row,)))
     return verdict
 
 
 def test_a_readable_concept_is_told_with_its_controls() -> None:
-    assert one_verdict(probe_row(score_low=0.63, score_high=0.78)) == tables.Verdict(
+    assert one_verdict(probe_row(score_low=0.63, score_high=0.78)) == verdicts.Verdict(
         text="count is readable at mixed10: held-out R² 0.71 [0.63, 0.78], against 0.41 for the same network with "
         "random weights; chance is 0; ignoring patients would have claimed 0.80, scoring in sample 0.85 "
         "(704 rows of 44 patients).",
@@ -244,12 +108,12 @@ def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() 
 
 def test_the_best_layer_is_told_as_the_best_of_several() -> None:
     rows = (probe_row("mixed0", score=0.3), probe_row("mixed5", score=0.6), probe_row("mixed10", score=math.nan))
-    (verdict,) = tables.probe_verdicts(ProbeRecord(study="s", rows=rows))
+    (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", rows=rows))
     assert verdict.text.startswith("count is readable at mixed5 (the best of 2 layers)")
 
 
 def test_a_change_is_claimed_only_where_the_interval_leaves_zero_out() -> None:
-    texts = [v.text for v in tables.guide_verdicts(guide_record())]
+    texts = [v.text for v in verdicts.guide_verdicts(guide_record())]
     assert texts[0] == (
         "Guiding raised the held-out probe score of count on internal by 0.05 [0.02, 0.08], from 0.66 to 0.71 "
         "(23 patients)."
@@ -258,19 +122,19 @@ def test_a_change_is_claimed_only_where_the_interval_leaves_zero_out() -> None:
     assert "the interval covers 0" in texts[1]
     assert texts[4].startswith("Guiding lowered the AUC on external by 0.03 [0.01, 0.05], from 0.85 to 0.82")
     assert "only 3 patients" in texts[4]
-    assert tables.guide_verdicts(guide_record())[4].tone == "open"
+    assert verdicts.guide_verdicts(guide_record())[4].tone == "open"
 
 
 def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
     record = guide_record(differences=(difference("probe:count", -0.05),))
-    assert "from" not in tables.guide_verdicts(record)[0].text
+    assert "from" not in verdicts.guide_verdicts(record)[0].text
 
 
 def leakage_text(linear: float | None, mlp: float | None, chance: float = 0.25) -> str:
     before, after = guide_run("baseline", 0), guide_run("guided", 0)
     leakage = {"center": {"linear": linear, "mlp": mlp, "chance": chance}}
     after = GuideRun(**{**vars(after), "leakage": leakage})
-    return tables.guide_verdicts(guide_record(runs=(before, after), differences=(difference("auc", 0.1),)))[0].text
+    return verdicts.guide_verdicts(guide_record(runs=(before, after), differences=(difference("auc", 0.1),)))[0].text
 
 
 def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
@@ -290,19 +154,19 @@ def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
 
 def test_tables_average_over_seeds() -> None:
     record = guide_record(seeds=(0, 1, 2))
-    frame = tables.main_task_table(record).frame
+    frame = guide_tables.main_task_table(record).frame
     row = frame[(frame["split"] == "external") & (frame["run"] == "guided")].iloc[0]
     values = [run.metrics["external"]["auc"] for run in record.runs if run.name == "guided"]
     assert row["AUC"] == pytest.approx(np.mean(values))
     assert row["AUC sd"] == pytest.approx(np.std(values, ddof=1))
     assert row["seeds"] == 3
-    text = tables.shown(tables.main_task_table(record))["AUC"].iloc[0]
+    text = table.shown(guide_tables.main_task_table(record))["AUC"].iloc[0]
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", text)
-    assert "±" not in tables.shown(tables.main_task_table(guide_record()))["AUC"].iloc[0]
+    assert "±" not in table.shown(guide_tables.main_task_table(guide_record()))["AUC"].iloc[0]
 
 
 def test_the_comparison_pairs_each_concept_with_its_difference() -> None:
-    cells = tables.shown(tables.comparison_table(guide_record()))
+    cells = table.shown(guide_tables.comparison_table(guide_record()))
     assert list(cells.columns) == ["concept", "baseline probe", "guided probe", "guided head", "difference"]
     assert cells.to_numpy().tolist() == [
         ["count", "0.66", "0.71", "0.72", "+0.05 [0.02, 0.08]"],
@@ -312,7 +176,7 @@ def test_the_comparison_pairs_each_concept_with_its_difference() -> None:
 
 def test_a_grid_of_runs_gets_a_row_each() -> None:
     record = guide_record(runs=tuple(guide_run(name, 0) for name in ("baseline", "guided", "count+center")))
-    cells = tables.shown(tables.comparison_table(record))
+    cells = table.shown(guide_tables.comparison_table(record))
     assert cells["run"].tolist() == ["guided", "count+center"] * 2
     assert cells["difference"].tolist()[1] == "–"
 
@@ -336,10 +200,10 @@ def test_no_cell_ever_shows_nan(seeds: tuple[int, ...]) -> None:
     lost = difference("auc", math.nan)
     records = [guide_record(runs=tuple(runs), differences=(lost,)), ProbeRecord(study="s", rows=(empty,))]
     for record in records:
-        for table in tables.tables(record):
-            cells = tables.shown(table).to_numpy().ravel().tolist()
+        for one in tables.tables(record):
+            cells = table.shown(one).to_numpy().ravel().tolist()
             assert not [c for c in cells if re.search("nan|None", c)]
-    assert "–" in tables.shown(tables.probe_table(records[1])).to_numpy()  # type: ignore[arg-type]
+    assert "–" in table.shown(probe_tables.probe_table(records[1])).to_numpy()  # type: ignore[arg-type]
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
@@ -440,14 +304,14 @@ def test_any_name_can_be_drawn(name: str) -> None:
     drawings = figures.probe_figures(ProbeRecord(study="s", rows=rows))
     drawings += figures.training_figures(guide_record(count=name))
     for drawing in drawings:
-        assert figures.to_data_uri(drawing.figure).startswith("data:image/svg+xml;base64,")
+        assert drawing_of.to_data_uri(drawing.figure).startswith("data:image/svg+xml;base64,")
 
 
 def test_a_figure_is_the_same_twice_and_says_its_numbers() -> None:
     first, again = (figures.probe_figures(probe_record())[0] for _ in range(2))
-    assert figures.to_bytes(first.figure) == figures.to_bytes(again.figure)
+    assert drawing_of.to_bytes(first.figure) == drawing_of.to_bytes(again.figure)
     assert re.search(r"mixed10 0\.\d\d \[0\.\d\d, 0\.\d\d\], random network 0\.\d\d", first.alt)
-    assert figures.to_bytes(first.figure, kind="pdf").startswith(b"%PDF")
+    assert drawing_of.to_bytes(first.figure, kind="pdf").startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(
@@ -467,54 +331,16 @@ def test_long_layer_names_keep_what_tells_them_apart(layers: list[str], expected
 
 def test_rare_classes_are_drawn_together() -> None:
     values = [f"C{i:02d}" for i in range(20) for _ in range(30 - i)] + [""]
-    classes = figures.categories(values)
-    assert len(classes) == figures.CATEGORIES_MOST
+    classes = umap_figures.categories(values)
+    assert len(classes) == umap_figures.CATEGORIES_MOST
     assert classes[-1][0] == "7 others"
     assert sum(len(rows) for _, rows in classes) == len(values)
-    looks = {(figures.COLOURS[k % 8], figures._marker(k)) for k in range(figures.CATEGORIES_MOST)}
-    assert len(looks) == figures.CATEGORIES_MOST
-    assert [name for name, _ in figures.categories(["C10", "C9", "2", "C", "10"])] == ["2", "10", "C", "C9", "C10"]
+    looks = {(drawing_of.COLOURS[k % 8], umap_figures._marker(k)) for k in range(umap_figures.CATEGORIES_MOST)}
+    assert len(looks) == umap_figures.CATEGORIES_MOST
+    assert [name for name, _ in umap_figures.categories(["C10", "C9", "2", "C", "10"])] == ["2", "10", "C", "C9", "C10"]
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
-
-
-class Read(HTMLParser):
-    """What a browser would read from a page: its tags, addresses, words outside scripts, and scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.words: list[str] = []
-        self.alts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        values = dict(attrs)
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action", "data", "srcset")]
-        if tag == "img":
-            self.alts.append(values.get("alt") or "")
-
-    def handle_data(self, data: str) -> None:
-        if not self.tags or self.tags[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-@pytest.fixture(scope="module")
-def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a probe and a guide run of three seeds, every name of which tries to be a script."""
-    folder = tmp_path_factory.mktemp("report")
-    nasty = {"study": NASTY, "group": NASTY, "synthetic": True, "notes": (NASTY,), "settings": {NASTY: [NASTY]}}
-    probe = saved(probe_record(**nasty), folder / "probe")
-    guide = saved(guide_record(seeds=(0, 1, 2), count=NASTY, **nasty), folder / "guide")
-    write_embeddings(guide)
-    return write_page([probe, guide], folder / "report.html")
 
 
 def test_the_page_holds_all_and_asks_for_nothing(whole_page: Path) -> None:
@@ -618,13 +444,14 @@ def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path, monkeypat
         numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
         return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
 
-    monkeypatch.setattr(page, "project", flat)
+    monkeypatch.setattr(umap_parts, "project", flat)
     folder = saved(guide_record(), tmp_path / "run")
     write_embeddings(folder, n=4100, centers=12)
     out = write_page([folder], tmp_path / "out.html")
     text = out.read_text(encoding="utf-8")
     assert out.stat().st_size < 15e6
     assert text.count("data:image/jpeg;base64,") == 4000
+    assert text.count("backbone, pooled, colour: label") == 1
     assert "4000 of the 4100 held-out patches" in text
 
 
@@ -639,144 +466,3 @@ def test_torch_is_never_loaded(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     run = [sys.executable, "-c", code, str(folder), str(tmp_path / "out.html")]
     subprocess.run(run, check=True, cwd=root, timeout=60)
-
-
-# --- in a browser ------------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Browser:
-    """A headless Chromium, spoken to through a pipe (the Chrome DevTools protocol, messages end in a zero byte)."""
-
-    def __init__(self, profile: Path) -> None:
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        # Chromium reads from 3 and writes to 4: the pipes are moved out of the way first
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (theirs_in, theirs_out)]
-        quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
-        options = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-        options += ["--window-size=1100,900", "--remote-debugging-pipe"]
-        command = ["bash", "-c", f'exec "$0" "$@" 3<&{high[0]} 4>&{high[1]}', str(CHROMIUM), *options]
-        command += [f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for fd in (theirs_in, theirs_out, *high):
-            os.close(fd)
-        self.reading, self.writing = ours_in, ours_out
-        self.events: list[dict[str, Any]] = []
-        self._rest, self._sent, self._session = b"", 0, None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._sent += 1
-        message = {"id": self._sent, "method": method, "params": parameters}
-        message |= {"sessionId": self._session} if self._session else {}
-        os.write(self.writing, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._sent:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self.events.append(answer)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            ready, _, _ = select.select([self.reading], [], [], 15)
-            assert ready, "the browser does not answer"
-            self._rest += os.read(self.reading, 1 << 20)
-        message, self._rest = self._rest.split(b"\0", 1)
-        return json.loads(message)
-
-    def value(self, expression: str) -> Any:
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def wait(self, expression: str) -> Any:
-        until = time.monotonic() + 8
-        while not (value := self.value(expression)):
-            assert time.monotonic() < until, f"never true: {expression}"
-            time.sleep(0.05)
-        return value
-
-    def mouse(self, kind: str, x: float, y: float) -> None:
-        pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
-        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=10)
-        os.close(self.reading)
-        os.close(self.writing)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium to open the page in (apt-get install chromium)")
-    browser = Browser(tmp_path / "profile")
-    yield browser
-    browser.close()
-
-
-IN_PAGE = """
-const deep = root => [...root.querySelectorAll("*")].flatMap(e => e.shadowRoot ? [e, ...deep(e.shadowRoot)] : [e]);
-const plots = () => [...Bokeh.index].filter(v => v.model.renderers);
-const shown = () => plots().map(v => v.model.renderers.filter(r => r.visible).length);
-const middle = e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };
-function point(row) {
-  const view = plots()[0], data = view.model.renderers[0].data_source.data;
-  view.el.scrollIntoView();
-  const box = view.canvas_view.events_el.getBoundingClientRect();
-  return [box.x + view.frame.x_scale.compute(data.x0[row]), box.y + view.frame.y_scale.compute(data.y0[row])];
-}
-const tips = () => deep(document).filter(e => e.tagName == "B" && e.isConnected && e.offsetWidth > 0
-  && e.parentElement.textContent.includes("label"));
-const tip = id => { const b = tips().find(b => b.textContent == id); return b && b.parentElement; };
-var alerted = 0; window.alert = () => { alerted += 1; };
-"""
-
-
-def test_a_browser_shows_the_patch_and_asks_no_network(whole_page: Path, browser: Browser) -> None:
-    for domain in ("Page", "Runtime", "Network", "Log"):
-        browser.call(f"{domain}.enable")
-    browser.call("Page.navigate", url=whole_page.as_uri())
-    # two colourings of two networks, and the tools' icons once all is drawn
-    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].filter(v => v.model.renderers).length == 4")
-    browser.value(IN_PAGE + "0")
-    browser.wait("plots().every(v => v.is_idle !== false) && document.readyState == 'complete'")
-    assert browser.value("document.querySelector('h1').textContent") == NASTY
-
-    x, y = browser.value("point(10)")
-    for step in (6, 3, 0):
-        browser.mouse("mouseMoved", x + step, y)
-    name = f"{NASTY}-10"
-    card = browser.wait(f"(() => {{ const t = tip({json.dumps(name)}); return t && t.textContent; }})()")
-    assert "label" in card
-    assert "center" in card
-    assert browser.wait(f"tip({json.dumps(name)}).querySelector('img').naturalWidth") == 48
-
-    assert browser.value("shown()") == [2, 2, 3, 3]
-    legend = "deep(document).filter(e => e.classList.contains('bk-item') && e.offsetWidth > 0)[0]"
-    x, y = browser.value(f"middle({legend})")
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        browser.mouse(kind, x, y)
-    browser.wait("JSON.stringify(shown()) == '[1,1,3,3]'")  # hidden in both networks, the other colouring untouched
-
-    assert browser.value("alerted") == 0
-    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-    assert [u[:40] for u in asked if not u.startswith(("data:", "blob:"))] == [whole_page.as_uri()[:40]]
-    said = [e["params"]["entry"]["text"] for e in browser.events if e["method"] == "Log.entryAdded"]
-    assert said == []
-    calls = [e["params"]["type"] for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
-    assert not {"error", "warning", "assert"} & set(calls)
-    assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
-
-
-def test_on_a_phone_the_page_does_not_scroll_sideways(whole_page: Path, browser: Browser) -> None:
-    size = {"width": 360, "height": 780, "deviceScaleFactor": 2, "mobile": True}
-    browser.call("Emulation.setDeviceMetricsOverride", **size)
-    browser.call("Page.navigate", url=whole_page.as_uri())
-    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].length >= 4")
-    assert browser.value("document.documentElement.scrollWidth") <= 360

@@ -6,7 +6,9 @@ import pytest
 
 from conceptkit.records import Difference, GuideRecord, GuideRun
 from conceptkit.report import figures
-from conceptkit.report.tables import difference_kind, difference_parts, guide_verdicts, main_task_table
+from conceptkit.report.contents import difference_kind, difference_parts
+from conceptkit.report.guide_tables import main_task_table
+from conceptkit.report.verdicts import guide_verdicts
 
 
 def run(name, seed, auc, probe, linear, mlp):

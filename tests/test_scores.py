@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from conceptkit.evaluate.scores import auc, balanced_accuracy, confusion, f1, main_task_scores, r2, recall_mean
+from conceptkit.evaluate.scores import (
+    auc,
+    balanced_accuracy,
+    best_threshold,
+    calibration_error,
+    confusion,
+    f1,
+    main_task_scores,
+    r2,
+    recall_mean,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -87,6 +97,10 @@ def test_main_task_scores():
         "auc": metrics.roc_auc_score(y, p),
         "f1": metrics.f1_score(y, p > 0.3),
         "balanced_accuracy": metrics.balanced_accuracy_score(y, p > 0.3),
+        "brier": metrics.brier_score_loss(y, p),
+        "ece": calibration_error(y, p),
+        "threshold": 0.3,
+        "f1_at_half": metrics.f1_score(y, p > 0.5),
     }
     assert main_task_scores(y, p, threshold=0.3) == pytest.approx(expected)
     y, p = rng.integers(0, 3, 50), rng.dirichlet(np.ones(3), 50)
@@ -94,5 +108,34 @@ def test_main_task_scores():
         "auc": metrics.roc_auc_score(y, p, multi_class="ovr"),
         "f1": metrics.f1_score(y, p.argmax(1), average="macro"),
         "balanced_accuracy": metrics.balanced_accuracy_score(y, p.argmax(1)),
+        "brier": np.mean(((p - np.eye(3)[y]) ** 2).sum(1)),
+        "ece": calibration_error(y, p),
     }
     assert main_task_scores(y, p) == pytest.approx(expected)
+
+
+def test_calibration_error_is_the_gap_in_each_bin():
+    rng = np.random.default_rng(1)
+    p = rng.random(400)
+    y = (rng.random(400) < p**2).astype(int)
+    expected = 0.0
+    for low in np.arange(10) / 10:
+        here = (p >= low) & (p < low + 0.1)
+        expected += here.mean() * abs(y[here].mean() - p[here].mean())
+    assert calibration_error(y, p) == pytest.approx(expected)
+    sure = np.array([0.0, 1.0, 1.0])
+    assert calibration_error(np.array([0, 1, 1]), sure) == 0
+    assert calibration_error(np.array([1, 0, 0]), sure) == 1  # the control
+    three = np.eye(3)[[0, 1, 2]]
+    assert calibration_error(np.array([0, 1, 1]), three) == pytest.approx(1 / 3)
+
+
+@given(seeds, st.integers(2, 40))
+def test_no_other_threshold_gives_a_higher_f1(seed, n):
+    rng = np.random.default_rng(seed)
+    y = np.concatenate([[0, 1], rng.integers(0, 2, n)])
+    p = np.round(rng.random(n + 2), 1)  # with ties, and at the ends of the range
+    best = best_threshold(y, p)
+    assert 0 <= best <= 1 or p.min() == 0
+    found = metrics.f1_score(y, p > best)
+    assert found == pytest.approx(max(metrics.f1_score(y, p > cut, zero_division=0) for cut in [-1, *p]))

@@ -6,16 +6,22 @@ from typing import Annotated
 
 import typer
 
+from conceptkit.cli.attribute import attribute
+from conceptkit.cli.audit import audit
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
+from conceptkit.cli.doctor import doctor
 from conceptkit.cli.extract import extract
 from conceptkit.cli.guide import guide
+from conceptkit.cli.init import init
 from conceptkit.cli.layers import layers
 from conceptkit.cli.measure import measure
 from conceptkit.cli.predict import predict
+from conceptkit.cli.predictivity import predictivity
 from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
+from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
 
 app = typer.Typer(
@@ -40,7 +46,24 @@ def _version(
         raise typer.Exit
 
 
-for command in (probe, guide, predict, tile, measure, splits, extract, layers, report, demo):
+for command in (
+    probe,
+    guide,
+    predict,
+    predictivity,
+    attribute,
+    audit,
+    tile,
+    measure,
+    splits,
+    extract,
+    layers,
+    report,
+    demo,
+    init,
+    status,
+    doctor,
+):
     app.command()(command)
 
 

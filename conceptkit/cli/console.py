@@ -19,7 +19,9 @@ from typer.exceptions import TyperException
 from conceptkit._checks import InputError, check_place
 
 if TYPE_CHECKING:
-    from conceptkit.records import GuideRecord, ProbeRecord
+    from conceptkit.records import GuideRecord, ProbeRecord, Record
+    from conceptkit.report.table import Table
+    from conceptkit.report.verdicts import Verdict
     from conceptkit.study import Study
     from conceptkit.workflow.opening import Progress
 
@@ -125,7 +127,8 @@ def progress_bars() -> Iterator[Progress | None]:
             return Text("" if speed is None else f"{speed:.3g}/s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    # Hours of a grid's runs, each of which moves the bar in jumps, are the measure of the time that is left.
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=14400) as bars:
         tasks: dict[str, Any] = {}
 
         def tell(stage: str, done: int, todo: int) -> None:
@@ -147,9 +150,18 @@ def introduce(console: Console, study: Study) -> None:
 def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
     """Print a record's tables, its verdicts and its notes."""
     from conceptkit.records import ProbeRecord
-    from conceptkit.report.tables import guide_verdicts, probe_verdicts, shown, tables
+    from conceptkit.report.tables import tables
+    from conceptkit.report.verdicts import guide_verdicts, probe_verdicts
 
-    for table in tables(record):
+    verdicts = probe_verdicts(record) if isinstance(record, ProbeRecord) else guide_verdicts(record)
+    show_findings(console, record, tables(record), verdicts)
+
+
+def show_findings(console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict]) -> None:
+    """Print tables, verdicts, a record's notes and where it lies."""
+    from conceptkit.report.table import shown
+
+    for table in tables:
         grid = RichTable(title=escape(table.title), title_justify="left")
         frame = shown(table)
         for column in frame.columns:
@@ -157,7 +169,6 @@ def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
         for row in frame.itertuples(index=False):
             grid.add_row(*(escape(str(cell)) for cell in row))
         console.print(grid)
-    verdicts = probe_verdicts(record) if isinstance(record, ProbeRecord) else guide_verdicts(record)
     for verdict in verdicts:
         console.print(f"• {escape(verdict.text)}")
     for note in record.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from conceptkit._checks import InputError
 from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
+from conceptkit.cli.engine_options import EngineOption, SchedulerOption, WorkersOption
+from conceptkit.cli.grid_tables import show_grid
 from conceptkit.cli.options import (
     CategoricalOption,
     DebugOption,
@@ -24,6 +28,7 @@ from conceptkit.cli.options import (
     WeightsOption,
     name_list,
     seed_list,
+    shares,
     whole_numbers,
 )
 
@@ -84,10 +89,45 @@ def guide(
     cache: Annotated[
         str | None, typer.Option("--cache", help="Of what is frozen: exact, fast (16 bits) or off.")
     ] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option("--within", help="Columns within whose levels AUCs are taken too, comma-separated."),
+    ] = None,
+    ablate: Annotated[
+        str | None,
+        typer.Option(
+            "--ablate",
+            help="A grid: paper, pairs, study (the list in its file), a FILE with a model per line, or "
+            "'count; count,-center'.",
+        ),
+    ] = None,
+    weightings: Annotated[
+        str | None, typer.Option("--weightings", help="Of a grid, separated by semicolons: vanilla;uncertainty")
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Of a grid: random target, shuffled concept and others.")
+    ] = True,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="Of a grid: groups, or paper for its resamples of patches too.")
+    ] = "groups",
+    concept_noise: Annotated[
+        str | None, typer.Option("--concept-noise", help="Shares of concept values exchanged, for a curve: 0,0.25,0.5")
+    ] = None,
+    concept_fraction: Annotated[
+        str | None, typer.Option("--concept-fraction", help="Shares of rows that keep concept values: 0.01,0.1,1")
+    ] = None,
+    affinity: Annotated[
+        bool, typer.Option("--affinity", help="What a step of each task does to the others' losses.")
+    ] = False,
+    engine: EngineOption = "processes",
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
     folds: FoldsOption = 5,
     seed: Annotated[int, typer.Option("--seed", help="Of a single pair of runs.")] = 0,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="How many (5), or a list (1001,822).")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="How many (5), or a list (1001,822); 3 in a grid.")
+    ] = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
     json: JsonOption = None,
@@ -132,6 +172,58 @@ def guide(
             "recipe": recipe,
             "options": {k: v for k, v in chosen.items() if v is not None},
         }
+        gridded = ablate is not None or concept_noise is not None or concept_fraction is not None or affinity
+        if gridded:
+            from conceptkit.pathology.engines import Engine
+            from conceptkit.workflow.grids import outline_grid, run_grid
+
+            grid: dict[str, Any] = {
+                "ablate": ablate,
+                "weightings": None if weightings is None else [w.strip() for w in weightings.split(";") if w.strip()],
+                "controls": controls,
+                "noise": shares("concept-noise", concept_noise),
+                "fraction": shares("concept-fraction", concept_fraction),
+                "seeds": [0, 1, 2] if seeds is None else seed_list(seeds),
+            }
+            if dry_run:
+                planned = outline_grid(meant, **wanted, **grid)
+                for cell in planned:
+                    console.print(f"{cell.number or '·':>3}  {escape(cell.name)}", highlight=False)
+                write_json_result(
+                    json,
+                    {
+                        "schema": "conceptkit/grid-outline/1",
+                        "study": meant.name,
+                        "cells": [asdict(cell) for cell in planned],
+                    },
+                )
+                return
+            with progress_bars() as progress:
+                found = run_grid(
+                    meant,
+                    **wanted,
+                    **grid,
+                    affinity=affinity,
+                    protocol=protocol,
+                    folds=folds,
+                    within=name_list(within),
+                    device=device,
+                    engine=Engine(name=engine, workers=workers, scheduler=scheduler),
+                    out=out,
+                    progress=progress,
+                )
+            show_grid(console, found)
+            write_json_result(json, found.to_dict())
+            return
+        for name, given in (
+            ("weightings", weightings is not None),
+            ("protocol", protocol != "groups"),
+            ("engine", engine != "processes"),
+            ("workers", workers != 1),
+            ("scheduler", scheduler is not None),
+        ):
+            if given:
+                raise InputError(f"{name}: goes with a grid; name one by --ablate, --concept-noise or the like.")
         if dry_run:
             outline = outline_guide(meant, **wanted)
             _show_outline(console, outline)
@@ -142,6 +234,7 @@ def guide(
                 meant,
                 **wanted,
                 folds=folds,
+                within=name_list(within),
                 seeds=[seed] if seeds is None else seed_list(seeds),
                 device=device,
                 out=out,

@@ -76,3 +76,14 @@ def seed_list(text: str) -> list[int]:
             raise InputError(f"seeds: at least 1 is needed, got {numbers[0]}.")
         return list(range(numbers[0]))
     return numbers
+
+
+def shares(option: str, text: str | None) -> tuple[float, ...]:
+    """Return numbers separated by commas; none where nothing is given."""
+    try:
+        found = tuple(float(part) for part in (text or "").split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{option}: must be numbers separated by commas, got {text!r}.") from None
+    if text is not None and not found:
+        raise InputError(f"{option}: must be numbers separated by commas, got {text!r}.")
+    return found

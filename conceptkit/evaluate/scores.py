@@ -1,4 +1,4 @@
-"""Scores of predictions: R², balanced accuracy, AUC, F1."""
+"""Scores of predictions: R², balanced accuracy, AUC, F1 with its threshold, calibration."""
 
 from __future__ import annotations
 
@@ -77,20 +77,78 @@ def f1(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> floa
     return float(each[1] if n_classes == 2 else each.mean())
 
 
+def best_threshold(y: NDArray[np.intp], probability: Floats) -> float:
+    """Return the threshold of greatest F1, to be chosen on validation rows and used on others.
+
+    Parameters
+    ----------
+    y : (n,) class numbers 0 and 1
+    probability : (n,) of class 1
+
+    Returns
+    -------
+    half way between two probabilities that occur; of several that are as good, the one nearest to one half
+    """
+    values = np.unique(probability)
+    between = (values[1:] + values[:-1]) / 2
+    cuts = np.concatenate([[values[0] - 1e-9 if values[0] <= 0 else values[0] / 2], between])
+    above = np.sort(probability)
+    positives = np.sort(probability[y == 1])
+    predicted = len(above) - np.searchsorted(above, cuts, side="right")
+    hits = len(positives) - np.searchsorted(positives, cuts, side="right")
+    score = 2 * hits / np.maximum(predicted + len(positives), 1)
+    best = cuts[score >= score.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def brier(y: NDArray[np.intp], probability: Floats) -> float:
+    """Return the mean squared error of the probabilities, for more than two classes summed over them."""
+    if probability.ndim == 1:
+        return float(np.mean((probability - (y == 1)) ** 2))
+    return float(np.mean(((probability - np.eye(probability.shape[1])[y]) ** 2).sum(1)))
+
+
+def calibration_error(y: NDArray[np.intp], probability: Floats, *, bins: int = 10) -> float:
+    """Return the expected calibration error: |share − mean probability| over bins of equal width, weighted by rows.
+
+    Parameters
+    ----------
+    probability : (n,) of class 1, whose share is meant; or (n, k), and then it is that of the likeliest class
+
+    Source
+    ------
+    Guo et al., 2017
+    """
+    said, true = (probability, y == 1) if probability.ndim == 1 else (probability.max(1), probability.argmax(1) == y)
+    bin_of = np.minimum((said * bins).astype(np.intp), bins - 1)
+    gaps = np.bincount(bin_of, weights=true - said, minlength=bins)
+    return float(np.abs(gaps).sum() / len(y))
+
+
 def main_task_scores(y: NDArray[np.intp], probability: Floats, *, threshold: float = 0.5) -> Mapping[str, float]:
-    """Return ``auc``, ``f1`` and ``balanced_accuracy`` of the main task.
+    """Return the scores of the main task on one set of rows.
 
     Parameters
     ----------
     y : (n,) class numbers
     probability : (n,) of class 1 for two classes, (n, k) for more
     threshold : above which a row counts as class 1; unused for more than two classes
+
+    Returns
+    -------
+    ``auc``; ``f1`` and ``balanced_accuracy`` at the threshold; ``brier`` and ``ece``; for two classes ``threshold``
+    and ``f1_at_half`` too
     """
     binary = probability.ndim == 1
     n_classes = 2 if binary else probability.shape[1]
     predicted = (probability > threshold).astype(np.intp) if binary else probability.argmax(1)
-    return {
+    scores = {
         "auc": auc(y, probability),
         "f1": f1(y, predicted, n_classes),
         "balanced_accuracy": balanced_accuracy(y, predicted, n_classes),
+        "brier": brier(y, probability),
+        "ece": calibration_error(y, probability),
     }
+    if binary:
+        scores |= {"threshold": threshold, "f1_at_half": f1(y, (probability > 0.5).astype(np.intp), 2)}
+    return scores

@@ -1,20 +1,25 @@
-"""The trunk's output on evaluation rows, with small pictures, kept so that the report needs no network."""
+"""What networks make of evaluation rows (features, predictions) with small pictures, so that the report needs none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from conceptkit.evaluate.scores import Floats
 from conceptkit.patches import PatchTable
 from conceptkit.records import EMBEDDINGS_FILE
 from conceptkit.study import Study
+
+if TYPE_CHECKING:
+    from conceptkit.guide.inputs import Inputs
+    from conceptkit.models.guided import GuidedModel
 
 THUMBNAIL = 48
 """Side of the small pictures, in pixels."""
@@ -23,8 +28,53 @@ ROWS_DRAWN = 4000
 """Most rows that are kept; more are drawn from at random."""
 
 
+def drawn_rows(n: int) -> NDArray[np.intp]:
+    """Return the positions among ``n`` evaluation rows whose features are kept, in order."""
+    kept = np.arange(n)
+    return kept if n <= ROWS_DRAWN else np.sort(np.random.default_rng(0).choice(kept, ROWS_DRAWN, replace=False))
+
+
+def read_spaces(
+    model: GuidedModel, inputs: Inputs, rows: NDArray[np.intp], *, batch_size: int = 256
+) -> dict[str, NDArray[np.float16]]:
+    """Return layer → features (len(rows), d) of the two layers that the paper's Figure 7 compares.
+
+    Parameters
+    ----------
+    inputs : the rows as this network's trained part sees them
+    rows : positions in them
+
+    Returns
+    -------
+    the pooled output of the backbone's last block and, where there is a trunk, its first dense layer's; of half
+    precision, which no picture shows
+    """
+    import torch
+
+    model.eval()
+    inputs.rest.eval()
+    device = next(model.parameters()).device
+    pooled, dense = [], []
+    with torch.inference_mode():
+        for batch in torch.split(torch.from_numpy(rows), batch_size):
+            features = inputs.rest(*inputs.batch(batch, device))[0]
+            pooled.append(features.half().cpu())
+            if len(model.trunk):
+                dense.append(model.trunk[0](features).half().cpu())
+    spaces = {"backbone, pooled": torch.cat(pooled).numpy()}
+    return spaces | ({"first dense layer": torch.cat(dense).numpy()} if dense else {})
+
+
 def write_embeddings(
-    folder: Path, data: PatchTable, study: Study, rows: NDArray[np.intp], trunks: Mapping[str, NDArray[np.float32]]
+    folder: Path,
+    data: PatchTable,
+    study: Study,
+    rows: NDArray[np.intp],
+    trunks: Mapping[str, NDArray[np.float32]],
+    *,
+    spaces: Mapping[str, Mapping[str, NDArray[np.float16]]] | None = None,
+    probabilities: Mapping[str, Floats] | None = None,
+    classes: Sequence[str] = (),
 ) -> Path:
     """Write the file and return its path.
 
@@ -34,10 +84,12 @@ def write_embeddings(
     data : the patch table
     rows : row numbers of the evaluation rows
     trunks : run → (len(rows), width)
+    spaces : run → layer → (len(drawn_rows(len(rows))), d), see :func:`read_spaces`; of one seed's runs, as they are
+        drawn and not measured
+    probabilities : run → (len(rows),) of class 1, or (len(rows), k)
+    classes : of the main task
     """
-    kept = np.arange(len(rows))
-    if len(rows) > ROWS_DRAWN:
-        kept = np.sort(np.random.default_rng(0).choice(kept, ROWS_DRAWN, replace=False))
+    kept = drawn_rows(len(rows))
     chosen = data.select(rows[kept])
     text = h5py.string_dtype()
     groups = chosen.groups(study.group)
@@ -62,6 +114,11 @@ def write_embeddings(
                 file.create_dataset(key, data=_words(concept.values), dtype=text)
         for run, trunk in trunks.items():
             file.create_dataset(f"features/{run}", data=trunk[kept])
+        for run, layers in (spaces or {}).items():
+            for layer, values in layers.items():
+                file.create_dataset(f"layers/{layer}/{run}", data=values)
+        if probabilities:
+            _write_predictions(file, data.select(rows), study, probabilities, classes)
         small = [
             np.asarray(Image.fromarray(chosen.pixels(i)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
             for i in range(len(chosen))
@@ -69,6 +126,23 @@ def write_embeddings(
         file.create_dataset("thumbnails", data=np.stack(small), compression="gzip")
     os.replace(temporary, folder / EMBEDDINGS_FILE)
     return folder / EMBEDDINGS_FILE
+
+
+def _write_predictions(
+    file: h5py.File, data: PatchTable, study: Study, probabilities: Mapping[str, Floats], classes: Sequence[str]
+) -> None:
+    """Write what every run predicts of all evaluation rows, and what they are."""
+    groups = data.groups(study.group)
+    columns: dict[str, Iterable[Any]] = {
+        "label": data.concept(study.label).values,
+        "split": data.frame[study.splits.column],
+        "group": data.patch_ids if groups is None else groups,
+    }
+    for name, values in columns.items():
+        file.create_dataset(f"predictions/{name}", data=_words(values), dtype=h5py.string_dtype(), compression="gzip")
+    file["predictions"].attrs["classes"] = list(classes)
+    for run, probability in probabilities.items():
+        file.create_dataset(f"predictions/probability/{run}", data=probability)
 
 
 def _words(values: Iterable[Any]) -> NDArray[Any]:

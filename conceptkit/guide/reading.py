@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
-from conceptkit.evaluate.resampling import draw_groups, percentile_interval, resampled
-from conceptkit.evaluate.scores import Floats, auc, main_task_scores
+from conceptkit.evaluate.paired import (
+    PairedInterval,
+    Scored,
+    auc_within,
+    paired_interval,
+    scored_auc,
+    scored_auc_within,
+    scored_balanced_accuracy,
+    scored_r2,
+)
+from conceptkit.evaluate.scores import Floats, best_threshold, main_task_scores
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.patches import PatchTable
@@ -20,6 +29,16 @@ from conceptkit.probe.folds import make_folds
 from conceptkit.probe.validation import Target, held_out, held_out_mlp, make_target
 from conceptkit.records import Difference, GuideRun
 from conceptkit.study import Study
+
+OVERALL = "overall"
+"""Name of all evaluation splits taken together"""
+
+CENTER = "center"
+"""Column within whose levels the AUC is taken wherever the table has it"""
+
+
+LEAST_SPOKEN = 0.02
+"""Share of the read rows on which a unit must not be 0 to be read by a probe"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,8 @@ class Reading:
     discourage: tuple[str, ...]
     folds: int
     notes: tuple[str, ...]
+    strata: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
+    """Column → level (n used rows,) within which AUCs are taken, −1 where it is not known"""
 
     @classmethod
     def of(
@@ -48,8 +69,19 @@ class Reading:
         encourage: Sequence[str],
         discourage: Sequence[str],
         folds: int,
+        within: Sequence[str] = (),
     ) -> Reading:
-        """Choose the rows and make the targets; a concept that cannot be read there is noted, and stays without."""
+        """Choose the rows and make the targets; a concept that cannot be read there is noted, and stays without.
+
+        Parameters
+        ----------
+        within : columns within whose levels AUCs are taken, beside the discouraged categories and the center
+
+        Raises
+        ------
+        InputError
+            when there is no such column, or it holds numbers
+        """
         check_at_least("folds", folds, 2)
         if meant.splits.read in plan.rows:
             where, rows = meant.splits.read, plan.rows[meant.splits.read]
@@ -73,7 +105,35 @@ class Reading:
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)
-        return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes))
+        strata = _strata(data, meant, plan, discourage, within)
+        return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes), strata)
+
+
+def _strata(
+    data: PatchTable, meant: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
+) -> dict[str, NDArray[np.intp]]:
+    for name in within:
+        if data.concept(name).kind != "categorical":
+            raise InputError(f"within: {name} must be categorical; --categorical {name} takes it as classes.")
+    known = [CENTER] if CENTER in data.frame.columns else []
+    found = {}
+    for name in dict.fromkeys([*within, *discourage, *known]):
+        concept = data.concept(name)
+        if concept.kind == "categorical" and name != meant.label:
+            values = concept.values[plan.used]
+            present = np.array([v is not None for v in values], dtype=bool)
+            found[name] = np.full(len(values), -1)
+            found[name][present] = np.unique(values[present].astype(str), return_inverse=True)[1]
+    return found
+
+
+def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
+    """Return evaluation split → its labelled rows, and all of them as ``overall`` where there are several."""
+    rows = {name: plan.rows[name] for name in plan.evaluation}
+    if len(rows) > 1 and OVERALL not in plan.rows:
+        rows[OVERALL] = np.sort(np.concatenate(list(rows.values())))
+    labelled = {name: own[plan.codes[own] >= 0] for name, own in rows.items()}
+    return {name: own for name, own in labelled.items() if len(own)}
 
 
 @dataclass(frozen=True)
@@ -103,13 +163,9 @@ def read_run(
 ) -> TrainedRun:
     """Score the main task on every split, and read concepts and leakage with fresh probes."""
     probability = _probability(raw[MAIN])
-    metrics = {}
-    for split, rows in plan.rows.items():
-        labelled = plan.codes[rows] >= 0
-        if labelled.any():
-            metrics[split] = main_task_scores(plan.codes[rows][labelled], probability[at[split][labelled]])
+    metrics = split_scores(probability, plan, reading)
     place = np.searchsorted(plan.used, reading.split_rows)
-    features = trunk[place].astype(np.float64)
+    features = _speaking(trunk[place].astype(np.float64))
     heads = {task.name: task for task in tasks}
     fresh: dict[str, NDArray[Any]] = {}
     concepts: dict[str, dict[str, float | None]] = {}
@@ -148,6 +204,16 @@ def read_run(
     return TrainedRun(run, probability, trunk, fresh)
 
 
+def _speaking(features: Floats) -> Floats:
+    """Return the units (n, ≤ width) that are not silent on nearly all rows; all of them when every one is.
+
+    Of a unit whose ReLU lets through one row in a hundred, a probe that standardises makes a number of ten standard
+    deviations: what is fitted on such a row of one patient is thrown far off by that of another.
+    """
+    kept = (features != 0).mean(0) >= LEAST_SPOKEN
+    return features[:, kept] if kept.any() else features
+
+
 def _probability(logits: Floats) -> Floats:
     """Return the probability of class 1 (n,) from one logit, or of every class (n, k) from k logits."""
     from scipy.special import expit, softmax
@@ -167,47 +233,108 @@ def _head_score(task: Task, output: Floats, target: Target) -> float:
     return float(np.mean(recalls))
 
 
+def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str, dict[str, float]]:
+    """Return split → scores of the main task; what threshold counts as class 1 is chosen on the validation rows.
+
+    Parameters
+    ----------
+    probability : (n used rows,) of class 1, or (n, k)
+    """
+    val = plan.rows["val"][plan.codes[plan.rows["val"]] >= 0]
+    threshold = 0.5
+    if probability.ndim == 1:
+        threshold = best_threshold(plan.codes[val], probability[np.searchsorted(plan.used, val)])
+    metrics: dict[str, dict[str, float]] = {}
+    for split, rows in {**plan.rows, **evaluated(plan)}.items():
+        labelled = rows[plan.codes[rows] >= 0]
+        if not len(labelled):
+            continue
+        place = np.searchsorted(plan.used, labelled)
+        y = plan.codes[labelled]
+        metrics[split] = dict(main_task_scores(y, probability[place], threshold=threshold))
+        for column, levels in reading.strata.items():
+            inside = auc_within(y, probability[place], levels[place])
+            if np.isfinite(inside):
+                metrics[split][f"auc_within_{column}"] = inside
+    return metrics
+
+
 def paired_differences(
-    trained: Sequence[TrainedRun], plan: Plan, reading: Reading, *, n_resamples: int = 2000
+    trained: Sequence[TrainedRun],
+    plan: Plan,
+    reading: Reading,
+    *,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Difference]:
-    """Return paired differences of every other run to the baseline, averaged over seeds."""
-    used = plan.used
-    base = {run.record.seed: run for run in trained if run.record.name == "baseline"}
+    """Return paired differences of runs, averaged over seeds, with intervals over groups.
+
+    Parameters
+    ----------
+    pairs : names (run, against); ``None`` for every other run against ``baseline``. A run of one seed is paired with
+        each seed of the other
+    """
+    by_name: dict[str, dict[int, TrainedRun]] = {}
+    for run in trained:
+        by_name.setdefault(run.record.name, {})[run.record.seed] = run
+    if pairs is None:
+        pairs = [(name, "baseline") for name in by_name if name != "baseline"]
+    known: dict[int, dict[tuple[str, str], Scored]] = {}
+
+    def scored(run: TrainedRun) -> dict[tuple[str, str], Scored]:
+        if id(run) not in known:
+            known[id(run)] = _scored(run, plan, reading)
+        return known[id(run)]
+
     found: list[Difference] = []
-    for name in dict.fromkeys(run.record.name for run in trained if run.record.name != "baseline"):
-        pairs = [(run, base[run.record.seed]) for run in trained if run.record.name == name]
-        for split in plan.evaluation:
-            rows = plan.rows[split][plan.codes[plan.rows[split]] >= 0]
-            if not len(rows):
+    for name, against in pairs:
+        both = [(scored(a), scored(b)) for a, b in _by_seed(by_name.get(name, {}), by_name.get(against, {}))]
+        if not both:
+            continue
+        for split, metric in both[0][0]:
+            if not all((split, metric) in one for pair in both for one in pair):
                 continue
-            y, place = plan.codes[rows], np.searchsorted(used, rows)
-            groups = np.unique(plan.groups[rows], return_inverse=True)[1]
-            draws = draw_groups(int(groups.max()) + 1, n_resamples=n_resamples)
-
-            def gain(
-                chosen: NDArray[np.intp], y: NDArray[np.intp] = y, place: NDArray[np.intp] = place, pairs: Any = pairs
-            ) -> float:
-                at = place[chosen]
-                each = [auc(y[chosen], a.probability[at]) - auc(y[chosen], b.probability[at]) for a, b in pairs]
-                return float(np.mean(each))
-
-            low, high = percentile_interval(resampled(gain, groups, draws))
-            mean = gain(np.arange(len(rows)))
-            found.append(_difference(name, split, "auc", mean, low, high, draws.shape[1]))
-        for metric in pairs[0][0].fresh:
-            concept = metric.split(":", 1)[1]
-            target = reading.concepts.get(concept) or reading.leaks[concept]
-            draws = draw_groups(target.n_groups, n_resamples=n_resamples)
-            spread = [
-                target.resampled(a.fresh[metric], draws) - target.resampled(b.fresh[metric], draws) for a, b in pairs
-            ]
-            low, high = percentile_interval(np.mean(spread, axis=0))
-            mean = float(np.mean([target.score(a.fresh[metric]) - target.score(b.fresh[metric]) for a, b in pairs]))
-            found.append(_difference(name, reading.where, metric, mean, low, high, target.n_groups))
+            first, second = ([pair[k][split, metric] for pair in both] for k in (0, 1))
+            found.append(_difference(name, against, split, metric, paired_interval(first, second)))
     return found
 
 
-def _difference(run: str, split: str, metric: str, mean: float, low: float, high: float, n_groups: int) -> Difference:
+def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list[tuple[TrainedRun, TrainedRun]]:
+    """Return pairs of one seed; what has one seed only stands beside every seed of the other."""
+    if len(runs) == 1 and len(others) > 1 and not next(iter(runs.values())).record.history:
+        return [(run, other) for run in runs.values() for other in others.values()]
+    return [(run, others[seed]) for seed, run in runs.items() if seed in others]
+
+
+def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, str], Scored]:
+    """Return (split, metric) → score with that without each group."""
+    found: dict[tuple[str, str], Scored] = {}
+    for split, rows in evaluated(plan).items():
+        y, place = plan.codes[rows], np.searchsorted(plan.used, rows)
+        groups = np.unique(plan.groups[rows], return_inverse=True)[1]
+        found[split, "auc"] = scored_auc(y, run.probability[place], groups)
+        for column, levels in reading.strata.items():
+            inside = scored_auc_within(y, run.probability[place], groups, levels[place])
+            if np.isfinite(inside.value):
+                found[split, f"auc_within_{column}"] = inside
+    for metric, predicted in run.fresh.items():
+        concept = metric.split(":", 1)[1]
+        target = reading.concepts.get(concept) or reading.leaks[concept]
+        if target.kind == "continuous":
+            found[reading.where, metric] = scored_r2(target.y.astype(np.float64), predicted, target.clusters)
+        else:
+            y = target.y.astype(np.intp)
+            found[reading.where, metric] = scored_balanced_accuracy(y, predicted, target.clusters, target.n_classes)
+    return found
+
+
+def _difference(run: str, against: str, split: str, metric: str, found: PairedInterval) -> Difference:
     return Difference(
-        run=run, against="baseline", split=split, metric=metric, mean=mean, low=low, high=high, n_groups=n_groups
+        run=run,
+        against=against,
+        split=split,
+        metric=metric,
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        n_groups=found.n_groups,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -74,6 +75,18 @@ def _safely(function: Callable[[Any], Any], index: int, job: Any) -> Outcome[Any
         return Outcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as the one that gives it work is gone: a killed command leaves no workers behind."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
@@ -92,7 +105,7 @@ def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engi
         batch = [k for k in todo if deaths[k]][:1] if alone else todo
         finished = set()
         try:
-            with ProcessPoolExecutor(1 if alone else workers, mp_context=context) as pool:
+            with ProcessPoolExecutor(1 if alone else workers, mp_context=context, initializer=_end_with_parent) as pool:
                 futures = [pool.submit(_safely, function, k, jobs[k]) for k in batch]
                 try:
                     for future in as_completed(futures):

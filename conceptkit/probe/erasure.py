@@ -74,4 +74,9 @@ def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
     spread = np.sqrt(share @ (Z - share @ Z) ** 2)
     left = left[:, strength > 1e-8 * max(float(spread.max(initial=0.0)), np.finfo(np.float64).tiny)]
     matrix = np.eye(X.shape[1]) - (basis * root) @ left @ left.T @ (basis / root).T
+    # A unit that is always the same stays so: products would give it rounding errors that follow the concept, and a
+    # probe that standardises its columns would read them.
+    same = (X[:1] == X).all(0)
+    matrix[same], matrix[:, same] = 0.0, 0.0
+    matrix[same, same] = 1.0
     return Eraser(matrix, mean)

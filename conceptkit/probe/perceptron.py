@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,33 +13,46 @@ from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target
 
 
-def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) -> NDArray[Any]:
-    """Return the out-of-fold predictions (n,) of a small multi-layer perceptron.
+class Perceptron:
+    """One hidden layer of 64 units on standardised columns; a tenth of the training part decides when to stop."""
 
-    One hidden layer of 64 units on standardised columns; a tenth of the training part decides when to stop.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    def __init__(self, *, classes: bool, seed: int = 0) -> None:
+        self.classes, self.seed = classes, seed
 
-    continuous = target.kind == "continuous"
-    kind = MLPRegressor if continuous else MLPClassifier
-    center, spread = (target.y.mean(), target.y.std()) if continuous else (0.0, 1.0)
-    out = np.empty(len(X), dtype=np.float64 if continuous else np.intp)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
-        network = kind(
+    def fit(self, X: Floats, y: NDArray[Any]) -> Self:
+        """Fit activations (n, d) to values, or class numbers (n,)."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        spread = 1.0 if self.classes else float(y.std())
+        self.center, self.spread = (0.0, 1.0) if self.classes else (float(y.mean()), spread if spread > 0 else 1.0)
+        network = (MLPClassifier if self.classes else MLPRegressor)(
             hidden_layer_sizes=(64,),
             alpha=1e-2,
             max_iter=150,
             early_stopping=True,
             n_iter_no_change=15,
-            random_state=seed,
+            random_state=self.seed,
         )
-        y = (target.y[train] - center) / spread if continuous else target.y[train]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the early stop is the rule, the limit its bound
-            model = make_pipeline(StandardScaler(), network).fit(X[train], y)
-        predicted = model.predict(X[test])
-        out[test] = predicted * spread + center if continuous else predicted
+            self.model = make_pipeline(StandardScaler(), network).fit(
+                X, y if self.classes else (y - self.center) / self.spread
+            )
+        return self
+
+    def predict(self, X: Floats) -> NDArray[Any]:
+        """Return values, or class numbers (n,)."""
+        predicted: NDArray[Any] = self.model.predict(X)
+        return predicted if self.classes else predicted * self.spread + self.center
+
+
+def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) -> NDArray[Any]:
+    """Return the out-of-fold predictions (n,) of a :class:`Perceptron`."""
+    classes = target.kind == "categorical"
+    out = np.empty(len(X), dtype=np.intp if classes else np.float64)
+    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+        out[test] = Perceptron(classes=classes, seed=seed).fit(X[train], target.y[train]).predict(X[test])
     return out

@@ -18,6 +18,9 @@ RECORD_FILE = "record.json"
 EMBEDDINGS_FILE = "embeddings.h5"
 """Name of the file in a guide run's folder with the trunk's output of every run on the evaluation rows."""
 
+CONTEXT_FILE = "context.h5"
+"""Name of the file in a run folder with what its report shows of the patches: rows, folds, samples, colours."""
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never half of it."""

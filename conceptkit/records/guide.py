@@ -22,7 +22,8 @@ class GuideRun:
     checkpoint: str
     """Folder of the checkpoint, as seen from where the command ran."""
     metrics: Mapping[str, Mapping[str, float]]
-    """Split → ``auc``, ``f1``, ``balanced_accuracy`` of the main task."""
+    """Split, and ``overall`` for all evaluation splits together → the main task's ``auc``, ``auc_within_COLUMN``,
+    ``f1`` and ``balanced_accuracy`` at the ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``."""
     concepts: Mapping[str, Mapping[str, float | None]]
     """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head); ``None``: not there."""
     leakage: Mapping[str, Mapping[str, float | None]]
@@ -34,14 +35,15 @@ class GuideRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A paired difference between two runs, averaged over seeds, with a 95 % interval from resampling groups."""
+    """A paired difference between two runs, averaged over seeds, with a 95 % interval over groups."""
 
     run: str
     against: str
     split: str
     metric: str
-    """``auc`` of the main task; ``probe:count``, the score of a fresh probe of the encouraged concept ``count``;
-    ``linear:center`` and ``mlp:center``, those of a fresh linear and non-linear probe of the discouraged one."""
+    """``auc`` of the main task, ``auc_within_center`` within the levels of that column; ``probe:count``, the score of a
+    fresh probe of the encouraged concept ``count``; ``linear:center`` and ``mlp:center``, those of a fresh linear and
+    non-linear probe of the discouraged one."""
     mean: float
     low: float
     high: float

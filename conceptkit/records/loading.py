@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conceptkit._checks import InputError
+from conceptkit.records.attribute import AttributeRecord
+from conceptkit.records.audit import AuditRecord
 from conceptkit.records.base import RECORD_FILE
+from conceptkit.records.grid import GridRecord
 from conceptkit.records.guide import GuideRecord
+from conceptkit.records.predictivity import PredictivityRecord
 from conceptkit.records.probe import ProbeRecord
 
-AnyRecord = ProbeRecord | GuideRecord
+AnyRecord = AttributeRecord | AuditRecord | ProbeRecord | GuideRecord | GridRecord | PredictivityRecord
 
-KINDS: Mapping[str, type[ProbeRecord] | type[GuideRecord]] = {c.schema: c for c in (ProbeRecord, GuideRecord)}
+KINDS: Mapping[str, type[AnyRecord]] = {
+    c.schema: c for c in (ProbeRecord, GuideRecord, GridRecord, PredictivityRecord, AttributeRecord, AuditRecord)
+}
 """Schema → class of record"""
 
 

@@ -15,6 +15,7 @@ from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
+from conceptkit.workflow.context import names_kept, write_context
 from conceptkit.workflow.opening import N_RESAMPLES, Progress, notes_on, open_study, run_folder, split_rows, versions
 
 if TYPE_CHECKING:
@@ -198,6 +199,15 @@ def run_probe(
         versions=versions(),
         folder=folder,
         rows=found,
+    )
+    write_context(
+        folder,
+        data,
+        meant,
+        rows,
+        concepts=names_kept(meant, data, concepts),
+        targets=[dataclasses.replace(target, rows=place[target.rows]) for target in targets],
+        folds=folds,
     )
     record.save(folder)
     return record

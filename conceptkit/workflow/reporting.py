@@ -7,24 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptkit._checks import InputError, check_at_least, check_place
-from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord
+from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
 from conceptkit.synthetic import embedded_study
 from conceptkit.workflow.guiding import run_guide
 from conceptkit.workflow.opening import Progress
 from conceptkit.workflow.probing import run_probe
 
 
-def write_report(runs: Sequence[str | Path | ProbeRecord | GuideRecord], out: str | Path = "report.html") -> Path:
+def write_report(
+    runs: Sequence[str | Path | Record],
+    out: str | Path = "report.html",
+    *,
+    latex: str | Path | None = None,
+    csv: str | Path | None = None,
+    figures: str | Path | None = None,
+    seed: int = 0,
+) -> Path:
     """Write one offline HTML page from run folders.
 
     Parameters
     ----------
     runs : run folders, or records that were just made
     out : the page
+    latex : folder for the tables as LaTeX (packages booktabs, graphicx)
+    csv : folder for the tables as CSV, numbers in full
+    figures : folder for the figures as SVG and PDF
+    seed : of the UMAPs
 
     Returns
     -------
-    its path
+    the page's path
 
     Raises
     ------
@@ -36,15 +48,23 @@ def write_report(runs: Sequence[str | Path | ProbeRecord | GuideRecord], out: st
     if Path(out).suffix.lower() not in (".html", ".htm"):  # a run's own record must not be written over
         raise InputError(f"out: must end in .html, got {str(out)!r}.")
     check_place("out", Path(out))
+    check_at_least("seed", seed, 0)
+    places = {"latex": latex, "csv": csv, "figures": figures}
+    for name, place in places.items():
+        if place is not None:
+            if Path(place).exists() and not Path(place).is_dir():
+                raise InputError(f"{name}: {place} is a file; name a folder.")
+            check_place(name, Path(place) / "a table")
     folders = []
     for run in runs:
-        if isinstance(run, ProbeRecord | GuideRecord):
+        if isinstance(run, Record):
             if run.folder is None:
                 raise InputError("run: this record was not saved to a run folder.")
             folders.append(run.folder)
         else:
             folders.append(Path(run))
-    return write_page(folders, Path(out))
+    into = {name: None if place is None else Path(place) for name, place in places.items()}
+    return write_page(folders, Path(out), seed=seed, **into)
 
 
 def run_demo(

@@ -1,0 +1,1 @@
+"""Does the network use a concept? Gradients of a logit at a layer, taken along concept vectors."""

@@ -1,0 +1,229 @@
+"""Everything that is said of one concept at one layer: change per unit, scores, what they are by chance, refits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError, check_at_least
+from conceptkit.attribution.directions import Fitted, Vectors, fit_concept, fit_shuffled, refit
+from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
+from conceptkit.attribution.tcav import INDIFFERENT, SCORES, directional_derivatives
+from conceptkit.evaluate.intervals import coverage_note
+from conceptkit.evaluate.resampling import draw_groups
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.permutation import level_of
+from conceptkit.probe.targets import Target
+from conceptkit.probe.validation import held_out
+from conceptkit.records.attribute import Score
+
+LEAST_REFITS = 10
+"""Fewer refits do not show how far a score depends on the patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One concept (or class of it), output and set of images."""
+
+    column: int
+    """Number of the concept's vector"""
+    output: int
+    """Number of the output"""
+    among: str
+    n: int
+    n_groups: int
+    per_unit: float
+    """Change of the output per unit of the concept, along its pattern"""
+    error: float
+    """Standard error of it, over resamples of the groups"""
+    reach: float
+    """Half the width of its 95 % interval"""
+    note: str | None
+    p: float
+    scores: Mapping[str, Score]
+    agreement: float
+    zero_gradients: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What is found of one concept at one layer."""
+
+    fitted: Fitted
+    score: float
+    """Held-out R² or balanced accuracy"""
+    permuted: str
+    refits: int
+    cosines: Floats
+    """(t,) mean cosine between each vector and its refits"""
+    found: list[Found]
+
+
+def analyse(
+    X: NDArray[Any],
+    target: Target,
+    gradients: Floats,
+    among: Mapping[str, NDArray[np.intp]],
+    *,
+    confounders: Floats | None = None,
+    folds: int = 5,
+    refits: int = 100,
+    permutations: int = 500,
+    seed: int = 0,
+) -> Analysis:
+    """Take derivatives of outputs along a concept, and compare them with what shuffled concepts give.
+
+    Parameters
+    ----------
+    X : (n, d) activations of the rows that have the concept
+    target : the concept
+    gradients : (o, n, d) of o outputs, by :func:`conceptkit.attribution.sensitivity.pooled_gradients`
+    among : name → row numbers whose images are scored together
+    confounders : (n, z) that the pattern holds fixed
+    folds : of the held-out score
+    refits : resamples of the groups on which vector and pattern are fitted again
+    permutations : shuffles of the concept
+    seed : of resamples and shuffles
+
+    Raises
+    ------
+    InputError
+        when nothing can be fitted, or a set of images is empty
+    """
+    check_at_least("refits", refits, LEAST_REFITS)
+    check_at_least("permutations", permutations, 0)
+    for name, rows in among.items():
+        if not len(rows):
+            raise InputError(f"among: no image of {name} has a value of {target.name}.")
+    fitted = fit_concept(X, target, confounders)
+    orders = shuffle_rows(target, permutations, seed)
+    splits = make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}")
+    score = target.score(held_out(X, [target], folds=folds, splits=splits)[0])
+    null = fit_shuffled(X, fitted, orders) if permutations else None
+    draws = draw_groups(target.n_groups, n_resamples=refits, seed=seed)
+    again = refit(X, fitted, draws)
+    kept = [(draw, vectors) for draw, vectors in zip(draws, again, strict=True) if vectors is not None]
+    t = fitted.columns.shape[1]
+    found = []
+    for column in range(t):
+        own = _Column(
+            fitted=_picked(fitted.found, slice(column, column + 1)),
+            null=None if null is None else _picked(null, slice(column, None, t)),
+            refits=[(draw, _picked(vectors, slice(column, column + 1))) for draw, vectors in kept],
+            r2=score if target.kind == "continuous" else math.nan,
+            clusters=target.clusters,
+        )
+        for output, G in enumerate(gradients):
+            for name, rows in among.items():
+                found.append(_one(own, G[rows], rows, column=column, output=output, among=name))
+    turned = [np.sum(fitted.found.unit * vectors.unit, axis=0) for _, vectors in kept]
+    cosines = np.mean(turned, axis=0) if turned else np.full(t, np.nan)
+    return Analysis(
+        fitted=fitted,
+        score=score,
+        permuted=level_of(target).name,
+        refits=len(kept),
+        cosines=cosines,
+        found=found,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """One vector of a concept, with its shuffles and refits."""
+
+    fitted: Vectors
+    null: Vectors | None
+    refits: Sequence[tuple[NDArray[np.int64], Vectors]]
+    r2: float
+    clusters: NDArray[np.intp]
+
+
+def _picked(vectors: Vectors, at: slice) -> Vectors:
+    return Vectors(vectors.vectors[:, at], vectors.patterns[:, at])
+
+
+def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output: int, among: str) -> Found:
+    """Score one vector on some images; G (n, d) are their derivatives, ``rows`` (n,) their numbers."""
+    S = directional_derivatives(G, own.fitted.unit)  # (n, 1)
+    along = G @ own.fitted.patterns[:, 0]  # (n,)
+    per_unit = float(along.mean())
+    clusters = own.clusters[rows]
+    n_groups = len(np.unique(clusters))
+    changes = _resampled_changes(own, G, clusters)
+    error = float(changes.std(ddof=1)) if len(changes) > 1 and n_groups > 1 else math.nan
+    p, null_scores = math.nan, None
+    if own.null is not None:
+        p = two_sided_p(per_unit, G.mean(0) @ own.null.patterns)
+        # At the concept's own R²: that of a shuffled one is none, so that Br would be tested for being read alone.
+        null_scores = score_all(directional_derivatives(G, own.null.unit), own.r2)
+    values = score_all(S, own.r2)
+    repeated = [score_all(G @ vectors.unit, own.r2) for _, vectors in own.refits]
+    scores = {
+        name: _score(
+            float(values[name][0]),
+            np.array([one[name][0] for one in repeated]),
+            None if null_scores is None else null_scores[name],
+            INDIFFERENT[name],
+        )
+        for name in SCORES
+        if name != "relevance" or np.isfinite(own.r2)
+    }
+    return Found(
+        column=column,
+        output=output,
+        among=among,
+        n=len(rows),
+        n_groups=n_groups,
+        per_unit=per_unit,
+        error=error,
+        reach=_student(n_groups) * error,
+        note=coverage_note(n_groups),
+        p=p,
+        scores=scores,
+        agreement=float(np.mean(np.sign(S[:, 0]) == np.sign(along))),
+        zero_gradients=int((~G.any(axis=1)).sum()),
+    )
+
+
+def _resampled_changes(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> Floats:
+    """Return the change per unit in each resample: of the images that are scored and of the rows that are fitted."""
+    sums = np.zeros((int(own.clusters.max()) + 1, G.shape[1]))
+    np.add.at(sums, clusters, G)
+    counts = np.bincount(clusters, minlength=len(sums))
+    found = []
+    for draw, vectors in own.refits:
+        drawn = draw @ counts
+        if drawn:
+            found.append(float((draw @ sums) @ vectors.patterns[:, 0] / drawn))
+    return np.array(found)
+
+
+def _score(value: float, repeated: Floats, null: Floats | None, indifferent: float) -> Score:
+    finite = repeated[np.isfinite(repeated)]
+    drawn = np.zeros(0) if null is None else null[np.isfinite(null)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (math.nan, math.nan)
+    outside = np.mean((finite < low) | (finite > high)) if len(finite) and len(drawn) else math.nan
+    return Score(
+        value=value,
+        refits_mean=float(finite.mean()) if len(finite) else math.nan,
+        refits_sd=float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
+        null_low=float(low),
+        null_high=float(high),
+        outside=float(outside),
+        p=math.nan if null is None else two_sided_p(value, null, indifferent),
+        q=math.nan,
+    )
+
+
+def _student(n_groups: int) -> float:
+    """Return the 97.5 % quantile of Student's t at one degree of freedom less than there are groups."""
+    from scipy.stats import t as student
+
+    return float(student.ppf(0.975, n_groups - 1)) if n_groups > 1 else math.nan

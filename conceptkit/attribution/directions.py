@@ -1,0 +1,190 @@
+"""Where a concept lies in activation space: the vector that reads it, and the pattern by which it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.evaluate.resampling import Resamples
+from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.alpha import choose_alpha
+from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.logistic import fit_logistic
+from conceptkit.probe.ridge import ALPHAS, factorise
+from conceptkit.probe.targets import Target
+
+_COLUMNS_AT_ONCE = 64
+"""Shuffled categorical concepts that are fitted in one go."""
+
+Orders = NDArray[np.intp]
+"""(b, n) where each row takes its value from, in each of b shuffles"""
+
+
+def unit_columns(W: Floats) -> Floats:
+    """Return columns (d, t) scaled to length 1; zeros stay zeros."""
+    length = np.linalg.norm(W, axis=0)
+    out: Floats = np.divide(W, length, out=np.zeros_like(W), where=length > 0)
+    return out
+
+
+def patterns(X: NDArray[Any], columns: Floats, Z: Floats | None = None) -> Floats:
+    """Return how the activations differ, on average, where the concept is one unit higher: Cov(x, c) / Var(c).
+
+    Parameters
+    ----------
+    X : (n, d) activations
+    columns : (n, t) values of a concept; for an indicator the pattern is the difference of the class means
+    Z : (n, z) confounders that are held fixed: c is replaced by what they leave of it
+
+    Returns
+    -------
+    (d, t), in units of the activations per unit of the concept; zeros for a column that does not vary
+
+    Source
+    ------
+    Haufe et al., 2014
+    """
+    left = residuals(columns, Z)
+    total = np.sum(left * left, axis=0)
+    moved: Floats = X.astype(np.float64, copy=False).T @ left  # left has mean 0, so that X need not be centred
+    out: Floats = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+    return out
+
+
+def residuals(columns: Floats, Z: Floats | None) -> Floats:
+    """Return what the mean and confounders Z (n, z) leave of columns (n, t), by least squares."""
+    centred: Floats = columns - columns.mean(0)
+    if Z is None:
+        return centred
+    design = Z - Z.mean(0)
+    left: Floats = centred - design @ np.linalg.lstsq(design, centred, rcond=None)[0]
+    # What is left of a column that the confounders determine is rounding, and no concept.
+    gone = np.sum(left * left, axis=0) <= 1e-10 * np.sum(centred * centred, axis=0)
+    return np.where(gone, 0.0, left)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Directions of t concepts, or of t classes of one."""
+
+    vectors: Floats
+    """(d, t) change of the reading per unit of each activation: the regression or concept activation vectors"""
+    patterns: Floats
+    """(d, t) change of the activations per unit of the concept"""
+
+    @property
+    def unit(self) -> Floats:
+        """Return the vectors (d, t) scaled to length 1."""
+        return unit_columns(self.vectors)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted of one concept on all rows that have it."""
+
+    target: Target
+    classes: tuple[str | None, ...]
+    """Class that each column stands for; ``None`` for a continuous concept"""
+    columns: Floats
+    """(n, t) values, or the classes' indicators"""
+    alpha: float
+    """Penalty of the vectors"""
+    found: Vectors
+    intercepts: Floats
+    """(t,) of the vectors"""
+    confounders: Floats | None
+    """(n, z) that the patterns hold fixed"""
+
+
+def fit_concept(X: NDArray[Any], target: Target, confounders: Floats | None = None) -> Fitted:
+    """Fit the regression vector of a continuous concept or the activation vectors of a categorical one.
+
+    Parameters
+    ----------
+    X : (n, d) activations of the target's rows
+    target : the concept
+    confounders : (n, z) that the pattern holds fixed
+
+    Raises
+    ------
+    InputError
+        when no activation says anything of the concept, or the confounders leave nothing of it
+    """
+    if target.kind == "continuous":
+        columns = target.columns
+        basis = factorise(X)
+        alpha, _ = choose_alpha(basis, columns, target.groups, ALPHAS)
+        W, intercepts = basis.fit(columns, alpha).coefficients()
+        classes: tuple[str | None, ...] = (None,)
+        penalty = float(alpha[0])
+    else:
+        cav = ConceptActivationVector().fit(X, target.y, target.groups)
+        W, intercepts, penalty = cav.coef_.T, cav.intercept_, float(cav.alpha_)
+        classes, columns = target.classes[1:] if target.n_classes == 2 else target.classes, target.columns
+    shown = patterns(X, columns, confounders)
+    if not residuals(columns, confounders).any(axis=0).all():
+        raise InputError(f"adjust: the confounders determine {target.name}, so that nothing of it is left to move.")
+    if not np.abs(W).sum(0).all() or not np.abs(shown).sum(0).all():
+        raise InputError(f"concept: {target.name} has no direction, as no activation of the layer goes with it.")
+    return Fitted(target, classes, columns, penalty, Vectors(W, shown), intercepts, confounders)
+
+
+def fit_shuffled(X: NDArray[Any], fitted: Fitted, orders: Orders) -> Vectors:
+    """Fit vectors and patterns to shuffled values, at the penalty of the concept itself.
+
+    Chosen anew, the penalty of a shuffled concept is the largest there is, and its direction then lies among the
+    activations of most variance: another kind of direction than the concept's, with other derivatives. Of a pattern
+    that holds confounders fixed, what these leave of the concept is shuffled.
+
+    Returns
+    -------
+    b · t columns, those of one shuffle after each other
+    """
+    target, basis = fitted.target, factorise(X)
+    left = residuals(fitted.columns, fitted.confounders)
+    moved = left[orders].transpose(1, 0, 2).reshape(len(X), -1)  # (n, b·t)
+    shown = patterns(X, moved, fitted.confounders)
+    if target.kind == "continuous":
+        Y = target.y.astype(np.float64)[orders].T  # (n, b)
+        return Vectors(basis.weights(basis.fit(Y, np.full(len(orders), fitted.alpha)).c), shown)
+    A, codes = basis.coordinates(basis.train), target.y.astype(np.intp)
+    parts = []
+    for start in range(0, len(orders), _COLUMNS_AT_ONCE):
+        some = codes[orders[start : start + _COLUMNS_AT_ONCE]].T
+        # Six digits of a direction suffice where hundreds of them are counted.
+        parts.append(basis.weights(fit_logistic(A, basis.spectrum, some, fitted.alpha, tolerance=1e-9)[0]))
+    return Vectors(np.concatenate(parts, axis=1), shown)
+
+
+def refit(X: NDArray[Any], fitted: Fitted, draws: Resamples) -> list[Vectors | None]:
+    """Fit vectors and patterns again on resamples of the groups, at the penalty chosen on all of them.
+
+    Parameters
+    ----------
+    X : (n, d) activations of the target's rows
+    draws : (refits, groups) how often each group is drawn
+
+    Returns
+    -------
+    one for each resample; ``None`` where it lacks a class, or the concept does not vary in it
+    """
+    target = fitted.target
+    out: list[Vectors | None] = []
+    for draw in draws:
+        rows = np.repeat(np.arange(len(X)), draw[target.clusters])
+        confounders = None if fitted.confounders is None else fitted.confounders[rows]
+        if len(np.unique(target.y[rows])) < max(2, target.n_classes):
+            out.append(None)
+            continue
+        basis = factorise(X, rows)
+        if target.kind == "continuous":
+            W = basis.weights(basis.fit(fitted.columns[rows], np.array([fitted.alpha])).c)
+        else:
+            codes = target.y[rows].astype(np.intp)
+            W = basis.weights(fit_logistic(basis.coordinates(rows), basis.spectrum, codes, fitted.alpha)[0])
+        out.append(Vectors(W, patterns(X[rows], fitted.columns[rows], confounders)))
+    return out

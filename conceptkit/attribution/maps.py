@@ -1,0 +1,108 @@
+"""Where in a patch a concept is read, which patches show it most, and what moving along it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conceptkit.attribution.sensitivity import Layout, at_rest, moved_by, position_values
+from conceptkit.evaluate.scores import Floats
+
+
+def concept_maps(
+    module: nn.Module, layer: str, batches: Iterable[Tensor], vectors: Floats, intercepts: Floats
+) -> list[Floats]:
+    """Return the reading w·A_p + b of every position p of a convolutional layer, per image.
+
+    The mean of a map is the reading of the pooled activation: the predicted concept, in its unit.
+
+    Parameters
+    ----------
+    module : the network
+    layer : dotted name
+    batches : images (n, 3, h, w) normalised, on the network's device
+    vectors : (d, t), fitted on the layer's average over positions
+    intercepts : (t,)
+
+    Returns
+    -------
+    for each batch (n, t, rows, columns)
+
+    Raises
+    ------
+    InputError
+        when the layer has no positions
+    """
+    out = []
+    with at_rest(module):
+        for images in batches:
+            values = position_values(module, layer, images).cpu().double().numpy()
+            out.append(np.einsum("nchw,ct->nthw", values, vectors) + intercepts[:, None, None])
+    return out
+
+
+def extremes(reading: Floats, groups: NDArray[Any] | None, number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows of the highest and of the lowest readings, at most one of each group.
+
+    Parameters
+    ----------
+    reading : (n,)
+    groups : (n,) patients; ``None``: rows stand for themselves
+    number : of rows at each end; fewer where there are not so many groups
+    """
+
+    def first(order: NDArray[np.intp]) -> NDArray[np.intp]:
+        taken: list[int] = []
+        seen: set[Any] = set()
+        for row in order:
+            group = row if groups is None else groups[row]
+            if group not in seen:
+                seen.add(group)
+                taken.append(int(row))
+            if len(taken) == number:
+                break
+        return np.array(taken, dtype=np.intp)
+
+    order = np.argsort(reading, kind="stable")
+    return first(order[::-1]), first(order)
+
+
+def move_along(
+    module: nn.Module,
+    layout: Layout,
+    batches: Sequence[Tensor],
+    step: Floats,
+    sizes: Sequence[float],
+    look: Callable[[Tensor], Mapping[str, Tensor]],
+) -> dict[str, tuple[float, ...]]:
+    """Move activations along a step and watch outputs: what the derivative promises, checked by going there.
+
+    Parameters
+    ----------
+    layout : of the layer
+    batches : images (n, 3, h, w) normalised, on the network's device
+    step : (d,) of the pooled activation
+    sizes : multiples of the step
+    look : images → output's name → (n,)
+
+    Returns
+    -------
+    output → mean over all images at each size
+    """
+    found: dict[str, list[float]] = {}
+    total = sum(len(images) for images in batches)
+    with at_rest(module), torch.no_grad():
+        for size in sizes:
+            sums: dict[str, float] = {}
+            for images in batches:
+                with moved_by(layout, torch.from_numpy(step * size)):
+                    for name, values in look(images).items():
+                        sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+            for name, value in sums.items():
+                found.setdefault(name, []).append(value / total)
+    return {name: tuple(values) for name, values in found.items()}

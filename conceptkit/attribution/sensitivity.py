@@ -1,0 +1,289 @@
+"""Derivatives of a logit at a layer through captum, carried over to the pooled activations that probes read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conceptkit._checks import InputError, check_choice
+from conceptkit.attribution.outputs import Output
+from conceptkit.models.pooling import POOLINGS, Tokens, shape_text
+
+Floats = NDArray[np.float64]
+
+INTEGRATION_STEPS = 20
+"""Points at which the gradient is taken between the baseline's activations and the image's."""
+
+
+def _gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+    """∂z/∂A at the image's own activations A."""
+    from captum.attr import LayerGradientXActivation
+
+    found: Tensor = LayerGradientXActivation(forward, layer, multiply_by_inputs=False).attribute(images)
+    return found
+
+
+def _integrated(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+    """∂z/∂A averaged on the way from the activations of an image of the mean colour to the image's own."""
+    from captum.attr import LayerIntegratedGradients
+
+    found: Tensor = LayerIntegratedGradients(forward, layer, multiply_by_inputs=False).attribute(
+        images, baselines=torch.zeros_like(images), n_steps=INTEGRATION_STEPS, internal_batch_size=len(images)
+    )
+    return found
+
+
+METHODS: Mapping[str, Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor]] = {
+    "gradient": _gradient,
+    "integrated": _integrated,
+}
+"""Method → function from logit (n,), layer and images to derivatives, of the shape of the layer's output."""
+
+
+class Layout:
+    """How a layer's output lies in memory, and which part of it a pooled activation stands for.
+
+    A probe reads the pooled activation a (d,) of a layer's output A. Moving a by δ·v means moving every position that
+    was pooled by δ·v: the mean over positions moves by just that, and so does the maximum.
+
+    Parameters
+    ----------
+    module : the network
+    layer : dotted name
+    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    """
+
+    def __init__(self, module: nn.Module, layer: str, *, pool: str = "gap") -> None:
+        self.pool = check_choice("pool", pool, POOLINGS)
+        self.layer = layer
+        self.own = module.get_submodule(layer)
+        self._tokens = Tokens.of(module)
+        channels_last = any(str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in module.modules())
+        self._channels_last = channels_last and not isinstance(self.own, nn.Conv2d)
+
+    def channels_first(self, x: Tensor) -> Tensor:
+        """Return maps as (n, c, h, w), and all else as it is."""
+        return x.permute(0, 3, 1, 2) if self._channels_last and x.ndim == 4 else x
+
+    def gather(self, gradient: Tensor) -> Tensor:
+        """Return ∂z/∂a (n, d) from ∂z/∂A (n, …): the *sum* over the positions that were pooled.
+
+        dz/dδ of moving every position p by δ·v is Σ_p ∂z/∂A_p · v: H·W times what the mean of the gradient gives.
+        """
+        gradient = self.channels_first(gradient)
+        if self.pool == "flatten":
+            return gradient.flatten(1)
+        if self.pool == "cls":
+            return gradient[:, 0]
+        if gradient.ndim == 4:
+            return gradient.sum((2, 3))
+        return gradient[:, self._tokens.before(gradient) :].sum(1) if gradient.ndim == 3 else gradient
+
+    def spread(self, step: Tensor, like: Tensor) -> Tensor:
+        """Return a move of A, of the shape of ``like`` (n, …), that moves the pooled activation by ``step`` (d,)."""
+        moved = torch.zeros_like(like)
+        first = self.channels_first(moved)  # a view
+        if self.pool == "flatten":
+            first += step.view(first.shape[1:])
+        elif self.pool == "cls":
+            first[:, 0] += step
+        elif first.ndim == 4:
+            first += step[:, None, None]
+        elif first.ndim == 3:
+            first[:, self._tokens.before(first) :] += step
+        else:
+            first += step
+        return moved
+
+
+@contextlib.contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation with frozen weights (BatchNorm statistics too), and back afterwards.
+
+    Gradients then begin at the layer: nothing is kept of what lies before it.
+    """
+    modes = {part: part.training for part in module.modules()}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    module.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def check_layer(module: nn.Module, layer: str, output: Output, images: Tensor) -> None:
+    """Raise :class:`InputError` when an output cannot be differentiated at a layer.
+
+    Parameters
+    ----------
+    layer : dotted name
+    images : (n, 3, h, w) normalised; a few
+    """
+    seen: list[Any] = []
+    handle = module.get_submodule(layer).register_forward_hook(lambda own, inputs, out: seen.append(out))
+    try:
+        with torch.no_grad():
+            value = output.forward(images)
+    finally:
+        handle.remove()
+    if not seen:
+        raise InputError(f"layer: {layer} takes no part in the network's forward pass to {output.name}.")
+    if len(seen) > 1:
+        raise InputError(
+            f"layer: {layer} runs {len(seen)} times in one forward pass, so that its activations are not one place; "
+            "name a layer that runs once."
+        )
+    found = seen[0]
+    if not isinstance(found, Tensor):
+        raise InputError(f"layer: {layer} returns a {type(found).__name__}, not one tensor; name a layer inside.")
+    if not found.is_floating_point():
+        raise InputError(f"layer: {layer} returns {found.dtype}, through which no gradient can be taken.")
+    if found.ndim == 2 and any(torch.equal(column, value) for column in found.T):
+        raise InputError(f"layer: {layer} is the target {output.name} itself; name a layer before it.")
+    with at_rest(module):
+        derivatives(module, layer, output, images)
+
+
+def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *, method: str = "gradient") -> Tensor:
+    """Return ∂z/∂A of the shape of the layer's output (n, …), z being an output and A the layer's.
+
+    Parameters
+    ----------
+    module : at rest, see :func:`at_rest`
+    layer : dotted name
+    images : (n, 3, h, w) normalised, on the network's device
+    method : one of :data:`METHODS`
+
+    Raises
+    ------
+    InputError
+        when the output does not depend on the layer in a way that can be differentiated
+    """
+    take = METHODS[check_choice("method", method, METHODS)]
+    try:
+        return take(output.forward, module.get_submodule(layer), images)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error) and "have been used in the graph" not in str(error):
+            raise
+        if _matters(module, layer, output, images):
+            raise InputError(
+                f"layer: no gradient of {output.name} reaches {layer}, as the network cuts it off between them (a "
+                "rounding, an argmax, detach or no_grad); name a later layer."
+            ) from None
+        raise InputError(
+            f"layer: {output.name} does not depend on {layer}, which comes after it or lies in another branch; name a "
+            "layer before the target."
+        ) from None
+
+
+def _matters(module: nn.Module, layer: str, output: Output, images: Tensor) -> bool:
+    """Return whether an output changes at all with what a layer gives."""
+    with torch.no_grad():
+        before = output.forward(images)
+        handle = module.get_submodule(layer).register_forward_hook(lambda own, inputs, out: out + 1.0)
+        try:
+            return not torch.equal(output.forward(images), before)
+        finally:
+            handle.remove()
+
+
+def pooled_gradients(
+    module: nn.Module,
+    layer: str,
+    outputs: Sequence[Output],
+    batches: Iterable[Tensor],
+    *,
+    pool: str = "gap",
+    method: str = "gradient",
+    progress: Callable[[int], None] | None = None,
+) -> Floats:
+    """Return ∂z/∂a for every image: the derivative of each output by the pooled activation of a layer.
+
+    The derivative along a direction v (d,) is then a product: S = G·v. Weights and BatchNorm are frozen meanwhile.
+
+    Parameters
+    ----------
+    module : the network
+    layer : dotted name
+    outputs : what is differentiated
+    batches : images (n, 3, h, w) normalised, on the network's device
+    pool : how the probe's activations were pooled
+    method : one of :data:`METHODS`
+    progress : told of images done
+
+    Returns
+    -------
+    (outputs, images, d)
+
+    Raises
+    ------
+    InputError
+        when an output cannot be differentiated at the layer, its derivative is zero at every image, or not finite
+    """
+    layout = Layout(module, layer, pool=pool)
+    parts: list[list[Floats]] = [[] for _ in outputs]
+    done = 0
+    with at_rest(module):
+        for images in batches:
+            for part, output in zip(parts, outputs, strict=True):
+                found = derivatives(module, layer, output, images, method=method)
+                part.append(layout.gather(found).detach().cpu().double().numpy())
+            done += len(images)
+            if progress is not None:
+                progress(done)
+    if not done:
+        raise InputError("images: at least one is needed to take derivatives, got none.")
+    gathered = np.stack([np.concatenate(part) for part in parts])
+    for output, values in zip(outputs, gathered, strict=True):
+        if not np.isfinite(values).all():
+            raise InputError(f"target: the derivative of {output.name} at {layer} is not finite.")
+        if not values.any():
+            raise InputError(
+                f"layer: the derivative of {output.name} is zero at {layer} for all {done} images, "
+                "as behind units that never fire; nothing can be said of any concept there."
+            )
+    return gathered
+
+
+@contextlib.contextmanager
+def moved_by(layout: Layout, step: Tensor) -> Iterator[None]:
+    """Move the layer's output in the forward passes within, so that its pooled activation moves by ``step`` (d,)."""
+
+    def hook(own: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output + layout.spread(step.to(output), output)
+
+    handle = layout.own.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def position_values(module: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """Return a convolutional layer's output (n, c, h, w), through captum.
+
+    Raises
+    ------
+    InputError
+        when the layer has no positions to draw
+    """
+    from captum.attr import LayerActivation
+
+    layout = Layout(module, layer)
+    with torch.no_grad():
+        found = LayerActivation(module, layout.own).attribute(images)
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        got = shape_text(found) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"layer: a map needs a layer of maps (channels × height × width), {layer} gives {got}.")
+    return layout.channels_first(found)

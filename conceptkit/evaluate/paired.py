@@ -1,0 +1,196 @@
+"""Paired differences of two models' scores on the same rows, with intervals that hold for few groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.evaluate.intervals import coverage_note
+from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score of one model, and what it would be without each group."""
+
+    value: float
+    deleted: Floats
+    """(g,) the score without the rows of each group; not a number where it has none"""
+
+
+@dataclass(frozen=True)
+class PairedInterval:
+    """A difference with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n_groups: int
+    note: str | None = None
+    """What has to be said of the interval"""
+
+
+def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
+    """Return the mean difference ``first − second`` over pairs of models, with Student's interval over groups.
+
+    The difference is averaged over the pairs (the seeds) before anything is deleted, so that the interval is that of
+    the average and not the average of intervals. With D the difference and D₋ᵢ that without group i, the standard
+    error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval D ± t(g−1)·error.
+
+    Parameters
+    ----------
+    first, second : models scored on the same rows and groups, in pairs
+
+    Returns
+    -------
+    without ends (not a number) where the score of a model is not defined once some group is left out, as an AUC whose
+    positives all lie in one group: no group may then stand for others
+
+    Source
+    ------
+    Obuchowski, 1997, whose cluster-robust variance of an AUC this is to first order; Efron and Tibshirani, 1993,
+    chapter 11, for the jackknife, which needs no correction for the number of groups
+    """
+    from scipy.stats import t as student
+
+    pairs = list(zip(first, second, strict=True))
+    mean = float(np.mean([a.value - b.value for a, b in pairs]))
+    deleted = np.mean([a.deleted - b.deleted for a, b in pairs], axis=0)  # (g,)
+    g = len(deleted)
+    if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
+        return PairedInterval(mean, float("nan"), float("nan"), g, "no interval: it needs two groups of each class")
+    error = float(np.sqrt((g - 1) / g * np.sum((deleted - deleted.mean()) ** 2)))
+    reach = float(student.ppf((1 + level) / 2, g - 1)) * error
+    return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g))
+
+
+def scored_auc(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp]) -> Scored:
+    """Return the AUC (for several classes the mean over one against the rest) and that without each group.
+
+    Parameters
+    ----------
+    y : (n,) class numbers
+    score : (n,) of class 1, or (n, k)
+    groups : (n,) numbers 0 … g − 1
+    """
+    n_groups = int(groups.max()) + 1
+    if score.ndim == 1:
+        return Scored(auc(y, score), _auc_without_each(y == 1, score, groups, n_groups))
+    each = [_auc_without_each(y == k, score[:, k], groups, n_groups) for k in range(score.shape[1]) if (y == k).any()]
+    return Scored(auc(y, score), np.mean(each, axis=0) if len(each) > 1 else np.full(n_groups, np.nan))
+
+
+def _auc_without_each(positive: NDArray[np.bool_], score: Floats, groups: NDArray[np.intp], n_groups: int) -> Floats:
+    """Return the AUC without each group (g,), in O(n log n).
+
+    Of the pairs (positive, negative) ranked rightly, those with either row in the group are taken away, and those with
+    both added back, as they were taken twice.
+    """
+    wins = np.where(positive, _wins(positive, score), _losses(positive, score))  # pairs won that the row is part of
+    inside = np.zeros(n_groups)
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(n_groups + 1))
+    for g in range(n_groups):
+        own = order[starts[g] : starts[g + 1]]
+        if len(own) > 1:
+            inside[g] = _wins(positive[own], score[own])[positive[own]].sum()
+    n_positive = positive.sum() - np.bincount(groups[positive], minlength=n_groups)
+    n_negative = (~positive).sum() - np.bincount(groups[~positive], minlength=n_groups)
+    won = wins[positive].sum() - np.bincount(groups, weights=wins, minlength=n_groups) + inside
+    pairs = n_positive.astype(float) * n_negative
+    out: Floats = np.divide(won, pairs, out=np.full(n_groups, np.nan), where=pairs > 0)
+    return out
+
+
+def _wins(positive: NDArray[np.bool_], score: Floats) -> Floats:
+    """Return how many negatives each row ranks above (n,), ties counting one half."""
+    negatives = np.sort(score[~positive])
+    below, not_above = (np.searchsorted(negatives, score, side=side) for side in ("left", "right"))
+    out: Floats = (below + not_above) / 2.0
+    return out
+
+
+def _losses(positive: NDArray[np.bool_], score: Floats) -> Floats:
+    """Return how many positives rank above each row (n,), ties counting one half."""
+    return _wins(~positive, -score)
+
+
+def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp], strata: NDArray[np.intp]) -> Scored:
+    """Return the AUC within strata, see :func:`auc_within`, and that without each group."""
+    n_groups = int(groups.max()) + 1
+    total, weight = np.zeros(n_groups), np.zeros(n_groups)
+    if score.ndim > 1:
+        deleted = np.array(
+            [auc_within(y[groups != g], score[groups != g], strata[groups != g]) for g in range(n_groups)]
+        )
+        return Scored(auc_within(y, score, strata), deleted)
+    for stratum in np.unique(strata[strata >= 0]):
+        here = strata == stratum
+        positive = y[here] == 1
+        own = _auc_without_each(positive, score[here], groups[here], n_groups)
+        counts = [which.sum() - np.bincount(groups[here][which], minlength=n_groups) for which in (positive, ~positive)]
+        pairs = counts[0].astype(float) * counts[1]
+        total += np.where(pairs > 0, own * pairs, 0.0)
+        weight += pairs
+    deleted = np.divide(total, weight, out=np.full(n_groups, np.nan), where=weight > 0)
+    return Scored(auc_within(y, score, strata), deleted)
+
+
+def auc_within(y: NDArray[np.intp], score: Floats, strata: NDArray[np.intp]) -> float:
+    """Return the share of pairs of unequal class that are ranked rightly, among pairs of one stratum.
+
+    Parameters
+    ----------
+    y : (n,) class numbers
+    score : (n,) or (n, k); for more than two classes the mean over one class against the rest
+    strata : (n,) numbers, −1 where unknown: such rows are left out
+
+    Returns
+    -------
+    what a score that tells the strata alone cannot exceed one half of; not a number without such a pair
+    """
+    if score.ndim > 1:
+        each = [auc_within((y == k).astype(np.intp), score[:, k], strata) for k in range(score.shape[1])]
+        known = [a for a in each if np.isfinite(a)]
+        return float(np.mean(known)) if len(known) > 1 else float("nan")
+    won = pairs = 0.0
+    for stratum in np.unique(strata[strata >= 0]):
+        own = y[strata == stratum]
+        n = float((own == 1).sum()) * float((own != 1).sum())
+        if n:
+            won += n * auc((own == 1).astype(np.intp), score[strata == stratum])
+            pairs += n
+    return won / pairs if pairs else float("nan")
+
+
+def scored_r2(y: Floats, predicted: Floats, groups: NDArray[np.intp]) -> Scored:
+    """Return R² of predictions that stay as they are, and that without each group."""
+    g = int(groups.max()) + 1
+    shifted = y - y.mean()
+    sums = np.stack(
+        [
+            np.bincount(groups, weights=w, minlength=g)
+            for w in (np.ones_like(shifted), shifted, shifted**2, (y - predicted) ** 2)
+        ],
+        axis=1,
+    )
+    n, first, second, residual = (sums.sum(0) - sums).T
+    spread = second - first**2 / np.maximum(n, 1)
+    deleted = 1.0 - np.divide(residual, spread, out=np.full(g, np.nan), where=spread > 0)
+    return Scored(r2(y, predicted), deleted)
+
+
+def scored_balanced_accuracy(
+    y: NDArray[np.intp], predicted: NDArray[np.intp], groups: NDArray[np.intp], n_classes: int
+) -> Scored:
+    """Return the balanced accuracy, and that without each group; not a number where a class goes with it."""
+    g = int(groups.max()) + 1
+    tables = np.zeros((g, n_classes, n_classes))
+    np.add.at(tables, (groups, y, predicted), 1.0)
+    rest = confusion(y, predicted, n_classes) - tables
+    occurring = np.bincount(y, minlength=n_classes) > 0
+    whole = ((rest.sum(-1) > 0) | ~occurring).all(-1)
+    return Scored(balanced_accuracy(y, predicted, n_classes), np.where(whole, recall_mean(rest), np.nan))

@@ -1,0 +1,111 @@
+"""What the page says of the main task's predictions: AUC with its interval, and calibration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conceptkit.records import GridRecord, GuideRecord
+from conceptkit.report.contents import run_names
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.part import Part, table_part
+from conceptkit.report.predictions import Predictions, calibration, read_predictions, score
+from conceptkit.report.table import Table, tidy
+from conceptkit.report.wording import groups_word, number
+
+RUNS_MOST = 8
+"""Networks whose calibration is drawn, as there are no more colours to tell them by; the table has all"""
+
+_DASHES = ("solid", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+
+
+def prediction_parts(record: GuideRecord | GridRecord, folder: Path) -> list[Part]:
+    """Return AUC and calibration by split; nothing for a run that saved no predictions."""
+    predictions = read_predictions(folder)
+    if predictions is None:
+        return []
+    runs = [(run.name, run.seed) for run in record.runs if f"{run.name}-seed{run.seed}" in predictions.probabilities]
+    if not runs:
+        return []
+    text = (
+        "Predicted against observed share of "
+        + (f"{predictions.classes[1]}, " if len(predictions.classes) == 2 else "the predicted class, ")
+        + "in ten bins of equally many patches, one line per seed; on the diagonal probabilities mean what they say."
+    )
+    splits = list(dict.fromkeys(predictions.splits.tolist()))
+    names = run_names(record)[:RUNS_MOST]
+    drawn = [(name, seed) for name, seed in runs if name in names]
+    drawings = [_calibration_figure(predictions, drawn, names, split, i) for i, split in enumerate(splits)]
+    part = Part(title="Calibration", text=text, drawings=[d for d in drawings if d is not None])
+    return [table_part(prediction_table(record, predictions, runs, splits)), *([part] if part.drawings else [])]
+
+
+def prediction_table(
+    record: GuideRecord | GridRecord, predictions: Predictions, runs: list[tuple[str, int]], splits: list[str]
+) -> Table:
+    """Return AUC with its interval, Brier score and calibration error of each network (Tables 4 and 5)."""
+    groups = groups_word(record.group)
+    rows = []
+    for split in splits:
+        for name, seed in runs:
+            found = score(predictions, f"{name}-seed{seed}", split)
+            missing = math.nan
+            rows.append(
+                {
+                    "split": split,
+                    "run": name,
+                    "seed": seed,
+                    "AUC": found.auc if found else missing,
+                    "AUC low": found.low if found else missing,
+                    "AUC high": found.high if found else missing,
+                    "Brier score": found.brier if found else missing,
+                    "calibration error": found.calibration_error if found else missing,
+                    "patches": found.n if found else 0,
+                    groups: found.n_groups if found else 0,
+                }
+            )
+    columns = ["split", "run", "seed", "AUC", "AUC low", "AUC high", "Brier score", "calibration error", "patches"]
+    dropped = {"seed"} if len({seed for _, seed in runs}) == 1 else set()
+    return Table(
+        name="predictions",
+        title="Main task, network by network",
+        caption=f"AUC with a 95 % interval by {groups} (jackknife on its logit), of one network each: what other "
+        f"{groups} would change, and not what another seed would. Brier score and calibration error: 0 is best.",
+        frame=tidy(rows, [c for c in [*columns, *([groups] if record.group else [])] if c not in dropped]),
+        digits=3,
+    )
+
+
+def _calibration_figure(
+    predictions: Predictions, runs: list[tuple[str, int]], names: list[str], split: str, i: int
+) -> Drawing | None:
+    here = (predictions.splits == split) & (predictions.codes >= 0)
+    y = predictions.codes[here]
+    if not len(y):
+        return None
+    said = []
+    with styled():
+        figure = new_figure(3.9, 4.2)
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=FAINT, lw=1)
+        drawn = set()
+        for name, seed in runs:
+            k = names.index(name)
+            predicted, observed, _ = calibration(y, predictions.probabilities[f"{name}-seed{seed}"][here])
+            look: dict[str, Any] = {
+                "color": COLOURS[k % len(COLOURS)],
+                "linestyle": _DASHES[k % len(_DASHES)],
+            }
+            label = None if name in drawn else short(name, 20)
+            axes.plot(predicted, observed, marker="o", ms=3.5, lw=1.5, label=label, **look)
+            drawn.add(name)
+            gap = float(np.abs(predicted - observed).max())
+            said.append(f"{name} seed {seed} at most {number(gap)} off")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="predicted", ylabel="observed")
+        axes.set_title(short(split, 28), loc="left")
+        figure.legend(loc="outside lower left", ncols=2)
+    alt = f"Calibration on {split} ({len(y)} patches): {'; '.join(said)}."
+    return Drawing(name=f"calibration-{i + 1}", alt=alt, caption="", figure=figure)

@@ -1,0 +1,180 @@
+"""What the page says of one run: its sentences, tables and drawings, chosen by the kind of record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conceptkit.records import AttributeRecord, GridRecord, GuideRecord, PredictivityRecord, ProbeRecord, Record
+from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
+from conceptkit.report.contents import difference_kind, run_names
+from conceptkit.report.data_parts import data_parts
+from conceptkit.report.drawing import Drawing
+from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
+from conceptkit.report.grid_figures import grid_figures
+from conceptkit.report.grid_tables import grid_tables, grid_verdicts
+from conceptkit.report.part import Part, saved_pictures, table_part
+from conceptkit.report.prediction_parts import prediction_parts
+from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
+from conceptkit.report.provenance import provenance
+from conceptkit.report.run_context import Context, read_context
+from conceptkit.report.tables import tables
+from conceptkit.report.umap_parts import Plots, umap_parts
+from conceptkit.report.verdicts import Verdict, guide_verdicts, probe_verdicts
+from conceptkit.report.wording import groups_word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything the page says of one run folder."""
+
+    anchor: str
+    title: str
+    study: str
+    synthetic: bool
+    verdicts: Sequence[Verdict]
+    notes: Sequence[str]
+    parts: Sequence[Part]
+    provenance: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder as a section's parts are made from it."""
+
+    folder: Path
+    anchor: str
+    seed: int
+    """Of the UMAPs"""
+    context: Context | None
+    seen: set[str]
+    """What other sections show of the data already"""
+    plots: Plots = field(default_factory=dict)
+    """Interactive plots by key, which the parts add to: one script at the page's end holds them all"""
+
+
+Parts = tuple[list[Verdict], list[Part]]
+
+
+def section(
+    record: Record, folder: Path, *, title: str, anchor: str, seed: int, plots: Plots, seen: set[str]
+) -> Section:
+    """Return the section of one record; what it draws interactively is added to ``plots``."""
+    run = Run(folder=folder, anchor=anchor, seed=seed, context=read_context(folder), seen=seen, plots=plots)
+    verdicts, parts = BUILDERS[type(record)](record, run)
+    return Section(
+        anchor=anchor,
+        title=title,
+        study=record.study,
+        synthetic=record.synthetic,
+        verdicts=verdicts,
+        notes=record.notes,
+        parts=parts,
+        provenance=provenance(record, folder, run.context),
+    )
+
+
+def _probe(record: ProbeRecord, run: Run) -> Parts:
+    parts = [_layers(record), *(table_part(table) for table in tables(record))]
+    parts += data_parts(run.context, record.group, run.seen)
+    return probe_verdicts(record), [part for part in parts if part is not None]
+
+
+def _layers(record: ProbeRecord) -> Part | None:
+    drawings = probe_figures(record)
+    one_group = f" or by letting rows of one {groups_word(record.group, 1)} lie on both sides of a fold"
+    text = (
+        "The blue line is what held-out data support. The other lines are controls: what a network with random weights "
+        "allows already, and what one would have claimed by scoring the rows of the fit"
+        f"{one_group if record.group else ''}."
+    )
+    return Part(title="By layer", text=text, drawings=drawings) if drawings else None
+
+
+def _guide(record: GuideRecord, run: Run) -> Parts:
+    parts: list[Part | None] = [table_part(table) for table in tables(record)]
+    parts += [_differences(record), *prediction_parts(record, run.folder), _training(record)]
+    parts += umap_parts(record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=run_names(record))
+    parts += data_parts(run.context, record.group, run.seen)
+    return guide_verdicts(record), [part for part in parts if part is not None]
+
+
+def _differences(record: GuideRecord) -> Part | None:
+    drawing = difference_figure(record)
+    if drawing is None:
+        return None
+    there = {difference_kind(d) for d in record.differences}
+    colours = ", ".join(words for kind, (_, words) in DIFFERENCE_COLOURS.items() if kind in there)
+    text = (
+        f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals, points filled where these leave 0 out. "
+        "Higher is better for what is encouraged and for the main task, lower for what is discouraged."
+    )
+    return Part(title="Differences at a glance", text=text, drawings=[drawing])
+
+
+def _training(record: GuideRecord) -> Part:
+    drawings: list[Drawing] = training_figures(record)
+    text = "Raw losses, before weighting, one line per seed; beneath them the weight of the task in the total."
+    return Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)
+
+
+def _grid(record: GridRecord, run: Run) -> Parts:
+    parts = [table_part(table) for table in grid_tables(record)]
+    drawings = grid_figures(record)
+    if drawings:
+        parts.append(Part(title="Affinities and curves", text="Over all seeds of the grid.", drawings=drawings))
+    parts += prediction_parts(record, run.folder)
+    parts += umap_parts(
+        record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=_cells_to_draw(record)
+    )
+    return grid_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
+
+
+def _cells_to_draw(record: GridRecord) -> list[str]:
+    """Return the single task first, then the network of the largest gain on the rows that concepts are read on."""
+    names = run_names(record)
+    split = record.evaluated_on if record.evaluated_on in record.evaluation else next(iter(record.evaluation), "")
+    gains = {c.name: record.difference(c, split, "auc") for c in record.cells if not c.control and not c.curve}
+    known = {name: d for name, d in gains.items() if d is not None and math.isfinite(d.mean) and name in names}
+    if not known:
+        return names[:2]
+    best = max(known, key=lambda name: known[name].mean)
+    return [known[best].against, best]
+
+
+def _predictivity(record: PredictivityRecord, run: Run) -> Parts:
+    parts = [table_part(predictivity_table(record))]
+    return predictivity_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
+
+
+def _attribute(record: AttributeRecord, run: Run) -> Parts:
+    parts = [table_part(table) for table in attribution_tables(record)]
+    maps = saved_pictures(run.folder, record.figures)
+    if maps:
+        text = (
+            "Patches in which each concept is read highest and lowest, and where. A map tells where, not which pixels."
+        )
+        parts.append(Part(title="Concept maps", text=text, pictures=maps))
+    return attribution_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
+
+
+BUILDERS: Mapping[type[Record], Callable[[Any, Run], Parts]] = {
+    ProbeRecord: _probe,
+    GuideRecord: _guide,
+    GridRecord: _grid,
+    PredictivityRecord: _predictivity,
+    AttributeRecord: _attribute,
+}
+"""Class of record → its sentences and parts; a new command's record is a new entry"""
+
+NAMES: Mapping[type[Record], str] = {
+    ProbeRecord: "Probe",
+    GuideRecord: "Guide",
+    GridRecord: "Grid",
+    PredictivityRecord: "Predictivity",
+    AttributeRecord: "Attribution",
+}
+"""Class of record → title of its section"""

@@ -1,0 +1,106 @@
+"""The report's tables as files for a paper: LaTeX with booktabs, and CSV."""
+
+from __future__ import annotations
+
+import re
+
+from conceptkit.report.table import Table, numeric_columns, shown
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # after \\ a bracket would be read as its argument
+    "]": "{]}",
+    "²": r"\textsuperscript{2}",
+    "³": r"\textsuperscript{3}",
+    "−": r"$-$",
+    "±": r"$\pm$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "µ": r"\textmu{}",
+    "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "\u2215": "/",
+}
+"""Character → how LaTeX sets it; all others are left to its UTF-8"""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the start of a formula"""
+
+_WIDE = 8
+"""A table of more columns is scaled to the width of the text"""
+
+
+def latex_text(text: str) -> str:
+    """Return ``text`` as LaTeX sets it: nothing in it is a command, on one line."""
+    plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
+    return "".join(_LATEX.get(character, character) for character in plain)
+
+
+def to_latex(table: Table, *, label: str) -> str:
+    """Return the table as people read it, as a floating LaTeX ``table`` (packages ``booktabs``, ``graphicx``).
+
+    Parameters
+    ----------
+    label : of the float, behind ``tab:``
+    """
+    cells, numeric = shown(table), numeric_columns(table)
+    columns = "".join("r" if name in numeric else "l" for name in cells.columns)
+    lines = [" & ".join(map(latex_text, row)) + r" \\" for row in cells.to_numpy().tolist()]
+    head = " & ".join(latex_text(str(name)) for name in cells.columns) + r" \\"
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    if len(columns) > _WIDE:
+        body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], r"\end{tabular}}"]
+    words = f"{latex_text(table.title)}. {latex_text(table.caption)}"
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,graphicx,textcomp}",
+            r"\begin{table}[htbp]",
+            r"\centering\small",
+            rf"\caption{{{words}}}",
+            rf"\label{{tab:{label}}}",
+            *body,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def to_csv(table: Table) -> str:
+    """Return the table's numbers in full, as CSV (RFC 4180).
+
+    Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-`` or ``@``) is given an apostrophe
+    in front; numbers are numbers.
+    """
+    frame = table.frame.copy()
+    for column in frame.columns:
+        frame[column] = [harmless(v) if isinstance(v, str) else v for v in frame[column]]
+    frame.columns = [harmless(str(c)) for c in frame.columns]
+    return str(frame.to_csv(index=False, lineterminator="\r\n"))
+
+
+def harmless(text: str) -> str:
+    """Return ``text``, with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,220 @@
+"""The networks' spaces as pictures: static for print, interactive for the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.report.drawing import COLOURS, Drawing, new_figure, short, styled
+from conceptkit.report.embedding import Embeddings, Projection
+from conceptkit.report.ordering import natural
+from conceptkit.report.wording import number
+
+_MARKERS = ("circle", "triangle", "square", "diamond", "inverted_triangle", "hex", "star", "plus")
+_MARKERS_MATPLOTLIB = ("o", "^", "s", "D", "v", "h", "*", "P")
+CATEGORIES_MOST = 15
+"""Classes that get a colour and marker of their own; rarer ones are drawn together."""
+
+
+def categories(values: Sequence[str]) -> list[tuple[str, NDArray[np.intp]]]:
+    """Return each class with the indices of its rows, by name; beyond :data:`CATEGORIES_MOST` the rarest together."""
+    texts = np.array([v if v else "(none)" for v in values], dtype=str)
+    names, counts = np.unique(texts, return_counts=True)
+    frequent = names[np.argsort(-counts, kind="stable")]
+    kept = sorted(frequent if len(names) <= CATEGORIES_MOST else frequent[: CATEGORIES_MOST - 1], key=natural)
+    out = [(str(name), np.flatnonzero(texts == name)) for name in kept]
+    if len(kept) < len(names):
+        out.append((f"{len(names) - len(kept)} others", np.flatnonzero(~np.isin(texts, kept))))
+    return out
+
+
+def _marker(k: int) -> int:
+    """Return the marker of class ``k``: where the colours begin anew, the markers are one further."""
+    return (k + k // len(COLOURS)) % len(_MARKERS)
+
+
+def point_sizes(values: NDArray[np.float64] | None, n: int, *, small: float = 4.0, large: float = 12.0) -> Any:
+    """Return (n,) diameters: ``small`` at the 2nd centile of ``values`` and below or missing, ``large`` at the 98th."""
+    crowd = min(1.0, max(0.5, math.sqrt(800 / max(n, 1))))  # many points must leave each other room
+    small, large = small * crowd, large * crowd
+    if values is None or not np.isfinite(values).any():
+        return np.full(n, (small + large) / 2.5)
+    low, high = np.nanpercentile(np.where(np.isfinite(values), values, np.nan), [2, 98])
+    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(n, 0.5)
+    return np.where(np.isfinite(values), small + share * (large - small), small)
+
+
+def umap_figure(
+    embeddings: Embeddings, projections: Sequence[Projection], *, layer: str, colour: str, size: str | None
+) -> Drawing:
+    """Return the layouts side by side, for print and where no script runs; ``colour`` is ``label`` or a concept."""
+    values = embeddings.labels if colour == "label" else np.asarray(embeddings.concepts[colour], dtype=str)
+    sizes = point_sizes(_sizing(embeddings, size), len(values), small=3.0, large=8.0)
+    columns = min(len(projections), 2)
+    lines = -(-len(projections) // columns)
+    handles: dict[str, Any] = {}
+    with styled():
+        figure = new_figure(4.0 * columns, 3.9 * lines + 0.5)
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(projections) :]:
+            axes.set_axis_off()
+        for axes, projection in zip(grid.flat, projections, strict=False):
+            for k, (name, rows) in enumerate(categories(values.tolist())):
+                mark = {"color": COLOURS[k % 8], "marker": _MARKERS_MATPLOTLIB[_marker(k)], "alpha": 0.65, "lw": 0}
+                dots = axes.scatter(*projection.xy[rows].T, s=sizes[rows] ** 2, rasterized=True, **mark)
+                handles.setdefault(short(name), dots)
+            axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+            axes.set_title(short(projection.run, 40), loc="left")
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=4)
+    alt = f"{projections[0].method} of {len(values)} held-out patches at {layer}, coloured by {colour}: " + "; ".join(
+        f"{p.run} (trustworthiness {number(p.trustworthiness)})" for p in projections
+    )
+    return Drawing(name=f"umap-{layer}-{colour}", alt=alt + ".", caption="", figure=figure)
+
+
+def _sizing(embeddings: Embeddings, size: str | None) -> NDArray[np.float64] | None:
+    return None if size is None else np.asarray(embeddings.concepts[size], dtype=float)
+
+
+def umap_plots(
+    embeddings: Embeddings,
+    spaces: Sequence[Sequence[Projection]],
+    rows: Sequence[tuple[int, str]],
+    *,
+    size: str | None,
+) -> list[list[Any]]:
+    """Return Bokeh plots, one list per row of the page, one plot per projection.
+
+    All share one source, so that thumbnails are stored once and a selection in one plot shows in the others. Hovering
+    shows the patch; a click on a legend entry hides that class in every plot of its row.
+
+    Parameters
+    ----------
+    spaces : the projections of each layer
+    rows : number of the layer, and what its points are coloured by
+    """
+    from bokeh.models import ColumnDataSource
+
+    source = ColumnDataSource(_columns(embeddings, spaces, size))
+    tooltip = _tooltip(embeddings)
+    return [_coloured(source, embeddings, space, len(spaces[space]), colour, tooltip) for space, colour in rows]
+
+
+def _columns(embeddings: Embeddings, spaces: Sequence[Sequence[Projection]], size: str | None) -> dict[str, Any]:
+    """Return the source's columns under names of ours: a concept's name never becomes part of a template."""
+    sizing = _sizing(embeddings, size)
+    columns: dict[str, Any] = {
+        "id": embeddings.patch_ids.tolist(),
+        "label": [v or "–" for v in embeddings.labels.tolist()],
+        "group": [v or "–" for v in embeddings.groups.tolist()],
+        "size": np.round(point_sizes(sizing, len(embeddings.labels)), 1).tolist(),
+    }
+    for s, projections in enumerate(spaces):
+        for i, projection in enumerate(projections):
+            columns[f"x{s}_{i}"], columns[f"y{s}_{i}"] = np.round(projection.xy.T, 3).tolist()
+    for i, values in enumerate(embeddings.concepts.values()):
+        texts = values.tolist() if values.dtype.kind == "U" else [_plain(v) for v in values.tolist()]
+        columns[f"c{i}"] = [str(t) or "–" for t in texts]
+    if embeddings.thumbnails is not None:
+        columns["image"] = [_jpeg(image) for image in embeddings.thumbnails]
+    return columns
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _jpeg(image: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=72, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _tooltip(embeddings: Embeddings) -> str:
+    """Return the template of what hovering shows; Bokeh escapes the values, we escape the names."""
+
+    def name(text: str) -> str:
+        # @ and $ would start a placeholder of Bokeh
+        return escape(short(text)).replace("@", "&#64;").replace("$", "&#36;")
+
+    lines = [("label", "label"), ("group", "group")]
+    lines += [(concept, f"c{i}") for i, concept in enumerate(embeddings.concepts)]
+    rows = "".join(f"<div><span style='color:#666'>{name(n)}</span> @{column}</div>" for n, column in lines)
+    picture = ""
+    if embeddings.thumbnails is not None:
+        picture = "<img src='@image' alt='' width='96' height='96' style='display:block;margin-bottom:4px'>"
+    style = "max-width:220px;font:12px sans-serif;color:#222;overflow-wrap:anywhere"
+    return f"<div style='{style}'>{picture}<b>@id</b>{rows}</div>"
+
+
+def _coloured(source: Any, embeddings: Embeddings, space: int, n_plots: int, colour: str, tooltip: str) -> list[Any]:
+    from bokeh.models import CDSView, HoverTool, IndexFilter
+    from bokeh.models.annotations import Legend, LegendItem
+    from bokeh.plotting import figure
+
+    values = embeddings.labels if colour == "label" else np.asarray(embeddings.concepts[colour], dtype=str)
+    classes = categories(values.tolist())
+    views = [CDSView(filter=IndexFilter(rows.tolist())) for _, rows in classes]
+    plots, drawn = [], []
+    for i in range(n_plots):
+        plot = figure(
+            width=480,
+            height=480 + 24 * -(-len(classes) // 3),
+            sizing_mode="scale_width",
+            match_aspect=True,
+            tools="pan,box_zoom,wheel_zoom,box_select,reset,save",
+            active_drag=None,  # a finger that scrolls the page over the plot must not move the plot
+            active_scroll=None,
+            toolbar_location="above",
+            background_fill_color="white",
+            border_fill_color="white",
+            outline_line_color="#cccccc",
+        )
+        plot.toolbar.logo = None
+        plot.axis.visible = False  # the axes of a UMAP mean nothing
+        plot.grid.visible = False
+        glyphs: list[Any] = [
+            plot.scatter(
+                f"x{space}_{i}",
+                f"y{space}_{i}",
+                size="size",
+                source=source,
+                view=view,
+                marker=_MARKERS[_marker(k)],
+                color=COLOURS[k % 8],
+                alpha=0.65,
+                line_width=0.5,
+                nonselection_alpha=0.08,
+                muted_alpha=0.05,
+            )
+            for k, view in enumerate(views)
+        ]
+        items = [LegendItem(label=short(name, 18), renderers=[g]) for (name, _), g in zip(classes, glyphs, strict=True)]
+        legend = Legend(
+            items=items,
+            orientation="horizontal",
+            ncols=3,
+            click_policy="hide",
+            border_line_color=None,
+            location="top_left",
+        )
+        plot.add_layout(legend, "below")
+        # under a thick cloud of points a stack of cards would cover the page
+        plot.add_tools(HoverTool(tooltips=tooltip, limit=2, renderers=list(glyphs)))
+        plots.append(plot)
+        drawn.append(glyphs)
+    for k in range(len(classes)):
+        for one in drawn:
+            for other in drawn:
+                if one is not other:
+                    one[k].js_link("visible", other[k], "visible")
+    return plots

@@ -1,0 +1,73 @@
+"""The report's words: numbers as text, names of metrics, groups and units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+MISSING = "–"
+"""What stands where a number is missing."""
+
+
+def number(value: object, *, digits: int = 2, signed: bool = False) -> str:
+    """Return ``value`` with ``digits`` decimals and a true minus sign; :data:`MISSING` when it is no finite number."""
+    if not is_finite(value):
+        return MISSING
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if not text.strip("+-0."):  # neither −0.00 nor +0.00
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def interval(value: object, low: object, high: object, *, digits: int = 2, signed: bool = False) -> str:
+    """Return ``value [low, high]``; an end that rounding would move onto 0 is given one more decimal."""
+    if not is_finite(value):
+        return MISSING
+    if not (is_finite(low) or is_finite(high)):
+        return number(value, digits=digits, signed=signed)
+    if any(is_finite(end) and 0 < abs(float(end)) < 0.5 * 10**-digits for end in (low, high)):  # type: ignore[arg-type]
+        digits += 1
+    return (
+        f"{number(value, digits=digits, signed=signed)} [{number(low, digits=digits)}, {number(high, digits=digits)}]"
+    )
+
+
+def is_finite(value: object) -> bool:
+    """Return whether ``value`` is a finite number; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def as_float(value: object) -> float:
+    """Return ``value`` as a number; NaN for what is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+_METRICS = {
+    "r2": "R²",
+    "r2_in_sample": "R² in sample",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "f1": "F1",
+    "f1_at_half": "F1 at 0.5",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric's name as people write it."""
+    within = metric.removeprefix("auc_within_")
+    return f"AUC within {within}" if within != metric else _METRICS.get(metric, metric)
+
+
+def groups_word(group: str | None, n: int = 2) -> str:
+    """Return the word for ``n`` of what is never split: patients, slides, or groups of the named column."""
+    if group is None:
+        return "row" if n == 1 else "rows"
+    word = group if group in ("patient", "slide", "case", "donor", "group") else f"group ({group})"
+    return word if n == 1 else word.replace(" (", "s (") if " (" in word else f"{word}s"
+
+
+def with_unit(concept: str, units: Mapping[str, str]) -> str:
+    """Return the concept's name with its unit, where it is known."""
+    return f"{concept} ({units[concept]})" if units.get(concept) else concept

@@ -1,0 +1,179 @@
+"""The bench on which networks are trained alike: one table, one cut, one way of reading what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.guide.building import build_model
+from conceptkit.guide.embeddings import drawn_rows, read_spaces
+from conceptkit.guide.engine import Engine
+from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
+from conceptkit.guide.objective import encode
+from conceptkit.guide.reading import Reading, TrainedRun, read_run
+from conceptkit.guide.training import predict, train
+from conceptkit.models.checkpoints import save_checkpoint
+from conceptkit.models.guided import MAIN
+from conceptkit.patches import PatchTable
+from conceptkit.study import Study
+from conceptkit.workflow.guide_setup import Setup
+from conceptkit.workflow.opening import Progress, at_stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conceptkit.guide.options import TrainingOptions
+    from conceptkit.models.guided import GuidedModel, Task
+
+Spaces = dict[str, NDArray[np.float16]]
+"""Layer → features of the rows that pictures show"""
+
+NOTHING_CACHED = "Nothing was cached: the network trains its first layer, or its code cannot be cut."
+
+
+@dataclass
+class Bench:
+    """What the networks of one experiment share; the frozen part's output is computed when it is first needed."""
+
+    data: PatchTable
+    meant: Study
+    setup: Setup
+    reading: Reading
+    engine: Engine
+    progress: Progress | None = None
+    keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
+    """Told how the inputs are computed, returns them: from a file, where they are kept"""
+    _shared: Inputs | None = field(default=None, init=False)
+
+    @property
+    def used(self) -> NDArray[np.intp]:
+        """Return the row numbers of the table that belong to a split."""
+        return self.setup.plan.used
+
+    @property
+    def at(self) -> dict[str, NDArray[np.intp]]:
+        """Return split → positions among the used rows."""
+        return {name: np.searchsorted(self.used, rows) for name, rows in self.setup.plan.rows.items()}
+
+    @property
+    def evaluated(self) -> NDArray[np.intp]:
+        """Return the row numbers of all evaluation splits, in order."""
+        plan = self.setup.plan
+        return np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+
+    @property
+    def drawn(self) -> NDArray[np.intp]:
+        """Return the positions, among the used rows, of those that pictures show."""
+        place = np.searchsorted(self.used, self.evaluated)
+        return place[drawn_rows(len(place))]
+
+    def values(self, concept: str) -> NDArray[Any]:
+        """Return a concept's values (n used rows,)."""
+        return self.data.select(self.used).concept(concept).values
+
+    def inputs(self, network: GuidedModel) -> Inputs:
+        """Return the used rows as this network's trained part sees them."""
+        if self._shared is None:
+
+            def compute() -> Inputs:
+                pixels = _pixel_batches(self.data.select(self.used), 32, self.progress)
+                return prepare_inputs(
+                    network,
+                    self.setup.backbone,
+                    pixels,
+                    batch_size=32,
+                    device=self.engine.device,
+                    cache=self.setup.training.cache,
+                )
+
+            self._shared = compute() if self.keep_inputs is None else self.keep_inputs(compute)
+        # One cut serves all runs: it lies where training begins, which is the same in each.
+        return inputs_for(network, self._shared)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what has to be said of how the rows were kept."""
+        whole = self._shared is not None and self._shared.preprocessing is not None
+        return [NOTHING_CACHED] if whole and self.setup.training.cache != "off" else []
+
+    def build(self, tasks: Sequence[Task], training: TrainingOptions, seed: int) -> GuidedModel:
+        """Build a network at its start."""
+        return build_model(self.setup.backbone, tasks, training, seed=seed, origin=self.setup.origin)
+
+    def train(
+        self,
+        name: str,
+        tasks: Sequence[Task],
+        training: TrainingOptions,
+        *,
+        seed: int,
+        checkpoint: Path,
+        seen_as: Path | None = None,
+        state: Path | None = None,
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        draw: bool = False,
+    ) -> tuple[TrainedRun, Spaces | None]:
+        """Train one network, keep it, and read it.
+
+        Parameters
+        ----------
+        name : of the run
+        tasks : the main task first
+        checkpoint : folder to keep the network in
+        seen_as : what the record calls this folder, where it is moved afterwards
+        state : file of the training's state, from which a killed one goes on
+        columns : task → values (n used rows,), instead of the table's
+        draw : whether the features that pictures show are read too
+        """
+        plan = self.setup.plan
+        network = self.build(tasks, training, seed)
+        inputs = self.inputs(network)
+        targets = self.targets(tasks, columns)
+        stage = f"training {name}, seed {seed}"
+        result = train(
+            network,
+            inputs,
+            targets,
+            self.at,
+            training,
+            seed=seed,
+            engine=self.engine,
+            state=state,
+            progress=None if self.progress is None else at_stage(self.progress, stage),
+        )
+        save_checkpoint(result.model, self.setup.backbone, checkpoint)
+        seen = self.inputs(result.model)
+        outputs, trunk = predict(result.model, seen)
+        spaces = read_spaces(result.model, seen, self.drawn) if draw else None
+        raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
+        self._tell(f"reading {name}, seed {seed}", 0)
+        where = seen_as or checkpoint
+        read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.at, self.reading)
+        self._tell(f"reading {name}, seed {seed}", 1)
+        return read, spaces
+
+    def targets(self, tasks: Sequence[Task], columns: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Tensor]:
+        """Return task → encoded values (n used rows,), the table's unless ``columns`` has others."""
+        columns = columns or {}
+        return {t.name: encode(t, list(columns[t.name] if t.name in columns else self._own_values(t))) for t in tasks}
+
+    def _own_values(self, task: Task) -> NDArray[Any]:
+        return self.values(self.meant.label if task.name == MAIN else task.name)
+
+    def _tell(self, stage: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(stage, done, 1)
+
+
+def _pixel_batches(data: PatchTable, size: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+    from conceptkit.models.activations import read_pixels
+
+    for start in range(0, len(data), size):
+        yield read_pixels(data, np.arange(start, min(start + size, len(data))))
+        if progress is not None:
+            progress("frozen part of the network", min(start + size, len(data)), len(data))

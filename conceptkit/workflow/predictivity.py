@@ -1,0 +1,129 @@
+"""Predictivity: how far concept values alone tell the main label, without any image (the paper's Table 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from conceptkit._checks import InputError, check_at_least, check_distinct
+from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
+from conceptkit.study import Study
+from conceptkit.workflow.opening import Progress, notes_on, open_study, run_folder, versions
+
+RANDOM = "random"
+CENTER = "center"
+
+
+def run_predictivity(
+    study: Study | str | Path | None = None,
+    *,
+    concepts: Sequence[str] | None = None,
+    alone: Sequence[str] | None = None,
+    table: str | Path | None = None,
+    group: str | None = None,
+    categorical: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> PredictivityRecord:
+    """Train a small network (20 units) from columns of the table to the main label, and score it on evaluation splits.
+
+    It is trained from a column of chance, from each concept, from growing sets of them, and from each confounder alone.
+
+    Parameters
+    ----------
+    study, table, group, categorical : as for :func:`run_probe`
+    concepts : in the order in which sets grow; ``None`` for the study's encouraged and probed ones
+    alone : confounders; ``None`` for the study's discouraged concepts and the center
+    seeds : of the network's first weights and its batches' order
+    out : run folder; ``None`` for the next free ``runs/predictivity-NNN``
+    progress : told of the work
+
+    Raises
+    ------
+    InputError
+        when something that was given cannot be used
+    """
+    from conceptkit.evaluate.paired import Scored, paired_interval, scored_auc
+    from conceptkit.guide.concept_network import Column, design, fit_concept_network
+    from conceptkit.guide.plan import make_plan
+    from conceptkit.guide.reading import evaluated
+
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
+    for seed in seeds:
+        check_at_least("seeds", seed, 0)
+    folder = run_folder(out, "predictivity")
+    meant, data = open_study(study, table, None, None, group, categorical)
+    if alone is None:
+        center = [CENTER] if CENTER in data.frame.columns and meant.label != CENTER else []
+        alone = list(dict.fromkeys([*(c.partition("@")[0] for c in meant.discourage), *center]))
+    if concepts is None:
+        named = [c.partition("@")[0] for c in meant.encourage] + list(meant.concepts)
+        concepts = [c for c in dict.fromkeys(named) if c not in (*alone, meant.label)]
+    check_distinct("concept", list(concepts))
+    for name in (*concepts, *alone):
+        data.column("concept", name)
+        if name == meant.label:
+            raise InputError(f"concept: {name} is the main label itself.")
+    plan = make_plan(meant, data)
+    part = data.select(plan.used)
+    at = {name: np.searchsorted(plan.used, rows) for name, rows in plan.rows.items()}
+    columns = {name: Column((own := part.concept(name)).kind, own.values) for name in (*concepts, *alone)}
+    sets: list[tuple[str, tuple[str, ...]]] = [("random", (RANDOM,)), *(("concept", (name,)) for name in concepts)]
+    sets += [("growing", tuple(concepts[:k])) for k in range(2, len(concepts) + 1)]
+    sets += [("confounder", (name,)) for name in alone]
+    rows: list[PredictivityRow] = []
+    for done, (role, names) in enumerate(sets):
+        if progress is not None:
+            progress("sets of columns", done, len(sets))
+        found = []
+        for seed in seeds:
+            chance = Column("continuous", np.random.default_rng([seed, 5]).normal(size=len(plan.used)))
+            X = design([chance if role == "random" else columns[name] for name in names], at["train"])
+            codes = plan.codes[plan.used]
+            found.append(fit_concept_network(X, codes, at["train"], at["val"], n_classes=len(plan.classes), seed=seed))
+        for split, members in evaluated(plan).items():
+            y, place = plan.codes[members], np.searchsorted(plan.used, members)
+            groups = np.unique(plan.groups[members], return_inverse=True)[1]
+            scored = [scored_auc(y, probability[place], groups) for probability in found]
+            zero = Scored(0.0, np.zeros(int(groups.max()) + 1))
+            interval = paired_interval(scored, [zero] * len(scored))
+            each = [one.value for one in scored]
+            rows.append(
+                PredictivityRow(
+                    inputs=names,
+                    role=role,
+                    split=split,
+                    auc=interval.mean,
+                    sd=float(np.std(each, ddof=1)) if len(each) > 1 else float("nan"),
+                    low=interval.low,
+                    high=interval.high,
+                    n_groups=interval.n_groups,
+                    seeds=tuple(each),
+                )
+            )
+    if progress is not None:
+        progress("sets of columns", len(sets), len(sets))
+    record = PredictivityRecord(
+        study=meant.name,
+        synthetic=meant.synthetic,
+        group=meant.group,
+        notes=notes_on(meant, data, [*concepts, *alone, meant.label]),
+        settings={
+            "command": "predictivity",
+            "table": meant.table.name,
+            "label": meant.label,
+            "concepts": list(concepts),
+            "alone": list(alone),
+            "seeds": list(seeds),
+            "rows": {name: len(members) for name, members in plan.rows.items()},
+        },
+        versions=versions(),
+        folder=folder,
+        rows=tuple(rows),
+    )
+    record.save(folder)
+    return record

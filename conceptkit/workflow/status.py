@@ -1,0 +1,196 @@
+"""How far a run is: read from its folder, beside the process that works on it and without disturbing it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conceptkit._checks import InputError
+from conceptkit.records import RECORD_FILE, load_record
+
+GRID_FILE, RUN_FILE, LOCK_FILE = "grid.json", "run.json", ".lock"
+"""Files of a grid's folder: what its runs have in common, a finished run, and that a process works on it"""
+
+METRICS_FILE = "metrics.csv"
+"""What ``--log csv`` writes, one line per epoch"""
+
+QUIET_MINUTES = 10.0
+"""After so long without a new file a run without a lock is taken for stopped"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One network whose log is there."""
+
+    name: str
+    epoch: int
+    losses: Mapping[str, float]
+    """Last value of each column of the log"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a run is."""
+
+    path: str
+    state: str
+    """``finished``, ``running``, ``stopped`` (nothing has been written for ten minutes) or ``empty``"""
+    kind: str
+    """``probe``, ``guide``, ``grid``, …; ``store`` for activations, ``tiles`` for tiling; empty where unknown"""
+    done: int | None
+    """Networks, rows or slides that are finished"""
+    total: int | None
+    """Of how many, where that is known"""
+    unit: str
+    minutes_quiet: float | None
+    """Since something was written last"""
+    trainings: tuple[Training, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {"schema": "conceptkit/status/1", **asdict(self)}
+
+
+def read_status(run: str | Path) -> Status:
+    """Return how far a run is.
+
+    Parameters
+    ----------
+    run : a run folder, an activation store (``.h5``), or the table that ``tile`` is writing
+
+    Raises
+    ------
+    InputError
+        when there is nothing of that name, or a record cannot be read
+    """
+    path = Path(run)
+    parts = path.with_name(path.name + ".parts")
+    if parts.is_dir():
+        return _tiling(path, parts)
+    if path.is_file() and path.suffix == ".h5":
+        return _store(path)
+    if not path.is_dir():
+        raise InputError(f"run: there is no folder {path}; name a run folder, a store, or a table being written.")
+    if (path / RECORD_FILE).is_file():
+        return _finished(path)
+    return _unfinished(path)
+
+
+def _finished(path: Path) -> Status:
+    record = load_record(path)
+    kind = record.schema.split("/")[1]
+    runs = getattr(record, "runs", None)
+    rows = getattr(record, "rows", ())
+    done = len(rows) if runs is None else len(runs)
+    failed = dict(getattr(record, "failed", {}))
+    return Status(
+        path=str(path),
+        state="finished",
+        kind=kind,
+        done=done,
+        total=done + len(failed),
+        unit="rows" if runs is None else "networks",
+        minutes_quiet=_quiet(path),
+        failed=failed,
+        notes=tuple(record.notes),
+    )
+
+
+def _unfinished(path: Path) -> Status:
+    grid = (path / GRID_FILE).is_file()
+    if grid:
+        finished = sorted(path.glob(f"runs/*/{RUN_FILE}"))
+        begun = [p for p in (path / "runs").glob(".*") if p.is_dir()] if (path / "runs").is_dir() else []
+    else:
+        finished, begun = sorted(path.glob("checkpoints/*/checkpoint.json")), []
+    trainings = tuple(_trainings(path))
+    quiet = _quiet(path)
+    busy = _is_locked(path / LOCK_FILE)
+    if busy is None:
+        busy = quiet is not None and quiet < QUIET_MINUTES
+    notes = [f"{len(begun)} in training"] if begun else []
+    if grid and not busy:
+        notes.append("the same command goes on where it was left")
+    written = bool(finished or begun or trainings or grid)
+    return Status(
+        path=str(path),
+        state=("running" if busy else "stopped") if written else "empty",
+        kind="grid" if grid else "guide" if finished or trainings else "",
+        done=len(finished),
+        total=None,
+        unit="networks",
+        minutes_quiet=quiet,
+        trainings=trainings,
+        notes=tuple(notes),
+    )
+
+
+def _trainings(path: Path) -> Iterator[Training]:
+    for log in sorted(path.rglob(METRICS_FILE)):
+        last: dict[str, float] = {}
+        # A line may be half written: what cannot be read yet is read next time.
+        with contextlib.suppress(OSError, ValueError, csv.Error), log.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                last |= {k: float(v) for k, v in row.items() if k and v}
+        if last:
+            epoch = int(last.pop("epoch", last.pop("step", 0)))
+            last.pop("step", None)
+            place = log.parent.relative_to(path).parts
+            name = "/".join(p for p in place if p not in ("logs", "csv", "runs", "version_0"))
+            yield Training(name=name or path.name, epoch=epoch, losses=last)
+
+
+def _store(path: Path) -> Status:
+    import h5py
+    import numpy as np
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
+    except (OSError, KeyError, ValueError):
+        raise InputError(f"run: {path} is no activation store, or is being written at this moment.") from None
+    quiet = (time.time() - path.stat().st_mtime) / 60
+    state = "finished" if done == total else "running" if quiet < QUIET_MINUTES else "stopped"
+    return Status(path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet)
+
+
+def _tiling(path: Path, parts: Path) -> Status:
+    done = len(list(parts.glob("*.parquet")))
+    quiet = _quiet(parts)
+    state = "running" if quiet is not None and quiet < QUIET_MINUTES else "stopped"
+    return Status(path=str(path), state=state, kind="tiles", done=done, total=None, unit="slides", minutes_quiet=quiet)
+
+
+def _quiet(folder: Path) -> float | None:
+    """Return the minutes since a file below ``folder`` was written; ``None`` without any."""
+    times = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a temporary file may go while we look
+            if path.is_file() and path.name != LOCK_FILE:
+                times.append(path.stat().st_mtime)
+    return max(0.0, (time.time() - max(times)) / 60) if times else None
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Return whether a process of this machine holds the lock; ``None`` where that cannot be known."""
+    if not path.is_file():
+        return None
+    try:
+        import fcntl
+
+        with path.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    except (ImportError, OSError):
+        return None
+    return False

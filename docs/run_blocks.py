@@ -1,0 +1,128 @@
+"""A Sphinx directive that runs what a tutorial shows, while the page is built, and shows what came out.
+
+    ```{run} shell
+    :lines: 12
+    conceptkit probe --layer mixed10 --concept count
+    ```
+
+All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails ends the build. With
+``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive, directives
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+GENERATED = "_generated"
+"""Folder of the pages in which pictures made by blocks lie"""
+
+_folders: dict[str, Path] = {}
+_names: dict[str, dict[str, Any]] = {}
+
+
+class Run(Directive):
+    """Show code, run it, and show its output."""
+
+    required_arguments = 1  # shell or python
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {
+        "lines": directives.nonnegative_int,
+        "pictures": directives.unchanged,
+        "alt": directives.unchanged_required,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        env = self.state.document.settings.env
+        language, code = self.arguments[0], "\n".join(self.content)
+        shown: list[nodes.Node] = [_block(code, "bash" if language == "shell" else "python")]
+        if os.environ.get("CONCEPTKIT_DOCS_RUN") == "0":
+            return shown
+        folder = _folders.setdefault(env.docname, Path(tempfile.mkdtemp(prefix="conceptkit-docs-")))
+        start = time.perf_counter()
+        try:
+            output = _shell(code, folder) if language == "shell" else _python(code, folder, env.docname)
+        except Exception as error:
+            raise self.error(f"a block of {env.docname} failed: {error}") from error
+        logger.info("%s:%d ran in %.1f s", env.docname, self.lineno, time.perf_counter() - start)
+        output = output.replace(str(folder) + os.sep, "")
+        lines = [line.rstrip() for line in output.rstrip().splitlines()]
+        most = self.options.get("lines", 40)
+        if len(lines) > most:
+            lines = [*lines[:most], "…"]
+        if lines and most:
+            shown.append(_block("\n".join(lines), "text"))
+        for name in self.options.get("pictures", "").split():
+            shown.append(self._picture(folder / name, env))
+        return shown
+
+    def _picture(self, made: Path, env: Any) -> nodes.Node:
+        place = Path(env.srcdir) / GENERATED / env.docname.replace("/", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, place / made.name)
+        path = (place / made.name).relative_to(env.srcdir)
+        return nodes.image(uri=f"/{path.as_posix()}", alt=self.options["alt"])
+
+
+def _block(text: str, language: str) -> nodes.Node:
+    return nodes.literal_block(text, text, language=language)
+
+
+def _shell(code: str, folder: Path) -> str:
+    own = str(Path(sys.executable).parent)  # where the command lies that belongs to this Python
+    environment = {**os.environ, "PATH": own + os.pathsep + os.environ.get("PATH", ""), "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}\n{code}\n{done.stdout[-2000:]}")
+    return done.stdout
+
+
+def _python(code: str, folder: Path, page: str) -> str:
+    """Run statements; the value of a last expression is shown as in a notebook."""
+    names = _names.setdefault(page, {"__name__": "__main__"})
+    tree = ast.parse(code)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    out = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        exec(compile(tree, page, "exec"), names)  # the page's own code, shown to its reader
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), page, "eval"), names)
+            if value is not None:
+                print(value)
+    return out.getvalue()
+
+
+def _clean(app: Sphinx, error: Exception | None) -> None:
+    for folder in _folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("run", Run)
+    app.connect("build-finished", _clean)
+    return {"parallel_read_safe": False}

@@ -1,0 +1,210 @@
+"""The audit: fresh probes find what is left of a concept, and say so; erasure is the reference for gone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.evaluate.scores import balanced_accuracy
+from conceptkit.probe.remnants import a_distance, cost_of_erasure, permuted_agreement, read_remnant, scores_within
+from conceptkit.probe.targets import make_target
+from conceptkit.records import AuditRecord, load_record, to_json
+from conceptkit.report.audit_tables import audit_tables, audit_verdicts
+from conceptkit.report.table import shown
+from conceptkit.workflow.auditing import run_audit
+from conceptkit.workflow.guiding import run_guide
+
+
+def some_rows(n_groups=40, per=10, d=8, shift=2.0, seed=0, curved=False):
+    """Centers 'a' and 'b' by patient; a shift of the mean, or of the spread alone (which no straight line reads)."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), per)
+    center = np.arange(n_groups) % 2
+    X = rng.normal(size=(len(groups), d)) + 0.3 * rng.normal(size=(n_groups, d))[groups]
+    code = center[groups]
+    if curved:
+        X[:, :4] *= np.where(code == 1, 1 + shift, 1.0)[:, None]
+    else:
+        X[:, 0] += shift * code
+    values = np.array(["ab"[c] for c in code], dtype=object)
+    return X, make_target("center", "categorical", values, groups), rng
+
+
+def test_each_probe_finds_what_is_of_its_kind():
+    X, target, _ = some_rows()
+    for reader in ("linear", "mlp", "kernel"):
+        found = read_remnant(X, target, reader, permutations=199)
+        assert found.score > (0.65 if reader == "mlp" else 0.75)
+        assert found.p == 1 / 200
+        assert found.low < found.score < found.high
+        assert found.permuted == "groups"
+        assert found.score == pytest.approx(balanced_accuracy(target.y, found.predicted, 2))
+    X, target, _ = some_rows(curved=True)
+    assert read_remnant(X, target, "linear", permutations=0).score < 0.6
+    assert read_remnant(X, target, "kernel", permutations=0).score > 0.75
+
+
+def test_after_erasure_the_linear_probe_is_inside_its_permutations():
+    X, target, _ = some_rows()
+    linear = read_remnant(X, target, "linear", erased=True, permutations=199)
+    assert linear.p > 0.05
+    assert abs(linear.score - 0.5) < 0.12
+    X, target, _ = some_rows(curved=True, shift=3.0)
+    assert read_remnant(X, target, "kernel", erased=True, permutations=0).score > 0.75  # only what is linear goes
+
+
+def test_a_value_is_read_and_erased_too():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(30), 10)
+    X = rng.normal(size=(300, 6))
+    target = make_target("size", "continuous", X @ np.arange(6.0) + rng.normal(size=300), groups)
+    for reader in ("linear", "mlp", "kernel"):
+        assert read_remnant(X, target, reader, permutations=0).score > 0.6
+    assert read_remnant(X, target, "linear", erased=True, permutations=0).score < 0.05
+    assert read_remnant(X, target, "linear", permutations=99).permuted == "within"
+
+
+@pytest.mark.parametrize("level", ["groups", "within"])
+def test_p_is_calibrated_where_nothing_is_left(level):
+    """Share of p below 0.05 over data sets without a relation, by the probes' own held-out predictions."""
+    hits = []
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(16), 8)
+        X = rng.normal(size=(128, 5)) + rng.normal(size=(16, 5))[groups]
+        if level == "groups":
+            values = np.array(["ab"[c] for c in rng.permutation(np.arange(16) % 2)[groups]], dtype=object)
+            target = make_target("c", "categorical", values, groups)
+        else:
+            target = make_target("c", "continuous", rng.normal(size=128), groups)
+        hits.append(read_remnant(X, target, "linear", folds=4, permutations=99, n_resamples=10).p < 0.05)
+    assert np.mean(hits) <= 0.1  # 0.05 plus two standard errors of 80 draws
+
+
+def test_rows_permuted_one_by_one_would_mislead():
+    """The control: predictions that know the patient, not the center, look significant when rows are permuted."""
+    rng = np.random.default_rng(0)
+    naive, honest = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(10), 30)
+        code = rng.permutation(np.arange(10) % 2)[groups]
+        predicted = rng.integers(0, 2, 10)[groups]
+        values = np.array(["ab"[c] for c in code], dtype=object)
+        by_group = make_target("c", "categorical", values, groups)
+        honest.append(permuted_agreement(by_group, predicted, 99, 0)[0] < 0.05)
+        naive.append(permuted_agreement(dataclasses.replace(by_group, groups=None), predicted, 99, 0)[0] < 0.05)
+    assert np.mean(naive) > 0.25
+    assert np.mean(honest) < 0.15
+
+
+def test_the_distance_is_0_alike_and_2_apart():
+    assert abs(a_distance(*some_rows(shift=0.0)[:2])) < 0.5
+    assert a_distance(*some_rows(shift=12.0)[:2]) > 1.9
+
+
+def test_erasure_costs_what_the_label_owes_to_the_concept():
+    X, target, rng = some_rows(shift=3.0)
+    by_center = np.where(rng.random(len(X)) < 0.9, target.y, 1 - target.y)
+    by_other = (X[:, 1] > 0).astype(np.intp)
+    before, after = cost_of_erasure(X, target, by_center, 2)
+    assert before > 0.75
+    assert after < 0.6
+    before, after = cost_of_erasure(X, target, by_other, 2)
+    assert before > 0.95
+    assert after > before - 0.02
+
+
+def test_scores_within_levels_leave_out_what_is_missing():
+    label = np.array([0, 1, 0, 1, 1, 1, -1])
+    score = np.array([0.1, 0.9, 0.8, 0.2, 0.5, 0.4, 0.3])
+    found = scores_within(label, score, ["a", "a", "b", "b", "c", "c", None])
+    assert found["a"] == (2, 1.0)
+    assert found["b"] == (2, 0.0)
+    assert found["c"][0] == 2
+    assert np.isnan(found["c"][1])
+
+
+@pytest.fixture(scope="module")
+def checkpoints(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit") / "run"
+    options = {"unfreeze": (), "trunk": (16,), "epochs": 6, "warmup": 1}
+    run_guide(study, encourage=["count"], discourage=["center"], options=options, out=folder)
+    return folder / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def record(study, checkpoints, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit") / "out"
+    return run_audit(
+        checkpoints / "guided-seed0", "center", study=study, layers=["mixed10", "trunk"], permutations=99, out=out
+    )
+
+
+def test_the_record_holds_every_place_and_loads_back(record):
+    assert [one.layer for one in record.layers] == ["input", "mixed10", "trunk", "logit"]
+    assert {row.probe for row in record.rows} == {"linear", "mlp", "kernel"}
+    assert not any(row.erased for row in record.rows if row.layer == "logit")
+    assert record.discouraged
+    assert record.head is not None
+    assert {one.level for one in record.levels} >= {"A", "B"}
+    loaded = load_record(record.folder)
+    assert isinstance(loaded, AuditRecord)
+    assert to_json(loaded.to_dict()) == to_json(record.to_dict())
+    assert len(record.to_frame()) == len(record.rows)
+    for table in audit_tables(record):
+        assert len(shown(table))
+
+
+def test_the_input_tells_the_center_and_the_verdict_says_still(record):
+    plain = next(r for r in record.rows if r.layer == "input" and r.probe == "linear" and not r.erased)
+    assert plain.score > 0.8
+    told = dataclasses.replace(
+        record, head=0.25, rows=tuple(dataclasses.replace(r, p=0.01, score=0.6) for r in record.rows)
+    )
+    first = audit_verdicts(told)[0].text
+    assert "center is still readable at trunk" in first
+    assert "the network's own adversary scores 0.25, which is no evidence of its absence" in first
+    gone = dataclasses.replace(record, rows=tuple(dataclasses.replace(r, p=0.6) for r in record.rows))
+    assert "No fresh probe is shown to read center at trunk" in audit_verdicts(gone)[0].text
+
+
+def test_the_command_says_the_verdict(checkpoints, study, tmp_path):
+    runner = CliRunner()
+    out = tmp_path / "a"
+    args = ["audit", str(checkpoints / "baseline-seed0"), "--concept", "center", "--layer", "trunk"]
+    args += ["--study", str(study), "--permutations", "19", "--out", str(out)]
+    result = runner.invoke(app, args, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "readable at" in result.output or "is shown to read center" in result.output
+    assert (out / "record.json").is_file()
+
+
+MISTAKES = {
+    "no checkpoint": (["nowhere", "--concept", "center"], "is no folder that guide wrote"),
+    "unknown concept": (["GUIDED", "--concept", "centre"], "center"),
+    "the label": (["GUIDED", "--concept", "label"], "is the main task itself"),
+    "unknown layer": (["GUIDED", "--concept", "center", "--layer", "mixed11"], "mixed10"),
+    "too many folds": (["GUIDED", "--concept", "center", "--layer", "trunk", "--folds", "500"], "folds"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_sentence(checkpoints, study, tmp_path, name):
+    args, words = MISTAKES[name]
+    args = [str(checkpoints / "guided-seed0") if a == "GUIDED" else a for a in args]
+    args += ["--study", str(study), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["audit", *args])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not (tmp_path / "out" / "record.json").exists()
+
+
+def test_a_concept_of_one_class_is_refused():
+    with pytest.raises(InputError, match="one class only"):
+        make_target("center", "categorical", np.array(["a"] * 10, dtype=object), None)

@@ -1,0 +1,74 @@
+"""The report of grids and of concept values alone: the paper's tables, and sentences that claim no more than holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_records import Read, grid_record, guide_run, saved, write_context, write_embeddings
+
+from conceptkit.records import PredictivityRecord
+from conceptkit.records.predictivity import PredictivityRow
+from conceptkit.report import umap_parts
+from conceptkit.report.embedding import Projection
+from conceptkit.report.grid_tables import grid_tables, grid_verdicts, main_table
+from conceptkit.report.page import write_page
+from conceptkit.report.predictivity_tables import predictivity_verdicts
+from conceptkit.report.table import shown
+
+
+def test_table_4_has_a_row_per_network_with_its_difference() -> None:
+    cells = shown(main_table(grid_record()))
+    assert cells["network"].tolist() == ["1 vanilla", "3 vanilla", "5 vanilla", "random"]
+    assert cells["difference internal"].tolist()[1] == "+0.050 [0.020, 0.080]"
+    assert cells["difference internal"].tolist()[0] == "–"
+    aucs = [guide_run("guided", seed).metrics["internal"]["auc"] for seed in (0, 1)]
+    assert cells["internal"].tolist()[1].startswith(f"{sum(aucs) / 2:.3f} ± ")
+
+
+def test_a_grid_says_how_many_gained_and_what_the_control_gained() -> None:
+    texts = [v.text for v in grid_verdicts(grid_record())]
+    assert texts[0] == (
+        "On internal 1 of 2 guided networks clearly raise the AUC over the single task of their weighting, 0 lower it; "
+        "the largest gain is that of 3 vanilla: +0.050 [0.020, 0.080], the best of 2 and so flattered (23 patients)."
+    )
+    assert "control random (random target) moves the AUC on internal by +0.020" in texts[1]
+    assert texts[-1] == "1 of the grid's networks gave no result."
+    assert grid_verdicts(grid_record(differences=(), failed={}))[0].tone == "open"
+
+
+def test_no_table_of_a_grid_shows_nan() -> None:
+    for table in grid_tables(grid_record()):
+        assert not [c for c in shown(table).to_numpy().ravel().tolist() if c in ("nan", "None")], table.name
+    assert [t.name for t in grid_tables(grid_record(affinity=(), patch_level=()))] == ["table4", "table5", "table6"]
+
+
+def test_a_page_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def flat(features: dict, *, seed: int) -> tuple[Projection, ...]:
+        drawn.extend(features)
+        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
+        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
+
+    monkeypatch.setattr(umap_parts, "project", flat)
+    run = saved(grid_record(), tmp_path / "grid")
+    write_embeddings(run, ("1 vanilla-seed0", "3 vanilla-seed0", "5 vanilla-seed0"))
+    write_context(run)
+    text = Read(write_page([run], tmp_path / "page.html").read_text(encoding="utf-8")).text
+    for said in ("AUC of the main task by network", "By the paper's protocol", "Affinities and curves", "Calibration"):
+        assert said in text, said
+    assert drawn == ["1 vanilla, seed 0", "3 vanilla, seed 0"] * 2  # the reference and the one that gained most
+
+
+def test_a_confounder_that_tells_the_label_is_told() -> None:
+    common = {"split": "internal", "sd": 0.01, "n_groups": 30, "seeds": (0.6,)}
+    rows = (
+        PredictivityRow(inputs=("count", "area"), role="growing", auc=0.66, low=0.6, high=0.72, **common),
+        PredictivityRow(inputs=("center",), role="confounder", auc=0.92, low=0.9, high=0.95, **common),
+        PredictivityRow(inputs=("stain",), role="confounder", auc=0.52, low=0.45, high=0.6, **common),
+    )
+    said = predictivity_verdicts(PredictivityRecord(study="s", group="patient", rows=rows))
+    assert "count + area alone tell the label with an AUC of 0.660 [0.600, 0.720]" in said[0].text
+    assert said[1].text.endswith("0.920 [0.900, 0.950]: a network may score by it.")
+    assert said[2].tone == "open"

@@ -1,0 +1,202 @@
+"""The three commands around a study: begin it, watch it, and see what the installation can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from report_records import grid_record, guide_record, probe_record, saved
+from typer.testing import CliRunner
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.workflow import doctor
+from conceptkit.workflow.starting import start_study
+from conceptkit.workflow.status import read_status
+
+
+def call(*arguments: object) -> tuple[int, dict, str]:
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json", "-"])
+    body = json.loads(result.stdout) if result.stdout else {}
+    return result.exit_code, body, result.stderr
+
+
+# --- init --------------------------------------------------------------------------------------------------------
+
+
+def patches(folder: Path, **columns: list) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"image": ["a.png", "b.png"], "patient": ["p", "q"], "label": ["normal", "tumor"], "count": [3.5, 4.25]}
+    pd.DataFrame({**rows, **columns}).to_csv(folder / "patches.csv", index=False)
+    return folder
+
+
+def test_init_writes_a_study_that_loads(tmp_path: Path) -> None:
+    odd = 'a "quoted" \\ name'
+    folder = patches(tmp_path / "study", center=["C1", "C2"], split=["train", "test"], **{odd: [1.5, 2.5]})
+    code, body, said = call("init", folder)
+    assert code == 0
+    assert body["schema"] == "conceptkit/init/1"
+    assert body["table"] == "patches.csv"
+    assert "no value of the column split stands for val" in said
+    study = ck.load_study(folder)
+    assert study.group == "patient"
+    assert study.label == "label"
+    assert study.concepts == ("count", odd, "center")
+    assert study.splits.train == "train"
+    assert study.splits.read == "test"
+    text = (folder / "conceptkit.toml").read_text()
+    assert '# discourage = ["center"]' in text
+    assert tomllib.loads(text.replace("# discourage", "discourage"))["concepts"]["discourage"] == ["center"]
+
+
+def test_init_says_what_is_missing(tmp_path: Path) -> None:
+    folder = patches(tmp_path)
+    pd.read_csv(folder / "patches.csv").drop(columns=["patient", "label"]).to_csv(folder / "patches.csv", index=False)
+    notes = " ".join(start_study(folder).notes)
+    assert "no column names the patients" in notes
+    assert "no column holds the main label" in notes
+    assert "no split column" in notes
+    assert ck.load_study(folder).group is None
+
+
+def test_init_without_a_table_says_how_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.svs").touch()
+    (tmp_path / "clinical.csv").write_text("age\n3\n")
+    started = start_study(tmp_path)
+    assert started.table is None
+    said = " ".join(started.notes)
+    assert "conceptkit tile slides/*.svs --tile-mpp 0.5 --out tiles.csv" in said
+    assert "clinical.csv has none of the columns" in said
+    assert tomllib.loads((tmp_path / "conceptkit.toml").read_text())["table"] == "patches.csv"
+
+
+def test_init_never_overwrites_and_does_not_choose_between_tables(tmp_path: Path) -> None:
+    folder = patches(tmp_path / "a")
+    start_study(folder)
+    with pytest.raises(InputError, match="is there already"):
+        start_study(folder)
+    other = patches(tmp_path / "b")
+    (other / "more.csv").write_bytes((other / "patches.csv").read_bytes())
+    with pytest.raises(InputError, match=r"more\.csv, patches\.csv may all be meant"):
+        start_study(other)
+    assert start_study(other, table=other / "more.csv").table == "more.csv"
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        start_study(other / "more.csv")
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_of_each_kind(tmp_path: Path) -> None:
+    for record, kind, done, total in (
+        (probe_record(), "probe", 28, 28),
+        (guide_record(seeds=(0, 1)), "guide", 4, 4),
+        (grid_record(), "grid", 8, 9),
+    ):
+        found = read_status(saved(record, tmp_path / kind))
+        assert (found.state, found.kind, found.done, found.total) == ("finished", kind, done, total)
+    assert found.failed == {"8 vanilla-seed0": "its loss was not finite"}
+
+
+def test_a_grid_that_is_worked_on_and_one_that_was_killed(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    run = tmp_path / "grid"
+    (run / "runs" / "a-seed0").mkdir(parents=True)
+    (run / "runs" / ".b-seed0.123").mkdir()
+    (run / "grid.json").write_text("{}")
+    (run / "runs" / "a-seed0" / "run.json").write_text("{}")
+    log = run / "runs" / ".b-seed0.123" / "logs" / "csv" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch,step,train/main,val/main\n1,1,0.7,0.8\n2,2,0.5,0.6\n3,3,0.4")
+    with (run / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        found = read_status(run)
+        assert (found.state, found.kind, found.done) == ("running", "grid", 1)
+        assert "1 in training" in found.notes
+        assert found.trainings[0].epoch == 3
+        assert found.trainings[0].losses["val/main"] == 0.6  # of the last whole line
+    stopped = read_status(run)
+    assert stopped.state == "stopped"
+    assert any("goes on where it was left" in note for note in stopped.notes)
+    code, body, said = call("status", run)
+    assert code == 0
+    assert body["schema"] == "conceptkit/status/1"
+    assert "epoch 3" in said
+
+
+def test_a_guide_run_without_a_lock_goes_by_the_clock(tmp_path: Path) -> None:
+    kept = tmp_path / "checkpoints" / "baseline-seed0"
+    kept.mkdir(parents=True)
+    (kept / "checkpoint.json").write_text("{}")
+    assert read_status(tmp_path).state == "running"
+    long_ago = time.time() - 3600
+    os.utime(kept / "checkpoint.json", (long_ago, long_ago))
+    assert read_status(tmp_path).state == "stopped"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert read_status(empty).state == "empty"
+    with pytest.raises(InputError, match="there is no folder"):
+        read_status(tmp_path / "nowhere")
+
+
+def test_stores_and_tiles(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "store.h5", "w") as file:
+        file["state"] = np.array([1, 1, 0, 1], dtype=np.uint8)
+    found = read_status(tmp_path / "store.h5")
+    assert (found.kind, found.done, found.total, found.state) == ("store", 3, 4, "running")
+    parts = tmp_path / "tiles.csv.parts"
+    parts.mkdir()
+    (parts / "a.parquet").touch()
+    assert (read_status(tmp_path / "tiles.csv").kind, read_status(tmp_path / "tiles.csv").done) == ("tiles", 1)
+    with h5py.File(tmp_path / "other.h5", "w"):
+        pass
+    with pytest.raises(InputError, match="is no activation store"):
+        read_status(tmp_path / "other.h5")
+
+
+# --- doctor ------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_this_installation_usable() -> None:
+    code, body, said = call("doctor", "--offline")
+    assert (code, body["usable"]) == (0, True), said
+    names = [finding["name"] for finding in body["findings"]]
+    assert {"Python", "packages", "torch", "CUDA", "OpenSlide", "cache folder", "dask"} <= set(names)
+    assert "hub" not in names  # told to stay offline
+    for finding in body["findings"]:
+        if finding["state"] != "good":
+            assert finding["disables"] or finding["found"]
+
+
+def test_doctor_tells_what_a_broken_library_disables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    finding = doctor._openslide()
+    assert finding.state == "less"
+    assert "whole slides" in finding.disables
+
+    def broken() -> doctor.Finding:
+        raise RuntimeError("libfoo.so: cannot open")
+
+    monkeypatch.setattr(doctor, "_torch", broken)
+    code, body, said = call("doctor", "--offline")
+    assert code == 1
+    assert not body["usable"]
+    assert "libfoo.so" in said
+
+
+def test_doctor_says_when_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    finding = doctor._hub()
+    assert finding.state == "less"
+    assert "downloading weights" in finding.disables
