@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
     from conceptkit.records.attribute import AttributeRecord
-    from conceptkit.records.grid import GridRecord
     from conceptkit.records.audit import AuditRecord
+    from conceptkit.records.grid import GridRecord
     from conceptkit.records.guide import GuideRecord
     from conceptkit.records.loading import load_record
     from conceptkit.records.predictivity import PredictivityRecord

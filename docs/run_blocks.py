@@ -40,7 +40,7 @@ _names: dict[str, dict[str, Any]] = {}
 class Run(Directive):
     """Show code, run it, and show its output."""
 
-    required_arguments = 1  # shell or python
+    required_arguments = 1  # shell, python, or picture: one that an earlier block made
     has_content = True
     option_spec: ClassVar[dict[str, Any]] = {
         "lines": directives.nonnegative_int,
@@ -51,13 +51,13 @@ class Run(Directive):
     def run(self) -> list[nodes.Node]:
         env = self.state.document.settings.env
         language, code = self.arguments[0], "\n".join(self.content)
-        shown: list[nodes.Node] = [_block(code, "bash" if language == "shell" else "python")]
+        shown: list[nodes.Node] = [_block(code, "bash" if language == "shell" else "python")] if code else []
         if os.environ.get("CONCEPTKIT_DOCS_RUN") == "0":
             return shown
         folder = _folders.setdefault(env.docname, Path(tempfile.mkdtemp(prefix="conceptkit-docs-")))
         start = time.perf_counter()
         try:
-            output = _shell(code, folder) if language == "shell" else _python(code, folder, env.docname)
+            output = _RUN[language](code, folder, env.docname) if code else ""
         except Exception as error:
             raise self.error(f"a block of {env.docname} failed: {error}") from error
         logger.info("%s:%d ran in %.1f s", env.docname, self.lineno, time.perf_counter() - start)
@@ -84,7 +84,7 @@ def _block(text: str, language: str) -> nodes.Node:
     return nodes.literal_block(text, text, language=language)
 
 
-def _shell(code: str, folder: Path) -> str:
+def _shell(code: str, folder: Path, page: str) -> str:
     own = str(Path(sys.executable).parent)  # where the command lies that belongs to this Python
     environment = {**os.environ, "PATH": own + os.pathsep + os.environ.get("PATH", ""), "NO_COLOR": "1"}
     done = subprocess.run(
@@ -115,6 +115,9 @@ def _python(code: str, folder: Path, page: str) -> str:
             if value is not None:
                 print(value)
     return out.getvalue()
+
+
+_RUN = {"shell": _shell, "python": _python}
 
 
 def _clean(app: Sphinx, error: Exception | None) -> None:

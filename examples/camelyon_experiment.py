@@ -4,8 +4,8 @@
         --patches patches.h5 --concepts concept_measures.h5 --lists train.csv val.csv test.csv \\
         --pannuke pannuke/ --out runs/camelyon
 
-``--patches`` and ``--concepts`` are in the authors' layout (``file[db][entry_path][patch_no]``), ``--pannuke`` holds the
-folders ``fold1`` to ``fold3``. All patches are measured anew, so that Camelyon and PanNuke have the same units; the
+``--patches`` and ``--concepts`` are in the authors' layout (``file[db][entry_path][patch_no]``), ``--pannuke`` holds
+the folders ``fold1`` to ``fold3``. All patches are measured anew, so that Camelyon and PanNuke have the same units; the
 released z-scores do not. Splits are made by patient: the released ones have patients on both sides, which ``guide``
 refuses. Center 4 is external, as in the paper. Call it again after an interruption: what is finished is kept.
 """

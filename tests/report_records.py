@@ -12,6 +12,7 @@ import numpy as np
 
 from conceptkit.records import Difference, GridRecord, GuideRecord, GuideRun, ProbeRecord, ProbeRow
 from conceptkit.records.grid import Affinity, GridCell, PatchLevel
+from conceptkit.report.embedding import Projection
 
 NASTY = "<script>alert(1)</script>"
 LAYERS = ("mixed0", "mixed3", "mixed5", "mixed7", "mixed8", "mixed9", "mixed10")
@@ -223,6 +224,12 @@ def saved(record: ProbeRecord | GuideRecord, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record.save(folder)
     return folder
+
+
+def flat_projections(features: dict[str, np.ndarray], *, seed: int) -> tuple[Projection, ...]:
+    """Return the first two columns of each space in place of a layout."""
+    numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
+    return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
 
 
 def write_context(

@@ -74,32 +74,17 @@ def paper_layout(folder: Path) -> list[str]:
                         concepts[f"cam17/{entry}/{k}/ncount"] = np.array([b"0.5"])
                         lines.append(f"cam17, {entry}, {k}, train")
     (folder / "lists.csv").write_text("\n".join(lines) + "\n")
-    return [
-        "--patches",
-        f"{folder}/patches.h5",
-        "--concepts",
-        f"{folder}/concepts.h5",
-        "--lists",
-        f"{folder}/lists.csv",
-    ]
+    named = {"--patches": "patches.h5", "--concepts": "concepts.h5", "--lists": "lists.csv"}
+    return [part for option, file in named.items() for part in (option, str(folder / file))]
 
 
 def test_the_papers_experiment(tmp_path: Path) -> None:
     script = example("camelyon_experiment")
     small = ["--model", "mini_inception", "--weights", "bundled", "--layer", "mixed2", "--recipe", "ours"]
-    small += [
-        "--models",
-        "count",
-        "--epochs",
-        "2",
-        "--seeds",
-        "0",
-        "--permutations",
-        "0",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    page = script.main([*paper_layout(tmp_path), *small])
+    small += ["--models", "count", "--epochs", "2", "--seeds", "0", "--permutations", "0"]
+    small += ["--out", str(tmp_path / "run")]
+    arguments = [*paper_layout(tmp_path), *small]
+    page = script.main(arguments)
     text = page.read_text(encoding="utf-8")
     for title in ("The main label from concept values alone", "AUC of the main task by network", "Patches of the run"):
         assert title in text
@@ -107,7 +92,7 @@ def test_the_papers_experiment(tmp_path: Path) -> None:
     assert (table.groupby("patient")["split"].nunique() == 1).all()
     assert set(table[table.center == 4]["split"]) == {"external"}
     assert {p.suffix for p in (tmp_path / "run" / "tables").iterdir()} == {".tex"}
-    assert script.main([*paper_layout(tmp_path), *small]) == page  # what is finished is kept
+    assert script.main(arguments) == page  # what is finished is kept
 
 
 def test_patients_stay_together() -> None:

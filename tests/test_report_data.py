@@ -10,15 +10,31 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from report_records import NASTY, Read, guide_record, probe_record, saved, write_context, write_embeddings
+from report_records import (
+    NASTY,
+    Read,
+    flat_projections,
+    guide_record,
+    probe_record,
+    saved,
+    write_context,
+    write_embeddings,
+)
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from conceptkit._checks import InputError
+from conceptkit.report import umap_parts
 from conceptkit.report.data_figures import LEVELS_MOST, center_figures, class_figures, levels, sample_figure
 from conceptkit.report.data_parts import data_parts, split_table
 from conceptkit.report.page import write_page
 from conceptkit.report.predictions import brier, calibration, calibration_error, read_predictions, score
 from conceptkit.report.run_context import Context, read_context
+
+
+@pytest.fixture(autouse=True)
+def without_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the first two columns of each space: UMAP's own tests are elsewhere, and it takes seconds to compile."""
+    monkeypatch.setattr(umap_parts, "project", flat_projections)
 
 
 @pytest.fixture

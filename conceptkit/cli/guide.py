@@ -129,6 +129,29 @@ def guide(
         str | None, typer.Option("--seeds", help="How many (5), or a list (1001,822); 3 in a grid.")
     ] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[int, typer.Option("--devices", help="Processes on this machine that share each batch.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", help="Machines; the command is started on each.")] = 1,
+    precision: Annotated[str, typer.Option("--precision", help="32, bf16 or 16.")] = "32",
+    log: Annotated[
+        list[str] | None, typer.Option("--log", help="Losses as they come: csv, tensorboard, comma-separated.")
+    ] = None,
+    disturb: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--disturb",
+            help="Disturb every patch by a known amount, which becomes the concept made_NAME: rotation, scale, jpeg, "
+            "blur, hematoxylin, eosin.",
+        ),
+    ] = None,
+    search: Annotated[
+        int, typer.Option("--search", help="Try so many sets of trunk, dropout, l2 and lr on the baseline first.")
+    ] = 0,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Evaluation rows train the concepts too, which the result says.")
+    ] = False,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Groups may have rows in several splits, which the result says.")
+    ] = False,
     out: OutOption = None,
     json: JsonOption = None,
     debug: DebugOption = False,
@@ -172,11 +195,26 @@ def guide(
             "recipe": recipe,
             "options": {k: v for k, v in chosen.items() if v is not None},
         }
+        alone: dict[str, Any] = {
+            "disturb": name_list(disturb),
+            "transductive": transductive,
+            "allow_leakage": allow_leakage,
+        }
+        engine_of_one: dict[str, Any] = {
+            "devices": devices,
+            "nodes": nodes,
+            "precision": precision,
+            "log": name_list(log),
+            "search": search,
+        }
         gridded = ablate is not None or concept_noise is not None or concept_fraction is not None or affinity
         if gridded:
             from conceptkit.pathology.engines import Engine
             from conceptkit.workflow.grids import outline_grid, run_grid
 
+            for name, value in {**alone, **engine_of_one}.items():
+                if value not in ([], False, 0, 1, "32"):
+                    raise InputError(f"{name.replace('_', '-')}: is for a single pair of networks, not for a grid.")
             grid: dict[str, Any] = {
                 "ablate": ablate,
                 "weightings": None if weightings is None else [w.strip() for w in weightings.split(";") if w.strip()],
@@ -225,7 +263,7 @@ def guide(
             if given:
                 raise InputError(f"{name}: goes with a grid; name one by --ablate, --concept-noise or the like.")
         if dry_run:
-            outline = outline_guide(meant, **wanted)
+            outline = outline_guide(meant, **wanted, **alone)
             _show_outline(console, outline)
             write_json_result(json, outline.to_dict())
             return
@@ -233,6 +271,8 @@ def guide(
             record = run_guide(
                 meant,
                 **wanted,
+                **alone,
+                **engine_of_one,
                 folds=folds,
                 within=name_list(within),
                 seeds=[seed] if seeds is None else seed_list(seeds),

@@ -30,6 +30,10 @@ EpochProgress = Callable[[int, int], None]
 """Told how many epochs are done, and how many there may be."""
 
 
+EVERY = 20.0
+"""Seconds that pass at least between two writings of a training's state"""
+
+
 class Batches:
     """Row numbers in batches, shuffled anew in every epoch from one seed; without a seed in order.
 
@@ -335,17 +339,16 @@ class KeepState(lightning.Callback):
     Parameters
     ----------
     path : of the file; it is replaced in one step
-    every : seconds that pass at least between two of them
     """
 
-    def __init__(self, path: Path, *, every: float = 20.0) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._last = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the state when it is time, and at the end."""
         loop: Any = pl_module
-        if not loop.finished and time.monotonic() - self._last < self.every:
+        if not loop.finished and time.monotonic() - self._last < EVERY:
             return
         self._last = time.monotonic()
         temporary = self.path.with_name(f".{self.path.name}.writing")

@@ -40,7 +40,6 @@ def train(
     seed: int,
     engine: Engine | None = None,
     state: Path | None = None,
-    state_every: float = 20.0,
     log_to: Path | None = None,
     progress: EpochProgress | None = None,
 ) -> Trained:
@@ -54,7 +53,6 @@ def train(
     engine : device, processes, precision, logs
     state : file that the training's state is kept in while it runs; one that is there is gone on from, and gives the
         result of an uninterrupted training bit for bit. It is the caller's to remove
-    state_every : seconds that pass at least between two writings of it
     log_to : folder of the logs
 
     Raises
@@ -74,9 +72,11 @@ def train(
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
         # What other processes have learned comes back through the file.
         file = state or (Path(scratch) / "state.ckpt" if engine.parallel else None)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
         if file is None or not _finished(file, loop):
             torch.manual_seed(seed)
-            callbacks = [] if file is None else [KeepState(file, every=state_every)]
+            callbacks = [] if file is None else [KeepState(file)]
             trainer = engine.trainer(epochs=options.epochs, callbacks=[*callbacks], log_to=log_to)
             loop.train()  # the trainer leaves modes as it finds them, and a built model is in evaluation mode
             resumed = str(file) if file is not None and file.is_file() else None

@@ -105,8 +105,8 @@ def write_context(
 
 
 def _made_with(study: Study) -> dict[str, str]:
-    program = Path(sys.argv[0]).name
-    ours = program in ("conceptkit", "__main__.py")
+    program = Path(sys.argv[0])  # …/bin/conceptkit, or …/conceptkit/__main__.py
+    ours = "conceptkit" in (program.stem, program.parent.name if program.stem == "__main__" else "")
     return {
         "command": shlex.join(["conceptkit", *sys.argv[1:]]) if ours else "called from Python",
         "table": study.table.name,

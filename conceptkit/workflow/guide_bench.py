@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.embeddings import drawn_rows, read_spaces
 from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
 from conceptkit.guide.objective import encode
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
+from conceptkit.guide.search import Trial, search
 from conceptkit.guide.training import predict, train
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN
@@ -115,6 +119,7 @@ class Bench:
         checkpoint: Path,
         seen_as: Path | None = None,
         state: Path | None = None,
+        log_to: Path | None = None,
         columns: Mapping[str, NDArray[Any]] | None = None,
         draw: bool = False,
     ) -> tuple[TrainedRun, Spaces | None]:
@@ -127,6 +132,7 @@ class Bench:
         checkpoint : folder to keep the network in
         seen_as : what the record calls this folder, where it is moved afterwards
         state : file of the training's state, from which a killed one goes on
+        log_to : folder of the logs that the engine is asked for
         columns : task → values (n used rows,), instead of the table's
         draw : whether the features that pictures show are read too
         """
@@ -134,16 +140,19 @@ class Bench:
         network = self.build(tasks, training, seed)
         inputs = self.inputs(network)
         targets = self.targets(tasks, columns)
+        # What trains the concepts alone may be an evaluation row: its main label stays out of sight.
+        targets[MAIN][np.searchsorted(self.used, plan.concept_rows)] = -1
         stage = f"training {name}, seed {seed}"
         result = train(
             network,
             inputs,
             targets,
-            self.at,
+            {**self.at, "train": np.searchsorted(self.used, plan.training)},
             training,
             seed=seed,
             engine=self.engine,
             state=state,
+            log_to=log_to,
             progress=None if self.progress is None else at_stage(self.progress, stage),
         )
         save_checkpoint(result.model, self.setup.backbone, checkpoint)
@@ -156,6 +165,57 @@ class Bench:
         read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.at, self.reading)
         self._tell(f"reading {name}, seed {seed}", 1)
         return read, spaces
+
+    def digest(self, tasks: Sequence[Task], training: TrainingOptions, seed: int) -> str:
+        """Return a name for one training that no other has: its options, tasks, values, rows, pixels and weights."""
+        named = hashlib.sha256()
+        plan = self.setup.plan
+        part = self.data.select(self.used)
+        origin = (
+            None if self.setup.origin is None else [t.numpy() for t in self.setup.origin.trunk.state_dict().values()]
+        )
+        for text in (
+            json.dumps([asdict(training), [asdict(task) for task in tasks], seed, self.engine.precision]),
+            self.setup.backbone.fingerprint(),
+            *part.identities(),
+        ):
+            named.update(text.encode())
+        for array in (plan.training, plan.concept_rows, plan.rows["val"], *(origin or ())):
+            named.update(np.ascontiguousarray(array).tobytes())
+        for values in self.targets(tasks).values():
+            named.update(values.numpy().tobytes())
+        return named.hexdigest()[:12]
+
+    def search(self, trials: int, seed: int) -> tuple[Trial, ...]:
+        """Search for options on the baseline's validation loss, take the best, and return all that were tried.
+
+        Raises
+        ------
+        InputError
+            when the training goes on from a checkpoint, whose trunk is what it is
+        """
+        if self.setup.origin is not None:
+            raise InputError("search: training that goes on keeps the trunk of its checkpoint; there is no choice.")
+        main = self.setup.tasks[:1]
+        done = 0
+
+        def loss(options: TrainingOptions) -> float:
+            nonlocal done
+            network = self.build(main, options, seed)
+            targets = self.targets(main)
+            try:
+                result = train(network, self.inputs(network), targets, self.at, options, seed=seed, engine=self.engine)
+            except InputError:  # a rate too high ends in losses that are no numbers: the trial has failed
+                return float("nan")
+            finally:
+                done += 1
+                if self.progress is not None:
+                    self.progress("searching", done, trials)
+            return result.history[result.best_epoch - 1][f"val/{MAIN}"] if result.best_epoch else float("nan")
+
+        best, tried = search(loss, self.setup.training, trials=trials, seed=seed)
+        self.setup = replace(self.setup, training=best)
+        return tried
 
     def targets(self, tasks: Sequence[Task], columns: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Tensor]:
         """Return task → encoded values (n used rows,), the table's unless ``columns`` has others."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from conceptkit._checks import InputError, check_at_least, check_distinct, near_names
 from conceptkit.patches import PatchTable
 from conceptkit.study import Study
@@ -68,6 +70,9 @@ def set_up(
     recipe: str,
     options: Mapping[str, Any] | None,
     seeds: Sequence[int],
+    *,
+    transductive: bool = False,
+    allow_leakage: bool = False,
 ) -> Setup:
     """Make the tasks that are wished for, and refuse what cannot be trained.
 
@@ -75,6 +80,7 @@ def set_up(
     ----------
     wishes : of all networks that will be compared; one concept may be encouraged in one and discouraged in another
     recipe : fills in what ``options`` do not name
+    transductive, allow_leakage : see :func:`conceptkit.guide.plan.make_plan`
 
     Raises
     ------
@@ -101,11 +107,12 @@ def set_up(
     for seed in seeds:
         check_at_least("seeds", seed, 0)
     notes = list(notes_on(meant, data, [*names, meant.label]))
-    plan = make_plan(meant, data)
+    plan = make_plan(meant, data, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
+    notes += plan.notes
+    scaled_on = np.union1d(plan.rows["train"], plan.without_split)
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes)]
     tasks += [
-        concept_task(data, wish.concept, plan.rows["train"], adversarial=wish.discouraged, layer=wish.layer)
-        for wish in wishes
+        concept_task(data, wish.concept, scaled_on, adversarial=wish.discouraged, layer=wish.layer) for wish in wishes
     ]
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")

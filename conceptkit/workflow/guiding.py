@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conceptkit._checks import check_at_least
 from conceptkit.records import GuideRecord
 from conceptkit.study import Study
 from conceptkit.workflow.context import names_kept, write_context
@@ -18,6 +20,13 @@ from conceptkit.workflow.opening import Progress, open_study, run_folder, versio
 if TYPE_CHECKING:
     from conceptkit.guide.outline import Outline
     from conceptkit.models.guided import Task
+
+
+UNFINISHED = "unfinished"
+"""Folder, in a run folder, of the states that a killed training goes on from."""
+
+DISTURBED_SEED = 0
+"""Of what is done to the patches: the same in every run, so that runs can be compared."""
 
 
 def run_guide(
@@ -36,6 +45,14 @@ def run_guide(
     within: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    precision: str = "32",
+    log: Sequence[str] = (),
+    disturb: Sequence[str] = (),
+    search: int = 0,
+    transductive: bool = False,
+    allow_leakage: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> GuideRecord:
@@ -53,7 +70,13 @@ def run_guide(
     within : columns within whose levels AUCs are taken too, beside the discouraged categories and the center
     seeds : one baseline and one guided network per seed
     device : ``auto``, ``cpu``, ``cuda``, …
-    out : run folder; ``None`` for the next free ``runs/guide-NNN``
+    devices, nodes, precision, log : see :class:`conceptkit.guide.engine.Engine`; logs lie in ``logs`` of the run folder
+    disturb : names of :data:`conceptkit.pathology.disturbances.DISTURBANCES`: every patch is disturbed once, by a
+        seeded amount that becomes the concept ``made_NAME``
+    search : options of the trunk that are tried on the baseline's validation loss; 0 for none
+    transductive : whether rows of the evaluation splits train the concepts
+    allow_leakage : whether groups may have rows in several splits
+    out : run folder; ``None`` for the next free ``runs/guide-NNN``. A folder that a killed run left is gone on with
     progress : told of the work
 
     Raises
@@ -64,17 +87,25 @@ def run_guide(
     from conceptkit.guide.embeddings import write_embeddings
     from conceptkit.guide.engine import Engine
     from conceptkit.guide.reading import Reading, TrainedRun, paired_differences
+    from conceptkit.pathology.disturbances import disturbed
     from conceptkit.workflow.guide_bench import Bench, Spaces
 
+    engine = Engine(device=device, devices=devices, nodes=nodes, precision=precision, loggers=tuple(log))
+    engine.check()
+    check_at_least("search", search, 0)
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
-    setup = set_up(meant, data, _wishes(meant, encourage, discourage), recipe, options, seeds)
-    plan, training, backbone, tasks = setup.plan, setup.training, setup.backbone, setup.tasks
+    data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
+    wishes = _wishes(meant, encourage, discourage)
+    setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
+    plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
     notes = [*setup.notes, *reading.notes]
-    bench = Bench(data, meant, setup, reading, Engine(device=device), progress)
+    bench = Bench(data, meant, setup, reading, engine, progress)
+    tried = bench.search(search, seeds[0]) if search else ()
+    training = bench.setup.training
     used = plan.used
     arms: dict[str, list[Task]] = {"baseline": tasks[: setup.kept]}
     if len(tasks) > setup.kept:
@@ -85,13 +116,29 @@ def run_guide(
         for name, own in arms.items():
             checkpoint = folder / "checkpoints" / f"{name}-seed{seed}"
             # The pictures are of one seed; the numbers are of all.
-            run, seen = bench.train(name, own, training, seed=seed, checkpoint=checkpoint, draw=seed == seeds[0])
+            run, seen = bench.train(
+                name,
+                own,
+                training,
+                seed=seed,
+                checkpoint=checkpoint,
+                draw=seed == seeds[0],
+                state=folder / UNFINISHED / f"{name}-seed{seed}-{bench.digest(own, training, seed)}.ckpt",
+                log_to=folder / "logs" / f"{name}-seed{seed}" if log else None,
+            )
             trained.append(run)
             if seen is not None:
                 spaces[f"{name}-seed{seed}"] = seen
     notes += bench.notes
     notes.append("Baseline and guided networks share data, order, seeds, options and the weighting of losses.")
     notes += balance_notes(training, tasks)
+    if disturb:
+        notes.append(f"Every patch was disturbed once, by a seeded amount: {', '.join(disturb)}.")
+    if tried:
+        notes.append(
+            f"trunk {','.join(map(str, training.trunk))}, dropout {training.dropout:g}, l2 {training.l2:g} and lr "
+            f"{training.lr:g} were chosen of {len(tried)} sets by the baseline's validation loss, for all networks."
+        )
     record = GuideRecord(
         study=meant.name,
         synthetic=meant.synthetic,
@@ -109,6 +156,11 @@ def run_guide(
             "n_resamples": 0,
             "rows": {name: len(rows) for name, rows in plan.rows.items()},
             "recipe": recipe,
+            "engine": dataclasses.asdict(engine),
+            "disturb": list(disturb),
+            "search": [dataclasses.asdict(trial) for trial in tried],
+            "transductive": transductive,
+            "allow_leakage": allow_leakage,
             "layers": {task.name: task.layer for task in tasks if task.layer is not None},
             **dataclasses.asdict(training),
         },
@@ -142,6 +194,7 @@ def run_guide(
         folds=folds,
     )
     record.save(folder)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return record
 
 
@@ -157,6 +210,9 @@ def outline_guide(
     categorical: Sequence[str] = (),
     recipe: str = "ours",
     options: Mapping[str, Any] | None = None,
+    disturb: Sequence[str] = (),
+    transductive: bool = False,
+    allow_leakage: bool = False,
 ) -> Outline:
     """Return what :func:`run_guide` would train, without training: branches, signs, losses, parameters.
 
@@ -167,9 +223,12 @@ def outline_guide(
     """
     from conceptkit.guide.building import build_model
     from conceptkit.guide.outline import Outline, branches, count, trained_parameters
+    from conceptkit.pathology.disturbances import disturbed
 
     meant, data = open_study(study, table, model, weights, group, categorical)
-    setup = set_up(meant, data, _wishes(meant, encourage, discourage), recipe, options, (0,))
+    data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
+    wishes = _wishes(meant, encourage, discourage)
+    setup = set_up(meant, data, wishes, recipe, options, (0,), transductive=transductive, allow_leakage=allow_leakage)
     network = build_model(setup.backbone, setup.tasks, setup.training, seed=0)
     numbers = trained_parameters(network, setup.training)
     layers = {name: setup.backbone.layer(name) for name in setup.training.unfreeze}

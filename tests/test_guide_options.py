@@ -1,0 +1,174 @@
+"""What a run of guide can be asked for beside its concepts: logs, search, made nuisances, odd rows, going on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_study import write_study
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.guide import loop
+
+pytestmark = pytest.mark.usefixtures("one_random_network")
+
+OPTIONS = {"epochs": 3, "warmup": 1, "trunk": (8,), "unfreeze": ()}
+
+
+def run(study, out, *, options=None, **how):
+    return ck.run_guide(study, encourage=["count"], options={**OPTIONS, **(options or {})}, out=out, **how)
+
+
+def weights(record, name="guided-seed0"):
+    return load_file(record.folder / "checkpoints" / name / "weights.safetensors")
+
+
+def same(a, b):
+    return all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def plain(study, tmp_path_factory):
+    return run(study, tmp_path_factory.mktemp("options") / "run")
+
+
+def test_a_killed_run_goes_on_and_ends_alike(study, plain, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+    trained = []
+
+    def kill(stage, done, todo):
+        if stage.startswith("training"):
+            trained.append((stage, done))
+        if stage == "training guided, seed 0" and done == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(study, tmp_path / "run", progress=kill)
+    assert sorted((tmp_path / "run" / "unfinished").glob("*.ckpt"))
+    trained.clear()
+    resumed = run(study, tmp_path / "run", progress=lambda stage, done, todo: trained.append((stage, done)))
+    stages = [stage for stage, _ in trained if stage.startswith("training")]
+    assert "training baseline, seed 0" not in stages  # it was finished
+    assert stages.count("training guided, seed 0") == 2  # its first epoch was kept
+    assert same(weights(resumed), weights(plain))
+    assert resumed.to_dict()["differences"] == plain.to_dict()["differences"]
+    assert not (tmp_path / "run" / "unfinished").exists()
+
+
+def test_another_runs_state_is_not_gone_on_with(study, plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(stage, done, todo):
+        if stage == "reading guided, seed 0":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(study, tmp_path / "run", options={"lr": 0.05}, progress=kill)
+    other = run(study, tmp_path / "run")
+    assert same(weights(other), weights(plain))
+
+
+def test_logs_lie_in_the_run_folder(study, tmp_path):
+    record = run(study, tmp_path / "run", log=["csv"])
+    for name in ("baseline-seed0", "guided-seed0"):
+        lines = (record.folder / "logs" / name / "csv" / "metrics.csv").read_text().splitlines()
+        assert len(lines) == 4
+
+
+def test_the_search_serves_all_networks_and_is_said(study, tmp_path):
+    record = run(study, tmp_path / "run", search=3)
+    tried = record.settings["search"]
+    assert len(tried) == 3
+    best = min(tried, key=lambda trial: trial["loss"])
+    assert tuple(record.settings["trunk"]) == tuple(best["trunk"])
+    assert record.settings["lr"] == best["lr"]
+    assert any("were chosen of 3 sets by the baseline's validation loss" in note for note in record.notes)
+    checkpoint = record.folder / "checkpoints" / "guided-seed0"
+    with pytest.raises(InputError, match="search: training that goes on keeps the trunk"):
+        ck.run_guide(study, model=str(checkpoint), discourage=["center"], search=2, out=tmp_path / "again")
+
+
+def test_made_nuisances_are_concepts(study, plain, tmp_path):
+    record = ck.run_guide(study, discourage=["made_blur"], disturb=["blur"], options=OPTIONS, out=tmp_path / "run")
+    assert record.discourage == ("made_blur",)
+    assert record.runs[0].leakage["made_blur"]["linear"] is not None
+    assert any("disturbed once" in note for note in record.notes)
+    assert not same(weights(record, "baseline-seed0"), weights(plain, "baseline-seed0"))
+    with pytest.raises(InputError, match="rotation"):
+        ck.run_guide(study, disturb=["rotate"], options=OPTIONS, out=tmp_path / "no")
+
+
+def test_rows_without_a_label_train_the_concepts(study, table, plain, tmp_path):
+    loose = table.copy()
+    rows = loose.index[loose.split == "internal"][:10]
+    loose.loc[rows, ["split", "label"]] = None
+    loose.loc[rows, "patient"] = [f"new-{i}" for i in range(10)]
+    record = run(write_study(tmp_path / "loose", loose), tmp_path / "run")
+    assert any("10 rows without a split and a label train the concepts" in note for note in record.notes)
+    without = loose.drop(index=rows)
+    control = run(write_study(tmp_path / "without", without), tmp_path / "control")
+    assert not same(weights(record), weights(control))
+
+
+def test_transductive_training_is_said_and_sees_no_label(study, table, plain, tmp_path):
+    record = run(study, tmp_path / "run", transductive=True)
+    assert any(note.startswith("TRANSDUCTIVE") for note in record.notes)
+    assert record.settings["transductive"] is True
+    assert not same(weights(record), weights(plain))
+    turned = table.copy()
+    outside = turned.split.isin(["internal", "external"])
+    turned.loc[outside, "label"] = turned.loc[outside, "label"].map({"normal": "tumor", "tumor": "normal"})
+    other = run(write_study(tmp_path / "turned", turned), tmp_path / "other", transductive=True)
+    assert same(weights(record), weights(other))
+
+
+def test_leakage_is_said(study, table, tmp_path):
+    leaking = table.copy()
+    leaking.loc[leaking.split == "external", "patient"] = leaking.patient[leaking.split == "train"].iloc[0]
+    path = write_study(tmp_path / "leaking", leaking)
+    with pytest.raises(InputError, match="--allow-leakage"):
+        run(path, tmp_path / "no")
+    record = run(path, tmp_path / "run", allow_leakage=True)
+    assert any(note.startswith("LEAKAGE") for note in record.notes)
+
+
+def test_erasure_is_part_of_the_checkpoint(study, tmp_path):
+    record = ck.run_guide(study, discourage=["center"], options={**OPTIONS, "method": "leace"}, out=tmp_path / "run")
+    kept = weights(record)
+    width = kept["erasure.matrix"].shape[0]
+    assert np.linalg.matrix_rank(kept["erasure.matrix"], tol=1e-4) < width
+    probed = ck.run_probe(
+        study,
+        model=str(record.folder / "checkpoints" / "guided-seed0"),
+        layers=["trunk"],
+        concepts=["center"],
+        permutations=0,
+        out=tmp_path / "probe",
+    )
+    assert probed.rows[0].layer == "trunk"
+    again = ck.predict(record.folder / "checkpoints" / "guided-seed0", table=study.parent / "patches.csv")
+    assert len(again)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"precision": "64"}, "precision"),
+        ({"precision": "16"}, "needs a GPU"),
+        ({"devices": 0}, "devices"),
+        ({"log": ["xml"]}, "log"),
+        ({"search": -1}, "search"),
+    ],
+    ids=lambda v: str(v),
+)
+def test_mistakes_are_sentences(study, tmp_path, how, words):
+    with pytest.raises(InputError, match=words):
+        run(study, tmp_path / "run", device="cpu", **how)
+    assert not (tmp_path / "run").exists()
