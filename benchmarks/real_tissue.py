@@ -1,6 +1,6 @@
 """Guiding on real tissue: MoNuSeg tiles with a simulated stain per center, confounded with the label in training.
 
-    python benchmarks/real_tissue.py DATA [--label organ|size] [--draws 5] [--confounding 0.9] [--out FILE]
+    python benchmarks/real_tissue.py DATA [--label organ|size] [--draws 5] [--first 0] [--arms …] [--out FILE]
 
 DATA holds ``monuseg/`` and ``weights/``. Every draw splits the 30 patients anew into training (18), validation (4) and
 test (8), and draws the stain of four centers (hematoxylin and eosin, each times 2^u, u uniform in ±0.8). Training and
@@ -125,7 +125,7 @@ def draw_study(data: Path, base: pd.DataFrame, label: str, confounding: float, s
     return Study(name="real tissue", table=folder / "table.csv", group="patient")
 
 
-def run_draw(study: Study, weights: str, seed: int, epochs: int, last_block: bool) -> dict[str, dict[str, float]]:
+def run_draw(study: Study, weights: str, seed: int, epochs: int, last_block: bool, arms) -> dict[str, dict[str, float]]:
     """Train every arm on one draw and return arm → figures."""
     # A patient's tiles are evaluated in all centers: no leakage, as none of them trains.
     data = load_table(study.table, kinds={"center": "categorical"})
@@ -135,7 +135,7 @@ def run_draw(study: Study, weights: str, seed: int, epochs: int, last_block: boo
     at = {name: np.searchsorted(plan.used, rows) for name, rows in plan.rows.items()}
     patients = part.groups("patient")
     shared, found = None, {}
-    for arm, (wishes, changes) in ARMS.items():
+    for arm, (wishes, changes) in arms.items():
         own = {
             "epochs": epochs,
             **recipe_options("ours", backbone, []),
@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--confounding", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw")
+    parser.add_argument("--arms", nargs="*", help="arms to train beside the baseline; all without it")
     parser.add_argument("--last-block", action="store_true", help="train the network's last block too (slow)")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -199,17 +201,21 @@ def main() -> None:
     weights = str(given.data / "weights" / "mobilenetv2_100.tf_in1k.fp16.safetensors")
     base = tiles(given.data)
     everything = []
-    for draw in range(given.draws):
+    for name in given.arms or ():
+        if name not in ARMS:
+            parser.error(f"arms: {name!r} is none of {', '.join(ARMS)}")
+    arms = {name: ARMS[name] for name in ARMS if not given.arms or name in {"baseline", *given.arms}}
+    for draw in range(given.first, given.first + given.draws):
         print(f"draw {draw}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             study = draw_study(given.data, base, given.label, given.confounding, draw, Path(folder))
-            everything.append(run_draw(study, weights, draw, given.epochs, given.last_block))
+            everything.append(run_draw(study, weights, draw, given.epochs, given.last_block, arms))
         if given.out is not None:
             given.out.write_text(json.dumps(everything, indent=1))
     print(f"\nlabel {given.label}, confounding {given.confounding}, {given.draws} draws: mean (difference ± error)")
     names = list(everything[0]["baseline"])
     print(f"{'arm':50s} " + " ".join(f"{n:>22s}" for n in names))
-    for arm in ARMS:
+    for arm in arms:
         cells = []
         for name in names:
             pairs = [(d[arm][name], d["baseline"][name]) for d in everything if d[arm]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from conceptkit import GradientReversal
 from conceptkit._checks import InputError
+from conceptkit.guide.building import build_model
+from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.checkpoints import (
     DESCRIPTION,
@@ -261,3 +264,33 @@ def test_the_reversal_reaches_trunk_and_backbone_but_not_its_own_head(bundled):
 def test_strengths_are_no_part_of_a_checkpoint(bundled):
     assert not [k for k in bundled[1].state_dict() if "strength" in k]
     assert np.isclose(bundled[1].reversals["center"].strength.item(), 1.0)
+
+
+def test_a_checkpoint_on_own_code_runs_it_only_when_it_is_named(tmp_path, monkeypatch):
+    """A stranger's checkpoint may name any function; opening must not call it."""
+    (tmp_path / "strangers.py").write_text(
+        "from pathlib import Path\nfrom conceptkit.models.mini_inception import load_mini_inception\n\n"
+        "def build():\n    Path('ran').touch()\n    return load_mini_inception(pretrained=False)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    backbone = open_backbone("strangers:build")
+    model = build_model(backbone, TASKS, TrainingOptions(trunk=(4,)), seed=0)
+    save_checkpoint(model, backbone, tmp_path / "kept")
+    Path("ran").unlink()
+    with pytest.raises(InputError, match=r"was built on strangers:build, code that opening it would run; name it"):
+        open_model("kept")
+    with pytest.raises(InputError, match="code that opening it would run"):
+        open_model("os:getcwd@kept")
+    assert not Path("ran").exists()
+    opened = open_model("strangers:build@kept")
+    assert Path("ran").exists()
+    assert isinstance(opened.module, GuidedModel)
+
+
+def test_poor_checkpoints_and_names_are_sentences(tmp_path):
+    for name in ("", "  "):
+        with pytest.raises(InputError, match=r"^model: the name is empty"):
+            open_model(name)
+    (tmp_path / "checkpoint.json").write_text('{"schema": "conceptkit/checkpoint/1", "architecture": "mini_inception"}')
+    with pytest.raises(InputError, match=r"checkpoint.json lacks 'preprocessing'"):
+        open_model(str(tmp_path))

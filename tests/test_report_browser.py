@@ -68,7 +68,8 @@ def test_a_browser_shows_the_patch_and_asks_no_network(whole_page: Path, browser
     name = f"{NASTY}-10"
     card = browser.wait(f"(() => {{ const t = tip({json.dumps(name)}); return t && t.textContent; }})()")
     assert "label" in card
-    assert "center" in card
+    for shown in ("group patient10", "count ", "center C"):  # its patient, and its concept values
+        assert shown in card, card
     assert browser.wait(f"tip({json.dumps(name)}).querySelector('img').naturalWidth") == 48
 
     assert browser.value("shown()") == [2, 2, 2, 2, 3, 3]

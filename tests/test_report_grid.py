@@ -13,6 +13,7 @@ from conceptkit.report import umap_parts
 from conceptkit.report.embedding import Projection
 from conceptkit.report.grid_tables import grid_tables, grid_verdicts, main_table
 from conceptkit.report.page import write_page
+from conceptkit.report.part import saved_pictures
 from conceptkit.report.predictivity_tables import predictivity_verdicts
 from conceptkit.report.table import shown
 
@@ -59,6 +60,16 @@ def test_a_page_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for said in ("AUC of the main task by network", "By the paper's protocol", "Affinities and curves", "Calibration"):
         assert said in text, said
     assert drawn == ["1 vanilla, seed 0", "3 vanilla, seed 0"] * 2  # the reference and the one that gained most
+
+
+def test_pictures_of_a_run_folder_are_shown_and_none_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "outside.png").write_bytes(b"\x89PNG outside")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "map-01.png").write_bytes(b"\x89PNG inside")
+    found = saved_pictures(folder, ["map-01.png", "../outside.png", "gone.png", "record.json"])
+    assert [picture.content for picture in found] == [b"\x89PNG inside"]
+    assert "map 01" in found[0].alt
 
 
 def test_a_confounder_that_tells_the_label_is_told() -> None:

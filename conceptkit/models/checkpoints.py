@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conceptkit._checks import InputError
-from conceptkit.models.backbones import Backbone, Preprocessing, build, open_backbone, same_architecture
+from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.records import to_json, write_atomically
 
@@ -27,7 +27,8 @@ def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Back
 
     Parameters
     ----------
-    model : ``mini_inception``, a name of timm's, or the folder of a checkpoint
+    model : ``mini_inception``, a name of timm's, or the folder of a checkpoint; of one that was built on a function of
+        your own, ``package.module:factory@FOLDER``, as that function is run
     weights : see :func:`conceptkit.models.backbones.open_backbone`; a checkpoint has its own, or ``random``
     seed : of random weights
 
@@ -36,21 +37,24 @@ def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Back
     InputError
         when it cannot be opened
     """
+    if not model.strip():
+        raise InputError("model: the name is empty.")
     if not is_checkpoint(model):
-        if Path(model).is_dir():
+        if (folder := _trusted(model)[1]).is_dir():
+            model = str(folder)
             raise InputError(f"model: the folder {model} holds no {DESCRIPTION}; name a checkpoint that guide wrote.")
         return open_backbone(model, weights, seed=seed)
     if weights == "random":
-        return _random_checkpoint(Path(model), seed)
+        return _random_checkpoint(model, seed)
     if weights is not None:
         raise InputError(f"weights: the checkpoint {model} has its own (or random), got {weights!r}.")
-    return load_checkpoint(Path(model))
+    return load_checkpoint(model)
 
 
 def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
     """Return a network built like the one that ``model`` opened as, with random weights throughout."""
     if is_checkpoint(model):
-        return _random_checkpoint(Path(model), seed)
+        return _random_checkpoint(model, seed)
     return same_architecture(opened, seed=seed)
 
 
@@ -99,10 +103,16 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
 
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether ``path`` is a folder that holds a checkpoint."""
-    return (Path(path) / DESCRIPTION).is_file()
+    return (_trusted(path)[1] / DESCRIPTION).is_file()
 
 
-def load_checkpoint(folder: Path) -> Backbone:
+def _trusted(path: str | Path) -> tuple[str | None, Path]:
+    """Return the user's own code that opening may run, and the folder, of ``package.module:factory@FOLDER``."""
+    code, at, folder = str(path).partition("@")
+    return (code, Path(folder)) if at and is_factory(code) else (None, Path(path))
+
+
+def load_checkpoint(folder: str | Path) -> Backbone:
     """Open a guided network; the module is a :class:`GuidedModel`, its backbone's layers keep their names and aliases.
 
     Raises
@@ -111,6 +121,7 @@ def load_checkpoint(folder: Path) -> Backbone:
         when the folder holds no checkpoint, it is broken, or of another version
     """
     model, inner = _built(folder, seed=0)
+    folder = _trusted(folder)[1]
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # safetensors and torch raise many kinds
@@ -118,14 +129,22 @@ def load_checkpoint(folder: Path) -> Backbone:
     return _as_backbone(model, inner, name=folder.name, weights="trained")
 
 
-def _random_checkpoint(folder: Path, seed: int) -> Backbone:
+def _random_checkpoint(folder: str | Path, seed: int) -> Backbone:
     model, inner = _built(folder, seed=seed)
-    return _as_backbone(model, inner, name=folder.name, weights=f"random:{seed}")
+    return _as_backbone(model, inner, name=_trusted(folder)[1].name, weights=f"random:{seed}")
 
 
-def _built(folder: Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
+def _built(path: str | Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
     """Build what the folder describes, with random weights; the global random state is left as it was."""
+    trusted, folder = _trusted(path)
     description = _description(folder)
+    # A checkpoint may come from a stranger: it does not say which code is run, its reader does.
+    named = str(description.get("architecture"))
+    if is_factory(named) and named != trusted:
+        raise InputError(
+            f"checkpoint: {folder} was built on {named}, code that opening it would run; name it to allow that, as in "
+            f"{named}@{folder}."
+        )
     try:
         inner = _inner(description, seed=seed)
         with torch.random.fork_rng(devices=[]):
@@ -139,6 +158,8 @@ def _built(folder: Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
 
 def _cannot_open(folder: Path, error: Exception) -> InputError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, KeyError):
+        reason = f"{DESCRIPTION} lacks {reason}"
     return InputError(f"checkpoint: {folder} cannot be opened ({reason}).")
 
 

@@ -59,5 +59,6 @@ def saved_pictures(folder: Path, names: Sequence[str]) -> list[SavedPicture]:
     for name in names:
         path = folder / Path(name).name
         if path.suffix == ".png" and path.is_file():
-            found.append(SavedPicture(alt=path.stem.replace("-", " "), content=path.read_bytes()))
+            words = path.stem.replace("-", " ")
+            found.append(SavedPicture(alt=f"Patches read highest and lowest: {words}", content=path.read_bytes()))
     return found

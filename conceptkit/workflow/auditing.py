@@ -85,7 +85,7 @@ def run_audit(
         raise InputError(f"checkpoint: {checkpoint} is no folder that guide wrote; name one with a checkpoint.json.")
     meant, data = open_study(study, table, None, None, group, categorical)
     folder = run_folder(out, "audit")
-    backbone = load_checkpoint(Path(checkpoint))
+    backbone = load_checkpoint(checkpoint)
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {checkpoint} holds no guided network.")
