@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
-from conceptkit.patches import Pixels
+from conceptkit.patches import PatchTable, Pixels
 from conceptkit.pathology.texture import haralick, luma
 from conceptkit.study import Study
 
@@ -240,6 +240,32 @@ def generate(*, confounding: float = CONFOUNDING, seed: int = 0) -> Iterator[tup
                     patient = f"P{patient_number:03d}"
                     row = {"patch_id": f"{patient}-{i:02d}", "patient": patient, "center": name}
                     yield {**row, "label": label, "split": split}, draw_patch(rng, TISSUES[label], center, shift)
+
+
+SLIDE = "made_slide"
+"""Column of :func:`with_slides`"""
+
+SLIDE_PATCHES = 5
+"""Patches per slide, about"""
+
+
+def with_slides(data: PatchTable) -> PatchTable:
+    """Return the study's table with each patient's patches dealt to slides, with and without tumor, ``made_slide``.
+
+    A patient of the evaluation splits has tumor in exactly half of its patches, so that patients as bags have no label
+    of their own; slides have. A patient has one slide for every five patches, of which as large a part holds tumor as
+    its patches are, but at least one and not all. Tumor patches are dealt to these in turn, normal ones to all of its
+    slides, those without tumor first.
+    """
+    frame = data.frame
+    names = np.full(len(frame), None, dtype=object)
+    for patient, rows in frame.groupby("patient", sort=True).indices.items():
+        tumor = frame["label"].to_numpy()[rows] == "tumor"
+        slides = max(2, len(rows) // SLIDE_PATCHES)
+        held = min(max(round(slides * tumor.mean()), 1), slides - 1)
+        names[rows[tumor]] = [f"{patient}-S{slides - held + i % held + 1}" for i in range(int(tumor.sum()))]
+        names[rows[~tumor]] = [f"{patient}-S{i % slides + 1}" for i in range(int((~tumor).sum()))]
+    return replace(data, frame=frame.assign(**{SLIDE: names}))
 
 
 def cache_folder() -> Path:

@@ -18,6 +18,7 @@ from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.table import shown
 from conceptkit.workflow.auditing import run_audit
 from conceptkit.workflow.guiding import run_guide
+from conceptkit.workflow.reporting import write_report
 
 
 def some_rows(n_groups=40, per=10, d=8, shift=2.0, seed=0, curved=False):
@@ -159,6 +160,12 @@ def test_the_record_holds_every_place_and_loads_back(record):
     assert len(record.to_frame()) == len(record.rows)
     for table in audit_tables(record):
         assert len(shown(table))
+
+
+def test_the_page_has_a_section_of_it(record, tmp_path):
+    page = write_report([record.folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert audit_verdicts(record)[0].text.split(":")[0] in page
+    assert "what erasing it costs" in page
 
 
 def test_the_input_tells_the_center_and_the_verdict_says_still(record):

@@ -8,6 +8,7 @@ import typer
 
 from conceptkit.cli.attribute import attribute
 from conceptkit.cli.audit import audit
+from conceptkit.cli.bags import bags
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
@@ -49,6 +50,7 @@ def _version(
 for command in (
     probe,
     guide,
+    bags,
     predict,
     predictivity,
     attribute,

@@ -147,6 +147,10 @@ def introduce(console: Console, study: Study) -> None:
         console.print(f"Study {escape(study.name)}: {escape(str(study.table))}")
 
 
+WARNINGS = ("Split ", "LEAKAGE", "TRANSDUCTIVE")
+"""Notes that begin so put the comparison itself in doubt."""
+
+
 def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
     """Print a record's tables, its verdicts and its notes."""
     from conceptkit.records import ProbeRecord
@@ -172,7 +176,7 @@ def show_findings(console: Console, record: Record, tables: Sequence[Table], ver
     for verdict in verdicts:
         console.print(f"• {escape(verdict.text)}")
     for note in record.notes:
-        console.print(escape(note), style="dim")
+        console.print(escape(note), style="bold yellow" if note.startswith(WARNINGS) else "dim")
     console.print(f"run saved in {escape(str(record.folder))}")
 
 

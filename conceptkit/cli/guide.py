@@ -11,9 +11,16 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from conceptkit._checks import InputError
-from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
+from conceptkit.cli.console import (
+    introduce,
+    progress_bars,
+    reading_console,
+    sentences,
+    show_findings,
+    show_record,
+    write_json_result,
+)
 from conceptkit.cli.engine_options import EngineOption, SchedulerOption, WorkersOption
-from conceptkit.cli.grid_tables import show_grid
 from conceptkit.cli.options import (
     CategoricalOption,
     DebugOption,
@@ -210,6 +217,7 @@ def guide(
         gridded = ablate is not None or concept_noise is not None or concept_fraction is not None or affinity
         if gridded:
             from conceptkit.pathology.engines import Engine
+            from conceptkit.report.grid_tables import grid_tables, grid_verdicts, split_table
             from conceptkit.workflow.grids import outline_grid, run_grid
 
             for name, value in {**alone, **engine_of_one}.items():
@@ -250,7 +258,7 @@ def guide(
                     out=out,
                     progress=progress,
                 )
-            show_grid(console, found)
+            show_findings(console, found, [split_table(found), *grid_tables(found)], grid_verdicts(found))
             write_json_result(json, found.to_dict())
             return
         for name, given in (

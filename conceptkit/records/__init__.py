@@ -2,6 +2,7 @@
 
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
+from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
 from conceptkit.records.guide import Difference, GuideRecord, GuideRun
@@ -15,12 +16,15 @@ __all__ = [
     "RECORD_FILE",
     "Affinity",
     "AnyRecord",
+    "AttentionScore",
     "AttributeRecord",
     "AttributeRow",
     "AuditLayer",
     "AuditLevel",
     "AuditRecord",
     "AuditRow",
+    "BagScore",
+    "BagsRecord",
     "Difference",
     "GridCell",
     "GridRecord",

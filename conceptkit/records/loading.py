@@ -10,16 +10,18 @@ from pathlib import Path
 from conceptkit._checks import InputError
 from conceptkit.records.attribute import AttributeRecord
 from conceptkit.records.audit import AuditRecord
+from conceptkit.records.bags import BagsRecord
 from conceptkit.records.base import RECORD_FILE
 from conceptkit.records.grid import GridRecord
 from conceptkit.records.guide import GuideRecord
 from conceptkit.records.predictivity import PredictivityRecord
 from conceptkit.records.probe import ProbeRecord
 
-AnyRecord = AttributeRecord | AuditRecord | ProbeRecord | GuideRecord | GridRecord | PredictivityRecord
+AnyRecord = AttributeRecord | AuditRecord | BagsRecord | ProbeRecord | GuideRecord | GridRecord | PredictivityRecord
 
 KINDS: Mapping[str, type[AnyRecord]] = {
-    c.schema: c for c in (ProbeRecord, GuideRecord, GridRecord, PredictivityRecord, AttributeRecord, AuditRecord)
+    c.schema: c
+    for c in (ProbeRecord, GuideRecord, GridRecord, PredictivityRecord, AttributeRecord, AuditRecord, BagsRecord)
 }
 """Schema → class of record"""
 

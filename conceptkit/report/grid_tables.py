@@ -26,6 +26,17 @@ def grid_tables(record: GridRecord) -> list[Table]:
     return [table for table in found if not table.frame.empty]
 
 
+def split_table(record: GridRecord) -> Table:
+    """Return the patches by split, center and label; the page has a fuller one, from the run folder's own rows."""
+    columns = list(dict.fromkeys(key for row in record.splits for key in row))
+    return Table(
+        name="grid splits",
+        title="Patches by split, center and label",
+        caption="Where a split has centers of one class only, its AUC rewards whoever knows the center.",
+        frame=tidy(record.splits, columns),
+    )
+
+
 def main_table(record: GridRecord) -> Table:
     """Return the AUC of the main task by network and evaluation split, vanilla beside uncertainty (Table 4)."""
     rows = []

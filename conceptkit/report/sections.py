@@ -8,8 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conceptkit.records import AttributeRecord, GridRecord, GuideRecord, PredictivityRecord, ProbeRecord, Record
+from conceptkit.records import (
+    AttributeRecord,
+    AuditRecord,
+    GridRecord,
+    GuideRecord,
+    PredictivityRecord,
+    ProbeRecord,
+    Record,
+)
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
+from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.contents import difference_kind, run_names
 from conceptkit.report.data_parts import data_parts
 from conceptkit.report.drawing import Drawing
@@ -161,12 +170,17 @@ def _attribute(record: AttributeRecord, run: Run) -> Parts:
     return attribution_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
 
 
+def _audit(record: AuditRecord, run: Run) -> Parts:
+    return audit_verdicts(record), [table_part(table) for table in audit_tables(record)]
+
+
 BUILDERS: Mapping[type[Record], Callable[[Any, Run], Parts]] = {
     ProbeRecord: _probe,
     GuideRecord: _guide,
     GridRecord: _grid,
     PredictivityRecord: _predictivity,
     AttributeRecord: _attribute,
+    AuditRecord: _audit,
 }
 """Class of record → its sentences and parts; a new command's record is a new entry"""
 
@@ -176,5 +190,6 @@ NAMES: Mapping[type[Record], str] = {
     GridRecord: "Grid",
     PredictivityRecord: "Predictivity",
     AttributeRecord: "Attribution",
+    AuditRecord: "Audit",
 }
 """Class of record → title of its section"""
