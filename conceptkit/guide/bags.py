@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from conceptkit.models.guided import MAIN, Task
 class BagInputs(Inputs):
     """Bags as a network sees them; the ``tensors`` of the rows are the bags' numbers of patches (n,)."""
 
-    patches: Tensor = torch.empty(0)
+    patches: Tensor = field(default_factory=lambda: torch.empty(0))
     """(N, d) float32, bag after bag"""
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:

@@ -86,7 +86,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, width: int, *, embedding: int = 64, hidden: int = 32, attention: str = "gated") -> None:
         super().__init__()
         check_choice("attention", attention, ATTENTIONS)
-        self.shape = {"width": width, "embedding": embedding, "hidden": hidden, "attention": attention}
+        self.shape: dict[str, Any] = {"width": width, "embedding": embedding, "hidden": hidden, "attention": attention}
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.embed = nn.Sequential(nn.Linear(width, embedding), nn.ReLU())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ATTENTION_FILE = "attention.csv"
 """Name of the file in a run folder with each patch's attention, a column per network"""
 
-OWN_OPTIONS: Mapping[str, Any] = {"trunk": (), "dropout": 0.0, "lr": 1e-3, "epochs": 60, "batch_size": 16}
+OWN_OPTIONS: Mapping[str, Any] = {"trunk": (32,), "dropout": 0.2, "lr": 1e-3, "epochs": 60, "batch_size": 16}
 """What is other than for patches: bags are few, and their vector has the heads on it at once"""
 
 MADE_SLIDES = (
