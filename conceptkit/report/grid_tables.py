@@ -37,12 +37,22 @@ def split_table(record: GridRecord) -> Table:
     )
 
 
+def shown_name(record: GridRecord, name: str) -> str:
+    """Return the name of a network; without its weighting where all have the same."""
+    weightings = _weightings(record)
+    return name.removesuffix(f", {next(iter(weightings))}") if len(weightings) == 1 else name
+
+
+def _weightings(record: GridRecord) -> set[str]:
+    return {cell.weighting for cell in record.cells if cell.weighting}
+
+
 def main_table(record: GridRecord) -> Table:
     """Return the AUC of the main task by network and evaluation split, vanilla beside uncertainty (Table 4)."""
     rows = []
     columns = ["model", "network", "weighting", "control"]
     for values in record.table4().to_dict("records"):
-        row: dict[str, object] = {"model": _text(values["number"]), "network": _text(values["cell"])}
+        row: dict[str, object] = {"model": _text(values["number"]), "network": shown_name(record, str(values["cell"]))}
         row |= {"weighting": _text(values["weighting"]), "control": _text(values["control"])}
         for split in record.evaluation:
             row[split] = _number(values[split])
@@ -54,7 +64,8 @@ def main_table(record: GridRecord) -> Table:
         row["seeds"] = int(values["seeds"])
         rows.append(row)
     columns = list(rows[0]) if rows else columns
-    empty = {c for c in ("model", "weighting", "control") if not any(row[c] for row in rows)}
+    empty = {c for c in ("model", "control") if not any(row[c] for row in rows)}
+    empty |= {"weighting"} if len(_weightings(record)) < 2 else set()
     return Table(
         name="table4",
         title="AUC of the main task by network",
@@ -72,7 +83,7 @@ def metric_table(record: GridRecord) -> Table:
     metrics = [m for m in ("auc", *map(str, own), *_METRICS[1:]) if m in frame]
     rows = []
     for values in frame.to_dict("records"):
-        row: dict[str, object] = {"split": _text(values["split"]), "network": _text(values["cell"])}
+        row: dict[str, object] = {"split": _text(values["split"]), "network": shown_name(record, str(values["cell"]))}
         for metric in metrics:
             row[metric_name(metric)] = _number(values[metric])
             row[f"{metric_name(metric)} sd"] = _number(values[f"{metric} sd"])
@@ -94,7 +105,7 @@ def concept_table(record: GridRecord) -> Table:
         {
             "concept": with_unit(str(values["concept"]), record.units),
             "role": _text(values["role"]),
-            "network": _text(values["cell"]),
+            "network": shown_name(record, str(values["cell"])),
             "reader": _READERS.get(str(values["reader"]), str(values["reader"])),
             "score": _number(values["score"]),
             "score sd": _number(values["score sd"]),
@@ -203,16 +214,17 @@ def _split_verdicts(record: GridRecord, split: str) -> list[Verdict]:
         many = f", the best of {len(models)} and so flattered" if len(models) > 1 else ""
         text = (
             f"On {split} {len(raised)} of {len(models)} guided networks clearly raise the AUC over the single task of "
-            f"their weighting, {len(lowered)} lower it; the largest gain is that of {best.name}: "
+            f"their weighting, {len(lowered)} lower it; the largest gain is that of {shown_name(record, best.name)}: "
             f"{interval(d.mean, d.low, d.high, digits=3, signed=True)}{many} "
             f"({d.n_groups} {groups_word(record.group)})."
         )
         out.append(Verdict(text=text, tone="clear" if raised or lowered else "open"))
     for cell, d in compared:
         if cell.control in ("random target", "shuffled concept"):
+            means = "a gain of that size needs no concept" if d.mean > 0 else "it gains nothing, as it should"
             text = (
-                f"The control {cell.name} ({cell.control}) moves the AUC on {split} by "
-                f"{interval(d.mean, d.low, d.high, digits=3, signed=True)}: a gain of that size needs no concept."
+                f"The control {shown_name(record, cell.name)} ({cell.control}) moves the AUC on {split} by "
+                f"{interval(d.mean, d.low, d.high, digits=3, signed=True)}: {means}."
             )
             out.append(Verdict(text=text, tone="open" if d.low <= 0 <= d.high else "clear"))
         elif cell.control == "confounder only":
