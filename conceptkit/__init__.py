@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from conceptkit.probe.regression import RegressionConceptVector
     from conceptkit.records.attribute import AttributeRecord
     from conceptkit.records.audit import AuditRecord
+    from conceptkit.records.bags import BagsRecord
     from conceptkit.records.grid import GridRecord
     from conceptkit.records.guide import GuideRecord
     from conceptkit.records.loading import load_record
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from conceptkit.workflow.array_probing import probe_arrays
     from conceptkit.workflow.attributing import run_attribute
     from conceptkit.workflow.auditing import run_audit
+    from conceptkit.workflow.bagging import run_bags
     from conceptkit.workflow.extracting import extract
     from conceptkit.workflow.grids import run_grid
     from conceptkit.workflow.guiding import run_guide
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from conceptkit.workflow.predictivity import run_predictivity
     from conceptkit.workflow.probing import run_probe
     from conceptkit.workflow.reporting import write_report
+    from conceptkit.workflow.tiling import run_tile
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AttributeRecord": "records.attribute",
     "AuditRecord": "records.audit",
+    "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
@@ -56,17 +60,20 @@ _HOMES = {
     "probe_arrays": "workflow.array_probing",
     "run_attribute": "workflow.attributing",
     "run_audit": "workflow.auditing",
+    "run_bags": "workflow.bagging",
     "run_grid": "workflow.grids",
     "run_guide": "workflow.guiding",
     "run_measure": "workflow.measuring",
     "run_predictivity": "workflow.predictivity",
     "run_probe": "workflow.probing",
+    "run_tile": "workflow.tiling",
     "write_report": "workflow.reporting",
 }
 
 __all__ = [
     "AttributeRecord",
     "AuditRecord",
+    "BagsRecord",
     "ConceptActivationVector",
     "ConceptRegion",
     "GradientReversal",
@@ -87,11 +94,13 @@ __all__ = [
     "probe_arrays",
     "run_attribute",
     "run_audit",
+    "run_bags",
     "run_grid",
     "run_guide",
     "run_measure",
     "run_predictivity",
     "run_probe",
+    "run_tile",
     "write_report",
 ]
 

@@ -49,6 +49,9 @@ _TEXT = ("patch_id", "image", "slide", "h5", "features", "key", "mask", *CATEGOR
 _FEW_CLASSES = 10
 """Up to so many whole numbers may well be classes."""
 
+_MOST_PIXELS = 20_000**2
+"""Of one patch; a file that says more is broken, or means harm"""
+
 _NO_NUMBER = ("na", "n/a", "nan", "null", "none")
 """What stands for a missing number, in whatever case; in a column of text these are words like any other."""
 
@@ -335,6 +338,11 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
         if path.suffix.lower() in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
             names = [str(c) for c in frame.columns]
+            for column in dict.fromkeys(frame.columns):
+                cells = frame[column] if frame[column].dtype == object else ()
+                odd = next((v for v in cells if isinstance(v, bytes | list | dict | np.ndarray)), None)
+                if odd is not None:
+                    raise ValueError(f"column {column} holds {type(odd).__name__}, neither numbers nor text")
         else:
             with path.open(newline="", encoding="utf-8-sig") as stream:
                 names = next((line for line in csv.reader(stream) if line), [])
@@ -351,7 +359,7 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
         raise InputError(
             f"table: {path} cannot be read as a table (no UTF-8: {error.reason}); save it as CSV in UTF-8."
         ) from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
         raise InputError(f"table: {path} cannot be read as a table ({_one_line(error)}).") from None
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
@@ -481,13 +489,16 @@ def _h5_file(path: Path, stamp: int) -> Any:
 def _from_h5(path: Path, key: str, row: int, name: str) -> Pixels:
     try:
         data = _h5_file(path, path.stat().st_mtime_ns)[key]
-        pixels = np.asarray(data[row])
-    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:  # TypeError: the key names a group
+        shape, kind = data.shape[1:], data.dtype  # before it is read: a few bytes may stand for any number of pixels
+        if len(shape) != 3 or shape[2] != 3 or kind != np.uint8 or not 0 < shape[0] * shape[1] <= _MOST_PIXELS:
+            raise InputError(
+                f"{name}: needs height × width × 3 bytes, {key!r} in {path} holds {kind} of shape {shape}."
+            )
+        pixels: Pixels = np.asarray(data[row])
+    except (OSError, KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{name}: row {row} of {key!r} in {path} cannot be read ({_one_line(error)}).") from None
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise InputError(
-            f"{name}: needs height × width × 3 bytes, {key!r} in {path} holds {pixels.dtype} of shape {pixels.shape}."
-        )
     return pixels
 
 

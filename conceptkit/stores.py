@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit._files import beside, holder, remove_left
 
 SCHEMA = "conceptkit/activations/2"
 
 DTYPES = ("float32", "float16")
 """What activations are stored as."""
+
+_MOST_ROWS = 10**9
+"""A store that says it has more is broken, or means harm"""
 
 _MISSING, _DONE, _SKIPPED = 0, 1, 2
 
@@ -82,21 +85,25 @@ class ActivationStore:
         if not path.exists():
             _create(path, stated, rows, widths(), dtype)
         try:
-            self._file = _open(path, "r+")
-            self._check(stated)
+            self._take_up(stated, verify)
         except InputError as error:
             self.close()
             if not refresh or isinstance(error, HeldError):
                 raise
             _create(path, stated, rows, widths(), dtype, over=True)
-            self._file = _open(path, "r+")
-        try:
-            self.layers = tuple(self._file["values"])
-            self._state: NDArray[np.uint8] = self._file["state"][:]
-            self._forget_changed(verify)
+            self._take_up(stated, verify)
         except BaseException:
             self.close()
             raise
+
+    def _take_up(self, stated: str, verify: bool) -> None:
+        """Open the file, and see what is in it."""
+        self._file = _open(self.path, "r+")
+        with _told_when_broken(self.path), _told_when_full(self.path):
+            self._check(stated)
+            self.layers = tuple(self._file["values"])
+            self._state: NDArray[np.uint8] = self._file["state"][:]
+            self._forget_changed(verify)
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +152,11 @@ class ActivationStore:
             for layer in self.layers:
                 data = self._file["values"][layer]
                 stored = _as_type(values[layer], data.dtype, layer)
+                if stored.shape[1] != data.shape[1]:
+                    raise InputError(
+                        f"store: {self.path} has {data.shape[1]} values a row for layer {layer}, the network gives "
+                        f"{stored.shape[1]}; --refresh computes it anew."
+                    )
                 for row, value in zip(rows, stored, strict=True):
                     # Past the chunk cache: what fails here is not tried again when the file is closed.
                     data.id.write_direct_chunk((int(row), 0), value.tobytes())
@@ -171,7 +183,8 @@ class ActivationStore:
         absent = len(self.missing(rows))
         if absent:
             raise InputError(f"store: {self.path} lacks {absent} of the {len(rows)} rows asked for.")
-        return _take(self._file["values"][layer], rows)
+        with _told_when_broken(self.path):
+            return _take(self._file["values"][layer], rows)
 
     def absorb(self, path: Path) -> None:
         """Take over the finished rows of a store of the same provenance whose patches are among this one's."""
@@ -220,11 +233,7 @@ class ActivationStore:
         data[low:high] = piece
 
     def _check(self, provenance: str) -> None:
-        schema = self._file.attrs.get("schema")
-        if schema != SCHEMA:
-            raise InputError(
-                f"store: {self.path} has schema {schema!r}, this version reads {SCHEMA!r}; --refresh computes it anew."
-            )
+        _check_layout(self._file, self.path)
         kept, asked = json.loads(self._file.attrs["provenance"]), json.loads(provenance)
         differing = [k for k in sorted({*kept, *asked}) if kept.get(k) != asked.get(k)]
         if differing:
@@ -258,7 +267,7 @@ class LayerActivations:
     def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> Floats:
         """Return (d,) of one row, or (k, d) of some: a number, a slice, numbers, or a mask."""
         at = self._at[rows]
-        with _open(self.path, "r") as file:
+        with _open(self.path, "r") as file, _told_when_broken(self.path):
             found = _take(file["values"][self.layer], np.atleast_1d(at))
         one: Floats = found[0] if np.ndim(at) == 0 else found
         return one
@@ -311,10 +320,8 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
     """
     if not path.is_file():
         raise InputError(f"store: there is no file {path}.")
-    with _open(path, "r") as file:
-        schema = file.attrs.get("schema")
-        if schema != SCHEMA:
-            raise InputError(f"store: {path} has schema {schema!r}, this version reads {SCHEMA!r}.")
+    with _open(path, "r") as file, _told_when_broken(path):
+        _check_layout(file, path)
         state = file["state"][:]
         absent = int((state == _MISSING).sum())
         if absent:
@@ -365,8 +372,8 @@ def _create(
             "choose another place, gap instead of flatten, or float16."
         )
     n = len(rows.patch_ids)
-    _remove_stale(path)
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.new"
+    remove_left(path)
+    temporary = beside(path)
     try:
         with _told_when_full(path):
             _take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
@@ -407,15 +414,31 @@ def _move(temporary: Path, path: Path, *, over: bool) -> None:
     os.replace(temporary, path)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove what processes left that were killed while they created this store."""
-    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.new"):
-        try:
-            os.kill(int(left.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (OSError, ValueError):
+def _check_layout(file: Any, path: Path) -> None:
+    """Raise :class:`InputError` unless a file holds what a store holds, and all of it in itself.
+
+    A link to another file, or data that lie in one, would be written to when rows are.
+    """
+    import h5py
+
+    schema = file.attrs.get("schema")
+    if not isinstance(schema, str) or schema != SCHEMA:
+        raise InputError(
+            f"store: {path} has schema {schema!r}, this version reads {SCHEMA!r}; --refresh computes it anew."
+        )
+    values = file["values"]
+    parts = [(file, name) for name in ("values", "patch_ids", "stamps", "digests", "state")]
+    parts += [(values, name) for name in values] if isinstance(values, h5py.Group) else [(file, "values")]
+    for group, name in parts:
+        data = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+        if name == "values" and isinstance(data, h5py.Group):
             continue
+        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+            raise ValueError(f"{name} is no dataset of its own")
+        if len(data) != len(file["state"]) or data.ndim != (1 if group is file else 2) or len(data) > _MOST_ROWS:
+            raise ValueError(f"{name} has the shape {data.shape}")
+        if group is not file and (data.chunks != (1, data.shape[1]) or data.compression or data.dtype.kind != "f"):
+            raise ValueError(f"{name} is not laid out as a store lays it out")
 
 
 def _open(path: Path, mode: str) -> Any:
@@ -424,12 +447,24 @@ def _open(path: Path, mode: str) -> Any:
     try:
         return h5py.File(path, mode, rdcc_nbytes=0)
     except BlockingIOError:
-        raise HeldError(f"store: {path} is in use by another process; wait for it to finish.") from None
+        raise HeldError(f"store: {path} is in use by {holder(path)}; wait for it to finish.") from None
     except PermissionError:
         raise HeldError(f"store: {path} may not be written; name another place.") from None
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"store: {path} cannot be opened ({reason}); --refresh computes it anew.") from None
+
+
+@contextlib.contextmanager
+def _told_when_broken(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file is no whole store; h5py tells it in many ways."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error.args[0] if error.args else "").strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it anew.") from None
 
 
 @contextlib.contextmanager

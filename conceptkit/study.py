@@ -53,6 +53,8 @@ class Study:
     splits: Splits = field(default_factory=Splits)
     synthetic: bool = False
     """True for generated tissue"""
+    stated_in: Path | None = field(default=None, compare=False)
+    """The study file it was read from, which may come from a stranger: code that it names as its model is not run"""
 
     def load_table(self) -> PatchTable:
         """Load the study's patch table."""
@@ -88,7 +90,7 @@ def load_study(path: str | Path) -> Study:
         raise InputError(f"study: there is no file {path}.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # numbers and nesting without end among them
         raise InputError(f"study: {path} is not a TOML file ({error}).") from None
     _check_keys(path, "", values, _TOP)
     if "table" not in values:
@@ -115,6 +117,7 @@ def load_study(path: str | Path) -> Study:
         kinds=_pairs(path, "concepts.kind", concepts.get("kind", {})),
         units=_pairs(path, "concepts.unit", concepts.get("unit", {})),
         splits=Splits(**_pairs(path, "splits", splits)),
+        stated_in=path,
     )
 
 

@@ -274,7 +274,7 @@ BAD_ROWS = {
     "a.png,lossy.jpg,": "is a JPEG",
     "a.png,negative.tif,": "at least 0, got -1",
     "a.png,pages.tif,": "more than one page",
-    "a.png,a_mask.png,0": "mpp: must be a positive number or empty, got 0",
+    "a.png,a_mask.png,0": "mpp: must be microns per pixel from 0.01 to 100 or empty, got 0",
     "a.png,a_mask.png,-0.5": "mpp",
     "a.png,,nan": "mpp",
     "a.png,,inf": "mpp",

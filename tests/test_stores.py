@@ -364,7 +364,7 @@ def test_a_store_in_use_is_told(path):
     process = start("time.sleep(60)", path)
     try:
         assert process.stdout.readline() == "open\n"
-        with pytest.raises(InputError, match="is in use by another process; wait for it to finish"):
+        with pytest.raises(InputError, match=r"is in use by (another )?process( \d+)?; wait for it to finish"):
             opened_large(path)
     finally:
         process.kill()

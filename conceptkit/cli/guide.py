@@ -49,7 +49,10 @@ def guide(
         typer.Option("--encourage", help="Concepts to know: CONCEPT or CONCEPT@LAYER, comma-separated."),
     ] = None,
     discourage: Annotated[
-        list[str] | None, typer.Option("--discourage", help="Concepts not to know, comma-separated, as above.")
+        list[str] | None,
+        typer.Option(
+            "--discourage", help="Concepts not to know, as above; latent:3 for three domains proposed by stain."
+        ),
     ] = None,
     study: StudyOption = None,
     table: TableOption = None,

@@ -15,6 +15,9 @@ def predict(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder that guide wrote.")],
     out: Annotated[str, typer.Option("--out", help="The predictions to write, .csv or .parquet.")],
     table: TableOption = None,
+    maps: Annotated[
+        str | None, typer.Option("--map", help="Folder for a picture per slide or image: its predictions as heat maps.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
     device: DeviceOption = "auto",
     json: JsonOption = None,
@@ -29,10 +32,12 @@ def predict(
         introduce(console, study)
         with progress_bars() as progress:
             frame = predicting.predict(
-                checkpoint, table=table, out=out, batch_size=batch_size, device=device, progress=progress
+                checkpoint, table=table, out=out, maps=maps, batch_size=batch_size, device=device, progress=progress
             )
         columns = [name for name in frame.columns if name not in ("patch_id", *predicting.CARRIED)]
         console.print(f"{len(frame)} patches written to {escape(out)}: {escape(', '.join(columns))}")
+        if maps is not None:
+            console.print(f"maps drawn in {escape(maps)}")
         write_json_result(
             json,
             {
@@ -42,5 +47,6 @@ def predict(
                 "skipped": [],
                 "path": out,
                 "columns": columns,
+                "maps": maps,
             },
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from conceptkit._files import replacing
 from conceptkit.evaluate.scores import Floats
 from conceptkit.patches import PatchTable
 from conceptkit.records import EMBEDDINGS_FILE
@@ -99,8 +99,7 @@ def write_embeddings(
         "split": chosen.frame[study.splits.column],
         "group": chosen.patch_ids if groups is None else groups,
     }
-    temporary = folder / f".{EMBEDDINGS_FILE}.{os.getpid()}"
-    with h5py.File(temporary, "w") as file:
+    with replacing(folder / EMBEDDINGS_FILE) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["schema"] = "conceptkit/embeddings/1"
         for name, values in identity.items():
             file.create_dataset(name, data=_words(values), dtype=text)
@@ -124,7 +123,6 @@ def write_embeddings(
             for i in range(len(chosen))
         ]
         file.create_dataset("thumbnails", data=np.stack(small), compression="gzip")
-    os.replace(temporary, folder / EMBEDDINGS_FILE)
     return folder / EMBEDDINGS_FILE
 
 

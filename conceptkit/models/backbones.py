@@ -271,6 +271,8 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
         if weights in (None, "published"):
             with torch.random.fork_rng(devices=[]):
                 module = timm.create_model(model, pretrained=True)
+            for file in _kept_of_hub(place) if hub else ():
+                _check_hash(file)
             opened = _backbone(module, architecture, "published", arguments)
         elif weights == "random":
             opened = build(architecture, arguments, seed=seed)
@@ -326,8 +328,16 @@ def _from_file(model: str, path: Path) -> Backbone:
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
-    with torch.random.fork_rng(devices=[]):
-        module = timm.create_model(model, pretrained=False, **arguments)
+    classes = arguments.get("num_classes")
+    # Before a network of that size is made:
+    if classes and not any(v.ndim and len(v) == classes for v in state.values()):
+        raise InputError(f"weights: the metadata of {path} names {classes} classes, which no tensor in it has.")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = timm.create_model(model, pretrained=False, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"weights: {model} cannot be built as the metadata of {path} says ({reason}).") from None
     _fill(module, model, path, state)
     return _backbone(module, model, path.name, arguments, mean=mean, std=std)
 
@@ -342,9 +352,9 @@ def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+        strange = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
         if strange:
-            raise ValueError(f"no state dict: {strange[0]!r} is no tensor")
+            raise ValueError(f"no state dict: {strange[0]!r} is no name of a tensor")
         return {}, state
     except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -369,6 +379,8 @@ def _downloaded(model: str) -> Backbone:
             module = timm.create_model(model, pretrained=True)
     except Exception as error:  # the hub client raises many kinds: network, disk, access, missing file
         raise _cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    for file in _kept_files(config):
+        _check_hash(file)
     return _backbone(module, model, "imagenet", {})
 
 
@@ -381,20 +393,58 @@ def _cannot_download(model: str, reason: str) -> InputError:
 
 def _kept_locally(config: Any) -> bool:
     """Return whether an earlier download can be used, so that no network is needed."""
+    return bool(_kept_files(config))
+
+
+def _kept_files(config: Any) -> list[Path]:
+    """Return the files of an earlier download."""
+    if config.hf_hub_id:
+        return _kept_of_hub(config.hf_hub_id, config.hf_hub_filename)
+    name = Path(str(config.url or "")).name
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return [kept] if name and kept.is_file() else []
+
+
+def _kept_of_hub(repository: str, filename: str | None = None) -> list[Path]:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
-    if not config.hf_hub_id:
-        name = Path(str(config.url or "")).name
-        return bool(name) and (Path(torch.hub.get_dir()) / "checkpoints" / name).is_file()
-    for file in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
-        try:
-            kept = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file) if file else None
-        except HFValidationError:
-            return False
-        if isinstance(kept, str):
-            return True
-    return False
+    try:
+        kept = [
+            huggingface_hub.try_to_load_from_cache(repository, file)
+            for file in (filename, "model.safetensors", "pytorch_model.bin")
+            if file
+        ]
+    except HFValidationError:
+        return []
+    return [Path(path) for path in kept if isinstance(path, str)]
+
+
+def _check_hash(path: Path) -> None:
+    """Raise :class:`InputError` when a downloaded file is not what its publisher's hash says.
+
+    The client compares sizes alone. The hub's cache calls a file by its SHA-256 (or git's SHA-1), other sites name a
+    file with the first digits of its SHA-256; where neither is there, as where links cannot be made, nothing is known.
+    """
+    blob = path.parent / path.readlink() if path.is_symlink() else path
+    if blob is path:
+        found = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+        stated = found.group(1) if found else ""
+    else:
+        stated = blob.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else ""
+    if not stated:
+        return
+    with path.open("rb") as stream:
+        if blob is not path and len(stated) == 40:
+            content = stream.read()
+            own = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        else:
+            own = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not own.startswith(stated):
+        raise InputError(
+            f"weights: {path} is not what was published (its hash is {own[:8]}…, not {stated[:8]}…); remove it, so "
+            "that it is downloaded again."
+        )
 
 
 def _hub_answers(limit: float = 6.0) -> bool:

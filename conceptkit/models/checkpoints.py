@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conceptkit._checks import InputError
+from conceptkit._files import replacing
 from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.records import to_json, write_atomically
+from conceptkit.records.fitting import misfit
 
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
+
+LARGEST = 4096
+"""Side in pixels that a checkpoint may ask images to be resized to; no encoder wants as much"""
 
 
 def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Backbone:
@@ -66,10 +72,8 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> Non
     model : the network; all of its weights are written, frozen ones too
     backbone : what it was built on
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
-    os.replace(temporary, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
     description = {
         "schema": SCHEMA,
         "architecture": backbone.architecture,
@@ -146,6 +150,8 @@ def _built(path: str | Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
             f"{named}@{folder}."
         )
     try:
+        if trusted is None:
+            _check_size(folder, description)
         inner = _inner(description, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -170,7 +176,7 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = description["schema"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"checkpoint: {path} is not a checkpoint's description.") from None
     if schema != SCHEMA:
         raise InputError(f"checkpoint: {path} has schema {schema!r}, this version reads {SCHEMA!r}.")
@@ -181,11 +187,38 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     """Build the backbone with random weights; a checkpoint's own are loaded over them."""
     stated = description["preprocessing"]
     preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+    _check_preprocessing(preprocessing)
     return build(description["architecture"], description["arguments"], preprocessing, seed=seed)
+
+
+def _check_preprocessing(stated: Preprocessing) -> None:
+    wrong = misfit(stated, Preprocessing, "preprocessing")
+    numbers = () if wrong else (*stated.mean, *stated.std)
+    if wrong or len(stated.mean) != 3 or len(stated.std) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(wrong or "mean and std of the preprocessing must be three numbers each")
+    if min(stated.std) <= 0 or not 1 <= (stated.size or 1) <= LARGEST:
+        raise ValueError(f"std of the preprocessing must be positive, size from 1 to {LARGEST}")
+
+
+def _check_size(folder: Path, description: dict[str, Any]) -> None:
+    """Raise unless the tensors that are described are those in the file: no larger network is ever made."""
+    try:
+        with torch.device("meta"):  # nothing takes memory
+            made = _build(_inner(description, seed=0).module, description).state_dict()
+    except NotImplementedError:  # an architecture that computes while it is built: it is made as it is
+        return
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        kept = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for name in sorted({*made, *kept}):
+        if name not in made or name not in kept or tuple(made[name].shape) != kept[name]:
+            raise ValueError(f"{name} is not in {WEIGHTS} as it is described")
 
 
 def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
     tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
+    for task in tasks:
+        if (wrong := misfit(task, Task, "task")) is not None:
+            raise ValueError(wrong)
     trunk, dropout = description["trunk"], description["dropout"]
     widths = description.get("widths", {})  # absent from checkpoints whose heads all read the trunk's end
     erases = description.get("erases", False)

@@ -20,6 +20,9 @@ SUFFIXES = (".xml", ".geojson", ".json")
 EXCLUSION = ("exclusion", "exclude", "normal", "none of interest", "ignore", "ignore*", "_2")
 """Groups (lower case) whose polygons are taken away from the others; ``_2`` is Camelyon16's name of them."""
 
+_BROKEN = (*(ValueError, KeyError, TypeError, IndexError, OSError, AttributeError), OverflowError, RecursionError)
+"""What reading a file of another make comes to; the last two from numbers and nesting without end."""
+
 Points = NDArray[np.float64]
 
 
@@ -80,7 +83,7 @@ def read_annotations(path: Path) -> Annotations:
         raise InputError(f"annotations: there is no file {path}.")
     try:
         rings = list(_asap(path) if path.suffix.lower() == ".xml" else _geojson(path))
-    except (ElementTree.ParseError, ValueError, KeyError, TypeError, IndexError, OSError, AttributeError) as error:
+    except (*_BROKEN, ElementTree.ParseError) as error:
         if isinstance(error, InputError):
             raise
         kind = "ASAP XML" if path.suffix.lower() == ".xml" else "GeoJSON"

@@ -71,6 +71,8 @@ def _safely(function: Callable[[Any], Any], index: int, job: Any) -> Outcome[Any
         return Outcome(index, function(job), None)
     except InputError as error:
         return Outcome(index, None, str(error))
+    except MemoryError:
+        return Outcome(index, None, "memory: there is not enough for this one.")
     except Exception as error:
         return Outcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
 

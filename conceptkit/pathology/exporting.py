@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit._files import scratch
 from conceptkit.pathology.slides import Pixels, open_slide
 from conceptkit.pathology.stain import METHODS, Macenko, Reinhard
 from conceptkit.pathology.tiling import read_tiles
@@ -68,23 +68,18 @@ def export_tiles(
     -------
     The table with ``image``, or ``h5``, ``key`` and ``row``, as seen from ``folder``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     name = safe_name(path)
     x, y = table["x"].to_numpy(dtype=np.intp), table["y"].to_numpy(dtype=np.intp)
     size, side = int(table["size"].iloc[0]), int(table["side"].iloc[0])
     method = None if stain is None else METHODS[stain[0]].fit(read_reference(stain[1]))
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".tiles."))
-    try:
-        with open_slide(path, mpp=slide_mpp) as slide:
-            source = None
-            if method is not None:
-                picture, _ = slide.picture()
-                source = method.measure(picture[None])  # one change for the whole slide, by its own tissue
-            batches = _batches(read_tiles(slide, x, y, size=size, side=side), method, source)
-            write = _write_h5 if kind == "h5" else _write_pngs
-            columns = write(batches, temporary, folder, name, x, y, side)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with scratch(folder / name) as temporary, open_slide(path, mpp=slide_mpp) as slide:
+        source = None
+        if method is not None:
+            picture, _ = slide.picture()
+            source = method.measure(picture[None])  # one change for the whole slide, by its own tissue
+        batches = _batches(read_tiles(slide, x, y, size=size, side=side), method, source)
+        write = _write_h5 if kind == "h5" else _write_pngs
+        columns = write(batches, temporary, folder, name, x, y, side)
     return table.assign(**columns)
 
 

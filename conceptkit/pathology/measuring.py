@@ -6,7 +6,6 @@ import csv
 import functools
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice, near_names
+from conceptkit._files import replacing
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import read_image, read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
@@ -25,6 +25,9 @@ from conceptkit.pathology.outliers import outlier_note
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
+
+SCALES = (0.01, 100)
+"""Least and most microns per pixel of any microscope's image"""
 
 SUFFIXES = (".csv", ".parquet")
 """Kinds of table that :func:`write_table` writes."""
@@ -178,19 +181,11 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
         when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
     """
     check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    os.close(handle)
-    try:
+    with replacing(out) as temporary:
         if out.suffix.lower() == ".csv":
             table.to_csv(temporary, index=False, lineterminator="\n")
         else:
             table.to_parquet(temporary, index=False)
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
-        os.replace(temporary, out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def check_out(out: Path) -> None:
@@ -296,9 +291,17 @@ def _mpp(cells: dict[str, str]) -> float:
         mpp = float(cells["mpp"]) if cells["mpp"] else math.nan
     except ValueError:
         mpp = -1.0
-    if cells["mpp"] and not 0 < mpp < math.inf:
-        raise InputError(f"mpp: must be a positive number or empty, got {cells['mpp']} for {cells['image_id']}.")
+    if cells["mpp"] and not is_scale(mpp):
+        low, high = SCALES
+        raise InputError(
+            f"mpp: must be microns per pixel from {low} to {high} or empty, got {cells['mpp']} for {cells['image_id']}."
+        )
     return mpp
+
+
+def is_scale(mpp: float) -> bool:
+    """Return whether a number can be microns per pixel; an image resized to another would fill the memory."""
+    return SCALES[0] <= mpp <= SCALES[1]
 
 
 def _check_case(ids: pd.Series[str], path: Path) -> None:

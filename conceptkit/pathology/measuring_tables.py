@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
-from conceptkit.pathology.measuring import Measured, Segmentation, relative_path, segmenter
+from conceptkit.pathology.measuring import Measured, Segmentation, is_scale, relative_path, segmenter
 from conceptkit.pathology.nuclei import find_in
 
 _CHUNK = 64
@@ -146,7 +147,13 @@ def _table(path: Path, stamp: int) -> PatchTable:
 def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]:
     record = table.frame.iloc[row]
     given = record.get("mpp")
-    mpp = float(given) if given is not None and not pd.isna(given) else math.nan
+    mpp = math.nan
+    if given is not None and not pd.isna(given):
+        mpp = float(given) if isinstance(given, numbers.Real) else -1.0
+        if not is_scale(mpp):
+            raise InputError(
+                f"mpp: must be microns per pixel from 0.01 to 100 or empty, got {given} for {record['patch_id']}."
+            )
     pixels = table.pixels(row)
     labels: NDArray[Any] | None = None
     if job.nuclei is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit._files import replacing
 from conceptkit.pathology.colour import check_images
 
 Labels = NDArray[np.int32]
@@ -74,16 +73,8 @@ def write_labels(labels: NDArray[np.integer], path: Path) -> None:
     top = int(labels.max()) if labels.size else 0
     if top > 0xFFFF:
         raise InputError(f"masks-out: a 16-bit image holds 65535 labels, {path.name} needs {top}; cut the image first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".mask.", suffix=".png")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            Image.fromarray(labels.astype(np.uint16)).save(stream, "PNG", compress_level=3)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        Image.fromarray(labels.astype(np.uint16)).save(temporary, "PNG", compress_level=3)
 
 
 def mask_name(image_id: str) -> str:

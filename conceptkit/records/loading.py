@@ -12,6 +12,7 @@ from conceptkit.records.attribute import AttributeRecord
 from conceptkit.records.audit import AuditRecord
 from conceptkit.records.bags import BagsRecord
 from conceptkit.records.base import RECORD_FILE
+from conceptkit.records.fitting import misfit
 from conceptkit.records.grid import GridRecord
 from conceptkit.records.guide import GuideRecord
 from conceptkit.records.predictivity import PredictivityRecord
@@ -40,11 +41,14 @@ def load_record(folder: Path) -> AnyRecord:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"run: {path} is not a record of conceptkit (no JSON object with a schema).") from None
-    if schema not in KINDS:
+    if not isinstance(schema, str) or schema not in KINDS:
         raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(KINDS)}.")
     try:
-        return dataclasses.replace(KINDS[schema].from_dict(values), folder=path.parent)
-    except (KeyError, TypeError, AttributeError):
+        record = KINDS[schema].from_dict(values)
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError(f"run: {path} lacks a part of a {schema} record.") from None
+    if (wrong := misfit(record, KINDS[schema], "record")) is not None:
+        raise InputError(f"run: {path} is no {schema} record ({wrong}).")
+    return dataclasses.replace(record, folder=path.parent)

@@ -11,6 +11,7 @@ from typing import Any
 from conceptkit.records import (
     AttributeRecord,
     AuditRecord,
+    BagsRecord,
     GridRecord,
     GuideRecord,
     PredictivityRecord,
@@ -19,6 +20,7 @@ from conceptkit.records import (
 )
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts
+from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.contents import difference_kind, run_names
 from conceptkit.report.data_parts import data_parts
 from conceptkit.report.drawing import Drawing
@@ -174,6 +176,11 @@ def _audit(record: AuditRecord, run: Run) -> Parts:
     return audit_verdicts(record), [table_part(table) for table in audit_tables(record)]
 
 
+def _bags(record: BagsRecord, run: Run) -> Parts:
+    parts = [*(table_part(table) for table in bag_tables(record)), _differences(record), _training(record)]
+    return bag_verdicts(record), [part for part in parts if part is not None]
+
+
 BUILDERS: Mapping[type[Record], Callable[[Any, Run], Parts]] = {
     ProbeRecord: _probe,
     GuideRecord: _guide,
@@ -181,6 +188,7 @@ BUILDERS: Mapping[type[Record], Callable[[Any, Run], Parts]] = {
     PredictivityRecord: _predictivity,
     AttributeRecord: _attribute,
     AuditRecord: _audit,
+    BagsRecord: _bags,
 }
 """Class of record → its sentences and parts; a new command's record is a new entry"""
 
@@ -191,5 +199,6 @@ NAMES: Mapping[type[Record], str] = {
     PredictivityRecord: "Predictivity",
     AttributeRecord: "Attribution",
     AuditRecord: "Audit",
+    BagsRecord: "Bags",
 }
 """Class of record → title of its section"""

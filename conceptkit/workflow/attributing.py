@@ -18,7 +18,16 @@ from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, S
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import names_kept, write_context
-from conceptkit.workflow.opening import Progress, at_stage, notes_on, open_study, run_folder, split_rows, versions
+from conceptkit.workflow.opening import (
+    Progress,
+    at_stage,
+    in_own_folder,
+    notes_on,
+    open_study,
+    run_folder,
+    split_rows,
+    versions,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +47,7 @@ MOVED_IMAGES = 60
 """Images whose activations are moved: a mean over more would cost time and say the same."""
 
 
+@in_own_folder("attribute")
 def run_attribute(
     study: Study | str | Path | None = None,
     *,

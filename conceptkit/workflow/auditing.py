@@ -15,7 +15,16 @@ from conceptkit.patches import PatchTable
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
-from conceptkit.workflow.opening import Progress, at_stage, notes_on, open_study, run_folder, split_rows, versions
+from conceptkit.workflow.opening import (
+    Progress,
+    at_stage,
+    in_own_folder,
+    notes_on,
+    open_study,
+    run_folder,
+    split_rows,
+    versions,
+)
 
 if TYPE_CHECKING:
     from conceptkit.models.backbones import Backbone
@@ -35,6 +44,7 @@ BLOCKS = 3
 """Blocks of the backbone that are audited by default, evenly spaced, the last one among them."""
 
 
+@in_own_folder("audit")
 def run_audit(
     checkpoint: str | Path,
     concept: str,
@@ -83,7 +93,7 @@ def run_audit(
     check_at_least("seed", seed, 0)
     if not is_checkpoint(checkpoint):
         raise InputError(f"checkpoint: {checkpoint} is no folder that guide wrote; name one with a checkpoint.json.")
-    meant, data = open_study(study, table, None, None, group, categorical)
+    meant, data = open_study(study, table, None, None, group, categorical, opens_model=False)
     folder = run_folder(out, "audit")
     backbone = load_checkpoint(checkpoint)
     model = backbone.module

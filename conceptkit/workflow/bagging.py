@@ -19,7 +19,7 @@ from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomi
 from conceptkit.study import Study
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
 from conceptkit.workflow.guide_setup import Wish, balance_notes, read_wishes
-from conceptkit.workflow.opening import Progress, at_stage, notes_on, open_study, run_folder, versions
+from conceptkit.workflow.opening import Progress, at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 
 if TYPE_CHECKING:
     from conceptkit.guide.bag_table import Bags
@@ -39,6 +39,7 @@ MADE_SLIDES = (
 )
 
 
+@in_own_folder("bags")
 def run_bags(
     study: Study | str | Path | None = None,
     *,
@@ -106,6 +107,8 @@ def run_bags(
     check_at_least("hidden", hidden, 1)
     if len(set(seeds)) < len(seeds) or not seeds:
         raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
+    for seed in seeds:
+        check_at_least("seeds", seed, 0)
     training = TrainingOptions(**{**OWN_OPTIONS, **(options or {})})
     training.check()
     folder = run_folder(out, "bags")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 import shlex
 import sys
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conceptkit._checks import InputError
+from conceptkit._files import replacing
 from conceptkit.patches import PatchTable
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target
@@ -64,12 +64,10 @@ def write_context(
     targets : what was read by probes, with rows numbered as in ``rows``; their folds are kept
     folds : number of these folds
     """
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = data.select(rows)
     groups = chosen.groups(study.group)
     centers = _classes(chosen, CENTER)
-    temporary = folder / f".{CONTEXT_FILE}.{os.getpid()}"
-    with h5py.File(temporary, "w") as file:
+    with replacing(folder / CONTEXT_FILE) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["schema"] = "conceptkit/context/1"
         file.create_group("made_with").attrs.update(_made_with(study))
         file.create_group("units").attrs.update({name: study.units[name] for name in concepts if name in study.units})
@@ -100,7 +98,6 @@ def write_context(
             for name, values in _samples(chosen, centers).items():
                 text = {"dtype": h5py.string_dtype()} if values.dtype == object else {}
                 file.create_dataset(f"samples/{name}", data=values, compression="gzip", **text)
-    os.replace(temporary, folder / CONTEXT_FILE)
     return folder / CONTEXT_FILE
 
 

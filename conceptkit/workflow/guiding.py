@@ -15,20 +15,19 @@ from conceptkit.records import GuideRecord
 from conceptkit.study import Study
 from conceptkit.workflow.context import names_kept, write_context
 from conceptkit.workflow.guide_setup import Wish, balance_notes, read_wishes, set_up
-from conceptkit.workflow.opening import Progress, open_study, run_folder, versions
+from conceptkit.workflow.latent import with_latent
+from conceptkit.workflow.opening import UNFINISHED, Progress, in_own_folder, open_study, run_folder, versions
 
 if TYPE_CHECKING:
     from conceptkit.guide.outline import Outline
     from conceptkit.models.guided import Task
 
 
-UNFINISHED = "unfinished"
-"""Folder, in a run folder, of the states that a killed training goes on from."""
-
 DISTURBED_SEED = 0
 """Of what is done to the patches: the same in every run, so that runs can be compared."""
 
 
+@in_own_folder("guide")
 def run_guide(
     study: Study | str | Path | None = None,
     *,
@@ -62,7 +61,8 @@ def run_guide(
     ----------
     study : a study, its file, or ``None`` for the current folder's and else the embedded one
     encourage, discourage : concepts the guided network is to know, and not to know, as ``CONCEPT`` or
-        ``CONCEPT@LAYER``; ``None`` for the study's
+        ``CONCEPT@LAYER``; ``None`` for the study's. ``latent:3`` discourages three domains that are proposed from the
+        stain of the training rows, where no center is known
     table, model, weights, group, categorical : as for :func:`run_probe`
     recipe : ``ours``, ``paper`` or ``paper-code``: what options are where ``options`` does not name them
     options : how both are trained: fields of :class:`conceptkit.guide.training.TrainingOptions` by name
@@ -96,13 +96,13 @@ def run_guide(
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
-    wishes = _wishes(meant, encourage, discourage)
+    data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage), progress=progress)
     setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
     plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
-    notes = [*setup.notes, *reading.notes]
+    notes = [*setup.notes, *([latent.note()] if latent else []), *reading.notes]
     bench = Bench(data, meant, setup, reading, engine, progress)
     tried = bench.search(search, seeds[0]) if search else ()
     training = bench.setup.training
@@ -158,6 +158,7 @@ def run_guide(
             "recipe": recipe,
             "engine": dataclasses.asdict(engine),
             "disturb": list(disturb),
+            "latent": None if latent is None else dataclasses.asdict(latent),
             "search": [dataclasses.asdict(trial) for trial in tried],
             "transductive": transductive,
             "allow_leakage": allow_leakage,
@@ -227,7 +228,7 @@ def outline_guide(
 
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
-    wishes = _wishes(meant, encourage, discourage)
+    data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage))
     setup = set_up(meant, data, wishes, recipe, options, (0,), transductive=transductive, allow_leakage=allow_leakage)
     network = build_model(setup.backbone, setup.tasks, setup.training, seed=0)
     numbers = trained_parameters(network, setup.training)
@@ -244,7 +245,7 @@ def outline_guide(
         trainable_heads=numbers["heads"],
         trainable_loss_weights=numbers["loss_weights"],
         rows={name: len(rows) for name, rows in setup.plan.rows.items()},
-        notes=tuple(setup.notes),
+        notes=(*setup.notes, *([latent.note()] if latent else [])),
     )
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_place
+from conceptkit._files import held
 from conceptkit.patches import PatchTable
 from conceptkit.records import RECORD_FILE
 from conceptkit.study import STUDY_FILE, Study, load_study, table_study
 from conceptkit.synthetic import embedded_study
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 Progress = Callable[[str, int, int], None]
 """Told the stage of the work, how much of it is done, and how much there is."""
+
+UNFINISHED = "unfinished"
+"""Folder, in a run folder, of the states that a killed training goes on from"""
 
 N_RESAMPLES = 2000
 """Bootstrap resamples of groups behind each interval."""
@@ -43,10 +54,26 @@ def open_study(
     weights: str | None,
     group: str | None,
     categorical: Sequence[str],
+    *,
+    opens_model: bool = True,
 ) -> tuple[Study, PatchTable]:
-    """Return the study with what was named instead of its own, and its table."""
+    """Return the study with what was named instead of its own, and its table.
+
+    Raises
+    ------
+    InputError
+        when the table has not what is named, or a study file names code as its model, which its reader did not
+    """
     meant = find_study(study, table)
-    if model is not None and weights is None:
+    if opens_model and model is None and meant.stated_in is not None and ":" in (meant.model or ""):
+        from conceptkit.models.backbones import is_factory
+
+        if is_factory(str(meant.model).partition("@")[0]):
+            raise InputError(
+                f"model: {meant.stated_in} names {meant.model}, code that opening it would run; name it yourself to "
+                f"allow that, as --model {meant.model}."
+            )
+    if model not in (None, meant.model) and weights is None:
         meant = dataclasses.replace(meant, weights=None)  # the study's weights are another model's
     meant = meant.replace(model=model, weights=weights, group=group)
     data = meant.load_table()
@@ -71,6 +98,43 @@ def run_folder(out: str | Path | None, command: str) -> Path:
         raise InputError(f"out: {folder} is a file; name a folder.")
     check_place("out", folder)
     return folder
+
+
+def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Make a function that is told a run folder as ``out`` hold it while it works: a second process is refused.
+
+    Processes of several machines that work on one run are let in together.
+    """
+
+    def decorate(run: Callable[Given, Result]) -> Callable[Given, Result]:
+        @functools.wraps(run)
+        def alone(*given: Given.args, **options: Given.kwargs) -> Result:
+            if options.get("nodes", 1) != 1:
+                return run(*given, **options)
+            out = cast("str | Path | None", options.get("out"))
+            if out is not None and (Path(out) / RECORD_FILE).exists():
+                _tidy(Path(out))
+            while True:
+                folder = run_folder(out, command)
+                with contextlib.ExitStack() as stack:
+                    try:
+                        stack.enter_context(held(folder))
+                    except InputError:
+                        if out is None and folder.exists():  # another process took the number: the next is free
+                            continue
+                        raise
+                    options["out"] = folder
+                    return run(*given, **options)
+
+        return alone
+
+    return decorate
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a run left that was killed after it had finished."""
+    with contextlib.suppress(InputError, OSError), held(folder):
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
 def split_rows(data: PatchTable, meant: Study, split: str | None) -> NDArray[np.bool_]:

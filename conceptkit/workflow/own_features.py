@@ -94,9 +94,9 @@ def _from_file(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
             return _chosen(matrix, _by_row(part, len(matrix), path, "a .npy file has no names: "), path)
         if kind in _TABLES:
             return _from_parquet(path, part)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # h5py, NumPy and Arrow raise many kinds for a broken file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"features: {path} cannot be read ({reason}).") from None
     raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
@@ -109,6 +109,8 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
         if "features" not in file:
             raise InputError(f"features: {path} holds {', '.join(file) or 'nothing'}, no dataset features.")
         matrix = file["features"]
+        if not isinstance(matrix, h5py.Dataset):
+            raise InputError(f"features: features of {path} is a group, no dataset.")
         matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
         if "row" in part.columns:
             at = _by_row(part, len(matrix), path, "")

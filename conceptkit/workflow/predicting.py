@@ -22,6 +22,7 @@ def predict(
     *,
     table: str | Path | None = None,
     out: str | Path | None = None,
+    maps: str | Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
     progress: Progress | None = None,
@@ -33,6 +34,7 @@ def predict(
     checkpoint : folder that ``guide`` wrote
     table : patches; no concept column is needed. ``None`` for the current folder's study and else the embedded one
     out : ``.csv`` or ``.parquet`` file to write; ``None`` writes nothing
+    maps : folder for a picture per slide or image, its predictions where the patches lie; ``None`` for none
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
     progress : told of the work
@@ -57,6 +59,7 @@ def predict(
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
     from conceptkit.models.inference import choose_device
     from conceptkit.pathology.measuring import check_out, write_table
+    from conceptkit.workflow.mapping import check_maps, write_maps
 
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
@@ -68,7 +71,10 @@ def predict(
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    data = find_study(None, table).load_table()
+    study = find_study(None, table)
+    data = study.load_table()
+    if maps is not None:
+        check_maps(data, Path(maps))
     where = choose_device(device)
     model.to(where).eval()
     collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
@@ -100,4 +106,7 @@ def predict(
     frame = pd.DataFrame(columns)
     if out is not None:
         write_table(frame, Path(out))
+    if maps is not None:
+        predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
+        write_maps(frame, data, predicted, Path(maps), units=study.units)
     return frame

@@ -10,12 +10,13 @@ import numpy as np
 from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.study import Study
-from conceptkit.workflow.opening import Progress, notes_on, open_study, run_folder, versions
+from conceptkit.workflow.opening import Progress, in_own_folder, notes_on, open_study, run_folder, versions
 
 RANDOM = "random"
 CENTER = "center"
 
 
+@in_own_folder("predictivity")
 def run_predictivity(
     study: Study | str | Path | None = None,
     *,
@@ -56,7 +57,7 @@ def run_predictivity(
     for seed in seeds:
         check_at_least("seeds", seed, 0)
     folder = run_folder(out, "predictivity")
-    meant, data = open_study(study, table, None, None, group, categorical)
+    meant, data = open_study(study, table, None, None, group, categorical, opens_model=False)
     if alone is None:
         center = [CENTER] if CENTER in data.frame.columns and meant.label != CENTER else []
         alone = list(dict.fromkeys([*(c.partition("@")[0] for c in meant.discourage), *center]))

@@ -16,7 +16,16 @@ from conceptkit.records import ProbeRecord
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import names_kept, write_context
-from conceptkit.workflow.opening import N_RESAMPLES, Progress, notes_on, open_study, run_folder, split_rows, versions
+from conceptkit.workflow.opening import (
+    N_RESAMPLES,
+    Progress,
+    in_own_folder,
+    notes_on,
+    open_study,
+    run_folder,
+    split_rows,
+    versions,
+)
 
 if TYPE_CHECKING:
     from conceptkit.models.backbones import Backbone
@@ -28,6 +37,7 @@ STAIN = "stain"
 """Stands for every column of stain measures among the confounders."""
 
 
+@in_own_folder("probe")
 def run_probe(
     study: Study | str | Path | None = None,
     *,

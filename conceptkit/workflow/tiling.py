@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit._checks import InputError, check_choice, check_place, near_names
+from conceptkit._files import held, replacing
 from conceptkit.workflow.opening import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from conceptkit.pathology.engines import Engine
     from conceptkit.pathology.tiling import Tiling
 
 EXPORTS = ("none", "png", "h5")
@@ -96,7 +96,7 @@ def run_tile(
     """
     import pandas as pd
 
-    from conceptkit.pathology.engines import Engine, run_jobs
+    from conceptkit.pathology.engines import Engine
     from conceptkit.pathology.measuring import SUFFIXES, write_table
     from conceptkit.pathology.tiling import Tiling
 
@@ -114,26 +114,34 @@ def run_tile(
     for path, drawing in zip(paths, drawn, strict=True):
         key = _key(path, drawing, tiling, export, normalise)
         jobs.append(SlideJob(path, drawing, tiling, parts / f"{key}.parquet", export, tiles, normalise))
+    with held(parts):
+        resumed, faults = _cut(jobs, Engine(engine, workers, scheduler), progress)
+        frames = [_rows(job, out) for job in jobs if job.slide not in faults]
+        skipped = tuple((path.name, faults[path]) for path in paths if path in faults)
+        if not frames:
+            raise InputError(f"slides: no slide gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
+        table = pd.concat(frames, ignore_index=True)
+        write_table(table, out)
+        if not faults:
+            shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
+    return Tiled(table=table, skipped=skipped, notes=tuple(_notes(table, drawn, jobs)), resumed=resumed)
+
+
+def _cut(jobs: list[SlideJob], engine: Engine, progress: Progress | None) -> tuple[int, dict[Path, str]]:
+    """Cut the slides that are not cut yet; return how many were, and slide → reason of those that cannot be."""
+    from conceptkit.pathology.engines import run_jobs
+
     todo = [job for job in jobs if not job.part.is_file()]
+    there = len(jobs) - len(todo)
     faults: dict[Path, str] = {}
     if progress is not None:
-        progress("cutting slides", len(jobs) - len(todo), len(jobs))
-    if todo:
-        parts.mkdir(parents=True, exist_ok=True)
-    for done, outcome in enumerate(run_jobs(tile_one, todo, Engine(engine, workers, scheduler)), start=1):
+        progress("cutting slides", there, len(jobs))
+    for done, outcome in enumerate(run_jobs(tile_one, todo, engine), start=1):
         if outcome.error is not None:
             faults[todo[outcome.index].slide] = outcome.error
         if progress is not None:
-            progress("cutting slides", len(jobs) - len(todo) + done, len(jobs))
-    frames = [_rows(job, out) for job in jobs if job.slide not in faults]
-    skipped = tuple((path.name, faults[path]) for path in paths if path in faults)
-    if not frames:
-        raise InputError(f"slides: no slide gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
-    table = pd.concat(frames, ignore_index=True)
-    write_table(table, out)
-    if not faults:
-        shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
-    return Tiled(table=table, skipped=skipped, notes=tuple(_notes(table, drawn, jobs)), resumed=len(jobs) - len(todo))
+            progress("cutting slides", there + done, len(jobs))
+    return there, faults
 
 
 def tile_one(job: SlideJob) -> int:
@@ -147,14 +155,8 @@ def tile_one(job: SlideJob) -> int:
         table = export_tiles(
             job.slide, table, job.tiles, kind=job.export, slide_mpp=job.tiling.slide_mpp, stain=job.stain
         )
-    handle, temporary = tempfile.mkstemp(dir=job.part.parent, prefix=".part.")
-    os.close(handle)
-    try:
+    with replacing(job.part) as temporary:
         table.to_parquet(temporary, index=False)
-        os.replace(temporary, job.part)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return len(table)
 
 

@@ -1,0 +1,157 @@
+"""What a network says of a whole slide or image: its predictions as heat maps where the patches lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.wording import number
+
+ACROSS = 3
+"""Maps beside each other"""
+
+_SEQUENTIAL, _PROBABILITY = "cividis", "viridis"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapLayer:
+    """One prediction of all patches of a slide."""
+
+    name: str
+    values: NDArray[Any]
+    """(n,) numbers, not a number where there is none; or classes as text"""
+    unit: str = ""
+    low: float = 0.0
+    """Of the colours, the same for all slides; what lies beyond has the colour of the end"""
+    high: float = 1.0
+    classes: Sequence[str] = ()
+    """All classes of a categorical prediction; empty for numbers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the patches of one slide or image lie."""
+
+    name: str
+    x: NDArray[np.float64]
+    """(n,) left edges, in pixels of the slide's level 0 or of the image"""
+    y: NDArray[np.float64]
+    """(n,) upper edges"""
+    size: NDArray[np.float64]
+    """(n,) sides"""
+    picture: NDArray[np.uint8] | None = None
+    """(h, w, 3) the whole slide or image, small"""
+    width: float = 0.0
+    """Of the whole, in the same pixels, where there is a picture"""
+    height: float = 0.0
+
+
+def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
+    """Draw a slide with its predictions beside it, a map each.
+
+    Every patch is a square; where patches overlap, the squares are as large as the steps between them.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    squares, bounds = _squares(place)
+    left, right, top, bottom = bounds
+    panels = len(layers) + (place.picture is not None)
+    columns = 2 if panels == 4 else min(ACROSS, panels)
+    rows = -(-panels // columns)
+    shape = float(np.clip((bottom - top) / max(right - left, 1.0), 0.4, 2.5))
+    with styled():
+        figure = new_figure(3.6 * columns, 3.0 * shape * rows + 0.55 * rows + 0.3)
+        axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+        for one in axes:
+            one.set(xticks=[], yticks=[], aspect="equal", xlim=(left, right), ylim=(bottom, top))
+            one.spines[:].set_visible(False)
+        for one in axes[panels:]:
+            one.set_visible(False)
+        if place.picture is not None:
+            first = axes.pop(0)
+            first.imshow(place.picture, extent=(0, place.width, place.height, 0), interpolation="bilinear")
+            first.set(xlim=(left, right), ylim=(bottom, top))
+            first.set_title("the tissue", loc="left")
+        for one, layer in zip(axes, layers, strict=False):
+            one.set_title(short(layer.name, 34), loc="left")
+            one.set_facecolor("#f4f4f4")
+            if layer.classes:
+                colours = [COLOURS[k % len(COLOURS)] for k in range(len(layer.classes))]
+                code = {name: k for k, name in enumerate(layer.classes)}
+                values = np.array([float(code.get(str(v), np.nan)) for v in layer.values])
+                scale = Normalize(-0.5, len(layer.classes) - 0.5)
+                mapped = ScalarMappable(scale, ListedColormap(colours))
+                bar = figure.colorbar(mapped, ax=one, ticks=range(len(layer.classes)), shrink=0.8, aspect=25)
+                bar.ax.set_yticklabels([short(name, 14) for name in layer.classes])
+            else:
+                values = layer.values.astype(float)
+                scale = Normalize(layer.low, layer.high)
+                mapped = ScalarMappable(scale, _PROBABILITY if (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL)
+                bar = figure.colorbar(mapped, ax=one, shrink=0.8, aspect=25)
+                bar.set_label(layer.unit)
+            bar.ax.tick_params(labelsize=8)
+            bar.outline.set_edgecolor(FAINT)
+            _paint(one, squares, values, mapped)
+        figure.suptitle(short(place.name, 60), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return Drawing(
+        name=file_name(place.name),
+        alt=f"{place.name}, {len(place.x)} patches: " + "; ".join(_told(layer) for layer in layers) + ".",
+        caption="Each square is a patch; the colours of a number are the same on all slides of one call.",
+        figure=figure,
+    )
+
+
+def _paint(axes: Any, squares: NDArray[np.float64], values: NDArray[np.float64], mapped: Any) -> None:
+    from matplotlib.collections import PolyCollection
+
+    known = np.isfinite(values)
+    if known.any():
+        # Edges of the squares' own colour close the hair lines that rounding leaves between them.
+        colours = mapped.to_rgba(values[known])
+        axes.add_collection(
+            PolyCollection(list(squares[known]), facecolors=colours, edgecolors=colours, linewidths=0.2)
+        )
+
+
+def _squares(place: Place) -> tuple[NDArray[np.float64], tuple[float, float, float, float]]:
+    """Return corners (n, 4, 2) of what is drawn for each patch, and left, right, top and bottom of it all."""
+    side = np.minimum(place.size, _step(place.x, place.y))
+    middle = np.stack([place.x + place.size / 2, place.y + place.size / 2], axis=1)
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    squares = middle[:, None] + corners[None] * side[:, None, None]
+    if place.picture is not None:
+        return squares, (0.0, place.width, 0.0, place.height)
+    (left, top), (right, bottom) = squares.min((0, 1)), squares.max((0, 1))
+    return squares, (float(left), float(right), float(top), float(bottom))
+
+
+def _step(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return the usual distance from a patch to the next one in its row or column; infinite without one."""
+    steps = []
+    for along, across in ((x, y), (y, x)):
+        order = np.lexsort((along, across))
+        gaps = np.diff(along[order])[np.diff(across[order]) == 0]
+        steps += [float(np.median(gaps[gaps > 0]))] if (gaps > 0).any() else []
+    return min(steps, default=float("inf"))
+
+
+def _told(layer: MapLayer) -> str:
+    if layer.classes:
+        shares = [(name, float(np.mean(layer.values.astype(str) == name))) for name in layer.classes]
+        return f"{layer.name} " + ", ".join(f"{name} {share:.0%}" for name, share in shares)
+    values = layer.values.astype(float)
+    if not np.isfinite(values).any():
+        return f"{layer.name} unknown"
+    return f"{layer.name} {number(float(np.nanmin(values)))} to {number(float(np.nanmax(values)))}"
+
+
+def file_name(text: str) -> str:
+    """Return a slide's name as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:80] or "slide"

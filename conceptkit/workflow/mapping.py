@@ -1,0 +1,152 @@
+"""Maps: a checkpoint's predictions drawn where the patches of each slide or image lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conceptkit._checks import InputError, check_place
+from conceptkit._files import replacing
+from conceptkit.patches import PatchTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from conceptkit.report.slide_maps import Place
+
+WHOLES = ("slide", "image")
+"""Columns that say of which whole a patch is a window; the first one that the table has is taken"""
+
+PICTURE = 900
+"""Longer side of the picture beside the maps, in pixels"""
+
+
+def check_maps(data: PatchTable, folder: Path) -> str:
+    """Return the column that names the whole of each patch; refuse what cannot be drawn, before the work.
+
+    Raises
+    ------
+    InputError
+        when the table does not say where patches lie, or nothing can be written into the folder
+    """
+    columns = set(data.frame.columns)
+    whole = next((name for name in WHOLES if name in columns), None)
+    absent = [name for name in ("x", "y", "size") if name not in columns]
+    if whole is None or absent:
+        lacks = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
+        raise InputError(f"map: a map needs columns that say where patches lie; the table lacks {lacks}.")
+    if not data.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
+        raise InputError(f"map: no row has values in all of x, y, size and {whole}.")
+    if folder.is_file():
+        raise InputError(f"map: {folder} is a file; name a folder.")
+    check_place("map", folder)
+    return whole
+
+
+def write_maps(
+    frame: pd.DataFrame,
+    data: PatchTable,
+    predicted: Sequence[str],
+    folder: Path,
+    *,
+    units: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Draw every slide's predictions and return the pictures' paths; rows without a place are left out.
+
+    Parameters
+    ----------
+    frame : predictions, a row per row of ``data``
+    predicted : columns of it that are drawn
+    folder : of the pictures, one per slide, named after it
+    units : of concepts
+    """
+    from conceptkit.report.drawing import to_bytes
+    from conceptkit.report.slide_maps import MapLayer, slide_map
+
+    whole = check_maps(data, folder)
+    places = data.frame[[whole, "x", "y", "size"]].reset_index(drop=True)
+    known = places[places.notna().all(axis=1)]
+    ends, classes = {}, {}
+    for name in predicted:
+        if name.startswith("probability_"):
+            ends[name] = (0.0, 1.0)
+        elif frame[name].dtype.kind == "f":
+            low, high = (float(v) for v in np.nanquantile(frame[name], [0.02, 0.98]))
+            ends[name] = (low, high if high > low else low + 1.0)
+        else:
+            classes[name] = tuple(sorted({str(v) for v in frame[name]}))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _names(list(dict.fromkeys(known[whole].astype(str))))
+    paths = []
+    for value, rows in known.groupby(known[whole].astype(str), sort=True).indices.items():
+        at = known.index.to_numpy()[rows]
+        layers = [
+            MapLayer(
+                name=_title(name),
+                values=frame[name].to_numpy()[at],
+                unit=(units or {}).get(name, ""),
+                **(
+                    {"classes": classes[name]}
+                    if name in classes
+                    else dict(zip(("low", "high"), ends[name], strict=True))
+                ),
+            )
+            for name in predicted
+        ]
+        drawing = slide_map(_place(data, known.loc[at], str(value), names[str(value)], whole), layers)
+        path = folder / f"{names[str(value)]}.png"
+        with replacing(path) as temporary:
+            temporary.write_bytes(to_bytes(drawing.figure, kind="png", dpi=150))
+        paths.append(path)
+    return paths
+
+
+def _title(name: str) -> str:
+    probability = name.removeprefix("probability_")
+    return name if probability == name else f"probability of {probability}"
+
+
+def _names(wholes: Sequence[str]) -> dict[str, str]:
+    """Return slide → name of its picture: that of the file without suffix, with a number where two are alike."""
+    from conceptkit.report.slide_maps import file_name
+
+    found: dict[str, str] = {}
+    for whole in wholes:
+        stem = file_name(Path(whole).stem)
+        number, name = 2, stem
+        while name in found.values():
+            name, number = f"{stem}-{number}", number + 1
+        found[whole] = name
+    return found
+
+
+def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str, whole: str) -> Place:
+    """Return where the patches lie, with a picture of the whole where its file can be read."""
+    from PIL import Image
+
+    from conceptkit.pathology.slides import open_slide
+    from conceptkit.report.slide_maps import Place
+
+    x, y, size = (rows[column].to_numpy(dtype=float) for column in ("x", "y", "size"))
+    path = data.folder / value
+    if not path.is_file() or (x < 0).any() or (y < 0).any():
+        return Place(name=name, x=x, y=y, size=size)
+    try:
+        if data.location == "slide":
+            with open_slide(path) as slide:
+                pixels, _ = slide.picture()
+                width, height = slide.width, slide.height
+        else:
+            with Image.open(path) as image:
+                width, height = image.size
+                image.draft("RGB", (PICTURE, PICTURE))
+                pixels = np.asarray(image.convert("RGB"))
+    except (InputError, OSError, ValueError, Image.DecompressionBombError):  # a map without tissue is still a map
+        return Place(name=name, x=x, y=y, size=size)
+    small = Image.fromarray(pixels)
+    small.thumbnail((PICTURE, PICTURE))
+    picture = np.asarray(small)
+    return Place(name=name, x=x, y=y, size=size, picture=picture, width=float(width), height=float(height))

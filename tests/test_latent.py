@@ -1,0 +1,144 @@
+"""Latent domains: proposed from the stain of training rows alone, told against the center, and discouraged like it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import adjusted_rand_score
+from typer.testing import CliRunner
+
+from conceptkit._checks import InputError
+from conceptkit.cli import app
+from conceptkit.patches import PatchTable
+from conceptkit.pathology.domains import STAIN_PROFILE, propose_domains, stain_profile
+from conceptkit.study import Study
+from conceptkit.workflow.guide_setup import read_wishes
+from conceptkit.workflow.guiding import outline_guide, run_guide
+from conceptkit.workflow.latent import with_latent
+
+
+def stained(n_groups=30, per=8, seed=0, within=3.0):
+    """Three stains by group, 5 apart, whose patches vary by more than half of that within each group."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), per)
+    true = (np.arange(n_groups) % 3)[groups]
+    middle = 5.0 * np.eye(3, 4)
+    return middle[true] + within * rng.normal(size=(len(groups), 4)), true, groups
+
+
+def test_domains_are_of_groups_and_found_where_patches_vary_more():
+    X, true, groups = stained()
+    fitted = groups < 15
+    by_group = propose_domains(X, fitted, groups, 3)
+    assert adjusted_rand_score(true, by_group) == 1.0
+    by_row = propose_domains(X, fitted, None, 3)
+    assert adjusted_rand_score(true, by_row) < 0.8
+    assert (np.diff(np.bincount(by_group[fitted])) <= 0).all()
+
+
+def test_nothing_of_other_rows_enters_the_fit():
+    X, _, groups = stained()
+    fitted = groups < 15
+    first = propose_domains(X, fitted, groups, 3)
+    elsewhere = np.where(fitted[:, None], X, 1e4 * np.random.default_rng(1).normal(size=X.shape))
+    np.testing.assert_array_equal(propose_domains(elsewhere, fitted, groups, 3)[fitted], first[fitted])
+    # The control: rows that are fitted do change what is found.
+    moved = np.where(fitted[:, None], elsewhere[::-1] * 1e4, X)
+    assert (propose_domains(moved, fitted, groups, 3)[fitted] != first[fitted]).any()
+    # One row at a time gives what all together give: a row's domain depends on its own group alone.
+    alone = np.flatnonzero((groups == 20) | fitted)
+    np.testing.assert_array_equal(propose_domains(X[alone], fitted[alone], groups[alone], 3), first[alone])
+
+
+def test_rows_without_tissue_take_the_domain_of_their_group_or_none():
+    X, _, groups = stained()
+    first = propose_domains(X, groups < 15, groups, 3)
+    X = X.copy()
+    X[0], X[groups == 29] = np.nan, np.nan
+    codes = propose_domains(X, groups < 15, groups, 3)
+    assert codes[0] == first[0]
+    assert (codes[groups == 29] == -1).all()
+    assert not np.isfinite(stain_profile(np.full((32, 32, 3), 255, np.uint8))).any()
+
+
+def test_too_few_stains_are_refused():
+    X, _, groups = stained()
+    with pytest.raises(InputError, match=r"latent: 16 domains need as many groups .* there are 15"):
+        propose_domains(X, groups < 15, groups, 16)
+    with pytest.raises(InputError, match="at least 2"):
+        propose_domains(X, groups < 15, groups, 1)
+
+
+@pytest.fixture(scope="module")
+def proposed(embedded):
+    return with_latent(embedded.load_table(), embedded, read_wishes(["count"], ["latent:4"]))
+
+
+def test_on_the_embedded_study_they_agree_with_the_center(proposed):
+    data, wishes, latent = proposed
+    assert [wish.concept for wish in wishes] == ["count", "latent"]
+    assert data.concept("latent").kind == "categorical"
+    frame = data.frame
+    assert latent.agreement["training"] > 0.9
+    internal = frame[frame.split == "internal"]
+    found = adjusted_rand_score(internal.center, internal.latent)
+    patients = internal.groupby("patient")[["center", "latent"]].first()
+    rng = np.random.default_rng(0)
+    chance = [adjusted_rand_score(patients.center, rng.permutation(patients.latent)) for _ in range(200)]
+    assert found > 0.8 > max(chance)
+    assert (frame.groupby("patient").latent.nunique() == 1).all()
+    assert sum(sum(rows.values()) for rows in latent.rows.values()) == len(data) - latent.unknown
+    assert "adjusted Rand index with center" in latent.note()
+
+
+def test_a_profile_says_stain(embedded):
+    data = embedded.load_table()
+    assert np.isfinite(stain_profile(data.pixels(0))).all()
+    assert stain_profile(data.pixels(0)).shape == (STAIN_PROFILE,)
+
+
+def test_guide_discourages_them(study, tmp_path):
+    options = {"unfreeze": (), "trunk": (8,), "epochs": 2, "warmup": 1}
+    outline = outline_guide(study, encourage=["count"], discourage=["latent:2"], options=options)
+    assert [b.task for b in outline.branches] == ["main", "count", "latent"]
+    assert any("2 latent domains" in note for note in outline.notes)
+    record = run_guide(study, encourage=["count"], discourage=["latent:2"], options=options, out=tmp_path / "run")
+    assert record.discourage == ("latent",)
+    assert record.settings["latent"]["domains"] == 2
+    assert set(record.settings["latent"]["agreement"]) == {"training", "other"}
+    guided = next(run for run in record.runs if run.name == "guided")
+    assert "auc_within_latent" in guided.metrics["internal"]
+    assert (
+        run_guide(study, discourage=[], encourage=["count"], options=options, out=tmp_path / "other").settings["latent"]
+        is None
+    )
+
+
+MISTAKES = {
+    "no number": (["--discourage", "latent:many"], "latent: needs a number of domains of at least 2"),
+    "one domain": (["--discourage", "latent:1"], "latent: needs a number of domains of at least 2"),
+    "twice": (["--discourage", "latent:2,latent:3"], "domains are proposed once"),
+    "to be known": (["--encourage", "latent:3"], "can only be discouraged"),
+    "too many": (["--discourage", "latent:99"], "99 domains need as many groups"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_sentence(study, name, tmp_path):
+    args, words = MISTAKES[name]
+    result = CliRunner().invoke(app, ["guide", "--study", str(study), *args, "--dry-run"])
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+
+
+def test_a_table_with_such_a_column_or_without_pixels_is_refused(embedded):
+    data = embedded.load_table()
+    wishes = read_wishes(None, ["latent:2"])
+    with pytest.raises(InputError, match="has a column latent already"):
+        with_latent(dataclasses.replace(data, frame=data.frame.assign(latent="a")), embedded, wishes)
+    bare = PatchTable(pd.DataFrame({"patch_id": ["a", "b"], "split": ["train", "train"]}), None)
+    with pytest.raises(InputError, match="read from pixels"):
+        with_latent(bare, Study(name="s", table=None), wishes)
