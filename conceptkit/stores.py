@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
-from conceptkit._files import beside, holder, remove_left
+from conceptkit._files import beside, holder, remove_left, take_space
 
 SCHEMA = "conceptkit/activations/2"
 
@@ -376,7 +376,7 @@ def _create(
     temporary = beside(path)
     try:
         with _told_when_full(path):
-            _take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
+            take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
             with h5py.File(temporary, "w") as file:
                 file.attrs["schema"] = SCHEMA
                 file.attrs["provenance"] = provenance
@@ -391,17 +391,10 @@ def _create(
                     file["/"].create_dataset(
                         f"values/{layer}", (n, width), np.dtype(dtype), chunks=(1, width), dcpl=early.copy()
                     )
-            _take_space(temporary, temporary.stat().st_size)
+            take_space(temporary, temporary.stat().st_size)
         _move(temporary, path, over=over)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _take_space(path: Path, size: int) -> None:
-    """Have the file system set the space of a file aside; holes would be a disk that fills up later."""
-    with path.open("ab") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, max(1, size))
 
 
 def _move(temporary: Path, path: Path, *, over: bool) -> None:

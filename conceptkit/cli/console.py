@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,9 @@ def write_json_result(json: str | None, values: Mapping[str, Any]) -> None:
     from conceptkit.records import to_json, write_atomically
 
     if json == "-":
-        sys.stdout.write(to_json(values))
+        text = to_json(values)
+        if (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8":
+            text = dumps(loads(text), indent=2) + "\n"  # in ASCII, which every locale has
+        sys.stdout.write(text)
     else:
         write_atomically(Path(json), to_json(values))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit._files import replacing
+from conceptkit._files import replacing_hdf5
 from conceptkit.evaluate.scores import Floats
 from conceptkit.patches import PatchTable
 from conceptkit.records import EMBEDDINGS_FILE
@@ -99,7 +99,7 @@ def write_embeddings(
         "split": chosen.frame[study.splits.column],
         "group": chosen.patch_ids if groups is None else groups,
     }
-    with replacing(folder / EMBEDDINGS_FILE) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_hdf5(folder / EMBEDDINGS_FILE) as file:
         file.attrs["schema"] = "conceptkit/embeddings/1"
         for name, values in identity.items():
             file.create_dataset(name, data=_words(values), dtype=text)

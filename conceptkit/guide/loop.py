@@ -352,6 +352,10 @@ class KeepState(lightning.Callback):
             return
         self._last = time.monotonic()
         temporary = self.path.with_name(f".{self.path.name}.writing")
-        trainer.save_checkpoint(temporary)
+        try:
+            trainer.save_checkpoint(temporary)
+        except OSError:  # a full disk has no room for half a state
+            temporary.unlink(missing_ok=True)
+            raise
         if trainer.is_global_zero:
             os.replace(temporary, self.path)

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
-from conceptkit._files import scratch
+from conceptkit._files import scratch, take_space
 from conceptkit.pathology.slides import Pixels, open_slide
 from conceptkit.pathology.stain import METHODS, Macenko, Reinhard
 from conceptkit.pathology.tiling import read_tiles
@@ -106,16 +106,22 @@ def _write_h5(
 ) -> dict[str, Any]:
     import h5py
 
-    with h5py.File(temporary / "tiles.h5", "w") as file:
-        data = file.create_dataset(
-            "patches", (len(x), side, side, 3), np.uint8, chunks=(1, side, side, 3), track_times=False
-        )
+    path = temporary / "tiles.h5"
+    take_space(path, int(1.02 * len(x) * side * side * 3))  # before HDF5 does, which may crash on a full disk
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(path, "w") as file:
+        shape, chunks = (len(x), side, side, 3), (1, side, side, 3)
+        data = file.create_dataset("patches", shape, np.uint8, chunks=chunks, track_times=False, dcpl=early)
         file["coords"] = np.stack([x, y], axis=1)
+        file.flush()
+        take_space(path, path.stat().st_size)
         start = 0
         for batch in batches:
             data[start : start + len(batch)] = batch
             start += len(batch)
-    os.replace(temporary / "tiles.h5", folder / f"{name}.h5")
+    os.replace(path, folder / f"{name}.h5")
     return {"h5": f"{name}.h5", "key": "patches", "row": np.arange(len(x))}
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conceptkit._checks import InputError
-from conceptkit._files import replacing
+from conceptkit._files import replacing_hdf5
 from conceptkit.patches import PatchTable
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target
@@ -67,7 +67,7 @@ def write_context(
     chosen = data.select(rows)
     groups = chosen.groups(study.group)
     centers = _classes(chosen, CENTER)
-    with replacing(folder / CONTEXT_FILE) as temporary, h5py.File(temporary, "w") as file:
+    with replacing_hdf5(folder / CONTEXT_FILE) as file:
         file.attrs["schema"] = "conceptkit/context/1"
         file.create_group("made_with").attrs.update(_made_with(study))
         file.create_group("units").attrs.update({name: study.units[name] for name in concepts if name in study.units})
