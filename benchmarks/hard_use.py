@@ -893,34 +893,27 @@ def places(work: Path, seed: int, scale: float, only: str | None) -> list[dict[s
         code = _wait(_fork(argv, work))
         note("…and then room", name, code, code == 0 and same(name, expected), (work / "said").read_text())
 
-        # A disk of its own that is too small.
+        # A disk of its own that is too small; where everything fits into a few blocks none is.
         _anew(out)
         if (
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={int(0.5 * whole)}", "tmpfs", str(out)]
-            ).returncode
-            == 0
+            whole < 16_384
+            or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={whole // 2}", "tmpfs", str(out)]).returncode
         ):
-            try:
-                code, said = _wait(_fork(argv, work)), (work / "said").read_text()
-                half = [k for k, v in _contents_of(out).items() if v != "folder" and k.split("/")[-1][:1] == "."]
-                note("disk full", name, code, code in (1, 2) and not half, f"{said} left {half}")
-                subprocess.run(["mount", "-o", f"remount,size={8 * whole + 2**20}", str(out)], check=True)
-                code = _wait(_fork(argv, work))
-                note(
-                    "…and then room",
-                    name,
-                    code,
-                    code == 0 and same(name, expected),
-                    (work / "said").read_text(),
-                )
-                for path in out.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
-                code, said = _wait(_fork(argv, work)), (work / "said").read_text()
-                note("read-only", name, code, code == 2, said)
-            finally:
-                subprocess.run(["umount", str(out)], check=True)
+            continue
+        try:
+            code, said = _wait(_fork(argv, work)), (work / "said").read_text()
+            half = [k for k, v in _contents_of(out).items() if v != "folder" and k.split("/")[-1][:1] == "."]
+            note("disk full", name, code, code in (1, 2) and not half, f"{said} left {half}")
+            subprocess.run(["mount", "-o", f"remount,size={8 * whole + 2**20}", str(out)], check=True)
+            code = _wait(_fork(argv, work))
+            note("…and then room", name, code, code == 0 and same(name, expected), (work / "said").read_text())
+            for path in out.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+            code, said = _wait(_fork(argv, work)), (work / "said").read_text()
+            note("read-only", name, code, code == 2, said)
+        finally:
+            subprocess.run(["umount", str(out)], check=True)
 
     # The rest needs a process from its beginning.
     new = [sys.executable, "-m", "conceptkit"]
