@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -278,7 +279,7 @@ class PatchTable:
         for file, *place in zip(*columns, strict=True):
             if file not in files:
                 path = self.folder / str(file)
-                stat = path.stat() if path.is_file() else None
+                stat = path.stat() if os.path.isfile(path) else None
                 files[file] = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}" if stat else f"{path}|absent"
             out.append(_hexdigest(f"{files[file]}|{place}".encode()))
         return out
@@ -315,7 +316,7 @@ class PatchTable:
         if not isinstance(value, str) or not value:
             raise InputError(f"{name}: column {column} is empty.")
         path = self.folder / value
-        if not path.is_file():
+        if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
             raise InputError(f"{name}: there is no file {path}.")
         return path
 

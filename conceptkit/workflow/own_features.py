@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
 
 def _from_file(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
     """Return features (len(part), d) of the rows of one file."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
         raise InputError(f"features: there is no file {path}.")
     kind = path.suffix.lower()
     try:

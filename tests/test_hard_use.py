@@ -1,0 +1,415 @@
+"""What benchmarks/hard_use.py broke: strangers' files, kills, two processes on one place, full disks, other locales."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import conceptkit as ck
+from conceptkit import _files
+from conceptkit._checks import InputError
+from conceptkit.models import backbones
+from conceptkit.models.checkpoints import load_checkpoint, save_checkpoint
+from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.patches import load_table
+from conceptkit.pathology.annotations import read_annotations
+from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.records import load_record
+from conceptkit.stores import ActivationStore, Rows, open_activations
+from conceptkit.workflow.opening import in_own_folder, open_study
+
+DEEP = "[" * 200_000
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+# --- files that appear whole -----------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    path = tmp_path / "a [1].csv"
+    start = _files._start(path)
+    dead, alive = tmp_path / f"{start}{dead_process()}.x.new", tmp_path / f"{start}{os.getppid()}.x.new"
+    folder = tmp_path / f"{start}{dead_process()}.y.new"
+    for left in (dead, alive, folder / "inside"):
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("half")
+    with _files.replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, alive.name])
+    assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("writing", [_files.replacing, _files.replacing_hdf5, _files.scratch])
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, writing):
+    path = tmp_path / "a.h5"
+    path.write_text("old")
+
+    def fail():
+        with writing(path):
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_name_as_long_as_can_be(tmp_path):
+    path = tmp_path / ("ü" * 127)
+    with _files.replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+
+
+# --- one process at a time -------------------------------------------------------------------------------------------
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from conceptkit._files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_who_works_and_a_killed_one_holds_nothing(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {process.pid} on .* works on {folder}"), _files.held(folder):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    with _files.held(folder):
+        assert (folder / ".lock").is_file()
+    assert not (folder / ".lock").exists()
+
+
+def test_a_folder_in_which_nothing_was_written_is_gone(tmp_path):
+    with _files.held(tmp_path / "runs" / "one"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with _files.held(tmp_path / "runs"):
+        (tmp_path / "runs" / "kept").touch()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["kept"]
+
+
+def test_two_runs_without_a_name_take_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = []
+
+    @in_own_folder("try")
+    def run(*, out=None, deep=1):
+        taken.append(str(out))
+        if deep:
+            run(deep=deep - 1)
+
+    run()
+    assert taken == ["runs/try-001", "runs/try-002"]
+    with pytest.raises(InputError, match="works on runs/mine"), _files.held(Path("runs/mine")):
+        run(out="runs/mine")
+
+
+# --- strangers' files ------------------------------------------------------------------------------------------------
+
+
+def test_nesting_without_end_is_a_mistake_like_any_other(tmp_path):
+    for name, read in (
+        ("a.geojson", read_annotations),
+        ("record.json", load_record),
+        ("conceptkit.toml", ck.load_study),
+        ("checkpoint.json", lambda path: load_checkpoint(path.parent)),
+    ):
+        path = tmp_path / name
+        path.write_text(("x = " if name.endswith("toml") else "") + DEEP)
+        with pytest.raises(InputError):
+            read(path)
+
+
+def test_numbers_without_end(tmp_path):
+    (tmp_path / "conceptkit.toml").write_text("x = " + "1" * 5000)
+    with pytest.raises(InputError, match="not a TOML file"):
+        ck.load_study(tmp_path)
+    (tmp_path / "a.json").write_text('{"type": "Polygon", "coordinates": [[[' + "9" * 400 + ", 1], [1, 2], [3, 4]]]}")
+    with pytest.raises(InputError, match="not GeoJSON"):
+        read_annotations(tmp_path / "a.json")
+
+
+def test_a_study_file_does_not_say_which_code_is_run(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text("from pathlib import Path\nPath('canary').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "patches.csv").write_text("patch_id,image\na,a.png\n")
+    (tmp_path / "conceptkit.toml").write_text('table = "patches.csv"\nmodel = "theirs:make"\nweights = "own"\n')
+    options = (None, None, None, ())
+    with pytest.raises(InputError, match="names theirs:make, code that opening it would run"):
+        open_study("conceptkit.toml", None, *options)
+    with pytest.raises(InputError, match="theirs:make@folder"):
+        open_study(ck.load_study("conceptkit.toml").replace(model="theirs:make@folder"), None, *options)
+    assert not Path("canary").exists()
+    meant, _ = open_study("conceptkit.toml", None, "theirs:make", None, None, ())  # its reader named it
+    assert (meant.model, meant.weights) == ("theirs:make", "own")
+    built = ck.Study(name="own", table=Path("patches.csv"), model="theirs:make")
+    assert open_study(built, None, *options)[0].model == "theirs:make"  # the study is the reader's own
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A finished store of four rows."""
+    with own_store(tmp_path / "store.h5") as kept:
+        kept.write(np.arange(4), {"layer": np.ones((4, 3), np.float32)}, ["d"] * 4)
+    return tmp_path / "store.h5"
+
+
+def own_store(path, width=3, **options):
+    rows = Rows(patch_ids=list("abcd"), stamps=["s"] * 4, digest=lambda row: "d")
+    return ActivationStore(path, provenance={"a": 1}, rows=rows, widths=lambda: {"layer": width}, **options)
+
+
+def outside(file, path, kind):
+    del file["stamps"]
+    if kind == "link":
+        file["stamps"] = h5py.ExternalLink(str(path), "/stamps")
+    elif kind == "data":
+        file.create_dataset("stamps", (4,), "S32", external=[(str(path), 0, 128)])
+    else:
+        layout = h5py.VirtualLayout((4,), "S32")
+        layout[:] = h5py.VirtualSource(str(path), "stamps", (4,))
+        file.create_virtual_dataset("stamps", layout)
+
+
+@pytest.mark.parametrize("kind", ["link", "data", "virtual"])
+def test_a_store_never_writes_into_another_file(store, tmp_path, kind):
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["stamps"] = np.array([b"theirs"] * 4, "S32")
+    before = (tmp_path / "theirs.h5").read_bytes()
+    with h5py.File(store, "r+") as file:
+        outside(file, tmp_path / "theirs.h5", kind)
+    for reading in (own_store, open_activations):
+        with pytest.raises(InputError, match="stamps is no dataset of its own"):
+            reading(store)
+    own_store(store, refresh=True).close()
+    assert (tmp_path / "theirs.h5").read_bytes() == before
+
+
+def changed_schema(file):
+    file.attrs["schema"] = np.arange(3)
+
+
+def deep_provenance(file):
+    file.attrs["provenance"] = "[" * 100_000
+
+
+def huge_state(file):
+    del file["state"]
+    file.create_dataset("state", (2**40,), np.uint8, chunks=(2**20,))
+
+
+def opaque_state(file):
+    del file["state"]
+    file["state"] = np.array([b"code"] * 4, dtype=np.void)
+
+
+def no_values(file):
+    del file["values"]
+
+
+@pytest.mark.parametrize("spoil", [changed_schema, deep_provenance, huge_state, opaque_state, no_values])
+def test_a_spoilt_store_is_told_and_made_anew(store, spoil):
+    with h5py.File(store, "r+") as file:
+        spoil(file)
+    with pytest.raises(InputError, match="--refresh computes it anew"):
+        own_store(store)
+    with own_store(store, refresh=True) as kept:
+        assert len(kept.missing(np.arange(4))) == 4
+
+
+def test_rows_of_another_width_are_not_written(store):
+    with own_store(store) as kept, pytest.raises(InputError, match="has 3 values a row for layer layer"):
+        kept.write(np.arange(2), {"layer": np.ones((2, 5), np.float32)}, ["d"] * 2)
+
+
+def test_pixels_are_not_read_before_their_number_is_known(tmp_path):
+    with h5py.File(tmp_path / "p.h5", "w") as file:  # 12 GB a row, in a few bytes
+        file.create_dataset("k", (2, 2**16, 2**16, 3), np.uint8, chunks=(1, 2**11, 2**11, 3), compression="gzip")
+        file.create_group("group")
+    pd.DataFrame({"h5": "p.h5", "key": ["k", "group"], "row": 0}).to_csv(tmp_path / "t.csv", index=False)
+    table = load_table(tmp_path / "t.csv")
+    for row in range(2):
+        with pytest.raises(InputError, match=r"holds uint8 of shape|cannot be read"):
+            table.pixels(row)
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    (tmp_path / "t.csv").write_text(f"patch_id,image\na,{'x' * 5000}\n")
+    table = load_table(tmp_path / "t.csv")
+    assert len(table.identities()) == 1
+    with pytest.raises(InputError, match="there is no file"):
+        table.pixels(0)
+
+
+def test_a_parquet_column_of_bytes_or_lists_is_refused(tmp_path):
+    for odd in ([b"\xff"] * 2, [[1, 2]] * 2):
+        pd.DataFrame({"patch_id": ["a", "b"], "image": "x.png", "c": odd}).to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(InputError, match="column c holds"):
+            load_table(tmp_path / "t.parquet")
+
+
+def write_features(path, kind):
+    with h5py.File(path, "w") as file:
+        if kind == "group":
+            file.create_group("features")
+        elif kind == "loop":
+            file["features"] = h5py.SoftLink("/features")
+        else:
+            file.create_dataset("features", (2, 2), h5py.ref_dtype)
+
+
+@pytest.mark.parametrize("kind", ["group", "loop", "references"])
+def test_features_that_are_none(tmp_path, kind):
+    from conceptkit.workflow.own_features import read_features
+
+    write_features(tmp_path / "f.h5", kind)
+    pd.DataFrame({"patch_id": ["a", "b"], "row": [0, 1], "features": "f.h5"}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match="features: "):
+        read_features(load_table(tmp_path / "t.csv"), np.arange(2))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A weights file of timm's smallest network."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    state = timm.create_model("test_resnet", pretrained=False).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("metadata", [{"num_classes": "1000000000000"}, {"pad_type": "<script>"}])
+def test_metadata_that_lie(weights, tmp_path, metadata):
+    save_file(load_file(weights), tmp_path / "w.safetensors", metadata=metadata)
+    with pytest.raises(InputError, match="metadata of"):
+        backbones.open_backbone("test_resnet", str(tmp_path / "w.safetensors"))
+
+
+def test_a_state_dict_without_names(tmp_path):
+    torch.save({1: torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="1 is no name of a tensor"):
+        backbones.open_backbone("test_resnet", str(tmp_path / "w.pt"))
+
+
+def test_a_download_is_held_against_its_hash(weights, tmp_path):
+    content = weights.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    for name in (hashlib.sha256(content).hexdigest(), git):
+        (tmp_path / name).write_bytes(content)
+        link = tmp_path / f"link-{name[:4]}"
+        link.symlink_to(name)
+        backbones._check_hash(link)
+        (tmp_path / name).write_bytes(content[:-1] + b"\0")
+        with pytest.raises(InputError, match="is not what was published"):
+            backbones._check_hash(link)
+    plain = tmp_path / f"resnet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    plain.write_bytes(content)
+    backbones._check_hash(plain)
+    plain.write_bytes(content[1:])
+    with pytest.raises(InputError, match="remove it, so that it is downloaded again"):
+        backbones._check_hash(plain)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small checkpoint's folder."""
+    backbone = backbones.open_backbone("mini_inception", "random")
+    folder = tmp_path_factory.mktemp("checkpoint") / "own"
+    tasks = [Task(name="main", kind="categorical", classes=("a", "b")), Task(name="count", kind="continuous")]
+    save_checkpoint(GuidedModel(backbone.module, 192, tasks, trunk=(4,), dropout=0.0), backbone, folder)
+    load_checkpoint(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trunk": [100_000, 100_000]},
+        {"width": 10**9},
+        {"preprocessing": {"mean": [0.5, 0.5], "std": [0.5, 0.5, 0.5], "size": None}},
+        {"preprocessing": {"mean": [0.5] * 3, "std": [0.5, {}, 0.5], "size": None}},
+        {"preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 10**6}},
+        {"tasks": [{"name": "main", "kind": "categorical", "classes": ["a", "b"], "deviation": "wide"}]},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_a_checkpoint_that_lies_is_never_built(checkpoint, tmp_path, change):
+    description = json.loads((checkpoint / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**description, **change}))
+    (tmp_path / "weights.safetensors").write_bytes((checkpoint / "weights.safetensors").read_bytes())
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_record_of_other_types(tmp_path):
+    record = ck.ProbeRecord(study="s", rows=())
+    record.save(tmp_path)
+    assert load_record(tmp_path) == record
+    body = record.to_dict()
+    for key, value in (("notes", [3]), ("group", {}), ("settings", []), ("study", None), ("synthetic", "no")):
+        (tmp_path / "record.json").write_text(json.dumps({**body, key: value}))
+        with pytest.raises(InputError, match=r"is no conceptkit/probe/|lacks a part"):
+            load_record(tmp_path)
+
+
+# --- memory, and other places ----------------------------------------------------------------------------------------
+
+
+def starve(job):
+    raise MemoryError
+
+
+def test_a_job_without_memory_ends_in_a_sentence():
+    assert [o.error for o in run_jobs(starve, [1], Engine())] == ["memory: there is not enough for this one."]
+
+
+def test_json_of_a_locale_without_umlauts_stays_json(monkeypatch):
+    from conceptkit.cli.console import write_json_result
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="replace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_json_result("-", {"unit": "µm² − 组织"})
+    stream.flush()
+    assert json.loads(stream.buffer.getvalue().decode("ascii")) == {"unit": "µm² − 组织"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes the streams by the shell")
+def test_a_command_without_any_stream_or_letter(tmp_path):
+    command = f"'{sys.executable}' -m conceptkit init '{tmp_path}'"
+    (tmp_path / "patches.csv").write_text("patch_id,image,µm²\na,a.png,1\n")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], env=environment, check=False)
+    assert done.returncode == 0
+    (tmp_path / "conceptkit.toml").unlink()
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
