@@ -658,7 +658,7 @@ def _escapes(work: Path, bench: Path, place: Path) -> list[dict[str, Any]]:
 
     nasty = '"><script>run()</script><img src=x onerror=run()>'
     frame = pd.read_csv(bench / "patches.csv").rename(
-        columns={"count": f"</script>{nasty}", "area": "\\input{/etc/passwd}"}
+        columns={"count": f"</script>{nasty}", "area": "=1+1\\input{/etc/passwd}"}
     )
     frame["h5"] = str(bench / "patches.h5")
     frame["center"] = [f"{nasty}{v}" for v in frame["center"]]
