@@ -11,7 +11,7 @@ from conceptkit._checks import InputError
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 512
 
 
 def choose_alpha(

@@ -16,13 +16,13 @@ from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts
 from conceptkit.probe.crossfit import (
     cross_predict_at,
     deleted_errors,
-    each_fold,
+    each_fold_and_all,
     jackknife_units,
     mean_cosine,
     read_fold,
 )
 from conceptkit.probe.folds import make_folds
-from conceptkit.probe.ridge import Eigenbasis, Split, factorise
+from conceptkit.probe.ridge import Eigenbasis, Split
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Tested, permutation_tests
 
@@ -99,17 +99,17 @@ def validate_continuous(
             permuted=tests.in_fold(basis, split),
         )
 
-    parts = each_fold(X, splits, work)
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
+        alpha, _ = choose_alpha(whole, Y, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(whole, Y, None, alphas)[0]
+        return alpha, by_patch, whole.fit(Y, alpha).predict(np.arange(len(Y)))
+
+    parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
     predicted = np.empty_like(every)
     for part in parts:
         predicted[part.test] = part.predicted
     scores = np.array([r2(every[:, i], predicted[:, i]) for i in range(t, every.shape[1])])
     deleted = np.sum([part.deleted for part in parts], axis=0)
-    whole = factorise(X)
-    alpha, _ = choose_alpha(whole, Y, groups, alphas)
-    by_patch = alpha if groups is None else choose_alpha(whole, Y, None, alphas)[0]
-    fitted = whole.fit(Y, alpha).predict(np.arange(len(Y)))
-    del whole  # its coordinates are as large as X
     patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, folds, seed=seed), by_patch)
     nothing = np.full(t, np.nan)
     return Continuous(

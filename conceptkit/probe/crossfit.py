@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,30 +26,53 @@ from conceptkit.probe.ridge import (
 )
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 MOST_UNITS = 200
 """Units of the jackknife; more groups than these are deleted several at a time."""
 
 
-def _in_threads(X: NDArray[Any], splits: Sequence[Split], one: Callable[[Split, Moments | None], T]) -> list[T]:
-    """Run folds side by side, each with one BLAS thread: factorisations do not gain from more.
+def _in_threads(jobs: Iterable[Callable[[], T]]) -> list[T]:
+    """Run jobs side by side, each with one BLAS thread: factorisations do not gain from more.
 
-    When BLAS is confined to one thread (``OMP_NUM_THREADS=1``), so are the folds.
+    When BLAS is confined to one thread (``OMP_NUM_THREADS=1``), they run one after the other, each made only then.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     threads = max([int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
-    moments = training_moments(X, splits)
     if threads == 1:
-        return [one(split, part) for split, part in zip(splits, moments, strict=True)]
-    known = list(moments)
-    with threadpool_limits(1), ThreadPoolExecutor(min(threads, len(splits))) as pool:
-        return list(pool.map(one, splits, known))
+        return [job() for job in jobs]
+    made = list(jobs)
+    with threadpool_limits(1), ThreadPoolExecutor(min(threads, len(made))) as pool:
+        return list(pool.map(lambda job: job(), made))
+
+
+def _fold_jobs(
+    X: NDArray[Any], splits: Sequence[Split], one: Callable[[Split, Moments | None], T]
+) -> Iterator[Callable[[], T]]:
+    for split, moments in zip(splits, training_moments(X, splits), strict=True):
+        yield functools.partial(one, split, moments)
 
 
 def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
     """Return ``work(basis, split)`` for each fold, ``basis`` being the factorised training part."""
-    return _in_threads(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split))
+    return _in_threads(_fold_jobs(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split)))
+
+
+def each_fold_and_all(
+    X: NDArray[Any],
+    splits: Sequence[Split],
+    work: Callable[[Eigenbasis, Split], T],
+    of_all: Callable[[Eigenbasis], U],
+) -> tuple[list[T], U]:
+    """Return what :func:`each_fold` does, and ``of_all(basis)`` of all rows, made beside the folds.
+
+    Five folds and all rows fill two, three or six cores, five folds and then all rows do not.
+    """
+    folds = _fold_jobs(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split))
+    last: list[Callable[[], Any]] = [lambda: of_all(factorise(X))]
+    *parts, whole = _in_threads(itertools.chain(folds, last))
+    return parts, whole
 
 
 def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
@@ -71,7 +96,7 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
                 products += part.products + np.outer(part.mean - moments.mean, part.total)
         return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
-    for test, predicted in _in_threads(X, splits, one):
+    for test, predicted in _in_threads(_fold_jobs(X, splits, one)):
         out[test] = predicted
     return out
 
