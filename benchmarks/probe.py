@@ -1,8 +1,8 @@
 """Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--clock cpu] [PART…].
 
-Parts: gram, himalaya, permutations, wide, study, null, coverage. Each speed part does the same work on both sides, in
-the same process, one after the other, and prints what it did. A loop that would take hours is timed on some of its
-identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a machine that others use
+Parts: gram, himalaya, permutations, wide, study, null, coverage, coverage_classes. Each speed part does the same work
+on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours is timed
+on some of its identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a machine that others use
 too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
 """
 
@@ -298,7 +298,46 @@ def coverage(quick: bool) -> None:
                 report(what, f"{ours:.3f}", f"{plainly:.3f} plain", "0.92–0.98")
 
 
-PARTS = {f.__name__: f for f in (gram, himalaya, permutations, wide, study, null, coverage)}
+def coverage_classes(quick: bool) -> None:
+    """The coverage of the intervals of AUC and balanced accuracy: of what the folds' models reach on fresh groups."""
+    from conceptkit.evaluate.scores import auc, balanced_accuracy
+    from conceptkit.probe.categorical import _classify
+    from conceptkit.probe.folds import make_folds
+    from conceptkit.probe.ridge import factorise
+    from conceptkit.probe.targets import make_target
+    from conceptkit.probe.validation import validate
+
+    sets, fresh_groups = (20, 50) if quick else (300, 300)
+    for icc in (0.3, 0.8):
+        for n_groups in (30, 60, 100):
+            for d in (20, 200):
+                runs = []
+                for seed in range(sets):
+                    rng = np.random.default_rng(seed)
+                    X = clustered(rng, n_groups + fresh_groups, 20, d, icc)
+                    beta = np.zeros(d)
+                    beta[:10] = np.sqrt(0.05)
+                    latent = X @ beta + np.sqrt(0.5) * clustered(rng, n_groups + fresh_groups, 20, 1, icc)[:, 0]
+                    y = (latent > 0).astype(int)
+                    n = n_groups * 20
+                    groups, fresh = np.repeat(np.arange(n_groups), 20), np.arange(n, len(y))
+                    target = make_target("c", "categorical", y[:n].astype(str), groups)
+                    [found] = validate(X[:n], [target], n_resamples=1000, seed=seed)
+                    reached = []
+                    for train, _ in make_folds(n, groups, 5):
+                        scores, _, _ = _classify(factorise(X, train), (train, fresh), y, 2, groups[train], "c")
+                        reached.append(
+                            (auc(y[n:], scores[:, 1] - scores[:, 0]), balanced_accuracy(y[n:], scores.argmax(1), 2))
+                        )
+                    runs.append((found.auc_low, found.auc_high, found.low, found.high, *np.mean(reached, axis=0)))
+                auc_low, auc_high, low, high, area, accuracy = np.array(runs).T
+                held = np.mean((auc_low <= area.mean()) & (area.mean() <= auc_high))
+                right = np.mean((low <= accuracy.mean()) & (accuracy.mean() <= high))
+                what = f"coverage, {n_groups} groups, d={d}, ICC {icc}, AUC {area.mean():.2f} ({sets} sets)"
+                report(what, f"{held:.3f} AUC", f"{right:.3f} accuracy", "0.92–0.98")
+
+
+PARTS = {f.__name__: f for f in (gram, himalaya, permutations, wide, study, null, coverage, coverage_classes)}
 
 
 def main() -> None:
