@@ -244,7 +244,7 @@ def test_activations_must_be_finite():
 
 @pytest.fixture(scope="module")
 def monuseg(shared_data, tmp_path_factory):
-    """Features of MobileNetV2, nuclear area in pixels, and patients of the MoNuSeg patches."""
+    """Features of MobileNetV2, nuclear area in pixels, patients and centers of the MoNuSeg patches."""
     from conceptkit.models.activations import read_activations
     from conceptkit.models.backbones import open_backbone
 
@@ -256,12 +256,12 @@ def monuseg(shared_data, tmp_path_factory):
     X = read_activations(table, backbone, ["blocks.6"], cache=folder, device="cpu")["blocks.6"].astype(float)
     area = table.concept("area_px").values
     kept = ~np.isnan(area)
-    return X[kept], area[kept], table.groups("patient")[kept]
+    return X[kept], area[kept], table.groups("patient")[kept], table.groups("center")[kept]
 
 
 def test_on_real_tissue_what_ignores_patients_flatters(monuseg):
     """That the score is the independent statement's is tested through the command, on the same patches."""
-    X, y, patients = monuseg
+    X, y, patients, _ = monuseg
     assert X.shape[1] == 320
     assert len(set(patients)) == 30
     [result] = validate(X, [continuous(y, patients)])
@@ -271,18 +271,20 @@ def test_on_real_tissue_what_ignores_patients_flatters(monuseg):
 
 def test_the_known_levels_of_real_tissue(monuseg):
     """Levels that were found with scikit-learn alone: what flatters, and by how much."""
-    X, y, patients = monuseg
+    X, y, patients, centers = monuseg
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS))
     in_sample = r2_score(y, model.fit(X, y).predict(X))
     patchwise = r2_score(y, cross_val_predict(model, X, y, cv=KFold(5, shuffle=True, random_state=0)))
     patientwise = r2_score(y, cross_val_predict(model, X, y, cv=GroupKFold(5), groups=patients))
+    centerwise = r2_score(y, cross_val_predict(model, X, y, cv=GroupKFold(5), groups=centers))
     assert in_sample == pytest.approx(0.83, abs=0.03)
     assert patchwise == pytest.approx(0.70, abs=0.03)
     assert patientwise == pytest.approx(0.51, abs=0.03)
+    assert centerwise == pytest.approx(0.31, abs=0.03)
 
 
 def test_permuted_areas_of_real_tissue_are_not_read(monuseg):
-    X, y, patients = monuseg
+    X, y, patients, _ = monuseg
     target = continuous(np.random.default_rng(0).permutation(y), patients)
     [result] = validate(X, [target], n_resamples=50)
     assert result.score < 0.03

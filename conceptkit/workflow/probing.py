@@ -234,7 +234,8 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
             names += stains
         else:
             raise InputError(
-                f"adjust: the table has no stain measures (columns that begin with {STAIN}_); measure them."
+                f"adjust: the table has no stain measures (columns that begin with {STAIN}_); "
+                "conceptkit measure IMAGES.csv --measure core,nuisances takes them."
             )
     if names:
         check_distinct("adjust", names)
