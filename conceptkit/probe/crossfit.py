@@ -33,7 +33,7 @@ MOST_UNITS = 200
 
 
 def _in_threads(jobs: Iterable[Callable[[], T]]) -> list[T]:
-    """Run jobs side by side, each with one BLAS thread: factorisations do not gain from more.
+    """Run jobs side by side, each with its share of the BLAS threads: factorisations gain little from more.
 
     When BLAS is confined to one thread (``OMP_NUM_THREADS=1``), they run one after the other, each made only then.
     """
@@ -43,7 +43,7 @@ def _in_threads(jobs: Iterable[Callable[[], T]]) -> list[T]:
     if threads == 1:
         return [job() for job in jobs]
     made = list(jobs)
-    with threadpool_limits(1), ThreadPoolExecutor(min(threads, len(made))) as pool:
+    with threadpool_limits(max(1, threads // len(made))), ThreadPoolExecutor(min(threads, len(made))) as pool:
         return list(pool.map(lambda job: job(), made))
 
 
