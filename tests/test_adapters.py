@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
+from conceptkit.cli import app
 from conceptkit.patches import load_table
 from conceptkit.pathology.adapters.camelyon import camelyon
 from conceptkit.pathology.adapters.coords import coords_table
@@ -250,3 +254,62 @@ def test_coords_that_are_none(tmp_path, coords, attributes, sentence):
         coords_table([tmp_path / "a.h5"], slides=tmp_path, out=tmp_path / "t.csv")
     with pytest.raises(InputError, match="there is none named b"):
         coords_table([Path("b.h5")], slides=tmp_path, out=tmp_path / "t.csv")
+
+
+# The command line
+
+
+def adapt(*arguments):
+    return CliRunner().invoke(app, ["adapt", *map(str, arguments)])
+
+
+def test_the_command_writes_what_the_function_returns(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    result = adapt("classes", tmp_path, "--mpp", 0.5, "--out", tmp_path / "t.csv", "--json", tmp_path / "t.json")
+    assert result.exit_code == 0, result.output
+    table = load_table(tmp_path / "t.csv")
+    assert list(table.frame["label"]) == ["a", "a", "b"]
+    assert table.pixels(2).shape == (8, 8, 3)
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert written["schema"] == "conceptkit/adapt/1"
+    assert written["rows_written"] == 3
+    assert "No patient" in written["notes"][0]
+
+
+def test_the_command_completes_tiles_in_their_own_folder(tmp_path):
+    frame = tiles("patient_021_node_1").assign(patch_id=["p0", "p1", "p2"], slide="patient_021_node_1.tif", y=0, size=8)
+    frame.drop(columns=["tumor_share", "label"]).to_csv(tmp_path / "tiles.csv", index=False)
+    (tmp_path / "stage_labels.csv").write_text("patient,stage\npatient_021_node_1.tif,negative\n")
+    labels = ("--stage-labels", tmp_path / "stage_labels.csv")
+    result = adapt("camelyon", tmp_path / "tiles.csv", *labels, "--out", tmp_path / "patches.csv")
+    assert result.exit_code == 0, result.output
+    found = pd.read_csv(tmp_path / "patches.csv")
+    assert set(found["label"]) == {"normal"}
+    assert set(found["center"]) == {1}
+    elsewhere = adapt("camelyon", tmp_path / "tiles.csv", *labels, "--out", tmp_path / "sub" / "patches.csv")
+    assert elsewhere.exit_code == 2
+    assert "must lie in the folder of" in elsewhere.output
+    assert not (tmp_path / "sub").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("classes", "nowhere", "--out", "t.csv"), "root: must be a folder"),
+        (("classes", ".", "--mpp", "0", "--out", "t.csv"), "mpp: must be above 0"),
+        (("coords", "a.h5", "--slides", "nowhere", "--out", "t.csv"), "slides: must be a folder"),
+        (("pannuke", "nowhere", "--out", "t.csv"), "nowhere"),
+        (("paper", "nowhere.h5", "--out", "t.csv"), "nowhere.h5"),
+        (("camelyon", "nowhere.csv", "--out", "t.csv"), "there is no file nowhere.csv"),
+        (("classes", ".", "--out", "t.txt"), "out: must end in"),
+    ],
+)
+def test_mistakes_of_the_command_end_in_a_sentence(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = adapt(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []

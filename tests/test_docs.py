@@ -52,10 +52,12 @@ def calls() -> list[tuple[str, str, list[str]]]:
 
 def test_commands_and_options_in_the_pages_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    known = {
-        name: {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
-        for name, command in commands.items()
-    }
+
+    def options(command) -> set[str]:
+        own = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+        return own.union(*(options(below) for below in getattr(command, "commands", {}).values()))
+
+    known = {name: options(command) for name, command in commands.items()}
     seen = calls()
     assert len(seen) > 40
     wrong = [(page, name) for page, name, _ in seen if name not in known]

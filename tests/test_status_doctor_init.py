@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from report_records import grid_record, guide_record, probe_record, saved
 from typer.testing import CliRunner
 
@@ -77,7 +78,7 @@ def test_init_without_a_table_says_how_to_make_one(tmp_path: Path) -> None:
     assert started.table is None
     said = " ".join(started.notes)
     assert "conceptkit tile slides/*.svs --tile-mpp 0.5 --out tiles.csv" in said
-    assert "clinical.csv has none of the columns" in said
+    assert "clinical.csv does not say where pixels are" in said
     assert tomllib.loads((tmp_path / "conceptkit.toml").read_text())["table"] == "patches.csv"
 
 
@@ -200,3 +201,14 @@ def test_doctor_says_when_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> No
     finding = doctor._hub()
     assert finding.state == "less"
     assert "downloading weights" in finding.disables
+
+
+def test_init_takes_a_column_slide_alone_for_no_table_and_folders_for_classes(tmp_path):
+    for name in ("tumor/1.tif", "stroma/1.tif"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "index.csv").write_text("file,slide\ntumor/1.tif,A\n")
+    started = start_study(tmp_path)
+    assert started.table is None
+    assert any("conceptkit adapt classes" in note for note in started.notes)
+    assert any(note.startswith("index.csv does not say where pixels are") for note in started.notes)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from conceptkit.cli.adapt import adapt
 from conceptkit.cli.attribute import attribute
 from conceptkit.cli.audit import audit
 from conceptkit.cli.bags import bags
@@ -69,6 +70,7 @@ for command in (
     doctor,
 ):
     app.command()(command)
+app.add_typer(adapt, rich_help_panel="Commands")
 
 
 def main() -> None:

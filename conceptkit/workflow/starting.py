@@ -26,6 +26,8 @@ GROUPS = ("patient", "group", "case", "slide", "donor")
 NUISANCES = ("center", "scanner", "site", "hospital", "stain")
 """Columns that one would rather not have a network know"""
 
+_SMALLEST_SLIDE = 2**22
+
 _NO_CONCEPT = {"patch_id", "image_id", "x", "y", "size", "mpp", "row", "h5", "key", "image", "mask", "slide"}
 
 
@@ -93,7 +95,8 @@ def _is_patch_table(path: Path) -> bool:
             columns = set(pyarrow.parquet.read_schema(path).names)
     except (OSError, ValueError):
         return False
-    return bool(columns & {"image", "slide", "h5", "patch_id"})
+    # A column slide alone is a group: windows of slides have a place.
+    return bool(columns & {"image", "h5", "patch_id"} or columns >= {"slide", "x", "y"})
 
 
 def _relative(path: Path, place: Path) -> str:
@@ -183,7 +186,13 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
     slides = [p for p in files if p.suffix.lower() in SLIDES]
     images = [p for p in files if p.suffix.lower() in IMAGES]
     lists = [p for p in files if p.suffix.lower() in TABLES]
-    if slides:
+    classes = {p.parent for p in (*slides, *images)}
+    # Slides lie in folders of centers too, but are no files of a few megabytes.
+    patches = all(p.parent.parent == place and p.stat().st_size < _SMALLEST_SLIDE for p in (*slides, *images))
+    if len(classes) > 1 and patches:
+        steps = [f"conceptkit adapt classes {place} --out patches.csv"]
+        found = f"{len(slides) + len(images)} images in {len(classes)} folders, which may be their classes"
+    elif slides:
         pattern = f"{_relative(slides[0].parent, place)}/*{slides[0].suffix}".removeprefix("./")
         steps = [
             f"conceptkit tile {pattern} --tile-mpp 0.5 --out tiles.csv",
@@ -198,7 +207,7 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
         found = "no slides and no images"
     notes = [f"there is no patch table yet ({found})", *(f"next: {step}" for step in steps)]
     if lists:
-        notes.append(f"{lists[0].name} has none of the columns image, slide, h5, patch_id")
+        notes.append(f"{lists[0].name} does not say where pixels are: image, h5, or slide with x and y")
     text = [
         "# Study file of conceptkit. There was no patch table when it was written; make one:",
         *(f"#   {step}" for step in steps),
