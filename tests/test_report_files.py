@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -63,6 +65,39 @@ def test_a_latex_table_has_the_cells_that_people_read() -> None:
     assert r"\begin{tabular}{lrr}" in text
     assert r"\label{tab:odd}" in text
     assert text.count(r"\begin{") == text.count(r"\end{")
+
+
+EVERYDAY = [
+    "µm² ≥ 3 ≤ α σ – ρ Δ χ₂",
+    '% _ & # $ \\ ~ ^ { } " ` | < >',
+    "a--b…",
+    "café, Łódź, Ø, ß",
+    "[x]\u2009\u202f×\u2011→",
+    NASTY,
+]
+
+
+def compiled(folder: Path, *tables: str) -> subprocess.CompletedProcess[bytes]:
+    page = [
+        r"\documentclass{article}\usepackage{booktabs,graphicx,textcomp}\begin{document}",
+        *tables,
+        r"\end{document}",
+    ]
+    (folder / "page.tex").write_text("\n".join(page), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"]
+    return subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_tables_compile_as_their_first_line_says(tmp_path: Path) -> None:
+    odd = pd.DataFrame({name: [*EVERYDAY, *ODD] for name in EVERYDAY})
+    texts = [to_latex(odd_table(), label="a"), to_latex(Table(name="b", title="B", caption="", frame=odd), label="b")]
+    run, name = saved(guide_record(count=NASTY), tmp_path / "guide"), tmp_path / "latex"
+    write_report([run, saved(probe_record(), tmp_path / "probe")], tmp_path / "page.html", latex=name)
+    texts += [path.read_text(encoding="utf-8") for path in sorted(name.iterdir())]
+    done = compiled(tmp_path, *texts)
+    assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
+    assert compiled(tmp_path, "a_b").returncode != 0  # the control: a name that nobody escaped
 
 
 def test_a_csv_holds_numbers_in_full_and_no_formula() -> None:

@@ -21,6 +21,7 @@ import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.workflow import doctor
+from conceptkit.workflow.grid_folder import note_plan
 from conceptkit.workflow.starting import start_study
 from conceptkit.workflow.status import read_status
 
@@ -129,11 +130,35 @@ def test_a_grid_that_is_worked_on_and_one_that_was_killed(tmp_path: Path) -> Non
         assert found.trainings[0].losses["val/main"] == 0.6  # of the last whole line
     stopped = read_status(run)
     assert stopped.state == "stopped"
+    assert stopped.total is None  # of a version that noted no plan
     assert any("goes on where it was left" in note for note in stopped.notes)
     code, body, said = call("status", run)
     assert code == 0
     assert body["schema"] == "conceptkit/status/1"
     assert "epoch 3" in said
+
+
+def test_a_grid_says_how_many_runs_are_left_and_for_how_long(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    note_plan(tmp_path, 7)
+    (tmp_path / "grid.json").write_text("{}")
+    began = time.time() - 1200
+    os.utime(tmp_path / "plan.json", (began, began))
+    with (tmp_path / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert read_status(tmp_path).minutes_left is None  # no run to judge by
+        for name, minutes in (("earlier", -60), ("a", 4), ("b", 10)):
+            kept = tmp_path / "runs" / f"{name}-seed0" / "run.json"
+            kept.parent.mkdir(parents=True)
+            kept.write_text("{}")
+            os.utime(kept, (began + 60 * minutes,) * 2)
+        found = read_status(tmp_path)
+        assert (found.done, found.total, found.unit) == (3, 7, "runs")
+        assert found.minutes_left == pytest.approx(10 / 2 * 4)  # the earlier command's run does not count for speed
+        assert "3 of 7 runs finished, about 20 minutes left" in call("status", tmp_path)[2]
+    (tmp_path / "plan.json").write_text("{")
+    stopped = read_status(tmp_path)
+    assert (stopped.state, stopped.total, stopped.minutes_left) == ("stopped", None, None)
 
 
 def test_a_guide_run_without_a_lock_goes_by_the_clock(tmp_path: Path) -> None:

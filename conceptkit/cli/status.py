@@ -27,7 +27,8 @@ def status(
         console.print(f"{what}{escape(found.path)}: {found.state}", style=_STYLES[found.state])
         if found.done is not None and found.state != "empty":
             of = "" if found.total is None else f" of {found.total}"
-            console.print(f"{found.done}{of} {found.unit}")
+            left = "" if found.minutes_left is None else f", about {_ago(found.minutes_left)} left"
+            console.print(f"{found.done}{of} {found.unit} finished{left}")
         if found.minutes_quiet is not None:
             console.print(f"last written {_ago(found.minutes_quiet)} ago")
         for training in found.trainings:

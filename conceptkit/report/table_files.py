@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from conceptkit.report.table import Table, numeric_columns, shown
+
+_GREEK = "αβγδεζηθικλμνξπρσςτυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
+
+
+def _greek(letter: str) -> str:
+    """Return LaTeX's command for a letter, from its name in Unicode."""
+    size, name = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (?:FINAL )?(\w+)", unicodedata.name(letter)).groups()  # type: ignore[union-attr]
+    name = name.lower().replace("lamda", "lambda")
+    name = f"var{name}" if letter == "ς" else name
+    return "\\" + (name if size == "SMALL" else name.title())
+
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -20,23 +32,38 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # \textquotedbl is not there in LaTeX's default font encoding
+    "`": r"\textasciigrave{}",
     "[": "{[}",  # after \\ a bracket would be read as its argument
     "]": "{]}",
-    "²": r"\textsuperscript{2}",
-    "³": r"\textsuperscript{3}",
     "−": r"$-$",
     "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "∞": r"$\infty$",
+    "√": r"$\surd$",
+    "∂": r"$\partial$",
+    "∆": r"$\Delta$",
+    "∑": r"$\sum$",
+    "′": r"$\prime$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "←": r"$\leftarrow$",
     "–": "--",
     "…": r"\ldots{}",
     "µ": r"\textmu{}",
-    "α": r"$\alpha$",
-    "λ": r"$\lambda$",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
+    "\u2010": "-",
+    "\u2011": "-",
     "\u2215": "/",
+    **dict.fromkeys("\u2002\u2003\u2009\u202f", r"\,"),
+    **dict.fromkeys("\u200b\u200c\u200d\ufeff", ""),
+    **{digit: rf"\textsuperscript{{{k}}}" for k, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{digit: rf"\textsubscript{{{k}}}" for k, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{letter: f"${_greek(letter)}$" for letter in _GREEK},
 }
-"""Character → how LaTeX sets it; all others are left to its UTF-8"""
+"""Character → how LaTeX sets it; of the others it knows the Latin ones, and other scripts need LuaLaTeX or XeLaTeX"""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the start of a formula"""
@@ -47,8 +74,10 @@ _WIDE = 8
 
 def latex_text(text: str) -> str:
     """Return ``text`` as LaTeX sets it: nothing in it is a command, on one line."""
-    plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
-    return "".join(_LATEX.get(character, character) for character in plain)
+    plain = re.sub(r"[\x00-\x1f\x7f]+", " ", unicodedata.normalize("NFC", text))
+    pairs = zip(plain, f"{plain[1:]} ", strict=True) if plain else ()
+    # Two hyphens in a row would be set as one dash.
+    return "".join("-{}" if a == b == "-" else _LATEX.get(a, a) for a, b in pairs)
 
 
 def to_latex(table: Table, *, label: str) -> str:

@@ -29,6 +29,9 @@ GRID_FILE = "grid.json"
 
 RUN_FILE, ARRAYS_FILE, CHECKPOINT = "run.json", "arrays.safetensors", "checkpoint"
 
+PLAN_FILE = "plan.json"
+"""How many runs the last command wants; written when it begins, so that its age tells the speed"""
+
 SCHEMA = "conceptkit/grid-folder/1"
 
 
@@ -97,6 +100,11 @@ def claim(folder: Path, common: Mapping[str, Any]) -> None:
             raise InputError(
                 f"out: {folder} holds runs of another grid ({key} was {before}, is {now}); name another folder."
             )
+
+
+def note_plan(folder: Path, runs: int) -> None:
+    """Note how many runs the folder is to hold, for those who ask how far it is."""
+    write_atomically(folder / PLAN_FILE, to_json({"runs": runs}))
 
 
 def _shown(value: Any) -> str:

@@ -97,7 +97,7 @@ def run_grid(
     InputError
         when something that was given cannot be used, the folder is another grid's, or another process works on it
     """
-    from conceptkit.workflow.grid_folder import claim, is_kept, locked, remove_partial
+    from conceptkit.workflow.grid_folder import claim, is_kept, locked, note_plan, remove_partial
     from conceptkit.workflow.grid_run import GridJob, GridSpec, bench_of, forget, remove_cache, train_run
 
     engine = engine or Engine()
@@ -162,6 +162,7 @@ def run_grid(
         with locked(folder):
             claim(folder, _common(spec, bench, meant))
             remove_partial(folder)
+            note_plan(folder, sum(is_trained(cell) for cell in cells) * len(seeds))
             threads = _threads(engine)
             todo = [
                 GridJob(spec, cell, seed, threads)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from conceptkit._checks import InputError
 from conceptkit.records import RECORD_FILE, load_record
 
-GRID_FILE, RUN_FILE, LOCK_FILE = "grid.json", "run.json", ".lock"
-"""Files of a grid's folder: what its runs have in common, a finished run, and that a process works on it"""
+GRID_FILE, PLAN_FILE, RUN_FILE, LOCK_FILE = "grid.json", "plan.json", "run.json", ".lock"
+"""Files of a grid's folder: what its runs have in common, how many are wanted, a finished run, and that a process works
+on it"""
 
 METRICS_FILE = "metrics.csv"
 """What ``--log csv`` writes, one line per epoch"""
@@ -49,6 +51,8 @@ class Status:
     unit: str
     minutes_quiet: float | None
     """Since something was written last"""
+    minutes_left: float | None = None
+    """Of a grid that is worked on, at the speed of its finished runs; ``None`` before the first"""
     trainings: tuple[Training, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -115,6 +119,8 @@ def _unfinished(path: Path) -> Status:
     busy = _is_locked(path / LOCK_FILE)
     if busy is None:
         busy = quiet is not None and quiet < QUIET_MINUTES
+    total = _planned(path / PLAN_FILE) if grid else None
+    left = _minutes_left(path / PLAN_FILE, finished, total) if busy and total is not None else None
     notes = [f"{len(begun)} in training"] if begun else []
     if grid and not busy:
         notes.append("the same command goes on where it was left")
@@ -124,12 +130,31 @@ def _unfinished(path: Path) -> Status:
         state=("running" if busy else "stopped") if written else "empty",
         kind="grid" if grid else "guide" if finished or trainings else "",
         done=len(finished),
-        total=None,
-        unit="networks",
+        total=total,
+        unit="runs" if grid else "networks",
         minutes_quiet=quiet,
+        minutes_left=left,
         trainings=trainings,
         notes=tuple(notes),
     )
+
+
+def _planned(path: Path) -> int | None:
+    """Return how many runs a grid's last command wants; ``None`` where that was not noted."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    return None
+
+
+def _minutes_left(plan: Path, finished: Sequence[Path], total: int) -> float | None:
+    """Return the time for the runs that are missing, at the speed of those made since the last command began."""
+    times = []
+    with contextlib.suppress(OSError):
+        begun = plan.stat().st_mtime
+        times = [t for p in finished if (t := p.stat().st_mtime) > begun]
+    if not times or total <= len(finished):
+        return None
+    return (max(times) - begun) / 60 / len(times) * (total - len(finished))
 
 
 def _trainings(path: Path) -> Iterator[Training]:
