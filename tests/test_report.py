@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -374,6 +375,25 @@ def test_names_never_become_markup(whole_page: Path) -> None:
     # the one script of the head; Bokeh adds its code, its log level and its plots
     assert without.tags.count("script") == 1
     assert read.tags.count("script") == 4
+
+
+def test_a_layout_leaves_torchs_threads_as_they_were() -> None:
+    code = """
+import numpy as np, torch
+from conceptkit.report.embedding import lay_out, nearest, squared_distances
+X = np.random.default_rng(0).normal(size=(200, 5))
+before = torch.get_num_threads()
+lay_out(X.astype(np.float32), *nearest(squared_distances(X), 16), None, 0)
+print(before, torch.get_num_threads())
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["1", "1"]  # with two processors numba makes it 2
 
 
 def test_the_umap_says_how_far_it_can_be_trusted(whole_page: Path) -> None:

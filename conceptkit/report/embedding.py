@@ -253,6 +253,8 @@ def lay_out(
     X: NDArray[np.float32], indices: NDArray[np.int32], distances: NDArray[np.float32], start: Floats | None, seed: int
 ) -> Floats:
     """Return the layout, begun from ``start`` or, without one, from the graph's own eigenvectors."""
+    from threadpoolctl import threadpool_limits
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap-learn misses TensorFlow, which we never use
         from umap import UMAP
@@ -271,7 +273,10 @@ def lay_out(
             # Below 4,096 rows umap-learn would otherwise put its own neighbours in place of ours.
             force_approximation_algorithm=True,
         )
-        return np.asarray(model.fit_transform(X), dtype=np.float64)
+        # numba, which umap-learn runs on, sets OpenMP's threads for all libraries of the process when it starts: networks
+        # read afterwards would differ in their last bits from those read before. What was set before is set again.
+        with threadpool_limits():
+            return np.asarray(model.fit_transform(X), dtype=np.float64)
 
 
 def _principal_components(centred: Floats) -> Floats:
