@@ -273,7 +273,7 @@ def lay_out(
             # Below 4,096 rows umap-learn would otherwise put its own neighbours in place of ours.
             force_approximation_algorithm=True,
         )
-        # numba, which umap-learn runs on, sets OpenMP's threads for all libraries of the process when it starts: networks
+        # numba, which umap-learn runs on, sets the OpenMP threads of the whole process when it starts: networks
         # read afterwards would differ in their last bits from those read before. What was set before is set again.
         with threadpool_limits():
             return np.asarray(model.fit_transform(X), dtype=np.float64)
