@@ -199,7 +199,7 @@ def read_activations(
     cache: Path,
     rows: NDArray[np.intp] | None = None,
     pool: str = "gap",
-    batch_size: int = 32,
+    batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:

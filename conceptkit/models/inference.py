@@ -132,7 +132,7 @@ class Reader:
         shape: tuple[int, int],
         *,
         pool: str = "gap",
-        batch_size: int = 32,
+        batch_size: int = 16,
         device: str = "auto",
         autocast: str | None = None,
     ) -> None:

@@ -70,7 +70,7 @@ def run_attribute(
     maps: int = 6,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 16,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> AttributeRecord:

@@ -59,7 +59,7 @@ def run_audit(
     permutations: int = 1000,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 16,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> AuditRecord:

@@ -64,7 +64,7 @@ def run_bags(
     within: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     device: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 16,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BagsRecord:

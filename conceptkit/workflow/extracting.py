@@ -36,7 +36,7 @@ def extract(
     weights: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
-    batch_size: int = 32,
+    batch_size: int = 16,
     device: str = "auto",
     autocast: str | None = None,
     on_error: str = "fail",

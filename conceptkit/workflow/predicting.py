@@ -23,7 +23,7 @@ def predict(
     table: str | Path | None = None,
     out: str | Path | None = None,
     maps: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
