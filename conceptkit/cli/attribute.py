@@ -67,7 +67,7 @@ def attribute(
     maps: Annotated[int, typer.Option("--maps", help="Patches at each end of a contact sheet; 0 for none.")] = 6,
     seed: Annotated[int, typer.Option("--seed", help="Of resamples and permutations.")] = 0,
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per pass.")] = 16,
     out: OutOption = None,
     json: JsonOption = None,
     debug: DebugOption = False,

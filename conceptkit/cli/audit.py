@@ -46,7 +46,7 @@ def audit(
     permutations: Annotated[int, typer.Option("--permutations", help="For p; 0 for none.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of resamples and permutations.")] = 0,
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per pass.")] = 16,
     out: OutOption = None,
     json: JsonOption = None,
     debug: DebugOption = False,

@@ -29,7 +29,7 @@ def extract(
     weights: WeightsOption = None,
     pool: Annotated[str, typer.Option("--pool", help="gap, max, flatten, cls or tokens.")] = "gap",
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 16,
     device: DeviceOption = "auto",
     autocast: Annotated[str | None, typer.Option("--autocast", help="bf16 or fp16, faster on a GPU.")] = None,
     on_error: Annotated[str, typer.Option("--on-error", help="fail, or skip to list a bad image and go on.")] = "fail",

@@ -18,7 +18,7 @@ def predict(
     maps: Annotated[
         str | None, typer.Option("--map", help="Folder for a picture per slide or image: its predictions as heat maps.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 16,
     device: DeviceOption = "auto",
     json: JsonOption = None,
     debug: DebugOption = False,

@@ -56,7 +56,7 @@ def probe(
     ] = "cross-validated",
     seed: Annotated[int, typer.Option("--seed", help="Of resamples, permutations and random networks.")] = 0,
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 16,
     out: OutOption = None,
     json: JsonOption = None,
     debug: DebugOption = False,
