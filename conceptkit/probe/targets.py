@@ -14,6 +14,7 @@ from conceptkit.evaluate.clustering import intraclass_correlation
 from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
 
+_ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Target:
@@ -122,14 +123,17 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
 
 def check_activations(X: NDArray[Any], name: str) -> None:
     """Raise :class:`InputError` when activations (n, d) hold NaN or infinity."""
-    bad = ~np.isfinite(X).all(axis=1)
+    # A block at a time: an answer for each value of X would be a quarter of X again.
+    blocks = [~np.isfinite(X[i : i + _ROWS_AT_ONCE]).all(axis=1) for i in range(0, len(X), _ROWS_AT_ONCE)]
+    bad = np.concatenate([np.zeros(0, dtype=bool), *blocks])
     if bad.any():
         raise InputError(f"activations: {name} must be finite, {int(bad.sum())} of {len(X)} rows hold NaN or infinity.")
 
 
 def check_varying(X: NDArray[Any], name: str) -> None:
     """Raise :class:`InputError` when no column of activations (n, d) varies."""
-    if not (X[:1] != X).any():
+    blocks = (X[i : i + _ROWS_AT_ONCE] for i in range(0, len(X), _ROWS_AT_ONCE))
+    if not any((block != X[:1]).any() for block in blocks):
         raise InputError(f"activations: {name} must vary between rows, all {X.shape[1]} columns are constant.")
 
 

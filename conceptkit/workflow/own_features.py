@@ -34,7 +34,9 @@ class OwnFeatures:
 
     def digest(self) -> str:
         """Return a digest of the values."""
-        return hashlib.sha256(f"{self.X.shape}".encode() + np.ascontiguousarray(self.X).tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{self.X.shape}".encode())
+        digest.update(np.ascontiguousarray(self.X).data)  # read where it lies: no copy of what may be gigabytes
+        return digest.hexdigest()
 
 
 def has_own_features(data: PatchTable, model: str | None) -> bool:
@@ -72,6 +74,9 @@ def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
     files = part.groupby("features", sort=True).indices
     for file, at in files.items():
         values = _from_file(data.folder / str(file), part.iloc[at])
+        if len(files) == 1:
+            X = values
+            break
         if X is None:
             X = np.empty((len(part), values.shape[1]), np.float32)
         if values.shape[1] != X.shape[1]:
@@ -170,6 +175,13 @@ def _chosen(matrix: Any, at: NDArray[np.intp], path: Path) -> NDArray[np.float32
     """Return rows of an array or an HDF5 dataset (n, d); the latter wants them in order, each once."""
     if len(matrix.shape) != 2:
         raise InputError(f"features: {path} must hold (n, d) numbers, it holds {tuple(matrix.shape)}.")
+    if len(at) == len(matrix) and bool((at == np.arange(len(at))).all()):
+        whole = np.empty(matrix.shape, dtype=np.float32)
+        if hasattr(matrix, "read_direct"):
+            matrix.read_direct(whole)
+        else:
+            whole[...] = matrix
+        return whole
     once, back = np.unique(at, return_inverse=True)
     values: NDArray[np.float32] = np.asarray(matrix[once], dtype=np.float32)[back]
     return values

@@ -86,15 +86,15 @@ def probe_rows(
     done = 0
     for part in parts:
         at = part[0].rows
-        pixel_scores = _baseline(None if asked.pixels is None else [asked.pixels[at]], part, asked, "pixel statistics")
+        pixels = () if asked.pixels is None else (asked.pixels,)
+        pixel_scores = _baseline(pixels, at, part, asked, "pixel statistics")
         for layer in layers:
             if progress is not None:
                 progress(done, len(layers) * len(parts))
-            X = layer.X[at]
+            X = _rows_of(layer.X, at)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
-            random = [Z[at] for Z in layer.random]
-            random_scores = _baseline(random or None, part, asked, f"{layer.name} of a random network")
+            random_scores = _baseline(layer.random, at, part, asked, f"{layer.name} of a random network")
             for i, row in enumerate(_batch(X, layer.name, part, asked)):
                 controls = {"score_random_network": random_scores[i], "score_pixels": pixel_scores[i]}
                 found[layer.name, part[i].name] = _above_baseline(dataclasses.replace(row, **controls))
@@ -208,12 +208,19 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     return target.score(A @ weights)
 
 
-def _baseline(features: Sequence[NDArray[Any]] | None, part: Sequence[Target], asked: Asked, name: str) -> list[Any]:
+def _rows_of(X: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Return rows of X (n, d); X itself where all are wanted in their order: a copy may be gigabytes."""
+    return X if len(rows) == len(X) and bool((rows == np.arange(len(X))).all()) else X[rows]
+
+
+def _baseline(
+    features: Sequence[NDArray[Any]], at: NDArray[np.intp], part: Sequence[Target], asked: Asked, name: str
+) -> list[Any]:
     """Return the mean held-out score of each target over baseline features; ``None`` without any."""
-    if features is None:
+    if not features:
         return [None] * len(part)
     scores = []
-    for Z in features:
+    for Z in (_rows_of(Z, at) for Z in features):
         check_activations(Z, name)
         if asked.protocol == "paper":
             scores.append([_least_squares_r2(Z, target) for target in part])
