@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct
+from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
 from conceptkit.study import Study
@@ -97,9 +97,9 @@ def run_probe(
     from conceptkit.probe.targets import make_target
     from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
     from conceptkit.workflow.pixels import read_pixel_statistics
-    from conceptkit.workflow.probe_rows import PAPER_NOTE, PROTOCOLS, Asked, Layer, probe_rows
+    from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, Layer, check_protocol, probe_rows
 
-    check_choice("protocol", protocol, PROTOCOLS)
+    check_protocol(protocol, adjust, leave_out)
     check_at_least("permutations", permutations, 0)
     check_at_least("seed", seed, 0)
     choose_device(device)
