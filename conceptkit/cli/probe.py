@@ -32,7 +32,7 @@ def probe(
     model: ModelOption = None,
     weights: WeightsOption = None,
     features: Annotated[
-        str | None, typer.Option("--features", help="Your own features (.h5, .npy, .parquet), instead of a network.")
+        str | None, typer.Option("--features", help="A store of extract, or your own features (.h5, .npy, .parquet).")
     ] = None,
     group: GroupOption = None,
     categorical: CategoricalOption = None,

@@ -70,7 +70,8 @@ def run_probe(
     study : a study, its file, or ``None`` for the current folder's and else the embedded one
     layers, concepts : names; ``None`` for the study's
     table, model, weights, group : instead of the study's; a model without weights means ``imagenet``
-    features : file of features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
+    features : an activation store that ``extract`` wrote, of which ``layers`` names some (``None``: all), or a file of
+        features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
     categorical : concepts to take as classes whatever their type
     split : the only split whose rows are used; ``None`` for all rows
     pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
@@ -95,7 +96,15 @@ def run_probe(
     from conceptkit.models.checkpoints import open_model, random_control
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.targets import make_target
-    from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
+    from conceptkit.workflow.own_features import (
+        LAYER,
+        chosen_layers,
+        has_own_features,
+        open_own_store,
+        read_features,
+        read_store,
+        with_features,
+    )
     from conceptkit.workflow.pixels import read_pixel_statistics
     from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, Layer, check_protocol, probe_rows
 
@@ -105,10 +114,14 @@ def run_probe(
     choose_device(device)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "probe")
-    if features is not None:
+    store = None if features is None else open_own_store(features)
+    if features is not None and store is None:
         data = with_features(data, features)
-    own = features is not None or has_own_features(data, meant.model)
-    layers = list(layers or meant.layers) if not own else [LAYER]
+    own = store is None and (features is not None or has_own_features(data, meant.model))
+    if store is not None:
+        layers, pool = chosen_layers(store, layers), str(store.provenance.get("pool"))
+    else:
+        layers = list(layers or meant.layers) if not own else [LAYER]
     concepts = list(concepts or meant.concepts or data.concept_names)
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
@@ -123,7 +136,7 @@ def run_probe(
     confounders = _confounders(data, adjust, concepts)
     held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
-    if meant.model is None and not own:
+    if meant.model is None and features is None and not own:
         raise InputError("model: none is named, neither by --model nor in the study.")
     notes += tuple(note for name in concepts if (note := _missing_by_label(data, meant, name, keep)))
     if protocol == "paper":
@@ -146,7 +159,11 @@ def run_probe(
         )
 
     controls = []
-    if own:
+    if store is not None:
+        trained = read_store(data, store, layers, rows)
+        made = store.provenance
+        name, made_by, digest = str(made.get("architecture")), store.path.name, str(made.get("weights"))
+    elif own:
         given = read_features(data, rows)
         trained, name, made_by, digest = {LAYER: given.X}, LAYER, given.name, given.digest()
     else:
@@ -189,7 +206,7 @@ def run_probe(
         settings={
             "command": "probe",
             "table": meant.table.name,
-            "model": LAYER if own else meant.model,
+            "model": LAYER if own else meant.model if store is None else name,
             "weights": made_by,
             "weights_sha256": digest,
             "layers": layers,
