@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
 from conceptkit.cli.options import (
@@ -90,6 +91,7 @@ def probe(
                 device=device,
                 batch_size=batch_size,
                 out=out,
+                tell=lambda sentence: console.print(escape(sentence)),
                 progress=progress,
             )
         show_record(console, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
+from conceptkit.stores import size_text
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import names_kept, write_context
@@ -61,6 +62,7 @@ def run_probe(
     device: str = "auto",
     batch_size: int = 16,
     out: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ProbeRecord:
     """Measure how well concepts are read from layers of a network, on patients that the vectors have not seen.
@@ -85,6 +87,7 @@ def run_probe(
     device : ``auto``, ``cpu``, ``cuda``, …
     batch_size : images per forward pass
     out : run folder; ``None`` for the next free ``runs/probe-NNN``
+    tell : told in a sentence how much room the activations will take, before they are read
     progress : told of the work
 
     Raises
@@ -145,7 +148,14 @@ def run_probe(
     place = np.full(len(data), -1)
     place[rows] = np.arange(len(rows))
 
-    def activations(network: Backbone, what: str) -> dict[str, NDArray[np.float32]]:
+    def say_size(size: int) -> None:
+        if tell is not None:
+            more = f", and as much for each of {RANDOM_NETWORKS} random networks" if RANDOM_NETWORKS else ""
+            tell(f"Activations will take {size_text(size)} in {cache_folder()}{more}.")
+
+    def activations(
+        network: Backbone, what: str, tell_size: Callable[[int], None] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         return read_activations(
             data,
             network,
@@ -155,6 +165,7 @@ def run_probe(
             pool=pool,
             batch_size=batch_size,
             device=device,
+            tell=tell_size,
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 
@@ -169,7 +180,7 @@ def run_probe(
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
-        trained = activations(backbone, "reading activations")
+        trained = activations(backbone, "reading activations", say_size)
         for i in range(RANDOM_NETWORKS):
             control = random_control(str(meant.model), backbone, seed=seed + 1 + i)
             controls.append(activations(control, f"random network {i + 1} of {RANDOM_NETWORKS}"))
