@@ -1,4 +1,4 @@
-"""Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--clock cpu] [--layers N] [PART…].
+"""Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--layers N] [PART…].
 
 Parts: gram, himalaya, permutations, wide, study, null, coverage, coverage_classes. Each speed part does the same work
 on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours is timed
@@ -365,6 +365,7 @@ PARTS = {f.__name__: f for f in (gram, himalaya, permutations, wide, study, null
 
 
 def main() -> None:
+    global clock, layers_timed
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
@@ -378,7 +379,6 @@ def main() -> None:
         parser.error(f"there is no part {unknown[0]!r}; known: {', '.join(PARTS)}")
     if not 1 <= given.layers <= 11:
         parser.error(f"layers: must be from 1 to 11, got {given.layers}")
-    global clock, layers_timed
     layers_timed = given.layers
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
     print(f"clock: {given.clock}, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}, load {os.getloadavg()[0]:.1f}")
