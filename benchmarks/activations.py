@@ -61,6 +61,8 @@ def paint(folder: Path, n: int) -> PatchTable:
     return load_table(folder / "table.csv")
 
 
+FIGURES = ("eager10", "eager2", "pipeline", "captum10", "captum2", "linear", "rss")
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """The second counts the work of all threads, which is what tells on a machine that others use too."""
 
@@ -187,7 +189,8 @@ class Bench:
     def memory(self) -> Figure:
         """Peak resident memory of a process of its own, for a quarter of the patches and for all of them."""
         peaks = []
-        for n in (max(self.batch * 4, len(self.table) // 4), len(self.table)):
+        quarter = len(self.table) // 4
+        for n in (quarter, 4 * quarter):
             command = [sys.executable, __file__, "--peak", str(n), "--batch", str(self.batch), "--folder", self.folder]
             command += ["--threads", str(torch.get_num_threads())]
             peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
@@ -215,21 +218,24 @@ def workplace(folder: str | None) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512, help="JPEG files (default 512, at least 4 batches)")
+    parser.add_argument("--images", type=int, default=512, help="JPEG files (default 512, at least 16 batches)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: seconds of work, on a machine in use")
-    parser.add_argument("--only", default="", help="of eager10, eager2, pipeline, captum10, captum2, linear, rss")
+    parser.add_argument("--only", default="", help=f"of {', '.join(FIGURES)}")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    only = [name for name in given.only.split(",") if name]
+    if unknown := [name for name in only if name not in FIGURES]:
+        parser.error(f"only: there is no figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
     torch.set_num_threads(given.threads)
     with workplace(given.folder) as folder:
         if given.peak is not None:
             print(peak(folder, given.peak, given.batch))
             return
-        bench = Bench(folder, max(given.images, 4 * given.batch), given.batch, given.rounds, given.clock)
+        bench = Bench(folder, max(given.images, 16 * given.batch), given.batch, given.rounds, given.clock)
         figures: dict[str, Callable[[], Figure]] = {
             "eager10": lambda: bench.against_eager("mixed10", 1.6),
             "eager2": lambda: bench.against_eager("mixed2", 3.0),
@@ -239,7 +245,7 @@ def main() -> None:
             "linear": bench.linear,
             "rss": bench.memory,
         }
-        chosen = [name for name in figures if not given.only or name in given.only.split(",")]
+        chosen = [name for name in FIGURES if not only or name in only]
         grid = Table(title=f"{MODEL}, {SIDE}², batch {given.batch}, {given.threads} threads, {given.clock} clock")
         for column in ("figure", "ratio (median)", "all rounds", "wanted", "", "rates"):
             grid.add_column(column)

@@ -342,6 +342,36 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
         )
 
 
+def is_store(path: Path) -> bool:
+    """Return whether a file is an activation store, of this schema or another."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("schema", "")).startswith(SCHEMA.rpartition("/")[0])
+    except BlockingIOError:
+        return True  # another process writes it: opening it says so
+    except OSError:
+        return False
+
+
+def changed_since(path: Path, rows: Rows) -> list[str]:
+    """Return the patches whose encoded bytes are not those that a store's rows were computed from.
+
+    Parameters
+    ----------
+    path : a store that has all of the rows
+    rows : some patches as they are now; one whose digest is empty has no file to compare with
+    """
+    with _open(path, "r") as file, _told_when_broken(path):
+        place = {str(name): i for i, name in enumerate(file["patch_ids"].asstr()[:])}
+        at = np.array([place[name] for name in rows.patch_ids], dtype=np.intp)
+        stamps, digests = file["stamps"][:][at], file["digests"][:][at]
+    now = np.array([stamp.encode() for stamp in rows.stamps], dtype="S32")
+    found = {int(i): rows.digest(int(i)).encode() for i in np.flatnonzero(stamps != now)}
+    return [rows.patch_ids[i] for i, digest in found.items() if digest and digest != digests[i]]
+
+
 def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: str = "float32") -> int:
     """Return how large a store will be, within a few percent."""
     value = np.dtype(dtype).itemsize

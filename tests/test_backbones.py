@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import pickle
 import random
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -15,10 +18,11 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from conceptkit._checks import InputError
 from conceptkit.models import backbones
-from conceptkit.models.backbones import Preprocessing, build, open_backbone, same_architecture
+from conceptkit.models.backbones import Preprocessing, build, from_module, open_backbone, same_architecture
 from conceptkit.models.layers import INCEPTION_V3, last_block, resolve_layer
 
 
@@ -154,6 +158,71 @@ def test_the_same_architecture_with_other_weights(mobilenet_file):
         v.shape for v in opened.module.state_dict().values()
     ]
     assert like.fingerprint() != opened.fingerprint()
+
+
+class Scaled(nn.Module):
+    """A network of one's own whose factor is neither a weight nor printed."""
+
+    def __init__(self, factor=1.0, act=torch.relu):
+        super().__init__()
+        self.factor, self.act = factor, act
+        self.register_buffer("shift", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.act(self.factor * x) + self.shift[0]
+
+
+def shifted():
+    module = Scaled()
+    module.shift += 1
+    return module
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda: Scaled(2.0), lambda: Scaled(act=torch.tanh), shifted],
+    ids=["setting", "function", "buffer in no state dict"],
+)
+def test_fingerprints_see_what_no_state_dict_holds(other):
+    plain = nn.Sequential(nn.Conv2d(3, 2, 1), Scaled())
+    changed = copy.deepcopy(plain)
+    changed[1] = other()
+    changed[0].load_state_dict(plain[0].state_dict())
+    prints = [from_module(module).fingerprint() for module in (plain, copy.deepcopy(plain), changed)]
+    assert prints[0] == prints[1] != prints[2]
+    assert {*plain.state_dict()} == {*changed.state_dict()}  # the control: by these the two are one
+
+
+def test_fingerprints_see_the_source_of_a_network_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    prints = []
+    for folder, sign in (("one", ""), ("two", ""), ("three", "-")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(
+            "from torch import nn\n\n"
+            f"class Net(nn.Module):\n    def forward(self, x):\n        return {sign}x\n\n"
+            "class Part(Net):\n    pass\n"
+        )
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / folder)
+            patch.delitem(sys.modules, "own", raising=False)
+            prints.append(from_module(nn.Sequential(importlib.import_module("own").Part())).fingerprint())
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_fingerprints_see_the_architecture_around_the_same_weights():
+    relu, tanh = (build("resnet10t", {"act_layer": act}, seed=0) for act in (nn.ReLU, timm.layers.Tanh))
+    assert equal(*states(relu, tanh))
+    assert relu.fingerprint() != tanh.fingerprint()
+    strided = build("resnet10t", {"output_stride": 8}, seed=0)
+    plain = build("resnet10t", {}, seed=0)
+    assert equal(*states(plain, strided))
+    assert plain.fingerprint() != strided.fingerprint()
+
+
+def test_fingerprints_hold_no_place_in_memory():
+    first, again = (Scaled(act=(torch.relu, lambda x: x)) for _ in range(2))
+    assert from_module(first).fingerprint() == from_module(again).fingerprint()
 
 
 def test_fingerprints_see_every_buffer():

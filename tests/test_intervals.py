@@ -103,6 +103,22 @@ def test_few_groups_are_pointed_out():
     assert coverage_note(30) is None
 
 
+def test_many_columns_per_group_are_pointed_out_where_that_was_measured():
+    found = validate_of(n_groups=30, d=60)
+    assert "0.99 (30 groups)" in found.interval_note
+    assert "conservative" in found.interval_note
+    assert validate_of(n_groups=30, d=59).interval_note is None  # the control
+    assert "29 groups" in validate_of(n_groups=29, d=60).interval_note
+    assert coverage_note(100, 200) == found.interval_note
+
+
+def validate_of(n_groups, d):
+    rng = np.random.default_rng(0)
+    target = make_target("c", "continuous", rng.normal(size=2 * n_groups), np.repeat(np.arange(n_groups), 2))
+    [found] = validate(rng.normal(size=(2 * n_groups, d)), [target], n_resamples=50)
+    return found
+
+
 # Coverage. The larger study, over groups, columns and intra-class correlations, is in benchmarks/probe.py.
 
 

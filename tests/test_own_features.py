@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.models import backbones
+from conceptkit.models import backbones, checkpoints
 from conceptkit.patches import load_table
-from conceptkit.workflow.own_features import read_features
+from conceptkit.workflow.own_features import read_features, read_store
 
 N, D = 60, 6
 
@@ -62,6 +62,14 @@ def in_order(table, concepts, matrix):
     return matrix[[place[name] for name in table.patch_ids]]
 
 
+def no_network(monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("a network was opened")
+
+    monkeypatch.setattr(backbones, "open_backbone", fail)
+    monkeypatch.setattr(checkpoints, "open_backbone", fail)
+
+
 def test_files_of_slides_are_joined_by_coords(tmp_path, concepts, matrix):
     table = write_table(tmp_path, trident(tmp_path, concepts, matrix))
     assert table.location is None  # slide is a name here, its pixels are not there
@@ -97,11 +105,7 @@ def test_one_file_for_all(tmp_path, concepts, matrix, kind):
 def test_a_table_is_probed_by_its_features(tmp_path, concepts, matrix, monkeypatch):
     write_table(tmp_path, trident(tmp_path, concepts, matrix))
 
-    def fail(*arguments, **options):
-        raise AssertionError("a network was opened")
-
-    monkeypatch.setattr(backbones, "open_backbone", fail)
-    monkeypatch.setattr("conceptkit.models.checkpoints.open_backbone", fail)
+    no_network(monkeypatch)
     record = ck.run_probe(
         table=tmp_path / "table.csv", concepts=["count", "noise"], folds=3, permutations=0, out=tmp_path / "run"
     )
@@ -195,3 +199,67 @@ def test_parquet_that_lacks_a_patch(tmp_path, concepts, matrix):
     pd.concat([numbers, numbers[:1]]).to_parquet(tmp_path / "f.parquet")
     with pytest.raises(InputError, match=r"features: patch_id must be unique, 'p\d\d' repeats"):
         read_features(table, np.arange(N))
+
+
+# Stores of ours
+
+
+@pytest.fixture(scope="module")
+def store(study, tmp_path_factory):
+    """Two layers of the small study, extracted once."""
+    path = tmp_path_factory.mktemp("store") / "a.h5"
+    table = study.parent / "patches.csv"
+    return ck.extract("mini_inception", table, layers=["mixed2", "mixed4"], store=path, device="cpu")
+
+
+QUICK = {"concepts": ["count", "partial"], "permutations": 0}
+
+
+def test_a_store_is_probed_without_its_network(study, store, tmp_path, monkeypatch, one_random_network):
+    direct = ck.run_probe(study, layers=["mixed2", "mixed4"], out=tmp_path / "direct", device="cpu", **QUICK)
+    no_network(monkeypatch)
+    record = ck.run_probe(study, features=store.path, out=tmp_path / "run", **QUICK)
+    assert [(r.layer, r.concept) for r in record.rows] == [(r.layer, r.concept) for r in direct.rows]
+    for row, other in zip(record.rows, direct.rows, strict=True):
+        assert (row.score, row.score_low, row.score_pixels) == (other.score, other.score_low, other.score_pixels)
+        assert (row.score_random_network, row.model, row.weights) == (None, "mini_inception", "a.h5")
+    assert record.settings["weights_sha256"] == direct.settings["weights_sha256"]
+    with pytest.raises(AssertionError, match="a network was opened"):  # the control
+        ck.run_probe(study, out=tmp_path / "other", **QUICK)
+
+
+def test_layers_of_a_store_are_chosen_and_rows_found_by_name(study, store, table, tmp_path, monkeypatch):
+    no_network(monkeypatch)
+    shuffled = table.sample(frac=0.9, random_state=1)
+    shuffled.to_csv(tmp_path / "table.csv", index=False)
+    found = read_store(load_table(tmp_path / "table.csv"), store, ["mixed4"], np.array([5, 3]))
+    place = [store.patch_ids.index(load_table(tmp_path / "table.csv").patch_ids[i]) for i in (5, 3)]
+    np.testing.assert_array_equal(found["mixed4"], store["mixed4"][:][place])
+    arguments = ["probe", "--study", study, "--features", store.path, "--layer", "mixed4", "--permutations", "0"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "run"), "--json", "-"])
+    assert result.exit_code == 0, result.output
+    assert {row["layer"] for row in json.loads(result.stdout)["rows"]} == {"mixed4"}
+
+
+def test_a_store_of_other_rows_is_refused(store, table, tmp_path):
+    def probed(frame, **options):
+        frame.to_csv(tmp_path / "table.csv", index=False)
+        ck.run_probe(table=tmp_path / "table.csv", features=store.path, out=tmp_path / "run", **QUICK, **options)
+
+    known = table.patch_id.iloc[3]
+    with pytest.raises(InputError, match=r"has no row for patch new \(1 of \d+ are missing\); extract from this table"):
+        probed(table.replace({"patch_id": {known: "new"}}))
+    moved = table.copy()
+    moved.loc[3, "row"] = table.loc[4, "row"]  # the pixels of another patch
+    with pytest.raises(InputError, match=rf"another image of patch {known} \(1 of \d+ have changed\); extract again"):
+        probed(moved)
+    with pytest.raises(InputError, match="layer: 'mixed3' is not known"):
+        probed(table, layers=["mixed3"])
+    with h5py.File(tmp_path / "part.h5", "w") as file, h5py.File(store.path, "r") as whole:
+        for name in whole:
+            whole.copy(name, file)
+        file.attrs.update(whole.attrs)
+        file["state"][:2] = 0
+    with pytest.raises(InputError, match=r"lacks 2 of its \d+ rows; extract again to finish it"):
+        ck.run_probe(table=tmp_path / "table.csv", features=tmp_path / "part.h5", out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()

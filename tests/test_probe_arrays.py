@@ -199,6 +199,30 @@ def test_levels_held_out_in_turn():
     assert row.leave_out == "leave_out"
 
 
+def test_groups_on_both_sides_of_a_held_out_level_are_said():
+    X, y, center, groups = confounded()
+    apart = probed(X, {"count": y}, groups, leave_out=center, permutations=0).rows[0]
+    assert not [note for note in apart.notes if "both sides" in note]  # the control
+    center = center.copy()
+    center[[0, 10, 20]] = ["B", "A", "A"]  # one row of each of three patients
+    row = probed(X, {"count": y}, groups, leave_out=center, permutations=0).rows[0]
+    [note] = row.notes
+    assert note.startswith("leave-out leave_out: 3 of 24 groups have rows in several levels")
+    assert row.score_leave_out is not None
+    alone = probed(X, {"count": y}, leave_out=center, permutations=0).rows[0]
+    assert not alone.notes
+
+
+def test_a_constant_repeated_measurement_has_no_ceiling():
+    X, concepts, groups = data()
+    given = {"repeat": {"count": np.ones(200)}, "permutations": 0}
+    row = probed(X, concepts[["count"]], groups, **given).rows[0]
+    assert row.ceiling is None
+    [note] = row.notes
+    assert "ceiling: not estimable, as count or repeated count does not vary on the 200 rows" in note
+    assert "nan" not in note
+
+
 def test_the_ceiling_of_two_measurements():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=5000)
@@ -253,6 +277,14 @@ def test_the_papers_protocol_is_in_sample_and_says_so():
             "baseline_features: 'pixel' is not known; near names: pixels",
         ),
         ({"repeat": {"counts": np.zeros(200)}}, "concepts: there is no column 'counts'"),
+        (
+            {"protocol": "paper", "adjust": {"a": np.zeros(200)}},
+            "protocol: paper .*, so that adjust cannot be had",
+        ),
+        (
+            {"protocol": "paper", "adjust": {"a": np.zeros(200)}, "leave_out": np.arange(200) % 3},
+            "so that adjust and leave_out cannot be had with it; use cross-validated",
+        ),
         ({"protocol": "papers"}, "protocol: 'papers' is not known; near names: paper"),
     ],
 )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +20,8 @@ import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.records import ProbeRecord, load_record
+from conceptkit.study import load_study
+from conceptkit.workflow.probing import _missing_by_label
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 
@@ -141,6 +148,149 @@ def test_without_groups_the_result_itself_says_so(study, tmp_path, table):
     assert record.group is None
     assert row.n_groups == row.n == len(table)
     assert [n for n in record.notes if "rows were taken as independent" in n]
+
+
+# --- what is asked for beside the score ----------------------------------------------------------------------------
+
+
+def test_confounders_held_out_centers_and_repeats_go_through_the_study(table, tmp_path):
+    rng = np.random.default_rng(0)
+    stain = {f"stain_{name}": rng.normal(size=len(table)) + (table.center == table.center[0]) for name in ("h", "e")}
+    patient = table.patient.where(table.index != 0, table.patient.iloc[-1])  # a patient of two centers
+    study = write_study(tmp_path / "s", table.assign(**stain, patient=patient, again=table["count"] + 1, flat=1.0))
+    options = {"concepts": ["count"], "permutations": 0, "leave_out": "center"}
+    record = ck.run_probe(study, adjust=["grade", "stain"], repeat={"count": "again"}, out=tmp_path / "a", **options)
+    row = row_of(record, "count")
+    assert row.adjusted_for == ("grade", "stain_h", "stain_e")
+    assert row.score_adjusted_low < row.score_adjusted < row.score_adjusted_high
+    assert (row.leave_out, row.repeated_as, row.ceiling) == ("center", "again", pytest.approx(1))
+    assert row.score_leave_out is not None
+    assert [n for n in row.notes if "leave-out center: 1 of" in n and "both sides" in n]
+    assert record.settings["adjust"] == ["grade", "stain_h", "stain_e"]
+    plain = row_of(ck.run_probe(study, repeat={"count": "flat"}, out=tmp_path / "b", **options), "count")
+    assert (plain.adjusted_for, plain.score_adjusted, plain.ceiling) == ((), None, None)
+    assert [n for n in plain.notes if "ceiling: not estimable" in n]
+    for name in ("score", "score_leave_out"):
+        assert plain[name] == row[name]  # neither is moved by what else is asked
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"adjust": ["stain"]}, "adjust: the table has no stain measures"),
+        ({"adjust": ["count"]}, "adjust: count is probed itself"),
+        ({"adjust": ["centre"]}, "adjust: .*'centre'"),
+        ({"leave_out": "nowhere"}, "leave_out: .*'nowhere'"),
+        ({"leave_out": "only"}, None),
+        ({"repeat": {"grade": "partial"}}, "repeat: grade is not among the concepts"),
+        ({"repeat": {"count": "center"}}, "repeat: count and center must both be continuous"),
+        ({"protocol": "paper", "leave_out": "center"}, "protocol: paper .* leave_out cannot be had"),
+        ({"protocol": "paper", "adjust": ["center"]}, "protocol: paper .* adjust cannot be had"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(study, table, tmp_path, options, told):
+    def run():
+        return ck.run_probe(study, concepts=["count"], permutations=0, out=tmp_path / "run", **options)
+
+    if told is None:  # the score stands; the row says why the other one does not
+        [note] = row_of(run(), "count").notes
+        assert "not estimable (leave_out: only needs at least 2 levels" in note
+        return
+    bare = write_study(tmp_path / "bare", table[[c for c in table.columns if not c.startswith("stain_")]])
+    with pytest.raises(InputError, match=told) as caught:
+        ck.run_probe(bare, concepts=["count"], permutations=0, out=tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_protocol_through_the_study(study, tmp_path):
+    record = ck.run_probe(study, concepts=["count"], protocol="paper", out=tmp_path / "run")
+    row = row_of(record, "count")
+    assert (row.protocol, row.metric, row.p) == ("paper (in-sample)", "r2_in_sample", None)
+    assert row.score == row.score_in_sample
+    assert "in-sample" in record.notes[0]
+    held_out = ck.run_probe(study, concepts=["count"], permutations=0, out=tmp_path / "other")
+    assert row.score > row_of(held_out, "count").score + 0.05  # the control
+    assert not [n for n in held_out.notes if "in-sample" in n]
+
+
+def test_a_concept_that_one_label_lacks_is_warned_of(table, tmp_path):
+    def noted(share):
+        gone = (table.label == "tumor") & (np.arange(len(table)) % 100 < 100 * share)
+        holes = table.assign(holes=table["count"].where(~gone))
+        study = load_study(write_study(tmp_path / f"s{share}", holes))
+        return _missing_by_label(study.load_table(), study, "holes", np.ones(len(table), dtype=bool))
+
+    note = noted(0.5)
+    assert note.startswith("holes is missing in ")
+    assert "of the rows of label tumor and in 0% of normal" in note
+    assert noted(0) is None  # the controls: nothing is missing, and hardly anything
+    assert noted(0.05) is None
+
+
+def test_the_size_of_the_cache_is_told_before_it_is_filled(study, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CONCEPTKIT_CACHE", str(cache))
+    seen = []
+
+    def run(name):
+        ck.run_probe(
+            study,
+            concepts=["count"],
+            permutations=0,
+            out=tmp_path / name,
+            tell=lambda sentence: seen.append((sentence, len(list(cache.rglob("activations/*"))))),
+        )
+
+    run("a")
+    [(sentence, files)] = seen
+    size = max(path.stat().st_size for path in cache.rglob("activations/*.h5"))
+    told = float(re.match(r"Activations will take ([\d.]+) kB ", sentence).group(1))
+    assert told == pytest.approx(size / 1000, rel=0.05)
+    assert f"in {cache}, and as much for each of 1 random networks." in sentence
+    assert files == 0
+    run("b")
+    assert len(seen) == 1  # the control: all is there
+
+
+THREADS = """
+import json, sys
+import numpy as np, torch
+import conceptkit as ck
+from conceptkit.workflow import probing
+probing.RANDOM_NETWORKS = 1
+rng = np.random.default_rng(0)
+groups = np.repeat(np.arange(20), 20)
+X = rng.normal(size=(20, 500))[groups] + rng.normal(size=(400, 500))
+concepts = {"count": X[:, :20].sum(1) + 3 * rng.normal(size=400), "kind": np.where(X[:, 0] > 0, "a", "b")}
+given = {"tall": X[:, :100], "wide": X}
+arrays = ck.probe_arrays(given, concepts, groups, permutations=29, n_resamples=200)
+pixels = ck.run_probe(sys.argv[1], layers=["mixed2"], concepts=["count"], permutations=0, out=sys.argv[2], device="cpu")
+rows = [[dict(row) for row in record.rows] for record in (arrays, pixels)]
+print(json.dumps([torch.get_num_threads(), *rows]))
+"""
+
+
+def test_results_do_not_depend_on_threads(study, tmp_path):
+    told = []
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "CONCEPTKIT_CACHE": str(tmp_path / f"cache{threads}")}
+        for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment.pop(name, None)
+        command = [sys.executable, "-c", THREADS, str(study), str(tmp_path / f"run{threads}")]
+        root = Path(__file__).parents[1]
+        found = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+        told.append(json.loads(found.stdout))
+    assert [threads for threads, *_ in told] == [1, 2]
+    scores = ("score", "score_low", "score_high", "score_in_sample", "score_patchwise", "alpha", "cosine", "auc", "icc")
+    for part, within in ((1, 1e-10), (2, 1e-5)):
+        for one, two in zip(told[0][part], told[1][part], strict=True):
+            for name in scores:
+                assert one[name] == (None if two[name] is None else pytest.approx(two[name], abs=within, rel=within)), (
+                    name
+                )
+            assert one["p"] == (None if two["p"] is None else pytest.approx(two["p"], abs=0.05))
+    assert len(told[0][1]) == 4
 
 
 # --- folders -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import io
 import math
 import os
 import re
@@ -25,11 +28,13 @@ from report_records import (
     write_context,
     write_embeddings,
 )
+from rich.console import Console
 
 from conceptkit._checks import InputError
+from conceptkit.cli.console import show_record
 from conceptkit.records import GuideRun, ProbeRecord, ProbeRow
-from conceptkit.report import drawing as drawing_of
 from conceptkit.report import (
+    contents,
     figures,
     guide_tables,
     probe_tables,
@@ -40,6 +45,7 @@ from conceptkit.report import (
     verdicts,
     wording,
 )
+from conceptkit.report import drawing as drawing_of
 from conceptkit.report.embedding import Projection, _turned_onto, nearest, project, read_embeddings, squared_distances
 from conceptkit.report.page import write_page
 
@@ -99,6 +105,61 @@ def test_an_interval_that_reaches_chance_is_no_reading() -> None:
     assert "is not shown to be readable" in one_verdict(probe_row(score=0.05, score_random_network=None)).text
     assert "no interval to judge by" in one_verdict(probe_row(score_low=math.nan, score_high=math.nan)).text
     assert one_verdict(probe_row(score=math.nan)).text == "count could not be scored at any layer."
+
+
+def test_few_groups_are_warned_of_as_in_the_interval_itself() -> None:
+    def told(n_groups: int) -> verdicts.Verdict:
+        [verdict] = verdicts.probe_verdicts(probe_record(rows=(probe_row(n_groups=n_groups),)))
+        return verdict
+
+    assert "only 9 patients: too few to trust the interval" in told(9).text
+    assert told(9).tone == "open"
+    assert "too few" not in told(10).text  # the control
+    assert told(10).tone == "clear"
+
+
+def noted_record() -> ProbeRecord:
+    """Return a record of two layers whose rows say something, one of them markup; nothing was adjusted for."""
+    few, gone = "the interval rests on 7 groups only", "adjusted for center: not estimable <b>."
+    rows = [probe_row(layer, concept, interval_note=few) for layer in ("a", "b") for concept in ("count", "area")]
+    rows[2] = dataclasses.replace(rows[2], notes=(gone,))
+    rows[1] = dataclasses.replace(rows[1], notes=("ceiling: if errors are equal and independent.",))
+    rows[3] = dataclasses.replace(rows[3], notes=("ceiling: if errors are equal and independent.",))
+    return probe_record(rows=tuple(rows), notes=("Of the record.",))
+
+
+def test_what_rows_have_to_say_is_told_once_with_whom_it_concerns() -> None:
+    assert contents.notes_of(noted_record()) == [
+        "Of the record.",
+        "Every score: the interval rests on 7 groups only.",
+        "area: ceiling: if errors are equal and independent.",
+        "count at b: adjusted for center: not estimable <b>.",
+    ]
+    assert contents.notes_of(guide_record(notes=("One.",))) == ["One."]
+    assert contents.notes_of(probe_record(rows=(probe_row(interval_note="few"),))) == ["count: few."]
+
+
+def test_what_rows_have_to_say_is_printed_and_on_the_page(tmp_path: Path) -> None:
+    record = noted_record()
+    assert "adjusted" not in probe_tables.probe_table(record).frame.columns
+    stream = io.StringIO()
+    show_record(Console(file=stream, width=200), record)
+    record.save(tmp_path)
+    page = write_page([tmp_path], tmp_path / "page.html").read_text()
+    for note in contents.notes_of(record):
+        assert stream.getvalue().count(note) == 1
+        assert page.count(html.escape(note)) == 1
+
+
+def test_the_auc_of_classes_is_in_the_table_with_its_interval() -> None:
+    auc = {"auc": 0.8, "auc_low": 0.7, "auc_high": 0.9}
+    center = probe_row("a", "center", 0.5, kind="categorical", metric="balanced_accuracy", chance=0.25)
+    classes = probe_tables.probe_table(probe_record(rows=(probe_row("a"), dataclasses.replace(center, **auc))))
+    assert table.shown(classes)["AUC"].tolist() == ["–", "0.80 [0.70, 0.90]"]
+    assert "AUC: " in classes.caption
+    without = probe_tables.probe_table(probe_record(rows=(probe_row("a"), center)))
+    assert not [c for c in without.frame.columns if "AUC" in c]
+    assert "AUC: " not in without.caption
 
 
 def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() -> None:

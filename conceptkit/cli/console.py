@@ -163,7 +163,8 @@ def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
 
 
 def show_findings(console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict]) -> None:
-    """Print tables, verdicts, a record's notes and where it lies."""
+    """Print tables, verdicts, the notes of a record and its rows, and where it lies."""
+    from conceptkit.report.contents import notes_of
     from conceptkit.report.table import shown
 
     for table in tables:
@@ -176,7 +177,7 @@ def show_findings(console: Console, record: Record, tables: Sequence[Table], ver
         console.print(grid)
     for verdict in verdicts:
         console.print(f"• {escape(verdict.text)}")
-    for note in record.notes:
+    for note in notes_of(record):
         console.print(escape(note), style="bold yellow" if note.startswith(WARNINGS) else "dim")
     console.print(f"run saved in {escape(str(record.folder))}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
 from conceptkit.cli.options import (
@@ -32,7 +33,7 @@ def probe(
     model: ModelOption = None,
     weights: WeightsOption = None,
     features: Annotated[
-        str | None, typer.Option("--features", help="Your own features (.h5, .npy, .parquet), instead of a network.")
+        str | None, typer.Option("--features", help="A store of extract, or your own features (.h5, .npy, .parquet).")
     ] = None,
     group: GroupOption = None,
     categorical: CategoricalOption = None,
@@ -90,6 +91,7 @@ def probe(
                 device=device,
                 batch_size=batch_size,
                 out=out,
+                tell=lambda sentence: console.print(escape(sentence)),
                 progress=progress,
             )
         show_record(console, record)

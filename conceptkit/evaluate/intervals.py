@@ -17,6 +17,10 @@ TRIED_GROUPS = 30
 """The least number of groups at which the coverage was measured, and found to be as stated."""
 
 
+MANY_COLUMNS = 2
+"""Columns per group from which on the interval was found to be wide rather than narrow."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A 95 % interval, and what has to be said of it."""
@@ -26,12 +30,23 @@ class Interval:
     note: str | None = None
 
 
-def coverage_note(n_groups: int) -> str | None:
-    """Return what has to be said of an interval from so few groups; ``None`` when nothing has."""
+def coverage_note(n_groups: int, n_columns: int | None = None) -> str | None:
+    """Return what has to be said of an interval from so few groups, or of so many columns; ``None`` when nothing has.
+
+    Parameters
+    ----------
+    n_columns : of the activations, for the interval of R²; ``None`` for an interval of something else
+    """
     if n_groups < FEW_GROUPS:
         return f"the interval rests on {n_groups} groups only and may cover far less than 95 %"
     if n_groups < TRIED_GROUPS:
         return f"the interval rests on {n_groups} groups; its coverage was measured from {TRIED_GROUPS} on"
+    if n_columns is not None and n_columns >= MANY_COLUMNS * n_groups:
+        return (
+            f"with {MANY_COLUMNS} or more columns per group the interval may be conservative, wider than 95 % asks: "
+            "at 200 columns and an intra-class correlation of 0.3 it held the true value in 0.98 (100 groups) and 0.99 "
+            "(30 groups) of simulated data sets"
+        )
     return None
 
 
@@ -74,6 +89,7 @@ def r2_interval(
     deleted: Floats,
     units: NDArray[np.intp],
     *,
+    n_columns: int | None = None,
     about_mean: bool = True,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -90,6 +106,7 @@ def r2_interval(
     groups : (n,) numbers 0 … g − 1
     deleted : (u,) squared out-of-fold error had each unit been deleted from training and scored rows alike
     units : (n,) numbers 0 … u − 1: the groups, or unions of them
+    n_columns : of the activations that were read, for what has to be said of the interval
     about_mean : whether SST is taken about the mean of y; about 0 otherwise, as for a partial R²
     """
     u = len(deleted)
@@ -118,7 +135,7 @@ def r2_interval(
         share -= (sums[:, 2] - 2 * mean[:, None] * sums[:, 1] + mean[:, None] ** 2 * sums[:, 0]) / spread[:, None]
         drawn_error = np.sqrt((draws * share**2).sum(1))
     low, high = studentised_interval(estimate, error, _log_unexplained(drawn), drawn_error)
-    return Interval(float(-np.expm1(high)), float(-np.expm1(low)), coverage_note(int(groups.max()) + 1))
+    return Interval(float(-np.expm1(high)), float(-np.expm1(low)), coverage_note(int(groups.max()) + 1, n_columns))
 
 
 def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp]) -> float:

@@ -20,7 +20,7 @@ from conceptkit._checks import InputError
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.inference import Reader, provenance
 from conceptkit.patches import PatchTable, Pixels
-from conceptkit.stores import SCHEMA, ActivationStore, Rows
+from conceptkit.stores import SCHEMA, ActivationStore, Rows, predicted_bytes
 
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and how many there are."""
@@ -201,6 +201,7 @@ def read_activations(
     pool: str = "gap",
     batch_size: int = 16,
     device: str = "auto",
+    tell: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the activations of ``layers``, computing what the stores in ``cache`` lack.
@@ -215,6 +216,7 @@ def read_activations(
     rows : row numbers of the table; all by default
     pool : one of :data:`conceptkit.models.pooling.POOLINGS`
     batch_size : images per forward pass
+    tell : told how many bytes the stores will take that are not there yet, before any is made
     progress : told of rows done and rows to do
 
     Returns
@@ -234,11 +236,15 @@ def read_activations(
     def widths(own: str) -> dict[str, int]:
         return {own: job(*made_with["layers"]).reader.widths[own]}
 
+    of_layer = {own: {**made_with, "layers": [own]} for own in made_with["layers"]}
+    places = {own: cached_store(cache, stated, table) for own, stated in of_layer.items()}
+    new = [own for own, path in places.items() if not path.exists()]
+    if new and tell is not None:
+        tell(sum(predicted_bytes(table.patch_ids, widths(own)) for own in new))
     with contextlib.ExitStack() as stack:
         stores: dict[str, ActivationStore] = {}
-        for own in dict.fromkeys(made_with["layers"]):
-            stated = {**made_with, "layers": [own]}
-            path = cached_store(cache, stated, table)
+        for own, path in places.items():
+            stated = of_layer[own]
             store = ActivationStore(path, provenance=stated, rows=known, widths=functools.partial(widths, own))
             stores[own] = stack.enter_context(store)
         absent = {own: store.missing(rows) for own, store in stores.items()}

@@ -115,7 +115,16 @@ def validate_continuous(
     return Continuous(
         predicted=predicted[:, :t],
         intervals=[
-            r2_interval(Y[:, i], predicted[:, i], clusters, deleted[:, i], units, n_resamples=n_resamples, seed=seed)
+            r2_interval(
+                Y[:, i],
+                predicted[:, i],
+                clusters,
+                deleted[:, i],
+                units,
+                n_columns=X.shape[1],
+                n_resamples=n_resamples,
+                seed=seed,
+            )
             for i in range(t)
         ],
         fitted=fitted,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Score
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import FEW_GROUPS, Verdict
+from conceptkit.report.verdicts import Verdict
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
 
 SIGNIFICANT = 0.05

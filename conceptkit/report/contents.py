@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from conceptkit.records import Difference, GridRecord, GuideRecord, GuideRun, ProbeRow
+from conceptkit.records import Difference, GridRecord, GuideRecord, GuideRun, ProbeRecord, ProbeRow, Record
 from conceptkit.report.wording import as_float, metric_name
 
 
@@ -23,6 +23,36 @@ def mean_sd(values: Iterable[object]) -> tuple[float, float]:
 def networks(rows: Sequence[ProbeRow]) -> list[tuple[str, str]]:
     """Return the (model, weights) pairs of ``rows`` in their order."""
     return list(dict.fromkeys((r.model, r.weights) for r in rows))
+
+
+def notes_of(record: Record) -> list[str]:
+    """Return what a reader of a record has to know: its own sentences, then those of its rows, each once."""
+    if not isinstance(record, ProbeRecord):
+        return list(record.notes)
+    said: dict[str, list[ProbeRow]] = {}
+    for row in record.rows:
+        for note in (row.interval_note, *row.notes):
+            if note:
+                said.setdefault(note, []).append(row)
+    return [*record.notes, *(f"{_concerned(rows, record.rows)}: {_ended(note)}" for note, rows in said.items())]
+
+
+def _ended(note: str) -> str:
+    return note if note.endswith((".", ")")) else f"{note}."
+
+
+def _concerned(rows: Sequence[ProbeRow], among: Sequence[ProbeRow]) -> str:
+    """Return which of the rows ``among`` these are: concepts, and their layers where it is not all of them."""
+    if len(rows) == len(among) > 1:
+        return "Every score"
+    several = len(networks(among)) > 1
+    parts = []
+    for concept in dict.fromkeys(row.concept for row in rows):
+        own = [row for row in rows if row.concept == concept]
+        all_of_it = len(own) == sum(row.concept == concept for row in among)
+        places = [f"{row.layer} of {row.model} ({row.weights})" if several else row.layer for row in own]
+        parts.append(concept if all_of_it else f"{concept} at {', '.join(dict.fromkeys(places))}")
+    return "; ".join(parts)
 
 
 def run_names(record: GuideRecord | GridRecord) -> list[str]:

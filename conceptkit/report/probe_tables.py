@@ -23,6 +23,9 @@ def probe_table(record: ProbeRecord) -> Table:
             "held out": math.nan if is_in_sample(r) else r.score,
             "held out low": r.score_low,
             "held out high": r.score_high,
+            "AUC": as_float(r.auc),
+            "AUC low": as_float(r.auc_low),
+            "AUC high": as_float(r.auc_high),
             "adjusted": as_float(r.score_adjusted),
             "adjusted low": as_float(r.score_adjusted_low),
             "adjusted high": as_float(r.score_adjusted_high),
@@ -45,11 +48,12 @@ def probe_table(record: ProbeRecord) -> Table:
     # one network is named once, in the caption, not in every row
     dropped = {"metric"} if len(metrics) == 1 else set()
     dropped |= set() if several else {"model", "weights"}
-    unasked = {n for n in ("adjusted", "left out", "ceiling") if not any(is_finite(row[n]) for row in rows)}
+    unasked = {n for n in ("AUC", "adjusted", "left out", "ceiling") if not any(is_finite(row[n]) for row in rows)}
     dropped |= unasked | {f"{name} {end}" for name in unasked for end in ("low", "high")}
     dropped |= set() if record.group is not None else {"ignoring groups", "groups"}
     of = "" if several or not rows else f" Network: {record.rows[0].model}, weights {record.rows[0].weights}."
     of += f" Scores are {next(iter(metrics))}." if len(metrics) == 1 else ""
+    of += "" if "AUC" in unasked else " AUC: of the same predictions of classes, with its own 95 % interval."
     apart = (
         f"no {groups_word(record.group, 1)} on both sides of a fold" if record.group else "rows taken as independent"
     )

@@ -21,7 +21,7 @@ from conceptkit.records import (
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
-from conceptkit.report.contents import difference_kind, run_names
+from conceptkit.report.contents import difference_kind, notes_of, run_names
 from conceptkit.report.data_parts import data_parts
 from conceptkit.report.drawing import Drawing
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
@@ -82,7 +82,7 @@ def section(
         study=record.study,
         synthetic=record.synthetic,
         verdicts=verdicts,
-        notes=record.notes,
+        notes=notes_of(record),
         parts=parts,
         provenance=provenance(record, folder, run.context),
     )

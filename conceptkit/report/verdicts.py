@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.records import Difference, GuideRecord, ProbeRecord, ProbeRow
 from conceptkit.report.contents import (
     READERS,
@@ -21,9 +22,6 @@ from conceptkit.report.wording import as_float, groups_word, interval, is_finite
 
 READABLE_ABOVE_CHANCE = 0.05
 """A discouraged concept is called still readable when a fresh probe scores this much above chance."""
-
-FEW_GROUPS = 5
-"""Below so many patients an interval says little, and the sentences say so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,9 @@ def probe_arrays(
     from conceptkit.probe.adjustment import ceiling
     from conceptkit.probe.ridge import ALPHAS
     from conceptkit.probe.targets import make_target
-    from conceptkit.workflow.probe_rows import PAPER_NOTE, PROTOCOLS, Asked, probe_rows
+    from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, check_protocol, probe_rows
 
-    check_choice("protocol", protocol, PROTOCOLS)
+    check_protocol(protocol, () if adjust is None else [str(name) for name in adjust], leave_out)
     check_at_least("permutations", permutations, 0)
     features = {k: _features(f"X[{k!r}]", v) for k, v in X.items()} if isinstance(X, Mapping) else {}
     if not isinstance(X, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit._checks import InputError, check_choice
 from conceptkit.patches import PatchTable
+from conceptkit.stores import Activations, Rows, changed_since, is_store, open_activations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +50,48 @@ def with_features(data: PatchTable, path: str | Path) -> PatchTable:
     """Return the table with one features file for all of its rows."""
     place = str(Path(path).absolute())
     return PatchTable(data.frame.assign(features=place), data.folder, data.kinds)
+
+
+def open_own_store(path: str | Path) -> Activations | None:
+    """Open a features file that is an activation store of ours, whole; ``None`` where it is something else."""
+    place = Path(path)
+    return open_activations(place) if place.suffix.lower() in _HDF5 and is_store(place) else None
+
+
+def chosen_layers(store: Activations, layers: Sequence[str] | None) -> list[str]:
+    """Return the layers of a store that are meant: those named, or all."""
+    for name in layers or ():
+        check_choice("layer", name, store.layers)
+    return list(layers or store.layers)
+
+
+def read_store(
+    data: PatchTable, store: Activations, layers: Sequence[str], rows: NDArray[np.intp]
+) -> dict[str, NDArray[np.float32]]:
+    """Return layer → (len(rows), d) of some rows of a table, found in a store by ``patch_id``.
+
+    Raises
+    ------
+    InputError
+        when the store lacks a row, or it was computed from other pixels than the table has now
+    """
+    place = {name: i for i, name in enumerate(store.patch_ids)}
+    part = data.select(rows)
+    absent = [name for name in part.patch_ids if name not in place]
+    if absent:
+        raise InputError(
+            f"features: {store.path} has no row for patch {absent[0]} ({len(absent)} of {len(part)} are missing); "
+            "extract from this table."
+        )
+    if part.location is not None:
+        now = Rows(patch_ids=part.patch_ids, stamps=part.identities(), digest=part.digest)
+        if changed := changed_since(store.path, now):
+            raise InputError(
+                f"features: {store.path} was computed from another image of patch {changed[0]} "
+                f"({len(changed)} of {len(part)} have changed); extract again."
+            )
+    at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
+    return {layer: np.asarray(store[layer][at], dtype=np.float32) for layer in layers}
 
 
 def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit._checks import InputError, check_choice
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, make_folds
@@ -27,6 +27,17 @@ PAPER_NOTE = (
     "Protocol of the paper: least squares fitted and scored on the same rows. These scores are in-sample: they are "
     "comparable with published ones, and no evidence of what holds on other patients."
 )
+
+
+def check_protocol(protocol: str, adjust: Collection[str], leave_out: object) -> None:
+    """Raise :class:`InputError` for a protocol that is not known, or that has no place for what is asked."""
+    check_choice("protocol", protocol, PROTOCOLS)
+    asked = [name for name, given in (("adjust", len(adjust)), ("leave_out", leave_out is not None)) if given]
+    if protocol == "paper" and asked:
+        raise InputError(
+            f"protocol: paper scores the rows of its fit, so that {' and '.join(asked)} cannot be had with it; "
+            "use cross-validated."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +140,12 @@ def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) ->
 def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
     repeated = asked.ceilings.get(target.name)
     notes = []
-    if repeated is not None:
+    if repeated is not None and not math.isfinite(repeated[1]):
+        notes.append(
+            f"ceiling: not estimable, as {target.name} or {repeated[0]} does not vary on the {repeated[2]} rows "
+            "that have both, or these are fewer than 3."
+        )
+    elif repeated is not None:
         notes.append(
             f"ceiling: r = {repeated[1]:.3f} between {target.name} and {repeated[0]} on {repeated[2]} rows; no R² can "
             "be higher if both measurements have equal and independent errors."
@@ -239,7 +255,7 @@ def _above_baseline(row: ProbeRow) -> ProbeRow:
 
 
 def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tuple[float | None, str | None]]:
-    """Return the score on held-out levels of each target, or the reason why there is none."""
+    """Return the score on held-out levels of each target, and what has to be said of it or of there being none."""
     if asked.leave_out is None:
         return [(None, None)] * len(part)
     name, levels = asked.leave_out
@@ -249,10 +265,25 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tup
         kept = [_on(target, there) for target in part]
         splits = leave_out_folds(levels[part[0].rows][there].astype(str), name)
         predicted = held_out(X[there], kept, alphas=asked.alphas, splits=splits)
-        out += [(target.score(p), None) for target, p in zip(kept, predicted, strict=True)]
+        both = _on_both_sides(kept[0].groups, levels[part[0].rows][there].astype(str), name)
+        out += [(target.score(p), both) for target, p in zip(kept, predicted, strict=True)]
     except InputError as error:
         out += [(None, f"leave-out {name}: not estimable ({error})")] * len(part)
     return out
+
+
+def _on_both_sides(groups: NDArray[np.intp] | None, levels: NDArray[Any], name: str) -> str | None:
+    """Return a sentence where groups have rows in several levels: these are fitted on and scored too."""
+    if groups is None:
+        return None
+    pairs = np.unique(np.stack([groups, np.unique(levels, return_inverse=True)[1]]), axis=1)
+    spread = int((np.bincount(pairs[0]) > 1).sum())
+    if not spread:
+        return None
+    return (
+        f"leave-out {name}: {spread} of {len(np.unique(groups))} groups have rows in several levels, so that rows of "
+        "one group were on both sides of a fold."
+    )
 
 
 def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> ProbeRow:

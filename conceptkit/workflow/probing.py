@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct
+from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
+from conceptkit.stores import size_text
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import names_kept, write_context
@@ -61,6 +62,7 @@ def run_probe(
     device: str = "auto",
     batch_size: int = 16,
     out: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ProbeRecord:
     """Measure how well concepts are read from layers of a network, on patients that the vectors have not seen.
@@ -70,7 +72,8 @@ def run_probe(
     study : a study, its file, or ``None`` for the current folder's and else the embedded one
     layers, concepts : names; ``None`` for the study's
     table, model, weights, group : instead of the study's; a model without weights means ``imagenet``
-    features : file of features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
+    features : an activation store that ``extract`` wrote, of which ``layers`` names some (``None``: all), or a file of
+        features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
     categorical : concepts to take as classes whatever their type
     split : the only split whose rows are used; ``None`` for all rows
     pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
@@ -84,6 +87,7 @@ def run_probe(
     device : ``auto``, ``cpu``, ``cuda``, …
     batch_size : images per forward pass
     out : run folder; ``None`` for the next free ``runs/probe-NNN``
+    tell : told in a sentence how much room the activations will take, before they are read
     progress : told of the work
 
     Raises
@@ -95,20 +99,32 @@ def run_probe(
     from conceptkit.models.checkpoints import open_model, random_control
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.targets import make_target
-    from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
+    from conceptkit.workflow.own_features import (
+        LAYER,
+        chosen_layers,
+        has_own_features,
+        open_own_store,
+        read_features,
+        read_store,
+        with_features,
+    )
     from conceptkit.workflow.pixels import read_pixel_statistics
-    from conceptkit.workflow.probe_rows import PAPER_NOTE, PROTOCOLS, Asked, Layer, probe_rows
+    from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, Layer, check_protocol, probe_rows
 
-    check_choice("protocol", protocol, PROTOCOLS)
+    check_protocol(protocol, adjust, leave_out)
     check_at_least("permutations", permutations, 0)
     check_at_least("seed", seed, 0)
     choose_device(device)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "probe")
-    if features is not None:
+    store = None if features is None else open_own_store(features)
+    if features is not None and store is None:
         data = with_features(data, features)
-    own = features is not None or has_own_features(data, meant.model)
-    layers = list(layers or meant.layers) if not own else [LAYER]
+    own = store is None and (features is not None or has_own_features(data, meant.model))
+    if store is not None:
+        layers, pool = chosen_layers(store, layers), str(store.provenance.get("pool"))
+    else:
+        layers = list(layers or meant.layers) if not own else [LAYER]
     concepts = list(concepts or meant.concepts or data.concept_names)
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
@@ -123,7 +139,7 @@ def run_probe(
     confounders = _confounders(data, adjust, concepts)
     held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
-    if meant.model is None and not own:
+    if meant.model is None and features is None and not own:
         raise InputError("model: none is named, neither by --model nor in the study.")
     notes += tuple(note for name in concepts if (note := _missing_by_label(data, meant, name, keep)))
     if protocol == "paper":
@@ -132,7 +148,14 @@ def run_probe(
     place = np.full(len(data), -1)
     place[rows] = np.arange(len(rows))
 
-    def activations(network: Backbone, what: str) -> dict[str, NDArray[np.float32]]:
+    def say_size(size: int) -> None:
+        if tell is not None:
+            more = f", and as much for each of {RANDOM_NETWORKS} random networks" if RANDOM_NETWORKS else ""
+            tell(f"Activations will take {size_text(size)} in {cache_folder()}{more}.")
+
+    def activations(
+        network: Backbone, what: str, tell_size: Callable[[int], None] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         return read_activations(
             data,
             network,
@@ -142,17 +165,22 @@ def run_probe(
             pool=pool,
             batch_size=batch_size,
             device=device,
+            tell=tell_size,
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 
     controls = []
-    if own:
+    if store is not None:
+        trained = read_store(data, store, layers, rows)
+        made = store.provenance
+        name, made_by, digest = str(made.get("architecture")), store.path.name, str(made.get("weights"))
+    elif own:
         given = read_features(data, rows)
         trained, name, made_by, digest = {LAYER: given.X}, LAYER, given.name, given.digest()
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
-        trained = activations(backbone, "reading activations")
+        trained = activations(backbone, "reading activations", say_size)
         for i in range(RANDOM_NETWORKS):
             control = random_control(str(meant.model), backbone, seed=seed + 1 + i)
             controls.append(activations(control, f"random network {i + 1} of {RANDOM_NETWORKS}"))
@@ -189,7 +217,7 @@ def run_probe(
         settings={
             "command": "probe",
             "table": meant.table.name,
-            "model": LAYER if own else meant.model,
+            "model": LAYER if own else meant.model if store is None else name,
             "weights": made_by,
             "weights_sha256": digest,
             "layers": layers,
