@@ -119,6 +119,31 @@ def test_missing_values_are_masked_not_guessed():
     assert np.isnan(trained.history[0]["train/size"])
 
 
+@pytest.mark.parametrize("weighting", ["uncertainty", "uncertainty-bounded"])
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_task_without_a_label_keeps_its_weight(weighting, parallel):
+    def forget(X, targets, rows):
+        targets["size"][rows["train"]] = float("nan")
+
+    options = dataclasses.replace(OPTIONS, weighting=weighting)
+    without = [e["weight/size"] for e in fit(options, change=forget, parallel=parallel)[0].history]
+    assert without == [1.0, 1.0, 1.0]
+    if parallel == 1:
+        assert fit(options)[0].history[-1]["weight/size"] != 1.0  # the control: with labels it is learned
+
+
+def test_an_aggregation_leaves_out_a_task_without_a_label():
+    """A row of zeros among the gradients would let this aggregator stand still."""
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+
+    def forget(X, targets, rows):
+        targets["size"][rows["train"]] = float("nan")
+
+    options = dataclasses.replace(OPTIONS, weighting="jd-mgda", epochs=12)
+    history = fit(options, tasks=(MAIN_TASK, SIZE), change=forget)[0].history
+    assert history[-1]["train/main"] < 0.7 * history[0]["train/main"]
+
+
 def test_the_kept_state_is_the_best_one_after_the_schedule():
     long = dataclasses.replace(OPTIONS, epochs=12, warmup=4, patience=3)
     trained, _ = fit(long)

@@ -97,6 +97,8 @@ class Loop(lightning.LightningModule):
         self.method = METHODS[options.method]
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
+        self.absent: set[str] = set()
+        """Tasks without a label in the present batch, in any process"""
         self._parts: tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]] | None = None
         self.in_training = torch.from_numpy(rows["train"])
         self.class_weights = {
@@ -183,7 +185,7 @@ class Loop(lightning.LightningModule):
         losses, pressures, reads = self._losses(rows, "train")
         if self.aggregator is not None:
             self._parts = losses, pressures, reads
-        total: Tensor = self.weighting(losses) + self.strength * sum(
+        total: Tensor = self.weighting(losses, self.absent) + self.strength * sum(
             pressures.values(), torch.zeros(()).to(self.device)
         )
         if not torch.isfinite(total):
@@ -204,9 +206,11 @@ class Loop(lightning.LightningModule):
         heads = {id(p) for p in self.model.heads.parameters()}
         parameters = [p for p in self.model.parameters() if p.requires_grad and id(p) not in heads]
         # A row without a gradient into what is shared would let some aggregators stand still.
-        alone = [] if self.method.reverses else [losses[t.name] for t in self.model.tasks if t.adversarial]
-        rows = [losses[t.name] for t in self.model.tasks if self.method.reverses or not t.adversarial]
-        rows += [self.strength * value for value in pressures.values() if self.strength]
+        tasks = [t for t in self.model.tasks if t.name not in self.absent]
+        alone = [] if self.method.reverses else [losses[t.name] for t in tasks if t.adversarial]
+        rows = [losses[t.name] for t in tasks if self.method.reverses or not t.adversarial]
+        if self.strength:
+            rows += [self.strength * value for name, value in pressures.items() if name not in self.absent]
         backward(rows, alone, reads, parameters, self.aggregator)
 
     def on_validation_epoch_start(self) -> None:
@@ -320,9 +324,12 @@ class Loop(lightning.LightningModule):
             self.tally.add(part, task, outputs[task.name], targets[task.name], loss)
             losses[task.name] = loss
         pressures = pressure(self.method, self.model, reads, targets, factors) if part == "train" else {}
-        if self.trainer.world_size > 1 and part == "train":
+        if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
-            share = own * self.trainer.world_size / summed(own).clamp_min(1.0)
+            everywhere = summed(own)
+            self.absent = {task.name for task, n in zip(self.model.tasks, everywhere, strict=True) if not n}
+            share = own * self.trainer.world_size / everywhere.clamp_min(1.0)
+        if part == "train" and self.trainer.world_size > 1:
             scale = {task.name: float(s) for task, s in zip(self.model.tasks, share, strict=True)}
             losses = {name: scale[name] * loss for name, loss in losses.items()}
             pressures = {name: scale[name] * value for name, value in pressures.items()}
