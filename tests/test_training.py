@@ -15,7 +15,7 @@ from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Pooled
-from conceptkit.guide.training import predict, train
+from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 
 MAIN_TASK = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
@@ -231,6 +231,56 @@ def test_a_loss_that_is_not_finite_ends_with_its_task_named():
 
     with pytest.raises(InputError, match="the loss of size is not finite in epoch 1"):
         fit(change=overflow)
+
+
+DIVERGING = dataclasses.replace(OPTIONS, optimizer="sgd", lr=0.3, momentum=0.0, weighting="vanilla", trunk=(), epochs=9)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_training_that_diverges_keeps_its_best_state(parallel):
+    with pytest.raises(DivergedError, match="in epoch 4; a lower --lr") as raised:
+        fit(DIVERGING, parallel=parallel)
+    kept = raised.value.kept
+    assert (kept.best_epoch, len(kept.history)) == (2, 3)
+    in_time, _ = fit(dataclasses.replace(DIVERGING, epochs=3), parallel=parallel)
+    assert in_time.best_epoch == 2
+    assert torch.equal(weights(kept), weights(in_time))
+
+
+def test_before_a_best_state_the_last_good_one_is_kept():
+    with pytest.raises(DivergedError) as raised:
+        fit(dataclasses.replace(DIVERGING, warmup=8))
+    assert raised.value.kept.best_epoch == 3
+    with pytest.raises(DivergedError) as raised:
+        fit(dataclasses.replace(DIVERGING, lr=1e30))
+    assert raised.value.kept is None
+    assert "nothing was kept" in str(raised.value.kept_in("folder"))
+
+
+def test_what_is_given_is_named_where_it_is_not_finite():
+    def spoil(part, index):
+        def change(X, targets, rows):
+            X[rows[part][index]] = float("inf")
+
+        return change
+
+    for part, what in (("train", "the loss of main"), ("val", "the validation loss of main")):
+        with pytest.raises(InputError, match=f"{what}.* what the network is given is not finite in 1 of") as raised:
+            fit(change=spoil(part, 3))
+        assert "--lr" not in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_infinite_value_is_not_taken_for_a_missing_one(part):
+    def spoil(value):
+        def change(X, targets, rows):
+            targets["size"][rows[part][3]] = value
+
+        return change
+
+    with pytest.raises(InputError, match="values of size are infinite"):
+        fit(change=spoil(float("inf")))
+    fit(change=spoil(float("nan")))
 
 
 class KilledError(Exception):

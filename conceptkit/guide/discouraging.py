@@ -45,7 +45,7 @@ def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tenso
     Sun and Saenko, Deep CORAL, 2016, for the covariances; the means are added here, as units behind a ReLU differ in
     them first
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if int(labelled.sum()) < 4:
         return read.sum() * 0.0
     x, y = read[labelled], target[labelled]
@@ -91,7 +91,7 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
     Gretton et al., A kernel two-sample test, 2012; Long et al., Learning transferable features, 2015; Gretton et al.,
     Measuring statistical dependence with Hilbert-Schmidt norms, 2005
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if int(labelled.sum()) < 4:
         return read.sum() * 0.0
     x, y = read[labelled], target[labelled]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_distinct, near_names
 from conceptkit.patches import PatchTable
@@ -114,6 +115,7 @@ def set_up(
     tasks += [
         concept_task(data, wish.concept, scaled_on, adversarial=wish.discouraged, layer=wish.layer) for wish in wishes
     ]
+    _check_finite(data, tasks[1:], np.concatenate([plan.training, plan.rows["val"]]))
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
     backbone, origin = inside(open_model(meant.model, meant.weights, seed=seeds[0]))
@@ -154,6 +156,18 @@ def set_up(
                 f"layer that is trained, so that nothing would change; unfreeze {task.layer} or a layer before it."
             )
     return Setup(plan, tasks, kept, backbone, origin, training, notes)
+
+
+def _check_finite(data: PatchTable, tasks: Sequence[Task], rows: NDArray[np.intp]) -> None:
+    """Refuse infinite values among the rows that train and validate: they are no measurements, and not missing."""
+    for task in tasks:
+        if task.kind == "continuous":
+            infinite = int(np.isinf(data.concept(task.name).values[rows]).sum())
+            if infinite:
+                raise InputError(
+                    f"concept: {task.name} is infinite in {infinite} of the rows that train or validate; leave empty "
+                    "what was not measured."
+                )
 
 
 def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]:
