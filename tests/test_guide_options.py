@@ -193,6 +193,7 @@ def test_infinite_values_are_refused_where_they_train_or_validate(study, table, 
         ({"precision": "64"}, "precision"),
         ({"precision": "16"}, "needs a GPU"),
         ({"devices": 0}, "devices"),
+        ({"nodes": 2, "out": None}, "one run folder that all of them see"),
         ({"log": ["xml"]}, "log"),
         ({"search": -1}, "search"),
     ],
@@ -200,5 +201,11 @@ def test_infinite_values_are_refused_where_they_train_or_validate(study, table, 
 )
 def test_mistakes_are_sentences(study, tmp_path, how, words):
     with pytest.raises(InputError, match=words):
-        run(study, tmp_path / "run", device="cpu", **how)
+        run(study, **{"out": tmp_path / "run", "device": "cpu", **how})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_a_checkpoint_has_is_not_moved(study, plain, tmp_path):
+    checkpoint = str(plain.folder / "checkpoints" / "guided-seed0")
+    with pytest.raises(InputError, match="the head of count in the checkpoint reads the end of the trunk, got mixed9"):
+        ck.run_guide(study, model=checkpoint, encourage=["count@mixed9"], options=OPTIONS, out=tmp_path / "run")

@@ -440,6 +440,18 @@ def test_aggregation_is_refused_where_it_cannot_be():
         fit(dataclasses.replace(OPTIONS, weighting="jd-upgrad"), parallel=2)
 
 
+@pytest.mark.parametrize("method", ["coral", "mmd"])
+def test_statistics_of_whole_batches_are_refused_in_several_processes(method):
+    options = dataclasses.replace(OPTIONS, method=method)
+    with pytest.raises(InputError, match=f"method: {method} compares the rows of whole batches"):
+        fit(options, parallel=2)
+    fit(dataclasses.replace(options, epochs=1))
+
+
+def test_the_reversal_has_another_name():
+    assert TrainingOptions(method="grl") == TrainingOptions(method="reversal")
+
+
 def test_a_missing_extra_is_a_sentence(monkeypatch):
     import sys
 

@@ -27,6 +27,8 @@ class Method:
     """Whether the head's gradient comes through, times −λ"""
     erases: bool = False
     """Whether the trunk's end is passed through an affine map that takes the concept out (LEACE)"""
+    needs_whole: bool = False
+    """Whether its statistic is of the whole batch: those of the shares of several processes are not its parts"""
 
 
 def _confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
@@ -125,11 +127,14 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
 METHODS: Mapping[str, Method] = {
     "confusion": Method(pressure=_confusion),
     "reversal": Method(reverses=True),
-    "coral": Method(pressure=coral),
-    "mmd": Method(pressure=mmd),
+    "coral": Method(pressure=coral, needs_whole=True),
+    "mmd": Method(pressure=mmd, needs_whole=True),
     "leace": Method(erases=True),
 }
 """Name → way to discourage"""
+
+OTHER_NAMES: Mapping[str, str] = {"grl": "reversal"}
+"""What else a method is called → its name"""
 
 
 def pressure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from conceptkit._checks import InputError
+from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.engine import Engine, quiet_lightning
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
 from conceptkit.guide.options import TrainingOptions
-from conceptkit.models.guided import GuidedModel
+from conceptkit.models.guided import GuidedModel, Task
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def train(
         raise InputError(
             f"weighting: {loop.weighting.aggregation} trains in one process, got {engine.devices} devices."
         )
+    check_processes(options, model.tasks, engine)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
         # What other processes have learned comes back through the file.
         file = state or (Path(scratch) / "state.ckpt" if engine.parallel else None)
@@ -107,6 +109,15 @@ def train(
             if engine.parallel and file is not None:
                 _finished(file, loop)
     return _in_state(loop, loop.best_epoch, loop.best_state)
+
+
+def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Engine) -> None:
+    """Raise :class:`InputError` where several processes would not learn what one learns."""
+    if engine.parallel and METHODS[options.method].needs_whole and any(task.adversarial for task in tasks):
+        raise InputError(
+            f"method: {options.method} compares the rows of whole batches and trains in one process, got "
+            f"{engine.devices * engine.nodes} devices."
+        )
 
 
 def _in_state(loop: Loop, epoch: int, state: Mapping[str, Tensor]) -> Trained:

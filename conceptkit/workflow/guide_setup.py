@@ -205,6 +205,11 @@ def _continued(origin: GuidedModel, backbone: Backbone, wanted: list[Task]) -> l
                 f"{'discourage' if task.adversarial else 'encourage'}: {task.name} was {was} in the checkpoint, as a "
                 f"{old.kind} concept; train from the plain backbone to turn it round."
             )
+        if old is not None and task.layer is not None and backbone.layer(task.layer) != old.layer:
+            raise InputError(
+                f"{'discourage' if task.adversarial else 'encourage'}: the head of {task.name} in the checkpoint reads "
+                f"{old.layer or 'the end of the trunk'}, got {task.layer}; train from the plain backbone to move it."
+            )
     return [*origin.tasks, *(task for task in wishes if task.name not in known)]
 
 
