@@ -98,6 +98,7 @@ def main() -> None:
         times.append(time.perf_counter() - start)
     plain = float(np.median(times[1:])) / BATCH
     print(f"device {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}, {given.steps} plain steps")
+    print("extrapolated: the plain loop and the building of the cache from these steps, sweeps from single epochs")
     print(f"{'plain loop':34s} {1e3 * plain:8.2f} ms per image and epoch")
 
     for cache, wanted, wanted_sweep in (("exact", 9, None), ("fast", 11, 18)):

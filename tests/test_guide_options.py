@@ -10,6 +10,7 @@ from small_study import write_study
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.guide import loop
+from conceptkit.workflow import guide_bench
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 
@@ -157,12 +158,42 @@ def test_erasure_is_part_of_the_checkpoint(study, tmp_path):
     assert len(again)
 
 
+def test_a_run_that_diverges_keeps_a_checkpoint_and_names_it(study, tmp_path, monkeypatch):
+    known = guide_bench.train
+
+    def spoiled(model, inputs, targets, rows, options, *, progress, **how):
+        def poison(done, todo):
+            if done == 2 and "count" in targets:
+                targets["count"].fill_(1e30)
+
+        return known(model, inputs, targets, rows, options, progress=poison, **how)
+
+    monkeypatch.setattr(guide_bench, "train", spoiled)
+    folder = tmp_path / "run" / "checkpoints" / "guided-seed0"
+    with pytest.raises(
+        InputError, match=r"the loss of count is not finite in epoch 3; .*, of epoch 2, is kept in "
+    ) as e:
+        run(study, tmp_path / "run")
+    assert str(e.value).endswith(f"{folder}.")
+    frame = ck.predict(folder, table=study.parent / "patches.csv")
+    assert np.isfinite(frame["count"]).all()
+
+
+def test_infinite_values_are_refused_where_they_train_or_validate(study, table, tmp_path):
+    odd = table.copy()
+    odd["count"] = odd["count"].astype(float)
+    odd.loc[odd.index[odd.split == "val"][0], "count"] = np.inf
+    with pytest.raises(InputError, match="count is infinite in 1 of the rows that train or validate"):
+        run(write_study(tmp_path / "odd", odd), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ({"precision": "64"}, "precision"),
         ({"precision": "16"}, "needs a GPU"),
         ({"devices": 0}, "devices"),
+        ({"nodes": 2, "out": None}, "one run folder that all of them see"),
         ({"log": ["xml"]}, "log"),
         ({"search": -1}, "search"),
     ],
@@ -170,5 +201,11 @@ def test_erasure_is_part_of_the_checkpoint(study, tmp_path):
 )
 def test_mistakes_are_sentences(study, tmp_path, how, words):
     with pytest.raises(InputError, match=words):
-        run(study, tmp_path / "run", device="cpu", **how)
+        run(study, **{"out": tmp_path / "run", "device": "cpu", **how})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_a_checkpoint_has_is_not_moved(study, plain, tmp_path):
+    checkpoint = str(plain.folder / "checkpoints" / "guided-seed0")
+    with pytest.raises(InputError, match="the head of count in the checkpoint reads the end of the trunk, got mixed9"):
+        ck.run_guide(study, model=checkpoint, encourage=["count@mixed9"], options=OPTIONS, out=tmp_path / "run")

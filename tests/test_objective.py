@@ -156,6 +156,27 @@ def test_effective_weights_at_the_optimum(name: str) -> None:
     assert weigh.weights() == pytest.approx({"count": 1 / 0.8, "center": 1 / (2 * 1.7)}, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["uncertainty", "uncertainty-bounded:2"])
+def test_batches_without_a_label_leave_the_weight_alone(name: str) -> None:
+    """One batch in ten is labelled: e^(−s) still settles at 1/MSE, and does not where the cost of s is paid always."""
+    reached = {}
+    for left_out in (True, False):
+        weigh = Weighting((MAIN_TASK, COUNT), name)
+        optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)
+        for step in range(5000):
+            labelled = step % 10 == 0
+            losses = {MAIN: torch.tensor(1.0), "count": torch.tensor(0.8 if labelled else 0.0)}
+            optimizer.zero_grad()
+            total = weigh(losses, () if labelled or not left_out else ("count",))
+            if left_out and not labelled:
+                assert total.item() == pytest.approx(weigh({MAIN: losses[MAIN]}).item())
+            total.backward()
+            optimizer.step()
+        reached[left_out] = weigh.weights()["count"]
+    assert reached[True] == pytest.approx(1 / 0.8, rel=1e-3)
+    assert reached[False] == pytest.approx(2.0 if "bounded" in name else 10 / 0.8, rel=0.3)
+
+
 def test_the_papers_code_doubles_the_weight() -> None:
     weigh = Weighting((CENTER,), "uncertainty-full")
     optimizer = torch.optim.SGD(weigh.parameters(), lr=0.1)

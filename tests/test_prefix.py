@@ -139,11 +139,11 @@ def test_a_head_needs_a_layer_of_maps() -> None:
         build_model(backbone, (*TASKS, task), TrainingOptions(trunk=(8,)), seed=0)
 
 
-def _trained(cache: str, *, batch_size: int = 8):
+def _trained(cache: str, *, batch_size: int = 8, training: int = 8, unfreeze: tuple[str, ...] = ("mixed10",)):
     """Three epochs of a small network on random pixels, with the frozen part kept in one way or another."""
     backbone = open_backbone("mini_inception", "random", seed=0)
     tasks = (*TASKS, Task(name="count", kind="continuous"))
-    options = TrainingOptions(unfreeze=("mixed10",), trunk=(8,), epochs=3, warmup=1, batch_size=8)
+    options = TrainingOptions(unfreeze=unfreeze, trunk=(8,), epochs=3, warmup=1, batch_size=training)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
     targets = {MAIN: torch.tensor(rng.integers(0, 2, 40)), "count": torch.tensor(rng.normal(size=40)).float()}
@@ -152,6 +152,35 @@ def _trained(cache: str, *, batch_size: int = 8):
     batches = np.array_split(pixels, 40 // batch_size)
     inputs = prepare_inputs(model, backbone, batches, batch_size=batch_size, device="cpu", cache=cache)
     return inputs, train(model, inputs, targets, rows, options, seed=0, engine=Engine(device="cpu"))
+
+
+@pytest.mark.parametrize("unfreeze", [("mixed10",), ()], ids=["last block", "trunk alone"])
+def test_an_exact_cache_changes_nothing_in_batches_of_another_size(unfreeze: tuple[str, ...]) -> None:
+    """Batches of 7 end in one of 3 rows, and the frozen part runs on 10 images: the validation losses are the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        kept, cached = _trained("exact", batch_size=10, training=7, unfreeze=unfreeze)
+        plain, uncached = _trained("off", batch_size=10, training=7, unfreeze=unfreeze)
+    finally:
+        torch.set_num_threads(threads)
+    assert kept.preprocessing is None
+    assert plain.tensors[0].dtype == torch.uint8
+    assert [dict(e) for e in cached.history] == [dict(e) for e in uncached.history]
+    state = cached.model.state_dict()
+    for name, value in uncached.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_a_frozen_part_that_gives_no_numbers_is_a_sentence() -> None:
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=("mixed10",), trunk=(8,)), seed=0)
+    pixels = [np.zeros((2, 96, 96, 3), dtype=np.uint8)]
+    prepare_inputs(model, backbone, pixels, batch_size=2, device="cpu")
+    with torch.no_grad():
+        next(model.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="the frozen part of mini_inception gives values that are not finite"):
+        prepare_inputs(model, backbone, pixels, batch_size=2, device="cpu")
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6], ids=["tiny", "usual", "beyond float16"])

@@ -15,7 +15,7 @@ from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Pooled
-from conceptkit.guide.training import predict, train
+from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 
 MAIN_TASK = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
@@ -119,6 +119,32 @@ def test_missing_values_are_masked_not_guessed():
     assert np.isnan(trained.history[0]["train/size"])
 
 
+@pytest.mark.parametrize(
+    ("weighting", "parallel"), [("uncertainty", 1), ("uncertainty-bounded", 1), ("uncertainty-bounded", 2)]
+)
+def test_a_task_without_a_label_keeps_its_weight(weighting, parallel):
+    def forget(X, targets, rows):
+        targets["size"][rows["train"]] = float("nan")
+
+    options = dataclasses.replace(OPTIONS, weighting=weighting)
+    without = [e["weight/size"] for e in fit(options, change=forget, parallel=parallel)[0].history]
+    assert without == [1.0, 1.0, 1.0]
+    if parallel == 1:
+        assert fit(options)[0].history[-1]["weight/size"] != 1.0  # the control: with labels it is learned
+
+
+def test_an_aggregation_leaves_out_a_task_without_a_label():
+    """A row of zeros among the gradients would let this aggregator stand still."""
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+
+    def forget(X, targets, rows):
+        targets["size"][rows["train"]] = float("nan")
+
+    options = dataclasses.replace(OPTIONS, weighting="jd-mgda", epochs=12)
+    history = fit(options, tasks=(MAIN_TASK, SIZE), change=forget)[0].history
+    assert history[-1]["train/main"] < 0.7 * history[0]["train/main"]
+
+
 def test_the_kept_state_is_the_best_one_after_the_schedule():
     long = dataclasses.replace(OPTIONS, epochs=12, warmup=4, patience=3)
     trained, _ = fit(long)
@@ -206,6 +232,58 @@ def test_a_loss_that_is_not_finite_ends_with_its_task_named():
 
     with pytest.raises(InputError, match="the loss of size is not finite in epoch 1"):
         fit(change=overflow)
+
+
+DIVERGING = dataclasses.replace(OPTIONS, optimizer="sgd", lr=0.3, momentum=0.0, weighting="vanilla", trunk=(), epochs=9)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_training_that_diverges_keeps_its_best_state(parallel):
+    with pytest.raises(DivergedError, match="in epoch 4; a lower --lr") as raised:
+        fit(DIVERGING, parallel=parallel)
+    kept = raised.value.kept
+    assert (kept.best_epoch, len(kept.history)) == (2, 3)
+    in_time, _ = fit(dataclasses.replace(DIVERGING, epochs=3))
+    assert in_time.best_epoch == 2
+    torch.testing.assert_close(
+        weights(kept), weights(in_time), rtol=0 if parallel == 1 else 1e-4, atol=1e-5 * (parallel > 1)
+    )
+
+
+def test_before_a_best_state_the_last_good_one_is_kept():
+    with pytest.raises(DivergedError) as raised:
+        fit(dataclasses.replace(DIVERGING, warmup=8))
+    assert raised.value.kept.best_epoch == 3
+    with pytest.raises(DivergedError) as raised:
+        fit(dataclasses.replace(DIVERGING, lr=1e30))
+    assert raised.value.kept is None
+    assert "nothing was kept" in str(raised.value.kept_in("folder"))
+
+
+def test_what_is_given_is_named_where_it_is_not_finite():
+    def spoil(part, index):
+        def change(X, targets, rows):
+            X[rows[part][index]] = float("inf")
+
+        return change
+
+    for part, what in (("train", "the loss of main"), ("val", "the validation loss of main")):
+        with pytest.raises(InputError, match=f"{what}.* what the network is given is not finite in 1 of") as raised:
+            fit(change=spoil(part, 3))
+        assert "--lr" not in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_infinite_value_is_not_taken_for_a_missing_one(part):
+    def spoil(value):
+        def change(X, targets, rows):
+            targets["size"][rows[part][3]] = value
+
+        return change
+
+    with pytest.raises(InputError, match="values of size are infinite"):
+        fit(change=spoil(float("inf")))
+    fit(change=spoil(float("nan")))
 
 
 class KilledError(Exception):
@@ -360,6 +438,18 @@ def test_aggregation_is_refused_where_it_cannot_be():
         fit(dataclasses.replace(OPTIONS, weighting="vanilla,center=jd-mgda"))
     with pytest.raises(InputError, match="trains in one process"):
         fit(dataclasses.replace(OPTIONS, weighting="jd-upgrad"), parallel=2)
+
+
+@pytest.mark.parametrize("method", ["coral", "mmd"])
+def test_statistics_of_whole_batches_are_refused_in_several_processes(method):
+    options = dataclasses.replace(OPTIONS, method=method)
+    with pytest.raises(InputError, match=f"method: {method} compares the rows of whole batches"):
+        fit(options, parallel=2)
+    fit(dataclasses.replace(options, epochs=1))
+
+
+def test_the_reversal_has_another_name():
+    assert TrainingOptions(method="grl") == TrainingOptions(method="reversal")
 
 
 def test_a_missing_extra_is_a_sentence(monkeypatch):

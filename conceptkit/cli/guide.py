@@ -86,7 +86,10 @@ def guide(
     reset_weights: Annotated[
         bool | None, typer.Option("--reset-weights/--keep-weights", help="Learned weights anew after the warmup.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="How to discourage: confusion or reversal.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="How to discourage: confusion, reversal (or grl), coral, mmd or leace."),
+    ] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="Of discouraging, at the end of warmup.")] = None,
     reversal: Annotated[str | None, typer.Option("--reversal", help="Schedule: constant, ramp or switched.")] = None,
     balance: Annotated[

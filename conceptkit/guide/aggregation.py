@@ -53,5 +53,7 @@ def backward(
 
     for loss in alone:
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    if not shared:  # no row of the batch has a label that reaches what is shared
+        return
     mtl_backward(list(shared), features=list(features), retain_graph=False)
     jac_to_grad([p for p in parameters if getattr(p, "jac", None) is not None], combine)

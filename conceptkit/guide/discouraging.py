@@ -27,6 +27,8 @@ class Method:
     """Whether the head's gradient comes through, times −λ"""
     erases: bool = False
     """Whether the trunk's end is passed through an affine map that takes the concept out (LEACE)"""
+    needs_whole: bool = False
+    """Whether its statistic is of the whole batch: those of the shares of several processes are not its parts"""
 
 
 def _confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
@@ -45,7 +47,7 @@ def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tenso
     Sun and Saenko, Deep CORAL, 2016, for the covariances; the means are added here, as units behind a ReLU differ in
     them first
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if int(labelled.sum()) < 4:
         return read.sum() * 0.0
     x, y = read[labelled], target[labelled]
@@ -91,7 +93,7 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
     Gretton et al., A kernel two-sample test, 2012; Long et al., Learning transferable features, 2015; Gretton et al.,
     Measuring statistical dependence with Hilbert-Schmidt norms, 2005
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if int(labelled.sum()) < 4:
         return read.sum() * 0.0
     x, y = read[labelled], target[labelled]
@@ -125,11 +127,14 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
 METHODS: Mapping[str, Method] = {
     "confusion": Method(pressure=_confusion),
     "reversal": Method(reverses=True),
-    "coral": Method(pressure=coral),
-    "mmd": Method(pressure=mmd),
+    "coral": Method(pressure=coral, needs_whole=True),
+    "mmd": Method(pressure=mmd, needs_whole=True),
     "leace": Method(erases=True),
 }
 """Name → way to discourage"""
+
+OTHER_NAMES: Mapping[str, str] = {"grl": "reversal"}
+"""What else a method is called → its name"""
 
 
 def pressure(

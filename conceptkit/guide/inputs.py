@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conceptkit._checks import InputError
 from conceptkit.guide.prefix import Pooled, cached, split
 from conceptkit.models.backbones import Backbone, Preprocessing
 from conceptkit.models.guided import GuidedModel
@@ -31,11 +32,21 @@ class Inputs:
     """Of pixels; ``None`` where the tensors are the cut's"""
     scales: tuple[Tensor, ...] | None = None
     """(n,) each, of tensors that are kept as float16: a power of two per row, as activations may leave its range"""
+    frozen: nn.Module | None = None
+    """Of pixels whose frozen part is run anew in every step: from images to the cut's values"""
+    pass_size: int = 32
+    """Images per pass through the frozen part, which is the same wherever it runs: another changes the last bits"""
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of some rows, float32."""
         if self.preprocessing is not None:
-            return (self.preprocessing(self.tensors[0][rows].numpy()).to(device),)
+            pixels = self.tensors[0][rows].numpy()
+            if self.frozen is None:
+                return (self.preprocessing(pixels).to(device),)
+            passes = [pixels[start : start + self.pass_size] for start in range(0, max(len(pixels), 1), self.pass_size)]
+            frozen = self.frozen.to(device)
+            parts = [_pass(frozen, self.preprocessing, own, self.pass_size, device) for own in passes]
+            return tuple(torch.cat(column).clone() for column in zip(*parts, strict=True))
         if self.scales is None:
             return tuple(t[rows].to(device) for t in self.tensors)
         return tuple(
@@ -75,24 +86,45 @@ def prepare_inputs(
     -------
     inputs for this network, and through :func:`inputs_for` for others that are trained in the same place
     """
-    parts = None if cache == "off" else split(model)
-    if parts is None:
+    parts = split(model)
+    if parts is None or cache == "off":
         whole = torch.from_numpy(np.concatenate(list(pixels)))
-        return Inputs((whole,), Pooled(model), backbone.preprocessing)
+        return _of_pixels(model, whole, backbone.preprocessing, batch_size)
     where = choose_device(device)
     prefix = parts[0].to(where).eval()
     collected: list[list[Tensor]] = []
     scales: list[list[Tensor]] = []
     for batch in pixels:
-        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        tensors = cached(prefix, backbone.preprocessing(padded).to(where))
-        kept = [t[: len(batch)].cpu() for t in tensors]
+        kept = [t.cpu() for t in _pass(prefix, backbone.preprocessing, batch, batch_size, where)]
+        if not all(torch.isfinite(t).all() for t in kept):
+            raise InputError(
+                f"model: the frozen part of {backbone.name} gives values that are not finite; its weights, or what it "
+                "is normalised by, are to blame, and no option of training mends that."
+            )
         if cache == "fast":
             halves = [_halved(t) for t in kept]
             kept = [half for half, _ in halves]
             scales.append([scale for _, scale in halves])
         collected.append(kept)
     return Inputs(_joined(collected), parts[1], scales=_joined(scales) if scales else None)
+
+
+def _pass(
+    frozen: nn.Module, preprocessing: Preprocessing, pixels: Pixels, size: int, device: torch.device
+) -> list[Tensor]:
+    """Return the frozen part's values of n ≤ size images, from a pass of ``size``."""
+    # One of several processes may have no row of a small batch, and still takes part in it.
+    last = pixels[-1:] if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
+    padded = np.concatenate([pixels, np.repeat(last, size - len(pixels), axis=0)])
+    return [t[: len(pixels)].contiguous() for t in cached(frozen, preprocessing(padded).to(device))]
+
+
+def _of_pixels(model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int) -> Inputs:
+    """Return inputs of which nothing is kept; what is frozen still runs as it does where it is kept."""
+    parts = split(model)
+    if parts is None:
+        return Inputs((pixels,), Pooled(model), preprocessing, pass_size=pass_size)
+    return Inputs((pixels,), parts[1], preprocessing, frozen=parts[0].eval(), pass_size=pass_size)
 
 
 def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
@@ -103,7 +135,7 @@ def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
 def inputs_for(model: GuidedModel, inputs: Inputs) -> Inputs:
     """Return the same rows for another network, whose trained part begins where that of the first one does."""
     if inputs.preprocessing is not None:
-        return Inputs(inputs.tensors, Pooled(model), inputs.preprocessing)
+        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size)
     parts = split(model)
     if parts is None:
         raise RuntimeError("the frozen part was kept for a network that can be cut; this one cannot")

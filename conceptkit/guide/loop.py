@@ -34,6 +34,10 @@ EVERY = 20.0
 """Seconds that pass at least between two writings of a training's state"""
 
 
+class NotFiniteError(InputError):
+    """A training that ended in numbers that are none."""
+
+
 class Batches:
     """Row numbers in batches, shuffled anew in every epoch from one seed; without a seed in order.
 
@@ -97,6 +101,8 @@ class Loop(lightning.LightningModule):
         self.method = METHODS[options.method]
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
+        self.absent: set[str] = set()
+        """Tasks without a label in the present batch, in any process"""
         self._parts: tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]] | None = None
         self.in_training = torch.from_numpy(rows["train"])
         self.class_weights = {
@@ -109,6 +115,9 @@ class Loop(lightning.LightningModule):
         self.wanted = [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, copy.deepcopy(model.state_dict())
+        self.last_epoch, self.last_state = 0, self.best_state
+        self.rescued: Path | None = None
+        """File that a process among several writes its good state into before it ends with an error"""
         self.tally = Tally()
 
     @property
@@ -116,6 +125,11 @@ class Loop(lightning.LightningModule):
         """Return whether the last epoch is done, or the patience is at its end."""
         done = len(self.history)
         return done >= self.options.epochs or bool(self.best_epoch and done - self.best_epoch >= self.options.patience)
+
+    @property
+    def good(self) -> tuple[int, dict[str, Tensor]]:
+        """Return epoch and state of the best epoch, before there is one of the last that ended well; 0 without one."""
+        return (self.best_epoch, self.best_state) if self.best_epoch else (self.last_epoch, self.last_state)
 
     def _factors(self, rows: Tensor) -> dict[str, Tensor]:
         """Return task → factors (n,) of all rows, those of ``rows`` balanced among themselves."""
@@ -183,17 +197,36 @@ class Loop(lightning.LightningModule):
         losses, pressures, reads = self._losses(rows, "train")
         if self.aggregator is not None:
             self._parts = losses, pressures, reads
-        total: Tensor = self.weighting(losses) + self.strength * sum(
+        total: Tensor = self.weighting(losses, self.absent) + self.strength * sum(
             pressures.values(), torch.zeros(()).to(self.device)
         )
         if not torch.isfinite(total):
             parts = {**losses, **pressures}
-            broken = [name for name, loss in parts.items() if not torch.isfinite(loss)] or ["the total"]
-            raise InputError(
-                f"guide: the loss of {', '.join(broken)} is not finite in epoch {self.current_epoch + 1}; "
-                "a lower --lr or --weighting uncertainty-bounded may help."
-            )
+            self._end("", [name for name, loss in parts.items() if not torch.isfinite(loss)] or ["the total"], rows)
         return total
+
+    def _end(self, part: str, broken: list[str], rows: Tensor) -> None:
+        """End the training with a sentence: which losses of a batch are not finite, and why if that can be told."""
+        rows = rows.cpu()
+        given = torch.ones(len(rows), dtype=torch.bool)
+        for tensor in self.inputs.batch(rows, torch.device("cpu")):
+            given &= torch.isfinite(tensor.flatten(1).float()).all(1)
+        infinite = [name for name in broken if name in self.targets and torch.isinf(self.targets[name][rows]).any()]
+        if not given.all():
+            cause = (
+                f"what the network is given is not finite in {int((~given).sum())} of the {len(rows)} rows of the "
+                "batch, which no option of training mends."
+            )
+        elif infinite:
+            cause = f"values of {', '.join(infinite)} are infinite, leave empty what was not measured."
+        else:
+            cause = "a lower --lr or --weighting uncertainty-bounded may help."
+        if self.rescued is not None:
+            own = self.rescued.with_name(f".{self.rescued.name}.{self.global_rank}")
+            torch.save({"history": self.history, "good": self.good}, own)
+            os.replace(own, self.rescued)
+        what = f"{part}loss of {', '.join(broken)}"
+        raise NotFiniteError(f"guide: the {what} is not finite in epoch {self.current_epoch + 1}; {cause}")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add the gradients of one batch: those of the total, or the tasks' own, aggregated."""
@@ -204,9 +237,11 @@ class Loop(lightning.LightningModule):
         heads = {id(p) for p in self.model.heads.parameters()}
         parameters = [p for p in self.model.parameters() if p.requires_grad and id(p) not in heads]
         # A row without a gradient into what is shared would let some aggregators stand still.
-        alone = [] if self.method.reverses else [losses[t.name] for t in self.model.tasks if t.adversarial]
-        rows = [losses[t.name] for t in self.model.tasks if self.method.reverses or not t.adversarial]
-        rows += [self.strength * value for value in pressures.values() if self.strength]
+        tasks = [t for t in self.model.tasks if t.name not in self.absent]
+        alone = [] if self.method.reverses else [losses[t.name] for t in tasks if t.adversarial]
+        rows = [losses[t.name] for t in tasks if self.method.reverses or not t.adversarial]
+        if self.strength:
+            rows += [self.strength * value for name, value in pressures.items() if name not in self.absent]
         backward(rows, alone, reads, parameters, self.aggregator)
 
     def on_validation_epoch_start(self) -> None:
@@ -216,7 +251,11 @@ class Loop(lightning.LightningModule):
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         """Add one batch to the validation losses."""
-        self._losses(rows, "val")
+        losses = self._losses(rows, "val")[0]
+        # A loss that is no number must not pass for one without labels, which the choice of an epoch leaves out.
+        broken = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        if broken:
+            self._end("validation ", broken, rows)
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch; keep its state when it is the best one after the schedule of the discouragement."""
@@ -231,6 +270,8 @@ class Loop(lightning.LightningModule):
         if settled and loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.current_epoch + 1
             self.best_state = copy.deepcopy(self.model.state_dict())
+        if not self.best_epoch:
+            self.last_epoch, self.last_state = self.current_epoch + 1, copy.deepcopy(self.model.state_dict())
         if self.finished:
             self.trainer.should_stop = True
         if self.progress is not None:
@@ -274,7 +315,7 @@ class Loop(lightning.LightningModule):
                 columns.append(nn.functional.one_hot(target.clamp_min(0), len(task.classes)).double())
                 codes.append(target)
             else:
-                known &= torch.isfinite(target)
+                known &= ~torch.isnan(target)
                 columns.append(target.double()[:, None])
         weights = torch.ones(len(known))
         if self.options.balance and codes:
@@ -320,9 +361,12 @@ class Loop(lightning.LightningModule):
             self.tally.add(part, task, outputs[task.name], targets[task.name], loss)
             losses[task.name] = loss
         pressures = pressure(self.method, self.model, reads, targets, factors) if part == "train" else {}
-        if self.trainer.world_size > 1 and part == "train":
+        if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
-            share = own * self.trainer.world_size / summed(own).clamp_min(1.0)
+            everywhere = summed(own)
+            self.absent = {task.name for task, n in zip(self.model.tasks, everywhere, strict=True) if not n}
+            share = own * self.trainer.world_size / everywhere.clamp_min(1.0)
+        if part == "train" and self.trainer.world_size > 1:
             scale = {task.name: float(s) for task, s in zip(self.model.tasks, share, strict=True)}
             losses = {name: scale[name] * loss for name, loss in losses.items()}
             pressures = {name: scale[name] * value for name, value in pressures.items()}
@@ -330,7 +374,7 @@ class Loop(lightning.LightningModule):
 
 
 def _labelled(target: Tensor) -> int:
-    return int((torch.isfinite(target) if target.is_floating_point() else target >= 0).sum())
+    return int((~torch.isnan(target) if target.is_floating_point() else target >= 0).sum())
 
 
 class KeepState(lightning.Callback):

@@ -20,7 +20,7 @@ def class_weights(codes: Tensor, n_classes: int) -> Tensor:
     codes : (n,) class numbers, −1 where unlabelled
     """
     counts = torch.bincount(codes[codes >= 0], minlength=n_classes).float()
-    return 1.0 - counts / counts.sum()
+    return 1.0 - counts / counts.sum().clamp_min(1.0)
 
 
 def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tensor:
@@ -77,7 +77,7 @@ def task_loss(
     scalar: squared error, binary or multi-class cross-entropy. A discouraged continuous concept has 1 − e^(−e²/2) of
     its error e, whose reversed gradient is bounded: a network could make a squared error as large as it likes.
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():
         return output.sum() * 0.0
     output, target = output[labelled], target[labelled]
@@ -108,7 +108,7 @@ def confusion_loss(task: Task, output: Tensor, target: Tensor, factors: Tensor |
     -------
     scalar, 0 where the output is the same for every class (categorical) or the mean of all values (continuous)
     """
-    labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():
         return output.sum() * 0.0
     output = output[labelled]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice
-from conceptkit.guide.discouraging import METHODS
+from conceptkit.guide.discouraging import METHODS, OTHER_NAMES
 from conceptkit.guide.inputs import CACHES
 from conceptkit.guide.objective import REVERSALS
 from conceptkit.guide.weighting import parse_weighting
@@ -54,6 +54,10 @@ class TrainingOptions:
 
     cache: str = "exact"
     """How the frozen part's output is kept, see :data:`conceptkit.guide.inputs.CACHES`"""
+
+    def __post_init__(self) -> None:
+        """Take a method by its other name."""
+        object.__setattr__(self, "method", OTHER_NAMES.get(self.method, self.method))
 
     def check(self) -> None:
         """Raise :class:`InputError` for an option outside its range."""

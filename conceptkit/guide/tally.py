@@ -24,7 +24,7 @@ class Tally:
         target : (n,) as :func:`conceptkit.guide.objective.encode` gives it
         loss : scalar, the mean over the batch's labelled rows
         """
-        labelled = torch.isfinite(target) if task.kind == CONTINUOUS else target >= 0
+        labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
         y, out = target[labelled], output.detach()[labelled]
         n = len(y)
         head = torch.tensor([float(n), float(loss.detach()) * n], dtype=torch.float64)

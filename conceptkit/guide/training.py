@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from conceptkit._checks import InputError
+from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.engine import Engine, quiet_lightning
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop
+from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
 from conceptkit.guide.options import TrainingOptions
-from conceptkit.models.guided import GuidedModel
+from conceptkit.models.guided import GuidedModel, Task
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,20 @@ class Trained:
     model: GuidedModel
     history: tuple[Mapping[str, float], ...]
     best_epoch: int
+
+
+class DivergedError(InputError):
+    """A training that ended in losses that are not finite, with what it had until then."""
+
+    kept: Trained | None = None
+    """The network in its best state, before there was one in the last state of finite losses; ``None`` without one"""
+
+    def kept_in(self, folder: Path) -> InputError:
+        """Return the error that tells where the network was kept."""
+        reason = str(self).removesuffix(".")
+        if self.kept is None:
+            return InputError(f"{reason}; no epoch had ended well, so that nothing was kept.")
+        return InputError(f"{reason}; the best state until then, of epoch {self.kept.best_epoch}, is kept in {folder}.")
 
 
 def train(
@@ -57,8 +72,10 @@ def train(
 
     Raises
     ------
+    DivergedError
+        when a loss is not finite
     InputError
-        when a loss is not finite, or the state is that of another training
+        when the state is that of another training
     """
     engine = engine or Engine()
     engine.check()
@@ -69,11 +86,13 @@ def train(
         raise InputError(
             f"weighting: {loop.weighting.aggregation} trains in one process, got {engine.devices} devices."
         )
+    check_processes(options, model.tasks, engine)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
         # What other processes have learned comes back through the file.
         file = state or (Path(scratch) / "state.ckpt" if engine.parallel else None)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+        loop.rescued = Path(scratch) / "rescued.ckpt" if engine.parallel else None
         if file is None or not _finished(file, loop):
             torch.manual_seed(seed)
             callbacks = [] if file is None else [KeepState(file)]
@@ -82,24 +101,57 @@ def train(
             resumed = str(file) if file is not None and file.is_file() else None
             try:
                 trainer.fit(loop, batches, held_back, ckpt_path=resumed, weights_only=True)
+            except NotFiniteError as error:
+                raise _diverged(str(error), loop) from None
             except ProcessRaisedException as error:
-                raise _told_by_a_process(error) from None
+                told = _told_by_a_process(error)
+                raise (_diverged(str(told), loop) if isinstance(told, NotFiniteError) else told) from None
             if engine.parallel and file is not None:
                 _finished(file, loop)
-    model.load_state_dict(loop.best_state)
+    return _in_state(loop, loop.best_epoch, loop.best_state)
+
+
+def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Engine) -> None:
+    """Raise :class:`InputError` where several processes would not learn what one learns."""
+    if engine.parallel and METHODS[options.method].needs_whole and any(task.adversarial for task in tasks):
+        raise InputError(
+            f"method: {options.method} compares the rows of whole batches and trains in one process, got "
+            f"{engine.devices * engine.nodes} devices."
+        )
+
+
+def _in_state(loop: Loop, epoch: int, state: Mapping[str, Tensor]) -> Trained:
+    """Return the network in one of its states, on the CPU."""
+    model = loop.model
+    model.load_state_dict(state)
     model.eval().to("cpu")
     if loop.method.erases and model.erasure is not None:
         loop.to("cpu")
         loop.erase(model.erasure)  # the kept state's own; that of its epoch was fitted before the epoch's steps
         model.eval()
-    return Trained(model, tuple(loop.history), loop.best_epoch)
+    return Trained(model, tuple(loop.history), epoch)
+
+
+def _diverged(sentence: str, loop: Loop) -> DivergedError:
+    """Return the error that a training ends with, and the state that is to be kept."""
+    error = DivergedError(sentence)
+    epoch, state = loop.good
+    if loop.rescued is not None and loop.rescued.is_file():
+        rescued = torch.load(loop.rescued, map_location="cpu", weights_only=True)
+        loop.history, (epoch, state) = rescued["history"], rescued["good"]
+    if epoch:
+        error.kept = _in_state(loop, epoch, state)
+    return error
 
 
 def _told_by_a_process(error: ProcessRaisedException) -> Exception:
     """Return the sentence that a process ended with; another error is returned as it is."""
     last = str(error).strip().splitlines()[-1]
     name, _, sentence = last.partition(": ")
-    return InputError(sentence) if name.endswith(InputError.__name__) else error
+    for kind in (NotFiniteError, InputError):
+        if name.endswith(kind.__name__):
+            return kind(sentence)
+    return error
 
 
 def _finished(file: Path, loop: Loop) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -134,9 +134,17 @@ class Weighting(nn.Module):
         self.before: list[Mapping[str, float]] = []
         """The mean training losses of the last two epochs"""
 
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost."""
-        return torch.stack([self.terms[name](loss) for name, loss in losses.items()]).sum()
+    def forward(self, losses: Mapping[str, Tensor], absent: Collection[str] = ()) -> Tensor:
+        """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost.
+
+        Parameters
+        ----------
+        absent : tasks without a label in the batch. They have no part in the total, and their weights no gradient:
+            the cost of a weight alone would let it grow in every such batch. (They stay in the graph, with zeros, as
+            several processes wait for every parameter's gradient.)
+        """
+        terms = {name: self.terms[name](loss) for name, loss in losses.items()}
+        return torch.stack([0.0 * term if name in absent else term for name, term in terms.items()]).sum()
 
     def weights(self) -> dict[str, float]:
         """Return each task's present weight."""

@@ -289,7 +289,7 @@ class _Bench:
         from conceptkit.guide.engine import Engine
         from conceptkit.guide.objective import encode
         from conceptkit.guide.reading import read_run
-        from conceptkit.guide.training import predict, train
+        from conceptkit.guide.training import DivergedError, predict, train
         from conceptkit.models.bags import BagModel, save_bag_model
         from conceptkit.models.guided import MAIN
 
@@ -303,7 +303,12 @@ class _Bench:
         targets = {t.name: encode(t, list(part.concept(column[t.name]).values)) for t in tasks}
         rows = {**at, "train": np.searchsorted(used, plan.training)}
         engine = Engine(device=device)
-        result = train(network, inputs, targets, rows, options, seed=seed, engine=engine, progress=tell)
+        try:
+            result = train(network, inputs, targets, rows, options, seed=seed, engine=engine, progress=tell)
+        except DivergedError as error:
+            if error.kept is not None and isinstance(error.kept.model, BagModel):
+                save_bag_model(error.kept.model, checkpoint, self.made_with)
+            raise error.kept_in(checkpoint) from None
         model = result.model
         assert isinstance(model, BagModel)
         save_bag_model(model, checkpoint, self.made_with)

@@ -213,15 +213,20 @@ def kept_inputs(folder: Path, compute: Callable[[], Inputs]) -> Inputs:
         folder.mkdir(parents=True, exist_ok=True)
         for k, tensor in enumerate(made.tensors):
             np.save(folder / f"{k}.npy", tensor.numpy())
+        for k, scale in enumerate(made.scales or ()):
+            np.save(folder / f"scale-{k}.npy", scale.numpy())
         raw = None if made.preprocessing is None else dataclasses.asdict(made.preprocessing)
-        write_atomically(described, to_json({"tensors": len(made.tensors), "pixels": raw}))
+        body = {"tensors": len(made.tensors), "pixels": raw, "scaled": made.scales is not None}
+        write_atomically(described, to_json(body))
     body = json.loads(described.read_text(encoding="utf-8"))
-    # Copy-on-write, as torch takes no read-only memory; nothing is ever written.
-    tensors = tuple(
-        torch.from_numpy(np.load(folder / f"{k}.npy", mmap_mode="c", allow_pickle=False))
-        for k in range(body["tensors"])
-    )
+
+    def mapped(name: str) -> torch.Tensor:
+        # Copy-on-write, as torch takes no read-only memory; nothing is ever written.
+        return torch.from_numpy(np.load(folder / name, mmap_mode="c", allow_pickle=False))
+
+    tensors = tuple(mapped(f"{k}.npy") for k in range(body["tensors"]))
+    scales = tuple(mapped(f"scale-{k}.npy") for k in range(body["tensors"])) if body.get("scaled") else None
     stated, preprocessing = body["pixels"], None
     if stated is not None:
         preprocessing = Preprocessing(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
-    return Inputs(tensors, torch.nn.Identity(), preprocessing)
+    return Inputs(tensors, torch.nn.Identity(), preprocessing, scales)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 CACHE = "cache"
 """Folder, within the grid's, of what the frozen part of each network makes of the rows"""
 
+DIVERGED = "diverged"
+"""Folder, within the grid's, of the last good checkpoints of runs whose losses ended up not finite"""
+
 
 @dataclass(frozen=True)
 class GridSpec:
@@ -139,6 +142,7 @@ def _train_run(job: GridJob) -> None:
             seed=seed,
             checkpoint=partial / "checkpoint",
             seen_as=final / "checkpoint",
+            rescued=spec.folder / DIVERGED / final.name,
             state=state,
             columns=columns,
             draw=seed == spec.seeds[0],

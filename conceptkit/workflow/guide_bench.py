@@ -20,7 +20,7 @@ from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
 from conceptkit.guide.objective import encode
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
-from conceptkit.guide.training import predict, train
+from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN
 from conceptkit.patches import PatchTable
@@ -118,6 +118,7 @@ class Bench:
         seed: int,
         checkpoint: Path,
         seen_as: Path | None = None,
+        rescued: Path | None = None,
         state: Path | None = None,
         log_to: Path | None = None,
         columns: Mapping[str, NDArray[Any]] | None = None,
@@ -131,6 +132,7 @@ class Bench:
         tasks : the main task first
         checkpoint : folder to keep the network in
         seen_as : what the record calls this folder, where it is moved afterwards
+        rescued : folder for the good state of a network whose losses end up not finite; ``checkpoint`` if not named
         state : file of the training's state, from which a killed one goes on
         log_to : folder of the logs that the engine is asked for
         columns : task → values (n used rows,), instead of the table's
@@ -143,18 +145,24 @@ class Bench:
         # What trains the concepts alone may be an evaluation row: its main label stays out of sight.
         targets[MAIN][np.searchsorted(self.used, plan.concept_rows)] = -1
         stage = f"training {name}, seed {seed}"
-        result = train(
-            network,
-            inputs,
-            targets,
-            {**self.at, "train": np.searchsorted(self.used, plan.training)},
-            training,
-            seed=seed,
-            engine=self.engine,
-            state=state,
-            log_to=log_to,
-            progress=None if self.progress is None else at_stage(self.progress, stage),
-        )
+        try:
+            result = train(
+                network,
+                inputs,
+                targets,
+                {**self.at, "train": np.searchsorted(self.used, plan.training)},
+                training,
+                seed=seed,
+                engine=self.engine,
+                state=state,
+                log_to=log_to,
+                progress=None if self.progress is None else at_stage(self.progress, stage),
+            )
+        except DivergedError as error:
+            folder = rescued or checkpoint
+            if error.kept is not None:
+                save_checkpoint(error.kept.model, self.setup.backbone, folder)
+            raise error.kept_in(folder) from None
         save_checkpoint(result.model, self.setup.backbone, checkpoint)
         seen = self.inputs(result.model)
         outputs, trunk = predict(result.model, seen)

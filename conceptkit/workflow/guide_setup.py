@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_distinct, near_names
 from conceptkit.patches import PatchTable
@@ -114,6 +115,7 @@ def set_up(
     tasks += [
         concept_task(data, wish.concept, scaled_on, adversarial=wish.discouraged, layer=wish.layer) for wish in wishes
     ]
+    _check_finite(data, tasks[1:], np.concatenate([plan.training, plan.rows["val"]]))
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
     backbone, origin = inside(open_model(meant.model, meant.weights, seed=seeds[0]))
@@ -156,6 +158,18 @@ def set_up(
     return Setup(plan, tasks, kept, backbone, origin, training, notes)
 
 
+def _check_finite(data: PatchTable, tasks: Sequence[Task], rows: NDArray[np.intp]) -> None:
+    """Refuse infinite values among the rows that train and validate: they are no measurements, and not missing."""
+    for task in tasks:
+        if task.kind == "continuous":
+            infinite = int(np.isinf(data.concept(task.name).values[rows]).sum())
+            if infinite:
+                raise InputError(
+                    f"concept: {task.name} is infinite in {infinite} of the rows that train or validate; leave empty "
+                    "what was not measured."
+                )
+
+
 def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]:
     """Return what has to be said when some networks weigh the rows of the main loss and others do not."""
     names = list(dict.fromkeys(t.name for t in tasks if t.adversarial and t.kind == "categorical"))
@@ -190,6 +204,11 @@ def _continued(origin: GuidedModel, backbone: Backbone, wanted: list[Task]) -> l
             raise InputError(
                 f"{'discourage' if task.adversarial else 'encourage'}: {task.name} was {was} in the checkpoint, as a "
                 f"{old.kind} concept; train from the plain backbone to turn it round."
+            )
+        if old is not None and task.layer is not None and backbone.layer(task.layer) != old.layer:
+            raise InputError(
+                f"{'discourage' if task.adversarial else 'encourage'}: the head of {task.name} in the checkpoint reads "
+                f"{old.layer or 'the end of the trunk'}, got {task.layer}; train from the plain backbone to move it."
             )
     return [*origin.tasks, *(task for task in wishes if task.name not in known)]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptkit._checks import check_at_least
+from conceptkit._checks import InputError, check_at_least
 from conceptkit.records import GuideRecord
 from conceptkit.study import Study
 from conceptkit.workflow.context import names_kept, write_context
@@ -76,7 +76,8 @@ def run_guide(
     search : options of the trunk that are tried on the baseline's validation loss; 0 for none
     transductive : whether rows of the evaluation splits train the concepts
     allow_leakage : whether groups may have rows in several splits
-    out : run folder; ``None`` for the next free ``runs/guide-NNN``. A folder that a killed run left is gone on with
+    out : run folder; ``None`` for the next free ``runs/guide-NNN``, which several machines cannot find together. A
+        folder that a killed run left is gone on with
     progress : told of the work
 
     Raises
@@ -87,18 +88,22 @@ def run_guide(
     from conceptkit.guide.embeddings import write_embeddings
     from conceptkit.guide.engine import Engine
     from conceptkit.guide.reading import Reading, TrainedRun, paired_differences
+    from conceptkit.guide.training import check_processes
     from conceptkit.pathology.disturbances import disturbed
     from conceptkit.workflow.guide_bench import Bench, Spaces
 
     engine = Engine(device=device, devices=devices, nodes=nodes, precision=precision, loggers=tuple(log))
     engine.check()
     check_at_least("search", search, 0)
+    if nodes > 1 and out is None:
+        raise InputError("nodes: several machines need one run folder that all of them see; name it by --out.")
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
     data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage), progress=progress)
     setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
     plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
+    check_processes(setup.training, tasks, engine)
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
