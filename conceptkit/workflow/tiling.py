@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EXPORTS = ("none", "png", "h5")
 """Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
 
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
+"""Files of a folder that must be slides, whatever is in them; other files are when OpenSlide knows them (DICOM)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tiled:
@@ -183,12 +186,10 @@ def _rows(job: SlideJob, out: Path) -> pd.DataFrame:
 
 def _find_slides(given: Iterable[str | Path]) -> list[Path]:
     """Return the slides, sorted by name; a folder stands for the slides in it."""
-    import openslide
-
     found: list[Path] = []
     for entry in map(Path, given):
         if entry.is_dir():
-            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and openslide.OpenSlide.detect_format(p)]
+            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and _is_meant(p)]
             if not inside:
                 raise InputError(f"slides: folder {entry} holds no slide that OpenSlide reads.")
             found += inside
@@ -202,6 +203,15 @@ def _find_slides(given: Iterable[str | Path]) -> list[Path]:
         if stems.count(path.stem.lower()) > 1:
             raise InputError(f"slides: {path.stem} is the name of more than one slide; rename or cut them apart.")
     return sorted(found)
+
+
+def _is_meant(path: Path) -> bool:
+    """Tell whether a file of a folder is a slide, or was one before it was cut off: that is listed, not passed over."""
+    import openslide
+
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in SLIDE_SUFFIXES or openslide.OpenSlide.detect_format(path) is not None
 
 
 def _find_annotations(folder: str | Path | None, slides: list[Path]) -> list[Path | None]:
