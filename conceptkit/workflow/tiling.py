@@ -112,7 +112,8 @@ def run_tile(
     normalise = _stain(stain, stain_reference, export)
     paths = _find_slides(slides)
     drawn = _find_annotations(annotations, paths)
-    parts, tiles = out.with_name(out.name + ".parts"), out.with_name(out.stem + "_tiles")
+    place = out.absolute()  # workers of a cluster may stand in another folder
+    parts, tiles = place.with_name(out.name + ".parts"), place.with_name(out.stem + "_tiles")
     jobs = []
     for path, drawing in zip(paths, drawn, strict=True):
         key = _key(path, drawing, tiling, export, normalise)
