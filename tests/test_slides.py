@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.patches import load_table
-from conceptkit.pathology.annotations import Annotations, Polygon, read_annotations
+from conceptkit.pathology.annotations import Annotations, Polygon, classes_in, read_annotations
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import METHODS, Macenko, lab_statistics
 from conceptkit.pathology.tiling import Tiling, read_tiles, tile_slide
@@ -134,6 +134,37 @@ def test_geojson_with_inner_rings(tmp_path):
         np.testing.assert_allclose(shares, [0.64, 0.75], atol=1 / 32)
 
 
+def feature(points, *inner, name=None):
+    properties = {} if name is None else {"classification": {"name": name}}
+    rings = [[*ring, ring[0]] for ring in (points, *inner)]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
+
+
+def test_an_island_in_a_hole_counts(tmp_path):
+    path = tmp_path / "s.geojson"
+    ring, hole, island = square(0, 0, 100), square(20, 20, 60), square(40, 40, 20)
+    path.write_text(json.dumps([feature(ring, hole, name="Tumor"), feature(island, name="Tumor")]))
+    boxes = np.array([[40.0, 40, 60, 60], [22, 22, 38, 38], [0, 0, 100, 100]])
+    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
+    path.write_text(json.dumps([feature(ring), feature(hole, island, name="Ignore*")]))  # and one in what is ignored
+    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
+    path.write_text(json.dumps([feature(ring), feature(hole, name="Ignore*"), feature(island)]))
+    assert read_annotations(path).share(boxes)[0] == 0  # control: what is ignored holds for all polygons
+    path.write_text(json.dumps([feature(ring, [(0, 0), (10, 10), (10, 0), (0, 10)])]))
+    with pytest.raises(InputError, match=r"polygon 'hole of polygon 1' of .* crosses itself"):
+        read_annotations(path)
+
+
+def test_classes_that_count_can_be_named(tmp_path):
+    path = tmp_path / "s.geojson"
+    drawn = [feature(square(100 * k, 0, 100), name=name) for k, name in enumerate(("Tumor", "Stroma", "Ignore*", None))]
+    path.write_text(json.dumps(drawn))
+    boxes = np.array([[100.0 * k, 0, 100 * k + 100, 100] for k in range(4)])
+    assert classes_in(path) == ("Tumor", "Stroma", "")
+    for classes, expected in (((), [1, 1, 0, 1]), (("tumor",), [1, 0, 0, 0]), (("Stroma", "ignore*"), [0, 1, 1, 0])):
+        assert read_annotations(path, classes=classes).share(boxes).tolist() == expected
+
+
 def test_shares_are_those_of_a_drawn_mask():
     rng = np.random.default_rng(3)
     angle = np.sort(rng.uniform(0, 2 * np.pi, 25))
@@ -196,6 +227,10 @@ def test_real_annotations_agree_with_what_was_published(shared_data):
             low, high = polygon.points.min(axis=0), polygon.points.max(axis=0)
             share = Annotations((polygon,)).share(np.array([[*low, *high]]), samples=400)[0]
             assert share == pytest.approx(area / np.prod(high - low), abs=0.005)
+        of_json = read_annotations(path.with_suffix(".json"))
+        for polygons, others in ((drawn.areas, of_json.areas), (drawn.holes, of_json.holes)):
+            for polygon, other in zip(polygons, others, strict=True):
+                np.testing.assert_array_equal(polygon.points, other.points)
 
 
 # Slides
@@ -381,6 +416,30 @@ def test_labels_by_the_share_of_tumor(wsi, tmp_path):
     between = strict[strict["tumor_share"].between(0.01, 0.89)]
     assert len(between)
     assert between["label"].isna().all()
+
+
+def test_annotations_are_found_by_name_and_counted_by_class(wsi, tmp_path):
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    named = folder / f"{Path(CMU).stem.upper()}.geojson"  # capitals do not part slides, nor annotations from them
+    named.write_text(
+        json.dumps([feature(square(0, 0, 1000), name="Tumor"), feature(square(0, 1000, 1900), name="Fat")])
+    )
+    options = {"out": tmp_path / "t.csv", "annotations": folder}
+    every = run_tile([wsi / CMU], **options)
+    assert any("counted as tumor: Tumor, Fat; --tumor-class" in note for note in every.notes)
+    one = run_tile([wsi / CMU], **options, tumor_class=["tumor"])
+    assert not any("counted as tumor" in note for note in one.notes)
+    assert (one.table["label"] == "tumor").sum() < (every.table["label"] == "tumor").sum()
+    with pytest.raises(InputError, match=r"tumor-class: no annotation is of tumour; near names: Tumor"):
+        run_tile([wsi / CMU], **options, tumor_class="tumour")
+    published = {"positive": [], "negative": [{"name": "a", "vertices": square(0, 0, 500)}]}
+    named.with_suffix(".json").write_text(json.dumps(published))
+    shutil.copy(wsi / TCGA, tmp_path / "other.svs")
+    (folder / "other.json").write_text(json.dumps({"positive": [{"vertices": square(0, 0, 500)}], "negative": []}))
+    (folder / "other.xml").write_text(asap([("Tumor", square(0, 0, 20_000))]))
+    both = run_tile([tmp_path / "other.svs"], **options).table
+    assert (both["label"] == "tumor").all()  # of XML and JSON the first
 
 
 def test_a_bad_slide_is_listed_and_the_others_finish(wsi, tmp_path):
