@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,6 +102,7 @@ def run_tile(
 
     from conceptkit.pathology.engines import Engine
     from conceptkit.pathology.measuring import SUFFIXES, write_table
+    from conceptkit.pathology.resuming import parts_folder
     from conceptkit.pathology.tiling import Tiling
 
     out = Path(out)
@@ -119,8 +118,8 @@ def run_tile(
     paths = _find_slides(slides)
     drawn = _find_annotations(annotations, paths)
     class_notes = _class_notes([path for path in drawn if path is not None], classes)
-    place = out.absolute()  # workers of a cluster may stand in another folder
-    parts, tiles = place.with_name(out.name + ".parts"), place.with_name(out.stem + "_tiles")
+    parts = parts_folder(out)
+    tiles = parts.with_name(out.stem + "_tiles")
     jobs = []
     for path, drawing in zip(paths, drawn, strict=True):
         key = _key(path, drawing, tiling, export, normalise)
@@ -285,16 +284,11 @@ def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple
 
 def _key(path: Path, drawing: Path | None, tiling: Tiling, export: str, stain: tuple[str, Path] | None) -> str:
     """Return a digest of all that a slide's rows follow from: another file or option is another part."""
+    from conceptkit.pathology.resuming import file_state, part_key
 
-    def state(file: Path | None) -> list[Any]:
-        if file is None or not file.is_file():
-            return [str(file)]
-        stat = file.stat()
-        return [str(file), stat.st_size, stat.st_mtime_ns]
-
-    values: list[Any] = [state(path), state(drawing), dataclasses.asdict(tiling), export]
-    values.append([stain[0], *state(stain[1])] if stain else None)
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+    values: list[Any] = [file_state(path), file_state(drawing), dataclasses.asdict(tiling), export]
+    values.append([stain[0], *file_state(stain[1])] if stain else None)
+    return part_key(values)
 
 
 def _notes(table: pd.DataFrame, drawn: list[Path | None], jobs: list[SlideJob]) -> list[str]:
