@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conceptkit._checks import InputError
 from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.workflow.measuring import run_measure
+from conceptkit.workflow.tiling import run_tile
 
 
 def square(number):
@@ -115,6 +119,41 @@ def test_a_killed_dask_worker_loses_nothing(tmp_path):
         found = results(die_once, jobs, Engine("dask", scheduler=cluster.scheduler_address))
     assert {k: o.result for k, o in found.items()} == {k: k for k in range(10)}
     assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tile_and_measure_on_a_cluster_that_loses_a_worker(shared_data, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="dask's distributed is not installed")
+    from distributed import LocalCluster
+
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for k in range(4):
+        shutil.copy(shared_data / "wsi" / "cmu-1-small-region.svs", slides / f"s{k}.svs")
+    names, options, killed = ["contrast", "lab_l"], {"export": "h5", "size": 448}, []
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path / "w")
+    ) as cluster:
+        monkeypatch.chdir(tmp_path)  # after the workers began: they stand in another folder
+        dask = {"engine": "dask", "scheduler": cluster.scheduler_address}
+
+        def kill(stage, done, total):
+            if done >= 1 and stage not in killed and done < total:
+                killed.append(stage)
+                os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+
+        tiled = run_tile(["slides"], out="many.csv", progress=kill, **options, **dask)
+        measured = run_measure("many.csv", out="measured.csv", names=names, progress=kill, **dask)
+    assert killed == ["cutting slides", "measuring patches"]  # control: a worker did die in each
+    assert tiled.skipped == measured.skipped == ()
+    assert not (tmp_path / "many.csv.parts").exists()
+    whole = run_tile([slides / "s0.svs"], out=tmp_path / "alone.csv", **options).table
+    expected = run_measure(tmp_path / "alone.csv", out=tmp_path / "m.csv", names=names).table[names]
+    for k in range(4):
+        rows = measured.table[measured.table["group"] == f"s{k}"]
+        assert len(rows) == len(whole)
+        pd.testing.assert_frame_equal(rows[names].reset_index(drop=True), expected)
 
 
 def test_a_scheduler_that_is_not_there_is_told(monkeypatch):

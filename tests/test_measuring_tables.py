@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from conceptkit._checks import InputError
+from conceptkit.pathology import measuring, measuring_tables
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
 from conceptkit.workflow.measuring import run_measure
@@ -55,6 +56,70 @@ def test_a_bad_row_is_told_or_listed(folder):
     made = run_measure(path / "bad.csv", out=path / "m.csv", skip_bad=True)
     assert [what for what, _ in made.skipped] == ["p2", "p4"]
     assert list(made.table["patch_id"]) == ["p0", "p1", "p3"]
+
+
+def count_calls(monkeypatch, module, name, stop_at=None):
+    """Note what a module's function is asked for, and interrupt it at one call."""
+    measured, seen = getattr(module, name), []
+
+    def noted(job):
+        seen.append(job)
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        return measured(job)
+
+    monkeypatch.setattr(module, name, noted)
+    return seen
+
+
+def test_an_interrupted_table_is_taken_up_where_it_was_left(folder, monkeypatch):
+    path, *_ = folder
+    monkeypatch.setattr(measuring_tables, "_CHUNK", 2)
+    options = {"out": path / "m.csv", "names": ["core", "blur"]}
+    with monkeypatch.context() as patch:
+        count_calls(patch, measuring_tables, "measure_rows", stop_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            run_measure(path / "t.csv", **options)
+    assert not (path / "m.csv").exists()  # nothing that looks whole
+    (path / "t.csv").write_text((path / "t.csv").read_text().replace("patient", "group"))  # says nothing of pixels
+    seen, progress = count_calls(monkeypatch, measuring_tables, "measure_rows"), []
+    made = run_measure(path / "t.csv", progress=lambda *told: progress.append(told[1:]), **options)
+    assert made.resumed == 4
+    assert progress == [(4, 5), (5, 5)]
+    assert [len(job.rows) for job in seen] == [1]
+    assert not (path / "m.csv.parts").exists()
+    pd.testing.assert_frame_equal(made.table, run_measure(path / "t.csv", **options).table)
+    assert len(seen) == 4  # control: what was finished is measured anew
+
+
+def test_what_was_measured_before_a_bad_row_is_kept(folder, monkeypatch):
+    path, _, labels = folder
+    monkeypatch.setattr(measuring_tables, "_CHUNK", 1)
+    (path / "m3.png").unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"mask: .*m3\.png does not exist"):
+            run_measure(path / "t.csv", out=path / "m.csv", names="count")
+    Image.fromarray(labels[3]).save(path / "m3.png")  # mended
+    Image.fromarray(np.zeros_like(labels[0])).save(path / "m0.png")  # changed
+    made = run_measure(path / "t.csv", out=path / "m.csv", names="count")
+    assert made.resumed == 2
+    assert made.table["count"][0] == 0
+    assert run_measure(path / "t.csv", out=path / "m.csv", names="area_px").resumed == 0
+
+
+def test_interrupted_images_are_taken_up_where_they_were_left(folder, monkeypatch):
+    path, *_ = folder
+    (path / "list.csv").write_text("image,mask\n" + "".join(f"i{k}.png,m{k}.png\n" for k in range(3)))
+    options = {"out": path / "m.csv", "patch_size": 16, "nuclei": "hematoxylin", "masks_out": path / "masks"}
+    with monkeypatch.context() as patch:
+        count_calls(patch, measuring, "measure_image", stop_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            run_measure(path / "list.csv", **options)
+    (path / "masks" / "i1.png").unlink()
+    made = run_measure(path / "list.csv", **options)
+    assert made.resumed == 1  # of two, one's nuclei are to be written again
+    assert sorted(p.name for p in (path / "masks").iterdir()) == ["i0.png", "i1.png", "i2.png"]
+    pd.testing.assert_frame_equal(made.table, run_measure(path / "list.csv", **options).table)
 
 
 def test_a_mask_of_another_size_is_told(folder):

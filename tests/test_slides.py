@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.patches import load_table
-from conceptkit.pathology.annotations import Annotations, Polygon, read_annotations
+from conceptkit.pathology.annotations import Annotations, Polygon, classes_in, read_annotations
 from conceptkit.pathology.slides import open_slide
-from conceptkit.pathology.tiling import Tiling, tile_slide
+from conceptkit.pathology.stain import METHODS, Macenko, lab_statistics
+from conceptkit.pathology.tiling import Tiling, read_tiles, tile_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
 from conceptkit.workflow import tiling as workflow
 from conceptkit.workflow.tiling import run_tile
@@ -133,6 +134,37 @@ def test_geojson_with_inner_rings(tmp_path):
         np.testing.assert_allclose(shares, [0.64, 0.75], atol=1 / 32)
 
 
+def feature(points, *inner, name=None):
+    properties = {} if name is None else {"classification": {"name": name}}
+    rings = [[*ring, ring[0]] for ring in (points, *inner)]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
+
+
+def test_an_island_in_a_hole_counts(tmp_path):
+    path = tmp_path / "s.geojson"
+    ring, hole, island = square(0, 0, 100), square(20, 20, 60), square(40, 40, 20)
+    path.write_text(json.dumps([feature(ring, hole, name="Tumor"), feature(island, name="Tumor")]))
+    boxes = np.array([[40.0, 40, 60, 60], [22, 22, 38, 38], [0, 0, 100, 100]])
+    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
+    path.write_text(json.dumps([feature(ring), feature(hole, island, name="Ignore*")]))  # and one in what is ignored
+    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
+    path.write_text(json.dumps([feature(ring), feature(hole, name="Ignore*"), feature(island)]))
+    assert read_annotations(path).share(boxes)[0] == 0  # control: what is ignored holds for all polygons
+    path.write_text(json.dumps([feature(ring, [(0, 0), (10, 10), (10, 0), (0, 10)])]))
+    with pytest.raises(InputError, match=r"polygon 'hole of polygon 1' of .* crosses itself"):
+        read_annotations(path)
+
+
+def test_classes_that_count_can_be_named(tmp_path):
+    path = tmp_path / "s.geojson"
+    drawn = [feature(square(100 * k, 0, 100), name=name) for k, name in enumerate(("Tumor", "Stroma", "Ignore*", None))]
+    path.write_text(json.dumps(drawn))
+    boxes = np.array([[100.0 * k, 0, 100 * k + 100, 100] for k in range(4)])
+    assert classes_in(path) == ("Tumor", "Stroma", "")
+    for classes, expected in (((), [1, 1, 0, 1]), (("tumor",), [1, 0, 0, 0]), (("Stroma", "ignore*"), [0, 1, 1, 0])):
+        assert read_annotations(path, classes=classes).share(boxes).tolist() == expected
+
+
 def test_shares_are_those_of_a_drawn_mask():
     rng = np.random.default_rng(3)
     angle = np.sort(rng.uniform(0, 2 * np.pi, 25))
@@ -195,6 +227,10 @@ def test_real_annotations_agree_with_what_was_published(shared_data):
             low, high = polygon.points.min(axis=0), polygon.points.max(axis=0)
             share = Annotations((polygon,)).share(np.array([[*low, *high]]), samples=400)[0]
             assert share == pytest.approx(area / np.prod(high - low), abs=0.005)
+        of_json = read_annotations(path.with_suffix(".json"))
+        for polygons, others in ((drawn.areas, of_json.areas), (drawn.holes, of_json.holes)):
+            for polygon, other in zip(polygons, others, strict=True):
+                np.testing.assert_array_equal(polygon.points, other.points)
 
 
 # Slides
@@ -318,13 +354,48 @@ def test_stain_is_normalised_where_pixels_are_kept(wsi, tmp_path, shared_data):
     reference = shared_data / "authors" / "normalizing_patch.npy"
     run_tile([wsi / CMU], out=tmp_path / "raw.csv", export="h5", size=512)
     run_tile([wsi / CMU], out=tmp_path / "same.csv", export="h5", size=512, stain="reinhard", stain_reference=reference)
-    raw, same = (load_table(tmp_path / f"{n}.csv").pixels(2).astype(float) for n in ("raw", "same"))
-    target = np.load(reference).astype(float).mean(axis=(0, 1))
-    assert np.abs(same.mean(axis=(0, 1)) - target).sum() < np.abs(raw.mean(axis=(0, 1)) - target).sum()
+    tables = [load_table(tmp_path / f"{n}.csv") for n in ("raw", "same")]
+    # Of all tiles together: one tile is changed by the slide's stain, not by its own.
+    raw, same = (lab_statistics(np.stack([t.pixels(k) for k in range(len(t))])).mean for t in tables)
+    target = lab_statistics(np.load(reference)[None]).mean
+    assert np.abs(raw - target).max() > 5
+    assert np.abs(same - target).max() < 1.5
     with pytest.raises(InputError, match="name --export png or h5"):
         run_tile([wsi / CMU], out=tmp_path / "t.csv", stain="reinhard", stain_reference=reference)
     with pytest.raises(InputError, match=r"stain-reference: an image or \.npy"):
         run_tile([wsi / CMU], out=tmp_path / "t.csv", export="h5", stain="reinhard")
+
+
+def test_a_slides_stain_is_that_of_its_tiles_not_of_its_thumbnail(wsi, tmp_path, shared_data):
+    reference = np.load(shared_data / "authors" / "normalizing_patch.npy")
+    raw = np.stack([*read_all(wsi / CMU)])
+    with open_slide(wsi / CMU) as slide:
+        thumbnail = slide.picture()[0][None]
+    spread, amounts = {}, {}
+    for stain in METHODS:
+        options = {"export": "h5", "stain": stain, "stain_reference": shared_data / "authors" / "normalizing_patch.npy"}
+        run_tile([wsi / CMU], out=tmp_path / f"{stain}.csv", **options)
+        with h5py.File(tmp_path / f"{stain}_tiles" / f"{Path(CMU).stem}.h5") as file:
+            made = file["patches"][:]
+        method = METHODS[stain].fit(reference)
+        by_thumbnail = method.transform(raw, source=method.measure(thumbnail))
+        spread[stain] = [lab_statistics(tiles).sd for tiles in (reference[None], made, by_thumbnail)]
+        by_all = method.transform(raw, source=method.measure(raw))
+        amounts[stain] = [np.abs(tiles.astype(float) - by_all).mean() for tiles in (made, by_thumbnail)]
+    target, made_sd, thumbnail_sd = spread["reinhard"]
+    np.testing.assert_allclose(made_sd, target, rtol=0.1)
+    assert thumbnail_sd[2] > 1.7 * target[2]  # control: what was exported before
+    # 32 of 48 tiles do as all of them; by the thumbnail, hematoxylin is 1.75 times too strong.
+    for by_some, wrong in amounts.values():
+        assert by_some < 0.25 * wrong
+    strength, blurred = (Macenko.measure(tiles).most for tiles in (raw, thumbnail))
+    assert strength[0] / blurred[0] > 1.7
+
+
+def read_all(path):
+    table = tile_slide(path, Tiling())
+    with open_slide(path) as slide:
+        yield from read_tiles(slide, table["x"].to_numpy(), table["y"].to_numpy(), size=224, side=224)
 
 
 def test_labels_by_the_share_of_tumor(wsi, tmp_path):
@@ -347,6 +418,30 @@ def test_labels_by_the_share_of_tumor(wsi, tmp_path):
     assert between["label"].isna().all()
 
 
+def test_annotations_are_found_by_name_and_counted_by_class(wsi, tmp_path):
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    named = folder / f"{Path(CMU).stem.upper()}.geojson"  # capitals do not part slides, nor annotations from them
+    named.write_text(
+        json.dumps([feature(square(0, 0, 1000), name="Tumor"), feature(square(0, 1000, 1900), name="Fat")])
+    )
+    options = {"out": tmp_path / "t.csv", "annotations": folder}
+    every = run_tile([wsi / CMU], **options)
+    assert any("counted as tumor: Tumor, Fat; --tumor-class" in note for note in every.notes)
+    one = run_tile([wsi / CMU], **options, tumor_class=["tumor"])
+    assert not any("counted as tumor" in note for note in one.notes)
+    assert (one.table["label"] == "tumor").sum() < (every.table["label"] == "tumor").sum()
+    with pytest.raises(InputError, match=r"tumor-class: no annotation is of tumour; near names: Tumor"):
+        run_tile([wsi / CMU], **options, tumor_class="tumour")
+    published = {"positive": [], "negative": [{"name": "a", "vertices": square(0, 0, 500)}]}
+    named.with_suffix(".json").write_text(json.dumps(published))
+    shutil.copy(wsi / TCGA, tmp_path / "other.svs")
+    (folder / "other.json").write_text(json.dumps({"positive": [{"vertices": square(0, 0, 500)}], "negative": []}))
+    (folder / "other.xml").write_text(asap([("Tumor", square(0, 0, 20_000))]))
+    both = run_tile([tmp_path / "other.svs"], **options).table
+    assert (both["label"] == "tumor").all()  # of XML and JSON the first
+
+
 def test_a_bad_slide_is_listed_and_the_others_finish(wsi, tmp_path):
     (tmp_path / "bad.svs").write_bytes((wsi / CMU).read_bytes()[:300_000])
     out = tmp_path / "t.csv"
@@ -361,6 +456,22 @@ def test_a_bad_slide_is_listed_and_the_others_finish(wsi, tmp_path):
     (tmp_path / "worse.svs").write_bytes(b"x")
     with pytest.raises(InputError, match="no slide gave a tile"):
         run_tile([tmp_path / "worse.svs"], out=tmp_path / "u.csv")
+
+
+def test_a_cut_off_slide_in_a_folder_is_listed_too(wsi, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copy(wsi / CMU, folder / "good.svs")
+    (folder / "Cut.TIF").write_bytes((wsi / CMU).read_bytes()[:300_000])
+    (folder / "empty.ndpi").write_bytes(b"")
+    (folder / "notes.txt").write_text("no slide, and nobody takes it for one")
+    (folder / "._good.svs").write_bytes(b"what a Mac writes beside its files")
+    tiled = run_tile([folder], out=tmp_path / "t.csv")
+    assert [what for what, _ in tiled.skipped] == ["Cut.TIF", "empty.ndpi"]
+    assert set(tiled.table["group"]) == {"good"}
+    call = CliRunner().invoke(app, ["tile", str(folder), "--out", str(tmp_path / "t.csv"), "--workers", "1"])
+    assert call.exit_code == 1
+    assert "skipped Cut.TIF" in call.output
 
 
 def test_an_interrupted_run_is_taken_up_where_it_was_left(wsi, tmp_path, monkeypatch):

@@ -67,6 +67,8 @@ def measure(
             console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
         for note in measured.notes:
             console.print(escape(note), style="dim")
+        if measured.resumed:
+            console.print(f"{measured.resumed} were measured by an earlier run", style="dim")
         console.print(f"{len(measured.table)} patches written to {escape(out)}")
         skipped = [{"what": what, "reason": reason} for what, reason in measured.skipped]
         write_json_result(
@@ -75,6 +77,7 @@ def measure(
                 "schema": "conceptkit/measure/1",
                 "study": Path(images).stem,
                 "rows_written": len(measured.table),
+                "resumed": measured.resumed,
                 "skipped": skipped,
                 "path": out,
                 "notes": list(measured.notes),

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from conceptkit.cli.console import progress_bars, reading_console, sentences, write_json_result
 from conceptkit.cli.engine_options import EngineOption, SchedulerOption, WorkersOption
-from conceptkit.cli.options import DebugOption, JsonOption
+from conceptkit.cli.options import DebugOption, JsonOption, name_list
 
 
 def tile(
@@ -29,6 +29,10 @@ def tile(
         str | None, typer.Option("--annotations", help="Folder of ASAP XML or GeoJSON files named as the slides.")
     ] = None,
     tumor: Annotated[float, typer.Option("--tumor", help="Least annotated share of a tile labelled tumor.")] = 0.5,
+    tumor_class: Annotated[
+        list[str] | None,
+        typer.Option("--tumor-class", help="Annotated classes that are tumor, comma-separated; all but holes."),
+    ] = None,
     export: Annotated[str, typer.Option("--export", help="none, png or h5: where pixels are kept.")] = "none",
     stain: Annotated[str | None, typer.Option("--stain", help="reinhard or macenko, for exported pixels.")] = None,
     stain_reference: Annotated[
@@ -55,6 +59,7 @@ def tile(
                 tissue=tissue,
                 annotations=annotations,
                 tumor=tumor,
+                tumor_class=name_list(tumor_class),
                 export=export,
                 stain=stain,
                 stain_reference=stain_reference,

@@ -1,4 +1,4 @@
-"""What a pathologist drew on a slide, from ASAP XML or GeoJSON, and how much of a tile lies in it."""
+"""What a pathologist drew on a slide, from ASAP XML, GeoJSON or Camelyon's JSON, and how much of a tile lies in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 
 SUFFIXES = (".xml", ".geojson", ".json")
-"""Kinds of annotation file."""
+"""Kinds of annotation file; of two that are named as a slide the first kind is taken."""
 
 EXCLUSION = ("exclusion", "exclude", "normal", "none of interest", "ignore", "ignore*", "_2")
 """Groups (lower case) whose polygons are taken away from the others; ``_2`` is Camelyon16's name of them."""
@@ -28,11 +28,13 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Polygon:
-    """One ring."""
+    """One ring, and what is cut out of it."""
 
     name: str
     points: Points
     """(n, 2) x and y in pixels of level 0, first point not repeated."""
+    inner: tuple[Points, ...] = ()
+    """Rings cut out of this polygon alone: another one may lie inside, as an island."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Annotations:
         samples : points per side at which a box that a contour crosses is sampled; the error is below 1 / samples
         """
         out = np.zeros(len(boxes))
-        rings = [_Ring(p.points, add=True) for p in self.areas] + [_Ring(p.points, add=False) for p in self.holes]
+        rings = [_Ring(p, add=True) for p in self.areas] + [_Ring(p, add=False) for p in self.holes]
         grid = (np.arange(samples) + 0.5) / samples
         for k, (x0, y0, x1, y1) in enumerate(boxes):
             near = [r for r in rings if r.low[0] < x1 and r.high[0] > x0 and r.low[1] < y1 and r.high[1] > y0]
@@ -66,36 +68,60 @@ class Annotations:
         return out
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:
     """Read an annotation file of a slide, by its suffix.
 
     ASAP's XML: polygons, splines and rectangles; those of a group named in :data:`EXCLUSION` are holes. GeoJSON
-    (QuPath): polygons and multipolygons with their inner rings; classes as ASAP's groups.
+    (QuPath): polygons and multipolygons with their inner rings; classes as ASAP's groups. Camelyon16's published JSON:
+    ``positive`` polygons, and ``negative`` ones as holes.
+
+    Parameters
+    ----------
+    path : the file
+    classes : groups or classes that count, in whatever case; by default all that are no holes
 
     Raises
     ------
     InputError
         when the file is missing, is none of these, or a polygon is open (below three points) or crosses itself
     """
+    named = {name.strip().lower() for name in classes}
+    areas, holes = [], []
+    for polygon, group in _drawn(path):
+        if group.strip().lower() in named or (not named and not _excludes(group)):
+            areas.append(polygon)
+        elif _excludes(group):
+            holes.append(polygon)
+    for polygon in (*areas, *holes):
+        _check(polygon, path)
+    return Annotations(tuple(areas), tuple(holes))
+
+
+def classes_in(path: Path) -> tuple[str, ...]:
+    """Return the groups or classes of a file that are no holes, in the order they are met; "" is one without a name.
+
+    Raises
+    ------
+    InputError
+        when the file is missing or no annotation file
+    """
+    return tuple(dict.fromkeys(group.strip() for _, group in _drawn(path) if not _excludes(group)))
+
+
+def _drawn(path: Path) -> list[tuple[Polygon, str]]:
+    """Return every polygon of a file, and the group or class that it is of."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"annotations: must end in {', '.join(SUFFIXES)}, got {path}.")
     if not path.is_file():
         raise InputError(f"annotations: there is no file {path}.")
     try:
-        rings = list(_asap(path) if path.suffix.lower() == ".xml" else _geojson(path))
+        return list(_asap(path) if path.suffix.lower() == ".xml" else _json(path))
     except (*_BROKEN, ElementTree.ParseError) as error:
-        if isinstance(error, InputError):
-            raise
         kind = "ASAP XML" if path.suffix.lower() == ".xml" else "GeoJSON"
         raise InputError(f"annotations: {path} is not {kind} ({error}).") from None
-    for polygon, _ in rings:
-        _check(polygon, path)
-    areas = tuple(p for p, hole in rings if not hole)
-    holes = tuple(p for p, hole in rings if hole)
-    return Annotations(areas, holes)
 
 
-def _asap(path: Path) -> Iterator[tuple[Polygon, bool]]:
+def _asap(path: Path) -> Iterator[tuple[Polygon, str]]:
     root = ElementTree.parse(path).getroot()
     if root.tag != "ASAP_Annotations":
         raise ValueError(f"its root is {root.tag!r}, not ASAP_Annotations")
@@ -105,15 +131,26 @@ def _asap(path: Path) -> Iterator[tuple[Polygon, bool]]:
             continue
         found = sorted(drawn.iter("Coordinate"), key=lambda c: float(c.get("Order", "0")))
         points = np.array([(_number(c.attrib["X"]), _number(c.attrib["Y"])) for c in found]).reshape(-1, 2)
-        yield Polygon(name, _unrepeated(points)), _excludes(drawn.get("PartOfGroup", ""))
+        yield Polygon(name, _unrepeated(points)), drawn.get("PartOfGroup", "")
 
 
 def _number(text: str) -> float:
     return float(text.replace(",", "."))  # ASAP writes the comma of some countries
 
 
-def _geojson(path: Path) -> Iterator[tuple[Polygon, bool]]:
+def _json(path: Path) -> Iterator[tuple[Polygon, str]]:
     content = json.loads(path.read_text(encoding="utf-8-sig"))
+    published = isinstance(content, dict) and {"positive", "negative"} <= set(content)
+    return _camelyon(content) if published else _geojson(content)
+
+
+def _camelyon(content: dict[str, Any]) -> Iterator[tuple[Polygon, str]]:
+    for key, group in (("positive", "Tumor"), ("negative", EXCLUSION[0])):
+        for drawn in content[key]:
+            yield Polygon(str(drawn.get("name", key)), _ring(drawn["vertices"])), group
+
+
+def _geojson(content: Any) -> Iterator[tuple[Polygon, str]]:
     features = content if isinstance(content, list) else content.get("features", [content])
     for k, feature in enumerate(features):
         geometry = feature.get("geometry", feature)
@@ -128,11 +165,7 @@ def _geojson(path: Path) -> Iterator[tuple[Polygon, bool]]:
         else:
             continue  # points and lines have no inside
         for outer, *inner in shapes:
-            excludes = _excludes(group)
-            yield Polygon(name, _ring(outer)), excludes
-            if not excludes:
-                for ring in inner:
-                    yield Polygon(f"hole of {name}", _ring(ring)), True
+            yield Polygon(name, _ring(outer), tuple(_ring(ring) for ring in inner)), group
 
 
 def _ring(coordinates: Sequence[Sequence[float]]) -> Points:
@@ -152,15 +185,16 @@ def _unrepeated(points: Points) -> Points:
 
 
 def _check(polygon: Polygon, path: Path) -> None:
-    points = polygon.points
-    if len(points) < 3 or not np.isfinite(points).all():
-        raise InputError(
-            f"annotations: polygon {polygon.name!r} of {path} is open: at least 3 points are needed, got {len(points)}."
-        )
-    crossing = _first_crossing(points)
-    if crossing is not None:
-        x, y = crossing
-        raise InputError(f"annotations: polygon {polygon.name!r} of {path} crosses itself near x={x:.0f}, y={y:.0f}.")
+    for k, points in enumerate((polygon.points, *polygon.inner)):
+        name = f"{'hole of ' if k else ''}{polygon.name}"
+        if len(points) < 3 or not np.isfinite(points).all():
+            raise InputError(
+                f"annotations: polygon {name!r} of {path} is open: at least 3 points are needed, got {len(points)}."
+            )
+        crossing = _first_crossing(points)
+        if crossing is not None:
+            x, y = crossing
+            raise InputError(f"annotations: polygon {name!r} of {path} crosses itself near x={x:.0f}, y={y:.0f}.")
 
 
 def _first_crossing(points: Points) -> tuple[float, float] | None:
@@ -192,12 +226,15 @@ def _side(a: Points, b: Points, p: Points) -> NDArray[np.float64]:
 
 
 class _Ring:
-    """A ring prepared for many points: by its edges, cut to the rows that they cross."""
+    """A polygon prepared for many points: by its edges, cut to the rows that they cross."""
 
-    def __init__(self, points: Points, *, add: bool) -> None:
+    def __init__(self, polygon: Polygon, *, add: bool) -> None:
         self.add = add
-        self.low, self.high = points.min(axis=0), points.max(axis=0)
-        self._a, self._b = points, np.roll(points, -1, axis=0)
+        self.low, self.high = polygon.points.min(axis=0), polygon.points.max(axis=0)
+        # The edges of inner rings are edges like any other: by the even-odd rule what they enclose is outside.
+        rings = (polygon.points, *polygon.inner)
+        self._a = np.concatenate(rings)
+        self._b = np.concatenate([np.roll(points, -1, axis=0) for points in rings])
 
     def contains(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points of a grid lie inside, (len(ys), len(xs)), by the even-odd rule."""

@@ -21,6 +21,10 @@ from conceptkit.pathology.tiling import read_tiles
 
 _BATCH = 64
 
+_STAIN_PIXELS = 32 * 224**2
+"""Pixels of a slide's tiles that its stain is read from, at the tiles' own resolution: in the small picture of the
+slide nuclei are blurred into their surroundings, and spreads half as large."""
+
 Starts = NDArray[np.intp]
 
 
@@ -75,12 +79,18 @@ def export_tiles(
     with scratch(folder / name) as temporary, open_slide(path, mpp=slide_mpp) as slide:
         source = None
         if method is not None:
-            picture, _ = slide.picture()
-            source = method.measure(picture[None])  # one change for the whole slide, by its own tissue
+            some = _spread_out(len(x), side)  # one change for the whole slide, by its own tissue
+            source = method.measure(np.stack(list(read_tiles(slide, x[some], y[some], size=size, side=side))))
         batches = _batches(read_tiles(slide, x, y, size=size, side=side), method, source)
         write = _write_h5 if kind == "h5" else _write_pngs
         columns = write(batches, temporary, folder, name, x, y, side)
     return table.assign(**columns)
+
+
+def _spread_out(number: int, side: int) -> Starts:
+    """Return which of a slide's tiles its stain is read from: evenly many from top to bottom, the same in every run."""
+    wanted = min(number, max(8, round(_STAIN_PIXELS / side**2)))
+    return np.linspace(0, number - 1, wanted).round().astype(np.intp)
 
 
 def safe_name(path: Path) -> str:

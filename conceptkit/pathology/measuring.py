@@ -22,6 +22,7 @@ from conceptkit.pathology.images import read_image, read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_note
+from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
@@ -73,6 +74,8 @@ class Measured:
     """Image id and reason of every image that has no tile in the table."""
     notes: tuple[str, ...]
     """Sentences a reader of the table has to know."""
+    resumed: int = 0
+    """Images, or patches of a table, that an earlier run had measured."""
 
 
 def measure_images(
@@ -85,6 +88,7 @@ def measure_images(
     nuclei: Segmentation | None = None,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
+    parts: Path | None = None,
 ) -> Measured:
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
@@ -112,6 +116,8 @@ def measure_images(
         Where images are measured; ``None``: in this process, one after the other.
     progress
         Called after each image with the number done and the number of all.
+    parts
+        Folder in which every image's measures are kept, and found by the next run; ``None``: they are not.
 
     Returns
     -------
@@ -137,21 +143,29 @@ def measure_images(
         if column in chosen:
             raise InputError(f"{images_csv}: column {column} bears the name of a measure that is to be computed.")
 
-    tiles: dict[int, pd.DataFrame] = {}
     jobs = [
         ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei)
         for k in range(len(images))
     ]
+    keys = [_key(job) for job in jobs]
+    tiles = {k: part for k, part in kept_parts(parts, keys).items() if _has_mask(jobs[k])}
+    resumed = len(tiles)
+    if progress is not None and resumed:
+        progress(resumed, len(images))
+    todo = [k for k in range(len(jobs)) if k not in tiles]
     faults: dict[int, str] = {}
-    for done, outcome in enumerate(run_jobs(measure_image, jobs, engine or Engine()), start=1):
+    outcomes = run_jobs(measure_image, [jobs[k] for k in todo], engine or Engine())
+    for done, outcome in enumerate(outcomes, start=resumed + 1):
+        k = todo[outcome.index]
         if outcome.result is None:
             if on_error == "raise":
                 raise InputError(outcome.error or "an image could not be measured.")
-            faults[outcome.index] = str(outcome.error)
+            faults[k] = str(outcome.error)
         elif isinstance(outcome.result, str):
-            faults[outcome.index] = outcome.result
+            faults[k] = outcome.result
         else:
-            tiles[outcome.index] = outcome.result
+            tiles[k] = outcome.result
+            keep_part(parts, keys[k], outcome.result)
         if progress is not None:
             progress(done, len(images))
     tiles = dict(sorted(tiles.items()))  # processes finish in any order; the table does not depend on it
@@ -167,7 +181,28 @@ def measure_images(
         table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent, nuclei),
         skipped=tuple(skipped),
         notes=(*_notes(images, used, carried, chosen, every=names is None), *_nuclei_notes(used, nuclei), *outliers),
+        resumed=resumed,
     )
+
+
+def nuclei_state(nuclei: Segmentation | None) -> list[Any] | None:
+    """Return what the nuclei found follow from, for the key of a part."""
+    return None if nuclei is None else [nuclei.method, file_state(nuclei.weights)]
+
+
+def _key(job: ImageJob) -> str:
+    """Return a digest of all that an image's measures follow from."""
+    given = job.nuclei is None and job.cells["mask"]
+    mask = file_state((job.folder / job.cells["mask"]).absolute()) if given else None
+    image = file_state((job.folder / job.cells["image"]).absolute())
+    return part_key([image, mask, job.cells["mpp"], job.size, job.names, nuclei_state(job.nuclei)])
+
+
+def _has_mask(job: ImageJob) -> bool:
+    """Tell whether an image's label image is there, where it is to be kept."""
+    if job.nuclei is None or job.nuclei.masks_out is None:
+        return True
+    return (job.nuclei.masks_out / mask_name(job.cells["image_id"])).is_file()
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

@@ -19,8 +19,16 @@ from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
-from conceptkit.pathology.measuring import Measured, Segmentation, is_scale, relative_path, segmenter
+from conceptkit.pathology.measuring import (
+    Measured,
+    Segmentation,
+    is_scale,
+    nuclei_state,
+    relative_path,
+    segmenter,
+)
 from conceptkit.pathology.nuclei import find_in
+from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 
 _CHUNK = 64
 
@@ -60,6 +68,7 @@ def measure_table(
     nuclei: Segmentation | None = None,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
+    parts: Path | None = None,
 ) -> Measured:
     """Measure every patch of a patch table.
 
@@ -67,7 +76,7 @@ def measure_table(
     ----------
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image
     out : where the new table will be written: paths in it are as seen from there
-    names, on_error, nuclei, engine : as in :func:`conceptkit.pathology.measuring.measure_images`
+    names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
     progress : called with the number of patches done and of all
 
     Raises
@@ -93,10 +102,19 @@ def measure_table(
         for rows in np.array_split(index, math.ceil(len(index) / _CHUNK))
     ]
     values = {name: np.full(len(table), np.nan) for name in chosen}
+    keys = _keys(table, jobs)
+    kept = kept_parts(parts, keys)
+    for k, part in kept.items():
+        for name in chosen:
+            values[name][list(jobs[k].rows)] = part[name]
+    resumed = done = sum(len(jobs[k].rows) for k in kept)
+    if progress is not None and resumed:
+        progress(resumed, len(table))
+    todo = [k for k in range(len(jobs)) if k not in kept]
     faults: dict[int, str] = {}
-    done = 0
-    for outcome in run_jobs(measure_rows, jobs, engine or Engine()):
-        rows = jobs[outcome.index].rows
+    for outcome in run_jobs(measure_rows, [jobs[k] for k in todo], engine or Engine()):
+        k = todo[outcome.index]
+        rows = jobs[k].rows
         if outcome.result is None:
             faults.update(dict.fromkeys(rows, str(outcome.error)))
         else:
@@ -104,15 +122,17 @@ def measure_table(
             faults.update(bad)
             for name in chosen:
                 values[name][list(rows)] = found[name]
+            if not bad:  # a row that may be mended is read again, and with it the few beside it
+                keep_part(parts, keys[k], pd.DataFrame(found))
         if faults and on_error == "raise":
             raise InputError(faults[min(faults)])
         done += len(rows)
         if progress is not None:
             progress(done, len(table))
-    keep = np.array([k not in faults for k in range(len(table))])
-    if not keep.any():
+    good = np.array([k not in faults for k in range(len(table))])
+    if not good.any():
         raise InputError(f"{path}: no patch could be measured; the first was left out as {faults[min(faults)]}")
-    frame = table.frame.assign(**values)[keep].reset_index(drop=True)
+    frame = table.frame.assign(**values)[good].reset_index(drop=True)
     for column in {table.location, "mask"} & set(frame.columns):
         frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]
     ids = table.patch_ids
@@ -120,7 +140,23 @@ def measure_table(
         table=frame,
         skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
         notes=_notes(table, nuclei, chosen),
+        resumed=resumed,
     )
+
+
+def _keys(table: PatchTable, jobs: list[TableJob]) -> list[str]:
+    """Return for each job a digest of all that its measures follow from; the table's other columns do not count."""
+    places, frame = table.identities(), table.frame
+    mpp = [str(v) for v in frame["mpp"]] if "mpp" in frame.columns else [""] * len(table)
+    masks: list[Any] = [None] * len(table)
+    if "mask" in frame.columns:
+        # Of one mask for many patches the file is asked once.
+        states = {str(v): file_state(table.folder / str(v)) for v in frame["mask"].dropna().unique()}
+        masks = [states.get(str(v)) for v in frame["mask"]]
+    return [
+        part_key([[(places[k], mpp[k], masks[k]) for k in job.rows], job.names, nuclei_state(job.nuclei)])
+        for job in jobs
+    ]
 
 
 def measure_rows(job: TableJob) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:

@@ -35,6 +35,8 @@ class Tiling:
     """Least share of tissue in a tile."""
     tumor: float = 0.5
     """Least share of the annotated area in a tile that is called tumor."""
+    classes: tuple[str, ...] = ()
+    """Groups or classes of annotations that count as tumor; none named: all that are no holes."""
 
     def __post_init__(self) -> None:
         check_at_least("size", self.side, 8)
@@ -69,7 +71,7 @@ def tile_slide(path: Path, tiling: Tiling, *, annotations: Path | None = None) -
     InputError
         when slide or annotations cannot be read, a target mpp meets a slide without mpp, or there is no tile of tissue
     """
-    drawn = None if annotations is None else read_annotations(annotations)
+    drawn = None if annotations is None else read_annotations(annotations, classes=tiling.classes)
     with open_slide(path, mpp=tiling.slide_mpp) as slide:
         scale = _scale(slide, tiling)
         size, step = round(tiling.side * scale), (tiling.side - tiling.overlap) * scale

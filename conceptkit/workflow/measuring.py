@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,14 +35,14 @@ def run_measure(
     ----------
     images : CSV, one row per image: ``image``, and where known ``mask``, ``mpp``, ``patient``, …; or a patch table,
         such as ``run_tile`` writes, whose patches are measured as they are
-    out : the table to write, ``.csv`` or ``.parquet``
+    out : the table to write, ``.csv`` or ``.parquet``; what is finished lies in ``{out}.parts`` until all is
     patch_size : side of a patch, in pixels
     names : measures to take, or ``core``, ``nuisances``, ``all``; ``None`` for the paper's that the images allow
     nuclei : ``hematoxylin`` or ``maskrcnn``: nuclei are found, and the column ``mask`` is not used
     nuclei_weights : checkpoint of ``maskrcnn``
     masks_out : folder for the nuclei found, one 16-bit PNG per image, ``{image_id}.png``
     device : of ``maskrcnn``: ``auto``, ``cpu``, ``cuda``, …
-    skip_bad : list a bad image in the result and go on, instead of ending there
+    skip_bad : list a bad image in the result and go on, instead of ending there; what was measured is kept either way
     engine, workers, scheduler : ``processes`` with that many (1: this one; ``None``: one per processor), or ``dask``
         with the address of a scheduler; more than one need ``if __name__ == "__main__"`` in a script
 
@@ -51,9 +52,11 @@ def run_measure(
         when something that was given cannot be used; an earlier table stays as it was
     """
     from conceptkit._checks import InputError, check_place
+    from conceptkit._files import held
     from conceptkit.pathology.engines import Engine
-    from conceptkit.pathology.measuring import Segmentation, measure_images, write_table
+    from conceptkit.pathology.measuring import Segmentation, check_out, measure_images, write_table
     from conceptkit.pathology.measuring_tables import is_patch_table, measure_table
+    from conceptkit.pathology.resuming import parts_folder
 
     if nuclei is None and (masks_out is not None or nuclei_weights is not None):
         name = "masks-out" if masks_out is not None else "nuclei-weights"
@@ -70,28 +73,35 @@ def run_measure(
         )
     on_error: Literal["raise", "skip"] = "skip" if skip_bad else "raise"
     machines = Engine(engine, workers, scheduler)
-    if is_patch_table(Path(images)):
-        told = None if progress is None else at_stage(progress, "measuring patches")
-        measured = measure_table(
-            Path(images),
-            out=Path(out),
-            names=names,
-            on_error=on_error,
-            nuclei=segmentation,
-            engine=machines,
-            progress=told,
-        )
-    else:
-        told = None if progress is None else at_stage(progress, "measuring images")
-        measured = measure_images(
-            Path(images).absolute() if machines.name == "dask" else Path(images),
-            out=Path(out),
-            patch_size=patch_size,
-            names=names,
-            on_error=on_error,
-            nuclei=segmentation,
-            engine=machines,
-            progress=told,
-        )
-    write_table(measured.table, Path(out))
+    check_out(Path(out))
+    parts = parts_folder(Path(out))
+    with held(parts):
+        if is_patch_table(Path(images)):
+            told = None if progress is None else at_stage(progress, "measuring patches")
+            measured = measure_table(
+                Path(images),
+                out=Path(out),
+                names=names,
+                on_error=on_error,
+                nuclei=segmentation,
+                engine=machines,
+                progress=told,
+                parts=parts,
+            )
+        else:
+            told = None if progress is None else at_stage(progress, "measuring images")
+            measured = measure_images(
+                Path(images).absolute() if machines.name == "dask" else Path(images),
+                out=Path(out),
+                patch_size=patch_size,
+                names=names,
+                on_error=on_error,
+                nuclei=segmentation,
+                engine=machines,
+                progress=told,
+                parts=parts,
+            )
+        write_table(measured.table, Path(out))
+        if not measured.skipped:
+            shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
     return measured

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,9 @@ if TYPE_CHECKING:
 
 EXPORTS = ("none", "png", "h5")
 """Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
+
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
+"""Files of a folder that must be slides, whatever is in them; other files are when OpenSlide knows them (DICOM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ def run_tile(
     tissue: float = 0.5,
     annotations: str | Path | None = None,
     tumor: float = 0.5,
+    tumor_class: Sequence[str] = (),
     export: str = "none",
     stain: str | None = None,
     stain_reference: str | Path | None = None,
@@ -82,8 +84,10 @@ def run_tile(
     tile_mpp : microns per pixel of the tiles; ``None`` for the highest magnification
     overlap : pixels that neighbouring tiles share
     tissue : least share of tissue in a tile
-    annotations : folder of ASAP XML or GeoJSON files named as the slides; a slide without one has no label
+    annotations : folder of ASAP XML, GeoJSON or Camelyon's JSON files named as the slides, in whatever case; a slide
+        without one has no label
     tumor : least share of annotated area in a tile labelled ``tumor``; ``normal`` has none of it
+    tumor_class : classes or groups of annotations that count as tumor; by default all that are no holes
     export : ``none``, ``png`` or ``h5``: where the tiles' pixels are kept, in a folder beside the table
     stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
         normalised, each slide by its own tissue
@@ -98,6 +102,7 @@ def run_tile(
 
     from conceptkit.pathology.engines import Engine
     from conceptkit.pathology.measuring import SUFFIXES, write_table
+    from conceptkit.pathology.resuming import parts_folder
     from conceptkit.pathology.tiling import Tiling
 
     out = Path(out)
@@ -105,11 +110,16 @@ def run_tile(
     if out.suffix.lower() not in SUFFIXES:
         raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
     check_place("out", out)
-    tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, tumor=tumor)
+    classes = (tumor_class,) if isinstance(tumor_class, str) else tuple(tumor_class)
+    tiling = Tiling(
+        side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, tumor=tumor, classes=classes
+    )
     normalise = _stain(stain, stain_reference, export)
     paths = _find_slides(slides)
     drawn = _find_annotations(annotations, paths)
-    parts, tiles = out.with_name(out.name + ".parts"), out.with_name(out.stem + "_tiles")
+    class_notes = _class_notes([path for path in drawn if path is not None], classes)
+    parts = parts_folder(out)
+    tiles = parts.with_name(out.stem + "_tiles")
     jobs = []
     for path, drawing in zip(paths, drawn, strict=True):
         key = _key(path, drawing, tiling, export, normalise)
@@ -124,7 +134,7 @@ def run_tile(
         write_table(table, out)
         if not faults:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
-    return Tiled(table=table, skipped=skipped, notes=tuple(_notes(table, drawn, jobs)), resumed=resumed)
+    return Tiled(table=table, skipped=skipped, notes=(*class_notes, *_notes(table, drawn, jobs)), resumed=resumed)
 
 
 def _cut(jobs: list[SlideJob], engine: Engine, progress: Progress | None) -> tuple[int, dict[Path, str]]:
@@ -183,12 +193,10 @@ def _rows(job: SlideJob, out: Path) -> pd.DataFrame:
 
 def _find_slides(given: Iterable[str | Path]) -> list[Path]:
     """Return the slides, sorted by name; a folder stands for the slides in it."""
-    import openslide
-
     found: list[Path] = []
     for entry in map(Path, given):
         if entry.is_dir():
-            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and openslide.OpenSlide.detect_format(p)]
+            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and _is_meant(p)]
             if not inside:
                 raise InputError(f"slides: folder {entry} holds no slide that OpenSlide reads.")
             found += inside
@@ -204,6 +212,15 @@ def _find_slides(given: Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
+def _is_meant(path: Path) -> bool:
+    """Tell whether a file of a folder is a slide, or was one before it was cut off: that is listed, not passed over."""
+    import openslide
+
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in SLIDE_SUFFIXES or openslide.OpenSlide.detect_format(path) is not None
+
+
 def _find_annotations(folder: str | Path | None, slides: list[Path]) -> list[Path | None]:
     from conceptkit.pathology.annotations import SUFFIXES
 
@@ -212,13 +229,42 @@ def _find_annotations(folder: str | Path | None, slides: list[Path]) -> list[Pat
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"annotations: must be a folder of files named as the slides, got {folder}.")
-    by_stem = {p.stem: p.absolute() for p in sorted(folder.iterdir(), reverse=True) if p.suffix.lower() in SUFFIXES}
-    found = [by_stem.get(path.stem) for path in slides]
+    kinds = {suffix: k for k, suffix in enumerate(SUFFIXES)}
+    inside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in kinds and not p.name.startswith(".")]
+    inside.sort(key=lambda p: -kinds[p.suffix.lower()])  # of two files for one slide the first kind counts
+    by_stem = {p.stem.lower(): p.absolute() for p in inside}  # in whatever case, as the slides' names are told apart
+    found = [by_stem.get(path.stem.lower()) for path in slides]
     if not any(found):
+        stems = [p.stem for p in inside]
         raise InputError(
-            f"annotations: {folder} has none named as {slides[0].stem}; {near_names(slides[0].stem, by_stem)}."
+            f"annotations: {folder} has none named as {slides[0].stem}; {near_names(slides[0].stem, stems)}."
         )
     return found
+
+
+def _class_notes(drawn: list[Path], wanted: tuple[str, ...]) -> list[str]:
+    """Return what to say of the classes that count as tumor; a class that no file has is a slip of the pen."""
+    from conceptkit.pathology.annotations import classes_in
+
+    met: dict[str, None] = {}
+    without = []
+    for path in drawn:
+        try:
+            classes = classes_in(path)
+        except InputError:
+            continue  # its slide will be listed with the reason
+        met |= dict.fromkeys(classes)
+        if wanted and not {c.lower() for c in classes} & {w.strip().lower() for w in wanted}:
+            without.append(path.name)
+    names = [name or "(none)" for name in met]
+    if wanted and met and len(without) == len(drawn):
+        raise InputError(f"tumor-class: no annotation is of {', '.join(wanted)}; {near_names(wanted[0], names)}.")
+    if without:
+        few = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
+        return [f"Nothing of {', '.join(wanted)} in {len(without)} of {len(drawn)} annotations ({few})."]
+    if not wanted and len(met) > 1:
+        return [f"All of these classes were counted as tumor: {', '.join(names)}; --tumor-class names those that are."]
+    return []
 
 
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
@@ -238,16 +284,11 @@ def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple
 
 def _key(path: Path, drawing: Path | None, tiling: Tiling, export: str, stain: tuple[str, Path] | None) -> str:
     """Return a digest of all that a slide's rows follow from: another file or option is another part."""
+    from conceptkit.pathology.resuming import file_state, part_key
 
-    def state(file: Path | None) -> list[Any]:
-        if file is None or not file.is_file():
-            return [str(file)]
-        stat = file.stat()
-        return [str(file), stat.st_size, stat.st_mtime_ns]
-
-    values: list[Any] = [state(path), state(drawing), dataclasses.asdict(tiling), export]
-    values.append([stain[0], *state(stain[1])] if stain else None)
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+    values: list[Any] = [file_state(path), file_state(drawing), dataclasses.asdict(tiling), export]
+    values.append([stain[0], *file_state(stain[1])] if stain else None)
+    return part_key(values)
 
 
 def _notes(table: pd.DataFrame, drawn: list[Path | None], jobs: list[SlideJob]) -> list[str]:
