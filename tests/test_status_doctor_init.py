@@ -176,6 +176,33 @@ def test_a_guide_run_without_a_lock_goes_by_the_clock(tmp_path: Path) -> None:
         read_status(tmp_path / "nowhere")
 
 
+def test_a_run_that_has_written_nothing_but_holds_its_folder_is_running(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert read_status(tmp_path).state == "running"
+    assert read_status(tmp_path).state == "empty"  # the control: the lock of a process that was killed is free
+
+
+def test_a_guide_run_counts_the_trainings_that_have_begun(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    states = tmp_path / "unfinished"
+    states.mkdir()
+    for name in ("baseline-seed0-0123abcd", "guided-seed0-0123abcd"):
+        (states / f"{name}.ckpt").touch()
+    with (tmp_path / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        found = read_status(tmp_path)
+        assert (found.state, found.kind, found.done, found.notes) == ("running", "guide", 0, ("2 in training",))
+        kept = tmp_path / "checkpoints" / "baseline-seed0" / "checkpoint.json"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("{}")
+        assert read_status(tmp_path).notes == ("1 in training",)  # a state is kept beside its checkpoint until the end
+    stopped = read_status(tmp_path)
+    assert (stopped.state, stopped.done) == ("stopped", 1)
+    assert f"the same command with --out {tmp_path} goes on where it was left" in stopped.notes
+
+
 def test_stores_and_tiles(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "store.h5", "w") as file:
         file["state"] = np.array([1, 1, 0, 1], dtype=np.uint8)
