@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.pathology import engines
 from conceptkit.workflow import doctor
 from conceptkit.workflow.grid_folder import note_plan
 from conceptkit.workflow.starting import start_study
@@ -230,6 +231,31 @@ def test_doctor_finds_this_installation_usable() -> None:
     for finding in body["findings"]:
         if finding["state"] != "good":
             assert finding["disables"] or finding["found"]
+
+
+def test_processors_are_counted_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines.usable_processors() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert engines.usable_processors() == 7
+    assert doctor._processors().found.startswith("7 usable")
+    run = engines.run_jobs(abs, [-1], engines.Engine(name="processes"))  # counts its workers itself
+    assert [outcome.result for outcome in run] == [1]
+
+
+def test_doctor_says_what_is_missing_without_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor.importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name == "torchjd":
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", without)
+    finding = next(f for f in doctor.examine(offline=True).findings if f.name == "torchjd")
+    assert finding.state == "less"
+    assert "--weighting" in finding.disables
+    assert "conceptkit[jd]" in finding.remedy
 
 
 def test_doctor_tells_what_a_broken_library_disables(monkeypatch: pytest.MonkeyPatch) -> None:
