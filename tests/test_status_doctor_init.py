@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from report_records import grid_record, guide_record, probe_record, saved
 from typer.testing import CliRunner
@@ -21,7 +23,7 @@ import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.pathology import engines
-from conceptkit.workflow import doctor
+from conceptkit.workflow import doctor, probing
 from conceptkit.workflow.grid_folder import note_plan
 from conceptkit.workflow.starting import start_study
 from conceptkit.workflow.status import read_status
@@ -82,6 +84,38 @@ def test_init_without_a_table_says_how_to_make_one(tmp_path: Path) -> None:
     assert "conceptkit tile slides/*.svs --tile-mpp 0.5 --out tiles.csv" in said
     assert "clinical.csv does not say where pixels are" in said
     assert tomllib.loads((tmp_path / "conceptkit.toml").read_text())["table"] == "patches.csv"
+
+
+def small_slides(folder: Path, embedded: ck.Study) -> None:
+    """Write six slides of four tiles each, of synthetic tissue at half a micron per pixel."""
+    folder.mkdir()
+    table = embedded.load_table()
+    for k in range(6):
+        pixels = [table.pixels(32 * k + i) for i in range(25)]
+        glass = np.concatenate([np.concatenate(pixels[i : i + 5], axis=1) for i in range(0, 25, 5)])
+        scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(folder / f"case-{k}.tif", glass[:448, :448], tile=(64, 64), photometric="rgb", **scale)
+
+
+def test_the_steps_of_init_lead_from_slides_to_a_probe(
+    tmp_path: Path, embedded: ck.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_slides(tmp_path / "slides", embedded)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
+    steps = [note.removeprefix("next: ") for note in start_study(".").notes if note.startswith("next: ")]
+    assert [step.split()[1] for step in steps] == ["tile", "measure"]
+    quick = ["--layer", "mixed2", "--model", "mini_inception", "--weights", "bundled", "--permutations", "9"]
+    for words in (*(step.split()[1:] for step in steps), ["probe", *quick, "--out", "run"]):
+        named = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
+        if words[0] != "probe":
+            named += ["--workers", "1"]
+        result = CliRunner().invoke(app, named)
+        assert result.exit_code == 0, result.output
+    record = ck.load_record("run")
+    assert record.group == "group"
+    assert {row.concept for row in record.rows} == {"count", "area_px", "contrast", "correlation"}
+    assert {row.n_groups for row in record.rows} == {6}
 
 
 def test_init_never_overwrites_and_does_not_choose_between_tables(tmp_path: Path) -> None:
