@@ -60,6 +60,14 @@ def check_at_most(argument: str, value: float, most: float) -> None:
         raise InputError(f"{argument}: must be at most {most}, got {value}.")
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise :class:`InputError` unless there is at least one seed, none twice and none below 0."""
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
+    for seed in seeds:
+        check_at_least("seeds", seed, 0)
+
+
 def check_distinct(argument: str, values: Sequence[str]) -> None:
     """Raise :class:`InputError` when ``values`` is empty or holds a name twice."""
     if not values:

@@ -431,6 +431,55 @@ def test_options_that_make_no_grid_are_told(study, tmp_path, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--transductive"],
+        ["--allow-leakage"],
+        ["--search", "1"],
+        ["--devices", "2"],
+        ["--nodes", "2"],
+        ["--precision", "bf16"],
+        ["--log", "csv"],
+        ["--disturb", "blur"],
+        ["--seed", "1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_options_of_a_pair_of_networks_are_not_dropped_in_a_grid(study, arguments):
+    wanted = ["guide", "--study", str(study), "--ablate", "count", "--dry-run"]
+    result = CliRunner().invoke(app, [*wanted, *arguments])
+    assert result.exit_code == 2
+    name = arguments[0].removeprefix("--")
+    assert f"{name}: is for a single pair of networks, not for a grid" in " ".join(result.stderr.split())
+
+
+def test_the_same_grid_without_them_is_planned(study):
+    assert CliRunner().invoke(app, ["guide", "--study", str(study), "--ablate", "count", "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--concept-noise", "3"], "concept-noise: must be at most 1"),
+        (["--concept-fraction", "0.5,0.5"], "concept-fraction: no level may be given twice"),
+        (["--seeds", "1,1"], "seeds: need at least one and no repeats"),
+        (["--recipe", "nonsense"], "recipe: 'nonsense' is not known"),
+        (["--protocol", "nonsense"], "protocol: 'nonsense' is not known"),
+        (["--lr", "0"], "lr: must be above 0"),
+        (["--weightings", "nonsense"], "weighting: 'nonsense' is not known"),
+        (["--affinity", "--encourage", ""], "encourage: curves and affinities need a concept"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "run"])
+def test_a_dry_run_refuses_what_the_run_refuses(study, tmp_path, arguments, words, dry):
+    wanted = ["guide", "--study", str(study), "--ablate", "count", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*wanted, *arguments, *dry])
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.stderr.split())
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 

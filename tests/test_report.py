@@ -192,17 +192,36 @@ def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
     assert "from" not in verdicts.guide_verdicts(record)[0].text
 
 
-def leakage_text(linear: float | None, mlp: float | None, chance: float = 0.25) -> str:
+def leakage_verdict(
+    linear: float | None, mlp: float | None, chance: float = 0.25, n_groups: int = 23
+) -> verdicts.Verdict:
     before, after = guide_run("baseline", 0), guide_run("guided", 0)
     leakage = {"center": {"linear": linear, "mlp": mlp, "chance": chance}}
     after = GuideRun(**{**vars(after), "leakage": leakage})
-    return verdicts.guide_verdicts(guide_record(runs=(before, after), differences=(difference("auc", 0.1),)))[0].text
+    read = difference("mlp:center", -0.1, n_groups=n_groups)
+    return verdicts.guide_verdicts(guide_record(runs=(before, after), differences=(read,)))[0]
+
+
+def leakage_text(linear: float | None, mlp: float | None, chance: float = 0.25) -> str:
+    return leakage_verdict(linear, mlp, chance).text
+
+
+def test_leakage_of_few_patients_is_open_and_its_bound_is_said() -> None:
+    for mlp, bound in ((0.66, "above the bound of 0.05 over chance"), (0.26, "within the bound of 0.05 of chance")):
+        few, many = leakage_verdict(0.26, mlp, n_groups=9), leakage_verdict(0.26, mlp, n_groups=10)
+        assert few.tone == "open"
+        assert few.text.endswith(f"; {bound}, only 9 patients.")
+        assert many.tone == "clear"
+        assert many.text.endswith(f"; {bound}, 10 patients.")
+    uncounted = verdicts.guide_verdicts(guide_record(differences=(difference("auc", 0.1),)))[0]
+    assert uncounted.tone == "open"  # nothing says on how many patients it rests
+    assert "number of patients not recorded" in uncounted.text
 
 
 def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
     assert leakage_text(0.61, 0.66) == (
         "center is still readable from the guided network: balanced accuracy 0.61 linear, 0.66 MLP, chance 0.25 "
-        "(baseline 0.80)."
+        "(baseline 0.80); above the bound of 0.05 over chance, 23 patients."
     )
     assert "near chance" in leakage_text(0.27, 0.29)
     assert "still readable" in leakage_text(0.20, 0.31)

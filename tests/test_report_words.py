@@ -50,7 +50,7 @@ def test_every_form_has_words(record):
         "Guiding raised the held-out probe score of count on internal by 0.10 [0.05, 0.15], from 0.60 to 0.70 "
         "(36 patients).",
         "center is still readable from the guided network: balanced accuracy 0.54 linear, 0.48 MLP, chance 0.25 "
-        "(baseline 0.62).",
+        "(baseline 0.62); above the bound of 0.05 over chance, 36 patients.",
         "Guiding did not clearly change what a fresh MLP probe reads of center on internal: +0.02 [−0.03, 0.07], "
         "the interval covers 0 (36 patients).",
         "Guiding lowered what a fresh linear probe reads of center on internal by 0.08 [0.03, 0.13], from 0.62 to 0.54 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from report_records import grid_record, guide_record, probe_record, saved
 from typer.testing import CliRunner
@@ -20,7 +22,8 @@ from typer.testing import CliRunner
 import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.workflow import doctor
+from conceptkit.pathology import engines
+from conceptkit.workflow import doctor, probing
 from conceptkit.workflow.grid_folder import note_plan
 from conceptkit.workflow.starting import start_study
 from conceptkit.workflow.status import read_status
@@ -81,6 +84,38 @@ def test_init_without_a_table_says_how_to_make_one(tmp_path: Path) -> None:
     assert "conceptkit tile slides/*.svs --tile-mpp 0.5 --out tiles.csv" in said
     assert "clinical.csv does not say where pixels are" in said
     assert tomllib.loads((tmp_path / "conceptkit.toml").read_text())["table"] == "patches.csv"
+
+
+def small_slides(folder: Path, embedded: ck.Study) -> None:
+    """Write six slides of four tiles each, of synthetic tissue at half a micron per pixel."""
+    folder.mkdir()
+    table = embedded.load_table()
+    for k in range(6):
+        pixels = [table.pixels(32 * k + i) for i in range(25)]
+        glass = np.concatenate([np.concatenate(pixels[i : i + 5], axis=1) for i in range(0, 25, 5)])
+        scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(folder / f"case-{k}.tif", glass[:448, :448], tile=(64, 64), photometric="rgb", **scale)
+
+
+def test_the_steps_of_init_lead_from_slides_to_a_probe(
+    tmp_path: Path, embedded: ck.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_slides(tmp_path / "slides", embedded)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
+    steps = [note.removeprefix("next: ") for note in start_study(".").notes if note.startswith("next: ")]
+    assert [step.split()[1] for step in steps] == ["tile", "measure"]
+    quick = ["--layer", "mixed2", "--model", "mini_inception", "--weights", "bundled", "--permutations", "9"]
+    for words in (*(step.split()[1:] for step in steps), ["probe", *quick, "--out", "run"]):
+        named = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
+        if words[0] != "probe":
+            named += ["--workers", "1"]
+        result = CliRunner().invoke(app, named)
+        assert result.exit_code == 0, result.output
+    record = ck.load_record("run")
+    assert record.group == "group"
+    assert {row.concept for row in record.rows} == {"count", "area_px", "contrast", "correlation"}
+    assert {row.n_groups for row in record.rows} == {6}
 
 
 def test_init_never_overwrites_and_does_not_choose_between_tables(tmp_path: Path) -> None:
@@ -176,6 +211,33 @@ def test_a_guide_run_without_a_lock_goes_by_the_clock(tmp_path: Path) -> None:
         read_status(tmp_path / "nowhere")
 
 
+def test_a_run_that_has_written_nothing_but_holds_its_folder_is_running(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert read_status(tmp_path).state == "running"
+    assert read_status(tmp_path).state == "empty"  # the control: the lock of a process that was killed is free
+
+
+def test_a_guide_run_counts_the_trainings_that_have_begun(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    states = tmp_path / "unfinished"
+    states.mkdir()
+    for name in ("baseline-seed0-0123abcd", "guided-seed0-0123abcd"):
+        (states / f"{name}.ckpt").touch()
+    with (tmp_path / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        found = read_status(tmp_path)
+        assert (found.state, found.kind, found.done, found.notes) == ("running", "guide", 0, ("2 in training",))
+        kept = tmp_path / "checkpoints" / "baseline-seed0" / "checkpoint.json"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("{}")
+        assert read_status(tmp_path).notes == ("1 in training",)  # a state is kept beside its checkpoint until the end
+    stopped = read_status(tmp_path)
+    assert (stopped.state, stopped.done) == ("stopped", 1)
+    assert f"the same command with --out {tmp_path} goes on where it was left" in stopped.notes
+
+
 def test_stores_and_tiles(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "store.h5", "w") as file:
         file["state"] = np.array([1, 1, 0, 1], dtype=np.uint8)
@@ -203,6 +265,31 @@ def test_doctor_finds_this_installation_usable() -> None:
     for finding in body["findings"]:
         if finding["state"] != "good":
             assert finding["disables"] or finding["found"]
+
+
+def test_processors_are_counted_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines.usable_processors() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert engines.usable_processors() == 7
+    assert doctor._processors().found.startswith("7 usable")
+    run = engines.run_jobs(abs, [-1], engines.Engine(name="processes"))  # counts its workers itself
+    assert [outcome.result for outcome in run] == [1]
+
+
+def test_doctor_says_what_is_missing_without_torchjd(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = doctor.importlib.metadata.version
+
+    def without(name: str) -> str:
+        if name == "torchjd":
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", without)
+    finding = next(f for f in doctor.examine(offline=True).findings if f.name == "torchjd")
+    assert finding.state == "less"
+    assert "--weighting" in finding.disables
+    assert "conceptkit[jd]" in finding.remedy
 
 
 def test_doctor_tells_what_a_broken_library_disables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -226,9 +227,7 @@ def guide(
             from conceptkit.report.grid_tables import grid_tables, grid_verdicts, split_table
             from conceptkit.workflow.grids import outline_grid, run_grid
 
-            for name, value in {**alone, **engine_of_one}.items():
-                if value not in ([], False, 0, 1, "32"):
-                    raise InputError(f"{name.replace('_', '-')}: is for a single pair of networks, not for a grid.")
+            _refuse_for_a_grid({**alone, **engine_of_one, "seed": seed})
             grid: dict[str, Any] = {
                 "ablate": ablate,
                 "weightings": None if weightings is None else [w.strip() for w in weightings.split(";") if w.strip()],
@@ -238,7 +237,7 @@ def guide(
                 "seeds": [0, 1, 2] if seeds is None else seed_list(seeds),
             }
             if dry_run:
-                planned = outline_grid(meant, **wanted, **grid)
+                planned = outline_grid(meant, **wanted, **grid, affinity=affinity, protocol=protocol)
                 for cell in planned:
                     console.print(f"{cell.number or '·':>3}  {escape(cell.name)}", highlight=False)
                 write_json_result(
@@ -296,6 +295,27 @@ def guide(
             )
         show_record(console, record)
         write_json_result(json, record.to_dict())
+
+
+_OF_A_PAIR: dict[str, Any] = {
+    "disturb": [],
+    "transductive": False,
+    "allow_leakage": False,
+    "devices": 1,
+    "nodes": 1,
+    "precision": "32",
+    "log": [],
+    "search": 0,
+    "seed": 0,
+}
+"""Option that a grid does not have → its default; each is compared with its own, as True == 1"""
+
+
+def _refuse_for_a_grid(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value != _OF_A_PAIR[name]:
+            also = "; name a grid's by --seeds" if name == "seed" else ""
+            raise InputError(f"{name.replace('_', '-')}: is for a single pair of networks, not for a grid{also}.")
 
 
 def _show_outline(console: Console, outline: Outline) -> None:

@@ -51,6 +51,12 @@ class Outcome(Generic[Result]):
     """A sentence; ``None`` when the job gave its result."""
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use; of the machine, where the system knows no affinity."""
+    # macOS and Windows have no sched_getaffinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[Outcome[Result]]:
     """Run ``function`` on every job and yield each outcome as soon as it is there, in whatever order.
 
@@ -93,7 +99,7 @@ def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engi
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
 
-    workers = min(engine.workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(engine.workers or usable_processors(), len(jobs))
     if workers <= 1:
         yield from (_safely(function, k, job) for k, job in enumerate(jobs))
         return

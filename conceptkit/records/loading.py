@@ -27,7 +27,7 @@ KINDS: Mapping[str, type[AnyRecord]] = {
 """Schema → class of record"""
 
 
-def load_record(folder: Path) -> AnyRecord:
+def load_record(folder: str | Path) -> AnyRecord:
     """Load the record of a run folder (or of a record file).
 
     Raises
@@ -35,6 +35,7 @@ def load_record(folder: Path) -> AnyRecord:
     InputError
         when there is no record, it is not JSON, or its schema is of another version.
     """
+    folder = Path(folder)
     path = folder / RECORD_FILE if folder.is_dir() else folder
     if not path.is_file():
         raise InputError(f"run: {folder} holds no {RECORD_FILE}; name a folder that probe or guide wrote.")

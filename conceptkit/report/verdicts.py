@@ -23,6 +23,8 @@ from conceptkit.report.wording import as_float, groups_word, interval, is_finite
 READABLE_ABOVE_CHANCE = 0.05
 """A discouraged concept is called still readable when a fresh probe scores this much above chance."""
 
+FEW_FOR_LEAKAGE = 10
+"""Below so many patients a mean score without an interval settles nothing of what is left."""
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -178,8 +180,25 @@ def _leakage_verdicts(record: GuideRecord) -> list[Verdict]:
             before = [v for v in _leakage(record, reference or "", concept)[:2] if is_finite(v)]
             if name != reference and before:
                 text += f" ({reference} {number(max(before))})"
-            out.append(Verdict(text=text + ".", tone="clear"))
+            words, tone = _leakage_basis(record, name, concept, readable)
+            out.append(Verdict(text=f"{text}; {words}.", tone=tone))
     return out
+
+
+def _leakage_basis(record: GuideRecord, name: str, concept: str, readable: bool) -> tuple[str, str]:
+    """Return the bound that decided and the number of patients behind it, and the tone that these allow."""
+    side = "above" if readable else "within"
+    bound = f"{side} the bound of {READABLE_ABOVE_CHANCE:g} {'over' if readable else 'of'} chance"
+    counts = [
+        d.n_groups
+        for d in record.differences
+        if name in (d.run, d.against) and read_by(d) in (("linear", concept), ("mlp", concept))
+    ]
+    if not counts:
+        return f"{bound}, number of {groups_word(record.group)} not recorded", "open"
+    few = record.group is not None and min(counts) < FEW_FOR_LEAKAGE
+    words = f"{min(counts)} {groups_word(record.group, min(counts))}"
+    return f"{bound}, {f'only {words}' if few else words}", "open" if few else "clear"
 
 
 def _leakage(record: GuideRecord, name: str, concept: str) -> tuple[float, float, float]:

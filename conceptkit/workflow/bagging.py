@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit._checks import InputError, check_at_least, check_choice, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import Scored, paired_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
@@ -105,10 +105,7 @@ def run_bags(
     check_choice("attention", attention, ATTENTIONS)
     check_at_least("embedding", embedding, 1)
     check_at_least("hidden", hidden, 1)
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
-    for seed in seeds:
-        check_at_least("seeds", seed, 0)
+    check_seeds(seeds)
     training = TrainingOptions(**{**OWN_OPTIONS, **(options or {})})
     training.check()
     folder = run_folder(out, "bags")

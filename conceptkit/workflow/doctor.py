@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from conceptkit.pathology.engines import usable_processors
 from conceptkit.synthetic import cache_folder
 
 GOOD, LESS, BAD = "good", "less", "bad"
@@ -64,7 +65,8 @@ def examine(*, offline: bool = False) -> Examination:
     checks: list[Callable[[], Finding]] = [_python, _packages, _torch, _cuda, _openslide, _cache, _processors]
     checks += [] if offline else [_hub]
     checks += [_extra("dask", "distributed", "--engine dask on a cluster", "pip install 'conceptkit[dask]'")]
-    checks += [_extra("tensorboard", "tensorboard", "--log tensorboard", "pip install tensorboard")]
+    checks += [_extra("tensorboard", "tensorboard", "--log tensorboard", "pip install 'conceptkit[tensorboard]'")]
+    checks += [_extra("torchjd", "torchjd", "--weighting by aggregated gradients", "pip install 'conceptkit[jd]'")]
     return Examination(findings=tuple(_safely(check) for check in checks))
 
 
@@ -192,7 +194,7 @@ def _cache() -> Finding:
 
 
 def _processors() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_processors()
     threads = os.environ.get("OMP_NUM_THREADS")
     return Finding(
         name="processors", state=GOOD, found=f"{usable} usable" + (f", OMP_NUM_THREADS={threads}" if threads else "")

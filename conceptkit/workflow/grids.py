@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice, check_place
-from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice, check_place, check_seeds
+from conceptkit.pathology.engines import Engine, run_jobs, usable_processors
 from conceptkit.records import Affinity, GridCell, GridRecord, PatchLevel
 from conceptkit.study import Study
 from conceptkit.workflow.context import names_kept, write_context
@@ -102,21 +102,11 @@ def run_grid(
 
     engine = engine or Engine()
     check_choice("protocol", protocol, PROTOCOLS)
-    for name, levels in (("concept-noise", noise), ("concept-fraction", fraction)):
-        for level in levels:
-            check_at_least(name, level, 0)
-            check_at_most(name, level, 1)
-        if len(set(levels)) < len(levels):
-            raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
+    _check_given(noise, fraction, seeds, recipe, options)
     folder = _grid_folder(out)
     meant, data = open_study(study, table, model, weights, group, categorical)
     meant = _with_wishes(meant, encourage, discourage)
-    if meant.model is None:
-        raise InputError("model: none is named, neither by --model nor in the study.")
-    if (noise or fraction or affinity) and not meant.encourage:
-        raise InputError("encourage: curves and affinities need a concept to encourage, none is named.")
+    network = _network(meant, curves=bool(noise or fraction or affinity))
     given = dict(options or {})
     stated = given.pop("weighting", None)
     weightings = _weightings(ablate, weightings, stated)
@@ -124,7 +114,7 @@ def run_grid(
     grid, cells = plan_cells(
         ablate,
         meant,
-        model=meant.model,
+        model=network,
         second=second,
         weightings=weightings,
         controls=controls,
@@ -148,17 +138,17 @@ def run_grid(
         folds=folds,
         within=tuple(within),
         device=device,
-        weights={meant.model: meant.weights, **dict.fromkeys(second, _weights_of_second(meant))},
+        weights={network: meant.weights, **dict.fromkeys(second, _weights_of_second(meant))},
     )
     try:
-        bench = bench_of(spec, meant.model)
+        bench = bench_of(spec, network)
         for name in second:
             try:
                 bench_of(spec, name)
             except InputError as error:
                 cells = [cell for cell in cells if cell.model != name]
                 notes.append(f"Models R1 and R8 were left out: {error}")
-        _check_weightings(bench, cells)
+        _check_weightings(wishes, cells)
         with locked(folder):
             claim(folder, _common(spec, bench, meant))
             remove_partial(folder)
@@ -187,6 +177,8 @@ def outline_grid(
     controls: bool = True,
     noise: Sequence[float] = (),
     fraction: Sequence[float] = (),
+    affinity: bool = False,
+    protocol: str = "groups",
     encourage: Sequence[str] | None = None,
     discourage: Sequence[str] | None = None,
     table: str | Path | None = None,
@@ -198,15 +190,18 @@ def outline_grid(
     options: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[GridCell]:
-    """Return the cells that :func:`run_grid` would train or compute, without training."""
+    """Return the cells that :func:`run_grid` would train or compute, without training; it refuses the same mistakes."""
+    check_choice("protocol", protocol, PROTOCOLS)
+    _check_given(noise, fraction, seeds, recipe, options)
     meant, data = open_study(study, table, model, weights, group, categorical)
     meant = _with_wishes(meant, encourage, discourage)
+    network = _network(meant, curves=bool(noise or fraction or affinity))
     weightings = _weightings(ablate, weightings, dict(options or {}).get("weighting"))
     second, _ = _second_networks(ablate, meant)
     grid, cells = plan_cells(
         ablate,
         meant,
-        model=str(meant.model),
+        model=network,
         second=second,
         weightings=weightings,
         controls=controls,
@@ -215,9 +210,42 @@ def outline_grid(
         encourage=meant.encourage,
         discourage=meant.discourage,
     )
-    for wish in _wishes(cells, None):
+    wishes = _wishes(cells, meant if noise or fraction or affinity else None)
+    for wish in wishes:
         data.column("ablate" if grid != "none" else "encourage", wish.concept)
+    _check_weightings(wishes, cells)
     return cells
+
+
+def _check_given(
+    noise: Sequence[float],
+    fraction: Sequence[float],
+    seeds: Sequence[int],
+    recipe: str,
+    options: Mapping[str, Any] | None,
+) -> None:
+    """Refuse what can be told to be wrong before a table is read, in a dry run as in a run."""
+    from conceptkit.guide.options import TrainingOptions
+    from conceptkit.guide.recipes import RECIPES
+
+    for name, levels in (("concept-noise", noise), ("concept-fraction", fraction)):
+        for level in levels:
+            check_at_least(name, level, 0)
+            check_at_most(name, level, 1)
+        if len(set(levels)) < len(levels):
+            raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
+    check_seeds(seeds)
+    check_choice("recipe", recipe, RECIPES)
+    TrainingOptions(**(options or {})).check()
+
+
+def _network(meant: Study, *, curves: bool) -> str:
+    """Return the network, and refuse a study that names no network, or no concept where curves need one."""
+    if meant.model is None:
+        raise InputError("model: none is named, neither by --model nor in the study.")
+    if curves and not meant.encourage:
+        raise InputError("encourage: curves and affinities need a concept to encourage, none is named.")
+    return meant.model
 
 
 def _with_wishes(meant: Study, encourage: Sequence[str] | None, discourage: Sequence[str] | None) -> Study:
@@ -288,17 +316,18 @@ def _with_recipe_weighting(options: dict[str, Any], recipe: str) -> dict[str, An
     return options if recipe != "ours" else {**options, "weighting": "vanilla"}
 
 
-def _check_weightings(bench: Bench, cells: Iterable[GridCell]) -> None:
+def _check_weightings(wishes: Iterable[Wish], cells: Iterable[GridCell]) -> None:
     """Refuse a weighting that is not known before anything is trained."""
     from conceptkit._checks import near_names
     from conceptkit.guide.weighting import Weighting, parse_weighting
+    from conceptkit.models.guided import MAIN, Task
 
-    known = [task.name for task in bench.setup.tasks]
+    known = [MAIN, *dict.fromkeys(wish.concept for wish in wishes)]
     for text in dict.fromkeys(cell.weighting for cell in cells if is_trained(cell)):
         for name in parse_weighting(text)[1]:
             if name not in known:
                 raise InputError(f"weightings: there is no task {name!r}; {near_names(name, known)}.")
-        Weighting(bench.setup.tasks[:1], text)
+        Weighting([Task(name=MAIN, kind="categorical")], text)
 
 
 def _common(spec: GridSpec, bench: Bench, meant: Study) -> dict[str, Any]:
@@ -369,7 +398,7 @@ def _train(
 
 def _threads(engine: Engine) -> int | None:
     """Return the threads of each process of this machine's pool, so that together they have its processors."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_processors()
     workers = engine.workers or cores
     if engine.name != "processes" or workers == 1:
         return None

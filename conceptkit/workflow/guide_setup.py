@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_distinct, near_names
+from conceptkit._checks import InputError, check_distinct, check_seeds, near_names
 from conceptkit.patches import PatchTable
 from conceptkit.study import Study
 from conceptkit.workflow.opening import notes_on
@@ -103,10 +103,7 @@ def set_up(
             raise InputError(f"encourage and discourage: {name} is the main task itself.")
     if meant.model is None:
         raise InputError("model: none is named, neither by --model nor in the study.")
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
-    for seed in seeds:
-        check_at_least("seeds", seed, 0)
+    check_seeds(seeds)
     notes = list(notes_on(meant, data, [*names, meant.label]))
     plan = make_plan(meant, data, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
     notes += plan.notes

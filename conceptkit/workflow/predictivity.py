@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conceptkit._checks import InputError, check_at_least, check_distinct
+from conceptkit._checks import InputError, check_distinct, check_seeds
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.study import Study
 from conceptkit.workflow.opening import Progress, in_own_folder, notes_on, open_study, run_folder, versions
@@ -52,10 +52,7 @@ def run_predictivity(
     from conceptkit.guide.plan import make_plan
     from conceptkit.guide.reading import evaluated
 
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise InputError(f"seeds: need at least one and no repeats, got {list(seeds)}.")
-    for seed in seeds:
-        check_at_least("seeds", seed, 0)
+    check_seeds(seeds)
     folder = run_folder(out, "predictivity")
     meant, data = open_study(study, table, None, None, group, categorical, opens_model=False)
     if alone is None:

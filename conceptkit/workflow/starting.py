@@ -187,6 +187,7 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
     images = [p for p in files if p.suffix.lower() in IMAGES]
     lists = [p for p in files if p.suffix.lower() in TABLES]
     classes = {p.parent for p in (*slides, *images)}
+    group = "patient"
     # Slides lie in folders of centers too, but are no files of a few megabytes.
     patches = all(p.parent.parent == place and p.stat().st_size < _SMALLEST_SLIDE for p in (*slides, *images))
     if len(classes) > 1 and patches:
@@ -196,9 +197,10 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
         pattern = f"{_relative(slides[0].parent, place)}/*{slides[0].suffix}".removeprefix("./")
         steps = [
             f"conceptkit tile {pattern} --tile-mpp 0.5 --out tiles.csv",
-            "conceptkit measure tiles.csv --out patches.csv",
+            "conceptkit measure tiles.csv --nuclei hematoxylin --out patches.csv",
         ]
         found = f"{len(slides)} slides"
+        group = "group"  # where tile writes the slide; only its owner knows the patient
     elif images:
         steps = ["conceptkit measure images.csv --out patches.csv"]
         found = f"{len(images)} images; list them in images.csv first: image, mask, patient, mpp"
@@ -218,7 +220,7 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
         'layers = ["mixed7", "mixed10"]',
         "",
         "# Column of patients or slides; no value of it is ever on both sides of a split.",
-        'group = "patient"',
+        f"group = {_quoted(group)}",
         "",
         "[concepts]",
         'probe = ["count", "area_px", "contrast", "correlation"]',

@@ -6,17 +6,16 @@ import contextlib
 import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from conceptkit._checks import InputError
+from conceptkit._files import LOCK_FILE
 from conceptkit.records import RECORD_FILE, load_record
-
-GRID_FILE, PLAN_FILE, RUN_FILE, LOCK_FILE = "grid.json", "plan.json", "run.json", ".lock"
-"""Files of a grid's folder: what its runs have in common, how many are wanted, a finished run, and that a process works
-on it"""
+from conceptkit.workflow.grid_folder import GRID_FILE, PLAN_FILE, RUN_FILE
+from conceptkit.workflow.opening import UNFINISHED
 
 METRICS_FILE = "metrics.csv"
 """What ``--log csv`` writes, one line per epoch"""
@@ -113,22 +112,24 @@ def _unfinished(path: Path) -> Status:
         finished = sorted(path.glob(f"runs/*/{RUN_FILE}"))
         begun = [p for p in (path / "runs").glob(".*") if p.is_dir()] if (path / "runs").is_dir() else []
     else:
-        finished, begun = sorted(path.glob("checkpoints/*/checkpoint.json")), []
+        finished = sorted(path.glob("checkpoints/*/checkpoint.json"))
+        begun = _states(path, {p.parent.name for p in finished})
     trainings = tuple(_trainings(path))
     quiet = _quiet(path)
-    busy = _is_locked(path / LOCK_FILE)
-    if busy is None:
-        busy = quiet is not None and quiet < QUIET_MINUTES
+    held = _is_locked(path / LOCK_FILE)
+    busy = quiet is not None and quiet < QUIET_MINUTES if held is None else held
     total = _planned(path / PLAN_FILE) if grid else None
     left = _minutes_left(path / PLAN_FILE, finished, total) if busy and total is not None else None
-    notes = [f"{len(begun)} in training"] if begun else []
-    if grid and not busy:
-        notes.append("the same command goes on where it was left")
+    notes = [f"{len(begun)} in training" if busy else f"{len(begun)} begun"] if begun else []
     written = bool(finished or begun or trainings or grid)
+    if written and not busy:
+        notes.append(f"the same command with --out {path} goes on where it was left")
+    # A process that holds the folder works, though a probe writes nothing there before its end.
+    state = "running" if busy and (written or held) else "stopped" if written else "empty"
     return Status(
         path=str(path),
-        state=("running" if busy else "stopped") if written else "empty",
-        kind="grid" if grid else "guide" if finished or trainings else "",
+        state=state,
+        kind="grid" if grid else "guide" if written else "",
         done=len(finished),
         total=total,
         unit="runs" if grid else "networks",
@@ -137,6 +138,12 @@ def _unfinished(path: Path) -> Status:
         trainings=trainings,
         notes=tuple(notes),
     )
+
+
+def _states(path: Path, finished: Collection[str]) -> list[Path]:
+    """Return the states of trainings that have begun and not ended; their names end in a digest of the options."""
+    states = sorted((path / UNFINISHED).glob("*.ckpt"))
+    return [p for p in states if p.stem.rpartition("-")[0] not in finished]
 
 
 def _planned(path: Path) -> int | None:
