@@ -13,6 +13,7 @@ from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.patches import PatchTable
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
+from conceptkit.report.audit_tables import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.opening import (
@@ -169,6 +170,11 @@ def run_audit(
         notes.append(
             f"Erasure is uncertain at {', '.join(wide)}: more than a fifth as many numbers as rows, so that what is "
             "fitted on some patients does not hold for others."
+        )
+    least = len(READERS) / SIGNIFICANT  # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes
+    if 0 < permutations < least:
+        notes.append(
+            f"{permutations} permutations are too few for any probe to be called reading: {least:.0f} or more."
         )
     labelled = label >= 0
     levels = scores_within(label, score, list(column.values[rows])) if target.kind == "categorical" else {}
