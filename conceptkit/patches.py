@@ -284,6 +284,20 @@ class PatchTable:
             out.append(_hexdigest(f"{files[file]}|{place}".encode()))
         return out
 
+    def files_digest(self) -> str:
+        """Return a digest of the names, sizes and times of change of all files that hold pixels.
+
+        Names are as the table has them, so that a study may be moved as a whole.
+        """
+        location = self.location
+        names = [] if location is None else sorted({str(v) for v in self.frame[location]})
+        lines = []
+        for name in names:
+            path = self.folder / name
+            stat = path.stat() if path.is_file() else None
+            lines.append(f"{name}|{stat.st_size}|{stat.st_mtime_ns}" if stat else f"{name}|absent")
+        return _hexdigest("\n".join(lines).encode())
+
     def digest(self, row: int) -> str:
         """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
 

@@ -6,19 +6,31 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_study import TAKEN, small_table, write_study
 from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.evaluate.scores import balanced_accuracy
-from conceptkit.probe.remnants import a_distance, cost_of_erasure, permuted_agreement, read_remnant, scores_within
+from conceptkit.probe.remnants import (
+    READERS,
+    a_distance,
+    cost_of_erasure,
+    permuted_agreement,
+    read_remnant,
+    scores_within,
+)
 from conceptkit.probe.targets import make_target
 from conceptkit.records import AuditRecord, load_record, to_json
-from conceptkit.report.audit_tables import audit_tables, audit_verdicts
+from conceptkit.records.audit import AuditRow
+from conceptkit.report.audit_tables import audit_tables, audit_verdicts, holm, readers, remnant_table
 from conceptkit.report.table import shown
 from conceptkit.workflow.auditing import run_audit
 from conceptkit.workflow.guiding import run_guide
 from conceptkit.workflow.reporting import write_report
+
+DRAWS = 80
+"""Data sets of the simulation of all probes; each costs 12 small fits"""
 
 
 def some_rows(n_groups=40, per=10, d=8, shift=2.0, seed=0, curved=False):
@@ -168,17 +180,138 @@ def test_the_page_has_a_section_of_it(record, tmp_path):
     assert "what erasing it costs" in page
 
 
-def test_the_input_tells_the_center_and_the_verdict_says_still(record):
-    plain = next(r for r in record.rows if r.layer == "input" and r.probe == "linear" and not r.erased)
-    assert plain.score > 0.8
-    told = dataclasses.replace(
-        record, head=0.25, rows=tuple(dataclasses.replace(r, p=0.01, score=0.6) for r in record.rows)
-    )
-    first = audit_verdicts(told)[0].text
-    assert "center is still readable at trunk" in first
-    assert "the network's own adversary scores 0.25, which is no evidence of its absence" in first
+def at_trunk(record, *, erased=False):
+    return {row.probe: row for row in record.rows if row.layer == "trunk" and row.erased == erased}
+
+
+@pytest.fixture(scope="module")
+def confounded(embedded, tmp_path_factory):
+    """Networks trained where the label depends on the center, and the audits of them on 36 other patients."""
+    folder = tmp_path_factory.mktemp("confounded")
+    taken = {"train": (3, 8), "val": (1, 6), "internal": (9, 4), "external": (2, 4)}
+    with pytest.MonkeyPatch.context() as patch:
+        for split, counts in taken.items():
+            patch.setitem(TAKEN, split, counts)
+        rows = small_table(embedded)
+    path = write_study(folder / "study", rows)
+    options = {"unfreeze": (), "trunk": (24,), "epochs": 15, "warmup": 2, "weighting": "vanilla"}
+    run = run_guide(path, encourage=[], discourage=["center"], options=options, out=folder / "run")
+    audits = {
+        name: run_audit(
+            run.folder / "checkpoints" / f"{name}-seed0",
+            "center",
+            study=path,
+            layers=["trunk"],
+            split="internal",
+            permutations=199,
+            out=folder / name,
+        )
+        for name in ("baseline", "guided")
+    }
+    return rows, audits
+
+
+def test_a_network_whose_adversary_is_at_chance_is_called_still_readable(confounded):
+    rows, audits = confounded
+    train = rows[rows.split == "train"]
+    assert np.ptp((train.label == "tumor").groupby(train.center).mean()) > 0.3  # the label is confounded there
+    record = audits["guided"]
+    fresh = at_trunk(record)["linear"]
+    assert record.discouraged
+    assert abs(record.head - fresh.chance) < 0.1  # its own adversary, on patients that it has not seen
+    assert fresh.score > record.head + 0.15
+    verdict = audit_verdicts(record)[0]
+    assert verdict.text.startswith("center is still readable at trunk: balanced accuracy ")
+    assert f"adversary scores {record.head:.2f}, which is no evidence of its absence" in verdict.text
+    # The control: the network that was not guided has no adversary, and nothing is "still" readable from it.
+    assert audits["baseline"].head is None
+    assert audit_verdicts(audits["baseline"])[0].text.startswith("center is readable at trunk")
+
+
+@pytest.mark.parametrize("name", ["baseline", "guided"])
+def test_erasure_takes_what_is_linear_from_a_networks_layer(confounded, name):
+    record = confounded[1][name]
+    assert at_trunk(record)["linear"].p < 0.01  # the control: before
+    after = at_trunk(record, erased=True)["linear"]
+    assert after.n_groups == 36
+    assert after.p > 0.05
+    assert after.score < after.chance + 0.1
+    table = remnant_table(record)
+    own = table.frame[(table.frame.layer == "trunk") & (table.frame.probe == "linear")]
+    assert own["erased p"].item() == after.p
+    assert "erased p" in shown(table)
+
+
+def test_no_probe_that_reads_is_no_proof_of_absence(record):
     gone = dataclasses.replace(record, rows=tuple(dataclasses.replace(r, p=0.6) for r in record.rows))
     assert "No fresh probe is shown to read center at trunk" in audit_verdicts(gone)[0].text
+
+
+def test_the_input_tells_the_center(record):
+    plain = next(r for r in record.rows if r.layer == "input" and r.probe == "linear" and not r.erased)
+    assert plain.score > 0.8
+
+
+def rows_of(target, found):
+    more = {"layer": "trunk", "erased": False, "n": 1, "n_groups": 1, "width": 1, "metric": target.metric}
+    return [
+        AuditRow(
+            **more, probe=k, score=r.score, low=r.low, high=r.high, chance=target.chance, p=r.p, permuted=r.permuted
+        )
+        for k, r in found.items()
+    ]
+
+
+def test_the_luckiest_of_three_probes_is_corrected():
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # the worked example: 3·0.01, 2·0.03, its max
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    row = AuditRow(
+        layer="trunk",
+        probe="mlp",
+        erased=False,
+        n=1,
+        n_groups=1,
+        width=1,
+        metric="balanced_accuracy",
+        score=0.6,
+        low=0.5,
+        high=0.7,
+        chance=0.5,
+        p=0.03,
+        permuted="groups",
+    )
+    three = [row, *(dataclasses.replace(row, probe=name, p=0.4) for name in ("linear", "kernel"))]
+    assert readers(three) == []
+    assert [(r.probe, p) for r, p in readers([row])] == [("mlp", 0.03)]  # the control: alone it is what it says
+    unknown = [dataclasses.replace(r, p=float("nan")) for r in three]
+    assert len(readers(unknown)) == 3  # without permutations: clearly above chance
+
+
+def test_three_independent_ps_are_believed_no_more_often_than_one():
+    """Over p-values that are uniform, as where nothing is left; the control is what three uncorrected ones do."""
+    p = np.random.default_rng(0).uniform(size=(4000, 3))
+    assert np.mean([min(holm(row)) < 0.05 for row in p.tolist()]) == pytest.approx(0.05, abs=0.01)
+    assert (p < 0.05).any(axis=1).mean() > 0.12
+
+
+def test_where_nothing_is_left_no_place_is_called_readable():
+    """Share of places called readable, and of each probe's p below 0.05, over data sets without a relation."""
+    called, single = [], []
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(16), 4)
+        X = rng.normal(size=(64, 4)) + rng.normal(size=(16, 4))[groups]
+        values = np.array(["ab"[c] for c in rng.permutation(np.arange(16) % 2)[groups]], dtype=object)
+        target = make_target("c", "categorical", values, groups)
+        found = {name: read_remnant(X, target, name, folds=4, permutations=99, n_resamples=10) for name in READERS}
+        called.append(bool(readers(rows_of(target, found))))
+        single.append([one.p < 0.05 for one in found.values()])
+    reach = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
+    assert np.mean(called) <= reach
+    assert (np.mean(single, axis=0) <= reach).all()
+    # The control: believing any of the three is wrong more often than the correction is.
+    assert np.any(single, axis=1).mean() > np.mean(called)
 
 
 def test_the_command_says_the_verdict(checkpoints, study, tmp_path):

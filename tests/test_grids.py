@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -22,11 +23,12 @@ from typer.testing import CliRunner
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
+from conceptkit.patches import PatchTable
 from conceptkit.pathology.engines import Engine
 from conceptkit.records import GridCell, load_record, to_json
-from conceptkit.workflow import grid_run
+from conceptkit.workflow import grid_plan, grid_run, grids
 from conceptkit.workflow.grid_columns import altered, random_values
-from conceptkit.workflow.grid_folder import locked
+from conceptkit.workflow.grid_folder import claim, locked
 from conceptkit.workflow.grid_plan import PAPER_MODELS, folder_name, read_models
 from conceptkit.workflow.grids import outline_grid, run_grid
 
@@ -139,6 +141,19 @@ def test_names_of_cells_make_folders_of_their_own():
     assert all(len(name) < 130 and "/" not in name for name in folders)
 
 
+def test_the_noise_curve_and_its_multimodal_control_differ_in_nothing_else(embedded):
+    """Two weightings: both points belong to the last, and neither discourages or weighs rows."""
+    study = dataclasses.replace(embedded, encourage=("count",), discourage=("center",))
+    cells = outline_grid(study, ablate="paper", noise=[0.5], fraction=[0.5])
+    learned, multimodal, scarce = [c for c in cells if c.curve]
+    assert learned.name == "count, noise 0.5, uncertainty"
+    assert learned.discourage == multimodal.discourage == ()
+    assert scarce.discourage == ("center",)  # the control: the other curve is of the study's guided network
+    assert multimodal.name.endswith("uncertainty")
+    assert multimodal.base == "main, uncertainty"
+    assert next(c.name for c in cells if not c.encourage) == "main, vanilla"  # the first single task is another
+
+
 # --- values of the controls --------------------------------------------------------------------------------------
 
 AT = {"train": np.arange(60), "val": np.arange(60, 80), "internal": np.arange(80, 120)}
@@ -211,7 +226,7 @@ def test_all_cells_are_there_with_their_controls(grid):
         "random target, vanilla",
         "count shuffled, vanilla",
         "confounder only: center",
-        "count − center, noise 0.5, vanilla",
+        "count, noise 0.5, vanilla",
         "multimodal: main with count as input, noise 0.5, vanilla",
         "count − center, fraction 0.5, vanilla",
     ]
@@ -250,6 +265,28 @@ def test_the_confounder_predicts_by_the_training_rows_share(grid, table):
     assert run.metrics["train"]["auc"] > 0.55  # the label is confounded there
     assert run.metrics["external"]["auc"] == pytest.approx(0.5)  # a center that training never saw
     assert run.metrics["train"]["auc_within_center"] == pytest.approx(0.5)
+
+
+PAPER_TABLE_1 = {"train": [(31108, 8036), (25137, 5998), (38962, 2982), (25698, 1496)]}
+PAPER_TABLE_1["internal"] = [(0, 500), (274, 999), (483, 0), (458, 0)]
+"""Split → (normal, tumor) patches of Camelyon17's centers 0 to 3; the paper's Table 1"""
+
+
+def test_on_the_papers_own_split_the_center_alone_scores_0925(monkeypatch):
+    rows = [
+        (split, str(center), label)
+        for split, counts in PAPER_TABLE_1.items()
+        for center, own in enumerate(counts)
+        for label, n in enumerate(own)
+        for _ in range(n)
+    ]
+    split, center, label = map(np.array, zip(*rows, strict=True))
+    at = {name: np.flatnonzero(split == name) for name in PAPER_TABLE_1}
+    plan = SimpleNamespace(used=np.arange(len(rows)), codes=label, rows=at, classes=("normal", "tumor"))
+    monkeypatch.setattr("conceptkit.guide.reading.split_scores", lambda probability, plan, reading: {})
+    found = grid_run.confounder_run(GridCell(name="c"), center.astype(object), plan, None, 0).probability
+    inside = at["internal"]
+    assert roc_auc_score(label[inside], found[inside]) == pytest.approx(0.925, abs=5e-4)
 
 
 def test_tables_4_to_6_are_those_of_the_runs(grid):
@@ -296,6 +333,28 @@ def test_curves_and_affinities_are_frames(grid):
     assert np.isfinite(matrix.to_numpy()).all()
     assert matrix.loc["main", "main"] > 0  # a step down its own gradient
     assert matrix.loc["center", "center"] < 0  # a discouraged task's step raises its loss
+
+
+def test_a_multimodal_control_builds_on_the_single_task_of_its_own_weighting(plain, study, tmp_path, monkeypatch):
+    shutil.copytree(plain.folder, tmp_path / "two")
+    read = []
+
+    def noted(folder, cell, seed, load=grid_run.load_run):
+        read.append(cell.name)
+        return load(folder, cell, seed)
+
+    monkeypatch.setattr(grid_run, "load_run", noted)
+    wanted = {**WANTED, "weightings": ["vanilla", "uncertainty"], "noise": [0.5], "controls": False}
+    found = run_grid(study, **wanted, out=tmp_path / "two")
+    assert read == ["main, uncertainty"] * len(SEEDS)
+    cell = next(c for c in found.cells if c.control == "multimodal")
+    assert found.reference(cell) == "main, uncertainty"
+    assert found.difference(cell, "external", "auc").against == "main, uncertainty"
+    # The folder was extended: what it held of the same concepts stayed, digit by digit.
+    before = plain.to_frame()
+    after = found.to_frame()
+    after = after[after.cell.isin(names(plain))].reset_index(drop=True)
+    pd.testing.assert_frame_equal(after.drop(columns="level"), before.drop(columns="level"), check_exact=True)
 
 
 def test_affinities_and_curves_are_drawn(grid):
@@ -353,6 +412,103 @@ def test_a_killed_grid_goes_on_to_the_same_table(plain, study, tmp_path):
     resumed = run_grid(study, **WANTED, controls=False, out=out, engine=Engine(workers=2))
     same_numbers(resumed, plain)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/run.json")}
+
+
+def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain, study, tmp_path):
+    out = tmp_path / "more"
+    shutil.copytree(plain.folder, out)
+    before = written(out)
+    found = run_grid(study, **{**WANTED, "seeds": (0, 3, 5)}, controls=False, out=out)
+    assert len(found.runs) == 6
+    found = run_grid(study, **{**WANTED, "ablate": "count; count, -center"}, controls=False, out=out)
+    assert names(found) == ["main, vanilla", "count, vanilla", "count − center, vanilla"]
+    assert {path: time for path, time in written(out).items() if path in before} == before
+    assert len(written(out)) == 8
+    # The control: a model of another concept would be read for it, and the runs that are there were not.
+    refused(
+        study, r"holds runs of another grid \(concepts was .*; name another folder", out, ablate="area; count, -center"
+    )
+
+
+def test_a_run_that_is_not_in_the_folder_is_a_failure(plain, study, tmp_path, monkeypatch):
+    """As with workers of Dask's that see another disk under the folder's path."""
+    shutil.copytree(plain.folder, tmp_path / "elsewhere")
+    for name in ("count-not-center-vanilla-seed0", "count-not-center-vanilla-seed3"):
+        shutil.rmtree(tmp_path / "elsewhere" / "runs" / name)
+    monkeypatch.setattr(grid_run, "train_run", lambda job: None)
+    monkeypatch.setattr(grids, "APPEARS_WITHIN", 0.0)
+    found = run_grid(study, **WANTED, controls=False, out=tmp_path / "elsewhere")
+    assert list(found.failed) == ["count − center, vanilla, seed 0", "count − center, vanilla, seed 3"]
+    for why in found.failed.values():
+        assert "workers must see that folder under this path" in why
+    assert plain.failed == {}  # the control
+
+
+def test_changed_images_and_weights_are_noticed(tmp_path):
+    frame = pd.DataFrame({"patch_id": ["a", "b"], "image": ["a.png", "b.png"]})
+    for name in frame.image:
+        (tmp_path / name).write_bytes(b"1")
+    first = PatchTable(frame, tmp_path).files_digest()
+    assert PatchTable(frame, tmp_path).files_digest() == first
+    shutil.copytree(tmp_path, tmp_path.with_name("moved"))  # times of change are kept: a study may be moved
+    assert PatchTable(frame, tmp_path.with_name("moved")).files_digest() == first
+    (tmp_path / "b.png").write_bytes(b"22")
+    assert PatchTable(frame, tmp_path).files_digest() != first
+    claim(tmp_path, {"images_sha256": first}, {"inception_v3": "a"})
+    with pytest.raises(InputError, match=r"another grid \(images_sha256 was"):
+        claim(tmp_path, {"images_sha256": "other"}, {"inception_v3": "a"})
+    claim(tmp_path, {"images_sha256": first}, {"inception_v3": "a", "resnet50": "b"})  # had been left out before
+    claim(tmp_path, {"images_sha256": first}, {"inception_v3": "a"})
+    with pytest.raises(InputError, match="weights_sha256 of resnet50 was b, is c"):
+        claim(tmp_path, {"images_sha256": first}, {"inception_v3": "a", "resnet50": "c"})
+
+
+def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
+    """R1 and R8 with something tiny in ResNet50's place; where its weights cannot be had they are left out."""
+    tiny = "mini_inception"
+    monkeypatch.setattr(grid_plan, "PAPER_MODELS", {"1": ((), ()), "8": (("count",), ("center",))})
+    wanted = {**WANTED, "ablate": "paper", "weightings": ["uncertainty"], "seeds": [0], "controls": False}
+
+    def with_second(name, weights):
+        monkeypatch.setattr(grid_plan, "SECOND_NETWORK", {name: ("1", "8")})
+        monkeypatch.setattr(grids, "_second_networks", lambda ablate, meant: ([name], []))
+        monkeypatch.setattr(grids, "_weights_of_second", lambda meant: weights)
+
+    with_second("resnet18", "random")
+    found = run_grid(study, **wanted, out=tmp_path / "two")
+    assert [(c.number, c.name, c.model) for c in found.cells] == [
+        ("1", "main, uncertainty", tiny),
+        ("8", "count − center, uncertainty", tiny),
+        ("R1", "main, resnet18, uncertainty", "resnet18"),
+        ("R8", "count − center, resnet18, uncertainty", "resnet18"),
+    ]
+    assert len(found.runs) == 4
+    assert found.failed == {}
+    assert found.reference(found.cells[3]) == "main, resnet18, uncertainty"
+    opened = {run.name: (Path(run.checkpoint) / "checkpoint.json").read_text(encoding="utf-8") for run in found.runs}
+    assert {name for name, text in opened.items() if "resnet18" in text} == {c.name for c in found.cells[2:]}
+    assert set(json.loads((found.folder / "grid.json").read_text())["networks"]) == {tiny, "resnet18"}
+    with_second("resnet18", str(tmp_path / "none.safetensors"))
+    found = run_grid(study, **wanted, out=tmp_path / "one")
+    assert [c.number for c in found.cells] == ["1", "8"]
+    assert any(
+        note.startswith("Models R1 and R8 were left out: ") and "none.safetensors" in note for note in found.notes
+    )
+
+
+def test_a_test_split_with_centers_of_one_class_is_warned_of(table, plain, tmp_path):
+    one = table.copy()
+    one.loc[(one.split == "internal") & (one.center == "A"), "label"] = "tumor"
+    path = write_study(tmp_path / "study", one)
+    found = run_grid(path, **{**WANTED, "seeds": [0]}, controls=False, out=tmp_path / "out")
+    (note,) = [note for note in found.notes if note.startswith("Split ")]
+    assert "internal" in note
+    assert "A" in note
+    assert not [note for note in plain.notes if note.startswith("Split internal")]  # the control
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -503,6 +659,12 @@ def refused(study, words, out, **changes):
         ({"weightings": ["vanilla,counts=fixed:1"]}, "weightings: there is no task 'counts'; near names: count"),
         ({"weightings": []}, "weightings: at least one is needed"),
         ({"noise": [1.5]}, "concept-noise: must be at most 1, got 1.5"),
+        ({"fraction": [0.0]}, "concept-fraction: must be above 0, got 0"),
+        ({"ablate": "count, -latent:3"}, "ablate: latent:3 is proposed for a single pair of networks, not in a grid"),
+        (
+            {"discourage": ["latent:3"], "encourage": ["count"], "noise": [0.5]},
+            "latent:3 is proposed for a single pair",
+        ),
         ({"fraction": [0.1, 0.1]}, "concept-fraction: no level may be given twice, got 0.1, 0.1"),
         ({"protocol": "patches"}, "protocol: 'patches' is not known"),
         ({"within": ["count"]}, "within: count must be categorical"),

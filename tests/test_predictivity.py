@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.guide import concept_network
 from conceptkit.records import load_record
 from conceptkit.study import Study
 from conceptkit.workflow.predictivity import run_predictivity
@@ -53,6 +54,11 @@ def record(study, tmp_path_factory):
 
 def row(record, *inputs, split="internal"):
     return next(r for r in record.rows if r.inputs == inputs and r.split == split)
+
+
+def test_the_small_network_is_the_papers():
+    """Table 3: 20 units, Adam at 0.01, patience 15."""
+    assert (concept_network.UNITS, concept_network.LEARNING_RATE, concept_network.PATIENCE) == (20, 0.01, 15)
 
 
 def test_all_sets_are_there(record):

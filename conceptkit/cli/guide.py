@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from conceptkit.cli.console import (
     introduce,
     progress_bars,
     reading_console,
+    say_error,
     sentences,
     show_findings,
     show_record,
@@ -225,7 +228,7 @@ def guide(
         if gridded:
             from conceptkit.pathology.engines import Engine
             from conceptkit.report.grid_tables import grid_tables, grid_verdicts, split_table
-            from conceptkit.workflow.grids import outline_grid, run_grid
+            from conceptkit.workflow.grids import grid_folder, outline_grid, run_grid
 
             _refuse_for_a_grid({**alone, **engine_of_one, "seed": seed})
             grid: dict[str, Any] = {
@@ -249,7 +252,9 @@ def guide(
                     },
                 )
                 return
-            with progress_bars() as progress:
+            folder = grid_folder(out)  # named before anything is trained, as the same command goes on with it
+            console.print(f"each finished run is kept in {escape(str(folder))}; --out {escape(str(folder))} goes on")
+            with told_how_to_go_on(folder), progress_bars() as progress:
                 found = run_grid(
                     meant,
                     **wanted,
@@ -260,7 +265,7 @@ def guide(
                     within=name_list(within),
                     device=device,
                     engine=Engine(name=engine, workers=workers, scheduler=scheduler),
-                    out=out,
+                    out=folder,
                     progress=progress,
                 )
             show_findings(console, found, [split_table(found), *grid_tables(found)], grid_verdicts(found))
@@ -316,6 +321,16 @@ def _refuse_for_a_grid(given: Mapping[str, Any]) -> None:
         if value != _OF_A_PAIR[name]:
             also = "; name a grid's by --seeds" if name == "seed" else ""
             raise InputError(f"{name.replace('_', '-')}: is for a single pair of networks, not for a grid{also}.")
+
+
+@contextlib.contextmanager
+def told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Say, when a grid is interrupted, which command goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_error(f"interrupted; what was finished is kept: the same command with --out {folder} goes on.")
+        raise typer.Exit(130) from None
 
 
 def _show_outline(console: Console, outline: Outline) -> None:

@@ -16,6 +16,7 @@ from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
 
 _ROWS_AT_ONCE = 4096
 
+
 @dataclass(frozen=True)
 class Target:
     """One concept on the rows that have it, ready to be probed."""

@@ -35,6 +35,8 @@ class GridCell:
     """``noise`` or ``fraction`` for a point of such a curve"""
     level: float | None = None
     """Share of concept values that were exchanged (noise), or kept (fraction)"""
+    base: str = ""
+    """Of ``multimodal``: the single-task cell whose features it takes, and with which it is compared"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +232,8 @@ class GridRecord(Record):
 
     def reference(self, cell: GridCell) -> str | None:
         """Return the name of the single-task cell of the same model and weighting; ``None`` for that one itself."""
+        if cell.base:
+            return cell.base
         models = (cell.model, "") if cell.model else {c.model for c in self.cells}
         single = [c for c in self.cells if not (c.encourage or c.discourage) and c.weighting and c.model in models]
         same = [c for c in single if c.weighting == cell.weighting and not c.curve]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 from conceptkit.records.audit import AuditRecord, AuditRow
 from conceptkit.report.table import Table, tidy
@@ -40,6 +42,7 @@ def remnant_table(record: AuditRecord) -> Table:
                 "erased": math.nan if after is None else after.score,
                 "erased low": math.nan if after is None else after.low,
                 "erased high": math.nan if after is None else after.high,
+                "erased p": math.nan if after is None else after.p,
                 "chance": row.chance,
                 "rows": row.n,
                 "groups": row.n_groups,
@@ -50,7 +53,8 @@ def remnant_table(record: AuditRecord) -> Table:
         title=f"What fresh probes read of {record.concept}",
         caption=f"{metric} on held-out {groups_word(record.group)}, with a 95 % interval from resampling them. p: "
         "permutations of the concept's values that agree with the probe's held-out predictions at least as well. "
-        "Erased: after LEACE, fitted in each training part, which leaves nothing linear there.",
+        "Erased: after LEACE, fitted in each training part, which leaves nothing linear there; erased p: the same of "
+        "what is read then. Each p is of one probe alone; the sentences correct for the probes of a place.",
         frame=tidy(rows, list(rows[0]) if rows else ["layer", "probe"]),
     )
 
@@ -109,10 +113,38 @@ def is_readable(row: AuditRow) -> bool:
     return row.score > row.chance + READABLE_ABOVE_CHANCE
 
 
+def readers(rows: Sequence[AuditRow]) -> list[tuple[AuditRow, float]]:
+    """Return the probes of one place that read the concept, each with its p by Holm over all of them.
+
+    Whoever asks several probes and believes the luckiest is wrong more often than one p says. Where nothing was
+    permuted p is not a number, and a probe reads what it scores clearly above chance.
+    """
+    tested = [row for row in rows if is_finite(row.p)]
+    adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
+    corrected = [(row, adjusted.get(id(row), math.nan)) for row in rows]
+    return [(row, p) for row, p in corrected if is_readable(dataclasses.replace(row, p=p))]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values that hold for all tests together.
+
+    Source
+    ------
+    Holm, A simple sequentially rejective multiple test procedure, 1979
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    out, largest = [0.0] * len(values), 0.0
+    for k, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - k) * values[i]))
+        out[i] = largest
+    return out
+
+
 def _readable(record: AuditRecord, layer: str) -> Verdict:
     rows = [row for row in record.rows if row.layer == layer and not row.erased]
-    best = max(rows, key=lambda row: row.score if math.isfinite(row.score) else -math.inf)
-    readers = [row for row in rows if is_readable(row)]
+    found = readers(rows)
+    # What is said of the size is that of a probe that reads, where there is one.
+    best = max([row for row, _ in found] or rows, key=lambda row: row.score if math.isfinite(row.score) else -math.inf)
     size = (
         f"{metric_name(best.metric)} {interval(best.score, best.low, best.high)} by the {PROBES[best.probe]} probe, "
         f"chance {number(best.chance)}"
@@ -120,9 +152,9 @@ def _readable(record: AuditRecord, layer: str) -> Verdict:
     own = ""
     if record.discouraged and record.head is not None and layer not in ("input", "logit"):
         own = f"; the network's own adversary scores {number(record.head)}, which is no evidence of its absence"
-    if readers:
+    if found:
         still = "still readable" if record.discouraged else "readable"
-        names = ", ".join(f"{PROBES[row.probe]} p {number(row.p, digits=3)}" for row in readers if is_finite(row.p))
+        names = ", ".join(f"{PROBES[row.probe]} p {number(p, digits=3)}" for row, p in found if is_finite(p))
         ways = f" ({names})" if names else ""
         return Verdict(text=f"{record.concept} is {still} at {layer}: {size}{ways}{own}.", tone="clear")
     text = f"No fresh probe is shown to read {record.concept} at {layer}: {size}{own}. That it is gone is not proved."

@@ -54,7 +54,7 @@ def _cell(value: object, column: str, digits: int) -> str:
         return value or MISSING
     if not is_finite(value):
         return MISSING
-    if column in ("p", "p within", "least p", "q") and isinstance(value, float):
+    if column in ("p", "p within", "least p", "erased p", "q") and isinstance(value, float):
         return number(value, digits=4)
     if column == "alpha" and isinstance(value, float):  # a penalty spans decades
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")

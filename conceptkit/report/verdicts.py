@@ -26,6 +26,7 @@ READABLE_ABOVE_CHANCE = 0.05
 FEW_FOR_LEAKAGE = 10
 """Below so many patients a mean score without an interval settles nothing of what is left."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One sentence of the summary."""

@@ -13,8 +13,11 @@ from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.patches import PatchTable
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
+from conceptkit.report.audit_tables import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
+from conceptkit.workflow.guide_setup import Wish
+from conceptkit.workflow.latent import with_latent
 from conceptkit.workflow.opening import (
     Progress,
     at_stage,
@@ -68,7 +71,7 @@ def run_audit(
     Parameters
     ----------
     checkpoint : folder that ``guide`` wrote
-    concept : column of the table
+    concept : column of the table, or ``latent:3`` for domains proposed from stain, as :func:`run_guide` has them
     study, table, group, categorical : as for :func:`run_probe`
     layers : names; ``None`` for blocks of the backbone and the trunk. Input and logit are always there
     split : the split whose rows are used; ``None`` for all rows outside training and validation, ``all`` too
@@ -100,6 +103,8 @@ def run_audit(
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {checkpoint} holds no guided network.")
     tasks = {task.name: task for task in model.tasks}
+    data, (wish,), latent = with_latent(data, meant, [Wish(concept, None, True)], progress=progress)
+    concept = wish.concept
     data.column("concept", concept)
     if concept == meant.label:
         raise InputError(f"concept: {concept} is the main task itself.")
@@ -133,7 +138,7 @@ def run_audit(
     score = logits[:, 0] if logits.shape[1] == 1 else logits
     found: list[AuditRow] = []
     whole: list[AuditLayer] = []
-    notes = [*notes_on(meant, data, [concept])]
+    notes = [*notes_on(meant, data, [concept]), *([latent.note()] if latent else [])]
     for k, (place, X) in enumerate(places.items()):
         check_activations(X, place)
         if progress is not None:
@@ -169,6 +174,11 @@ def run_audit(
         notes.append(
             f"Erasure is uncertain at {', '.join(wide)}: more than a fifth as many numbers as rows, so that what is "
             "fitted on some patients does not hold for others."
+        )
+    least = len(READERS) / SIGNIFICANT  # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes
+    if 0 < permutations < least:
+        notes.append(
+            f"{permutations} permutations are too few for any probe to be called reading: {least:.0f} or more."
         )
     labelled = label >= 0
     levels = scores_within(label, score, list(column.values[rows])) if target.kind == "categorical" else {}

@@ -19,6 +19,7 @@ from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomi
 from conceptkit.study import Study
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
 from conceptkit.workflow.guide_setup import Wish, balance_notes, read_wishes
+from conceptkit.workflow.latent import refuse_latent
 from conceptkit.workflow.opening import Progress, at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ def run_bags(
 
 def _checked(wishes: Sequence[Wish], meant: Study) -> Sequence[Wish]:
     for wish in wishes:
+        refuse_latent("discourage", wish.concept, "for bags")
         if wish.layer is not None:
             raise InputError(f"concept: heads on bags read what attention pooled, got {wish.concept}@{wish.layer}.")
         if wish.concept == meant.label:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 GRID_FILE = "grid.json"
 """What all runs of the folder have in common"""
 
+NETWORKS = "networks"
+"""Key of that file: network → digest of its weights"""
+
 RUN_FILE, ARRAYS_FILE, CHECKPOINT = "run.json", "arrays.safetensors", "checkpoint"
 
 PLAN_FILE = "plan.json"
@@ -72,8 +75,12 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def claim(folder: Path, common: Mapping[str, Any]) -> None:
+def claim(folder: Path, common: Mapping[str, Any], networks: Mapping[str, str] | None = None) -> None:
     """Note what all runs of the folder have in common, or check that it is what was noted.
+
+    Parameters
+    ----------
+    networks : network → digest of its weights; one may come later, whose weights could not be had before
 
     Raises
     ------
@@ -81,25 +88,35 @@ def claim(folder: Path, common: Mapping[str, Any]) -> None:
         when the folder holds something else: nothing of it is touched
     """
     path = folder / GRID_FILE
+    networks = dict(networks or {})
     common = json.loads(to_json({"schema": SCHEMA, **common}))
     if not path.is_file():
         if (folder / RECORD_FILE).exists():
             raise InputError(f"out: {folder} holds an earlier run, which is no grid; name another folder.")
-        write_atomically(path, to_json(common))
+        write_atomically(path, to_json({**common, NETWORKS: networks}))
         return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         named = kept["schema"]
+        before = dict(kept.pop(NETWORKS, {}))
     except (ValueError, KeyError, TypeError):
         raise InputError(f"out: {path} cannot be read; name another folder.") from None
     if named != SCHEMA:
         raise InputError(f"out: {folder} holds a grid of another version ({named}); name another folder.")
     for key in dict.fromkeys([*kept, *common]):
-        if kept.get(key) != common.get(key):
-            before, now = (_shown(values.get(key)) for values in (kept, common))
-            raise InputError(
-                f"out: {folder} holds runs of another grid ({key} was {before}, is {now}); name another folder."
-            )
+        _check_same(folder, key, kept.get(key), common.get(key))
+    for name in before.keys() & networks.keys():
+        _check_same(folder, f"weights_sha256 of {name}", before[name], networks[name])
+    if networks.keys() - before.keys():
+        write_atomically(path, to_json({**kept, NETWORKS: {**before, **networks}}))
+
+
+def _check_same(folder: Path, key: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise InputError(
+            f"out: {folder} holds runs of another grid ({key} was {_shown(before)}, is {_shown(now)}); name another "
+            "folder."
+        )
 
 
 def note_plan(folder: Path, runs: int) -> None:

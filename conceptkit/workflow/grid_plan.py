@@ -163,8 +163,10 @@ def plan_cells(
             cells.append(GridCell(name=title, discourage=(concept,), control=CONFOUNDER))
     for kind, levels in ((NOISE, noise), (FRACTION, fraction)):
         for level in levels:
-            called = f"{model_name(encourage, discourage)}, {kind} {level:g}"
-            add(encourage, discourage, weightings[-1], called=called, curve=kind, level=level)
+            # Beside the multimodal control, which discourages nothing and weighs no rows, nothing else may differ.
+            against = () if kind == NOISE else tuple(discourage)
+            called = f"{model_name(encourage, against)}, {kind} {level:g}"
+            add(encourage, against, weightings[-1], called=called, curve=kind, level=level)
             if kind == NOISE:
                 title = f"{MULTIMODAL}: main with {' + '.join(encourage)} as input, {kind} {level:g}, {weightings[-1]}"
                 cells.append(
@@ -175,6 +177,7 @@ def plan_cells(
                         control=MULTIMODAL,
                         curve=kind,
                         level=level,
+                        base=f"{model_name((), ())}, {weightings[-1]}",
                     )
                 )
     return name, cells

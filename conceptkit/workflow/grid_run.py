@@ -197,7 +197,7 @@ def computed_runs(spec: GridSpec, cell: GridCell, cells: list[GridCell]) -> list
         bench = next(iter(bench for key, bench in _benches.items() if key[0] == str(spec.folder)))
         return [confounder_run(cell, bench.values(cell.discourage[0]), bench.setup.plan, bench.reading, spec.seeds[0])]
     if cell.control == MULTIMODAL:
-        single = next(c for c in cells if c.weighting and not (c.encourage or c.discourage) and c.model == cell.model)
+        single = next(c for c in cells if c.name == cell.base)
         return [multimodal_run(spec, cell, single, seed) for seed in spec.seeds]
     raise RuntimeError(f"{cell.name} is trained")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice, check_place, check_seeds
+from conceptkit.patches import PatchTable
 from conceptkit.pathology.engines import Engine, run_jobs, usable_processors
 from conceptkit.records import Affinity, GridCell, GridRecord, PatchLevel
 from conceptkit.study import Study
@@ -25,6 +27,7 @@ from conceptkit.workflow.grid_plan import (
     plan_cells,
 )
 from conceptkit.workflow.guide_setup import Wish, balance_notes
+from conceptkit.workflow.latent import refuse_latent
 from conceptkit.workflow.opening import Progress, open_study, versions
 from conceptkit.workflow.splits import count_splits
 
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("groups", "paper")
 """How models are compared: over groups alone, or by the paper's resamples of patches too"""
+
+APPEARS_WITHIN = 10.0
+"""Seconds within which the folder of a run that another machine finished has to be seen here"""
 
 PATCH_LEVEL_NOTE = (
     "Protocol paper: resamples of patches, two-sided Wilcoxon on paired resamples. It takes the patches of one patient "
@@ -103,7 +109,7 @@ def run_grid(
     engine = engine or Engine()
     check_choice("protocol", protocol, PROTOCOLS)
     _check_given(noise, fraction, seeds, recipe, options)
-    folder = _grid_folder(out)
+    folder = grid_folder(out)
     meant, data = open_study(study, table, model, weights, group, categorical)
     meant = _with_wishes(meant, encourage, discourage)
     network = _network(meant, curves=bool(noise or fraction or affinity))
@@ -125,8 +131,7 @@ def run_grid(
     )
     curves = bool(noise or fraction or affinity)
     wishes = _wishes(cells, meant if curves else None)
-    for wish in wishes:
-        data.column("ablate" if grid != "none" else "encourage", wish.concept)
+    _check_columns(data, grid, wishes)
     spec = GridSpec(
         study=meant,
         categorical=tuple(categorical),
@@ -150,7 +155,9 @@ def run_grid(
                 notes.append(f"Models R1 and R8 were left out: {error}")
         _check_weightings(wishes, cells)
         with locked(folder):
-            claim(folder, _common(spec, bench, meant))
+            networks = dict.fromkeys(cell.model for cell in cells if cell.model)
+            weights_of = {name: bench_of(spec, name).setup.backbone.fingerprint() for name in networks}
+            claim(folder, _common(spec, bench, meant), weights_of)
             remove_partial(folder)
             note_plan(folder, sum(is_trained(cell) for cell in cells) * len(seeds))
             threads = _threads(engine)
@@ -211,8 +218,7 @@ def outline_grid(
         discourage=meant.discourage,
     )
     wishes = _wishes(cells, meant if noise or fraction or affinity else None)
-    for wish in wishes:
-        data.column("ablate" if grid != "none" else "encourage", wish.concept)
+    _check_columns(data, grid, wishes)
     _check_weightings(wishes, cells)
     return cells
 
@@ -232,6 +238,8 @@ def _check_given(
         for level in levels:
             check_at_least(name, level, 0)
             check_at_most(name, level, 1)
+            if name == "concept-fraction" and level == 0:
+                raise InputError(f"{name}: must be above 0, got 0; a model without the concept is in the grid anyway.")
         if len(set(levels)) < len(levels):
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
     check_seeds(seeds)
@@ -246,6 +254,14 @@ def _network(meant: Study, *, curves: bool) -> str:
     if curves and not meant.encourage:
         raise InputError("encourage: curves and affinities need a concept to encourage, none is named.")
     return meant.model
+
+
+def _check_columns(data: PatchTable, grid: str, wishes: Iterable[Wish]) -> None:
+    """Refuse concepts that the table does not have."""
+    argument = "ablate" if grid != "none" else "encourage"
+    for wish in wishes:
+        refuse_latent(argument, wish.concept, "in a grid")
+        data.column(argument, wish.concept)
 
 
 def _with_wishes(meant: Study, encourage: Sequence[str] | None, discourage: Sequence[str] | None) -> Study:
@@ -265,7 +281,7 @@ def _weightings(ablate: str | None, given: Sequence[str] | None, stated: str | N
     return PAPER_WEIGHTINGS if ablate == PAPER else ("uncertainty-bounded",)
 
 
-def _grid_folder(out: str | Path | None) -> Path:
+def grid_folder(out: str | Path | None) -> Path:
     """Return the folder to write into, which may hold the beginning of the same grid."""
     if out is None:
         number = 1
@@ -338,15 +354,15 @@ def _common(spec: GridSpec, bench: Bench, meant: Study) -> dict[str, Any]:
         "torch": versions()["torch"],
         "study": meant.name,
         "table": meant.table.name,
+        "images_sha256": bench.data.files_digest(),
         "table_sha256": hashlib.sha256(meant.table.read_bytes()).hexdigest(),
         "model": meant.model,
-        "weights_sha256": bench.setup.backbone.fingerprint(),
         "label": meant.label,
         "group": meant.group,
         "kinds": {**meant.kinds, **dict.fromkeys(spec.categorical, "categorical")},
         "splits": dataclasses.asdict(meant.splits),
         "recipe": spec.recipe,
-        "concepts": [list(wish) for wish in spec.wishes],
+        "concepts": sorted([list(wish) for wish in spec.wishes], key=str),  # in whatever order models name them
         "folds": spec.folds,
         "within": list(spec.within),
         **training,
@@ -385,15 +401,32 @@ def _train(
         for model in dict.fromkeys(job.cell.model for job in todo):
             bench_of(spec, model).progress = lambda stage, at, of: tell(at) if stage.startswith("training") else None
     failed: dict[str, str] = {}
+    missed = False
     for outcome in run_jobs(function, todo, engine):
         done += 1
         tell()
-        if outcome.error is not None:
-            job = todo[outcome.index]
-            failed[f"{job.cell.name}, seed {job.seed}"] = outcome.error
+        job = todo[outcome.index]
+        error = outcome.error
+        if error is None and not _appears(spec.folder, job.cell, job.seed, 0.0 if missed else APPEARS_WITHIN):
+            missed = True  # the next would not appear either: it is not waited for
+            error = f"its worker finished it, but not in {spec.folder}: workers must see that folder under this path."
+        if error is not None:
+            failed[f"{job.cell.name}, seed {job.seed}"] = error
     if len(failed) == runs:
         raise InputError(f"guide: no run of the grid could be trained: {next(iter(failed.values()))}")
     return failed
+
+
+def _appears(folder: Path, cell: GridCell, seed: int, within: float) -> bool:
+    """Return whether a run that was finished is seen in the folder within so many seconds, as shared disks are slow."""
+    from conceptkit.workflow.grid_folder import is_kept
+
+    until = time.monotonic() + within
+    while not is_kept(folder, cell, seed):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _threads(engine: Engine) -> int | None:

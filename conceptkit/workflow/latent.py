@@ -83,6 +83,20 @@ def with_latent(
     return found, renamed, summary
 
 
+def refuse_latent(argument: str, concept: str, where: str) -> None:
+    """Refuse domains where none are proposed.
+
+    Raises
+    ------
+    InputError
+        when the concept asks for them
+    """
+    if concept.startswith(f"{LATENT}:"):
+        raise InputError(
+            f"{argument}: {concept} is proposed for a single pair of networks, not {where}; name a column of the table."
+        )
+
+
 def _propose(data: PatchTable, meant: Study, domains: int, progress: Progress | None) -> tuple[PatchTable, Latent]:
     from sklearn.metrics import adjusted_rand_score
 
