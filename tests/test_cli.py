@@ -325,7 +325,8 @@ def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, od
     told = sentence(call(*command.split()))
     for word in words:
         assert word in told
-    assert contents(odd) == before
+    # What measure finished before a fault is kept beside the table, and taken up by the next call.
+    assert {path: held for path, held in contents(odd).items() if path.parent.suffix != ".parts"} == before
 
 
 def test_a_page_is_not_written_over_a_record(probed, here):

@@ -91,7 +91,6 @@ def probe(
                 device=device,
                 batch_size=batch_size,
                 out=out,
-                tell=lambda sentence: console.print(escape(sentence)),
                 progress=progress,
             )
         show_record(console, record)
