@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
 from conceptkit.cli.options import (
