@@ -325,8 +325,13 @@ def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, od
     told = sentence(call(*command.split()))
     for word in words:
         assert word in told
-    # What measure finished before a fault is kept beside the table, and taken up by the next call.
-    assert {path: held for path, held in contents(odd).items() if path.parent.suffix != ".parts"} == before
+    after = contents(odd)
+    if command == "measure cut-images.csv --out earlier.csv --patch-size 96":
+        # What measure finished before the fault is kept, in a folder of its own, and taken up by the next call.
+        parts = {path for path in after if path.parent == odd / "earlier.csv.parts"}
+        assert parts
+        after = {path: held for path, held in after.items() if path not in parts}
+    assert after == before
 
 
 def test_a_page_is_not_written_over_a_record(probed, here):
