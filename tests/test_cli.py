@@ -327,7 +327,7 @@ def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, od
         assert word in told
     after = contents(odd)
     if command == "measure cut-images.csv --out earlier.csv --patch-size 96":
-        # What was finished before the fault is kept, in a folder of its own: whole.png, when its process was the quicker.
+        # What was finished before the fault is kept in a folder of its own: whole.png, if its process was quicker.
         parts = {path for path in after if path.parent == odd / "earlier.csv.parts"}
         assert len(parts) <= 1
         after = {path: held for path, held in after.items() if path not in parts}
