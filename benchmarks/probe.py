@@ -132,13 +132,16 @@ def gram(quick: bool) -> None:
 
 
 def path_shared(X: np.ndarray, Y: np.ndarray, splits: list[Any], alphas: np.ndarray) -> np.ndarray:
-    """Return what :func:`path` does, all targets and penalties predicted as columns of one product."""
+    """Return what :func:`path` does: each target once into the eigenbasis, all penalties as columns of one product."""
     from conceptkit.probe.crossfit import each_fold
+    from conceptkit.probe.ridge import RidgeFit
 
     def work(basis: Any, split: Any) -> np.ndarray:
         train, test = split
-        t = Y.shape[1]
-        fit = basis.fit(np.tile(Y[train], len(alphas)), np.repeat(alphas, t))
+        mean, t = Y[train].mean(0), Y.shape[1]
+        moments = basis.moments(Y[train] - mean)
+        c = moments[:, None, :] / (basis.spectrum[:, None, None] + alphas[:, None])  # (r, a, t)
+        fit = RidgeFit(basis, np.tile(mean, len(alphas)), c.reshape(len(c), -1))
         weights, intercept = fit.coefficients()
         error = np.zeros(len(alphas) * t)
         for i in range(0, len(test), 2048):
