@@ -13,6 +13,9 @@ from conceptkit.probe.ridge import ALPHAS, Eigenbasis
 
 _ROWS_AT_ONCE = 512
 
+_SYRK_FROM = 32
+"""Rows of a group from which its product is taken by itself."""
+
 
 def choose_alpha(
     basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS
@@ -134,7 +137,9 @@ def _small_left_out(
     out = np.empty((len(shrink), len(together), t))
     for i, s in enumerate(shrink):
         np.multiply(A, np.sqrt(s), out=rooted)
-        H = rooted @ rooted.transpose(0, 2, 1) + constant
+        # NumPy takes syrk, half the work, for single products only; with small systems the calls would cost more.
+        H = np.stack([R @ R.T for R in rooted]) if most >= _SYRK_FROM else rooted @ rooted.transpose(0, 2, 1)
+        H += constant
         errors[there] = centred[together] - flat @ (M * s[:, None])  # one large product, not one for each group
         out[i] = np.linalg.solve(np.eye(most) - H, errors)[there]
     return out
