@@ -161,9 +161,9 @@ class Bench:
         except DivergedError as error:
             folder = rescued or checkpoint
             if error.kept is not None:
-                save_checkpoint(error.kept.model, self.setup.backbone, folder)
+                save_checkpoint(error.kept.model, self.setup.backbone, folder, marks=plan.marks)
             raise error.kept_in(folder) from None
-        save_checkpoint(result.model, self.setup.backbone, checkpoint)
+        save_checkpoint(result.model, self.setup.backbone, checkpoint, marks=plan.marks)
         seen = self.inputs(result.model)
         outputs, trunk = predict(result.model, seen)
         spaces = read_spaces(result.model, seen, self.drawn) if draw else None
