@@ -77,6 +77,7 @@ def guide_run(name: str, seed: int, *, epochs: int = 12, count: str = "count") -
                 entry[f"train/{task}"] = level * math.exp(-epoch / 8) + rng.normal(0, 0.02)
                 entry[f"val/{task}"] = level * math.exp(-epoch / 10) + rng.normal(0, 0.03)
                 entry[f"weight/{task}"] = 1 + epoch / 20
+                entry[f"score/{task}"] = 1 - math.exp(-epoch / 6) - 0.1 * guided
         history.append(entry)
     probe, head = (0.71, 0.72) if guided else (0.66, None)
     return GuideRun(

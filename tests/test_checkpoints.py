@@ -108,6 +108,17 @@ def test_aliases_and_arguments_of_timm_are_kept(tmp_path):
             assert torch.equal(value, opened.module(images())[name])
 
 
+def test_a_mark_that_nobody_knows_is_not_passed_over(bundled, folder, tmp_path):
+    assert load_checkpoint(folder).marks == ()
+    save_checkpoint(bundled[1], bundled[0], folder, marks=["transductive"])
+    assert load_checkpoint(folder).marks == ("transductive",)
+    change(folder, marks=None)  # as earlier versions wrote it
+    assert load_checkpoint(folder).marks == ()
+    change(folder, marks=["stolen"])
+    with pytest.raises(InputError, match="mark 'stolen' is not known"):
+        load_checkpoint(folder)
+
+
 def test_a_checkpoint_is_opened_like_any_model(folder, tmp_path):
     assert is_checkpoint(folder)
     assert open_model(str(folder)).fingerprint() == load_checkpoint(folder).fingerprint()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small_study import write_study
+from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit._checks import InputError
+from conceptkit.cli import app
 from conceptkit.guide import loop
+from conceptkit.models.checkpoints import open_model
+from conceptkit.records import load_record
 from conceptkit.workflow import guide_bench
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
@@ -23,6 +29,10 @@ def run(study, out, *, options=None, **how):
 
 def weights(record, name="guided-seed0"):
     return load_file(record.folder / "checkpoints" / name / "weights.safetensors")
+
+
+def marks(record, name="guided-seed0"):
+    return json.loads((record.folder / "checkpoints" / name / "checkpoint.json").read_text(encoding="utf-8"))["marks"]
 
 
 def same(a, b):
@@ -121,6 +131,7 @@ def test_rows_without_a_label_train_the_concepts(study, table, plain, tmp_path):
 def test_transductive_training_is_said_and_sees_no_label(study, table, plain, tmp_path):
     record = run(study, tmp_path / "run", transductive=True)
     assert any(note.startswith("TRANSDUCTIVE") for note in record.notes)
+    assert marks(record) == ["transductive"]
     assert record.settings["transductive"] is True
     assert not same(weights(record), weights(plain))
     turned = table.copy()
@@ -138,6 +149,46 @@ def test_leakage_is_said(study, table, tmp_path):
         run(path, tmp_path / "no")
     record = run(path, tmp_path / "run", allow_leakage=True)
     assert any(note.startswith("LEAKAGE") for note in record.notes)
+    assert marks(record) == ["allow_leakage"]
+
+
+@pytest.fixture(scope="module")
+def marked(study, tmp_path_factory):
+    """A run whose concepts evaluation rows trained."""
+    return run(study, tmp_path_factory.mktemp("marked") / "run", transductive=True)
+
+
+def said_of(record):
+    return [note.split(":")[0] for note in record.notes if note.startswith(("TRANSDUCTIVE", "LEAKAGE"))]
+
+
+@pytest.mark.parametrize(("which", "said"), [("marked", ["TRANSDUCTIVE"]), ("plain", [])])
+def test_what_a_checkpoint_is_marked_with_is_said_of_all_that_is_read_of_it(which, said, request, study, tmp_path):
+    checkpoint = str(request.getfixturevalue(which).folder / "checkpoints" / "guided-seed0")
+    probed = ck.run_probe(study, model=checkpoint, layers=["trunk"], permutations=0, out=tmp_path / "probe")
+    assert said_of(probed) == said
+    attributed = ck.run_attribute(
+        study, model=checkpoint, layers=["trunk"], refits=10, permutations=0, maps=0, out=tmp_path / "attribute"
+    )
+    assert said_of(attributed) == said
+    command = ["audit", checkpoint, "--concept", "center", "--study", str(study), "--layer", "trunk"]
+    result = CliRunner().invoke(app, [*command, "--permutations", "0", "--out", str(tmp_path / "audit")])
+    assert result.exit_code == 0, result.output
+    assert ("TRANSDUCTIVE" in result.output) == bool(said)
+    assert said_of(load_record(tmp_path / "audit")) == said
+    command = ["predict", checkpoint, "--table", str(study.parent / "patches.csv"), "--out", str(tmp_path / "p.csv")]
+    result = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "p.json")])
+    assert result.exit_code == 0, result.output
+    assert ("TRANSDUCTIVE" in result.output) == bool(said)
+    notes = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["notes"]
+    assert [note.split(":")[0] for note in notes] == said
+    # Training that goes on from a network keeps what it has seen; random weights have seen nothing.
+    more = ck.run_guide(
+        study, model=checkpoint, encourage=["area"], options={"epochs": 1, "unfreeze": ()}, out=tmp_path / "more"
+    )
+    assert said_of(more) == said
+    assert bool(marks(more)) == bool(said)
+    assert open_model(checkpoint, "random").marks == ()
 
 
 def test_erasure_is_part_of_the_checkpoint(study, tmp_path):

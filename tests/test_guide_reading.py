@@ -62,12 +62,11 @@ def main_task(plan):
 
 def read(made, reading, *, name="guided", seed=0, logits=None, heads=(), raw=None, trunk=None):
     _, _, plan, known = made
-    at = {split: np.searchsorted(plan.used, rows) for split, rows in plan.rows.items()}
     logits = np.zeros((len(plan.used), 1)) if logits is None else logits
     trunk = known if trunk is None else trunk
     outputs = {MAIN: logits, **(raw or {})}
     tasks = [main_task(plan), *heads]
-    return read_run(name, seed, Path("c"), [], tasks, outputs, trunk, plan, at, reading)
+    return read_run(name, seed, Path("c"), [], tasks, outputs, trunk, plan, reading)
 
 
 # --- which rows, which concepts ----------------------------------------------------------------------------------

@@ -96,3 +96,26 @@ def test_one_bad_epoch_does_not_flatten_the_others():
 
     assert scale(history) == "log"
     assert scale(smooth) == "linear"
+
+
+def test_the_heads_own_curve_is_drawn_where_there_is_one():
+    losses = {"train/count": 1.0, "val/count": 1.0, "weight/count": 2.0}
+    scores = (-30.0, 0.25, 0.5)
+
+    def drawn(*, scored):
+        history = tuple(
+            {"epoch": float(e), **losses, **({"score/count": scores[e]} if scored else {})} for e in range(3)
+        )
+        one = GuideRun(name="guided", seed=0, checkpoint="", metrics={}, concepts={}, leakage={}, history=history)
+        (drawing,) = figures.training_figures(GuideRecord(study="s", encourage=("count",), discourage=(), runs=(one,)))
+        return drawing
+
+    with_curve, without = drawn(scored=True), drawn(scored=False)
+    parts = {axes.get_ylabel(): axes for axes in with_curve.figure.axes}
+    assert list(parts) == ["raw loss", "head's score", "weight"]
+    assert parts["head's score"].lines[0].get_ydata().tolist() == list(scores)
+    assert parts["head's score"].get_ylim()[0] == -1  # an early R² of −30 flattens nothing
+    assert parts["head's score"].get_ylim()[1] > 0.5
+    assert "Held-out score of its head: guided seed 0 from −30.000 to 0.500" in with_curve.alt
+    assert [axes.get_ylabel() for axes in without.figure.axes] == ["raw loss", "weight"]
+    assert "score" not in without.alt

@@ -36,6 +36,8 @@ def predict(
             )
         columns = [name for name in frame.columns if name not in ("patch_id", *predicting.CARRIED)]
         console.print(f"{len(frame)} patches written to {escape(out)}: {escape(', '.join(columns))}")
+        for note in frame.attrs["notes"]:
+            console.print(escape(note), style="bold yellow")
         if maps is not None:
             console.print(f"maps drawn in {escape(maps)}")
         write_json_result(
@@ -48,5 +50,6 @@ def predict(
                 "path": out,
                 "columns": columns,
                 "maps": maps,
+                "notes": frame.attrs["notes"],
             },
         )

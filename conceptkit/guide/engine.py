@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Engine:
     devices: int = 1
     """Processes on this machine, one per device; each works on its share of every batch"""
     nodes: int = 1
-    """Machines; the command is started on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set"""
+    """Machines; the command is started on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set. The first one, of rank
+    0, writes the results; the others train with it, and write nothing"""
     precision: str = "32"
     loggers: tuple[str, ...] = ()
     """Any of :data:`LOGGERS`"""
@@ -50,11 +52,18 @@ class Engine:
         kind = choose_device(self.device).type
         if self.precision == "16" and kind == "cpu":
             raise InputError("precision: 16 needs a GPU; on a CPU take 32 or bf16.")
+        if self.nodes > 1:
+            _check_machine(self.nodes)
 
     @property
     def parallel(self) -> bool:
         """Return whether several processes train."""
         return self.devices * self.nodes > 1
+
+    @property
+    def first(self) -> bool:
+        """Return whether this machine is the one that writes the results."""
+        return self.nodes == 1 or int(os.environ["NODE_RANK"]) == 0
 
     def trainer(self, *, epochs: int, callbacks: list[lightning.Callback], log_to: Path | None) -> lightning.Trainer:
         """Return Lightning's trainer for this engine.
@@ -86,6 +95,19 @@ class Engine:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+
+
+def _check_machine(nodes: int) -> None:
+    """Raise unless the environment says which machine this is, and where the first one is: else all would wait."""
+    lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if lacking:
+        raise InputError(
+            f"nodes: {', '.join(lacking)} must be set in the environment of each of {nodes} machines: address and a "
+            "free port of the first one, and each one's number from 0."
+        )
+    rank = os.environ["NODE_RANK"]
+    if not rank.isdecimal() or int(rank) >= nodes:
+        raise InputError(f"nodes: NODE_RANK must be a number from 0 to {nodes - 1}, got {rank!r}.")
 
 
 @contextlib.contextmanager

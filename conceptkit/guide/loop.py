@@ -118,6 +118,8 @@ class Loop(lightning.LightningModule):
         self.last_epoch, self.last_state = 0, self.best_state
         self.rescued: Path | None = None
         """File that a process among several writes its good state into before it ends with an error"""
+        self.handed: Path | None = None
+        """File that one of several processes of a machine writes what it has learned into at the end"""
         self.tally = Tally()
 
     @property
@@ -277,6 +279,13 @@ class Loop(lightning.LightningModule):
         if self.progress is not None:
             self.progress(self.current_epoch + 1, self.options.epochs)
 
+    def on_train_end(self) -> None:
+        """Hand over what was learned to the process that has started this one; all processes have learned the same."""
+        if self.handed is not None and self.local_rank == 0:
+            torch.save(
+                {"history": self.history, "best": (self.best_loss, self.best_epoch, self.best_state)}, self.handed
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is no parameter: the history, the best state, and the state of every source of chance."""
         checkpoint["conceptkit"] = {
@@ -392,7 +401,9 @@ class KeepState(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the state when it is time, and at the end."""
         loop: Any = pl_module
-        if not loop.finished and time.monotonic() - self._last < EVERY:
+        due = loop.finished or time.monotonic() - self._last >= EVERY
+        # The first process' clock decides: all of several processes write together, or none.
+        if not trainer.strategy.broadcast(due):
             return
         self._last = time.monotonic()
         temporary = self.path.with_name(f".{self.path.name}.writing")

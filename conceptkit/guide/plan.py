@@ -30,6 +30,8 @@ class Plan:
     """Rows that train the concepts and not the main task, beside those of ``train``: without a split and a main label;
     and the evaluation splits' own, where training is transductive"""
     notes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    """What stays with every network that these rows train, see :data:`conceptkit.models.checkpoints.MARKS`"""
 
     @property
     def used(self) -> NDArray[np.intp]:
@@ -101,6 +103,7 @@ def make_plan(
             raise InputError(f"label: {meant.label} needs two classes in split {name!r}, there is {what}.")
     groups = data.groups(meant.group)
     notes: list[str] = []
+    marks: list[str] = []
     names = np.arange(len(data)).astype(str) if groups is None else groups.astype(str)
     home: dict[str, str] = {}
     for name, members in rows.items():
@@ -112,6 +115,7 @@ def make_plan(
                 )
     straddling = _straddling(names, rows)
     if straddling:
+        marks.append("allow_leakage")
         notes.append(
             f"LEAKAGE: {len(straddling)} of {len(home)} {meant.group}s have rows in several splits (--allow-leakage); "
             "the scores overstate what the network does on new ones."
@@ -128,12 +132,13 @@ def make_plan(
     if len(concept_rows):
         notes.append(f"{len(concept_rows)} rows without a split and a label train the concepts.")
     if transductive and concepts:
+        marks.append("transductive")
         concept_rows = np.unique(np.concatenate([concept_rows, *(rows[name] for name in others)]))
         notes.append(
             f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); scores "
             "on them are not those of new data."
         )
-    return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes))
+    return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes), tuple(marks))
 
 
 def _straddling(names: NDArray[np.str_], rows: dict[str, NDArray[np.intp]]) -> set[str]:

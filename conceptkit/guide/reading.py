@@ -158,7 +158,6 @@ def read_run(
     raw: dict[str, Floats],
     trunk: NDArray[np.float32],
     plan: Plan,
-    at: dict[str, NDArray[np.intp]],
     reading: Reading,
 ) -> TrainedRun:
     """Score the main task on every split, and read concepts and leakage with fresh probes."""

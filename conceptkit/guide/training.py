@@ -88,17 +88,16 @@ def train(
         )
     check_processes(options, model.tasks, engine)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
-        # What other processes have learned comes back through the file.
-        file = state or (Path(scratch) / "state.ckpt" if engine.parallel else None)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        loop.rescued = Path(scratch) / "rescued.ckpt" if engine.parallel else None
-        if file is None or not _finished(file, loop):
+        if state is not None:
+            state.parent.mkdir(parents=True, exist_ok=True)
+        if engine.parallel:  # what other processes have learned comes back through files of this machine
+            loop.rescued, loop.handed = Path(scratch) / "rescued.ckpt", Path(scratch) / "handed.ckpt"
+        if state is None or not _finished(state, loop):
             torch.manual_seed(seed)
-            callbacks = [] if file is None else [KeepState(file)]
+            callbacks = [] if state is None else [KeepState(state)]
             trainer = engine.trainer(epochs=options.epochs, callbacks=[*callbacks], log_to=log_to)
             loop.train()  # the trainer leaves modes as it finds them, and a built model is in evaluation mode
-            resumed = str(file) if file is not None and file.is_file() else None
+            resumed = str(state) if state is not None and state.is_file() else None
             try:
                 trainer.fit(loop, batches, held_back, ckpt_path=resumed, weights_only=True)
             except NotFiniteError as error:
@@ -106,8 +105,9 @@ def train(
             except ProcessRaisedException as error:
                 told = _told_by_a_process(error)
                 raise (_diverged(str(told), loop) if isinstance(told, NotFiniteError) else told) from None
-            if engine.parallel and file is not None:
-                _finished(file, loop)
+            if loop.handed is not None:
+                handed = torch.load(loop.handed, map_location="cpu", weights_only=True)
+                loop.history, (loop.best_loss, loop.best_epoch, loop.best_state) = handed["history"], handed["best"]
     return _in_state(loop, loop.best_epoch, loop.best_state)
 
 

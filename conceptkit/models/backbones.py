@@ -81,6 +81,9 @@ class Backbone:
     preprocessing: Preprocessing
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of layers → dotted module names"""
+    marks: tuple[str, ...] = ()
+    """What a reader of its results has to know of its training, by name: see
+    :data:`conceptkit.models.checkpoints.MARKS`"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""

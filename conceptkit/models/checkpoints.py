@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ from conceptkit.records.fitting import misfit
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
+
+MARKS: Mapping[str, str] = {
+    "transductive": "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are "
+    "not those of new data.",
+    "allow_leakage": "LEAKAGE: patients or other groups had rows in several splits when this network was trained; "
+    "scores on these splits overstate what it does on new ones.",
+}
+"""Option of a training that makes its network's scores worth less → the sentence in every result of the network"""
 
 LARGEST = 4096
 """Side in pixels that a checkpoint may ask images to be resized to; no encoder wants as much"""
@@ -64,13 +73,14 @@ def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
     return same_architecture(opened, seed=seed)
 
 
-def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> None:
+def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path, *, marks: Sequence[str] = ()) -> None:
     """Write a guided network into ``folder``; the description comes last, so that a half one is not taken for whole.
 
     Parameters
     ----------
     model : the network; all of its weights are written, frozen ones too
-    backbone : what it was built on
+    backbone : what it was built on; its own marks stay
+    marks : names in :data:`MARKS`
     """
     with replacing(folder / WEIGHTS) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
@@ -86,6 +96,7 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path) -> Non
         "widths": model.widths,
         "erases": model.erasure is not None,
         "tasks": [dataclasses.asdict(task) for task in model.tasks],
+        "marks": list(dict.fromkeys([*backbone.marks, *marks])),
     }
     write_atomically(folder / DESCRIPTION, to_json(description))
 
@@ -103,6 +114,11 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
     # Each layer's own name is an alias of the longer one in the checkpoint, and of itself here.
     aliases = {alias: name for alias, name in plain.items() if alias != name}
     return dataclasses.replace(backbone, module=model.backbone, aliases=aliases), model
+
+
+def mark_notes(backbone: Backbone) -> tuple[str, ...]:
+    """Return a sentence for every mark of an opened network; none for a network without."""
+    return tuple(MARKS[name] for name in backbone.marks)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -135,6 +151,7 @@ def load_checkpoint(folder: str | Path) -> Backbone:
 
 def _random_checkpoint(folder: str | Path, seed: int) -> Backbone:
     model, inner = _built(folder, seed=seed)
+    inner = dataclasses.replace(inner, marks=())  # nothing of the training is left
     return _as_backbone(model, inner, name=_trusted(folder)[1].name, weights=f"random:{seed}")
 
 
@@ -188,7 +205,16 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     stated = description["preprocessing"]
     preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
     _check_preprocessing(preprocessing)
-    return build(description["architecture"], description["arguments"], preprocessing, seed=seed)
+    built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
+    return dataclasses.replace(built, marks=_marks(description))
+
+
+def _marks(description: dict[str, Any]) -> tuple[str, ...]:
+    marks = description.get("marks", [])  # absent from checkpoints of versions that knew none
+    for mark in marks:
+        if mark not in MARKS:  # a warning that is not understood is not passed over
+            raise ValueError(f"mark {mark!r} is not known")
+    return tuple(marks)
 
 
 def _check_preprocessing(stated: Preprocessing) -> None:

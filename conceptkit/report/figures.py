@@ -140,23 +140,32 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
 
 
 def training_figures(record: GuideRecord) -> list[Drawing]:
-    """Return one figure per task: raw losses by epoch, and below them the task's weight; empty without a history."""
+    """Return one figure per task by epoch: raw losses, its head's held-out score, its weight; empty without a history.
+
+    A part that no run has is left out.
+    """
     keys = dict.fromkeys(key for run in record.runs for epoch in run.history for key in epoch if "/" in key)
     tasks = list(dict.fromkeys(key.split("/", 1)[1] for key in keys))
-    return [_training_figure(record, task, f"weight/{task}" in keys, i) for i, task in enumerate(tasks)]
+    return [
+        _training_figure(record, task, [what for what in ("score", "weight") if f"{what}/{task}" in keys], i)
+        for i, task in enumerate(tasks)
+    ]
 
 
-def _training_figure(record: GuideRecord, task: str, weighted: bool, i: int) -> Drawing:
+LEAST_SCORE = -1.0
+"""Of the axis of scores: an R² far below 0, as first epochs have it, would flatten all others into a line"""
+
+
+def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: int) -> Drawing:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
     names = run_names(record)
     handles: dict[str, Any] = {}
     with styled():
-        figure = new_figure(4.6, 4.4 if weighted else 3.2)
-        grid = figure.subplots(
-            2 if weighted else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + weighted]
-        )
+        figure = new_figure(4.6, 3.2 + 1.2 * len(below))
+        ratios = [2, *(1 for _ in below)]
+        grid = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
         losses = grid[0, 0]
         for run in record.runs:
             colour = COLOURS[names.index(run.name) % len(COLOURS)]
@@ -166,8 +175,9 @@ def _training_figure(record: GuideRecord, task: str, weighted: bool, i: int) -> 
                 if len(values):
                     losses.plot(epochs, values, linestyle=dash, marker="o" if len(values) == 1 else None, **style)
                     handles.setdefault(short(run.name, 20), Line2D([], [], color=colour, lw=1.5))
-            if weighted:
-                grid[1, 0].plot(*_curve(run.history, f"weight/{task}"), **style)
+            for axes, what in zip(grid[1:, 0], below, strict=True):
+                epochs, values = _curve(run.history, f"{what}/{task}")
+                axes.plot(epochs, values, marker="o" if len(values) == 1 else None, **style)
         losses.set_ylabel("raw loss")
         low, high = losses.dataLim.intervaly
         if low > 0 and high > 30 * low:  # one bad epoch would flatten all others into a line
@@ -176,22 +186,31 @@ def _training_figure(record: GuideRecord, task: str, weighted: bool, i: int) -> 
             losses.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             losses.yaxis.set_minor_formatter("")
         losses.set_title(short(task, 32), loc="left")
-        if weighted:
-            grid[1, 0].set_ylabel("weight")
+        for axes, what in zip(grid[1:, 0], below, strict=True):
+            axes.set_ylabel({"score": "head's score"}.get(what, what))
+            if what == "score" and axes.get_ylim()[0] < LEAST_SCORE:
+                axes.set_ylim(LEAST_SCORE, max(axes.get_ylim()[1], 0.05))
         grid[-1, 0].set_xlabel("epoch")
         grid[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         handles["training loss"] = Line2D([], [], color=FAINT, lw=1.5, linestyle=(0, (3, 2)))
         handles["validation loss"] = Line2D([], [], color=FAINT, lw=1.5)
         figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=2)
-    ends = []
+    alt = f"Losses of {task} by epoch"
+    for words, key in ((": validation loss of ", f"val/{task}"), (". Held-out score of its head: ", f"score/{task}")):
+        ends = _ends(record, key)
+        alt += words + "; ".join(ends) if ends else ""
+    return Drawing(name=f"training-{i + 1}", alt=f"{alt}.", caption="", figure=figure)
+
+
+def _ends(record: GuideRecord, key: str) -> list[str]:
+    """Return in words, for each run that has the curve, where it begins and ends."""
+    found = []
     for run in record.runs:
-        _, values = _curve(run.history, f"val/{task}")
+        _, values = _curve(run.history, key)
         if len(values):
-            ends.append(
-                f"{run.name} seed {run.seed} from {number(values[0], digits=3)} to {number(values[-1], digits=3)}"
-            )
-    alt = f"Losses of {task} by epoch" + (": validation loss of " + "; ".join(ends) if ends else "") + "."
-    return Drawing(name=f"training-{i + 1}", alt=alt, caption="", figure=figure)
+            first, last = number(values[0], digits=3), number(values[-1], digits=3)
+            found.append(f"{run.name} seed {run.seed} from {first} to {last}")
+    return found
 
 
 def _curve(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:

@@ -128,7 +128,10 @@ def _differences(record: GuideRecord) -> Part | None:
 
 def _training(record: GuideRecord) -> Part:
     drawings: list[Drawing] = training_figures(record)
-    text = "Raw losses, before weighting, one line per seed; beneath them the weight of the task in the total."
+    text = (
+        "Raw losses, before weighting, one line per seed; beneath them the score of the task's own head on validation "
+        "rows (R² of a value, from −1 upwards; balanced accuracy of classes), and the weight of the task in the total."
+    )
     return Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)
 
 

@@ -313,7 +313,7 @@ class _Bench:
         save_bag_model(model, checkpoint, self.made_with)
         outputs, trunk = predict(model, inputs)
         raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
-        run = read_run(name, seed, checkpoint, result.history, tasks, raw, trunk.numpy(), plan, at, self.reading)
+        run = read_run(name, seed, checkpoint, result.history, tasks, raw, trunk.numpy(), plan, self.reading)
         self._score(name, seed, run.probability)
         weights = np.full(len(self.data), np.nan)
         weights[np.concatenate(self.members)] = np.concatenate(read_attention(model, inputs))

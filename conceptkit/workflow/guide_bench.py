@@ -160,17 +160,18 @@ class Bench:
             )
         except DivergedError as error:
             folder = rescued or checkpoint
-            if error.kept is not None:
-                save_checkpoint(error.kept.model, self.setup.backbone, folder)
+            if error.kept is not None and self.engine.first:
+                save_checkpoint(error.kept.model, self.setup.backbone, folder, marks=plan.marks)
             raise error.kept_in(folder) from None
-        save_checkpoint(result.model, self.setup.backbone, checkpoint)
+        if self.engine.first:
+            save_checkpoint(result.model, self.setup.backbone, checkpoint, marks=plan.marks)
         seen = self.inputs(result.model)
         outputs, trunk = predict(result.model, seen)
         spaces = read_spaces(result.model, seen, self.drawn) if draw else None
         raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
         self._tell(f"reading {name}, seed {seed}", 0)
         where = seen_as or checkpoint
-        read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.at, self.reading)
+        read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.reading)
         self._tell(f"reading {name}, seed {seed}", 1)
         return read, spaces
 

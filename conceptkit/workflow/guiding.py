@@ -70,7 +70,8 @@ def run_guide(
     within : columns within whose levels AUCs are taken too, beside the discouraged categories and the center
     seeds : one baseline and one guided network per seed
     device : ``auto``, ``cpu``, ``cuda``, …
-    devices, nodes, precision, log : see :class:`conceptkit.guide.engine.Engine`; logs lie in ``logs`` of the run folder
+    devices, nodes, precision, log : see :class:`conceptkit.guide.engine.Engine`; logs lie in ``logs`` of the run
+        folder. Of several machines the first writes, the others return the same record
     disturb : names of :data:`conceptkit.pathology.disturbances.DISTURBANCES`: every patch is disturbed once, by a
         seeded amount that becomes the concept ``made_NAME``
     search : options of the trunk that are tried on the baseline's validation loss; 0 for none
@@ -93,10 +94,10 @@ def run_guide(
     from conceptkit.workflow.guide_bench import Bench, Spaces
 
     engine = Engine(device=device, devices=devices, nodes=nodes, precision=precision, loggers=tuple(log))
-    engine.check()
-    check_at_least("search", search, 0)
     if nodes > 1 and out is None:
         raise InputError("nodes: several machines need one run folder that all of them see; name it by --out.")
+    engine.check()
+    check_at_least("search", search, 0)
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
@@ -179,6 +180,8 @@ def run_guide(
         runs=tuple(run.record for run in trained),
         differences=tuple(paired_differences(trained, plan, reading)),
     )
+    if not engine.first:
+        return record
     evaluated = bench.evaluated
     place = np.searchsorted(used, evaluated)
     trunks = {f"{run.record.name}-seed{run.record.seed}": run.trunk[place] for run in trained}

@@ -43,7 +43,7 @@ def predict(
     -------
     one row per patch: ``patch_id``, where the patch lies, ``probability_CLASS`` of the main task (of the second class
     when there are two), each continuous concept in its unit, the most probable class of each categorical one.
-    Discouraged concepts are not predicted.
+    Discouraged concepts are not predicted. ``attrs["notes"]`` says what a reader has to know of the network's training.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def predict(
     from scipy.special import expit, softmax
 
     from conceptkit.models.activations import read_pixels
-    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint
+    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
     from conceptkit.models.inference import choose_device
     from conceptkit.pathology.measuring import check_out, write_table
@@ -104,6 +104,7 @@ def predict(
         else:
             columns[task.name] = [task.classes[k] for k in raw.argmax(1)]
     frame = pd.DataFrame(columns)
+    frame.attrs["notes"] = list(mark_notes(backbone))
     if out is not None:
         write_table(frame, Path(out))
     if maps is not None:

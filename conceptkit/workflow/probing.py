@@ -96,7 +96,7 @@ def run_probe(
         when something that was given cannot be used; nothing is written then
     """
     from conceptkit.models.activations import read_activations
-    from conceptkit.models.checkpoints import open_model, random_control
+    from conceptkit.models.checkpoints import mark_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.targets import make_target
     from conceptkit.workflow.own_features import (
@@ -179,6 +179,7 @@ def run_probe(
         trained, name, made_by, digest = {LAYER: given.X}, LAYER, given.name, given.digest()
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
+        notes = (*mark_notes(backbone), *notes)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
         trained = activations(backbone, "reading activations", say_size)
         for i in range(RANDOM_NETWORKS):
