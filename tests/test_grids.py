@@ -300,6 +300,9 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
     assert row["external difference"] == pytest.approx(row["external"] - base)
     assert row["external difference low"] <= row["external difference"] <= row["external difference high"]
     assert row["external groups"] == 4
+    inside = [run.metrics["internal"]["auc_within_center"] for run in grid.runs if run.name == row.name]
+    assert row["internal within center"] == pytest.approx(np.mean(inside))
+    assert row["internal within center sd"] == pytest.approx(np.std(inside, ddof=1))
     assert set(table5.split) == {"internal", "external", "overall"}
     f1 = table5[(table5.cell == "main, vanilla") & (table5.split == "internal")].f1.item()
     assert f1 == pytest.approx(np.mean([r.metrics["internal"]["f1"] for r in grid.runs if r.name == "main, vanilla"]))
@@ -434,11 +437,47 @@ def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain
     )
 
 
+def begun(plain, out):
+    """A folder that holds the two single tasks, of the plain grid's four runs."""
+    shutil.copytree(plain.folder, out)
+    for seed in SEEDS:
+        shutil.rmtree(out / "runs" / f"count-not-center-vanilla-seed{seed}")
+    return out
+
+
+def test_one_bar_goes_over_the_whole_grid(plain, study, tmp_path):
+    told = []
+    run_grid(
+        study, **WANTED, controls=False, out=begun(plain, tmp_path / "begun"), progress=lambda *of: told.append(of)
+    )
+    bar = "grid of 4 runs, epochs"
+    inside = [k for k, (stage, _, _) in enumerate(told) if stage == bar]
+    # Between its first step and its last no other bar is drawn.
+    assert inside == list(range(inside[0], inside[-1] + 1))
+    steps = [at for stage, at, _ in told if stage == bar]
+    assert {of for stage, _, of in told if stage == bar} == {4 * OPTIONS["epochs"]}
+    assert steps[0] == 2 * OPTIONS["epochs"]  # the runs that were there are done
+    assert steps == sorted(steps)
+    assert set(steps) == {4, 5, 6, 7, 8}  # epoch by epoch, where training is in this process
+
+
+def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, monkeypatch):
+    """As with several processes, of which nothing is heard while they train."""
+    out = begun(plain, tmp_path / "begun")
+
+    def trained_elsewhere(job):
+        name = folder_name(job.cell, job.seed)
+        shutil.copytree(plain.folder / "runs" / name, out / "runs" / name)
+
+    monkeypatch.setattr(grid_run, "train_run", trained_elsewhere)
+    told = []
+    run_grid(study, **WANTED, controls=False, out=out, progress=lambda *of: told.append(of))
+    assert [of for of in told if of[0].startswith("grid of")] == [("grid of 4 runs, epochs", at, 8) for at in (4, 6, 8)]
+
+
 def test_a_run_that_is_not_in_the_folder_is_a_failure(plain, study, tmp_path, monkeypatch):
     """As with workers of Dask's that see another disk under the folder's path."""
-    shutil.copytree(plain.folder, tmp_path / "elsewhere")
-    for name in ("count-not-center-vanilla-seed0", "count-not-center-vanilla-seed3"):
-        shutil.rmtree(tmp_path / "elsewhere" / "runs" / name)
+    begun(plain, tmp_path / "elsewhere")
     monkeypatch.setattr(grid_run, "train_run", lambda job: None)
     monkeypatch.setattr(grids, "APPEARS_WITHIN", 0.0)
     found = run_grid(study, **WANTED, controls=False, out=tmp_path / "elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from conceptkit.report.page import write_page
 from conceptkit.report.part import saved_pictures
 from conceptkit.report.predictivity_tables import predictivity_verdicts
 from conceptkit.report.table import shown
+from conceptkit.report.table_files import to_csv, to_latex
 
 
 def test_table_4_has_a_row_per_network_with_its_difference() -> None:
@@ -25,6 +27,29 @@ def test_table_4_has_a_row_per_network_with_its_difference() -> None:
     assert cells["difference internal"].tolist()[0] == "–"
     aucs = [guide_run("guided", seed).metrics["internal"]["auc"] for seed in (0, 1)]
     assert cells["internal"].tolist()[1].startswith(f"{sum(aucs) / 2:.3f} ± ")
+
+
+def test_the_auc_within_centers_stands_beside_the_pooled_one() -> None:
+    record = grid_record()
+    inside = [0.61, 0.65]
+    runs = [
+        dataclasses.replace(
+            run, metrics={**run.metrics, "internal": {**run.metrics["internal"], "auc_within_center": inside[run.seed]}}
+        )
+        for run in record.runs
+    ]
+    table = main_table(dataclasses.replace(record, runs=tuple(runs)))
+    cells = shown(table)
+    place = cells.columns.get_loc("internal within center")
+    assert cells.columns[place - 1] == "internal"
+    assert cells["internal within center"].tolist()[1] == "0.630 ± 0.028"
+    assert cells["external within center"].tolist()[1] == "–"  # not taken there
+    assert "Within center" in table.caption
+    assert "internal within center" in to_csv(table).splitlines()[0]
+    assert "internal within center" in to_latex(table, label="t4")
+    # The control: without such scores nothing is said of them.
+    assert not [c for c in shown(main_table(record)).columns if "within" in c]
+    assert "Within" not in main_table(record).caption
 
 
 def test_a_grid_says_how_many_gained_and_what_the_control_gained() -> None:

@@ -119,16 +119,22 @@ class GridRecord(Record):
         """Return the main task as in the paper's Table 4: a row per cell, mean and SD over seeds of each split.
 
         Columns: those of the cell, then for each evaluation split ``SPLIT``, ``SPLIT sd``, and the difference to the
-        single task of the same weighting as ``SPLIT difference``, ``… low``, ``… high`` with ``SPLIT groups``.
+        single task of the same weighting as ``SPLIT difference``, ``… low``, ``… high`` with ``SPLIT groups``. The AUC
+        within the levels of a column, where it was taken, stands beside the pooled one: ``SPLIT within COLUMN`` and
+        ``SPLIT within COLUMN sd``.
         """
         import pandas as pd
 
+        strata = self.strata if metric == "auc" else []
         rows = []
         for cell in self.cells:
             runs = self._runs(cell.name)
             row = {**_cell_columns(cell), "seeds": len(runs)}
             for split in self.evaluation:
                 row[split], row[f"{split} sd"] = _mean_sd([run.metrics.get(split, {}).get(metric) for run in runs])
+                for column in strata:
+                    inside = [run.metrics.get(split, {}).get(f"auc_within_{column}") for run in runs]
+                    row[f"{split} within {column}"], row[f"{split} within {column} sd"] = _mean_sd(inside)
                 found = self.difference(cell, split, metric)
                 row |= {
                     f"{split} difference": None if found is None else found.mean,
@@ -229,6 +235,12 @@ class GridRecord(Record):
         known = dict.fromkeys(split for run in self.runs for split in run.metrics)
         held = {self.settings.get("train", "train"), self.settings.get("val", "val")}
         return [split for split in known if split not in held]
+
+    @property
+    def strata(self) -> list[str]:
+        """Return the columns within whose levels AUCs were taken."""
+        metrics = dict.fromkeys(m for split in self.evaluation for run in self.runs for m in run.metrics.get(split, {}))
+        return [m.removeprefix("auc_within_") for m in metrics if m.startswith("auc_within_")]
 
     def reference(self, cell: GridCell) -> str | None:
         """Return the name of the single-task cell of the same model and weighting; ``None`` for that one itself."""

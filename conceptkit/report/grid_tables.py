@@ -57,6 +57,9 @@ def main_table(record: GridRecord) -> Table:
         for split in record.evaluation:
             row[split] = _number(values[split])
             row[f"{split} sd"] = _number(values[f"{split} sd"])
+            for column in record.strata:
+                within = f"{split} within {column}"
+                row[within], row[f"{within} sd"] = _number(values[within]), _number(values[f"{within} sd"])
             name = f"difference {split}"
             row[name] = _number(values[f"{split} difference"])
             row[f"{name} low"] = _number(values[f"{split} difference low"])
@@ -64,13 +67,15 @@ def main_table(record: GridRecord) -> Table:
         row["seeds"] = int(values["seeds"])
         rows.append(row)
     columns = list(rows[0]) if rows else columns
+    inside = f" Within {' and '.join(record.strata)}: of pairs of one level alone." if record.strata else ""
     empty = {c for c in ("model", "control") if not any(row[c] for row in rows)}
     empty |= {"weighting"} if len(_weightings(record)) < 2 else set()
     return Table(
         name="table4",
         title="AUC of the main task by network",
         caption="Mean ± SD over seeds. Difference: paired, to the single task of the same weighting, with a 95 % "
-        f"interval over {groups_word(record.group)}. The paper's Table 4, whose baseline has no such weighting.",
+        f"interval over {groups_word(record.group)}.{inside} The paper's Table 4, whose baseline has no such "
+        "weighting.",
         frame=tidy(rows, [c for c in columns if c not in empty]),
         digits=3,
     )
