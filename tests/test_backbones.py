@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conceptkit._checks import InputError
-from conceptkit.models import backbones
+from conceptkit.models import downloads
 from conceptkit.models.backbones import Preprocessing, build, from_module, open_backbone, same_architecture
 from conceptkit.models.layers import INCEPTION_V3, last_block, resolve_layer
 
@@ -382,7 +382,7 @@ def test_a_hub_that_never_answers(no_hub, monkeypatch):
         silent.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        assert not backbones._hub_answers(0.3)
+        assert not downloads.hub_answers(0.3)
         assert time.monotonic() - start < 2
 
 

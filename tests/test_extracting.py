@@ -395,7 +395,7 @@ def test_a_network_in_a_folder(tmp_path, table):
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr("conceptkit.models.backbones._hub_answers", lambda: False)
+    monkeypatch.setattr("conceptkit.models.downloads.hub_answers", lambda: False)
     with pytest.raises(InputError, match=r"weights: those of hf-hub:owner/net could not be downloaded \(the hub"):
         open_backbone("hf-hub:owner/net")
 

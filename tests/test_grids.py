@@ -26,7 +26,7 @@ from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.patches import PatchTable
 from conceptkit.pathology.engines import Engine
 from conceptkit.records import GridCell, load_record, to_json
-from conceptkit.workflow import grid_plan, grid_run, grids
+from conceptkit.workflow import grid_plan, grid_request, grid_run, grid_training, grids
 from conceptkit.workflow.grid_columns import altered, random_values
 from conceptkit.workflow.grid_folder import claim, locked
 from conceptkit.workflow.grid_plan import PAPER_MODELS, folder_name, read_models
@@ -469,7 +469,7 @@ def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, m
         name = folder_name(job.cell, job.seed)
         shutil.copytree(plain.folder / "runs" / name, out / "runs" / name)
 
-    monkeypatch.setattr(grid_run, "train_run", trained_elsewhere)
+    monkeypatch.setattr(grid_training, "train_run", trained_elsewhere)
     told = []
     run_grid(study, **WANTED, controls=False, out=out, progress=lambda *of: told.append(of))
     assert [of for of in told if of[0].startswith("grid of")] == [("grid of 4 runs, epochs", at, 8) for at in (4, 6, 8)]
@@ -478,8 +478,8 @@ def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, m
 def test_a_run_that_is_not_in_the_folder_is_a_failure(plain, study, tmp_path, monkeypatch):
     """As with workers of Dask's that see another disk under the folder's path."""
     begun(plain, tmp_path / "elsewhere")
-    monkeypatch.setattr(grid_run, "train_run", lambda job: None)
-    monkeypatch.setattr(grids, "APPEARS_WITHIN", 0.0)
+    monkeypatch.setattr(grid_training, "train_run", lambda job: None)
+    monkeypatch.setattr(grid_training, "APPEARS_WITHIN", 0.0)
     found = run_grid(study, **WANTED, controls=False, out=tmp_path / "elsewhere")
     assert list(found.failed) == ["count − center, vanilla, seed 0", "count − center, vanilla, seed 3"]
     for why in found.failed.values():
@@ -514,7 +514,7 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
 
     def with_second(name, weights):
         monkeypatch.setattr(grid_plan, "SECOND_NETWORK", {name: ("1", "8")})
-        monkeypatch.setattr(grids, "_second_networks", lambda ablate, meant: ([name], []))
+        monkeypatch.setattr(grid_request, "_second_networks", lambda ablate, meant: ([name], []))
         monkeypatch.setattr(grids, "_weights_of_second", lambda meant: weights)
 
     with_second("resnet18", "random")
@@ -573,7 +573,7 @@ def test_a_run_that_fails_is_noted_and_takes_no_other_with_it(plain, study, tmp_
     def fail(job):
         raise InputError("guide: the loss of main is not finite.")
 
-    monkeypatch.setattr(grid_run, "train_run", fail)
+    monkeypatch.setattr(grid_training, "train_run", fail)
     found = run_grid(study, **WANTED, controls=False, out=tmp_path / "some")
     assert found.failed == {"count − center, vanilla, seed 3": "guide: the loss of main is not finite."}
     assert "count − center, vanilla, seed 3 failed: guide: the loss of main is not finite." in found.notes

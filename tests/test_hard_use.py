@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import conceptkit as ck
 from conceptkit import _files
 from conceptkit._checks import InputError
-from conceptkit.models import backbones
+from conceptkit.models import backbones, downloads
 from conceptkit.models.checkpoints import load_checkpoint, save_checkpoint
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.patches import load_table
@@ -328,16 +328,16 @@ def test_a_download_is_held_against_its_hash(weights, tmp_path):
         (tmp_path / name).write_bytes(content)
         link = tmp_path / f"link-{name[:4]}"
         link.symlink_to(name)
-        backbones._check_hash(link)
+        downloads.check_hash(link)
         (tmp_path / name).write_bytes(content[:-1] + b"\0")
         with pytest.raises(InputError, match="is not what was published"):
-            backbones._check_hash(link)
+            downloads.check_hash(link)
     plain = tmp_path / f"resnet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     plain.write_bytes(content)
-    backbones._check_hash(plain)
+    downloads.check_hash(plain)
     plain.write_bytes(content[1:])
     with pytest.raises(InputError, match="remove it, so that it is downloaded again"):
-        backbones._check_hash(plain)
+        downloads.check_hash(plain)
 
 
 @pytest.fixture(scope="module")

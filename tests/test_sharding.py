@@ -128,6 +128,33 @@ def cluster():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the cluster's own start and end
+def test_a_cluster_is_given_a_few_parts_at_a_time(table, single, tmp_path, cluster, monkeypatch):
+    import distributed
+
+    out, most = set(), []
+
+    def submit(client, *args, own=distributed.Client.submit, **options):
+        future = own(client, *args, **options)
+        out.add(future.key)
+        most.append(len(out))
+        return future
+
+    def release(future, own=distributed.Future.release):
+        out.discard(future.key)
+        own(future)
+
+    monkeypatch.setattr(distributed.Client, "submit", submit)
+    monkeypatch.setattr(distributed.Future, "release", release)
+    monkeypatch.setattr("conceptkit.workflow.cluster.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("conceptkit.workflow.cluster.PARTS_PER_WORKER", 1)
+    store = tmp_path / "store.h5"
+    extract(table, store, engine="dask", scheduler=cluster.scheduler_address)
+    assert store.read_bytes() == single.read_bytes()
+    assert len(most) > 4  # the control: there were more parts than may be out
+    assert max(most) == 4  # two workers of two threads, one part each
+
+
+@pytest.mark.filterwarnings("ignore")  # of the cluster's own start and end
 def test_a_cluster_gives_the_same_file(table, single, tmp_path, cluster):
     store = tmp_path / "store.h5"
     found = extract(table, store, engine="dask", scheduler=cluster.scheduler_address)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from conceptkit.attribution.directions import Orders
@@ -53,15 +51,3 @@ def two_sided_p(observed: float, null: Floats, indifferent: float = 0.0) -> floa
         return float("nan")
     reached = ~(np.abs(null - indifferent) < abs(observed - indifferent) * (1 - 1e-9))
     return float((1 + reached.sum()) / (1 + len(null)))
-
-
-def adjust_for_many(p: Sequence[float]) -> list[float]:
-    """Return q: p adjusted by Benjamini and Hochberg (1995) over those that are numbers."""
-    from statsmodels.stats.multitest import multipletests
-
-    values = np.asarray(p, dtype=np.float64)
-    tested = np.isfinite(values)
-    out = np.full(len(values), np.nan)
-    if tested.any():
-        out[tested] = multipletests(values[tested], method="fdr_bh")[1]
-    return [float(v) for v in out]

@@ -227,7 +227,7 @@ def guide(
         gridded = ablate is not None or concept_noise is not None or concept_fraction is not None or affinity
         if gridded:
             from conceptkit.pathology.engines import Engine
-            from conceptkit.report.grid_tables import grid_tables, grid_verdicts, split_table
+            from conceptkit.report.grid_tables import grid_split_table, grid_tables, grid_verdicts
             from conceptkit.workflow.grids import grid_folder, outline_grid, run_grid
 
             _refuse_for_a_grid({**alone, **engine_of_one, "seed": seed})
@@ -268,7 +268,7 @@ def guide(
                     out=folder,
                     progress=progress,
                 )
-            show_findings(console, found, [split_table(found), *grid_tables(found)], grid_verdicts(found))
+            show_findings(console, found, [grid_split_table(found), *grid_tables(found)], grid_verdicts(found))
             write_json_result(json, found.to_dict())
             return
         for name, given in (

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import importlib
-import inspect
 import re
 import sys
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError, near_names
-from conceptkit.models import layers
+from conceptkit.models import downloads, layers
+from conceptkit.models.fingerprint import network_digest
 from conceptkit.patches import Pixels
 
 BUNDLED = "mini_inception"
@@ -90,68 +86,8 @@ class Backbone:
         return layers.resolve_layer(self.module, self.aliases, name)
 
     def fingerprint(self) -> str:
-        """Return a digest of what the network computes with: two networks of different digests may differ.
-
-        It holds every weight and buffer (those that no state dict holds too), what the network was built with, its
-        printed structure with each part's plain settings, and the source of classes and functions that are neither
-        torch's nor timm's nor ours. It does not see: settings that are neither numbers, text nor functions, global
-        variables, base functions that a user's own code calls, code typed without a file, and versions of libraries.
-        """
-        digest = hashlib.sha256(self.architecture.encode())
-        digest.update(_plainly(sorted(self.arguments.items())).encode())
-        tensors = {**dict(self.module.named_buffers()), **self.module.state_dict()}
-        for name, value in sorted(tensors.items()):
-            if isinstance(value, Tensor):
-                digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
-                digest.update(_bytes_of(value))
-        for text in _structure(self.module):
-            digest.update(text.encode())
-        return digest.hexdigest()
-
-
-_KNOWN_SOURCES = ("torch", "torchvision", "timm", "conceptkit")
-"""Packages whose classes are known by their names."""
-
-
-def _plainly(value: object) -> str:
-    """Return the value in words that are the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _bytes_of(value: Tensor) -> bytes:
-    plain = value.detach().cpu().contiguous()
-    # NumPy has no bfloat16: its bytes are taken as they are.
-    return plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
-
-
-def _structure(module: nn.Module) -> Iterator[str]:
-    """Yield what a network does beside its tensors: its parts, their plain settings and the source of foreign code."""
-    yield _plainly(module)
-    known: set[object] = set()
-    bare = vars(nn.Module())  # what torch itself keeps in every module says nothing, training among it
-    for name, part in module.named_modules():
-        own = {k: v for k, v in vars(part).items() if k not in bare}
-        functions = {k: v for k, v in own.items() if callable(v) and hasattr(v, "__qualname__")}
-        plain = {k: v for k, v in own.items() if isinstance(v, bool | int | float | str | tuple | list | None)}
-        yield f"{name}|{type(part).__module__}.{type(part).__qualname__}|{_plainly(sorted(plain.items()))}"
-        yield from (f"{k}|{v.__module__}.{v.__qualname__}" for k, v in sorted(functions.items()))
-        foreign = {c: None for c in (*type(part).__mro__, *functions.values()) if _is_foreign(c) and c not in known}
-        known.update(foreign)
-        yield from map(_source, foreign)
-        if isinstance(part, torch.fx.GraphModule | torch.jit.ScriptModule):
-            yield str(getattr(part, "code", ""))  # made, not written: no file has it
-
-
-def _is_foreign(thing: object) -> bool:
-    place = str(getattr(thing, "__module__", "")).split(".")[0]
-    return place not in (*_KNOWN_SOURCES, "builtins", "functools", "")
-
-
-def _source(thing: Any) -> str:
-    try:
-        return inspect.getsource(thing)
-    except (OSError, TypeError):  # typed at a prompt, or compiled
-        return ""
+        """Return a digest of what the network computes with; :func:`.fingerprint.network_digest` says what it sees."""
+        return network_digest(self.module, self.architecture, self.arguments)
 
 
 def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> Backbone:
@@ -320,8 +256,8 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
 
     source, _, place = model.partition(":")
     hub = source == "hf-hub"
-    if hub and not _repository_kept(place) and not _hub_answers():
-        raise _cannot_download(model, "the hub cannot be reached")
+    if hub and not downloads.repository_kept(place) and not downloads.hub_answers():
+        raise downloads.cannot_download(model, "the hub cannot be reached")
     try:
         config, architecture, arguments = (load_model_config_from_hf if hub else load_model_config_from_path)(place)
         arguments = {
@@ -331,8 +267,8 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
         if weights in (None, "published"):
             with torch.random.fork_rng(devices=[]):
                 module = timm.create_model(model, pretrained=True)
-            for file in _kept_of_hub(place) if hub else ():
-                _check_hash(file)
+            for file in downloads.kept_of_hub(place) if hub else ():
+                downloads.check_hash(file)
             opened = _backbone(module, architecture, "published", arguments)
         elif weights == "random":
             opened = build(architecture, arguments, seed=seed)
@@ -341,23 +277,13 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
     except InputError:
         raise
     except Exception as error:  # network, disk, access, a file that is not there or not timm's
-        raise _cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+        raise downloads.cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
     pixels = dataclasses.replace(
         opened.preprocessing,
         mean=tuple(config.get("mean") or opened.preprocessing.mean),
         std=tuple(config.get("std") or opened.preprocessing.std),
     )
     return dataclasses.replace(opened, name=model, preprocessing=pixels)
-
-
-def _repository_kept(repository: str) -> bool:
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json"), str)
-    except HFValidationError as error:
-        raise InputError(f"model: hf-hub:{repository} is no name of a repository ({error}).") from None
 
 
 def _weights_file(path: Path) -> Path:
@@ -432,99 +358,13 @@ def _downloaded(model: str) -> Backbone:
     config = timm.get_pretrained_cfg(model)
     if config is None or not (config.has_weights or config.hf_hub_id):
         raise InputError(f"weights: timm publishes none for {model}; use --weights FILE or --weights random.")
-    if not _kept_locally(config) and not _hub_answers():
-        raise _cannot_download(model, "the hub cannot be reached")
+    if not downloads.kept_files(config) and not downloads.hub_answers():
+        raise downloads.cannot_download(model, "the hub cannot be reached")
     try:
         with torch.random.fork_rng(devices=[]):
             module = timm.create_model(model, pretrained=True)
     except Exception as error:  # the hub client raises many kinds: network, disk, access, missing file
-        raise _cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
-    for file in _kept_files(config):
-        _check_hash(file)
+        raise downloads.cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    for file in downloads.kept_files(config):
+        downloads.check_hash(file)
     return _backbone(module, model, "imagenet", {})
-
-
-def _cannot_download(model: str, reason: str) -> InputError:
-    return InputError(
-        f"weights: those of {model} could not be downloaded ({reason}); "
-        "give a file with --weights FILE, or take untrained weights with --weights random."
-    )
-
-
-def _kept_locally(config: Any) -> bool:
-    """Return whether an earlier download can be used, so that no network is needed."""
-    return bool(_kept_files(config))
-
-
-def _kept_files(config: Any) -> list[Path]:
-    """Return the files of an earlier download."""
-    if config.hf_hub_id:
-        return _kept_of_hub(config.hf_hub_id, config.hf_hub_filename)
-    name = Path(str(config.url or "")).name
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
-    return [kept] if name and kept.is_file() else []
-
-
-def _kept_of_hub(repository: str, filename: str | None = None) -> list[Path]:
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        kept = [
-            huggingface_hub.try_to_load_from_cache(repository, file)
-            for file in (filename, "model.safetensors", "pytorch_model.bin")
-            if file
-        ]
-    except HFValidationError:
-        return []
-    return [Path(path) for path in kept if isinstance(path, str)]
-
-
-def _check_hash(path: Path) -> None:
-    """Raise :class:`InputError` when a downloaded file is not what its publisher's hash says.
-
-    The client compares sizes alone. The hub's cache calls a file by its SHA-256 (or git's SHA-1), other sites name a
-    file with the first digits of its SHA-256; where neither is there, as where links cannot be made, nothing is known.
-    """
-    blob = path.parent / path.readlink() if path.is_symlink() else path
-    if blob is path:
-        found = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-        stated = found.group(1) if found else ""
-    else:
-        stated = blob.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else ""
-    if not stated:
-        return
-    with path.open("rb") as stream:
-        if blob is not path and len(stated) == 40:
-            content = stream.read()
-            own = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-        else:
-            own = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not own.startswith(stated):
-        raise InputError(
-            f"weights: {path} is not what was published (its hash is {own[:8]}…, not {stated[:8]}…); remove it, so "
-            "that it is downloaded again."
-        )
-
-
-def _hub_answers(limit: float = 6.0) -> bool:
-    """Return whether the hub answers within ``limit`` seconds; its own client retries for almost a minute."""
-    from huggingface_hub import constants
-
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=limit):
-                answered.set()
-        except urllib.error.HTTPError:
-            answered.set()  # a refusal is an answer: the client's own error will say more
-        except (OSError, ValueError):
-            return
-
-    # A thread, as looking a name up cannot be given a time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(limit)
-    return answered.is_set()

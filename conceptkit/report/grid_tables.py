@@ -26,7 +26,7 @@ def grid_tables(record: GridRecord) -> list[Table]:
     return [table for table in found if not table.frame.empty]
 
 
-def split_table(record: GridRecord) -> Table:
+def grid_split_table(record: GridRecord) -> Table:
     """Return the patches by split, center and label; the page has a fuller one, from the run folder's own rows."""
     columns = list(dict.fromkeys(key for row in record.splits for key in row))
     return Table(

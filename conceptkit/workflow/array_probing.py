@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +75,14 @@ def probe_arrays(
     from conceptkit.probe.adjustment import ceiling
     from conceptkit.probe.ridge import ALPHAS
     from conceptkit.probe.targets import make_target
-    from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, check_protocol, probe_rows
+    from conceptkit.workflow.probe_rows import (
+        PAPER_NOTE,
+        Asked,
+        BaselineScores,
+        add_random_network,
+        check_protocol,
+        probe_rows,
+    )
 
     check_protocol(protocol, () if adjust is None else [str(name) for name in adjust], leave_out)
     check_at_least("permutations", permutations, 0)
@@ -118,7 +125,11 @@ def probe_arrays(
         leave_out=None if leave_out is None else ("leave_out", _classes(_column("leave_out", leave_out, n)[order])),
         ceilings=ceilings,
     )
-    rows = probe_rows(_layers(features, random, order, n), targets, asked, progress=progress)
+    layers, controls = _ordered(features, random, order, n)
+    of_random: BaselineScores = {}
+    for name, Z in controls:
+        add_random_network(of_random, {name: Z}, targets, asked)
+    rows = probe_rows(layers, targets, asked, random=of_random, progress=progress)
     notes = [] if groups is not None else ["No groups: rows were taken as independent."]
     if of is not None and (few := len(np.unique(of))) < 10:
         notes.append(f"Only {few} groups: the intervals, which resample them, are not to be trusted.")
@@ -229,20 +240,18 @@ def _baselines(given: Any, layers: Sequence[str]) -> tuple[NDArray[Any] | None, 
     }
 
 
-def _layers(
+def _ordered(
     features: Mapping[str, NDArray[Any]], random: Mapping[str, list[NDArray[Any]]], order: NDArray[np.intp], n: int
-) -> list[Layer]:
+) -> tuple[list[Layer], Iterator[tuple[str, NDArray[Any]]]]:
+    """Return the layers in the order of rows, and (layer, features) of random networks, one after the other."""
     from conceptkit.workflow.probe_rows import Layer
 
     moved = not np.array_equal(order, np.arange(n))  # a copy is made only where rows really move
-    for name, X in [*features.items(), *((k, z) for k, v in random.items() for z in v)]:
+    controls = [(name, Z) for name in features for Z in random.get(name, ())]
+    for name, X in [*features.items(), *controls]:
         if len(X) != n:
             raise InputError(f"X: every layer needs the same {n} rows, {name} has {len(X)}.")
-    return [
-        Layer(
-            name=name,
-            X=X[order] if moved else X,
-            random=[z[order] if moved else z for z in random.get(name, ())],
-        )
-        for name, X in features.items()
-    ]
+    return (
+        [Layer(name=name, X=X[order] if moved else X) for name, X in features.items()],
+        ((name, Z[order] if moved else Z) for name, Z in controls),
+    )

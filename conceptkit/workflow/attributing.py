@@ -386,7 +386,7 @@ def round_step(sd: float) -> float:
 
 def _with_q(rows: Sequence[AttributeRow]) -> tuple[AttributeRow, ...]:
     """Fill in q, each score's over all rows of the call."""
-    from conceptkit.attribution.nulls import adjust_for_many
+    from conceptkit.evaluate.many_tests import adjust_for_many
 
     per_unit = adjust_for_many([row.per_unit_p for row in rows])
     scores: list[dict[str, Score]] = [dict(row.scores) for row in rows]

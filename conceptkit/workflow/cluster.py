@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 BATCHES_AT_ONCE = 4
 """Batches that a worker is given at a time, so that it reads images while it computes."""
+
+PARTS_PER_WORKER = 3
+"""Parts that are out at a time for each worker's thread: it has a next one, and memory does not grow with the table"""
 
 PATIENCE = 20
 """Seconds within which the scheduler has to answer."""
@@ -55,11 +59,20 @@ def computed_on_cluster(scheduler: str, job: Job, rows: NDArray[np.intp]) -> Ite
     with client:
         name = f"conceptkit-{id(job)}-{client.id}"
         everywhere = client.scatter(sent, broadcast=True, hash=False)
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        waiting = client.map(_compute, parts, name=name, job=everywhere, pure=False)
-        for future in dask.as_completed(waiting, loop=client.loop):
-            yield from future.result()
+        starts = iter(range(0, len(rows), size))
+        waiting = dask.as_completed(loop=client.loop)
+
+        def hand_out() -> None:
+            free = PARTS_PER_WORKER * max(1, sum(client.nthreads().values())) - waiting.count()
+            for i in itertools.islice(starts, max(0, free)):
+                waiting.add(client.submit(_compute, rows[i : i + size], name=name, job=everywhere, pure=False))
+
+        hand_out()
+        for future in waiting:
+            computed = future.result()
             future.release()
+            hand_out()  # before the rows are taken, so that workers go on while these are written
+            yield from computed
 
 
 def _compute(rows: NDArray[np.intp], *, name: str, job: Job) -> list[Computed]:

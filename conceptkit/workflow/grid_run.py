@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,7 @@ def cell_tasks(bench: Bench, cell: GridCell, seed: int) -> tuple[list[Task], dic
     return tasks, columns
 
 
-def computed_runs(spec: GridSpec, cell: GridCell, cells: list[GridCell]) -> list[TrainedRun]:
+def computed_runs(spec: GridSpec, cell: GridCell, cells: Sequence[GridCell]) -> list[TrainedRun]:
     """Return the runs of a cell for which no network is trained."""
     if cell.control == CONFOUNDER:
         bench = next(iter(bench for key, bench in _benches.items() if key[0] == str(spec.folder)))

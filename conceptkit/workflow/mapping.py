@@ -96,7 +96,7 @@ def write_maps(
             )
             for name in predicted
         ]
-        drawing = slide_map(_place(data, known.loc[at], str(value), names[str(value)], whole), layers)
+        drawing = slide_map(_place(data, known.loc[at], str(value), names[str(value)]), layers)
         path = folder / f"{names[str(value)]}.png"
         with replacing(path) as temporary:
             temporary.write_bytes(to_bytes(drawing.figure, kind="png", dpi=150))
@@ -123,7 +123,7 @@ def _names(wholes: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str, whole: str) -> Place:
+def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place:
     """Return where the patches lie, with a picture of the whole where its file can be read."""
     from PIL import Image
 

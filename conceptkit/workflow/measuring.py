@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,30 +78,19 @@ def run_measure(
     parts = parts_folder(Path(out))
     with held(parts):
         if is_patch_table(Path(images)):
-            told = None if progress is None else at_stage(progress, "measuring patches")
-            measured = measure_table(
-                Path(images),
-                out=Path(out),
-                names=names,
-                on_error=on_error,
-                nuclei=segmentation,
-                engine=machines,
-                progress=told,
-                parts=parts,
-            )
+            stage, measure = "measuring patches", functools.partial(measure_table, Path(images))
         else:
-            told = None if progress is None else at_stage(progress, "measuring images")
-            measured = measure_images(
-                Path(images).absolute() if machines.name == "dask" else Path(images),
-                out=Path(out),
-                patch_size=patch_size,
-                names=names,
-                on_error=on_error,
-                nuclei=segmentation,
-                engine=machines,
-                progress=told,
-                parts=parts,
-            )
+            place = Path(images).absolute() if machines.name == "dask" else Path(images)
+            stage, measure = "measuring images", functools.partial(measure_images, place, patch_size=patch_size)
+        measured = measure(
+            out=Path(out),
+            names=names,
+            on_error=on_error,
+            nuclei=segmentation,
+            engine=machines,
+            progress=None if progress is None else at_stage(progress, stage),
+            parts=parts,
+        )
         write_table(measured.table, Path(out))
         if not measured.skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed

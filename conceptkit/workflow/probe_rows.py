@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, make_folds
@@ -47,8 +48,10 @@ class Layer:
     name: str
     X: NDArray[Any]
     """(n, d)"""
-    random: Sequence[NDArray[Any]] = ()
-    """The same layer of networks with random weights"""
+
+
+BaselineScores = dict[tuple[str, str], list[float]]
+"""Layer and concept → the held-out score of each network with random weights, or of what else was given for it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +76,30 @@ class Asked:
     """Concept → its repeated measurement, their correlation, and the number of rows that have both"""
 
 
+def add_random_network(
+    scores: BaselineScores, features: Mapping[str, NDArray[Any]], targets: Sequence[Target], asked: Asked
+) -> None:
+    """Add the held-out scores of one network with random weights, which need not stay in memory after that.
+
+    Parameters
+    ----------
+    scores : of the networks before it; those of this one are appended
+    features : layer → (n, d) on rows 0 … n − 1
+    targets : their ``rows`` number the same rows
+    """
+    for part in batches(targets):
+        for layer, Z in features.items():
+            own = _baseline(Z, part, asked, f"{layer} of a random network")
+            for target, score in zip(part, own, strict=True):
+                scores.setdefault((layer, target.name), []).append(score)
+
+
 def probe_rows(
     layers: Sequence[Layer],
     targets: Sequence[Target],
     asked: Asked,
     *,
+    random: Mapping[tuple[str, str], Sequence[float]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
     """Probe every target at every layer.
@@ -86,6 +108,7 @@ def probe_rows(
     ----------
     layers : features on rows 0 … n − 1
     targets : their ``rows`` number the same rows
+    random : what :func:`add_random_network` gathered
     progress : told of batches done and batches to do
 
     Returns
@@ -97,18 +120,23 @@ def probe_rows(
     done = 0
     for part in parts:
         at = part[0].rows
-        pixels = () if asked.pixels is None else (asked.pixels,)
-        pixel_scores = _baseline(pixels, at, part, asked, "pixel statistics")
+        pixel_scores: list[float] | list[None] = [None] * len(part)
+        if asked.pixels is not None:
+            pixel_scores = _baseline(asked.pixels, part, asked, "pixel statistics")
         for layer in layers:
             if progress is not None:
                 progress(done, len(layers) * len(parts))
             X = _rows_of(layer.X, at)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
-            random_scores = _baseline(layer.random, at, part, asked, f"{layer.name} of a random network")
             for i, row in enumerate(_batch(X, layer.name, part, asked)):
-                controls = {"score_random_network": random_scores[i], "score_pixels": pixel_scores[i]}
-                found[layer.name, part[i].name] = _above_baseline(dataclasses.replace(row, **controls))
+                of_random = (random or {}).get((layer.name, part[i].name))
+                row = dataclasses.replace(
+                    row,
+                    score_random_network=None if of_random is None else float(np.mean(of_random)),
+                    score_pixels=pixel_scores[i],
+                )
+                found[layer.name, part[i].name] = _above_baseline(row)
             done += 1
     if progress is not None:
         progress(done, len(layers) * len(parts))
@@ -229,21 +257,14 @@ def _rows_of(X: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
     return X if len(rows) == len(X) and bool((rows == np.arange(len(X))).all()) else X[rows]
 
 
-def _baseline(
-    features: Sequence[NDArray[Any]], at: NDArray[np.intp], part: Sequence[Target], asked: Asked, name: str
-) -> list[Any]:
-    """Return the mean held-out score of each target over baseline features; ``None`` without any."""
-    if not features:
-        return [None] * len(part)
-    scores = []
-    for Z in (_rows_of(Z, at) for Z in features):
-        check_activations(Z, name)
-        if asked.protocol == "paper":
-            scores.append([_least_squares_r2(Z, target) for target in part])
-            continue
-        predicted = held_out(Z, part, folds=asked.folds, alphas=asked.alphas)
-        scores.append([target.score(p) for target, p in zip(part, predicted, strict=True)])
-    return [float(s) for s in np.mean(scores, axis=0)]
+def _baseline(features: NDArray[Any], part: Sequence[Target], asked: Asked, name: str) -> list[float]:
+    """Return the held-out score of each target of a batch, read from features (n, d) that no score may do without."""
+    Z = _rows_of(features, part[0].rows)
+    check_activations(Z, name)
+    if asked.protocol == "paper":
+        return [_least_squares_r2(Z, target) for target in part]
+    predicted = held_out(Z, part, folds=asked.folds, alphas=asked.alphas)
+    return [float(target.score(p)) for target, p in zip(part, predicted, strict=True)]
 
 
 def _above_baseline(row: ProbeRow) -> ProbeRow:
@@ -339,15 +360,9 @@ def _on(target: Target, there: NDArray[np.intp]) -> Target:
 
 
 def adjusted_for_many(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
-    """Fill in q: p adjusted by Benjamini and Hochberg (1995) over all rows that have one."""
-    tested = [i for i, row in enumerate(rows) if row.p is not None]
-    if not tested:
-        return tuple(rows)
-    from statsmodels.stats.multitest import multipletests
-
-    q = multipletests([rows[i].p for i in tested], method="fdr_bh")[1]
-    by_row = dict(zip(tested, q.tolist(), strict=True))
-    return tuple(dataclasses.replace(row, q=by_row.get(i)) for i, row in enumerate(rows))
+    """Fill in q over all rows that have a p."""
+    q = adjust_for_many([row.p for row in rows])
+    return tuple(dataclasses.replace(row, q=_or_none(value)) for row, value in zip(rows, q, strict=True))
 
 
 def _or_none(value: float) -> float | None:

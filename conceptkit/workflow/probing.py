@@ -98,7 +98,7 @@ def run_probe(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import mark_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
-    from conceptkit.probe.targets import make_target
+    from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.own_features import (
         LAYER,
         chosen_layers,
@@ -109,7 +109,15 @@ def run_probe(
         with_features,
     )
     from conceptkit.workflow.pixels import read_pixel_statistics
-    from conceptkit.workflow.probe_rows import PAPER_NOTE, Asked, Layer, check_protocol, probe_rows
+    from conceptkit.workflow.probe_rows import (
+        PAPER_NOTE,
+        Asked,
+        BaselineScores,
+        Layer,
+        add_random_network,
+        check_protocol,
+        probe_rows,
+    )
 
     check_protocol(protocol, adjust, leave_out)
     check_at_least("permutations", permutations, 0)
@@ -169,7 +177,7 @@ def run_probe(
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 
-    controls = []
+    backbone: Backbone | None = None
     if store is not None:
         trained = read_store(data, store, layers, rows)
         made = store.provenance
@@ -182,9 +190,8 @@ def run_probe(
         notes = (*mark_notes(backbone), *notes)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
         trained = activations(backbone, "reading activations", say_size)
-        for i in range(RANDOM_NETWORKS):
-            control = random_control(str(meant.model), backbone, seed=seed + 1 + i)
-            controls.append(activations(control, f"random network {i + 1} of {RANDOM_NETWORKS}"))
+        for layer in layers:  # before as much is read of each random network
+            check_activations(trained[layer], layer)
     pixels = read_pixel_statistics(
         data,
         rows,
@@ -204,10 +211,18 @@ def run_probe(
         leave_out=None if held_out_column is None else (held_out_column[0], held_out_column[1][rows]),
         ceilings=ceilings,
     )
+    placed = [dataclasses.replace(target, rows=place[target.rows]) for target in targets]
+    of_random: BaselineScores = {}
+    if backbone is not None:
+        for i in range(RANDOM_NETWORKS):
+            control = random_control(str(meant.model), backbone, seed=seed + 1 + i)
+            what = f"random network {i + 1} of {RANDOM_NETWORKS}"
+            add_random_network(of_random, activations(control, what), placed, asked)  # one at a time in memory
     found = probe_rows(
-        [Layer(name=name, X=trained[name], random=[c[name] for c in controls]) for name in layers],
-        [dataclasses.replace(target, rows=place[target.rows]) for target in targets],
+        [Layer(name=layer, X=trained[layer]) for layer in layers],
+        placed,
         asked,
+        random=of_random,
         progress=None if progress is None else lambda done, todo: progress("probing", done, todo),
     )
     record = ProbeRecord(
@@ -245,7 +260,7 @@ def run_probe(
         meant,
         rows,
         concepts=names_kept(meant, data, concepts),
-        targets=[dataclasses.replace(target, rows=place[target.rows]) for target in targets],
+        targets=placed,
         folds=folds,
     )
     record.save(folder)
