@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,54 @@ def test_the_walk_sees_an_import_that_leads_upward():
     assert upward("conceptkit.study", imports("if TYPE_CHECKING:\n    import conceptkit.workflow\n")) == {
         "conceptkit.workflow"
     }
+
+
+def by_name():
+    """Every module of the package that is fetched by its name's text: place → name."""
+    return {
+        (name, node.args[0].value)
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute | ast.Name)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id)
+        in ("import_module", "__import__")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and str(node.args[0].value).startswith("conceptkit")
+    }
+
+
+def test_two_records_are_drawn_by_the_room_above_them_and_nothing_else_is_hidden():
+    assert by_name() == {
+        ("conceptkit.records.probe", "conceptkit.report.figures"),
+        ("conceptkit.records.grid", "conceptkit.report.grid_figures"),
+    }
+
+
+def listed():
+    """The files that the page of the architecture lists, as dotted names."""
+    block = re.search(r"^```text\n(.*?)^```$", ARCHITECTURE.read_text(encoding="utf-8"), re.M | re.S)
+    assert block
+    here, found = "", []
+    for line in block[1].splitlines():
+        if line[:20].strip():
+            here = line[:20].strip().replace("/", ".")
+        elif line.strip() in ALONE:
+            here = ""
+        found += [f"conceptkit.{here}{name.strip()}" for name in line[20:].rstrip(",").split(",")]
+    return found
+
+
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+
+ALONE = ("synthetic", "study", "stores, patches", "_files", "_checks")
+"""Rooms of a single file each, as the page lists them"""
+
+
+def test_the_architecture_page_lists_every_file_and_no_other():
+    files = [n for n, p in MODULES.items() if p.name != "__init__.py" and n != "conceptkit.__main__"]
+    assert sorted(listed()) == sorted(files)
 
 
 def test_no_modules_import_each_other():
