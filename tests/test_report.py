@@ -78,6 +78,18 @@ def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
     assert wording.interval(0.05, 0.002, 0.08) == "0.050 [0.002, 0.080]"
     assert wording.interval(0.05, math.nan, math.nan) == "0.05"
     assert wording.interval(math.nan, 0.1, 0.2) == "–"
+    assert wording.interval(0.0217, -0.0001, 0.0434, signed=True) == "+0.0217 [−0.0001, 0.0434]"
+    assert wording.interval(0.5, 0.0, 0.9) == "0.50 [0.00, 0.90]"  # an end that is 0
+
+
+def test_a_mere_number_has_no_unit() -> None:
+    units = {"area": "µm²", "correlation": "1", "odd": ""}
+    assert [wording.with_unit(name, units) for name in ("area", "correlation", "odd", "new")] == [
+        "area (µm²)",
+        "correlation",
+        "odd",
+        "new",
+    ]
 
 
 def one_verdict(row: ProbeRow, group: str | None = "patient") -> verdicts.Verdict:
@@ -160,6 +172,27 @@ def test_the_auc_of_classes_is_in_the_table_with_its_interval() -> None:
     without = probe_tables.probe_table(probe_record(rows=(probe_row("a"), center)))
     assert not [c for c in without.frame.columns if "AUC" in c]
     assert "AUC: " not in without.caption
+
+
+def test_what_is_the_same_in_every_row_is_said_once_on_the_page_and_kept_in_files() -> None:
+    rows = (probe_row("mixed0"), probe_row("mixed10", n=690))
+    scores = probe_tables.probe_table(ProbeRecord(study="s", group="patient", rows=rows))
+    assert "Every score rests on 44 patients, 5 folds." in scores.caption
+    cells = table.shown(scores)
+    assert not {"groups", "folds"} & set(cells.columns)
+    assert cells["rows"].tolist() == ["704", "690"]  # these differ
+    assert scores.frame["folds"].tolist() == [5, 5]  # what the CSV has
+
+
+def test_no_control_hides_behind_the_score() -> None:
+    same = {f"score_{name}": 0.7 for name in ("in_sample", "patchwise", "random_network", "pixels", "random_concept")}
+    rows = tuple(probe_row(layer, score=0.7, **same) for layer in ("mixed0", "mixed2"))
+    [drawing] = figures.probe_figures(ProbeRecord(study="s", group="patient", rows=rows))
+    axes = drawing.figure.axes[0]
+    drawn = [line for line in axes.lines if line.get_marker() in list("ov^sDx")]
+    points = [(round(x, 3), round(y, 3)) for line in drawn for x, y in line.get_xydata()]
+    assert len(points) == 12
+    assert len(set(points)) == 12
 
 
 def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() -> None:

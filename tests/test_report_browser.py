@@ -1,4 +1,4 @@
-"""The report in a real browser: what hovering shows, that nothing is asked of a network, and that it fits a phone."""
+"""The report in a real browser: hovering shows a patch, no network is asked, themes, print and phone are legible."""
 
 from __future__ import annotations
 
@@ -89,9 +89,84 @@ def test_a_browser_shows_the_patch_and_asks_no_network(whole_page: Path, browser
     assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
 
 
-def test_on_a_phone_the_page_does_not_scroll_sideways(whole_page: Path, browser: Browser) -> None:
-    size = {"width": 360, "height": 780, "deviceScaleFactor": 2, "mobile": True}
-    browser.call("Emulation.setDeviceMetricsOverride", **size)
-    browser.call("Page.navigate", url=whole_page.as_uri())
-    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].length >= 4")
-    assert browser.value("document.documentElement.scrollWidth") <= 360
+LOOKS = """
+const seen = e => { const b = e.getBoundingClientRect(); return b.width > 0 && b.height > 0; };
+const parse = text => { const v = text.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(c[i] / 255), 0);
+function ground(e) {
+  for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c[3] > 0) return c;
+  }
+  return [255, 255, 255, 1];
+}
+function contrast(e) {
+  const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05);
+}
+const own = e => [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim());
+const texts = () => [...document.body.querySelectorAll("*")].filter(
+  e => own(e) && seen(e) && !["SCRIPT", "STYLE"].includes(e.tagName));
+"""
+"""Contrast by WCAG 2: of every element that has text of its own, against the nearest ground behind it"""
+
+READABLE = 4.5
+"""What WCAG 2 asks of text at level AA"""
+
+
+def open_page(browser: Browser, page: Path) -> None:
+    browser.call("Page.navigate", url=page.as_uri())
+    browser.wait("document.readyState == 'complete' && typeof Bokeh != 'undefined' && [...Bokeh.index].length >= 4")
+    browser.value(LOOKS + "0")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_is_readable_in_either_theme(whole_page: Path, browser: Browser, dark: bool) -> None:
+    browser.look(dark=dark)
+    open_page(browser, whole_page)
+    assert browser.value("light(ground(document.body)) < 0.1") is dark
+    faint = f"texts().filter(e => contrast(e) < {READABLE}).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))"
+    assert browser.value(faint) == []
+    for kind in ("td", "thead th", ".caption", ".banner strong", "figcaption", "dd"):  # they are among what was asked
+        assert browser.value(f"texts().some(e => e.matches({json.dumps(kind)}))"), kind
+    # figures keep the white ground that their dark letters and lines were chosen on
+    assert browser.value("[...document.querySelectorAll('.card img')].every(e => light(ground(e)) > 0.95)")
+    browser.value("document.querySelector('td').style.color = getComputedStyle(document.body).backgroundColor")
+    assert browser.value(faint) != []  # what cannot be read would be found
+
+
+def test_in_print_nothing_is_cut_off_and_plots_give_way_to_pictures(whole_page: Path, browser: Browser) -> None:
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    paper = {"width": 700, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 within margins, in CSS pixels
+    browser.call("Emulation.setDeviceMetricsOverride", **paper)
+    open_page(browser, whole_page)
+    cut = """[...document.querySelectorAll("body *")].filter(e => seen(e) && e.getBoundingClientRect().right > 701)
+      .map(e => e.tagName + " " + e.textContent.trim().slice(0, 40))"""
+    assert browser.value(cut) == []
+    hidden = """[...document.querySelectorAll("main *")].filter(e => seen(e) && e.tagName != "IMG"
+      && getComputedStyle(e).overflowX != "visible").map(e => e.tagName + " " + e.className)"""
+    assert browser.value(hidden) == []  # paper does not scroll
+    assert browser.value("[...document.querySelectorAll('.interactive')].filter(seen).length") == 0
+    assert browser.value("[...document.querySelectorAll('.static img')].filter(seen).length") == 3
+    assert browser.value(f"texts().filter(e => contrast(e) < {READABLE}).length") == 0
+
+
+def test_on_a_phone_only_tables_and_wide_figures_scroll_sideways(whole_page: Path, browser: Browser) -> None:
+    browser.look(width=390, mobile=True)
+    open_page(browser, whole_page)
+    for width in (390, 360):
+        browser.look(width=width, mobile=True)
+        assert browser.value("document.documentElement.scrollWidth") <= width
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert browser.value(f"{wide}.length") > 0
+    # each can be scrolled, by keys too, and has its shade at the edge beyond which it goes on
+    assert browser.value(f"""{wide}.every(e => getComputedStyle(e).overflowX == "auto" && e.tabIndex == 0
+      && getComputedStyle(e).backgroundAttachment.split(", ").join() == "local,local,scroll,scroll")""")
+
+
+def test_on_a_screen_the_usual_tables_show_all_their_columns(whole_page: Path, browser: Browser) -> None:
+    browser.look(width=1200)
+    open_page(browser, whole_page)
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert browser.value(f"{wide}.map(e => e.getAttribute('aria-label'))") == []

@@ -15,7 +15,7 @@ from conceptkit.report.embedding import Projection
 from conceptkit.report.grid_tables import grid_tables, grid_verdicts, main_table
 from conceptkit.report.page import write_page
 from conceptkit.report.part import saved_pictures
-from conceptkit.report.predictivity_tables import predictivity_verdicts
+from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
 from conceptkit.report.table import shown
 from conceptkit.report.table_files import to_csv, to_latex
 
@@ -107,4 +107,15 @@ def test_a_confounder_that_tells_the_label_is_told() -> None:
     said = predictivity_verdicts(PredictivityRecord(study="s", group="patient", rows=rows))
     assert "count + area alone tell the label with an AUC of 0.660 [0.600, 0.720]" in said[0].text
     assert said[1].text.endswith("0.920 [0.900, 0.950]: a network may score by it.")
+    assert said[2].text.endswith("stain alone is not shown to tell the label: AUC 0.520 [0.450, 0.600].")
     assert said[2].tone == "open"
+
+
+def test_the_spread_over_seeds_is_a_column_only_where_there_are_several() -> None:
+    def columns(sd: float) -> list[str]:
+        row = {"split": "internal", "auc": 0.6, "low": 0.5, "high": 0.7, "n_groups": 30, "seeds": (0.6,), "sd": sd}
+        rows = (PredictivityRow(inputs=("count",), role="concept", **row),)
+        return list(predictivity_table(PredictivityRecord(study="s", group="patient", rows=rows)).frame.columns)
+
+    assert "SD over seeds" in columns(0.01)
+    assert "SD over seeds" not in columns(float("nan"))

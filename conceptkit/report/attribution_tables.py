@@ -135,7 +135,7 @@ def moved_table(record: AttributeRecord) -> Table:
                 "moved along": one.concept if one.concept_class is None else f"{one.concept}: {one.concept_class}",
                 "output": name,
             }
-            cells |= {f"{size:+g}".replace("-", "−"): value for size, value in zip(one.steps, values, strict=True)}
+            cells |= {_step(size): value for size, value in zip(one.steps, values, strict=True)}
             rows.append(cells)
     columns = list(rows[0]) if rows else ["moved along", "output"]
     return Table(
@@ -146,6 +146,10 @@ def moved_table(record: AttributeRecord) -> Table:
         "straight line, a derivative tells of small changes only.",
         frame=tidy(rows, [c for c in columns if several or c != "layer"]),
     )
+
+
+def _step(size: float) -> str:
+    return f"{size:+g}".replace("-", "−") if size else "0"
 
 
 def attribution_verdicts(record: AttributeRecord) -> list[Verdict]:

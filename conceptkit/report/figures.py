@@ -42,12 +42,13 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
     at = np.arange(len(rows))
     score = _column(rows, "score")
     ends = np.vstack([score - _column(rows, "score_low"), _column(rows, "score_high") - score])
+    # beside the held-out score, not on it: where they agree with it, one would hide the other
     controls = [
-        ("in sample", "score_in_sample", COLOURS[3], ":", "v"),
-        ("ignoring groups", "score_patchwise", COLOURS[4], "--", "^"),
-        ("random network", "score_random_network", COLOURS[1], "-.", "s"),
-        ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D"),
-        ("random concepts", "score_random_concept", FAINT, ":", "x"),
+        ("in sample", "score_in_sample", COLOURS[3], ":", "v", -0.16),
+        ("ignoring groups", "score_patchwise", COLOURS[4], "--", "^", -0.08),
+        ("random network", "score_random_network", COLOURS[1], "-.", "s", 0.08),
+        ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D", 0.16),
+        ("random concepts", "score_random_concept", FAINT, ":", "x", 0.24),
     ]
     if group is None:  # patch-wise is then the score itself
         del controls[1]
@@ -57,10 +58,10 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         chance = rows[0].chance
         handles: list[Any] = [axes.axhline(chance, color=FAINT, lw=1)]
         names = [f"chance ({'0' if chance == 0 else number(chance)})"]
-        for name, field, colour, style, marker in controls:
+        for name, field, colour, style, marker, aside in controls:
             values = _column(rows, field)
             if np.isfinite(values).any():
-                handles += axes.plot(at, values, style, color=colour, marker=marker, ms=4, lw=1.3)
+                handles += axes.plot(at + aside, values, style, color=colour, marker=marker, ms=4, lw=1.3)
                 names.append(name)
         drawn = np.nan_to_num(np.maximum(ends, 0.0))  # a missing end leaves the point without a whisker
         bars = axes.errorbar(at, score, drawn, color=COLOURS[0], marker="o", ms=5, lw=2, capsize=3, zorder=3)
@@ -119,7 +120,7 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
     if not rows:
         return None
     with styled():
-        figure = new_figure(6.4, 1.0 + 0.32 * len(rows))
+        figure = new_figure(4.9, 1.0 + 0.42 * len(rows))  # narrow enough to be read on a phone
         axes = figure.add_subplot()
         axes.axvline(0, color=FAINT, lw=1)
         for at, (d, _) in enumerate(rows):
@@ -127,8 +128,8 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
             clear = not d.low <= 0 <= d.high
             axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
             axes.plot(d.mean, at, marker="o", ms=6, color=colour, mfc=colour if clear else "white", mew=1.5)
-        labels = [", ".join(short(part, 30) for part in parts if part) for _, parts in rows]
-        axes.set_yticks(range(len(rows)), labels)
+        labels = [_two_lines(*(short(part, 30) for part in parts if part)) for _, parts in rows]
+        axes.set_yticks(range(len(rows)), labels, linespacing=1.05, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("difference")
     alt = "Paired differences: " + "; ".join(
@@ -137,6 +138,10 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
         for d, parts in rows
     )
     return Drawing(name="differences", alt=alt + ".", caption="", figure=figure)
+
+
+def _two_lines(first: str, *others: str) -> str:
+    return f"{first}\n{', '.join(others)}"
 
 
 def training_figures(record: GuideRecord) -> list[Drawing]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from conceptkit.records import PredictivityRecord
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.verdicts import Verdict
-from conceptkit.report.wording import groups_word, interval
+from conceptkit.report.wording import groups_word, interval, is_finite
 
 
 def predictivity_table(record: PredictivityRecord) -> Table:
@@ -24,6 +24,8 @@ def predictivity_table(record: PredictivityRecord) -> Table:
         for row in record.rows
     ]
     columns = ["inputs", "role", "split", "AUC", "AUC low", "AUC high", "SD over seeds", groups_word(record.group)]
+    if not any(is_finite(row["SD over seeds"]) for row in rows):  # of one seed
+        columns.remove("SD over seeds")
     return Table(
         name="table3",
         title="The main label from concept values alone",
@@ -50,11 +52,13 @@ def predictivity_verdicts(record: PredictivityRecord) -> list[Verdict]:
             said.append(Verdict(text=text, tone="clear" if best.low > 0.5 else "open"))
         for row in rows:
             if row.role == "confounder":
-                text = (
-                    f"On {split}, {' + '.join(row.inputs)} alone tells the label with an AUC of "
-                    f"{interval(row.auc, row.low, row.high, digits=3)}"
-                )
                 told = row.low > 0.5
-                text += ": a network may score by it." if told else "; the interval covers chance."
+                found = interval(row.auc, row.low, row.high, digits=3)
+                text = f"On {split}, {' + '.join(row.inputs)} alone "
+                text += (
+                    f"tells the label with an AUC of {found}: a network may score by it."
+                    if told
+                    else f"is not shown to tell the label: AUC {found}."
+                )
                 said.append(Verdict(text=text, tone="clear" if told else "open"))
     return said

@@ -54,6 +54,11 @@ def probe_table(record: ProbeRecord) -> Table:
     of = "" if several or not rows else f" Network: {record.rows[0].model}, weights {record.rows[0].weights}."
     of += f" Scores are {next(iter(metrics))}." if len(metrics) == 1 else ""
     of += "" if "AUC" in unasked else " AUC: of the same predictions of classes, with its own 95 % interval."
+    counts = {name: {row[name] for row in rows} for name in ("rows", "groups", "folds") if name not in dropped}
+    shared = {name: values.pop() for name, values in counts.items() if len(values) == 1}
+    if shared:
+        words = {"rows": "rows", "groups": groups_word(record.group), "folds": "folds"}
+        of += f" Every score rests on {', '.join(f'{n} {words[name]}' for name, n in shared.items())}."
     apart = (
         f"no {groups_word(record.group, 1)} on both sides of a fold" if record.group else "rows taken as independent"
     )
@@ -65,6 +70,7 @@ def probe_table(record: ProbeRecord) -> Table:
         "In sample and ignoring groups are what a careless analysis would report; they are no evidence. "
         "Alpha is the ridge penalty of the vector fitted on all rows.",
         frame=tidy(rows, [c for c in columns if c not in dropped]),
+        unshown=frozenset(shared),
     )
 
 

@@ -24,6 +24,8 @@ class Table:
     """Numbers as numbers. Columns ``x low`` and ``x high`` are the 95 % interval of ``x``, ``x sd`` its spread."""
     digits: int = 2
     """Decimals shown."""
+    unshown: frozenset[str] = frozenset()
+    """Columns for files alone: the same in every row, so that the caption says them once."""
 
 
 def shown(table: Table) -> pd.DataFrame:
@@ -45,7 +47,7 @@ def shown(table: Table) -> pd.DataFrame:
             return [t if sd == MISSING else f"{t} ± {sd}" for t, sd in zip(texts, spreads, strict=True)]
         return [_cell(v, column, digits) for v in values]
 
-    names = [str(column) for column in frame.columns if column not in parts]
+    names = [str(column) for column in frame.columns if column not in parts | table.unshown]
     return pd.DataFrame({name: cells(name) for name in names}, columns=names, dtype=object)
 
 

@@ -20,13 +20,13 @@ def number(value: object, *, digits: int = 2, signed: bool = False) -> str:
 
 
 def interval(value: object, low: object, high: object, *, digits: int = 2, signed: bool = False) -> str:
-    """Return ``value [low, high]``; an end that rounding would move onto 0 is given one more decimal."""
+    """Return ``value [low, high]``, with more decimals, up to three, where rounding would move an end onto 0."""
     if not is_finite(value):
         return MISSING
     if not (is_finite(low) or is_finite(high)):
         return number(value, digits=digits, signed=signed)
-    if any(is_finite(end) and 0 < abs(float(end)) < 0.5 * 10**-digits for end in (low, high)):  # type: ignore[arg-type]
-        digits += 1
+    sizes = [abs(as_float(end)) for end in (low, high) if is_finite(end) and end != 0]
+    digits = next((d for d in range(digits, digits + 3) if all(size >= 0.5 * 10**-d for size in sizes)), digits + 3)
     return (
         f"{number(value, digits=digits, signed=signed)} [{number(low, digits=digits)}, {number(high, digits=digits)}]"
     )
@@ -69,5 +69,5 @@ def groups_word(group: str | None, n: int = 2) -> str:
 
 
 def with_unit(concept: str, units: Mapping[str, str]) -> str:
-    """Return the concept's name with its unit, where it is known."""
-    return f"{concept} ({units[concept]})" if units.get(concept) else concept
+    """Return the concept's name with its unit, where it is known and there is one (``1`` means a mere number)."""
+    return concept if units.get(concept, "") in ("", "1") else f"{concept} ({units[concept]})"
