@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import Engine
 from conceptkit.guide.inputs import prepare_inputs
+from conceptkit.guide.objective import task_loss
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import frozen_layers, split
 from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
@@ -221,3 +223,31 @@ def test_an_exact_cache_changes_nothing() -> None:
         assert torch.equal(value, state[name]), name
     assert any(not torch.equal(value, state[name]) for name, value in control.items())
     torch.testing.assert_close(control["heads.main.weight"], state["heads.main.weight"], rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_the_reversed_gradient_reaches_the_last_convolution_with_the_other_sign(strength: float) -> None:
+    """Behind the cut, as training has it: minus λ times the gradient of the same task when it is encouraged."""
+    backbone = open_backbone("mini_inception")
+    boundary = None
+    found = {}
+    for adversarial in (False, True):
+        center = Task(name="center", kind="categorical", classes=("0", "1", "2"), adversarial=adversarial)
+        options = TrainingOptions(unfreeze=("mixed10",), trunk=(8,), dropout=0.0)
+        model = build_model(backbone, (*TASKS, center), options, seed=0)
+        parts = split(model)
+        assert parts is not None
+        prefix, rest = parts
+        if adversarial:
+            model.reversals["center"].strength.fill_(strength)
+        if boundary is None:
+            with torch.no_grad():
+                boundary = prefix(torch.randn(6, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+        output = model.outputs(model.reads(*rest(*boundary)))["center"]
+        task_loss(center, output, torch.arange(6) % 3).backward()
+        trained = [m for m in model.backbone.modules() if isinstance(m, nn.Conv2d) and m.weight.requires_grad]
+        found[adversarial] = trained[-1].weight.grad, model.heads["center"].weight.grad
+    (encouraged, own), (discouraged, adversary) = found[False], found[True]
+    assert encouraged.abs().max() > 0
+    torch.testing.assert_close(discouraged, -strength * encouraged)
+    torch.testing.assert_close(adversary, own)  # which learns to read the concept in either case
