@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from conceptkit.guide.building import build_model
-from conceptkit.guide.engine import Engine
+from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
 from conceptkit.guide.objective import task_loss
 from conceptkit.guide.options import TrainingOptions
@@ -119,7 +119,7 @@ def main() -> None:
             rows,
             options,
             seed=0,
-            engine=Engine(device=given.device),
+            engine=TrainingEngine(device=given.device),
             progress=lambda done, todo, ends=ends: ends.append(time.perf_counter()),
         )
         engine = float(np.diff(ends).min()) / n

@@ -9,7 +9,7 @@ from torch import nn
 
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
-from conceptkit.guide.engine import Engine
+from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import prepare_inputs
 from conceptkit.guide.objective import task_loss
 from conceptkit.guide.options import TrainingOptions
@@ -153,7 +153,7 @@ def _trained(cache: str, *, batch_size: int = 8, training: int = 8, unfreeze: tu
     model = build_model(backbone, tasks, options, seed=0)
     batches = np.array_split(pixels, 40 // batch_size)
     inputs = prepare_inputs(model, backbone, batches, batch_size=batch_size, device="cpu", cache=cache)
-    return inputs, train(model, inputs, targets, rows, options, seed=0, engine=Engine(device="cpu"))
+    return inputs, train(model, inputs, targets, rows, options, seed=0, engine=TrainingEngine(device="cpu"))
 
 
 @pytest.mark.parametrize("unfreeze", [("mixed10",), ()], ids=["last block", "trunk alone"])

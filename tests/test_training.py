@@ -11,7 +11,7 @@ from torch import nn
 
 from conceptkit._checks import InputError
 from conceptkit.guide import loop
-from conceptkit.guide.engine import Engine
+from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Pooled
@@ -64,7 +64,7 @@ def fit(options=OPTIONS, *, tasks=(MAIN_TASK, SIZE, CENTER), seed=0, change=None
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
     inputs = Inputs((X,), Pooled(model))
-    engine = Engine(device="cpu", devices=parallel, loggers=loggers)
+    engine = TrainingEngine(device="cpu", devices=parallel, loggers=loggers)
     return train(model, inputs, targets, rows, options, seed=seed, engine=engine, **how), inputs
 
 
@@ -409,6 +409,17 @@ def test_logs_can_be_watched(tmp_path):
     lines = (tmp_path / "logs" / "csv" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + len(trained.history)
     assert {"train/size", "val/main", "score/center", "weight/main", "epoch"} <= set(lines[0].split(","))
+
+
+def test_tensorboard_can_watch(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra conceptkit[tensorboard] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained, _ = fit(log_to=tmp_path / "logs", loggers=("tensorboard",))
+    (file,) = (tmp_path / "logs" / "tensorboard").glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    told = [(event.step, event.value) for event in events.Scalars("score/size")]
+    assert told == [(int(e["epoch"]), pytest.approx(e["score/size"], rel=1e-5)) for e in trained.history]
 
 
 @pytest.mark.parametrize("strategy", ["jd-upgrad", "jd-mgda", "jd-pcgrad", "jd-imtl", "jd-aligned", "jd-config"])

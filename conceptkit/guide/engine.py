@@ -24,7 +24,7 @@ LOGGERS = ("csv", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class TrainingEngine:
     """Device, processes, precision and logs of a training."""
 
     device: str = "auto"

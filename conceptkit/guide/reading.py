@@ -21,7 +21,7 @@ from conceptkit.evaluate.paired import (
     scored_balanced_accuracy,
     scored_r2,
 )
-from conceptkit.evaluate.scores import Floats, best_threshold, main_task_scores
+from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold, main_task_scores
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.patches import PatchTable
@@ -227,9 +227,9 @@ def _head_score(task: Task, output: Floats, target: Target) -> float:
         return target.score(output[:, 0] * task.deviation + task.mean)
     number = {name: code for code, name in enumerate(target.classes)}
     # A class that the read rows lack gets a number of its own: such a prediction is wrong, whatever the truth.
-    predicted = np.array([number.get(task.classes[k], -1) for k in output.argmax(1)])
-    recalls = [np.mean(predicted[target.y == code] == code) for code in range(target.n_classes)]
-    return float(np.mean(recalls))
+    foreign = target.n_classes
+    predicted = np.array([number.get(task.classes[k], foreign) for k in output.argmax(1)])
+    return balanced_accuracy(target.y.astype(np.intp), predicted, foreign + 1)
 
 
 def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from conceptkit._checks import InputError
 from conceptkit.guide.discouraging import METHODS
-from conceptkit.guide.engine import Engine, quiet_lightning
+from conceptkit.guide.engine import TrainingEngine, quiet_lightning
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
 from conceptkit.guide.options import TrainingOptions
@@ -53,7 +53,7 @@ def train(
     options: TrainingOptions,
     *,
     seed: int,
-    engine: Engine | None = None,
+    engine: TrainingEngine | None = None,
     state: Path | None = None,
     log_to: Path | None = None,
     progress: EpochProgress | None = None,
@@ -77,7 +77,7 @@ def train(
     InputError
         when the state is that of another training
     """
-    engine = engine or Engine()
+    engine = engine or TrainingEngine()
     engine.check()
     batches = Batches(torch.from_numpy(rows["train"]), options.batch_size, seed=seed)
     held_back = Batches(torch.from_numpy(rows["val"]), 256, seed=None)
@@ -111,7 +111,7 @@ def train(
     return _in_state(loop, loop.best_epoch, loop.best_state)
 
 
-def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Engine) -> None:
+def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: TrainingEngine) -> None:
     """Raise :class:`InputError` where several processes would not learn what one learns."""
     if engine.parallel and METHODS[options.method].needs_whole and any(task.adversarial for task in tasks):
         raise InputError(

@@ -285,7 +285,7 @@ class _Bench:
     ) -> Any:
         """Train one network, keep it, and read it."""
         from conceptkit.guide.bags import bag_inputs, build_bag_model, read_attention
-        from conceptkit.guide.engine import Engine
+        from conceptkit.guide.engine import TrainingEngine
         from conceptkit.guide.objective import encode
         from conceptkit.guide.reading import read_run
         from conceptkit.guide.training import DivergedError, predict, train
@@ -301,7 +301,7 @@ class _Bench:
         column = {t.name: self.meant.label if t.name == MAIN else t.name for t in tasks}
         targets = {t.name: encode(t, list(part.concept(column[t.name]).values)) for t in tasks}
         rows = {**at, "train": np.searchsorted(used, plan.training)}
-        engine = Engine(device=device)
+        engine = TrainingEngine(device=device)
         try:
             result = train(network, inputs, targets, rows, options, seed=seed, engine=engine, progress=tell)
         except DivergedError as error:

@@ -80,7 +80,7 @@ _benches: dict[tuple[str, str], Bench] = {}
 
 def bench_of(spec: GridSpec, model: str) -> Bench:
     """Return this process' bench for a network of the grid."""
-    from conceptkit.guide.engine import Engine
+    from conceptkit.guide.engine import TrainingEngine
     from conceptkit.guide.reading import Reading
     from conceptkit.workflow.guide_bench import Bench
 
@@ -95,7 +95,12 @@ def bench_of(spec: GridSpec, model: str) -> Bench:
         reading = Reading.of(data, meant, setup.plan, *_read(spec.wishes), spec.folds, spec.within)
         place = spec.folder / CACHE / model.replace("/", "-")
         _benches[key] = Bench(
-            data, meant, setup, reading, Engine(device=spec.device), keep_inputs=lambda make: kept_inputs(place, make)
+            data,
+            meant,
+            setup,
+            reading,
+            TrainingEngine(device=spec.device),
+            keep_inputs=lambda make: kept_inputs(place, make),
         )
     return _benches[key]
 

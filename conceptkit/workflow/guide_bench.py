@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.embeddings import drawn_rows, read_spaces
-from conceptkit.guide.engine import Engine
+from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
 from conceptkit.guide.objective import encode
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
@@ -48,7 +48,7 @@ class Bench:
     meant: Study
     setup: Setup
     reading: Reading
-    engine: Engine
+    engine: TrainingEngine
     progress: Progress | None = None
     keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
     """Told how the inputs are computed, returns them: from a file, where they are kept"""

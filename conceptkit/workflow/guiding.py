@@ -70,8 +70,8 @@ def run_guide(
     within : columns within whose levels AUCs are taken too, beside the discouraged categories and the center
     seeds : one baseline and one guided network per seed
     device : ``auto``, ``cpu``, ``cuda``, …
-    devices, nodes, precision, log : see :class:`conceptkit.guide.engine.Engine`; logs lie in ``logs`` of the run
-        folder. Of several machines the first writes, the others return the same record
+    devices, nodes, precision, log : see :class:`conceptkit.guide.engine.TrainingEngine`; logs lie in ``logs`` of the
+        run folder. Of several machines the first writes, the others return the same record
     disturb : names of :data:`conceptkit.pathology.disturbances.DISTURBANCES`: every patch is disturbed once, by a
         seeded amount that becomes the concept ``made_NAME``
     search : options of the trunk that are tried on the baseline's validation loss; 0 for none
@@ -87,13 +87,13 @@ def run_guide(
         when something that was given cannot be used
     """
     from conceptkit.guide.embeddings import write_embeddings
-    from conceptkit.guide.engine import Engine
+    from conceptkit.guide.engine import TrainingEngine
     from conceptkit.guide.reading import Reading, TrainedRun, paired_differences
     from conceptkit.guide.training import check_processes
     from conceptkit.pathology.disturbances import disturbed
     from conceptkit.workflow.guide_bench import Bench, Spaces
 
-    engine = Engine(device=device, devices=devices, nodes=nodes, precision=precision, loggers=tuple(log))
+    engine = TrainingEngine(device=device, devices=devices, nodes=nodes, precision=precision, loggers=tuple(log))
     if nodes > 1 and out is None:
         raise InputError("nodes: several machines need one run folder that all of them see; name it by --out.")
     engine.check()
