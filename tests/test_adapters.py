@@ -21,6 +21,7 @@ from conceptkit.pathology.adapters.image_folder import image_folder
 from conceptkit.pathology.adapters.pannuke import TYPES, pannuke
 from conceptkit.pathology.adapters.paper_hdf5 import MEASURES, paper_table, read_concepts
 from conceptkit.pathology.measuring import write_table
+from conceptkit.workflow.measuring import run_measure
 
 # ImageFolder
 
@@ -128,6 +129,13 @@ def test_pannuke(tmp_path):
     with h5py.File(out.parent / "pannuke.csv.h5") as file:
         mask = file["masks"][int(rows.loc["fold2_00002_center", "row"])]
     assert len(np.unique(mask)) == 4
+    assert set(frame["mpp"]) == {0.25}
+    measured = run_measure(out, out=tmp_path / "m.csv").table.set_index("patch_id")
+    one = measured.loc["fold2_00002_center"]
+    assert (one["count"], one["area_px"]) == (3, (20 * 20 + 2 * 10 * 10) / 3)
+    assert one["area_um2"] == pytest.approx(200 / 16)
+    assert measured["count"].tolist() == measured[[f"{t}_count" for t in TYPES]].sum(axis=1).tolist()
+    assert (tmp_path / measured["mask"].iloc[0]).is_file()  # as seen from the new table
     every = pannuke({1: places[1][0]}, out=tmp_path / "u.csv", tissue=None).table
     assert set(every["tissue"]) == {"Breast", "Colon"}
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
+from conceptkit.cli import app
 from conceptkit.pathology import measuring, measuring_tables
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
+from conceptkit.pathology.outliers import outlier_note
 from conceptkit.workflow.measuring import run_measure
 
 
@@ -136,12 +141,60 @@ def test_windows_take_their_part_of_the_images_mask(folder):
     assert made.table["count"][0] == len(np.unique(labels[0][4:20, 8:24])) - (0 in labels[0][4:20, 8:24])
 
 
+def test_masks_in_hdf5_are_those_of_the_same_row(folder):
+    path, pixels, labels = folder
+    with h5py.File(path / "f.h5", "a") as file:
+        file["masks"] = labels
+    text = (path / "t.csv").read_text()
+    for k in range(5):
+        text = text.replace(f"m{k}.png", "f.h5")
+    (path / "h.csv").write_text(text)
+    made = run_measure(path / "h.csv", out=path / "m.csv").table
+    np.testing.assert_allclose(made["area_px"], measure(pixels, labels, 0.5, names=["area_px"])["area_px"])
+    with h5py.File(path / "g.h5", "w") as file:
+        file["masks"] = labels > 0
+    (path / "b.csv").write_text(text.replace(",f.h5,0", ",g.h5,0"))
+    with pytest.raises(InputError, match="must hold whole numbers"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+    with h5py.File(path / "g.h5", "w") as file:
+        file["masks"] = labels[:2]
+    with pytest.raises(InputError, match="has 2 rows, row 2"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+    with h5py.File(path / "g.h5", "w") as file:
+        file["other"] = labels
+    with pytest.raises(InputError, match="holds no label images in a dataset masks"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+
+
 def test_found_nuclei_take_the_place_of_masks(folder):
     path, *_ = folder
     made = run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count")
     assert "Nuclei were found by hematoxylin" in made.notes[0]
     with pytest.raises(InputError, match="masks-out: goes with a list of images"):
         run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", masks_out=path / "masks")
+
+
+def test_outliers_that_rule_a_measure_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    strength = np.linspace(4, 12, 30)[:, None, None, None]
+    pixels = (128 + strength * rng.uniform(-1, 1, (30, 32, 32, 3))).astype(np.uint8)
+    pixels[7] = 255 * rng.integers(0, 2, (32, 32, 1))  # as a page of print among the patches
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["patches"] = pixels
+
+    def listed(name, rows):
+        lines = "".join(f"p{k},f.h5,patches,{k}\n" for k in rows)
+        (tmp_path / name).write_text("patch_id,h5,key,row\n" + lines)
+        return tmp_path / name
+
+    every = listed("t.csv", range(30))
+    given = ["measure", str(every), "--out", str(tmp_path / "m.csv"), "--measure", "contrast", "--workers", "1"]
+    result = CliRunner().invoke(app, [*given, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    values = pd.read_csv(tmp_path / "m.csv")["contrast"].to_numpy()
+    assert outlier_note("contrast", values) in json.loads(result.stdout)["notes"]
+    clean = run_measure(listed("u.csv", [k for k in range(30) if k != 7]), out=tmp_path / "n.csv", names=["contrast"])
+    assert not any("rule its standard deviation" in note for note in clean.notes)  # control
 
 
 def test_what_cannot_be_measured(folder):

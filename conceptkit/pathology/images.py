@@ -94,6 +94,34 @@ def read_mask(path: Path) -> NDArray[Any]:
     return _checked(labels, path)
 
 
+def read_mask_row(path: Path, row: int) -> NDArray[Any]:
+    """Return row ``row`` of the dataset ``masks`` (n, h, w) of an HDF5 file: the label image of one patch, (h, w).
+
+    A patch is a window of an image, so that one nucleus may well lie in it in two pieces; :func:`read_mask` takes those
+    for a mask without numbers.
+
+    Raises
+    ------
+    InputError
+        when the file, the dataset or the row is missing, or holds no whole numbers
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["masks"]
+            if data.ndim != 3 or data.dtype.kind not in "iu":
+                raise InputError(
+                    f"mask: masks of {path} must hold whole numbers, n x height x width, got {data.dtype} of shape "
+                    f"{data.shape}."
+                )
+            if not 0 <= row < len(data):
+                raise InputError(f"mask: masks of {path} has {len(data)} rows, row {row} was asked for.")
+            return np.asarray(data[row])
+    except (OSError, KeyError, AttributeError) as error:
+        raise InputError(f"mask: {path} holds no label images in a dataset masks ({error}).") from None
+
+
 def _read_array(path: Path) -> NDArray[Any]:
     try:
         labels = np.load(path, allow_pickle=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import read_mask
+from conceptkit.pathology.images import read_mask, read_mask_row
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.measuring import (
     Measured,
@@ -28,9 +28,13 @@ from conceptkit.pathology.measuring import (
     segmenter,
 )
 from conceptkit.pathology.nuclei import find_in
+from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 
 _CHUNK = 64
+
+_HDF5 = (".h5", ".hdf5")
+"""Files that hold the masks of many patches, in the order of their pixels."""
 
 _MARGIN = 0.25
 """Share of a tile's side that is read around it on slides, so that nuclei at its border are seen whole when found."""
@@ -74,7 +78,8 @@ def measure_table(
 
     Parameters
     ----------
-    path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image
+    path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
+        or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
     out : where the new table will be written: paths in it are as seen from there
     names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
     progress : called with the number of patches done and of all
@@ -139,7 +144,7 @@ def measure_table(
     return Measured(
         table=frame,
         skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
-        notes=_notes(table, nuclei, chosen),
+        notes=(*_notes(table, nuclei, chosen), *outlier_notes(values)),
         resumed=resumed,
     )
 
@@ -222,7 +227,11 @@ def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.ui
 
 def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...]) -> NDArray[Any]:
     record = table.frame.iloc[row]
-    labels = read_mask(table.folder / str(record["mask"]))
+    place = table.folder / str(record["mask"])
+    if table.location == "h5" and place.suffix.lower() in _HDF5:
+        labels = read_mask_row(place, int(record["row"]))
+    else:
+        labels = read_mask(place)
     if labels.shape != shape and {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"]):
         x, y, size = (int(record[c]) for c in ("x", "y", "size"))
         labels = labels[max(y, 0) : y + size, max(x, 0) : x + size]

@@ -25,7 +25,7 @@ def count_splits(study: Study) -> SplitCounts:
 
     A cell without a value counts under ``(none)``; columns that the table lacks are left out.
     """
-    from conceptkit.pathology.outliers import outlier_note
+    from conceptkit.pathology.outliers import outlier_notes
 
     table = study.load_table()
     frame = table.frame
@@ -44,9 +44,8 @@ def count_splits(study: Study) -> SplitCounts:
         total = {key: (values[0] if key == split else "all") for key in keys}
         rows.append(_count(frame, part, total, units))
     notes = list(_confounding(named, split, study))
-    for name in table.concept_names:
-        if table.kind(name) == "continuous" and (note := outlier_note(name, table.concept(name).values)):
-            notes.append(note)
+    continuous = [name for name in table.concept_names if table.kind(name) == "continuous"]
+    notes += outlier_notes({name: table.concept(name).values for name in continuous})
     return SplitCounts(columns=(*keys, "patches", *units.values()), rows=tuple(rows), notes=tuple(notes))
 
 
