@@ -68,7 +68,8 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
 def read_mask(path: Path) -> NDArray[Any]:
     """Return a label image, (h, w) of whole numbers, 0 where there is no nucleus.
 
-    Label images of QuPath, StarDist, Cellpose and HoVer-Net are such; an ``.npy`` file may hold one too.
+    Label images of QuPath, StarDist and Cellpose (``_cp_masks.png``) are such; an ``.npy`` file may hold one too, and a
+    ``.mat`` file of HoVer-Net as its variable ``inst_map``. Nothing is unpickled: Cellpose's ``_seg.npy`` is refused.
 
     Raises
     ------
@@ -77,6 +78,8 @@ def read_mask(path: Path) -> NDArray[Any]:
     """
     if path.suffix.lower() == ".npy":
         return _checked(_read_array(path), path)
+    if path.suffix.lower() == ".mat":
+        return _checked(_read_mat(path), path)
     with _opened("mask", path) as image:
         if image.mode not in {"L", "P"} and not image.mode.startswith("I"):
             raise InputError(
@@ -128,7 +131,36 @@ def _read_array(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise InputError(f"mask: {path} does not exist.") from None
     except (OSError, ValueError, EOFError) as error:
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"mask: {path} is a pickle, as Cellpose's _seg.npy, which could run code and is not opened; save the "
+                "labels as PNG or TIFF (cellpose --save_png or --save_tif)."
+            ) from None
         raise InputError(f"mask: {path} cannot be read ({error}).") from None
+    return _as_labels(labels, path)
+
+
+def _read_mat(path: Path) -> NDArray[Any]:
+    from scipy.io import loadmat
+
+    if not path.is_file():  # of which the reader says no more than that it needs a file
+        raise InputError(f"mask: {path} does not exist.")
+    try:
+        labels = loadmat(path, variable_names=["inst_map"], appendmat=False).get("inst_map")
+    except NotImplementedError:
+        raise InputError(f"mask: {path} is a .mat file of version 7.3; save the labels as PNG or TIFF.") from None
+    except Exception as error:  # the reader has no error of its own: a broken file ends in whatever it stumbles over
+        raise InputError(f"mask: {path} cannot be read ({type(error).__name__}: {error}).") from None
+    if labels is None:
+        raise InputError(f"mask: {path} has no variable inst_map, in which HoVer-Net writes its labels.")
+    labels = np.asarray(labels)
+    # MATLAB's own numbers are floats: CoNSeP's labels are whole numbers among them.
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    return _as_labels(labels, path)
+
+
+def _as_labels(labels: NDArray[Any], path: Path) -> NDArray[Any]:
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
         raise InputError(f"mask: {path} is not a label image ({labels.dtype} of shape {labels.shape}).")
     return np.asarray(labels)
