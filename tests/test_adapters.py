@@ -241,7 +241,17 @@ def test_coords_of_trident_and_clam(shared_data, tmp_path):
         table = load_table(tmp_path / "t.csv")
         assert set(table.frame["size"]) == {size}
         assert table.pixels(0).shape == (side, side, 3)
+        assert table.frame["mpp"].to_numpy() == pytest.approx(0.499 * size / side)  # of the patch, not of the slide
         assert sorted(zip(table.frame["x"], table.frame["y"], strict=True)) == sorted(map(tuple, places.tolist()))
+
+
+def test_coords_of_a_slide_that_does_not_say_its_resolution(shared_data, tmp_path):
+    stem = "tcga-cr-7395-01a-01-ts1"
+    for told, expected in (({"target_mpp": 0.5}, {0.5}), ({}, None)):
+        with h5py.File(tmp_path / f"{stem}.h5", "w") as file:
+            file.create_dataset("coords", data=np.zeros((2, 2), int)).attrs.update(patch_size=256, **told)
+        table = coords_table([tmp_path / f"{stem}.h5"], slides=shared_data / "wsi", out=tmp_path / "t.csv").table
+        assert (set(table["mpp"]) if "mpp" in table else None) == expected
 
 
 @pytest.mark.parametrize(

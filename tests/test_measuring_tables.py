@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from conceptkit import patches
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.pathology import measuring, measuring_tables
@@ -195,6 +196,41 @@ def test_outliers_that_rule_a_measure_are_told(tmp_path):
     assert outlier_note("contrast", values) in json.loads(result.stdout)["notes"]
     clean = run_measure(listed("u.csv", [k for k in range(30) if k != 7]), out=tmp_path / "n.csv", names=["contrast"])
     assert not any("rule its standard deviation" in note for note in clean.notes)  # control
+
+
+def test_the_jpeg_quality_of_images(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for quality in (40, 80):
+        noise.save(tmp_path / f"q{quality}.jpg", quality=quality)
+    noise.save(tmp_path / "none.png")
+    rows = "a,q40.jpg,0,0,32\nb,q40.jpg,32,0,32\nc,q80.jpg,0,0,32\nd,none.png,0,0,32\n"
+    (tmp_path / "t.csv").write_text("patch_id,image,x,y,size\n" + rows)
+    made = run_measure(tmp_path / "t.csv", out=tmp_path / "m.csv", names=["jpeg_quality", "blur"]).table
+    np.testing.assert_array_equal(made["jpeg_quality"], [40, 40, 80, np.nan])
+    assert made["blur"].notna().all()
+
+
+def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp_path, monkeypatch):
+    slide = shared_data / "wsi" / "cmu-1-small-region.svs"
+    read = []
+    real = patches._from_slide
+    monkeypatch.setattr(patches, "_from_slide", lambda *a: read.append(a[1]) or real(*a))
+
+    def measured(side, options=""):
+        rows = "".join(f"p{k},{slide},{x},{y},224,{side},0.499\n" for k, (x, y) in enumerate(((0, 0), (700, 900))))
+        (tmp_path / "t.csv").write_text("patch_id,slide,x,y,size,side,mpp\n" + rows)
+        read.clear()
+        out = tmp_path / f"m{side}{options}.csv"
+        return run_measure(tmp_path / "t.csv", out=out, nuclei="hematoxylin", names=["count", "contrast"]).table
+
+    once = measured(224)
+    assert len(read) == 2
+    measured(112)
+    assert len(read) == 4  # control: here the patch is read for itself
+    table = patches.load_table(tmp_path / "m224.csv")
+    alone = measure(np.stack([table.pixels(k) for k in range(2)]), names=["contrast"])["contrast"]
+    np.testing.assert_allclose(once["contrast"], alone, rtol=1e-6)
+    assert (once["count"] > 0).all()
 
 
 def test_what_cannot_be_measured(folder):

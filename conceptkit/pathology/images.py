@@ -61,8 +61,24 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
             raise InputError(
                 f"image: {path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB."
             )
-        tables = getattr(image, "quantization", None) if image.format == "JPEG" else None
-        return np.asarray(image.convert("RGB")), jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
+        return np.asarray(image.convert("RGB")), _quality(image)
+
+
+def read_quality(path: Path) -> float:
+    """Return the quality of a JPEG file, 1 to 100, from its head alone; NaN for other files.
+
+    Raises
+    ------
+    InputError
+        when the file is missing or is no image
+    """
+    with _opened("image", path) as image:
+        return _quality(image)
+
+
+def _quality(image: Image.Image) -> float:
+    tables = getattr(image, "quantization", None) if image.format == "JPEG" else None
+    return jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
 
 
 def read_mask(path: Path) -> NDArray[Any]:

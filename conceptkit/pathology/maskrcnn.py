@@ -269,7 +269,7 @@ def _draw(image: NDArray[np.uint8], labels: NDArray[np.integer], rng: np.random.
         "labels": torch.ones(len(masks), dtype=torch.int64),
         "masks": torch.from_numpy(_whole(np.stack(masks, axis=-1).astype(np.uint8), 0)).permute(2, 0, 1),
     }
-    return _tensor(part), target
+    return _tensor(part.astype(np.uint8, copy=False)), target
 
 
 def _tensor(part: NDArray[np.uint8]) -> torch.Tensor:
