@@ -21,6 +21,7 @@ from conceptkit.pathology.adapters.image_folder import image_folder
 from conceptkit.pathology.adapters.pannuke import TYPES, pannuke
 from conceptkit.pathology.adapters.paper_hdf5 import MEASURES, paper_table, read_concepts
 from conceptkit.pathology.measuring import write_table
+from conceptkit.workflow.measuring import run_measure
 
 # ImageFolder
 
@@ -128,6 +129,13 @@ def test_pannuke(tmp_path):
     with h5py.File(out.parent / "pannuke.csv.h5") as file:
         mask = file["masks"][int(rows.loc["fold2_00002_center", "row"])]
     assert len(np.unique(mask)) == 4
+    assert set(frame["mpp"]) == {0.25}
+    measured = run_measure(out, out=tmp_path / "m.csv").table.set_index("patch_id")
+    one = measured.loc["fold2_00002_center"]
+    assert (one["count"], one["area_px"]) == (3, (20 * 20 + 2 * 10 * 10) / 3)
+    assert one["area_um2"] == pytest.approx(200 / 16)
+    assert measured["count"].tolist() == measured[[f"{t}_count" for t in TYPES]].sum(axis=1).tolist()
+    assert (tmp_path / measured["mask"].iloc[0]).is_file()  # as seen from the new table
     every = pannuke({1: places[1][0]}, out=tmp_path / "u.csv", tissue=None).table
     assert set(every["tissue"]) == {"Breast", "Colon"}
 
@@ -233,7 +241,17 @@ def test_coords_of_trident_and_clam(shared_data, tmp_path):
         table = load_table(tmp_path / "t.csv")
         assert set(table.frame["size"]) == {size}
         assert table.pixels(0).shape == (side, side, 3)
+        assert table.frame["mpp"].to_numpy() == pytest.approx(0.499 * size / side)  # of the patch, not of the slide
         assert sorted(zip(table.frame["x"], table.frame["y"], strict=True)) == sorted(map(tuple, places.tolist()))
+
+
+def test_coords_of_a_slide_that_does_not_say_its_resolution(shared_data, tmp_path):
+    stem = "tcga-cr-7395-01a-01-ts1"
+    for told, expected in (({"target_mpp": 0.5}, {0.5}), ({}, None)):
+        with h5py.File(tmp_path / f"{stem}.h5", "w") as file:
+            file.create_dataset("coords", data=np.zeros((2, 2), int)).attrs.update(patch_size=256, **told)
+        table = coords_table([tmp_path / f"{stem}.h5"], slides=shared_data / "wsi", out=tmp_path / "t.csv").table
+        assert (set(table["mpp"]) if "mpp" in table else None) == expected
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,22 @@ def test_the_dry_run_prints_the_tree_and_its_json(table):
     assert "α = −1" in result.stderr
 
 
+def test_outliers_among_the_training_rows_are_told(table):
+    def notes(split):
+        frame = pd.read_csv(table)
+        row = frame.index[frame["split"] == split][3]
+        frame["area"] = frame["area"].where(frame.index != row, 1e6)
+        frame.to_csv(table.with_name("outlier.csv"), index=False)
+        arguments = ["guide", "--dry-run", "--table", str(table.with_name("outlier.csv")), "--model", "mini_inception"]
+        result = CliRunner().invoke(app, [*arguments, "--encourage", "area,count", "--json", "-"])
+        assert result.exit_code == 0, result.output
+        return [note for note in json.loads(result.stdout)["notes"] if "rule its standard deviation" in note]
+
+    (note,) = notes("train")
+    assert note.startswith("area: 1 of 24 values lie far out")
+    assert notes("internal") == []  # control: the scale is not of these rows
+
+
 @pytest.mark.parametrize(
     ("wishes", "sentence"),
     [

@@ -14,22 +14,22 @@ from conceptkit.pathology.nuclei import open_method
 
 
 class Discs(nn.Module):
-    """Stands for a perfect network: it finds the bright connected pieces of a window."""
+    """Stands for a perfect network: it finds the dark connected pieces of a window."""
 
     def forward(self, images):
         from scipy import ndimage
 
-        labels, n = ndimage.label(images[0][0].cpu().numpy() > 0.5)
+        labels, n = ndimage.label(images[0][0].cpu().numpy() < 0.5)
         masks = np.stack([labels == k for k in range(1, n + 1)]) if n else np.zeros((0, *labels.shape))
         return [{"scores": torch.full((n,), 0.9), "masks": torch.from_numpy(masks[:, None].astype(np.float32))}]
 
 
 def discs(height, width, seed=0):
-    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image = np.full((height, width, 3), 255, dtype=np.uint8)  # nuclei are dark on glass
     y, x = np.indices((height, width))
     rng = np.random.default_rng(seed)
     inside = ((y % 37 - 18) ** 2 + (x % 41 - 20) ** 2) < rng.integers(60, 110)
-    image[inside] = 255
+    image[inside] = 0
     return image
 
 
@@ -38,7 +38,7 @@ def test_windows_find_each_nucleus_once(shape):
     from scipy import ndimage
 
     image = discs(*shape)
-    expected, n = ndimage.label(image[..., 0] > 0)
+    expected, n = ndimage.label(image[..., 0] < 128)
     model = MaskRCNN(Discs(), 0.25, torch.device("cpu"))
     labels = model.segment(image)
     assert labels.shape == shape
@@ -68,7 +68,7 @@ def few(network):
 @pytest.fixture(scope="module")
 def trained():
     images = [discs(64, 64, k) for k in range(2)]
-    labels = [(i[..., 0] > 0).astype(np.int32) for i in images]
+    labels = [(i[..., 0] < 128).astype(np.int32) for i in images]
     from scipy import ndimage
 
     labels = [ndimage.label(m)[0] for m in labels]
@@ -111,6 +111,34 @@ def test_what_was_saved_opens_as_a_method(trained, tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             load_maskrcnn(bad)
+
+
+def test_a_small_patch_keeps_its_scale():
+    torch.manual_seed(0)
+    network = few(build(weights="random"))
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    labels = MaskRCNN(network, 0.25, torch.device("cpu"), score=0.0).segment(image)
+    assert labels.shape == (100, 120)
+    mean, sd = (torch.tensor(v)[:, None, None] for v in (network.transform.image_mean, network.transform.image_std))
+    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+    assert seen[0].shape == (3, 256, 256)
+    torch.testing.assert_close(seen[0][:, :100, :120] * sd + mean, pixels, atol=1e-5, rtol=0)
+    assert (seen[0] * sd + mean)[:, 101:, 121:].min() > 0.999  # glass
+    with torch.inference_mode():
+        network([pixels])
+    assert seen[1].shape != seen[0].shape  # control: as it is, torchvision enlarges it
+
+
+def test_small_images_are_trained_on_at_their_scale():
+    image = discs(90, 70)
+    drawn = (image[..., 0] < 128).astype(np.int32)
+    pixels, target = maskrcnn._draw(image, drawn, np.random.default_rng(0))
+    assert pixels.shape == (3, 256, 256)
+    assert target["masks"].shape == (1, 256, 256)
+    assert int(target["masks"].sum()) == int(drawn.sum())
+    np.testing.assert_array_equal(target["masks"][0, :70, :70] > 0, pixels[0, :70, :70] < 0.5)
 
 
 def test_what_cannot_be_trained_on():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from conceptkit import patches
 from conceptkit._checks import InputError
+from conceptkit.cli import app
 from conceptkit.pathology import measuring, measuring_tables
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
+from conceptkit.pathology.outliers import outlier_note
 from conceptkit.workflow.measuring import run_measure
 
 
@@ -136,12 +142,95 @@ def test_windows_take_their_part_of_the_images_mask(folder):
     assert made.table["count"][0] == len(np.unique(labels[0][4:20, 8:24])) - (0 in labels[0][4:20, 8:24])
 
 
+def test_masks_in_hdf5_are_those_of_the_same_row(folder):
+    path, pixels, labels = folder
+    with h5py.File(path / "f.h5", "a") as file:
+        file["masks"] = labels
+    text = (path / "t.csv").read_text()
+    for k in range(5):
+        text = text.replace(f"m{k}.png", "f.h5")
+    (path / "h.csv").write_text(text)
+    made = run_measure(path / "h.csv", out=path / "m.csv").table
+    np.testing.assert_allclose(made["area_px"], measure(pixels, labels, 0.5, names=["area_px"])["area_px"])
+    with h5py.File(path / "g.h5", "w") as file:
+        file["masks"] = labels > 0
+    (path / "b.csv").write_text(text.replace(",f.h5,0", ",g.h5,0"))
+    with pytest.raises(InputError, match="must hold whole numbers"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+    with h5py.File(path / "g.h5", "w") as file:
+        file["masks"] = labels[:2]
+    with pytest.raises(InputError, match="has 2 rows, row 2"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+    with h5py.File(path / "g.h5", "w") as file:
+        file["other"] = labels
+    with pytest.raises(InputError, match="holds no label images in a dataset masks"):
+        run_measure(path / "b.csv", out=path / "n.csv")
+
+
 def test_found_nuclei_take_the_place_of_masks(folder):
     path, *_ = folder
     made = run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count")
     assert "Nuclei were found by hematoxylin" in made.notes[0]
     with pytest.raises(InputError, match="masks-out: goes with a list of images"):
         run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", masks_out=path / "masks")
+
+
+def test_outliers_that_rule_a_measure_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    strength = np.linspace(4, 12, 30)[:, None, None, None]
+    pixels = (128 + strength * rng.uniform(-1, 1, (30, 32, 32, 3))).astype(np.uint8)
+    pixels[7] = 255 * rng.integers(0, 2, (32, 32, 1))  # as a page of print among the patches
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["patches"] = pixels
+
+    def listed(name, rows):
+        lines = "".join(f"p{k},f.h5,patches,{k}\n" for k in rows)
+        (tmp_path / name).write_text("patch_id,h5,key,row\n" + lines)
+        return tmp_path / name
+
+    every = listed("t.csv", range(30))
+    given = ["measure", str(every), "--out", str(tmp_path / "m.csv"), "--measure", "contrast", "--workers", "1"]
+    result = CliRunner().invoke(app, [*given, "--json", "-"])
+    assert result.exit_code == 0, result.output
+    values = pd.read_csv(tmp_path / "m.csv")["contrast"].to_numpy()
+    assert outlier_note("contrast", values) in json.loads(result.stdout)["notes"]
+    clean = run_measure(listed("u.csv", [k for k in range(30) if k != 7]), out=tmp_path / "n.csv", names=["contrast"])
+    assert not any("rule its standard deviation" in note for note in clean.notes)  # control
+
+
+def test_the_jpeg_quality_of_images(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for quality in (40, 80):
+        noise.save(tmp_path / f"q{quality}.jpg", quality=quality)
+    noise.save(tmp_path / "none.png")
+    rows = "a,q40.jpg,0,0,32\nb,q40.jpg,32,0,32\nc,q80.jpg,0,0,32\nd,none.png,0,0,32\n"
+    (tmp_path / "t.csv").write_text("patch_id,image,x,y,size\n" + rows)
+    made = run_measure(tmp_path / "t.csv", out=tmp_path / "m.csv", names=["jpeg_quality", "blur"]).table
+    np.testing.assert_array_equal(made["jpeg_quality"], [40, 40, 80, np.nan])
+    assert made["blur"].notna().all()
+
+
+def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp_path, monkeypatch):
+    slide = shared_data / "wsi" / "cmu-1-small-region.svs"
+    read = []
+    real = patches._from_slide
+    monkeypatch.setattr(patches, "_from_slide", lambda *a: read.append(a[1]) or real(*a))
+
+    def measured(side, options=""):
+        rows = "".join(f"p{k},{slide},{x},{y},224,{side},0.499\n" for k, (x, y) in enumerate(((0, 0), (700, 900))))
+        (tmp_path / "t.csv").write_text("patch_id,slide,x,y,size,side,mpp\n" + rows)
+        read.clear()
+        out = tmp_path / f"m{side}{options}.csv"
+        return run_measure(tmp_path / "t.csv", out=out, nuclei="hematoxylin", names=["count", "contrast"]).table
+
+    once = measured(224)
+    assert len(read) == 2
+    measured(112)
+    assert len(read) == 4  # control: here the patch is read for itself
+    table = patches.load_table(tmp_path / "m224.csv")
+    alone = measure(np.stack([table.pixels(k) for k in range(2)]), names=["contrast"])["contrast"]
+    np.testing.assert_allclose(once["contrast"], alone, rtol=1e-6)
+    assert (once["count"] > 0).all()
 
 
 def test_what_cannot_be_measured(folder):

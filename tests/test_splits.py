@@ -65,6 +65,15 @@ def test_what_a_reader_has_to_know(table):
     assert "good:" not in notes
 
 
+def test_nodes_of_patients_are_slides(tmp_path):
+    rows = "a,0,017,2\nb,0,017,2\nc,0,017,4\nd,0,018,2\ne,camelyon16,tumor_1,\nf,camelyon16,tumor_1,\n"
+    (tmp_path / "t.csv").write_text("patch_id,center,patient,node\n" + rows)
+    counted = count_splits(table_study(tmp_path / "t.csv"))
+    by_center = {row["center"]: (row["patches"], row["patients"], row["slides"]) for row in counted.rows}
+    # 017's nodes 2 and 4, and node 2 of another patient; a patient of Camelyon16 has one slide
+    assert by_center == {"0": (4, 2, 3), "camelyon16": (2, 1, 1), "all": (6, 3, 4)}
+
+
 def test_the_command(table, embedded):
     result = CliRunner().invoke(app, ["splits", "--table", str(table[0]), "--json", "-"])
     assert result.exit_code == 0, result.output

@@ -247,6 +247,17 @@ def test_stores_and_tiles(tmp_path: Path) -> None:
     parts.mkdir()
     (parts / "a.parquet").touch()
     assert (read_status(tmp_path / "tiles.csv").kind, read_status(tmp_path / "tiles.csv").done) == ("tiles", 1)
+    parts = tmp_path / "measured.csv.parts"
+    parts.mkdir()
+    for name, rows in (("a", 64), ("b", 10)):
+        pd.DataFrame({"count": np.zeros(rows)}).to_parquet(parts / f"{name}.parquet")
+    measuring = read_status(tmp_path / "measured.csv")
+    assert (measuring.kind, measuring.done, measuring.unit) == ("measures", 74, "patches")
+    parts = tmp_path / "tiled.csv.parts"
+    parts.mkdir()
+    pd.DataFrame({"x": np.zeros(9), "side": 224}).to_parquet(parts / "a.parquet")
+    tiling = read_status(tmp_path / "tiled.csv")
+    assert (tiling.kind, tiling.done, tiling.unit) == ("tiles", 1, "slides")
     with h5py.File(tmp_path / "other.h5", "w"):
         pass
     with pytest.raises(InputError, match="is no activation store"):

@@ -40,7 +40,11 @@ def measure(
     json: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Cut images into patches and measure the concepts of each."""
+    """Cut images into patches and measure the concepts of each.
+
+    The column mask names label images: PNG, TIFF or .npy, HoVer-Net's .mat (its inst_map), Cellpose's _cp_masks.png.
+    Cellpose's _seg.npy is a pickle and is refused: save PNG or TIFF masks.
+    """
     with sentences(debug), reading_console(json) as console:
         from conceptkit._checks import check_choice, check_place
         from conceptkit.workflow.measuring import run_measure

@@ -61,14 +61,31 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
             raise InputError(
                 f"image: {path} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB."
             )
-        tables = getattr(image, "quantization", None) if image.format == "JPEG" else None
-        return np.asarray(image.convert("RGB")), jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
+        return np.asarray(image.convert("RGB")), _quality(image)
+
+
+def read_quality(path: Path) -> float:
+    """Return the quality of a JPEG file, 1 to 100, from its head alone; NaN for other files.
+
+    Raises
+    ------
+    InputError
+        when the file is missing or is no image
+    """
+    with _opened("image", path) as image:
+        return _quality(image)
+
+
+def _quality(image: Image.Image) -> float:
+    tables = getattr(image, "quantization", None) if image.format == "JPEG" else None
+    return jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
 
 
 def read_mask(path: Path) -> NDArray[Any]:
     """Return a label image, (h, w) of whole numbers, 0 where there is no nucleus.
 
-    Label images of QuPath, StarDist, Cellpose and HoVer-Net are such; an ``.npy`` file may hold one too.
+    Label images of QuPath, StarDist and Cellpose (``_cp_masks.png``) are such; an ``.npy`` file may hold one too, and a
+    ``.mat`` file of HoVer-Net as its variable ``inst_map``. Nothing is unpickled: Cellpose's ``_seg.npy`` is refused.
 
     Raises
     ------
@@ -77,6 +94,8 @@ def read_mask(path: Path) -> NDArray[Any]:
     """
     if path.suffix.lower() == ".npy":
         return _checked(_read_array(path), path)
+    if path.suffix.lower() == ".mat":
+        return _checked(_read_mat(path), path)
     with _opened("mask", path) as image:
         if image.mode not in {"L", "P"} and not image.mode.startswith("I"):
             raise InputError(
@@ -94,13 +113,70 @@ def read_mask(path: Path) -> NDArray[Any]:
     return _checked(labels, path)
 
 
+def read_mask_row(path: Path, row: int) -> NDArray[Any]:
+    """Return row ``row`` of the dataset ``masks`` (n, h, w) of an HDF5 file: the label image of one patch, (h, w).
+
+    A patch is a window of an image, so that one nucleus may well lie in it in two pieces; :func:`read_mask` takes those
+    for a mask without numbers.
+
+    Raises
+    ------
+    InputError
+        when the file, the dataset or the row is missing, or holds no whole numbers
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["masks"]
+            if data.ndim != 3 or data.dtype.kind not in "iu":
+                raise InputError(
+                    f"mask: masks of {path} must hold whole numbers, n x height x width, got {data.dtype} of shape "
+                    f"{data.shape}."
+                )
+            if not 0 <= row < len(data):
+                raise InputError(f"mask: masks of {path} has {len(data)} rows, row {row} was asked for.")
+            return np.asarray(data[row])
+    except (OSError, KeyError, AttributeError) as error:
+        raise InputError(f"mask: {path} holds no label images in a dataset masks ({error}).") from None
+
+
 def _read_array(path: Path) -> NDArray[Any]:
     try:
         labels = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"mask: {path} does not exist.") from None
     except (OSError, ValueError, EOFError) as error:
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"mask: {path} is a pickle, as Cellpose's _seg.npy, which could run code and is not opened; save the "
+                "labels as PNG or TIFF (cellpose --save_png or --save_tif)."
+            ) from None
         raise InputError(f"mask: {path} cannot be read ({error}).") from None
+    return _as_labels(labels, path)
+
+
+def _read_mat(path: Path) -> NDArray[Any]:
+    from scipy.io import loadmat
+
+    if not path.is_file():  # of which the reader says no more than that it needs a file
+        raise InputError(f"mask: {path} does not exist.")
+    try:
+        labels = loadmat(path, variable_names=["inst_map"], appendmat=False).get("inst_map")
+    except NotImplementedError:
+        raise InputError(f"mask: {path} is a .mat file of version 7.3; save the labels as PNG or TIFF.") from None
+    except Exception as error:  # the reader has no error of its own: a broken file ends in whatever it stumbles over
+        raise InputError(f"mask: {path} cannot be read ({type(error).__name__}: {error}).") from None
+    if labels is None:
+        raise InputError(f"mask: {path} has no variable inst_map, in which HoVer-Net writes its labels.")
+    labels = np.asarray(labels)
+    # MATLAB's own numbers are floats: CoNSeP's labels are whole numbers among them.
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    return _as_labels(labels, path)
+
+
+def _as_labels(labels: NDArray[Any], path: Path) -> NDArray[Any]:
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.size == 0:
         raise InputError(f"mask: {path} is not a label image ({labels.dtype} of shape {labels.shape}).")
     return np.asarray(labels)

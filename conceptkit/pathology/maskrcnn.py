@@ -73,11 +73,11 @@ class MaskRCNN:
     def _masks(self, part: NDArray[np.uint8]) -> list[NDArray[np.bool_]]:
         """Return the nuclei of one window as (h, w) masks, the surest first."""
         self.network.eval()
+        height, width = part.shape[:2]
         with torch.inference_mode():
-            tensor = torch.tensor(np.ascontiguousarray(part)).permute(2, 0, 1).float().div(255).to(self.device)
-            found = self.network([tensor])[0]
+            found = self.network([_tensor(part).to(self.device)])[0]
         keep = found["scores"] >= self.score
-        masks = (found["masks"][keep, 0] > 0.5).cpu().numpy()
+        masks = (found["masks"][keep, 0, :height, :width] > 0.5).cpu().numpy()
         return [mask for mask in masks if mask.any()]
 
 
@@ -264,13 +264,25 @@ def _draw(image: NDArray[np.uint8], labels: NDArray[np.integer], rng: np.random.
             boxes.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
     if not masks:
         return None
-    tensor = torch.tensor(np.ascontiguousarray(part)).permute(2, 0, 1).float().div(255)
     target = {
         "boxes": torch.tensor(np.array(boxes), dtype=torch.float32),
         "labels": torch.ones(len(masks), dtype=torch.int64),
-        "masks": torch.from_numpy(np.stack(masks).astype(np.uint8)),
+        "masks": torch.from_numpy(_whole(np.stack(masks, axis=-1).astype(np.uint8), 0)).permute(2, 0, 1),
     }
-    return tensor, target
+    return _tensor(part.astype(np.uint8, copy=False)), target
+
+
+def _tensor(part: NDArray[np.uint8]) -> torch.Tensor:
+    """Return a window (h, w, 3) as the network takes it, (3, 256, 256) from 0 to 1."""
+    return torch.from_numpy(_whole(part, 255)).permute(2, 0, 1).float().div(255)
+
+
+def _whole(part: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
+    """Return a window (h, w, n) filled up to the right and below: torchvision would enlarge one that is smaller, and
+    with it the nuclei beyond the size that they were trained at. Pixels are filled as glass, masks as background."""
+    height, width = part.shape[:2]
+    lacking = ((0, max(0, _TILE - height)), (0, max(0, _TILE - width)), (0, 0))
+    return np.ascontiguousarray(np.pad(part, lacking, constant_values=value))
 
 
 def _dice(found: NDArray[np.integer], drawn: NDArray[np.integer]) -> float:

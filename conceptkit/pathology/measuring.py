@@ -21,7 +21,7 @@ from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import read_image, read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
-from conceptkit.pathology.outliers import outlier_note
+from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
@@ -174,7 +174,7 @@ def measure_images(
         raise InputError(f"{images_csv}: no image gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
 
     measured = pd.concat(list(tiles.values()), ignore_index=True)
-    outliers = [n for name in chosen if (n := outlier_note(name, measured[name].to_numpy(dtype=np.float64)))]
+    outliers = outlier_notes({name: measured[name].to_numpy(dtype=np.float64) for name in chosen})
     used = images.iloc[list(tiles)].reset_index(drop=True)
     carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
     return Measured(

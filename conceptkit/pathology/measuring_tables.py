@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import read_mask
+from conceptkit.pathology.images import read_mask, read_mask_row, read_quality
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.measuring import (
     Measured,
@@ -27,10 +27,14 @@ from conceptkit.pathology.measuring import (
     relative_path,
     segmenter,
 )
-from conceptkit.pathology.nuclei import find_in
+from conceptkit.pathology.nuclei import Segmenter, find_in
+from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 
 _CHUNK = 64
+
+_HDF5 = (".h5", ".hdf5")
+"""Files that hold the masks of many patches, in the order of their pixels."""
 
 _MARGIN = 0.25
 """Share of a tile's side that is read around it on slides, so that nuclei at its border are seen whole when found."""
@@ -74,7 +78,8 @@ def measure_table(
 
     Parameters
     ----------
-    path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image
+    path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
+        or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
     out : where the new table will be written: paths in it are as seen from there
     names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
     progress : called with the number of patches done and of all
@@ -139,7 +144,7 @@ def measure_table(
     return Measured(
         table=frame,
         skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
-        notes=_notes(table, nuclei, chosen),
+        notes=(*_notes(table, nuclei, chosen), *outlier_notes(values)),
         resumed=resumed,
     )
 
@@ -190,25 +195,51 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
             raise InputError(
                 f"mpp: must be microns per pixel from 0.01 to 100 or empty, got {given} for {record['patch_id']}."
             )
-    pixels = table.pixels(row)
     labels: NDArray[Any] | None = None
-    if job.nuclei is not None:
-        method = segmenter(job.nuclei)
-        if table.location == "slide":
-            margin = round(pixels.shape[0] * _MARGIN)
-            wide = _wider(table, row, margin, pixels.shape[0])
-            labels = find_in(wide, method, mpp)[margin : margin + pixels.shape[0], margin : margin + pixels.shape[1]]
-        else:
-            labels = find_in(pixels, method, mpp)
-    elif "mask" in table.frame.columns and not pd.isna(record["mask"]):
+    if job.nuclei is not None and table.location == "slide":
+        pixels, labels = _with_nuclei(table, row, segmenter(job.nuclei), mpp)
+    else:
+        pixels = table.pixels(row)
+    if labels is None and job.nuclei is not None:
+        labels = find_in(pixels, segmenter(job.nuclei), mpp)
+    elif labels is None and "mask" in table.frame.columns and not pd.isna(record["mask"]):
         labels = _mask_of(table, row, pixels.shape[:2])
-    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp))
+    quality = _quality(table, str(record["image"])) if "jpeg_quality" in job.names else math.nan
+    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
     possible = [name for name in job.names if name in has]
     if not possible:
         return {}
-    scale = None if math.isnan(mpp) else mpp
-    found = measure(pixels[None], None if labels is None else labels[None], scale, names=possible)
+    scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
+    masks = None if labels is None else labels[None]
+    found = measure(pixels[None], masks, scale, names=possible, jpeg_quality=file)
     return {name: float(value[0]) for name, value in found.items()}
+
+
+def _quality(table: PatchTable, image: str) -> float:
+    """Return the JPEG quality of the file that a row's pixels are from."""
+    path = table.folder / image
+    return _quality_of(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _quality_of(path: Path, stamp: int) -> float:
+    return read_quality(path)  # once for all windows of an image
+
+
+def _with_nuclei(
+    table: PatchTable, row: int, method: Segmenter, mpp: float
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Return a slide's patch and its nuclei, which were found with the tissue around it in view."""
+    record = table.frame.iloc[row]
+    size = record["size"]
+    plain = isinstance(size, numbers.Integral) and record.get("side", size) == size
+    # Where no pixel is resampled, the patch is the middle of what is read around it; else it is read for itself.
+    pixels = None if plain else table.pixels(row)
+    side = int(size) if pixels is None else pixels.shape[0]
+    margin = round(side * _MARGIN)
+    wide = _wider(table, row, margin, side)
+    inner = np.s_[margin : margin + side, margin : margin + side]
+    return wide[inner] if pixels is None else pixels, find_in(wide, method, mpp)[inner]
 
 
 def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.uint8]:
@@ -222,7 +253,11 @@ def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.ui
 
 def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...]) -> NDArray[Any]:
     record = table.frame.iloc[row]
-    labels = read_mask(table.folder / str(record["mask"]))
+    place = table.folder / str(record["mask"])
+    if table.location == "h5" and place.suffix.lower() in _HDF5:
+        labels = read_mask_row(place, int(record["row"]))
+    else:
+        labels = read_mask(place)
     if labels.shape != shape and {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"]):
         x, y, size = (int(record[c]) for c in ("x", "y", "size"))
         labels = labels[max(y, 0) : y + size, max(x, 0) : x + size]
@@ -236,7 +271,8 @@ def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation
     columns = table.frame.columns
     has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
-    possible = names_for(mask=has_mask, mpp=has_mpp)
+    # Of a slide's tiles and of stored pixels the quality is not to be had.
+    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location == "image")
     if names is None:
         return tuple(name for name in CORE if name in possible)
     given = (names,) if isinstance(names, str) else tuple(names)

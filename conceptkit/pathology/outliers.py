@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,3 +28,8 @@ def outlier_note(name: str, values: NDArray[np.float64]) -> str | None:
         f"{name}: {len(far)} of {len(values)} values lie far out (up to {far[np.abs(far - middle).argmax()]:.4g}, the "
         f"median is {middle:.4g}) and rule its standard deviation; z-scored, the others would hardly differ."
     )
+
+
+def outlier_notes(values: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """Return :func:`outlier_note` of every concept, name → (n,) values, that has one."""
+    return [note for name, found in values.items() if (note := outlier_note(name, found))]

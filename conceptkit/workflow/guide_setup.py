@@ -96,6 +96,7 @@ def set_up(
     from conceptkit.guide.weighting import parse_weighting
     from conceptkit.models.checkpoints import inside, mark_notes, open_model
     from conceptkit.models.guided import MAIN, Task
+    from conceptkit.pathology.outliers import outlier_notes
 
     names = list(dict.fromkeys(wish.concept for wish in wishes))
     for name in names:
@@ -112,6 +113,9 @@ def set_up(
     tasks += [
         concept_task(data, wish.concept, scaled_on, adversarial=wish.discouraged, layer=wish.layer) for wish in wishes
     ]
+    # Of the rows that a concept's scale comes from: an outlier among the others crushes nothing.
+    continuous = [name for name in names if data.kind(name) == "continuous"]
+    notes += outlier_notes({name: data.concept(name).values[scaled_on] for name in continuous})
     _check_finite(data, tasks[1:], np.concatenate([plan.training, plan.rows["val"]]))
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")

@@ -25,7 +25,7 @@ def count_splits(study: Study) -> SplitCounts:
 
     A cell without a value counts under ``(none)``; columns that the table lacks are left out.
     """
-    from conceptkit.pathology.outliers import outlier_note
+    from conceptkit.pathology.outliers import outlier_notes
 
     table = study.load_table()
     frame = table.frame
@@ -33,6 +33,9 @@ def count_splits(study: Study) -> SplitCounts:
     units = {c: f"{c}s" for c in ("patient", "group", "slide") if c in frame.columns}
     if study.group is not None and study.group in frame.columns and study.group not in units:
         units[study.group] = f"{study.group}s"
+    if "slide" not in frame.columns and {"patient", "node"} <= set(frame.columns):
+        frame = frame.assign(slide=_slides_of_nodes(frame))
+        units["slide"] = "slides"
     named = frame[keys].astype("object").where(frame[keys].notna(), "(none)").astype("str") if keys else frame[[]]
     split = study.splits.column if study.splits.column in keys else None
     rows: list[dict[str, Any]] = []
@@ -44,9 +47,8 @@ def count_splits(study: Study) -> SplitCounts:
         total = {key: (values[0] if key == split else "all") for key in keys}
         rows.append(_count(frame, part, total, units))
     notes = list(_confounding(named, split, study))
-    for name in table.concept_names:
-        if table.kind(name) == "continuous" and (note := outlier_note(name, table.concept(name).values)):
-            notes.append(note)
+    continuous = [name for name in table.concept_names if table.kind(name) == "continuous"]
+    notes += outlier_notes({name: table.concept(name).values for name in continuous})
     return SplitCounts(columns=(*keys, "patches", *units.values()), rows=tuple(rows), notes=tuple(notes))
 
 
@@ -56,6 +58,15 @@ def _parts(named: Any, keys: list[str]) -> list[tuple[tuple[str, ...], Any]]:
         return [((), named.index)]
     groups = named.groupby(keys if len(keys) > 1 else keys[0], sort=True).groups
     return [(key if isinstance(key, tuple) else (key,), index) for key, index in groups.items()]
+
+
+def _slides_of_nodes(frame: Any) -> Any:
+    """Return the slide of each row where tables name lymph nodes, as of Camelyon17: one per node of a patient.
+
+    Where the node is missing (Camelyon16) a patient has one slide.
+    """
+    node = frame["node"].map(lambda v: "" if v != v or v is None else f"_node_{v}")
+    return (frame["patient"].astype("str") + node).where(frame["patient"].notna())
 
 
 def _count(frame: Any, index: Any, values: dict[str, Any], units: Mapping[str, str]) -> dict[str, Any]:

@@ -42,9 +42,10 @@ class Status:
     state: str
     """``finished``, ``running``, ``stopped`` (nothing has been written for ten minutes) or ``empty``"""
     kind: str
-    """``probe``, ``guide``, ``grid``, …; ``store`` for activations, ``tiles`` for tiling; empty where unknown"""
+    """``probe``, ``guide``, ``grid``, …; ``store`` for activations, ``tiles`` for tiling, ``measures`` for
+    measuring; empty where unknown"""
     done: int | None
-    """Networks, rows or slides that are finished"""
+    """Networks, rows, slides or patches that are finished"""
     total: int | None
     """Of how many, where that is known"""
     unit: str
@@ -66,7 +67,7 @@ def read_status(run: str | Path) -> Status:
 
     Parameters
     ----------
-    run : a run folder, an activation store (``.h5``), or the table that ``tile`` is writing
+    run : a run folder, an activation store (``.h5``), or the table that ``tile`` or ``measure`` is writing
 
     Raises
     ------
@@ -76,7 +77,7 @@ def read_status(run: str | Path) -> Status:
     path = Path(run)
     parts = path.with_name(path.name + ".parts")
     if parts.is_dir():
-        return _tiling(path, parts)
+        return _parts(path, parts)
     if path.is_file() and path.suffix == ".h5":
         return _store(path)
     if not path.is_dir():
@@ -193,11 +194,23 @@ def _store(path: Path) -> Status:
     return Status(path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet)
 
 
-def _tiling(path: Path, parts: Path) -> Status:
-    done = len(list(parts.glob("*.parquet")))
+def _parts(path: Path, parts: Path) -> Status:
+    """Return how far ``tile`` is, which keeps a part per slide, or ``measure``, whose parts hold some patches each."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    slides = patches = 0
+    measuring = False
+    for part in parts.glob("*.parquet"):
+        slides += 1
+        with contextlib.suppress(OSError, pyarrow.ArrowException):  # it may go while we look
+            head = pq.ParquetFile(part)
+            patches += head.metadata.num_rows
+            measuring |= "side" not in head.schema_arrow.names  # each tile of tile's has one
+    done, kind, unit = (patches, "measures", "patches") if measuring else (slides, "tiles", "slides")
     quiet = _quiet(parts)
     state = "running" if quiet is not None and quiet < QUIET_MINUTES else "stopped"
-    return Status(path=str(path), state=state, kind="tiles", done=done, total=None, unit="slides", minutes_quiet=quiet)
+    return Status(path=str(path), state=state, kind=kind, done=done, total=None, unit=unit, minutes_quiet=quiet)
 
 
 def _quiet(folder: Path) -> float | None:

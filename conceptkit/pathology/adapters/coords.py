@@ -12,6 +12,7 @@ import pandas as pd
 from conceptkit._checks import InputError
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
+from conceptkit.pathology.slides import open_slide
 
 
 def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
@@ -25,7 +26,8 @@ def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
 
     Returns
     -------
-    ``slide``, ``x``, ``y``, ``size`` (level 0), ``side`` (pixels when read), ``mpp`` where the file tells it, ``group``
+    ``slide``, ``x``, ``y``, ``size`` (level 0), ``side`` (pixels when read), ``mpp`` of the patches as
+    the slide tells it, or else the file, ``group``
 
     Raises
     ------
@@ -65,10 +67,18 @@ def _one(path: Path, known: dict[str, Path], out: Path) -> pd.DataFrame:
     table = pd.DataFrame({"patch_id": [f"{stem}_x{a}_y{b}" for a, b in zip(x, y, strict=True)]})
     table["slide"] = relative_path(known[stem], out.parent)
     table["x"], table["y"], table["size"], table["side"] = x, y, size, side
-    mpp = _number(about, "target_mpp", "mpp")
-    table["mpp"] = np.nan if mpp is None else mpp
+    table["mpp"] = _mpp(known[stem], size / side) or _number(about, "target_mpp", "mpp") or np.nan
     table["group"] = stem
     return table
+
+
+def _mpp(slide: Path, scale: float) -> float | None:
+    """Return the microns per pixel of patches with ``scale`` pixels of level 0 for one, as the slide says."""
+    try:
+        with open_slide(slide) as opened:
+            return None if opened.mpp is None else opened.mpp * scale
+    except InputError:  # one that cannot be opened is told of when it is read
+        return None
 
 
 def _sizes(about: dict[str, Any], path: Path) -> tuple[int, int]:

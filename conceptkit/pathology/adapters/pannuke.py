@@ -15,6 +15,9 @@ from conceptkit.pathology.adapters import Adapted
 TYPES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
 """The first five channels of ``masks.npy``; the sixth is background."""
 
+MPP = 0.25
+"""Microns per pixel: all images were brought to 40x before they were published."""
+
 CROPS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 
 
@@ -41,9 +44,10 @@ def pannuke(
 
     Returns
     -------
-    ``h5``, ``key``, ``row``, ``label`` (``tumor`` where the crop holds a neoplastic nucleus, else ``normal``), a count
-    per type of nucleus, ``tissue``, ``crop``, ``center`` (``pannuke``), ``split`` and ``group`` (the image, as patients
-    are not published).
+    ``h5``, ``key``, ``row``, ``mask`` (the same file: ``measure`` reads the row of its dataset ``masks``, the nuclei of
+    all types as one label image), ``mpp`` (0.25), ``label`` (``tumor`` where the crop holds a neoplastic nucleus, else
+    ``normal``), a count per type of nucleus, ``tissue``, ``crop``, ``center`` (``pannuke``), ``split`` and ``group``
+    (the image, as patients are not published).
 
     Raises
     ------
@@ -89,6 +93,8 @@ def pannuke(
                             "h5": target.name,
                             "key": "images",
                             "row": row,
+                            "mask": target.name,
+                            "mpp": MPP,
                             "label": "tumor" if numbers[0] else "normal",
                             **{f"{name}_count": n for name, n in zip(TYPES, numbers, strict=True)},
                             "tissue": str(types[k]),
