@@ -411,6 +411,17 @@ def test_logs_can_be_watched(tmp_path):
     assert {"train/size", "val/main", "score/center", "weight/main", "epoch"} <= set(lines[0].split(","))
 
 
+def test_logs_can_be_watched_in_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained, _ = fit(log_to=tmp_path / "logs", loggers=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "logs" / "tensorboard")).Reload()
+    assert {"train/size", "val/main", "score/center", "weight/main"} <= set(events.Tags()["scalars"])
+    written = [event.value for event in events.Scalars("val/main")]
+    assert written == pytest.approx([epoch["val/main"] for epoch in trained.history], rel=1e-6)  # 32 bits
+
+
 @pytest.mark.parametrize("strategy", ["jd-upgrad", "jd-mgda", "jd-pcgrad", "jd-imtl", "jd-aligned", "jd-config"])
 def test_aggregated_gradients_train_too(strategy):
     pytest.importorskip("torchjd", reason="torchjd is not installed")
