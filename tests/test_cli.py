@@ -355,6 +355,26 @@ def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, t
     assert re.fullmatch(r"activations: layer4 must be finite, (\d+) of \1 rows hold NaN or infinity\.", told)
 
 
+def test_a_shell_completes_commands_and_options():
+    """As bash does it: the script that it is given, and then what that script asks."""
+    # a shell calls the installed command, by whose name the completion goes
+    started = "import sys; from conceptkit.cli import main; sys.argv[0] = 'conceptkit'; main()"
+    command = [sys.executable, "-c", started]
+    quiet = {"capture_output": True, "text": True, "check": False}
+    name = "_CONCEPTKIT_COMPLETE"
+    script = subprocess.run(command, env={**os.environ, name: "source_bash"}, **quiet).stdout
+    assert "complete_bash" in script
+    assert "conceptkit" in script
+
+    def completed(words: str) -> set[str]:
+        asked = {name: "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return set(subprocess.run(command, env={**os.environ, **asked}, **quiet).stdout.split())
+
+    assert {"probe", "predict", "predictivity"} <= completed("conceptkit p")
+    assert "guide" not in completed("conceptkit p")
+    assert "--encourage" in completed("conceptkit guide --en")
+
+
 def test_debug_shows_the_traceback(here):
     command = [sys.executable, "-m", "conceptkit", "probe", "--table", "gone.csv", "--debug"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from small_study import small_table
 
 import conceptkit as ck
 from conceptkit.records import load_record
@@ -53,6 +56,25 @@ def test_checkerboards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     probed = load_record(tmp_path / "run" / "probe").to_frame().set_index(["layer", "concept"])["score"]
     assert probed["mixed2", "checkerboard"] > 0.5
     assert "linear:checkerboard" in capsys.readouterr().out
+
+
+def test_the_embedded_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = example("embedded_study")
+    # what the example calls, on some of its patients and for two epochs
+    small_table(ck.embedded_study()).to_csv(tmp_path / "few.csv", index=False)
+    few: dict[str, Any] = {"table": tmp_path / "few.csv", "folds": 2}
+    options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
+    monkeypatch.setattr(ck, "run_probe", functools.partial(ck.run_probe, permutations=0, **few))
+    monkeypatch.setattr(ck, "run_guide", functools.partial(ck.run_guide, options=options, **few))
+    script.main()
+    said = capsys.readouterr().out
+    assert "guided, seed 0" in said
+    assert "guided - baseline, internal, linear:center" in said
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for title in ("What each layer knows of each concept", "Encouraged concepts, before and after"):
+        assert title in page
 
 
 def paper_layout(folder: Path) -> list[str]:

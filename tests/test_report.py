@@ -184,6 +184,15 @@ def test_what_is_the_same_in_every_row_is_said_once_on_the_page_and_kept_in_file
     assert scores.frame["folds"].tolist() == [5, 5]  # what the CSV has
 
 
+def test_a_difference_is_filled_only_where_its_interval_leaves_zero_out() -> None:
+    nothing = dataclasses.replace(difference("f1", 0.05), low=math.nan, high=math.nan)
+    record = guide_record(differences=(difference("probe:count", 0.05), difference("auc", 0.01), nothing))
+    drawing = figures.difference_figure(record)
+    assert drawing is not None
+    points = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() != "white" for line in points] == [True, False, False]
+
+
 def test_no_control_hides_behind_the_score() -> None:
     same = {f"score_{name}": 0.7 for name in ("in_sample", "patchwise", "random_network", "pixels", "random_concept")}
     rows = tuple(probe_row(layer, score=0.7, **same) for layer in ("mixed0", "mixed2"))

@@ -9,10 +9,12 @@ import pytest
 from report_records import Read, grid_record, guide_run, saved, write_context, write_embeddings
 
 from conceptkit.records import PredictivityRecord
+from conceptkit.records.grid import GridCell
 from conceptkit.records.predictivity import PredictivityRow
 from conceptkit.report import umap_parts
 from conceptkit.report.embedding import Projection
-from conceptkit.report.grid_tables import grid_tables, grid_verdicts, main_table
+from conceptkit.report.grid_figures import curve_figure
+from conceptkit.report.grid_tables import curve_table, grid_tables, grid_verdicts, main_table
 from conceptkit.report.page import write_page
 from conceptkit.report.part import saved_pictures
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
@@ -67,6 +69,23 @@ def test_no_table_of_a_grid_shows_nan() -> None:
     for table in grid_tables(grid_record()):
         assert not [c for c in shown(table).to_numpy().ravel().tolist() if c in ("nan", "None")], table.name
     assert [t.name for t in grid_tables(grid_record(affinity=(), patch_level=()))] == ["table4", "table5", "table6"]
+
+
+def test_a_curve_of_scarce_values_has_its_levels_on_the_axis() -> None:
+    levels = (0.01, 0.1, 1.0)
+    cells = tuple(
+        GridCell(name=f"{level:g}", encourage=("count",), weighting="vanilla", model="m", curve="fraction", level=level)
+        for level in levels
+    )
+    single = GridCell(name="1 vanilla", weighting="vanilla", model="m")
+    runs = tuple(dataclasses.replace(guide_run("guided", 0), name=cell.name) for cell in (single, *cells))
+    record = grid_record(cells=(single, *cells), runs=runs, differences=())
+    drawing = curve_figure(record, "fraction")
+    assert drawing is not None
+    for axes in drawing.figure.axes:
+        labels = [label.get_text() for minor in (False, True) for label in axes.get_xticklabels(minor=minor)]
+        assert labels == ["0.01", "0.1", "1"]
+    assert shown(curve_table(record, "fraction"))["fraction"].unique().tolist() == ["0.01", "0.1", "1"]
 
 
 def test_a_page_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,8 @@ def _told_apart(layers: Sequence[str]) -> tuple[str, list[str], str]:
 
 def difference_figure(record: GuideRecord) -> Drawing | None:
     """Return every paired difference as a point with its interval about 0; ``None`` when there is none to draw."""
+    from matplotlib.ticker import MaxNLocator
+
     pairs = zip(record.differences, difference_parts(record), strict=True)
     rows = [(d, parts) for d, parts in pairs if math.isfinite(d.mean)]
     if not rows:
@@ -125,13 +127,14 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
         axes.axvline(0, color=FAINT, lw=1)
         for at, (d, _) in enumerate(rows):
             colour = DIFFERENCE_COLOURS[difference_kind(d)][0]
-            clear = not d.low <= 0 <= d.high
+            clear = d.low > 0 or d.high < 0  # a missing interval settles nothing
             axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
             axes.plot(d.mean, at, marker="o", ms=6, color=colour, mfc=colour if clear else "white", mew=1.5)
         labels = [_two_lines(*(short(part, 30) for part in parts if part)) for _, parts in rows]
         axes.set_yticks(range(len(rows)), labels, linespacing=1.05, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("difference")
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would touch
     alt = "Paired differences: " + "; ".join(
         f"{', '.join(filter(None, parts))} {number(d.mean, digits=3)} "
         f"[{number(d.low, digits=3)}, {number(d.high, digits=3)}]"

@@ -6,6 +6,10 @@ import math
 
 from conceptkit.records import GridRecord
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.wording import number
+
+_KINDS = ((False, COLOURS[0], "o", "multi-task"), (True, COLOURS[1], "s", "multimodal"))
+"""Whether concept values are inputs, and how the curve of such networks looks and is called"""
 
 
 def grid_figures(record: GridRecord) -> list[Drawing]:
@@ -35,10 +39,10 @@ def affinity_figure(record: GridRecord) -> Drawing | None:
             for j, value in enumerate(row):
                 if math.isfinite(value):
                     dark = abs(value) > 0.6 * largest
-                    text = f"{value:+.4f}".replace("-", "−")
+                    text = number(value, digits=4, signed=True)
                     axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         figure.colorbar(image, ax=axes, extend="both").ax.set_title("affinity", fontsize=8)
-    said = [f"{a.step} on {a.on} {a.value:+.4f}".replace("-", "−") for a in record.affinity if a.step != a.on]
+    said = [f"{a.step} on {a.on} {number(a.value, digits=4, signed=True)}" for a in record.affinity if a.step != a.on]
     return Drawing(
         name="affinity",
         alt="Affinities: " + "; ".join(said) + ".",
@@ -50,6 +54,8 @@ def affinity_figure(record: GridRecord) -> Drawing | None:
 
 def curve_figure(record: GridRecord, kind: str) -> Drawing | None:
     """Draw the AUC against the share of noisy or of kept concept values; ``None`` without such a curve."""
+    from matplotlib.ticker import NullLocator
+
     points = record.curve(kind)
     if points.empty:
         return None
@@ -59,12 +65,13 @@ def curve_figure(record: GridRecord, kind: str) -> Drawing | None:
     with styled():
         figure = new_figure(3.2 * len(splits), 3.2)
         for axes, split in zip(figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
-            for multimodal, colour, name in ((False, COLOURS[0], "multi-task"), (True, COLOURS[1], "multimodal")):
+            for multimodal, colour, marker, name in _KINDS:
                 own = points[(points["split"] == split) & (points["multimodal"] == multimodal)].sort_values("level")
                 if own.empty:
                     continue
                 spread = own["sd"].astype(float).fillna(0.0)
-                axes.errorbar(own["level"], own["auc"], yerr=spread, color=colour, marker="o", capsize=3, label=name)
+                look = {"color": colour, "marker": marker, "capsize": 3, "label": name}
+                axes.errorbar(own["level"], own["auc"], yerr=spread, **look)
                 said += [
                     f"{name}, {split}, {level:g}: {auc:.2f}"
                     for level, auc in zip(own["level"], own["auc"], strict=True)
@@ -75,10 +82,17 @@ def curve_figure(record: GridRecord, kind: str) -> Drawing | None:
                 axes.axhline(float(base[single]), color=FAINT, linestyle="--", label="single task")
             if kind == "fraction" and (points["level"] > 0).all():
                 axes.set_xscale("log")
+                # matplotlib's own labels are powers set as mathematics, which is off, as names are taken literally
+                levels = sorted(set(points["level"].astype(float)))
+                axes.set_xticks(levels, [f"{level:g}" for level in levels])
+                axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(short(split))
             axes.set_xlabel(along)
         figure.axes[0].set_ylabel("AUC of the main task")
-        figure.axes[0].legend()
+        handles = {
+            name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=3)
     return Drawing(
         name=f"concept-{kind}",
         alt=f"AUC by {along}: " + "; ".join(said) + ".",

@@ -57,7 +57,8 @@ def probe_table(record: ProbeRecord) -> Table:
     counts = {name: {row[name] for row in rows} for name in ("rows", "groups", "folds") if name not in dropped}
     shared = {name: values.pop() for name, values in counts.items() if len(values) == 1}
     if shared:
-        words = {"rows": "rows", "groups": groups_word(record.group), "folds": "folds"}
+        groups = groups_word(record.group, 1 if shared.get("groups") == 1 else 2)
+        words = {"rows": "rows", "groups": groups, "folds": "folds"}
         of += f" Every score rests on {', '.join(f'{n} {words[name]}' for name, n in shared.items())}."
     apart = (
         f"no {groups_word(record.group, 1)} on both sides of a fold" if record.group else "rows taken as independent"

@@ -58,7 +58,7 @@ def _cell(value: object, column: str, digits: int) -> str:
         return MISSING
     if column in ("p", "p within", "least p", "erased p", "q") and isinstance(value, float):
         return number(value, digits=4)
-    if column == "alpha" and isinstance(value, float):  # a penalty spans decades
+    if column in ("alpha", "noise", "fraction") and isinstance(value, float):  # they may span decades
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")
     return str(value) if isinstance(value, int) else number(value, digits=digits)
 
