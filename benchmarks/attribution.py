@@ -2,6 +2,7 @@
 
 python benchmarks/attribution.py redrawn CHECKPOINT    patches drawn again with more or larger nuclei: some minutes
 python benchmarks/attribution.py coverage              simulated derivatives: a minute
+python benchmarks/attribution.py null [SETS]           p of concepts without any relation: some minutes per 400 sets
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from scipy.stats import t as student
 
 import conceptkit as ck
+from conceptkit.attribution.analysis import LEAST_REFITS, analyse
 from conceptkit.attribution.directions import fit_concept, patterns
 from conceptkit.attribution.outputs import Output, choose_outputs
 from conceptkit.attribution.sensitivity import pooled_gradients
@@ -121,5 +123,90 @@ def coverage(sets: int = 300, width: int = 20) -> None:
         print(f"{groups} groups of {each}, intra-class correlation {icc}: {np.mean(held):.3f}", flush=True)
 
 
+BOUNDS = (0.03, 0.07)
+"""Share of p of at most 0.05 that is wanted, where concepts are shuffled as they vary"""
+
+NULLS = (
+    # name, classes (0: continuous), intra-class correlation of the concept, patches of each group
+    ("continuous, per patch", 0, 0.0, [6] * 20),
+    ("continuous, of patch and group", 0, 0.4, [6] * 20),
+    ("continuous, of the group", 0, 1.0, [6] * 20),
+    ("2 classes, of patch and group", 2, 0.4, [6] * 20),
+    ("2 classes, of the group", 2, 1.0, [6] * 20),
+    ("4 classes, of the group (as centers)", 4, 1.0, [6] * 20),
+    ("the same, 12 groups", 4, 1.0, [6] * 12),
+    ("the same, groups of 2 to 10 patches", 4, 1.0, [2, 4, 6, 8, 10] * 4),
+)
+
+
+def null(sets: str = "400") -> None:
+    """Print how often each p is at most 0.05 for concepts that activations and derivatives know nothing of.
+
+    Patches of a group are alike in their activations (intra-class correlation 0.4), and so are derivatives. Concepts of
+    the group are shuffled as whole groups; the control, which takes their rows as independent, must reject too often in
+    the change per unit. ``sign_count`` has ties, which count against it, so that it may lie below.
+    Of several classes the shares are means over classes. Br is not there: where the held-out R² is not above 0, as
+    mostly here, it is 0, and so is that of every shuffle.
+    """
+    names = ("sign_count", "magnitude", "mean", "per unit")
+    print(f"{'share of p ≤ 0.05, ' + sets + ' sets':<40}{'shuffled':>9}" + "".join(f"{name:>12}" for name in names))
+    for title, classes, icc, sizes in NULLS:
+        grouped = [_null_p(seed, classes, icc, sizes) for seed in range(int(sets))]
+        _print_shares(title, grouped, names, wanted=True)
+        if icc == 1.0 and classes:
+            _print_shares(
+                "  rows taken as independent",
+                [_null_p(seed, classes, icc, sizes, grouped=False) for seed in range(int(sets))],
+                names,
+            )
+
+
+def _null_p(
+    seed: int, classes: int, icc: float, sizes: list[int], *, grouped: bool = True
+) -> tuple[str, list[list[float]]]:
+    """Return the level of shuffling, and p of each score for each class of one data set without any relation."""
+    rng, of = np.random.default_rng([8, seed]), np.repeat(np.arange(len(sizes)), sizes)
+
+    def drawn(columns: int, share: float) -> np.ndarray:
+        shared = rng.normal(size=(len(sizes), columns))[of]
+        return np.sqrt(share) * shared + np.sqrt(1 - share) * rng.normal(size=(len(of), columns))
+
+    X = drawn(6, 0.4) @ rng.normal(size=(6, 6))
+    folds = rng.normal(size=(6, 9))
+    G = (np.sign(X @ folds) * rng.normal(size=9)) @ folds.T
+    values = drawn(1, icc)[:, 0]
+    if classes and icc == 1.0:  # as many groups of one class as of another
+        values = rng.permutation(np.arange(len(sizes)) % classes)[of]
+    elif classes:
+        values = np.searchsorted(np.quantile(values, np.arange(1, classes) / classes), values)
+    groups = np.array([f"P{g}" for g in of], dtype=object)
+    if classes:
+        values = np.array([f"C{v}" for v in values], dtype=object)
+    target = make_target("concept", "categorical" if classes else "continuous", values, groups if grouped else None)
+    found = analyse(
+        X,
+        target,
+        G[None],
+        {"all": np.arange(len(X))},
+        folds=2,
+        refits=LEAST_REFITS,
+        permutations=99,
+        seed=seed,
+    )
+    scores = ("sign_count", "magnitude", "mean")
+    return found.permuted, [[*(one.scores[name].p for name in scores), one.p] for one in found.found]
+
+
+def _print_shares(
+    title: str, found: list[tuple[str, list[list[float]]]], names: tuple[str, ...], *, wanted: bool = False
+) -> None:
+    levels = "/".join(dict.fromkeys(level for level, _ in found))
+    shares = np.mean([(np.array(p) <= 0.05).mean(0) for _, p in found], axis=0)
+    marks = [("✓" if BOUNDS[0] <= share <= BOUNDS[1] else "✗") if wanted else " " for share in shares]
+    print(
+        f"{title:<40}{levels:>9}" + "".join(f"{s:>10.3f} {m}" for s, m in zip(shares, marks, strict=True)), flush=True
+    )
+
+
 if __name__ == "__main__":
-    {"redrawn": redrawn, "coverage": coverage}[sys.argv[1]](*sys.argv[2:])
+    {"redrawn": redrawn, "coverage": coverage, "null": null}[sys.argv[1]](*sys.argv[2:])

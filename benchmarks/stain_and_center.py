@@ -122,7 +122,7 @@ def monuseg(folder: Path) -> None:
     profiles = np.stack([stain_profile(image) for image in images])
     numbers = np.unique(patients.astype(str), return_inverse=True)[1]
     for k in (3, 5, 7, 18):
-        codes = propose_domains(profiles, np.ones(len(images), dtype=bool), numbers, k)
+        codes = propose_domains(profiles, np.ones(len(images), dtype=bool), numbers, k).codes
         told = [adjusted_rand_score(column[codes >= 0].astype(str), codes[codes >= 0]) for column in (centers, organs)]
         print(f"{k} latent domains of MoNuSeg: adjusted Rand index with center {told[0]:.2f}, with organ {told[1]:.2f}")
     held = table.groupby("center")["patient"].nunique()

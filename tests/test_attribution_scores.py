@@ -293,20 +293,52 @@ def test_what_the_pattern_can_say_of_a_concept_that_only_goes_with_the_used_one(
 # --- calibration -------------------------------------------------------------------------------------------------
 
 
+def by_shuffles(X, target, G, seed, permutations=59):
+    """p (t, 5) of every score along the vector and of the change per unit, for each of t classes."""
+    fitted = fit_concept(X, target)
+    t = fitted.columns.shape[1]
+    null = fit_shuffled(X, fitted, shuffle_rows(target, permutations, seed))
+    observed, by_chance = (score_all(G @ v.unit, 0.5) for v in (fitted.found, null))
+    own, shuffled = G.mean(0) @ fitted.found.patterns, G.mean(0) @ null.patterns
+    return [
+        [
+            *(two_sided_p(observed[name][k], by_chance[name][k::t], c) for name, c in CENTERS.items()),
+            two_sided_p(float(own[k]), shuffled[k::t]),
+        ]
+        for k in range(t)
+    ]
+
+
 def test_p_is_uniform_for_concepts_that_have_nothing_to_do_with_the_network():
     sets, small = [], {"width": 8, "each": 12, "groups": 15}
     for seed in range(400):
         X, _, other = made(seed, icc=(0.0, 0.4)[seed % 2], **small)
-        G = gate(X, seed)
-        fitted = fit_concept(X, other)
-        null = fit_shuffled(X, fitted, shuffle_rows(other, 59, seed))
-        observed, by_chance = (score_all(G @ v.unit, 0.5) for v in (fitted.found, null))
-        p = {name: two_sided_p(observed[name][0], by_chance[name], c) for name, c in CENTERS.items()}
-        change = two_sided_p(float(G.mean(0) @ fitted.found.patterns[:, 0]), G.mean(0) @ null.patterns)
-        sets.append([*p.values(), change])
+        sets += by_shuffles(X, other, gate(X, seed), seed)
     share = dict(zip((*CENTERS, "per_unit"), (np.array(sets) <= 0.05).mean(0), strict=True))
     # Some two standard errors of 400 sets about 0.05.
     assert all(0.025 <= value <= 0.075 for value in share.values()), share
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_p_is_uniform_for_concepts_of_whole_groups(classes):
+    """As a center is: all patches of a patient have the same, and patients are what is shuffled."""
+    sets, naive = [], []
+    for seed in range(200):
+        X, own, _ = made(seed, groups=16, each=6)
+        rng = np.random.default_rng([seed, 1])
+        of_group = np.array([f"C{k}" for k in rng.permutation(np.arange(16) % classes)], dtype=object)
+        target = make_target("center", "categorical", of_group[own.groups], own.groups)
+        G = gate(X, seed)
+        sets.append(np.array(by_shuffles(X, target, G, seed)) <= 0.05)
+        # The control: rows that change places break what patches of a patient have in common.
+        orders = shuffle_rows(dataclasses.replace(target, groups=None), 59, seed)
+        observed, null = (patterns(X, values) for values in (target.columns[:, :1], target.columns[orders, 0].T))
+        naive.append(two_sided_p(float((G.mean(0) @ observed)[0]), G.mean(0) @ null) <= 0.05)
+    share = dict(zip((*CENTERS, "per_unit"), np.mean(sets, axis=(0, 1)), strict=True))
+    # Some two and a half standard errors of 200 sets about 0.05; a count of images has ties, which count against it.
+    assert all(0.01 <= value <= 0.085 for value in share.values()), share
+    assert all(value >= 0.02 for name, value in share.items() if name != "sign_count"), share
+    assert np.mean(naive) > 0.15
 
 
 CENTERS = {"sign_count": 0.5, "magnitude": 0.5, "mean": 0.0, "relevance": 0.0}

@@ -55,7 +55,9 @@ def guide(
     discourage: Annotated[
         list[str] | None,
         typer.Option(
-            "--discourage", help="Concepts not to know, as above; latent:3 for three domains proposed by stain."
+            "--discourage",
+            help="Concepts not to know, as above; latent:3 for three domains proposed by stain, latent:3+LAYER by "
+            "stain and what the network makes of patches there.",
         ),
     ] = None,
     study: StudyOption = None,

@@ -62,7 +62,7 @@ def run_guide(
     study : a study, its file, or ``None`` for the current folder's and else the embedded one
     encourage, discourage : concepts the guided network is to know, and not to know, as ``CONCEPT`` or
         ``CONCEPT@LAYER``; ``None`` for the study's. ``latent:3`` discourages three domains that are proposed from the
-        stain of the training rows, where no center is known
+        stain of the training rows, where no center is known; ``latent:3+LAYER`` from features of the network there too
     table, model, weights, group, categorical : as for :func:`run_probe`
     recipe : ``ours``, ``paper`` or ``paper-code``: what options are where ``options`` does not name them
     options : how both are trained: fields of :class:`conceptkit.guide.training.TrainingOptions` by name

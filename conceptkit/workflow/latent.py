@@ -1,4 +1,7 @@
-"""Domains that nobody labelled: ``latent:3`` among what is discouraged becomes a column of the table."""
+"""Domains that nobody labelled: ``latent:3`` among what is discouraged becomes a column of the table.
+
+``latent:3+mixed2`` takes what the study's network makes of the patches at that layer beside their stain.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.patches import PatchTable
@@ -22,6 +26,9 @@ LATENT = "latent"
 
 SEED = 0
 """Of the clustering: the same in every run, so that runs can be compared"""
+
+CLEAR = 0.05
+"""Above this p the note says that there are no such domains"""
 
 CENTER = "center"
 """Column that domains are compared with where the table has it"""
@@ -40,16 +47,29 @@ class Latent:
     """``training`` and ``other`` rows → adjusted Rand index with the center: 1 the same, 0 chance; empty without one"""
     unit: str
     """What was sorted: the group's column, or rows"""
+    explained: float
+    """Share of the variance that lies between domains, along the axes in which these differ"""
+    by_chance: float
+    """The same where there are no domains, see :class:`conceptkit.pathology.domains.Domains`"""
+    p: float
+    layer: str | None = None
+    """Whose features had a say beside the stain"""
+    network: str | None = None
 
     def note(self) -> str:
         """Return what a reader has to know."""
         sizes = ", ".join(f"{name}: {sum(of.values())}" for name, of in self.rows.items())
-        text = f"{self.domains} latent domains were proposed from the stain of the training rows, by {self.unit} "
-        text += f"(k-means; rows {sizes}"
+        source = "" if self.layer is None else f" and from what {self.network} makes of them at {self.layer}"
+        text = f"{self.domains} latent domains were proposed from the stain of the training rows{source}, by "
+        text += f"{self.unit} (k-means; rows {sizes}"
         text += f"; {self.unknown} rows without stained tissue have none)" if self.unknown else ")"
         if self.agreement:
             told = ", ".join(f"{value:.2f} on {rows} rows" for rows, value in self.agreement.items())
             text += f"; adjusted Rand index with {CENTER} {told} (0 is chance)"
+        text += f". They explain {self.explained:.2f} of the variance in which they differ, "
+        text += f"{self.by_chance:.2f} where there are none (p = {self.p:.2g})"
+        if self.p > CLEAR:
+            text += ": the training rows do not fall into such domains, and discouraging them has no ground"
         return text + "."
 
 
@@ -71,14 +91,16 @@ def with_latent(
     if len(asked) > 1:
         raise InputError(f"{LATENT}: domains are proposed once, got {', '.join(w.concept for w in asked)}.")
     (wish,) = asked
-    number = wish.concept.removeprefix(f"{LATENT}:")
+    number, plus, layer = wish.concept.removeprefix(f"{LATENT}:").partition("+")
     if not number.isdecimal() or int(number) < 2:
         raise InputError(f"{LATENT}: needs a number of domains of at least 2, as in {LATENT}:3, got {wish.concept!r}.")
+    if plus and not layer:
+        raise InputError(f"{LATENT}: a layer must follow the plus, as in {LATENT}:3+mixed2, got {wish.concept!r}.")
     if not wish.discouraged:
         raise InputError(f"encourage: {wish.concept} can only be discouraged, as nobody knows what the domains are.")
     if LATENT in data.frame.columns:
         raise InputError(f"{LATENT}: the table has a column {LATENT} already; discourage {LATENT} takes that.")
-    found, summary = _propose(data, meant, int(number), progress)
+    found, summary = _propose(data, meant, int(number), layer or None, progress)
     renamed = [w._replace(concept=LATENT) if w is wish else w for w in wishes]
     return found, renamed, summary
 
@@ -97,7 +119,9 @@ def refuse_latent(argument: str, concept: str, where: str) -> None:
         )
 
 
-def _propose(data: PatchTable, meant: Study, domains: int, progress: Progress | None) -> tuple[PatchTable, Latent]:
+def _propose(
+    data: PatchTable, meant: Study, domains: int, layer: str | None, progress: Progress | None
+) -> tuple[PatchTable, Latent]:
     from sklearn.metrics import adjusted_rand_score
 
     from conceptkit.pathology.domains import propose_domains
@@ -110,7 +134,9 @@ def _propose(data: PatchTable, meant: Study, domains: int, progress: Progress | 
         raise InputError(f"{LATENT}: domains are read from pixels, and the table has none.")
     groups = data.groups(meant.group)
     numbers = None if groups is None else np.unique(groups.astype(str), return_inverse=True)[1]
-    codes = propose_domains(profiles, fitted, numbers, domains, seed=SEED)
+    features = None if layer is None else _features(data, meant, layer, progress)
+    proposed = propose_domains(profiles, fitted, numbers, domains, features=features, seed=SEED)
+    codes = proposed.codes
     values = np.array([None if code < 0 else str(code + 1) for code in codes], dtype=object)
     frame = data.frame.assign(**{LATENT: values})
     changed = dataclasses.replace(data, frame=frame, kinds={**data.kinds, LATENT: "categorical"})
@@ -127,4 +153,27 @@ def _propose(data: PatchTable, meant: Study, domains: int, progress: Progress | 
             if here.any():
                 agreement[name] = float(adjusted_rand_score(center[here].astype(str), codes[here]))
     unit = "row" if meant.group is None else meant.group
-    return changed, Latent(domains, rows, int((codes < 0).sum()), agreement, unit)
+    return changed, Latent(
+        domains=domains,
+        rows=rows,
+        unknown=int((codes < 0).sum()),
+        agreement=agreement,
+        unit=unit,
+        explained=proposed.explained,
+        by_chance=proposed.by_chance,
+        p=proposed.p,
+        layer=layer,
+        network=None if layer is None else meant.model,
+    )
+
+
+def _features(data: PatchTable, meant: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
+    """Return the channel means (n, d) of the study's network, which has not learned of any domain yet."""
+    from conceptkit.models.activations import read_activations
+    from conceptkit.models.checkpoints import open_model
+
+    if meant.model is None:
+        raise InputError(f"{LATENT}: features at {layer} need a network; name it by --model.")
+    backbone = open_model(meant.model, meant.weights)
+    tell = None if progress is None else at_stage(progress, f"features at {layer}")
+    return read_activations(data, backbone, [layer], cache=cache_folder(), progress=tell)[layer]
