@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -254,6 +259,80 @@ def test_mistakes_are_sentences(study, tmp_path, how, words):
     with pytest.raises(InputError, match=words):
         run(study, **{"out": tmp_path / "run", "device": "cpu", **how})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"), [(None, "NODE_RANK must be set in the environment of each of 2"), ("2", "from 0 to 1, got '2'")]
+)
+def test_a_machine_that_does_not_know_which_it_is_does_not_wait(study, tmp_path, monkeypatch, rank, words):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("NODE_RANK", rank)
+    with pytest.raises(InputError, match=words):
+        run(study, tmp_path / "run", nodes=2, device="cpu")
+
+
+def test_of_two_machines_the_first_writes(study, tmp_path, cache):
+    """Two commands as on two machines; each has a folder of its own, so that who has written what can be told."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "conceptkit", "guide", "--study", str(study), "--discourage", "center"]
+    command += ["--encourage", "count", "--unfreeze", "none", "--trunk", "8", "--epochs", "2", "--warmup", "1"]
+    command += ["--device", "cpu", "--dropout", "0", "--nodes", "2"]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    machines = [
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / f"machine-{rank}")],
+            env={**common, "NODE_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [machine.communicate(timeout=600)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    first, second = tmp_path / "machine-0", tmp_path / "machine-1"
+    assert not [path for path in second.rglob("*") if path.is_file()]
+    together = load_record(first)
+    assert (first / "embeddings.h5").is_file()
+    alone = ck.run_guide(study, options={**OPTIONS, "epochs": 2, "dropout": 0.0}, device="cpu", out=tmp_path / "alone")
+    for one, two in zip(alone.runs, together.runs, strict=True):
+        for ours, theirs in zip(one.history, two.history, strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-3)  # sums over two machines are rounded otherwise
+    for name in ("baseline-seed0", "guided-seed0"):
+        for key, value in weights(alone, name).items():
+            np.testing.assert_allclose(weights(together, name)[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_training_does_not_go_on_from_a_checkpoint_of_another_architecture(study, plain, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(plain.folder / "checkpoints" / "guided-seed0", folder)
+    path = folder / "checkpoint.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**described, "architecture": "resnet10t"}), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"^checkpoint: .* cannot be opened \(.* is not in .* as it is described\)\.$"
+    ) as e:
+        ck.run_guide(study, model=str(folder), encourage=["area"], options=OPTIONS, out=tmp_path / "run")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "kept", "said"), [(("stem",), "exact", True), (("stem",), "off", False), ((), "exact", False)]
+)
+def test_that_nothing_could_be_cached_is_said(study, tmp_path, unfreeze, kept, said):
+    options = {**OPTIONS, "epochs": 1, "unfreeze": unfreeze, "cache": kept}
+    record = ck.run_guide(study, encourage=[], options=options, out=tmp_path / "run")
+    assert (guide_bench.NOTHING_CACHED in record.notes) == said
 
 
 def test_a_head_that_a_checkpoint_has_is_not_moved(study, plain, tmp_path):
