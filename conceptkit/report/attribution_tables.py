@@ -7,14 +7,8 @@ import math
 from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Score
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import Verdict
+from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE, SIGNIFICANT, Verdict
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
-
-SIGNIFICANT = 0.05
-"""A q below this is called more than shuffled concepts give."""
-
-READABLE = 0.05
-"""A score less than this above chance is called not readable."""
 
 
 def concept_name(row: AttributeRow) -> str:
@@ -160,9 +154,9 @@ def attribution_verdicts(record: AttributeRecord) -> list[Verdict]:
     return [_verdict(row, record.group) for row in first.values()]
 
 
-def _chance_score(row: AttributeRow) -> bool:
+def _is_hardly_read(row: AttributeRow) -> bool:
     """Return whether the concept is hardly read at all."""
-    return row.metric == "r2" and not row.score > READABLE
+    return row.metric == "r2" and not row.score > READABLE_ABOVE_CHANCE
 
 
 def _against(row: AttributeRow) -> str:
@@ -180,7 +174,9 @@ def _verdict(row: AttributeRow, group: str | None) -> Verdict:
     by = f"{step_name(row)} of {row.concept}" if row.concept_class is None else f"the way from the others to {name}"
     measure = f"read there with {metric_name(row.metric)} {number(row.score)}"
     of = f"{row.n} images of {row.n_groups} {groups_word(group, row.n_groups)}" if group else f"{row.n} images"
-    unread = f"; {row.concept} is hardly {measure}, so that this tells little" if _chance_score(row) else f"; {measure}"
+    unread = (
+        f"; {row.concept} is hardly {measure}, so that this tells little" if _is_hardly_read(row) else f"; {measure}"
+    )
     if not is_finite(row.per_unit_low):
         text = f"{by} goes with {size} of {row.target} at {row.layer}, without an interval to judge by"
         return Verdict(text=f"{text}{unread} ({of}).", tone="open")
@@ -194,4 +190,4 @@ def _verdict(row: AttributeRow, group: str | None) -> Verdict:
     held = f" with {', '.join(row.adjusted_for)} held fixed" if row.adjusted_for else ""
     text = f"{row.target} {verb} with {name} at {row.layer}{held}: {size} for {by}{_against(row)}"
     few = group is not None and row.n_groups < FEW_GROUPS
-    return Verdict(text=f"{text}{unread} ({of}).", tone="open" if few or _chance_score(row) else "clear")
+    return Verdict(text=f"{text}{unread} ({of}).", tone="open" if few or _is_hardly_read(row) else "clear")

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 
 from conceptkit.records.audit import AuditRecord, AuditRow
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE, Verdict
+from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE, SIGNIFICANT, Verdict
 from conceptkit.report.wording import groups_word, interval, is_finite, metric_name, number
-
-SIGNIFICANT = 0.05
-"""A p below this is called more than chance gives."""
 
 PROBES = {"linear": "linear", "mlp": "MLP", "kernel": "kernel"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import Drawing, new_figure, short, styled
+from conceptkit.report.drawing import Drawing, file_name, new_figure, short, styled
 from conceptkit.report.wording import number
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def contact_sheet(
         bar.ax.tick_params(labelsize=7)
         figure.suptitle(short(f"{concept} at {layer}", 60), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return Drawing(
-        name=f"map-{number:02d}-{_file_name(layer)}-{_file_name(concept)}",
+        name=f"map-{number:02d}-{_part_of_name(layer)}-{_part_of_name(concept)}",
         alt=f"{concept} at {layer}: patches read highest, "
         + "; ".join(_told(one) for one in most)
         + "; and lowest, "
@@ -102,6 +101,10 @@ def contact_sheet(
         "square, so that a map tells where, not which pixels.",
         figure=figure,
     )
+
+
+def _part_of_name(text: str) -> str:
+    return file_name(text, most=40, otherwise="concept")
 
 
 def _bare(axes: Axes) -> None:
@@ -122,7 +125,3 @@ def _three(value: float) -> str:
 
 def _told(one: Shown) -> str:
     return f"{one.name} (read {_three(one.read)}, is {one.measured})"
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-")[:40] or "concept"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,11 @@ def to_data_uri(figure: Figure, *, kind: str = "svg", dpi: int = 110) -> str:
     """Return the figure as a data URI of an SVG or PNG."""
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
     return f"data:{mime};base64," + base64.b64encode(to_bytes(figure, kind=kind, dpi=dpi)).decode()
+
+
+def file_name(text: str, *, most: int = 80, otherwise: str = "slide") -> str:
+    """Return a slide's or concept's name as that of a file, cut to ``most``; ``otherwise`` when nothing is left."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:most] or otherwise
 
 
 def short(text: str, most: int = 24) -> str:

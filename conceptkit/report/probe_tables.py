@@ -9,6 +9,9 @@ from conceptkit.report.contents import is_in_sample, networks
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.wording import as_float, groups_word, is_finite, metric_name
 
+_COUNTS = {"rows": "n", "groups": "n_groups", "folds": "folds"}
+"""Column → field of the record's rows that it holds"""
+
 
 def probe_table(record: ProbeRecord) -> Table:
     """Return every layer and concept with all scores of it."""
@@ -54,8 +57,8 @@ def probe_table(record: ProbeRecord) -> Table:
     of = "" if several or not rows else f" Network: {record.rows[0].model}, weights {record.rows[0].weights}."
     of += f" Scores are {next(iter(metrics))}." if len(metrics) == 1 else ""
     of += "" if "AUC" in unasked else " AUC: of the same predictions of classes, with its own 95 % interval."
-    counts = {name: {row[name] for row in rows} for name in ("rows", "groups", "folds") if name not in dropped}
-    shared = {name: values.pop() for name, values in counts.items() if len(values) == 1}
+    counts = {name: {getattr(r, field) for r in record.rows} for name, field in _COUNTS.items() if name not in dropped}
+    shared: dict[str, int] = {name: values.pop() for name, values in counts.items() if len(values) == 1}
     if shared:
         groups = groups_word(record.group, 1 if shared.get("groups") == 1 else 2)
         words = {"rows": "rows", "groups": groups, "folds": "folds"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, file_name, new_figure, short, styled
 from conceptkit.report.wording import number
 
 ACROSS = 3
@@ -150,8 +149,3 @@ def _told(layer: MapLayer) -> str:
     if not np.isfinite(values).any():
         return f"{layer.name} unknown"
     return f"{layer.name} {number(float(np.nanmin(values)))} to {number(float(np.nanmax(values)))}"
-
-
-def file_name(text: str) -> str:
-    """Return a slide's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:80] or "slide"

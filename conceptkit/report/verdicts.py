@@ -21,7 +21,10 @@ from conceptkit.report.contents import (
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
 
 READABLE_ABOVE_CHANCE = 0.05
-"""A discouraged concept is called still readable when a fresh probe scores this much above chance."""
+"""Where no test decides, a concept is called readable when a fresh probe scores this much above chance."""
+
+SIGNIFICANT = 0.05
+"""A p or q below this is called more than chance gives."""
 
 FEW_FOR_LEAKAGE = 10
 """Below so many patients a mean score without an interval settles nothing of what is left."""

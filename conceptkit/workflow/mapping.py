@@ -111,7 +111,7 @@ def _title(name: str) -> str:
 
 def _names(wholes: Sequence[str]) -> dict[str, str]:
     """Return slide → name of its picture: that of the file without suffix, with a number where two are alike."""
-    from conceptkit.report.slide_maps import file_name
+    from conceptkit.report.drawing import file_name
 
     found: dict[str, str] = {}
     for whole in wholes:
