@@ -32,8 +32,12 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def embedded(cache):
-    """The embedded study, generated once."""
+def embedded(cache, tmp_path_factory):
+    """The embedded study, generated once for all processes: it takes longer than most files' tests."""
+    base = tmp_path_factory.getbasetemp()
+    made = ck.embedded_study(cache=base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).table.parent
+    if not (cache / made.name).exists():
+        (cache / made.name).symlink_to(made)
     return ck.embedded_study()
 
 

@@ -401,7 +401,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(plain, study, tmp_path):
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     finished = []
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not finished and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
         finished = list(out.glob("runs/*/run.json"))
@@ -532,7 +532,7 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
     assert {name for name, text in opened.items() if "resnet18" in text} == {c.name for c in found.cells[2:]}
     assert set(json.loads((found.folder / "grid.json").read_text())["networks"]) == {tiny, "resnet18"}
     with_second("resnet18", str(tmp_path / "none.safetensors"))
-    found = run_grid(study, **wanted, out=tmp_path / "one")
+    found = run_grid(study, **wanted, out=tmp_path / "two")  # where the runs of the first network are kept
     assert [c.number for c in found.cells] == ["1", "8"]
     assert any(
         note.startswith("Models R1 and R8 were left out: ") and "none.safetensors" in note for note in found.notes
