@@ -38,7 +38,9 @@ def load_record(folder: str | Path) -> AnyRecord:
     folder = Path(folder)
     path = folder / RECORD_FILE if folder.is_dir() else folder
     if not path.is_file():
-        raise InputError(f"run: {folder} holds no {RECORD_FILE}; name a run folder (probe, guide, attribute and others write one).")
+        raise InputError(
+            f"run: {folder} holds no {RECORD_FILE}; name a run folder (probe, guide, attribute and others write one)."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]
