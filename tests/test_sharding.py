@@ -152,7 +152,7 @@ def cluster():
     distributed = pytest.importorskip("distributed", reason="dask and distributed are not installed")
     with (
         pytest.MonkeyPatch.context() as patch,
-        distributed.LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as started,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0") as started,
     ):
         patch.setenv("OMP_NUM_THREADS", "1")
         yield started
