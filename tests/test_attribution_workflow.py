@@ -27,6 +27,8 @@ from conceptkit.workflow.attributing import round_step
 from conceptkit.workflow.opening import find_study
 
 OPTIONS = {"refits": 10, "permutations": 199, "folds": 3}
+FEWER = {**OPTIONS, "permutations": 49}
+"""Where what is tested is no p"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -205,7 +207,7 @@ def test_the_ends_of_a_contact_sheet_are_of_different_patients():
 
 
 def run(study, checkpoint, tmp_path, **options):
-    given = {"layers": ["mixed10"], "concepts": ["count"], "maps": 0, "model": str(checkpoint), **OPTIONS, **options}
+    given = {"layers": ["mixed10"], "concepts": ["count"], "maps": 0, "model": str(checkpoint), **FEWER, **options}
     return ck.run_attribute(study, out=tmp_path / "run", **given)
 
 

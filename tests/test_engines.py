@@ -113,7 +113,7 @@ def test_a_killed_dask_worker_loses_nothing(tmp_path):
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", local_directory=str(tmp_path)
     ) as cluster:
         jobs = [(k, str(tmp_path / "mark") if k == 2 else None) for k in range(10)]
         found = results(die_once, jobs, Engine("dask", scheduler=cluster.scheduler_address))
@@ -133,7 +133,7 @@ def test_tile_and_measure_on_a_cluster_that_loses_a_worker(shared_data, tmp_path
         shutil.copy(shared_data / "wsi" / "cmu-1-small-region.svs", slides / f"s{k}.svs")
     names, options, killed = ["contrast", "lab_l"], {"export": "h5", "size": 448}, []
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path / "w")
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", local_directory=str(tmp_path / "w")
     ) as cluster:
         monkeypatch.chdir(tmp_path)  # after the workers began: they stand in another folder
         dask = {"engine": "dask", "scheduler": cluster.scheduler_address}

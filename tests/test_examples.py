@@ -77,17 +77,17 @@ def test_the_embedded_study(
         assert title in page
 
 
-def paper_layout(folder: Path) -> list[str]:
+def paper_layout(folder: Path, study: ck.Study) -> list[str]:
     """Write the embedded study's patches as the authors' files: five centers, patients in one split each."""
-    table = ck.embedded_study().load_table()
+    table = study.load_table()
     frame = table.frame
     numbers = {name: k for k, name in enumerate(sorted(frame.center.unique()))}
     lines = []
     with h5py.File(folder / "patches.h5", "w") as patches, h5py.File(folder / "concepts.h5", "w") as concepts:
         for center, number in numbers.items():
-            for p, patient in enumerate(sorted(frame[frame.center == center].patient.unique())[:10]):
+            for p, patient in enumerate(sorted(frame[frame.center == center].patient.unique())[:6]):
                 for label in ("normal", "tumor"):
-                    rows = np.flatnonzero(((frame.patient == patient) & (frame.label == label)).to_numpy())[:3]
+                    rows = np.flatnonzero(((frame.patient == patient) & (frame.label == label)).to_numpy())[:2]
                     if not len(rows):
                         continue
                     entry = f"{label}/level7/centre{number}/patient{number * 100 + p:03d}/node0/patches"
@@ -100,12 +100,12 @@ def paper_layout(folder: Path) -> list[str]:
     return [part for option, file in named.items() for part in (option, str(folder / file))]
 
 
-def test_the_papers_experiment(tmp_path: Path) -> None:
+def test_the_papers_experiment(tmp_path: Path, embedded: ck.Study) -> None:
     script = example("camelyon_experiment")
     small = ["--model", "mini_inception", "--weights", "bundled", "--layer", "mixed2", "--recipe", "ours"]
     small += ["--models", "count", "--epochs", "2", "--seeds", "0", "--permutations", "0"]
     small += ["--out", str(tmp_path / "run")]
-    arguments = [*paper_layout(tmp_path), *small]
+    arguments = [*paper_layout(tmp_path, embedded), *small]
     page = script.main(arguments)
     text = page.read_text(encoding="utf-8")
     for title in ("The main label from concept values alone", "AUC of the main task by network", "Patches of the run"):

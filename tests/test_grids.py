@@ -560,7 +560,7 @@ def test_workers_of_dask_train_the_same(plain, study, tmp_path):
     for path in list((tmp_path / "dask" / "runs").iterdir())[:2]:
         shutil.rmtree(path)
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, local_directory=str(tmp_path)
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0", local_directory=str(tmp_path)
     ) as cluster:
         engine = Engine("dask", scheduler=cluster.scheduler_address)
         same_numbers(run_grid(study, **WANTED, controls=False, out=tmp_path / "dask", engine=engine), plain)

@@ -105,6 +105,19 @@ def test_a_mistake_leaves_an_earlier_run_as_it_was(record, study):
     assert {p: p.read_bytes() for p in record.folder.rglob("*") if p.is_file()} == before
 
 
+def test_the_same_seed_gives_the_same_bytes(record, study, tmp_path):
+    again = ck.run_guide(study, options=OPTIONS, out=tmp_path / "again")
+
+    def text(folder):  # which names its checkpoints by the folder that was given, and holds no time
+        return (folder / "record.json").read_text(encoding="utf-8").replace(str(folder), "RUN")
+
+    assert text(again.folder) == text(record.folder)
+    for name in ("baseline", "guided"):
+        place = Path("checkpoints") / f"{name}-seed0" / "weights.safetensors"
+        assert (again.folder / place).read_bytes() == (record.folder / place).read_bytes()
+    assert weights(record, "guided").keys() != weights(record, "baseline").keys()  # the control: two networks
+
+
 # --- who has a say -----------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
 from conceptkit._checks import InputError
-from conceptkit.patches import load_table
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import check_varying
 from conceptkit.probe.validation import batches, check_activations, held_out, held_out_mlp, make_target, validate
@@ -237,55 +236,3 @@ def test_activations_must_be_finite():
     X[:] = 7.0
     with pytest.raises(InputError, match="activations: mixed10 must vary between rows, all 3 columns are constant"):
         check_varying(X, "mixed10")
-
-
-# Real tissue
-
-
-@pytest.fixture(scope="module")
-def monuseg(shared_data, tmp_path_factory):
-    """Features of MobileNetV2, nuclear area in pixels, patients and centers of the MoNuSeg patches."""
-    from conceptkit.models.activations import read_activations
-    from conceptkit.models.backbones import open_backbone
-
-    folder = tmp_path_factory.mktemp("monuseg")
-    ck.run_measure(shared_data / "monuseg" / "images.csv", out=folder / "table.csv", names=["area_px"])
-    table = load_table(folder / "table.csv")
-    weights = shared_data / "weights" / "mobilenetv2_100.tf_in1k.fp16.safetensors"
-    backbone = open_backbone("mobilenetv2_100", str(weights))
-    X = read_activations(table, backbone, ["blocks.6"], cache=folder, device="cpu")["blocks.6"].astype(float)
-    area = table.concept("area_px").values
-    kept = ~np.isnan(area)
-    return X[kept], area[kept], table.groups("patient")[kept], table.groups("center")[kept]
-
-
-def test_on_real_tissue_what_ignores_patients_flatters(monuseg):
-    """That the score is the independent statement's is tested through the command, on the same patches."""
-    X, y, patients, _ = monuseg
-    assert X.shape[1] == 320
-    assert len(set(patients)) == 30
-    [result] = validate(X, [continuous(y, patients)])
-    assert result.low < result.score < result.high
-    assert result.in_sample > result.patchwise > result.score + 0.1
-
-
-def test_the_known_levels_of_real_tissue(monuseg):
-    """Levels that were found with scikit-learn alone: what flatters, and by how much."""
-    X, y, patients, centers = monuseg
-    model = make_pipeline(StandardScaler(), RidgeCV(alphas=ALPHAS))
-    in_sample = r2_score(y, model.fit(X, y).predict(X))
-    patchwise = r2_score(y, cross_val_predict(model, X, y, cv=KFold(5, shuffle=True, random_state=0)))
-    patientwise = r2_score(y, cross_val_predict(model, X, y, cv=GroupKFold(5), groups=patients))
-    centerwise = r2_score(y, cross_val_predict(model, X, y, cv=GroupKFold(5), groups=centers))
-    assert in_sample == pytest.approx(0.83, abs=0.03)
-    assert patchwise == pytest.approx(0.70, abs=0.03)
-    assert patientwise == pytest.approx(0.51, abs=0.03)
-    assert centerwise == pytest.approx(0.31, abs=0.03)
-
-
-def test_permuted_areas_of_real_tissue_are_not_read(monuseg):
-    X, y, patients, _ = monuseg
-    target = continuous(np.random.default_rng(0).permutation(y), patients)
-    [result] = validate(X, [target], n_resamples=50)
-    assert result.score < 0.03
-    assert result.in_sample > result.score
