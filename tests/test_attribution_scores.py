@@ -309,6 +309,7 @@ def by_shuffles(X, target, G, seed, permutations=59):
     ]
 
 
+@pytest.mark.long
 def test_p_is_uniform_for_concepts_that_have_nothing_to_do_with_the_network():
     sets, small = [], {"width": 8, "each": 12, "groups": 15}
     for seed in range(400):
@@ -319,6 +320,7 @@ def test_p_is_uniform_for_concepts_that_have_nothing_to_do_with_the_network():
     assert all(0.025 <= value <= 0.075 for value in share.values()), share
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 4])
 def test_p_is_uniform_for_concepts_of_whole_groups(classes):
     """As a center is: all patches of a patient have the same, and patients are what is shuffled."""

@@ -46,6 +46,7 @@ def example(name: str):
     return module
 
 
+@pytest.mark.long
 def test_checkerboards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = example("checkerboard").main(["--out", str(tmp_path / "run"), "--sources", "20", "--epochs", "4"])
     assert page.exists()
@@ -100,6 +101,7 @@ def paper_layout(folder: Path, study: ck.Study) -> list[str]:
     return [part for option, file in named.items() for part in (option, str(folder / file))]
 
 
+@pytest.mark.long
 def test_the_papers_experiment(tmp_path: Path, embedded: ck.Study) -> None:
     script = example("camelyon_experiment")
     small = ["--model", "mini_inception", "--weights", "bundled", "--layer", "mixed2", "--recipe", "ours"]

@@ -69,6 +69,7 @@ def same_numbers(one, other):
 # --- which networks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_papers_grid_is_the_papers(embedded):
     cells = outline_grid(embedded, ablate="paper")
     models = [c for c in cells if c.number]
@@ -338,6 +339,7 @@ def test_curves_and_affinities_are_frames(grid):
     assert matrix.loc["center", "center"] < 0  # a discouraged task's step raises its loss
 
 
+@pytest.mark.long
 def test_a_multimodal_control_builds_on_the_single_task_of_its_own_weighting(plain, study, tmp_path, monkeypatch):
     shutil.copytree(plain.folder, tmp_path / "two")
     read = []
@@ -392,6 +394,7 @@ def test_what_the_report_draws_lies_beside_it(grid):
 # --- going on ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_killed_grid_goes_on_to_the_same_table(plain, study, tmp_path):
     out = tmp_path / "killed"
     command = [
@@ -506,6 +509,7 @@ def test_changed_images_and_weights_are_noticed(tmp_path):
         claim(tmp_path, {"images_sha256": first}, {"inception_v3": "a", "resnet50": "c"})
 
 
+@pytest.mark.long
 def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
     """R1 and R8 with something tiny in ResNet50's place; where its weights cannot be had they are left out."""
     tiny = "mini_inception"

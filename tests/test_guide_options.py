@@ -274,6 +274,7 @@ def test_a_machine_that_does_not_know_which_it_is_does_not_wait(study, tmp_path,
         run(study, tmp_path / "run", nodes=2, device="cpu")
 
 
+@pytest.mark.long
 def test_of_two_machines_the_first_writes(study, tmp_path, cache):
     """Two commands as on two machines; each has a folder of its own, so that who has written what can be told."""
     with socket.socket() as free:

@@ -147,6 +147,7 @@ def study(seed, n_groups=30, per_group=10, d=20, icc=0.8, share=0.5):
     return found, plain, 1 - np.mean(reached)
 
 
+@pytest.mark.long
 def test_the_interval_covers_where_the_percentile_bootstrap_does_not():
     runs = [study(seed) for seed in range(100)]
     truth = np.mean([reached for *_, reached in runs])

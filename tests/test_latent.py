@@ -109,6 +109,7 @@ def test_nothing_of_other_rows_enters_the_components():
     assert (first.codes != second.codes).any()  # the control: the others are sorted by what they are
 
 
+@pytest.mark.long
 def test_p_is_small_by_chance_no_more_often_than_it_says():
     found = []
     for seed in range(40):

@@ -127,6 +127,7 @@ def test_torchrun_finishes_what_is_left_and_lists_what_is_bad(table, single, tmp
     assert not broken.exists()
 
 
+@pytest.mark.long
 def test_a_mistake_of_one_rank_is_told_once_and_work_is_kept(table, single, tmp_path):
     for i in range(N):
         (tmp_path / f"{i:02d}.jpg").write_bytes((table.parent / f"{i:02d}.jpg").read_bytes())

@@ -347,6 +347,7 @@ def test_two_processes_learn_what_one_learns():
         assert together == pytest.approx(alone, rel=1e-3, nan_ok=True)
 
 
+@pytest.mark.long
 def test_a_mistake_in_one_of_several_processes_is_a_sentence():
     def spoil(X, targets, rows):
         X[rows["train"][3]] = float("nan")
