@@ -199,6 +199,20 @@ def test_levels_held_out_in_turn():
     assert row.leave_out == "leave_out"
 
 
+def test_a_class_of_one_level_alone_cannot_be_read_where_that_is_left_out():
+    X, y, center, groups = confounded()
+    site = np.where(center == "A", "lung", np.where(X[:, 0] > np.median(X[:, 0]), "skin", "colon"))
+    concepts = {"center": center, "site": site, "high": np.where(X[:, 0] > 0, "yes", "no")}
+    rows = probed(X, concepts, groups, leave_out=center, permutations=0).rows
+    found = {row.concept: row for row in rows}
+    assert found["center"].score_leave_out is None
+    assert found["site"].score_leave_out is None
+    assert found["site"].notes[-1] == (
+        "leave-out leave_out: not estimable (class lung has rows in A alone, and is unknown where that is left out)"
+    )
+    assert found["high"].score_leave_out is not None  # the control
+
+
 def test_groups_on_both_sides_of_a_held_out_level_are_said():
     X, y, center, groups = confounded()
     apart = probed(X, {"count": y}, groups, leave_out=center, permutations=0).rows[0]

@@ -287,10 +287,24 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tup
         splits = leave_out_folds(levels[part[0].rows][there].astype(str), name)
         predicted = held_out(X[there], kept, alphas=asked.alphas, splits=splits)
         both = _on_both_sides(kept[0].groups, levels[part[0].rows][there].astype(str), name)
-        out += [(target.score(p), both) for target, p in zip(kept, predicted, strict=True)]
+        for target, p in zip(kept, predicted, strict=True):
+            alone = _in_one_level(target, levels[part[0].rows][there].astype(str))
+            score = None if alone else target.score(p)
+            out.append((score, f"leave-out {name}: not estimable ({alone})" if alone else both))
     except InputError as error:
         out += [(None, f"leave-out {name}: not estimable ({error})")] * len(part)
     return out
+
+
+def _in_one_level(target: Target, levels: NDArray[Any]) -> str | None:
+    """Return a sentence where a class has rows in one level alone: with that level left out nothing knows of it."""
+    if target.kind == "continuous":
+        return None
+    for number, label in enumerate(target.classes):
+        own = np.unique(levels[target.y == number])
+        if len(own) == 1:
+            return f"class {label} has rows in {own[0]} alone, and is unknown where that is left out"
+    return None
 
 
 def _on_both_sides(groups: NDArray[np.intp] | None, levels: NDArray[Any], name: str) -> str | None:
