@@ -200,7 +200,7 @@ def test_levels_held_out_in_turn():
 
 
 def test_a_class_of_one_level_alone_cannot_be_read_where_that_is_left_out():
-    X, y, center, groups = confounded()
+    X, _y, center, groups = confounded()
     site = np.where(center == "A", "lung", np.where(X[:, 0] > np.median(X[:, 0]), "skin", "colon"))
     concepts = {"center": center, "site": site, "high": np.where(X[:, 0] > 0, "yes", "no")}
     rows = probed(X, concepts, groups, leave_out=center, permutations=0).rows
