@@ -7,19 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from conceptkit._checks import InputError
 from conceptkit.guide.prefix import Pooled, cached, split
 from conceptkit.models.backbones import Backbone, Preprocessing
-from conceptkit.models.folding import folded
 from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import choose_device
 from conceptkit.patches import Pixels
 
 CACHES = ("exact", "fast", "off")
-"""What is kept of the frozen part's output: all of it (float32), half of its digits (float16, from a network whose
-normalisations are folded), or nothing"""
+"""What is kept of the frozen part's output: all of it (float32), half of its digits (float16), or nothing"""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,6 @@ def prepare_inputs(
         return _of_pixels(model, whole, backbone.preprocessing, batch_size)
     where = choose_device(device)
     prefix = parts[0].to(where).eval()
-    if cache == "fast":
-        prefix = _quickened(prefix)
     collected: list[list[Tensor]] = []
     scales: list[list[Tensor]] = []
     for batch in pixels:
@@ -111,17 +107,6 @@ def prepare_inputs(
             scales.append([scale for _, scale in halves])
         collected.append(kept)
     return Inputs(_joined(collected), parts[1], scales=_joined(scales) if scales else None)
-
-
-def _quickened(prefix: nn.Module) -> nn.Module:
-    """Return a copy of a cut prefix with normalisations folded: its last digits change, which float16 does not keep.
-
-    A network that is frozen whole is left as it is: its heads may read layers that folding would change.
-    """
-    if not isinstance(prefix, fx.GraphModule):
-        return prefix
-    quick: nn.Module = folded(prefix)[0].to(memory_format=torch.channels_last)
-    return quick
 
 
 def _pass(
