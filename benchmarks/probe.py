@@ -9,6 +9,7 @@ that others use too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import resource
 import subprocess
@@ -250,7 +251,8 @@ def study(quick: bool) -> None:
     given = {f"layer{i}": X for i in range(layers)}
     for networks in (RANDOM_NETWORKS, 1):
         baselines = {"pixels": pixels, "random_network": untrained[:networks]}
-        seconds, _ = timed(lambda b=baselines: ck.probe_arrays(given, concepts, groups, baseline_features=b))  # type: ignore[misc]
+        probing = functools.partial(ck.probe_arrays, given, concepts, groups, baseline_features=baselines)
+        seconds, _ = timed(probing)
         every = seconds * 11 / layers
         report(
             f"11 layers × 6 concepts, {networks} random networks ({layers} layers: {seconds:.0f} s)",
