@@ -42,21 +42,21 @@ def test_errors_of_left_out_groups_are_those_of_the_loop(shape, way, monkeypatch
         monkeypatch.setattr(alpha_module, "_dearer", lambda s, r, a: way == "normal equations")
     X, Y, groups = draw(*shape)
     expected = np.array([(left_out(X, Y, groups, alpha) ** 2).sum(0) for alpha in ALPHAS])
-    found = left_out_error(factorise(X), Y, groups, ALPHAS)
+    found = left_out_error(factorise(X).response(Y), groups, ALPHAS)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
-    chosen, _ = choose_alpha(factorise(X), Y, groups)
+    chosen, _ = choose_alpha(factorise(X).response(Y), groups)
     np.testing.assert_array_equal(chosen, ALPHAS[expected.argmin(0)])
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_without_groups_each_row_is_left_out(shape):
     X, Y, _ = draw(*shape)
-    basis, rows = factorise(X), np.arange(len(X))
+    response, rows = factorise(X).response(Y), np.arange(len(X))
     np.testing.assert_allclose(
-        left_out_error(basis, Y, None, ALPHAS), left_out_error(basis, Y, rows, ALPHAS), rtol=1e-10
+        left_out_error(response, None, ALPHAS), left_out_error(response, rows, ALPHAS), rtol=1e-10
     )
     expected = [(left_out(X, Y, rows, alpha) ** 2).sum(0) for alpha in ALPHAS[::6]]
-    np.testing.assert_allclose(left_out_error(basis, Y, None, ALPHAS[::6]), expected, rtol=1e-8)
+    np.testing.assert_allclose(left_out_error(response, None, ALPHAS[::6]), expected, rtol=1e-8)
 
 
 def test_many_groups_of_many_sizes(monkeypatch):
@@ -65,7 +65,7 @@ def test_many_groups_of_many_sizes(monkeypatch):
     groups = np.repeat(np.arange(30), rng.integers(1, 9, 30))
     X, Y = rng.normal(size=(len(groups), 9)), rng.normal(size=(len(groups), 2))
     rows = rng.permutation(len(groups))
-    found = deleted_residuals(factorise(X[rows]), Y[rows], groups[rows], np.array([1.0, 100.0]))
+    found = deleted_residuals(factorise(X[rows]).response(Y[rows]), groups[rows], np.array([1.0, 100.0]))
     for t, value in enumerate((1.0, 100.0)):
         np.testing.assert_allclose(found[:, t], left_out(X[rows], Y[rows], groups[rows], value)[:, t], rtol=1e-9)
 
@@ -73,14 +73,14 @@ def test_many_groups_of_many_sizes(monkeypatch):
 def test_on_a_tie_the_larger_penalty_is_taken():
     X, Y, groups = draw(20, 5)
     X[:] = 1.0  # constant columns: every penalty predicts the mean
-    chosen, _ = choose_alpha(factorise(X), Y, groups)
+    chosen, _ = choose_alpha(factorise(X).response(Y), groups)
     np.testing.assert_array_equal(chosen, np.full(2, ALPHAS[-1]))
 
 
 def test_one_group_cannot_be_left_out():
     X, Y, _ = draw(20, 5)
     with pytest.raises(InputError, match="at least 2 groups in a training part, it has 1"):
-        choose_alpha(factorise(X), Y, np.zeros(20, dtype=int))
+        choose_alpha(factorise(X).response(Y), np.zeros(20, dtype=int))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -14,7 +14,7 @@ from conceptkit._checks import InputError
 from conceptkit.probe import ridge
 from conceptkit.probe.crossfit import cross_predict_at
 from conceptkit.probe.folds import inner_folds, leave_out_folds, make_folds
-from conceptkit.probe.ridge import ALPHAS, column_scale, factorise, row_moments, training_moments
+from conceptkit.probe.ridge import ALPHAS, column_scale, factorise, part_moments, row_moments, training_moments
 
 SHAPES = {"primal": (60, 12), "square": (25, 25), "dual": (20, 70)}
 
@@ -90,7 +90,7 @@ def test_a_column_that_varies_in_the_held_out_part_alone_is_constant_in_training
     X[50:, 3] = np.arange(10)
     splits = make_folds(60, None, 6)
     train, test = splits[-1]
-    *_, moments = training_moments(X, splits)
+    *_, moments = training_moments(part_moments(X, splits))
     expected = reference(1.0).fit(X[train], Y[train]).predict(X[test])
     found = factorise(X, train, moments).fit(Y[train], np.ones(3)).predict(test)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -108,7 +108,7 @@ def test_moments_of_parts_are_those_of_the_whole(offset, monkeypatch):
     # Centring block by block keeps the digits that a mean of 10⁶ would cost raw squares: 1e-4 of a variance of 1.
     np.testing.assert_allclose(found.scatter, np.cov(X[rows].T, bias=True) * 47, rtol=1e-8, atol=1e-7)
     splits = make_folds(53, None, 4)
-    for (train, _), part in zip(splits, training_moments(X, splits), strict=True):
+    for (train, _), part in zip(splits, training_moments(part_moments(X, splits)), strict=True):
         np.testing.assert_allclose(part.scatter, np.cov(X[train].T, bias=True) * len(train), rtol=1e-8, atol=1e-7)
 
 

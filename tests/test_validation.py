@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
 from conceptkit._checks import InputError
+from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import check_varying
 from conceptkit.probe.validation import batches, check_activations, held_out, held_out_mlp, make_target, validate
@@ -164,6 +165,20 @@ def test_classes():
     # One score of 180 rows strays from chance by 0.05 as a rule, the mean of five by half of it.
     assert np.mean(null) == pytest.approx(0.5, abs=0.07)
     assert max(null) < result.score
+
+
+def test_random_concepts_are_read_as_columns_of_their_own_would_be():
+    X, y, groups = clustered()
+    targets = [continuous(y, groups), continuous(np.round(y) % 3, groups, "other")]
+    results = validate(X, targets, n_resamples=50, controls=True, seed=3)
+    assert abs(targets[0].icc - targets[1].icc) > 0.1
+    for target, result in zip(targets, results, strict=True):
+        drawn = [continuous(column, groups) for column in random_concepts(target, RANDOM_CONCEPTS, 3).T]
+        scores = [t.score(p) for t, p in zip(drawn, held_out(X, drawn), strict=True)]
+        assert result.random_concept == pytest.approx(np.mean(scores), abs=1e-9)
+        shuffled = [continuous(column, groups) for column in shuffled_values(target, SHUFFLES, 3).T]
+        scores = [t.score(p) for t, p in zip(shuffled, held_out(X, shuffled), strict=True)]
+        assert result.shuffled == pytest.approx(np.mean(scores), abs=1e-9)
 
 
 def test_the_perceptron_reads_what_is_not_linear():

@@ -116,9 +116,9 @@ def fit_concept(X: NDArray[Any], target: Target, confounders: Floats | None = No
     """
     if target.kind == "continuous":
         columns = target.columns
-        basis = factorise(X)
-        alpha, _ = choose_alpha(basis, columns, target.groups, ALPHAS)
-        W, intercepts = basis.fit(columns, alpha).coefficients()
+        response = factorise(X).response(columns)
+        alpha, _ = choose_alpha(response, target.groups, ALPHAS)
+        W, intercepts = response.fit(alpha).coefficients()
         classes: tuple[str | None, ...] = (None,)
         penalty = float(alpha[0])
     else:

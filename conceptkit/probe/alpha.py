@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.ridge import ALPHAS, Eigenbasis
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Response
 
 _ROWS_AT_ONCE = 512
 
@@ -18,16 +18,16 @@ _SYRK_FROM = 32
 
 
 def choose_alpha(
-    basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS
+    response: Response, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS, mix: Floats | None = None
 ) -> tuple[Floats, Floats]:
     """Choose the penalty of each target by leave-one-group-out error inside the training part.
 
     Parameters
     ----------
-    basis : the factorised training part
-    Y : (n, t) training targets
+    response : the t targets of a training part
     groups : (n,) group numbers of the training rows; ``None``: each row is left out by itself
     alphas : (a,) penalties to choose from
+    mix : (t, t') instead of the targets, combinations of them
 
     Returns
     -------
@@ -38,13 +38,15 @@ def choose_alpha(
     InputError
         when all rows are of one group, so that none can be left out
     """
-    error = left_out_error(basis, Y, groups, alphas)
+    error = left_out_error(response, groups, alphas, mix)
     order = np.argsort(-alphas, kind="stable")
     chosen: Floats = alphas[order][error[order].argmin(0)]
     return chosen, error
 
 
-def left_out_error(basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats) -> Floats:
+def left_out_error(
+    response: Response, groups: NDArray[np.intp] | None, alphas: Floats, mix: Floats | None = None
+) -> Floats:
     """Return the sums of squared errors (a, t) of left-out rows, had each group been left out of the fit.
 
     Nothing is fitted again. With an unpenalised intercept and columns standardised by the whole training part, the
@@ -52,29 +54,29 @@ def left_out_error(basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None
     (I − H_gg)⁻¹ e_g of its ordinary errors e_g. A group of more rows than coordinates is left out of the r × r normal
     equations instead.
     """
-    error = np.zeros((len(alphas), Y.shape[1]))
-    for _, errors in _each_left_out(basis, Y, groups, alphas):
+    error = np.zeros((len(alphas), len(response.mean) if mix is None else mix.shape[1]))
+    for _, errors in _each_left_out(response, groups, alphas):
+        errors = errors if mix is None else errors @ mix  # an error is as linear in the target as the fit is
         error += np.einsum("akt,akt->at", errors, errors)
     return error
 
 
-def deleted_residuals(basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alpha: Floats) -> Floats:
+def deleted_residuals(response: Response, groups: NDArray[np.intp] | None, alpha: Floats) -> Floats:
     """Return the error (n, t) of each training row had its group been left out, each target at its penalty (t,)."""
-    out = np.empty_like(Y)
+    out = np.empty_like(response.centred)
     for value in np.unique(alpha):
         at = np.flatnonzero(alpha == value)
-        for rows, errors in _each_left_out(basis, Y[:, at], groups, np.array([value])):
+        for rows, errors in _each_left_out(response.only(at), groups, np.array([value])):
             out[np.ix_(rows, at)] = errors[0]
     return out
 
 
 def _each_left_out(
-    basis: Eigenbasis, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats
+    response: Response, groups: NDArray[np.intp] | None, alphas: Floats
 ) -> Iterator[tuple[NDArray[np.intp], Floats]]:
     """Yield positions in the training part (k,) with their left-out errors (a, k, t), every row once."""
-    n, r = len(Y), len(basis.spectrum)
-    centred = Y - Y.mean(0)
-    M = basis.moments(centred)
+    basis, centred, M = response.basis, response.centred, response.moments
+    n, r = len(centred), len(basis.spectrum)
     shrink = 1.0 / (basis.spectrum + alphas[:, None])  # (a, r)
     if groups is None:
         for start in range(0, n, _ROWS_AT_ONCE):
@@ -132,16 +134,37 @@ def _small_left_out(
         there[i, : len(rows)] = True
     A[there] = flat
     # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
-    constant = np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
-    rooted = np.empty_like(A)
+    kept = np.eye(most) - np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
+    leverage = _leverages(A, np.sqrt(shrink))
+    whole = bool(there.all())
     out = np.empty((len(shrink), len(together), t))
     for i, s in enumerate(shrink):
-        np.multiply(A, np.sqrt(s), out=rooted)
-        # NumPy takes syrk, half the work, for single products only; with small systems the calls would cost more.
-        H = np.stack([R @ R.T for R in rooted]) if most >= _SYRK_FROM else rooted @ rooted.transpose(0, 2, 1)
-        H += constant
-        errors[there] = centred[together] - flat @ (M * s[:, None])  # one large product, not one for each group
-        out[i] = np.linalg.solve(np.eye(most) - H, errors)[there]
+        left = centred[together] - flat @ (M * s[:, None])  # one large product, not one for each group
+        if whole:
+            errors = left.reshape(errors.shape)
+        else:
+            errors[there] = left
+        solved = np.linalg.solve(kept - leverage[i], errors)
+        out[i] = solved.reshape(left.shape) if whole else solved[there]
+    return out
+
+
+def _leverages(A: Floats, roots: Floats) -> Floats:
+    """Return A diag(root²) Aᵀ (a, groups, k, k) of each group's coordinates (groups, k, r) and each penalty (a, r)."""
+    out = np.empty((len(roots), len(A), A.shape[1], A.shape[1]))
+    if A.shape[1] < _SYRK_FROM:
+        rooted = np.empty_like(A)
+        for i, root in enumerate(roots):
+            np.multiply(A, root, out=rooted)
+            np.matmul(rooted, rooted.transpose(0, 2, 1), out=out[i])
+        return out
+    # NumPy takes syrk, half the work, for single products only; with small systems the calls would cost more. One group
+    # at a time stays in the processor's cache.
+    scaled = np.empty_like(A[0])
+    for g, of_group in enumerate(A):
+        for i, root in enumerate(roots):
+            np.multiply(of_group, root, out=scaled)
+            np.matmul(scaled, scaled.T, out=out[i, g])
     return out
 
 

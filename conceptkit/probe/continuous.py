@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.intervals import Interval, r2_interval
 from conceptkit.evaluate.scores import Floats, r2
 from conceptkit.probe.alpha import choose_alpha
-from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
+from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, part_weights, random_parts, shuffled_values
 from conceptkit.probe.crossfit import (
     cross_predict_at,
     deleted_errors,
@@ -79,32 +79,30 @@ def validate_continuous(
     """Probe continuous concepts on the same rows; see :func:`conceptkit.probe.validation.validate`."""
     t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
     Y = values_of(targets)
-    made_up = []
-    if controls:
-        made_up += [shuffled_values(target, SHUFFLES, seed) for target in targets]
-        made_up += [random_concepts(target, RANDOM_CONCEPTS, seed) for target in targets]
-    every = np.concatenate([Y, *made_up], axis=1)
+    columns, mix = _with_controls(targets, seed) if controls else (Y, None)
     units = jackknife_units(clusters)
     tests = permutation_tests(targets, permutations, alphas, seed)
 
     def work(basis: Eigenbasis, split: Split) -> _Fold:
-        reading = read_fold(basis, split, every, groups, alphas)
+        reading = read_fold(basis, split, columns, groups, alphas, mix)
         own = reading.first(t)
         return _Fold(
             test=reading.test,
             predicted=reading.predicted,
             alpha=own.alpha,
-            weights=basis.weights(own.fit.c),
+            weights=basis.weights(own.response.fit(own.alpha).c),
             deleted=deleted_errors(own, split, Y, units),
             permuted=tests.in_fold(basis, split),
         )
 
     def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
-        alpha, _ = choose_alpha(whole, Y, groups, alphas)
-        by_patch = alpha if groups is None else choose_alpha(whole, Y, None, alphas)[0]
-        return alpha, by_patch, whole.fit(Y, alpha).predict(np.arange(len(Y)))
+        response = whole.response(Y)
+        alpha, _ = choose_alpha(response, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
+        return alpha, by_patch, response.fit(alpha).predict(np.arange(len(Y)))
 
     parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
+    every = columns if mix is None else columns @ mix
     predicted = np.empty_like(every)
     for part in parts:
         predicted[part.test] = part.predicted
@@ -136,3 +134,20 @@ def validate_continuous(
         random_concept=scores[t * SHUFFLES :].reshape(t, -1).mean(1) if controls else nothing,
         tested=tests.finish(X, splits, [part.permuted for part in parts]),
     )
+
+
+def _with_controls(targets: Sequence[Target], seed: int) -> tuple[Floats, Floats]:
+    """Return columns (n, c) and their combinations (c, t'): targets, shuffles of each, random concepts of each.
+
+    The targets' random concepts differ in how much of them is of the group, not in what they are made of.
+    """
+    shuffled = [shuffled_values(target, SHUFFLES, seed) for target in targets]
+    columns = np.concatenate([values_of(targets), *shuffled, *random_parts(targets[0], RANDOM_CONCEPTS, seed)], axis=1)
+    given = len(targets) * (1 + SHUFFLES)
+    mix = np.zeros((columns.shape[1], given + len(targets) * RANDOM_CONCEPTS))
+    mix[:given, :given] = np.eye(given)
+    for i, target in enumerate(targets):
+        at = given + i * RANDOM_CONCEPTS
+        draws = [np.eye(RANDOM_CONCEPTS) * weight for weight in part_weights(target)]
+        mix[given:, at : at + RANDOM_CONCEPTS] = np.concatenate(draws)
+    return columns, mix

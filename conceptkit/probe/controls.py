@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,19 +30,35 @@ def random_concepts(target: Target, draws: int, seed: int) -> NDArray[Any]:
     -------
     (n, draws) values, or class numbers
     """
-    rng = np.random.default_rng([seed, 1])
-    n, icc = len(target.y), target.icc
-    rho = min(max(icc, 0.0), 1.0) if np.isfinite(icc) else 0.0
-    clusters, g = target.clusters, target.n_groups
     if target.kind == "continuous":
-        shared = rng.normal(size=(g, draws))[clusters]
-        own = rng.normal(size=(n, draws))
-        continuous: Floats = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+        of_group, own = random_parts(target, draws, seed)
+        weight, other = part_weights(target)
+        continuous: Floats = weight * of_group + other * own
         return continuous
+    rng = np.random.default_rng([seed, 1])
+    n, clusters, g = len(target.y), target.clusters, target.n_groups
+    rho = _share_of_groups(target)
     share = np.bincount(target.y.astype(np.intp), minlength=target.n_classes) / n
-    of_group = rng.choice(target.n_classes, size=(g, draws), p=share)[clusters]
+    of_groups: NDArray[Any] = rng.choice(target.n_classes, size=(g, draws), p=share)[clusters]
     alone = rng.choice(target.n_classes, size=(n, draws), p=share)
-    return np.where(rng.random((n, draws)) < np.sqrt(rho), of_group, alone)
+    return np.where(rng.random((n, draws)) < np.sqrt(rho), of_groups, alone)
+
+
+def random_parts(target: Target, draws: int, seed: int) -> tuple[Floats, Floats]:
+    """Draw u_g and ε (n, draws) of continuous random concepts: the same for all targets on the same rows and groups."""
+    rng = np.random.default_rng([seed, 1])
+    of_group = rng.normal(size=(target.n_groups, draws))[target.clusters]
+    return of_group, rng.normal(size=(len(target.y), draws))
+
+
+def part_weights(target: Target) -> tuple[float, float]:
+    """Return √ρ and √(1 − ρ), by which a target's random concepts are made of these parts."""
+    rho = _share_of_groups(target)
+    return math.sqrt(rho), math.sqrt(1.0 - rho)
+
+
+def _share_of_groups(target: Target) -> float:
+    return min(max(target.icc, 0.0), 1.0) if np.isfinite(target.icc) else 0.0
 
 
 def shuffled_values(target: Target, draws: int, seed: int) -> NDArray[Any]:

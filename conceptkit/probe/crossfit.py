@@ -17,9 +17,11 @@ from conceptkit.probe.alpha import choose_alpha, deleted_residuals
 from conceptkit.probe.ridge import (
     Eigenbasis,
     Moments,
-    RidgeFit,
+    Response,
     Split,
     factorise,
+    gathered,
+    part_moments,
     part_products,
     predict_at,
     training_moments,
@@ -48,15 +50,21 @@ def _in_threads(jobs: Iterable[Callable[[], T]]) -> list[T]:
 
 
 def _fold_jobs(
-    X: NDArray[Any], splits: Sequence[Split], one: Callable[[Split, Moments | None], T]
+    splits: Sequence[Split], parts: Sequence[Moments] | None, one: Callable[[Split, Moments | None], T]
 ) -> Iterator[Callable[[], T]]:
-    for split, moments in zip(splits, training_moments(X, splits), strict=True):
-        yield functools.partial(one, split, moments)
+    moments = [None] * len(splits) if parts is None else training_moments(parts)
+    for split, of_split in zip(splits, moments, strict=True):
+        yield functools.partial(one, split, of_split)
+
+
+def _whole(X: NDArray[Any], parts: Sequence[Moments] | None) -> Eigenbasis:
+    return factorise(X, moments=None if parts is None else gathered(parts))
 
 
 def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
     """Return ``work(basis, split)`` for each fold, ``basis`` being the factorised training part."""
-    return _in_threads(_fold_jobs(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split)))
+    parts = part_moments(X, splits)
+    return _in_threads(_fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split)))
 
 
 def each_fold_and_all(
@@ -69,10 +77,11 @@ def each_fold_and_all(
 
     Five folds and all rows fill two, three or six cores, five folds and then all rows do not.
     """
-    folds = _fold_jobs(X, splits, lambda split, moments: work(factorise(X, split[0], moments), split))
-    last: list[Callable[[], Any]] = [lambda: of_all(factorise(X))]
-    *parts, whole = _in_threads(itertools.chain(folds, last))
-    return parts, whole
+    parts = part_moments(X, splits)
+    folds = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
+    last: list[Callable[[], Any]] = [lambda: of_all(_whole(X, parts))]
+    *each, whole = _in_threads(itertools.chain(folds, last))
+    return each, whole
 
 
 def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
@@ -80,11 +89,11 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
 
     Products of rows and targets are gathered once per held-out part, and each training part's are sums of these.
     """
+    moments_of = part_moments(X, splits)
     out = np.full(Y.shape, np.nan)
     level = Y.mean(0)
     centred = Y - level  # products with centred rows keep their digits
-    dual = any(len(train) < X.shape[1] for train, _ in splits)
-    parts = [] if dual else [part_products(X, test, centred) for _, test in splits]
+    parts = [] if moments_of is None else [part_products(X, test, centred) for _, test in splits]
 
     def one(split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
         train, test = split
@@ -96,7 +105,7 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
                 products += part.products + np.outer(part.mean - moments.mean, part.total)
         return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
-    for test, predicted in _in_threads(_fold_jobs(X, splits, one)):
+    for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one)):
         out[test] = predicted
     return out
 
@@ -110,22 +119,30 @@ class FoldReading:
     """(len(test), t)"""
     alpha: Floats
     """(t,) penalties chosen inside the training part"""
-    fit: RidgeFit
+    response: Response
 
     def first(self, t: int) -> FoldReading:
         """Return the reading of the first ``t`` targets."""
-        fit = RidgeFit(self.fit.basis, self.fit.target_mean[:t], self.fit.c[:, :t])
-        return FoldReading(self.test, self.predicted[:, :t], self.alpha[:t], fit)
+        return FoldReading(self.test, self.predicted[:, :t], self.alpha[:t], self.response.only(slice(t)))
 
 
 def read_fold(
-    basis: Eigenbasis, split: Split, Y: Floats, groups: NDArray[np.intp] | None, alphas: Floats
+    basis: Eigenbasis,
+    split: Split,
+    Y: Floats,
+    groups: NDArray[np.intp] | None,
+    alphas: Floats,
+    mix: Floats | None = None,
 ) -> FoldReading:
-    """Fit targets Y (rows, t) on a training part, each penalty chosen inside it, and predict the held-out part."""
+    """Fit targets Y (rows, t) on a training part, each penalty chosen inside it, and predict the held-out part.
+
+    With ``mix`` (t, t') the combinations Y @ mix are what is read: many of few columns cost little more than the few.
+    """
     train, test = split
-    alpha, _ = choose_alpha(basis, Y[train], None if groups is None else groups[train], alphas)
-    fit = basis.fit(Y[train], alpha)
-    return FoldReading(test, fit.predict(test), alpha, fit)
+    response = basis.response(Y[train])
+    alpha, _ = choose_alpha(response, None if groups is None else groups[train], alphas, mix)
+    response = response if mix is None else response.mixed(mix)
+    return FoldReading(test, response.fit(alpha).predict(test), alpha, response)
 
 
 def cross_predict(
@@ -168,19 +185,21 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     units : (rows,) numbers 0 … u − 1
     """
     train, test = split
-    basis, alpha = reading.fit.basis, reading.alpha
+    basis, alpha = reading.response.basis, reading.alpha
     n_units = int(units.max()) + 1
-    left = deleted_residuals(basis, Y[train], units[train], alpha)  # (n, t)
+    left = deleted_residuals(reading.response, units[train], alpha)  # (n, t)
     error = Y[test] - reading.predicted
     out = np.empty((n_units, Y.shape[1]))
     other = units[test][:, None] != np.arange(n_units)  # rows of the unit itself are deleted too
     held = basis.coordinates(test)
     present = np.zeros((n_units, len(train)))
     present[units[train], np.arange(len(train))] = 1.0
-    pulled = [np.zeros((n_units, len(basis.spectrum))) for _ in alpha]
+    pulled = np.zeros((len(alpha), n_units, len(basis.spectrum)))
     for at, A in basis.blocks(train):
-        for t in range(len(alpha)):
-            pulled[t] += (present[:, at] * left[at, t]) @ A
+        of_block = units[train][at]
+        for unit in np.unique(of_block):
+            rows = np.flatnonzero(of_block == unit)
+            pulled[:, unit] += left[at][rows].T @ A[rows]
     for t, value in enumerate(alpha):
         shift = held @ (pulled[t] / (basis.spectrum + value)).T + (present @ left[:, t]) / len(train)
         out[:, t] = (((error[:, t, None] + shift) ** 2) * other).sum(0)

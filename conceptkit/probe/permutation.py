@@ -115,7 +115,8 @@ def row_losses(
         M += block.reshape(c * b, -1) @ basis.coordinates(rows).astype(np.float32)
     mean = first / n
     alpha = _by_gcv(M, second - n * mean**2, basis.spectrum, owner, alphas, n)  # (c, b)
-    M /= basis.spectrum.astype(np.float32) + alpha.reshape(-1, 1).astype(np.float32)
+    for solutions, penalty in zip(M.reshape(c, b, -1), alpha.astype(np.float32), strict=True):
+        solutions /= basis.spectrum.astype(np.float32) + penalty[:, None]
     if groups is not None:
         mean[:] = 0.0
     loss = np.zeros((c, b))
@@ -139,8 +140,9 @@ def _by_gcv(
 ) -> Floats:
     """Return penalties (c, b) of least RSS / (n − 1 − tr H)², the columns of a target sharing theirs."""
     s = 1.0 / (spectrum + alphas[:, None])  # (a, r)
-    explained = (M * M) @ (2 * s - spectrum * s**2).T.astype(np.float32)  # (c·b, a)
-    residual = total[:, :, None] - explained.reshape(*total.shape, -1)
+    explains = (2 * s - spectrum * s**2).T.astype(np.float32)
+    explained = np.stack([(m * m) @ explains for m in M.reshape(*total.shape, -1)])
+    residual = total[:, :, None] - explained
     freedom = np.maximum(n - 1 - (spectrum * s).sum(1), 1e-9 * n)
     score = _by_owner(np.maximum(residual, 0.0), owner) / freedom**2  # (t, b, a)
     order = np.argsort(-alphas, kind="stable")
@@ -191,11 +193,12 @@ def group_losses(
             some = orders[start : start + step]
             Y = means[some].transpose(1, 0, 2).reshape(len(means), -1)  # (g, b·c)
             k = len(some)
-            error = left_out_error(basis, Y[train], None, alphas).reshape(len(alphas), k, -1)
+            response = basis.response(Y[train])
+            error = left_out_error(response, None, alphas).reshape(len(alphas), k, -1)
             pooled = _by_owner(error.transpose(2, 0, 1), owner)  # (t, a, k)
             order = np.argsort(-alphas, kind="stable")
             alpha = alphas[order][pooled[:, order].argmin(1)]  # (t, k)
-            fit = basis.fit(Y[train], alpha[owner].T.ravel())
+            fit = response.fit(alpha[owner].T.ravel())
             read = fit.predict(test) - fit.target_mean
             loss = (read * (read - 2 * (Y[test] - fit.target_mean))).sum(0).reshape(k, -1)
             out[start : start + step] += _by_owner(loss.T, owner).T

@@ -13,7 +13,7 @@ from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import choose_alpha, deleted_residuals
 from conceptkit.probe.crossfit import mean_cosine
 from conceptkit.probe.folds import make_folds
-from conceptkit.probe.ridge import ALPHAS, RidgeFit, factorise
+from conceptkit.probe.ridge import ALPHAS, Response, factorise
 
 
 def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
@@ -61,15 +61,14 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         Y: Floats = np.asarray(checked[1], dtype=np.float64).reshape(len(A), -1)
         alphas = ALPHAS if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
         numbers = group_numbers(groups)
-        basis = factorise(A)
-        alpha, _ = choose_alpha(basis, Y, numbers, alphas)
-        fit = basis.fit(Y, alpha)
-        weights, intercept = fit.coefficients()
+        response = factorise(A).response(Y)
+        alpha, _ = choose_alpha(response, numbers, alphas)
+        weights, intercept = response.fit(alpha).coefficients()
         single = np.ndim(checked[1]) == 1
         self.coef_ = weights[:, 0] if single else weights.T
         self.intercept_ = float(intercept[0]) if single else intercept
         self.alpha_ = float(alpha[0]) if single else alpha
-        cosine = _fold_cosine(fit, Y, alpha, numbers, self.folds)
+        cosine = _fold_cosine(response, alpha, numbers, self.folds)
         self.cosine_ = float(cosine[0]) if single else cosine
         length = np.linalg.norm(self.coef_, axis=-1, keepdims=True)
         self.direction_ = np.divide(self.coef_, length, out=np.zeros_like(self.coef_), where=length > 0)
@@ -96,19 +95,20 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         return tags
 
 
-def _fold_cosine(fit: RidgeFit, Y: Floats, alpha: Floats, groups: NDArray[np.intp] | None, folds: int) -> Floats:
+def _fold_cosine(response: Response, alpha: Floats, groups: NDArray[np.intp] | None, folds: int) -> Floats:
     """Return the mean cosine (t,) between the directions without each fold, in closed form at the same penalties."""
-    available = len(Y) if groups is None else int(groups.max()) + 1
+    n, t = response.centred.shape
+    available = n if groups is None else int(groups.max()) + 1
     if min(folds, available) < 2:
-        return np.full(Y.shape[1], np.nan)
-    basis = fit.basis
-    part = np.empty(len(Y), dtype=np.intp)
-    for k, (_, test) in enumerate(make_folds(len(Y), groups, min(folds, available))):
+        return np.full(t, np.nan)
+    basis, c = response.basis, response.fit(alpha).c
+    part = np.empty(n, dtype=np.intp)
+    for k, (_, test) in enumerate(make_folds(n, groups, min(folds, available))):
         part[test] = k
-    left = deleted_residuals(basis, Y, part, alpha)
+    left = deleted_residuals(response, part, alpha)
     without = []
     for k in range(int(part.max()) + 1):
         rows = np.flatnonzero(part == k)
         pulled = basis.coordinates(rows).T @ left[rows]
-        without.append(basis.weights(fit.c - pulled / (basis.spectrum[:, None] + alpha)))
+        without.append(basis.weights(c - pulled / (basis.spectrum[:, None] + alpha)))
     return mean_cosine(without)

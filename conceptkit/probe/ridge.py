@@ -52,7 +52,7 @@ def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
     """Return the moments of some rows of X (n, d), gathered in float64 a block of rows at a time."""
     step = max(1, _BLOCK // X.shape[1])
     blocks = (X[rows[i : i + step]].astype(np.float64, copy=False) for i in range(0, len(rows), step))
-    return _gathered(_centred(block) for block in blocks)
+    return gathered(_centred(block) for block in blocks)
 
 
 def _centred(block: Floats) -> Moments:
@@ -61,7 +61,7 @@ def _centred(block: Floats) -> Moments:
     return Moments(len(block), mean, C.T @ C)
 
 
-def _gathered(parts: Iterable[Moments]) -> Moments:
+def gathered(parts: Iterable[Moments]) -> Moments:
     """Return the moments of disjoint parts together (Chan et al., 1983).
 
     Parts are added, never taken away from a whole: a column that varies in one part alone is then exactly constant in
@@ -81,18 +81,20 @@ def _gathered(parts: Iterable[Moments]) -> Moments:
     return Moments(n, mean, scatter)
 
 
-def training_moments(X: NDArray[Any], splits: Sequence[Split]) -> Iterator[Moments | None]:
-    """Yield the moments of each training part, every row being taken up once for all of them.
+def part_moments(X: NDArray[Any], splits: Sequence[Split]) -> list[Moments] | None:
+    """Return the moments of each held-out part; together these must make up all rows.
 
-    The held-out parts must make up all rows. Nothing is gathered (``None``) for parts of fewer rows than columns:
-    they are factorised through their kernel.
+    Nothing is gathered where a training part has fewer rows than columns: it is factorised through its kernel.
     """
     if any(len(train) < X.shape[1] for train, _ in splits):
-        yield from (None for _ in splits)
-        return
-    parts = [row_moments(X, test) for _, test in splits]
-    for i in range(len(splits)):
-        yield _gathered(part for j, part in enumerate(parts) if j != i)
+        return None
+    return [row_moments(X, test) for _, test in splits]
+
+
+def training_moments(parts: Sequence[Moments]) -> Iterator[Moments]:
+    """Yield the moments of each training part, all rows but one of the held-out parts."""
+    for i in range(len(parts)):
+        yield gathered(part for j, part in enumerate(parts) if j != i)
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,12 @@ class Eigenbasis:
         for i in range(0, len(rows), max(step, 1)):
             yield slice(i, i + step), self.coordinates(rows[i : i + step])
 
-    def moments(self, centred: Floats) -> Floats:
-        """Return Aᵀ(y − ȳ), (r, t), of centred training targets (n, t)."""
+    def response(self, Y: Floats) -> Response:
+        """Return training targets Y (n, t) about their means, with what they share with the coordinates."""
+        mean = Y.mean(0)
+        return Response(self, mean, Y - mean, self._moments(Y - mean))
+
+    def _moments(self, centred: Floats) -> Floats:
         if self.kernel is not None:
             dual: Floats = self.coordinates(self.train).T @ centred
             return dual
@@ -171,8 +177,32 @@ class Eigenbasis:
 
     def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
         """Return the solutions for training targets Y (n, t), each at its own penalty (t,)."""
-        mean = Y.mean(0)
-        return RidgeFit(self, mean, self.moments(Y - mean) / (self.spectrum[:, None] + alpha))
+        return self.response(Y).fit(alpha)
+
+
+@dataclass(frozen=True)
+class Response:
+    """Targets of a training part, from which their solutions follow at every penalty."""
+
+    basis: Eigenbasis
+    mean: Floats
+    """(t,)"""
+    centred: Floats
+    """(n, t) about their means"""
+    moments: Floats
+    """(r, t) Aᵀ(y − ȳ)"""
+
+    def only(self, columns: slice | NDArray[np.intp]) -> Response:
+        """Return some of the targets."""
+        return Response(self.basis, self.mean[columns], self.centred[:, columns], self.moments[:, columns])
+
+    def mixed(self, mix: Floats) -> Response:
+        """Return the combinations (t, t') of the targets: all that is known of these is linear in them."""
+        return Response(self.basis, self.mean @ mix, self.centred @ mix, self.moments @ mix)
+
+    def fit(self, alpha: Floats) -> RidgeFit:
+        """Return the solutions, each target at its own penalty (t,)."""
+        return RidgeFit(self.basis, self.mean, self.moments / (self.basis.spectrum[:, None] + alpha))
 
 
 @dataclass(frozen=True)
