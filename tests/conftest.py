@@ -10,9 +10,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, before NumPy and tor
 
 import pytest
 from hypothesis import settings
+from report_records import flat_projections
 from small_study import small_table, write_study
 
 import conceptkit as ck
+from conceptkit.report import umap_parts
 from conceptkit.workflow import probing
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -54,6 +56,14 @@ def one_random_network():
     """Read one random network instead of three: each costs as much as the network itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probing, "RANDOM_NETWORKS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_layout():
+    """Take two columns for a layout: UMAP has tests of its own, and its import alone takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(umap_parts, "project", flat_projections)
         yield
 
 

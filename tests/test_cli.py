@@ -24,7 +24,7 @@ from conceptkit.records import ProbeRecord, load_record
 from conceptkit.study import load_study
 from conceptkit.workflow import probing
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
+pytestmark = pytest.mark.usefixtures("one_random_network", "no_layout")
 
 QUICK = ("--permutations", "0")
 

@@ -16,22 +16,14 @@ from small_study import small_table
 
 import conceptkit as ck
 from conceptkit.records import load_record
-from conceptkit.report import umap_parts
-from conceptkit.report.embedding import Projection
 from conceptkit.workflow import probing
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_layout: None) -> None:
     """One random network, no layout, and an empty current folder."""
-
-    def flat(features: dict, *, seed: int) -> tuple[Projection, ...]:
-        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
-        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
-
-    monkeypatch.setattr(umap_parts, "project", flat)
     monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     monkeypatch.chdir(tmp_path)
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 import conceptkit as ck
-from conceptkit.report import umap_parts
-from conceptkit.report.embedding import Projection
 from conceptkit.workflow import probing
 
 PAGE = Path(__file__).parents[1] / "docs" / "examples.md"
@@ -21,15 +19,10 @@ def test_every_public_object_is_in_an_example() -> None:
     assert set(ck.__all__) - set(re.findall(r"\bck\.(\w+)", "\n".join(BLOCKS))) == set()
 
 
-def test_the_examples_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flat(features: dict, *, seed: int) -> tuple[Projection, ...]:
-        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
-        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
-
+def test_the_examples_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_layout: None) -> None:
     # For time: some patients, one random network, and no layout.
     monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
     monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
-    monkeypatch.setattr(umap_parts, "project", flat)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "examples"}
     for block in BLOCKS:

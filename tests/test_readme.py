@@ -10,8 +10,6 @@ from typer.main import get_command
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.report import umap_parts
-from conceptkit.report.embedding import Projection
 from conceptkit.workflow import probing
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +17,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_lines_run(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_layout: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def flat(features: dict, *, seed: int) -> tuple[Projection, ...]:
-        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
-        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
-
     # For time: 24 patients of the embedded study, and no layout, which has tests of its own.
     monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
-    monkeypatch.setattr(umap_parts, "project", flat)
     monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)

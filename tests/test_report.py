@@ -41,12 +41,11 @@ from conceptkit.report import (
     table,
     tables,
     umap_figures,
-    umap_parts,
     verdicts,
     wording,
 )
 from conceptkit.report import drawing as drawing_of
-from conceptkit.report.embedding import Projection, _turned_onto, nearest, project, read_embeddings, squared_distances
+from conceptkit.report.embedding import _turned_onto, nearest, project, read_embeddings, squared_distances
 from conceptkit.report.page import write_page
 
 
@@ -581,12 +580,7 @@ def test_a_mistake_leaves_the_older_page_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.html", "run"]
 
 
-def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flat(features: dict[str, np.ndarray], *, seed: int) -> tuple[Projection, ...]:  # the size needs no layout
-        numbers = {"trustworthiness": 0.9, "preservation": 0.3, "method": "UMAP"}
-        return tuple(Projection(run=run, xy=X[:, :2].astype(float), **numbers) for run, X in features.items())
-
-    monkeypatch.setattr(umap_parts, "project", flat)
+def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path, no_layout: None) -> None:
     folder = saved(guide_record(), tmp_path / "run")
     write_embeddings(folder, n=4100, centers=12)
     out = write_page([folder], tmp_path / "out.html")

@@ -23,7 +23,7 @@ adapt = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-OutTable = Annotated[str, typer.Option("--out", help="The patch table to write, .csv or .parquet.")]
+OutTable = Annotated[str, typer.Option("--out", "-o", help="The patch table to write, .csv or .parquet.")]
 
 
 def _write(out: str, make: Callable[[Path], Adapted], json: str | None, debug: bool) -> None:

@@ -12,7 +12,7 @@ from conceptkit.cli.options import DebugOption, JsonOption
 
 
 def demo(
-    out: Annotated[str, typer.Option("--out", help="Folder for both runs and the page.")] = "runs/demo",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for both runs and the page.")] = "runs/demo",
     seed: Annotated[int, typer.Option("--seed", help="Of training and resamples.")] = 0,
     json: JsonOption = None,
     debug: DebugOption = False,

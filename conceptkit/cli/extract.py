@@ -21,7 +21,7 @@ from conceptkit.cli.options import (
 
 
 def extract(
-    out: Annotated[str, typer.Option("--out", help="The store to write or to finish, an HDF5 file.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The store to write or to finish, an HDF5 file.")],
     layer: Annotated[list[str] | None, typer.Option("--layer", help="Layers, comma-separated.")] = None,
     study: StudyOption = None,
     table: TableOption = None,

@@ -17,7 +17,7 @@ def measure(
     images: Annotated[
         str, typer.Argument(metavar="IMAGES.csv", help="One row per image: image, mask, mpp, patient, …")
     ],
-    out: Annotated[str, typer.Option("--out", help="The patch table to write, .csv or .parquet.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The patch table to write, .csv or .parquet.")],
     patch_size: Annotated[int, typer.Option("--patch-size", help="Side of a patch, in pixels.")] = 224,
     names: Annotated[
         list[str] | None,

@@ -36,7 +36,8 @@ CategoricalOption = Annotated[
 FoldsOption = Annotated[int, typer.Option("--folds", help="Parts of the cross-validation.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, …")]
 OutOption = Annotated[
-    str | None, typer.Option("--out", help="Run folder; by default the next free one below runs/.", show_default=False)
+    str | None,
+    typer.Option("--out", "-o", help="Run folder; by default the next free one below runs/.", show_default=False),
 ]
 JsonOption = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")

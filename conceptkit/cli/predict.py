@@ -13,7 +13,7 @@ from conceptkit.cli.options import DebugOption, DeviceOption, JsonOption, TableO
 
 def predict(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder that guide wrote.")],
-    out: Annotated[str, typer.Option("--out", help="The predictions to write, .csv or .parquet.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The predictions to write, .csv or .parquet.")],
     table: TableOption = None,
     maps: Annotated[
         str | None, typer.Option("--map", help="Folder for a picture per slide or image: its predictions as heat maps.")

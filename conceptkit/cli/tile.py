@@ -14,7 +14,7 @@ from conceptkit.cli.options import DebugOption, JsonOption, name_list
 
 def tile(
     slides: Annotated[list[str], typer.Argument(metavar="SLIDES…", help="Slides, or folders of slides.")],
-    out: Annotated[str, typer.Option("--out", help="The patch table to write, .csv or .parquet.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The patch table to write, .csv or .parquet.")],
     size: Annotated[int, typer.Option("--size", help="Side of a tile, in pixels.")] = 224,
     mpp: Annotated[
         float | None, typer.Option("--mpp", help="Microns per pixel of the slides, instead of what they say.")

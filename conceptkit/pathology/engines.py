@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,9 @@ _LIVES = 3
 """Workers that a job may take down with it before it is given up."""
 
 _TIMEOUT = "10s"  # for a scheduler to answer
+
+_AT_ONCE = 20
+"""Jobs per worker thread that a scheduler holds: millions would exhaust it before the first comes back."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,22 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
             # pure=False: equal jobs of two runs are two jobs.
             return client.submit(_safely, function, k, jobs[k], pure=False, retries=_LIVES)
 
-        lives = dict.fromkeys(range(len(jobs)), _LIVES)
-        futures = {submit(k): k for k in lives}
-        waiting = as_completed(list(futures), loop=client.loop)  # type: ignore[no-untyped-call]
+        lives: dict[int, int] = {}
+        futures: dict[Any, int] = {}
+        left = iter(range(len(jobs)))
+        waiting = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
+
+        def hand_out(those: Iterable[int]) -> None:
+            for k in those:
+                lives.setdefault(k, _LIVES)
+                future = submit(k)
+                futures[future] = k
+                waiting.add(future)  # type: ignore[no-untyped-call]
+
+        def at_most() -> int:
+            return _AT_ONCE * max(1, sum(int(n) for n in client.nthreads().values()))
+
+        hand_out(itertools.islice(left, at_most()))
         for future in waiting:
             k = futures.pop(future)
             try:
@@ -159,12 +176,12 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
             except Exception as error:
                 lives[k] -= 1
                 if lives[k]:
-                    again = submit(k)
-                    futures[again] = k
-                    waiting.add(again)  # type: ignore[no-untyped-call]
-                else:
-                    yield Outcome(k, None, f"was given up by the cluster ({type(error).__name__}).")
-                continue
+                    hand_out([k])
+                    continue
+                outcome = Outcome(k, None, f"was given up by the cluster ({type(error).__name__}).")
+            if 2 * len(futures) < (most := at_most()):  # in bulk: asking for the workers is a round trip
+                hand_out(itertools.islice(left, most - len(futures)))
+            del lives[k]
             yield outcome
     finally:
         client.close()
