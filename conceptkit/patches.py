@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,18 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice, near_names
+from conceptkit.decoding import LOCATIONS, PLACE_COLUMNS, Pixels, content_digest, hexdigest, one_line, read_pixels
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Pixels = NDArray[np.uint8]
-
-LOCATIONS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image",),
-    "slide": ("slide", "x", "y", "size"),
-    "h5": ("h5", "key", "row"),
-}
-"""How a row may say where its pixels are: leading column → columns that must be there."""
 
 RESERVED = (
     *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask"),
@@ -49,9 +40,6 @@ _TEXT = ("patch_id", "image", "slide", "h5", "features", "key", "mask", *CATEGOR
 
 _FEW_CLASSES = 10
 """Up to so many whole numbers may well be classes."""
-
-_MOST_PIXELS = 20_000**2
-"""Of one patch; a file that says more is broken, or means harm"""
 
 _NO_NUMBER = ("na", "n/a", "nan", "null", "none")
 """What stands for a missing number, in whatever case; in a column of text these are words like any other."""
@@ -102,7 +90,7 @@ class PatchTable:
         """Return the unique names of the rows."""
         return [str(v) for v in self.frame["patch_id"]]
 
-    @property
+    @functools.cached_property
     def location(self) -> str | None:
         """Return the leading column of the pixels' location, or ``None`` when the table has no pixels."""
         columns = set(self.frame.columns)
@@ -235,35 +223,15 @@ class PatchTable:
         InputError
             when the file is missing, cannot be read, or the window lies outside
         """
-        found = self._stored_pixels(row)
-        return found if self.treatment is None else self.treatment(found, self.frame.iloc[row].to_dict())
-
-    def _stored_pixels(self, row: int) -> Pixels:
         location = self.location
         if location is None:
             raise InputError(
                 f"table: needs one of the columns {', '.join(LOCATIONS)} to find pixels; "
                 f"it has {', '.join(map(str, self.frame.columns))}."
             )
-        record = self.frame.iloc[row]
-        name = f"patch {record['patch_id']}"
-        if location == "h5":
-            return _from_h5(self._path(record, "h5", name), str(record["key"]), _row(record["row"], name), name)
-        window = _window(record, name)
-        if location == "slide":
-            if window is None:
-                raise InputError(f"{name}: a patch of a slide needs x, y and size.")
-            return _from_slide(self._path(record, "slide", name), window, name, _side(record, window[2], name))
-        whole = _image(self._path(record, "image", name), name)
-        if window is None:
-            return whole
-        x, y, size = window
-        if x < 0 or y < 0 or x + size > whole.shape[1] or y + size > whole.shape[0]:
-            raise InputError(
-                f"{name}: the window x={x}, y={y}, size={size} lies outside the image of "
-                f"{whole.shape[1]}×{whole.shape[0]} pixels."
-            )
-        return np.ascontiguousarray(whole[y : y + size, x : x + size])
+        cells = self._cells(row)
+        found = read_pixels(self.folder, location, cells, f"patch {cells['patch_id']}")
+        return found if self.treatment is None else self.treatment(found, self.frame.iloc[row].to_dict())
 
     def identities(self) -> list[str]:
         """Return, for each row, a digest of where its pixels are and of that file's size and time of change.
@@ -275,13 +243,15 @@ class PatchTable:
             return [""] * len(self)
         files: dict[str, str] = {}
         out = []
-        columns = [self.frame[c].tolist() for c in (location, *self._place_columns)]
+        made = () if self.treatment is None else self.treatment.columns
+        places = [c for c in (*PLACE_COLUMNS, *made) if c in self.frame.columns]
+        columns = [self.frame[c].tolist() for c in (location, *places)]
         for file, *place in zip(*columns, strict=True):
             if file not in files:
                 path = self.folder / str(file)
                 stat = path.stat() if os.path.isfile(path) else None
                 files[file] = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}" if stat else f"{path}|absent"
-            out.append(_hexdigest(f"{files[file]}|{place}".encode()))
+            out.append(hexdigest(f"{files[file]}|{place}".encode()))
         return out
 
     def files_digest(self) -> str:
@@ -296,43 +266,28 @@ class PatchTable:
             path = self.folder / name
             stat = path.stat() if path.is_file() else None
             lines.append(f"{name}|{stat.st_size}|{stat.st_mtime_ns}" if stat else f"{name}|absent")
-        return _hexdigest("\n".join(lines).encode())
+        return hexdigest("\n".join(lines).encode())
 
     def digest(self, row: int) -> str:
         """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
 
         A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
         """
-        location, record = self.location, self.frame.iloc[row]
+        location = self.location
         if location is None:
             return ""
-        path = self.folder / str(record[location])
-        place = [str(record[c]) for c in self._place_columns]
-        try:
-            stat = path.stat()
-            if location == "h5":
-                content = _hexdigest(_from_h5(path, str(record["key"]), _row(record["row"], ""), "").tobytes())
-            elif location == "slide":
-                content = f"{path.name}|{stat.st_size}|{stat.st_mtime_ns}|{place}"
-            else:
-                content = f"{_file_digest(path, stat.st_mtime_ns, stat.st_size)}|{place}"
-        except (OSError, InputError):
-            return ""
-        return _hexdigest(content.encode())
-
-    @property
-    def _place_columns(self) -> list[str]:
         made = () if self.treatment is None else self.treatment.columns
-        return [c for c in ("key", "row", "x", "y", "size", "side", *made) if c in self.frame.columns]
+        return content_digest(self.folder, location, self._cells(row), made)
 
-    def _path(self, record: pd.Series[Any], column: str, name: str) -> Path:
-        value = record[column]
-        if not isinstance(value, str) or not value:
-            raise InputError(f"{name}: column {column} is empty.")
-        path = self.folder / value
-        if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
-            raise InputError(f"{name}: there is no file {path}.")
-        return path
+    @functools.cached_property
+    def _places(self) -> Mapping[str, list[Any]]:
+        """Return the columns that say where pixels are: a cell of a list is found a hundred times faster."""
+        made = () if self.treatment is None else self.treatment.columns
+        wanted = ("patch_id", *LOCATIONS, *PLACE_COLUMNS, *made)
+        return {name: self.frame[name].tolist() for name in wanted if name in self.frame.columns}
+
+    def _cells(self, row: int) -> dict[str, Any]:
+        return {name: values[row] for name, values in self._places.items()}
 
 
 def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
@@ -375,7 +330,7 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
             f"table: {path} cannot be read as a table (no UTF-8: {error.reason}); save it as CSV in UTF-8."
         ) from None
     except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
-        raise InputError(f"table: {path} cannot be read as a table ({_one_line(error)}).") from None
+        raise InputError(f"table: {path} cannot be read as a table ({one_line(error)}).") from None
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise InputError(f"table: column {', '.join(repeated)} stands more than once in {path}.")
@@ -423,150 +378,6 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     return frame.sort_values("patch_id", kind="stable").reset_index(drop=True)
 
 
-def _window(record: pd.Series[Any], name: str) -> tuple[int, int, int] | None:
-    """Return x, y, size of a row; ``None`` when the whole image is meant."""
-    import pandas as pd
-
-    values = [record.get(c) for c in ("x", "y", "size")]
-    if all(pd.isna(v) for v in values):
-        return None
-    try:
-        x, y, size = (_whole(v) for v in values)
-    except (TypeError, ValueError, OverflowError):
-        got = ", ".join(str(v) for v in values)
-        raise InputError(f"{name}: a window needs whole numbers in x, y and size, got {got}.") from None
-    if size < 1:
-        raise InputError(f"{name}: size must be at least 1 pixel, got {size}.")
-    return x, y, size
-
-
-def _row(value: Any, name: str) -> int:
-    try:
-        row = _whole(value)
-    except (TypeError, ValueError, OverflowError):
-        row = -1
-    if row < 0:  # h5py would count from the end
-        raise InputError(f"{name}: row must be a whole number from 0 on, got {value}.")
-    return row
-
-
-def _whole(value: Any) -> int:
-    whole = int(value)
-    if whole != float(value):
-        raise ValueError(f"{value} is no whole number")
-    return whole
-
-
-@functools.lru_cache(maxsize=4)
-def _decoded(path: Path, stamp: int) -> Pixels:
-    """Decode an image file; the few last ones are kept, as neighbouring rows are windows of one image."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels: Pixels = np.asarray(image.convert("RGB"))
-    return pixels
-
-
-@functools.lru_cache(maxsize=4)
-def _file_digest(path: Path, stamp: int, size: int) -> str:
-    """Return a digest of a file's bytes; kept as the decoded image is."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def forget_files() -> None:
-    """Forget what was kept of files, so that the next look is at the disk itself."""
-    for kept in (_decoded, _file_digest, _h5_file, _slide_file):
-        kept.cache_clear()
-
-
-def _hexdigest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _image(path: Path, name: str) -> Pixels:
-    from PIL import Image
-
-    broken = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)  # PIL raises all of these
-    try:
-        return _decoded(path, path.stat().st_mtime_ns)
-    except broken as error:
-        raise InputError(f"{name}: {path} cannot be read as an image ({_one_line(error)}).") from None
-
-
-@functools.lru_cache(maxsize=2)
-def _h5_file(path: Path, stamp: int) -> Any:
-    import h5py
-
-    return h5py.File(path, "r")
-
-
-def _from_h5(path: Path, key: str, row: int, name: str) -> Pixels:
-    try:
-        data = _h5_file(path, path.stat().st_mtime_ns)[key]
-        shape, kind = data.shape[1:], data.dtype  # before it is read: a few bytes may stand for any number of pixels
-        if len(shape) != 3 or shape[2] != 3 or kind != np.uint8 or not 0 < shape[0] * shape[1] <= _MOST_PIXELS:
-            raise InputError(
-                f"{name}: needs height × width × 3 bytes, {key!r} in {path} holds {kind} of shape {shape}."
-            )
-        pixels: Pixels = np.asarray(data[row])
-    except (OSError, KeyError, IndexError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: row {row} of {key!r} in {path} cannot be read ({_one_line(error)}).") from None
-    return pixels
-
-
-@functools.lru_cache(maxsize=2)
-def _slide_file(path: Path, stamp: int) -> Any:
-    import openslide
-
-    return openslide.OpenSlide(path)
-
-
-def _from_slide(path: Path, window: tuple[int, int, int], name: str, side: int) -> Pixels:
-    import openslide
-
-    x, y, size = window
-    try:
-        slide = _slide_file(path, path.stat().st_mtime_ns)
-        # Levels are off by a pixel (2.0005 is meant to be 2), hence the per cent.
-        level = slide.get_best_level_for_downsample(size / side * 1.01)
-        read = max(1, round(size / slide.level_downsamples[level]))
-        region = slide.read_region((x, y), level, (read, read))
-    except (openslide.OpenSlideError, OSError) as error:
-        raise InputError(f"{name}: {path} cannot be read as a slide ({_one_line(error)}).") from None
-    rgba = np.asarray(region)
-    if rgba[..., 3].min() == 255:
-        pixels = np.ascontiguousarray(rgba[..., :3])
-    else:
-        wide = rgba.astype(np.uint16)
-        alpha = wide[..., 3:]
-        # Outside the scanned area a slide is transparent: white, as on the glass.
-        pixels = ((wide[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if read == side:
-        return pixels
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
-
-
-def _side(record: pd.Series[Any], size: int, name: str) -> int:
-    """Return the side in pixels that a slide's window has when it is read; its own without a column ``side``."""
-    import pandas as pd
-
-    value = record.get("side")
-    if pd.isna(value):
-        return size
-    try:
-        side = _whole(value)
-    except (TypeError, ValueError, OverflowError):
-        side = 0
-    if side < 1:
-        raise InputError(f"{name}: side must be a whole number of at least 1 pixel, got {value}.")
-    return side
-
-
 def _label(value: Any) -> str:
     """Return a class as text; 3.0, which a column with gaps makes of 3, is 3."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
@@ -580,9 +391,3 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _one_line(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # a KeyError's text is its repr
-    lines = str(text).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

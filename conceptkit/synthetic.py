@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
-from conceptkit.patches import PatchTable, Pixels
+from conceptkit.decoding import Pixels
+from conceptkit.patches import PatchTable
 from conceptkit.pathology.texture import haralick, luma
 from conceptkit.study import Study
 

@@ -16,8 +16,8 @@ import conceptkit
 PACKAGE = Path(conceptkit.__file__).parent
 
 ROOMS = (
-    *("_checks", "_files", "records", "evaluate", "patches", "stores", "study", "pathology", "synthetic", "models"),
-    *("probe", "attribution", "guide", "report", "workflow", "cli", "__main__"),
+    *("_checks", "_files", "records", "evaluate", "decoding", "patches", "stores", "study", "pathology", "synthetic"),
+    *("models", "probe", "attribution", "guide", "report", "workflow", "cli", "__main__"),
 )
 """From the ground floor up: a room imports from rooms before it, and from itself."""
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from conceptkit import patches
+from conceptkit import decoding
 from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.patches import load_table
 from conceptkit.pathology import measuring, measuring_tables
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
@@ -213,8 +214,8 @@ def test_the_jpeg_quality_of_images(tmp_path):
 def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp_path, monkeypatch):
     slide = shared_data / "wsi" / "cmu-1-small-region.svs"
     read = []
-    real = patches._from_slide
-    monkeypatch.setattr(patches, "_from_slide", lambda *a: read.append(a[1]) or real(*a))
+    real = decoding._from_slide
+    monkeypatch.setattr(decoding, "_from_slide", lambda *a: read.append(a[1]) or real(*a))
 
     def measured(side, options=""):
         rows = "".join(f"p{k},{slide},{x},{y},224,{side},0.499\n" for k, (x, y) in enumerate(((0, 0), (700, 900))))
@@ -227,7 +228,7 @@ def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp
     assert len(read) == 2
     measured(112)
     assert len(read) == 4  # control: here the patch is read for itself
-    table = patches.load_table(tmp_path / "m224.csv")
+    table = load_table(tmp_path / "m224.csv")
     alone = measure(np.stack([table.pixels(k) for k in range(2)]), names=["contrast"])["contrast"]
     np.testing.assert_allclose(once["contrast"], alone, rtol=1e-6)
     assert (once["count"] > 0).all()

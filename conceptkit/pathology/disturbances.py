@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conceptkit._checks import InputError, check_choice, check_distinct
-from conceptkit.patches import PatchTable, Pixels
+from conceptkit.decoding import Pixels
+from conceptkit.patches import PatchTable
 from conceptkit.pathology.colour import RUIFROK, optical_density
 
 PREFIX = "made_"

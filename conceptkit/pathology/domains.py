@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
-from conceptkit.patches import Pixels
+from conceptkit.decoding import Pixels
 from conceptkit.pathology.stain import lab_statistics, stain_statistics
 
 if TYPE_CHECKING:

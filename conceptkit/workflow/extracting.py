@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conceptkit._checks import InputError, check_choice, check_distinct
-from conceptkit.patches import PatchTable, Pixels, forget_files, load_table
+from conceptkit.decoding import Pixels, forget_files
+from conceptkit.patches import PatchTable, load_table
 from conceptkit.stores import Activations, ActivationStore, open_activations, predicted_bytes, size_text
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.opening import Progress

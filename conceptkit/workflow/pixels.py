@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._files import replacing
+from conceptkit.decoding import Pixels
 from conceptkit.evaluate.scores import Floats
-from conceptkit.patches import PatchTable, Pixels
+from conceptkit.patches import PatchTable
 from conceptkit.probe.controls import PIXEL_STATISTICS, pixel_statistics
 
 VERSION = 1
