@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import resource
 import statistics
 import subprocess
@@ -87,22 +88,29 @@ def in_turn(
 class Bench:
     """The network, the images, and the figures measured on them."""
 
-    def __init__(self, folder: Path, images: int, batch: int, rounds: int, clock: str) -> None:
+    def __init__(
+        self, folder: Path, images: int, batch: int, rounds: int, clock: str, device: str, autocast: str | None
+    ) -> None:
         self.folder, self.batch, self.rounds, self.clock = folder, batch, rounds, CLOCKS[clock]
+        self.device, self.autocast = device, autocast
         self.table = paint(folder, images)
         self.backbone: Backbone = build(MODEL, {}, seed=0)
-        self.plain: Any = self.backbone.module
+        self.plain: Any = copy.deepcopy(self.backbone.module).to(device)
         # Once, as in one extraction: the digest of the weights takes as long whatever the number of patches.
-        self.made_with = provenance(self.backbone, [], pool="gap", batch_size=batch, autocast=None)
+        self.made_with = provenance(self.backbone, [], pool="gap", batch_size=batch, autocast=autocast)
         self.pixels = np.stack([self.table.pixels(i) for i in range(batch)])
-        self.images = self.backbone.preprocessing(self.pixels).contiguous()  # NCHW, as timm's own transforms give it
+        self.images = (
+            self.backbone.preprocessing(self.pixels).contiguous().to(device)
+        )  # NCHW, as timm's own transforms give it
 
     def reader(self, layer: str) -> Reader:
-        return Reader(self.backbone, [layer], (SIDE, SIDE), batch_size=self.batch, device="cpu")
+        how = {"batch_size": self.batch, "device": self.device, "autocast": self.autocast}
+        return Reader(self.backbone, [layer], (SIDE, SIDE), **how)
 
     def eager(self) -> None:
+        # In the precision that torch takes by itself: on a GPU its convolutions keep three digits (TF32).
         with torch.inference_mode():
-            self.plain.forward_features(self.images).mean((2, 3))
+            self.plain.forward_features(self.images).mean((2, 3)).cpu()
 
     def against_eager(self, layer: str, least: float) -> Figure:
         """Read one batch, transform included, against timm's full forward pass of tensors that are ready."""
@@ -116,11 +124,14 @@ class Bench:
         """Decode, transform, compute and store the whole table, against as many bare forward passes."""
         job = self.job("mixed10", self.table)
         passes = -(-len(self.table) // self.batch)
-        ready = self.images.contiguous(memory_format=torch.channels_last)
+        ready = job.reader._laid_out(self.images)
 
         def bare() -> None:
             for _ in range(passes):
-                job.reader._pass(job.reader.module, ready)
+                with job.reader._precision():
+                    found = job.reader._pass(job.reader.module, ready)
+            for value in found.values():
+                value.cpu()  # a GPU's work is done when its result is here
 
         def whole() -> None:
             self.run(job)
@@ -133,7 +144,7 @@ class Bench:
         return Figure(what, scaled, "at least 0.9", statistics.median(scaled) >= 0.9, detail)
 
     def job(self, layer: str, table: PatchTable) -> Job:
-        options = {"pool": "gap", "batch_size": self.batch, "device": "cpu"}
+        options = {"pool": "gap", "batch_size": self.batch, "device": self.device, "autocast": self.autocast}
         job = Job(table=table, backbone=self.backbone, layers=(layer,), options=options)
         assert job.reader.folded
         return job
@@ -159,7 +170,7 @@ class Bench:
                 return len(bench.table)
 
             def __getitem__(self, row: int) -> torch.Tensor:
-                return bench.backbone.preprocessing(bench.table.pixels(row)[None])[0].contiguous()
+                return bench.backbone.preprocessing(bench.table.pixels(row)[None])[0].contiguous().to(bench.device)
 
         own = self.backbone.layer(layer)
         job = self.job(layer, self.table)
@@ -222,6 +233,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of all figures but the memory")
+    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="of ours; what it is held against stays as it is")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: seconds of work, on a machine in use")
     parser.add_argument("--only", default="", help=f"of {', '.join(FIGURES)}")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
@@ -235,7 +248,9 @@ def main() -> None:
         if given.peak is not None:
             print(peak(folder, given.peak, given.batch))
             return
-        bench = Bench(folder, max(given.images, 16 * given.batch), given.batch, given.rounds, given.clock)
+        images = max(given.images, 16 * given.batch)
+        how = given.batch, given.rounds, given.clock, given.device, given.autocast
+        bench = Bench(folder, images, *how)
         figures: dict[str, Callable[[], Figure]] = {
             "eager10": lambda: bench.against_eager("mixed10", 1.6),
             "eager2": lambda: bench.against_eager("mixed2", 3.0),
@@ -245,8 +260,11 @@ def main() -> None:
             "linear": bench.linear,
             "rss": bench.memory,
         }
+        on_gpu = torch.device(given.device).type == "cuda"
+        where = torch.cuda.get_device_name(given.device) if on_gpu else f"{given.threads} threads"
+        where += f", {given.autocast}" if given.autocast else ""
         chosen = [name for name in FIGURES if not only or name in only]
-        grid = Table(title=f"{MODEL}, {SIDE}², batch {given.batch}, {given.threads} threads, {given.clock} clock")
+        grid = Table(title=f"{MODEL}, {SIDE}², batch {given.batch}, {where}, {given.clock} clock")
         for column in ("figure", "ratio (median)", "all rounds", "wanted", "", "rates"):
             grid.add_column(column)
         for name in chosen:

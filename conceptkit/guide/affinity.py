@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.evaluate.scores import Floats
-from conceptkit.guide.inputs import Inputs
+from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.objective import task_loss
 from conceptkit.models.guided import GuidedModel
+from conceptkit.models.inference import forked_rng
 
 EPOCHS = 8
 """Of the joint training along which steps are tried"""
@@ -38,6 +39,7 @@ def measure_affinity(
     *,
     seed: int,
     epochs: int = EPOCHS,
+    device: str = "auto",
 ) -> Floats:
     """Return 1 − (loss of j after a step of i) / (loss of j before), mean over steps of a joint training.
 
@@ -71,7 +73,8 @@ def measure_affinity(
         reversal.get_buffer("strength").fill_(0.0)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     found: list[Floats] = []
-    with torch.random.fork_rng(devices=[]):
+    with on_device(model, inputs, device) as where, forked_rng(where):
+        targets = {name: values.to(where) for name, values in targets.items()}
         torch.manual_seed(seed)
         for _ in range(epochs):
             batches = torch.split(train[torch.randperm(len(train), generator=order)], BATCH_SIZE)
@@ -80,13 +83,13 @@ def measure_affinity(
                 if k % every == 0:
                     found.append(_try_steps(model, inputs, targets, shared, batch, val))
                 _set_training(model, True)
-                reads = model.reads(*inputs.rest(*inputs.batch(batch, torch.device("cpu"))))
+                reads = model.reads(*inputs.rest(*inputs.batch(batch, where)))
                 outputs = model.outputs(reads)
                 losses = [task_loss(t, outputs[t.name], targets[t.name][batch]) for t in model.tasks]
                 optimizer.zero_grad()
                 torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    _set_training(model, False)
+        _set_training(model, False)
     with np.errstate(invalid="ignore"):
         out: Floats = np.nanmean(np.stack(found), axis=0)
     return out
@@ -130,8 +133,9 @@ def _losses(
     model: GuidedModel, inputs: Inputs, targets: Mapping[str, Tensor], rows: Tensor, *, with_gradient: bool = False
 ) -> list[Tensor]:
     """Return each task's loss over some rows, its head reading without any reversal."""
+    device = next(model.parameters()).device
     with torch.set_grad_enabled(with_gradient):
-        reads = model.reads(*inputs.rest(*inputs.batch(rows, torch.device("cpu"))))
+        reads = model.reads(*inputs.rest(*inputs.batch(rows, device)))
         return [
             task_loss(task, model.heads[task.name](reads[task.layer]), targets[task.name][rows]) for task in model.tasks
         ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conceptkit.guide.discouraging import METHODS
-from conceptkit.guide.inputs import Inputs
+from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.bags import AttentionPooling, BagModel
 from conceptkit.models.guided import MAIN, Task
@@ -76,14 +76,14 @@ def build_bag_model(
     return model.eval()
 
 
-def read_attention(model: BagModel, inputs: BagInputs, *, batch_size: int = 32) -> list[NDArray[np.float64]]:
+def read_attention(
+    model: BagModel, inputs: BagInputs, *, batch_size: int = 32, device: str = "auto"
+) -> list[NDArray[np.float64]]:
     """Return the attention to each bag's patches, in the order of its members."""
-    model.eval()
-    device = next(model.parameters()).device
     found: list[NDArray[np.float64]] = []
     sizes = inputs.tensors[0]
-    with torch.inference_mode():
+    with on_device(model, inputs, device) as where, torch.inference_mode():
         for rows in torch.split(torch.arange(len(sizes)), batch_size):
-            weights = model.attention(*inputs.batch(rows, device)).cpu().double().numpy()
+            weights = model.attention(*inputs.batch(rows, where)).cpu().double().numpy()
             found += [weights[i, : int(sizes[row])] for i, row in enumerate(rows.tolist())]
     return found

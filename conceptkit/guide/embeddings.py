@@ -35,7 +35,7 @@ def drawn_rows(n: int) -> NDArray[np.intp]:
 
 
 def read_spaces(
-    model: GuidedModel, inputs: Inputs, rows: NDArray[np.intp], *, batch_size: int = 256
+    model: GuidedModel, inputs: Inputs, rows: NDArray[np.intp], *, batch_size: int = 256, device: str = "auto"
 ) -> dict[str, NDArray[np.float16]]:
     """Return layer → features (len(rows), d) of the two layers that the paper's Figure 7 compares.
 
@@ -51,13 +51,12 @@ def read_spaces(
     """
     import torch
 
-    model.eval()
-    inputs.rest.eval()
-    device = next(model.parameters()).device
+    from conceptkit.guide.inputs import on_device
+
     pooled, dense = [], []
-    with torch.inference_mode():
+    with on_device(model, inputs, device) as where, torch.inference_mode():
         for batch in torch.split(torch.from_numpy(rows), batch_size):
-            features = inputs.rest(*inputs.batch(batch, device))[0]
+            features = inputs.rest(*inputs.batch(batch, where))[0]
             pooled.append(features.half().cpu())
             if len(model.trunk):
                 dense.append(model.trunk[0](features).half().cpu())

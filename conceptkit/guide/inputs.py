@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError
+from conceptkit.decoding import Pixels
 from conceptkit.guide.prefix import Pooled, cached, split
 from conceptkit.models.backbones import Backbone, Preprocessing
 from conceptkit.models.guided import GuidedModel
-from conceptkit.models.inference import choose_device
-from conceptkit.patches import Pixels
+from conceptkit.models.inference import choose_device, ieee_float32
 
 CACHES = ("exact", "fast", "off")
 """What is kept of the frozen part's output: all of it (float32), half of its digits (float16), or nothing"""
@@ -42,7 +43,7 @@ class Inputs:
         if self.preprocessing is not None:
             pixels = self.tensors[0][rows].numpy()
             if self.frozen is None:
-                return (self.preprocessing(pixels).to(device),)
+                return (self.preprocessing(pixels, device),)
             passes = [pixels[start : start + self.pass_size] for start in range(0, max(len(pixels), 1), self.pass_size)]
             frozen = self.frozen.to(device)
             parts = [_pass(frozen, self.preprocessing, own, self.pass_size, device) for own in passes]
@@ -95,7 +96,8 @@ def prepare_inputs(
     collected: list[list[Tensor]] = []
     scales: list[list[Tensor]] = []
     for batch in pixels:
-        kept = [t.cpu() for t in _pass(prefix, backbone.preprocessing, batch, batch_size, where)]
+        with ieee_float32():
+            kept = [t.cpu() for t in _pass(prefix, backbone.preprocessing, batch, batch_size, where)]
         if not all(torch.isfinite(t).all() for t in kept):
             raise InputError(
                 f"model: the frozen part of {backbone.name} gives values that are not finite; its weights, or what it "
@@ -106,7 +108,22 @@ def prepare_inputs(
             kept = [half for half, _ in halves]
             scales.append([scale for _, scale in halves])
         collected.append(kept)
+    prefix.to("cpu")  # with the network, whose weights it shares
     return Inputs(_joined(collected), parts[1], scales=_joined(scales) if scales else None)
+
+
+@contextlib.contextmanager
+def on_device(model: nn.Module, inputs: Inputs, device: str) -> Iterator[torch.device]:
+    """Have a network and what its inputs run through in evaluation on a device; afterwards they are on the CPU."""
+    where = choose_device(device)
+    for module in (model, inputs.rest):
+        module.eval().to(where)
+    try:
+        with ieee_float32():
+            yield where
+    finally:
+        for module in (model, inputs.rest):
+            module.to("cpu")
 
 
 def _pass(
@@ -116,7 +133,7 @@ def _pass(
     # One of several processes may have no row of a small batch, and still takes part in it.
     last = pixels[-1:] if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
     padded = np.concatenate([pixels, np.repeat(last, size - len(pixels), axis=0)])
-    return [t[: len(pixels)].contiguous() for t in cached(frozen, preprocessing(padded).to(device))]
+    return [t[: len(pixels)].contiguous() for t in cached(frozen, preprocessing(padded, device))]
 
 
 def _of_pixels(model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int) -> Inputs:

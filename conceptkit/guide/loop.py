@@ -24,6 +24,7 @@ from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.guided import CATEGORICAL, MAIN, Erasure, GuidedModel
+from conceptkit.models.inference import ieee_float32
 from conceptkit.probe.erasure import fit_eraser
 
 EpochProgress = Callable[[int, int], None]
@@ -174,7 +175,10 @@ class Loop(lightning.LightningModule):
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
 
     def on_train_start(self) -> None:
-        """Take this process' share of every batch."""
+        """Take this process' share of every batch, and compute as one process does."""
+        if self.trainer.world_size > 1:  # a spawned process, which ends with the training
+            self._flags = ieee_float32()
+            self._flags.__enter__()
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
 
     def on_train_epoch_start(self) -> None:

@@ -16,10 +16,11 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from conceptkit._checks import InputError
 from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.engine import TrainingEngine, quiet_lightning
-from conceptkit.guide.inputs import Inputs
+from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.models.inference import choose_device, forked_rng, ieee_float32
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def train(
             f"weighting: {loop.weighting.aggregation} trains in one process, got {engine.devices} devices."
         )
     check_processes(options, model.tasks, engine)
-    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]), quiet_lightning():
+    where = choose_device(engine.device)
+    with tempfile.TemporaryDirectory() as scratch, forked_rng(where), ieee_float32(), quiet_lightning():
         if state is not None:
             state.parent.mkdir(parents=True, exist_ok=True)
         if engine.parallel:  # what other processes have learned comes back through files of this machine
@@ -175,18 +177,17 @@ def _finished(file: Path, loop: Loop) -> bool:
     return False
 
 
-def predict(model: GuidedModel, inputs: Inputs, *, batch_size: int = 256) -> tuple[dict[str, Tensor], Tensor]:
+def predict(
+    model: GuidedModel, inputs: Inputs, *, batch_size: int = 256, device: str = "auto"
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return task → raw output (n, nodes) and the trunk's end (n, width) for every row, in evaluation mode."""
-    model.eval()
-    inputs.rest.eval()
     outputs: list[dict[str, Tensor]] = []
     shared: list[Tensor] = []
     n = len(inputs.tensors[0])
-    device = next(model.parameters()).device
-    with torch.inference_mode():
+    with on_device(model, inputs, device) as where, torch.inference_mode():
         for start in range(0, n, batch_size):
-            batch = inputs.batch(torch.arange(start, min(start + batch_size, n)), device)
+            batch = inputs.batch(torch.arange(start, min(start + batch_size, n)), where)
             reads = model.reads(*inputs.rest(*batch))
-            shared.append(reads[None])
-            outputs.append(model.outputs(reads))
+            shared.append(reads[None].cpu())
+            outputs.append({name: output.cpu() for name, output in model.outputs(reads).items()})
     return {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}, torch.cat(shared)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import folded
 from conceptkit.models.pooling import POOLINGS, Tokens
-from conceptkit.patches import Pixels
 
 AGREEMENT = 5e-5
 """Largest difference between prepared and plain network, as a share of the layer's largest value."""
@@ -103,11 +103,26 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+@contextlib.contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Keep a GPU's convolutions to float32 as IEEE has it (no TF32), by algorithms that do not change.
+
+    TF32 keeps three digits: a network would have other activations where it is trained than where it is probed.
+    """
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leave the processor's and the device's sources of chance as they were, whatever is drawn within."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 class Reader:
     """A network prepared for reading some of its layers, always at one batch size.
 
-    The network is copied, its batch normalisations are folded and its weights laid out channels last. It is used only
-    if it agrees with the plain network on noise, whatever the layers: else the plain network is read.
+    The network is copied, its batch normalisations are folded and its weights laid out as is fastest there. The copy is
+    used only if it agrees with the plain network on noise, whatever the layers: else the plain network is read.
 
     Parameters
     ----------
@@ -144,7 +159,11 @@ class Reader:
         self._pool = pool
         self._autocast = check_autocast(autocast)
         self._preprocessing = backbone.preprocessing
-        self._device = choose_device(device)
+        self.device = choose_device(device)
+        """Where the network runs"""
+        # On an H200 InceptionV3 in float32 reads 3,936 images a second channels first and 3,345 channels last.
+        first = self.device.type == "cuda" and autocast is None
+        self._format = torch.contiguous_format if first else torch.channels_last
         noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
         example = self._preprocessing(noise)
         expected = self._pass(backbone.module, example)
@@ -152,46 +171,41 @@ class Reader:
         """Dotted name → values per image"""
         self.folded = 0
         """Batch normalisations that were folded"""
-        self.module = self._prepared(backbone.module, example, expected).to(self._device)
+        self.module = self._prepared(backbone.module, example, expected).to(self.device)
         """What is run"""
 
     def _prepared(self, module: nn.Module, example: Tensor, expected: Mapping[str, Tensor]) -> nn.Module:
         try:
             prepared, count = folded(module, keep=self.layers)
-            prepared = prepared.to(memory_format=torch.channels_last)
-            found = pooled_activations(prepared, _channels_last(example), self.layers, pool=self._pool)
+            prepared = prepared.to(memory_format=self._format)
+            found = pooled_activations(prepared, self._laid_out(example), self.layers, pool=self._pool)
         except Exception:  # a user's own network may not survive a copy or the loss of a normalisation
-            return copy.deepcopy(module) if self._device.type != "cpu" else module
+            return copy.deepcopy(module) if self.device.type != "cpu" else module
         for name, value in expected.items():
             # Not within: noise of a network that overflows is as good as a disagreement.
             if not (found[name] - value).abs().max() <= AGREEMENT * value.abs().max():
-                return copy.deepcopy(module) if self._device.type != "cpu" else module
+                return copy.deepcopy(module) if self.device.type != "cpu" else module
         self.folded = count
         return prepared
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self._format)
 
     def __call__(self, pixels: Pixels) -> dict[str, NDArray[np.float32]]:
         """Return dotted name → (n, d) float32 of n ≤ batch_size images (n, h, w, 3) uint8."""
         n = len(pixels)
         if n < self.batch_size:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch_size - n, axis=0)])
-        if self._device.type == "cuda":
-            moved = torch.from_numpy(np.ascontiguousarray(pixels)).pin_memory().to(self._device, non_blocking=True)
-            images = self._preprocessing.of(moved)
-        else:
-            images = self._preprocessing(pixels).to(self._device)
+        images = self._preprocessing(pixels, self.device)
         with self._precision():
-            found = self._pass(self.module, _channels_last(images))
+            found = self._pass(self.module, self._laid_out(images))
         return {layer: value[:n].cpu().numpy() for layer, value in found.items()}
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        """Run in float32 as IEEE has it (no TF32) by algorithms that do not change, or in the lower precision."""
-        with contextlib.ExitStack() as stack:
-            if self._device.type == "cuda":
-                flags = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
-                stack.enter_context(flags)
+        with ieee_float32(), contextlib.ExitStack() as stack:
             if self._autocast is not None:
-                stack.enter_context(torch.autocast(self._device.type, dtype=AUTOCAST[self._autocast]))
+                stack.enter_context(torch.autocast(self.device.type, dtype=AUTOCAST[self._autocast]))
             yield
 
     def _pass(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -224,7 +238,3 @@ def provenance(
         "batch_size": batch_size,
         "autocast": check_autocast(autocast),
     }
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct, near_names
-from conceptkit.patches import PatchTable, Pixels
+from conceptkit.decoding import Pixels
+from conceptkit.patches import PatchTable
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
@@ -109,7 +110,7 @@ def run_attribute(
     from conceptkit.attribution.sensitivity import METHODS, check_layer, pooled_gradients
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import is_checkpoint, mark_notes, open_model
-    from conceptkit.models.inference import choose_device
+    from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.models.pooling import POOLINGS
     from conceptkit.probe.targets import check_activations, check_varying, make_target
 
@@ -150,69 +151,70 @@ def run_attribute(
     notes = [*mark_notes(backbone), *notes]
     images = _Images(data, backbone, where, batch_size)
     few = images.of(rows[:2])
-    backbone.module.to(where)
-    outputs = choose_outputs(backbone.module, few, targets)
-    own = {layer: backbone.layer(layer) for layer in layers}
-    for layer in own.values():
-        for output in outputs:
-            check_layer(backbone.module, layer, output, few)
-    drawn = _Drawn(folder=folder, maps=maps, pool=pool, units=meant.units)
-    found: list[AttributeRow] = []
-    moved: list[Moved] = []
-    for layer, dotted in own.items():
-        backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
-        X = read_activations(
-            data,
-            backbone,
-            [layer],
-            cache=cache_folder(),
-            rows=rows,
-            pool=pool,
-            batch_size=batch_size,
-            device=device,
-            progress=None if progress is None else lambda done, todo: progress("reading activations", done, todo),
-        )[layer].astype(np.float64)
-        check_activations(X, layer)
-        check_varying(X, layer)
+    with ieee_float32():
         backbone.module.to(where)
-        tell = None if progress is None else at_stage(progress, f"derivatives at {layer}")
-        G = pooled_gradients(
-            backbone.module,
-            dotted,
-            outputs,
-            images.batches(rows),
-            pool=pool,
-            method=method,
-            progress=None if tell is None else lambda done, tell=tell: tell(done, len(rows)),  # type: ignore[misc]
-        )
-        for i, target in enumerate(asked.values()):
-            if progress is not None:
-                progress(f"concepts at {layer}", i, len(asked))
-            at = np.searchsorted(rows, target.rows)
-            analysis = analyse(
-                X[at],
-                target,
-                G[:, at],
-                {name: np.flatnonzero(chosen[at]) for name, chosen in named.items()},
-                confounders=_design(confounders, target.rows),
-                folds=folds,
-                refits=refits,
-                permutations=permutations,
-                seed=seed,
+        outputs = choose_outputs(backbone.module, few, targets)
+        own = {layer: backbone.layer(layer) for layer in layers}
+        for layer in own.values():
+            for output in outputs:
+                check_layer(backbone.module, layer, output, few)
+        drawn = _Drawn(folder=folder, maps=maps, pool=pool, units=meant.units)
+        found: list[AttributeRow] = []
+        moved: list[Moved] = []
+        for layer, dotted in own.items():
+            backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
+            X = read_activations(
+                data,
+                backbone,
+                [layer],
+                cache=cache_folder(),
+                rows=rows,
+                pool=pool,
+                batch_size=batch_size,
+                device=device,
+                progress=None if progress is None else lambda done, todo: progress("reading activations", done, todo),
+            )[layer].astype(np.float64)
+            check_activations(X, layer)
+            check_varying(X, layer)
+            backbone.module.to(where)
+            tell = None if progress is None else at_stage(progress, f"derivatives at {layer}")
+            G = pooled_gradients(
+                backbone.module,
+                dotted,
+                outputs,
+                images.batches(rows),
+                pool=pool,
+                method=method,
+                progress=None if tell is None else lambda done, tell=tell: tell(done, len(rows)),  # type: ignore[misc]
             )
-            common = {
-                "model": backbone.name,
-                "weights": backbone.weights,
-                "layer": layer,
-                "permutations": permutations,
-                "adjusted_for": tuple(adjust),
-                "unit": meant.units.get(target.name, ""),
-            }
-            found += [_row(analysis, one, outputs, common) for one in analysis.found]
-            moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
-            drawn.draw(backbone, dotted, layer, analysis.fitted, X[at], images, groups)
-        if progress is not None:
-            progress(f"concepts at {layer}", len(asked), len(asked))
+            for i, target in enumerate(asked.values()):
+                if progress is not None:
+                    progress(f"concepts at {layer}", i, len(asked))
+                at = np.searchsorted(rows, target.rows)
+                analysis = analyse(
+                    X[at],
+                    target,
+                    G[:, at],
+                    {name: np.flatnonzero(chosen[at]) for name, chosen in named.items()},
+                    confounders=_design(confounders, target.rows),
+                    folds=folds,
+                    refits=refits,
+                    permutations=permutations,
+                    seed=seed,
+                )
+                common = {
+                    "model": backbone.name,
+                    "weights": backbone.weights,
+                    "layer": layer,
+                    "permutations": permutations,
+                    "adjusted_for": tuple(adjust),
+                    "unit": meant.units.get(target.name, ""),
+                }
+                found += [_row(analysis, one, outputs, common) for one in analysis.found]
+                moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
+                drawn.draw(backbone, dotted, layer, analysis.fitted, X[at], images, groups)
+            if progress is not None:
+                progress(f"concepts at {layer}", len(asked), len(asked))
     backbone.module.cpu()
     record = AttributeRecord(
         study=meant.name,
@@ -321,7 +323,7 @@ class _Images:
         return read_pixels(self.data, rows)
 
     def of(self, rows: NDArray[np.intp]) -> Tensor:
-        return self.backbone.preprocessing(self.pixels(rows)).to(self.where)
+        return self.backbone.preprocessing(self.pixels(rows), self.where)
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Tensor]:
         for start in range(0, len(rows), self.batch_size):

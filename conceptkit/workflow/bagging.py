@@ -311,12 +311,12 @@ class _Bench:
         model = result.model
         assert isinstance(model, BagModel)
         save_bag_model(model, checkpoint, self.made_with)
-        outputs, trunk = predict(model, inputs)
+        outputs, trunk = predict(model, inputs, device=device)
         raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
         run = read_run(name, seed, checkpoint, result.history, tasks, raw, trunk.numpy(), plan, self.reading)
         self._score(name, seed, run.probability)
         weights = np.full(len(self.data), np.nan)
-        weights[np.concatenate(self.members)] = np.concatenate(read_attention(model, inputs))
+        weights[np.concatenate(self.members)] = np.concatenate(read_attention(model, inputs, device=device))
         self.columns[f"{name}-seed{seed}"] = weights
         self._attend(name, seed, weights)
         return run

@@ -185,7 +185,8 @@ def _affinities(spec: GridSpec, bench: Bench, progress: Progress | None) -> Iter
     tasks, found = setup.tasks, []
     for k, seed in enumerate(spec.seeds):
         network = bench.build(tasks, setup.training, seed)
-        found.append(measure_affinity(network, bench.inputs(network), bench.targets(tasks), bench.at, seed=seed))
+        inputs, targets = bench.inputs(network), bench.targets(tasks)
+        found.append(measure_affinity(network, inputs, targets, bench.at, seed=seed, device=spec.device))
         if progress is not None:
             progress("affinity", k + 1, len(spec.seeds))
     values = np.stack(found)  # (seeds, tasks, tasks)

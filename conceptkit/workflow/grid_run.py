@@ -263,7 +263,7 @@ def multimodal_run(spec: GridSpec, cell: GridCell, single: GridCell, seed: int) 
         raise RuntimeError("a grid's checkpoint holds a guided network")
     start = bench.build(bench.setup.tasks[:1], cell_training(bench, single), seed)
     start.load_state_dict(network.state_dict())
-    trunk = predict(start, bench.inputs(start))[1].numpy().astype(np.float64)
+    trunk = predict(start, bench.inputs(start), device=spec.device)[1].numpy().astype(np.float64)
     columns = [Column("continuous", trunk[:, k]) for k in range(trunk.shape[1])]
     for text in cell.encourage:
         concept = bench.data.concept(read_wish(text)[0])

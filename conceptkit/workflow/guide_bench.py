@@ -166,8 +166,9 @@ class Bench:
         if self.engine.first:
             save_checkpoint(result.model, self.setup.backbone, checkpoint, marks=plan.marks)
         seen = self.inputs(result.model)
-        outputs, trunk = predict(result.model, seen)
-        spaces = read_spaces(result.model, seen, self.drawn) if draw else None
+        device = self.engine.device
+        outputs, trunk = predict(result.model, seen, device=device)
+        spaces = read_spaces(result.model, seen, self.drawn, device=device) if draw else None
         raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
         self._tell(f"reading {name}, seed {seed}", 0)
         where = seen_as or checkpoint

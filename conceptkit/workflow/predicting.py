@@ -57,7 +57,7 @@ def predict(
     from conceptkit.models.activations import read_pixels
     from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
-    from conceptkit.models.inference import choose_device
+    from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.pathology.measuring import check_out, write_table
     from conceptkit.workflow.mapping import check_maps, write_maps
 
@@ -78,11 +78,11 @@ def predict(
     where = choose_device(device)
     model.to(where).eval()
     collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
-    with torch.inference_mode():
+    with torch.inference_mode(), ieee_float32():
         for start in range(0, len(data), batch_size):
             pixels = read_pixels(data, np.arange(start, min(start + batch_size, len(data))))
             padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
-            outputs = model(backbone.preprocessing(padded).to(where))
+            outputs = model(backbone.preprocessing(padded, where))
             for name, output in outputs.items():
                 collected[name].append(output[: len(pixels)].cpu().double().numpy())
             if progress is not None:
