@@ -188,7 +188,7 @@ def permutations(quick: bool) -> None:
     ours, _ = timed(
         lambda: each_fold(X, splits, lambda basis, s: row_losses(basis, s, y[:, None], owner, orders, ALPHAS, None))
     )
-    permuted = y[orders].T
+    permuted = y[orders.of()].T
 
     def multi_target(alphas: np.ndarray) -> None:
         for train, test in splits:

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from conceptkit.evaluate.clustering import group_means, intraclass_correlation
+from conceptkit.probe import permutation
 from conceptkit.probe.crossfit import each_fold
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.permutation import draw_orders, level_of, p_value, row_losses, smallest_p
@@ -149,7 +150,7 @@ def test_the_statistic_is_the_same_for_the_concept_and_its_permutations(within):
         return row_losses(basis, split, y[:, None], np.zeros(1, int), orders, ALPHAS, groups if within else None)
 
     found = np.sum(each_fold(X, splits, work), axis=0)[:, 0]
-    expected = [explicit_loss(X, y[order], splits, groups if within else None) for order in orders]
+    expected = [explicit_loss(X, y[order], splits, groups if within else None) for order in orders.of()]
     np.testing.assert_allclose(found, expected, rtol=1e-4)  # single precision
 
 
@@ -167,13 +168,27 @@ def test_permuted_targets_together_are_as_one_by_one():
 
 def test_orders():
     groups = np.array([0, 1, 0, 2, 1, 0])
-    orders = draw_orders(6, 200, 0, groups)
+    drawn = draw_orders(6, 200, 0, groups)
+    orders = drawn.of()
+    np.testing.assert_array_equal(drawn.of(np.array([4, 1])), orders[:, [4, 1]])
+    assert drawn.places.dtype == np.uint8  # a hundred thousand rows in a thousand orders are 100 MB, not 800
     np.testing.assert_array_equal(orders[0], np.arange(6))
     assert (np.sort(orders, axis=1) == np.arange(6)).all()
     assert (groups[orders] == groups).all()
     assert len({tuple(o) for o in orders}) == 12  # 3! · 2! · 1!
-    free = draw_orders(3, 300, 1)
+    free = draw_orders(3, 300, 1).of()
     assert {tuple(o) for o in free.tolist()} == set(itertools.permutations(range(3)))
+
+
+def test_rows_come_in_whole_groups_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(permutation, "_ROWS_AT_ONCE", 10)
+    groups = np.array([3, 1, 3, 0, 1, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 0])
+    rows = np.arange(1, 20)
+    parts = list(permutation._in_whole_groups(rows, groups))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), rows)
+    own = [set(groups[part]) for part in parts]
+    assert own == [{0, 1}, {2}, {3}]  # 4 rows, 12 that are more than come at once, 3
+    assert [len(p) for p in permutation._in_whole_groups(rows, None)] == [10, 9]
 
 
 def test_the_smallest_p():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,25 @@ BOTH_LEVELS = 0.1
 _ROWS_AT_ONCE = 4096
 _COLUMNS_AT_ONCE = 1024
 
-Orders = NDArray[np.int32]
-"""(permutations + 1, n) where each row takes its value from; the first order leaves all values in place."""
+
+@dataclass(frozen=True)
+class Orders:
+    """Orders of n rows, the first of which leaves all in place; kept as places within groups, in as few bytes as do."""
+
+    places: NDArray[np.unsignedinteger[Any]]
+    """(b, n) which of its group's rows each row takes its value from"""
+    members: NDArray[np.int32]
+    """(n,) row numbers, group after group"""
+    starts: NDArray[np.int32]
+    """(n,) where the members of each row's group begin"""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def of(self, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.int32]:
+        """Return the row numbers (b, len(rows)) that ``rows`` take their values from."""
+        found: NDArray[np.int32] = self.members[self.starts[rows] + self.places[:, rows]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -52,12 +69,16 @@ def level_of(target: Target) -> Level:
 def draw_orders(n: int, permutations: int, seed: int, groups: NDArray[np.intp] | None = None) -> Orders:
     """Draw permutations of rows; within groups when these are given (n,)."""
     rng = np.random.default_rng(seed)
-    orders = np.empty((permutations + 1, n), dtype=np.int32)
-    orders[0] = np.arange(n)
-    parts = [np.arange(n)] if groups is None else [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    for rows in parts:
-        orders[1:, rows] = rng.permuted(np.broadcast_to(rows.astype(np.int32), (permutations, len(rows))), axis=1)
-    return orders
+    numbers = np.zeros(n, dtype=np.intp) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(numbers)
+    members = np.argsort(numbers, kind="stable").astype(np.int32)
+    ends = np.cumsum(sizes)
+    places = np.empty((permutations + 1, n), dtype=np.min_scalar_type(int(sizes.max(initial=1)) - 1))
+    for size, end in zip(sizes, ends, strict=True):
+        rows, own = members[end - size : end], np.arange(size, dtype=places.dtype)
+        places[0, rows] = own
+        places[1:, rows] = rng.permuted(np.broadcast_to(own, (permutations, size)), axis=1)
+    return Orders(places, members, (ends - sizes)[numbers].astype(np.int32))
 
 
 def smallest_p(columns: Floats, permutations: int, groups: NDArray[np.intp] | None = None) -> float:
@@ -109,7 +130,7 @@ def row_losses(
     first, second = np.zeros((c, b)), np.zeros((c, b))
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = train[start : start + _ROWS_AT_ONCE]
-        block = values[:, orders[:, rows]]  # (c, b, rows)
+        block = values[:, orders.of(rows)]  # (c, b, rows)
         first += block.sum(2, dtype=np.float64)
         second += np.einsum("cbn,cbn->cb", block, block)
         M += block.reshape(c * b, -1) @ basis.coordinates(rows).astype(np.float32)
@@ -120,19 +141,32 @@ def row_losses(
     if groups is not None:
         mean[:] = 0.0
     loss = np.zeros((c, b))
-    held = basis.coordinates(test)
-    if groups is not None:
-        numbers = np.unique(groups[test], return_inverse=True)[1]
-        held = held - group_means(held, numbers)[numbers]
-    for start in range(0, len(test), _ROWS_AT_ONCE):
-        rows = test[start : start + _ROWS_AT_ONCE]
-        A = held[start : start + _ROWS_AT_ONCE].astype(np.float32)
-        truth = values[:, orders[:, rows]] - mean[:, :, None].astype(np.float32)
+    for rows in _in_whole_groups(test, groups):
+        held = basis.coordinates(rows)
+        if groups is not None:
+            numbers = np.unique(groups[rows], return_inverse=True)[1]
+            held = held - group_means(held, numbers)[numbers]
+        A = held.astype(np.float32)
+        truth = values[:, orders.of(rows)] - mean[:, :, None].astype(np.float32)
         read = (M @ A.T).reshape(truth.shape)
         truth *= -2.0
         truth += read
         loss += np.einsum("cbn,cbn->cb", truth, read)
     return _by_owner(loss, owner).T
+
+
+def _in_whole_groups(rows: NDArray[np.intp], groups: NDArray[np.intp] | None) -> Iterator[NDArray[np.intp]]:
+    """Yield rows some thousand at a time, those of a group together."""
+    if groups is None:
+        yield from (rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE))
+        return
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    ends = np.append(np.flatnonzero(np.diff(groups[rows])) + 1, len(rows))
+    start = 0
+    for end, after in zip(ends, [*ends[1:], np.inf], strict=True):
+        if after - start > _ROWS_AT_ONCE:
+            yield rows[start:end]
+            start = end
 
 
 def _by_gcv(
@@ -163,7 +197,7 @@ def group_losses(
     columns: Floats,
     owner: NDArray[np.intp],
     splits: Sequence[Split],
-    orders: Orders,
+    orders: NDArray[np.int32],
     alphas: Floats,
 ) -> Floats:
     """Return the held-out loss (permutations + 1, t) of group means read from mean activations; see `row_losses`.
@@ -176,7 +210,7 @@ def group_losses(
     groups : (n,) numbers 0 … g − 1
     columns : (n, c) values
     owner : (c,) number of the target that each column belongs to
-    orders : (permutations + 1, g)
+    orders : (permutations + 1, g) which group each takes its mean from
     """
     means = group_means(columns, groups)  # (g, c)
     centers = np.stack([X[groups == g].mean(0, dtype=np.float64) for g in range(len(means))])

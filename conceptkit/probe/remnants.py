@@ -137,10 +137,10 @@ def permuted_agreement(target: Target, predicted: NDArray[Any], permutations: in
     if name == "groups":
         groups = target.clusters
         first = np.unique(groups, return_index=True)[1]
-        orders = draw_orders(target.n_groups, permutations, seed)
+        orders = draw_orders(target.n_groups, permutations, seed).of()
         values = target.y[first][orders][:, groups]  # (permutations + 1, n)
     else:
-        values = target.y[draw_orders(len(target.y), permutations, seed, target.groups)]
+        values = target.y[draw_orders(len(target.y), permutations, seed, target.groups).of()]
     if classes:
         scores = [balanced_accuracy(v.astype(np.intp), predicted, target.n_classes) for v in values]
     else:

@@ -54,7 +54,7 @@ class Permutations:
     owner: NDArray[np.intp]
     """(c,) their target, numbered within these"""
     orders: Orders
-    """(permutations + 1, n); empty when no target is tested row by row"""
+    """Of the rows; none when no target is tested row by row"""
 
     @property
     def by_row(self) -> list[int]:
@@ -76,7 +76,7 @@ class Permutations:
         if whole:
             groups = self.targets[0].clusters
             columns, owner = _stacked([self.targets[i].columns for i in whole])
-            orders = draw_orders(int(groups.max()) + 1, self.number, self.seed)
+            orders = draw_orders(int(groups.max()) + 1, self.number, self.seed).of()
             losses = group_losses(X, groups, columns, owner, splits, orders, self.alphas)
             by_group = dict(zip(whole, p_value(losses).tolist(), strict=True))
         nan = float("nan")
@@ -111,7 +111,7 @@ def permutation_tests(targets: Sequence[Target], permutations: int, alphas: Floa
         seed,
         np.zeros((0, 0)),
         np.zeros(0, dtype=np.intp),
-        np.zeros((0, 0), dtype=np.int32),
+        draw_orders(0, 0, seed),
     )
     if not empty.by_row:
         return empty
