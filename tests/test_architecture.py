@@ -16,7 +16,19 @@ import conceptkit
 PACKAGE = Path(conceptkit.__file__).parent
 
 ROOMS = (
-    *("_checks", "_files", "records", "evaluate", "decoding", "patches", "stores", "study", "pathology", "synthetic"),
+    *(
+        "_checks",
+        "_files",
+        "records",
+        "evaluate",
+        "decoding",
+        "file_matrix",
+        "patches",
+        "stores",
+        "study",
+        "pathology",
+        "synthetic",
+    ),
     *("models", "probe", "attribution", "guide", "report", "workflow", "cli", "__main__"),
 )
 """From the ground floor up: a room imports from rooms before it, and from itself."""

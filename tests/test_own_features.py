@@ -232,7 +232,7 @@ def test_layers_of_a_store_are_chosen_and_rows_found_by_name(study, store, table
     no_network(monkeypatch)
     shuffled = table.sample(frac=0.9, random_state=1)
     shuffled.to_csv(tmp_path / "table.csv", index=False)
-    found = read_store(load_table(tmp_path / "table.csv"), store, ["mixed4"], np.array([5, 3]))
+    found = read_store(load_table(tmp_path / "table.csv"), store, ["mixed4"], np.array([5, 3]), away=tmp_path)
     place = [store.patch_ids.index(load_table(tmp_path / "table.csv").patch_ids[i]) for i in (5, 3)]
     np.testing.assert_array_equal(found["mixed4"], store["mixed4"][:][place])
     arguments = ["probe", "--study", study, "--features", store.path, "--layer", "mixed4", "--permutations", "0"]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.decoding import Pixels
+from conceptkit.file_matrix import put_away
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.inference import Reader, provenance
 from conceptkit.patches import PatchTable
@@ -221,6 +222,7 @@ def read_activations(
     pool: str = "gap",
     batch_size: int = 16,
     device: str = "auto",
+    away: Path | None = None,
     tell: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
@@ -236,6 +238,8 @@ def read_activations(
     rows : row numbers of the table; all by default
     pool : one of :data:`conceptkit.models.pooling.POOLINGS`
     batch_size : images per forward pass
+    away : folder of the files that large matrices are put away in, see :func:`conceptkit.file_matrix.put_away`;
+        ``None`` keeps all of them in memory
     tell : told how many bytes the stores will take that are not there yet, before any is made
     progress : told of rows done and rows to do
 
@@ -273,4 +277,8 @@ def read_activations(
             todo = np.unique(np.concatenate([absent[own] for own in wanted]))
             tell = None if progress is None else lambda done: progress(done, len(todo))
             fill([stores[own] for own in wanted], job(*wanted).computed(todo), progress=tell)
-        return {layer: stores[own].read(own, rows) for layer, own in zip(layers, made_with["layers"], strict=True)}
+        found = {}
+        for layer, own in zip(layers, made_with["layers"], strict=True):
+            X = stores[own].read(own, rows)
+            found[layer] = X if away is None else put_away(X, away)
+        return found

@@ -94,7 +94,7 @@ def adjusted_score(
         train, test = split
         inverse = np.linalg.pinv(C[train])
         residual = y - C @ (inverse @ y[train])
-        cleaned = X - C @ (inverse @ X[train])
+        cleaned = np.asarray(X) - C @ (inverse @ X[train])
         reading = read_fold(factorise(cleaned, train), split, residual, groups, alphas)
         left[test], predicted[test] = residual[test, 0], reading.predicted[:, 0]
         deleted += deleted_errors(reading, split, residual, units)[:, 0]

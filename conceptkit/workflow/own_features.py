@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit.file_matrix import put_away
 from conceptkit.patches import PatchTable
 from conceptkit.stores import Activations, Rows, changed_since, is_store, open_activations
 
@@ -66,9 +67,11 @@ def chosen_layers(store: Activations, layers: Sequence[str] | None) -> list[str]
 
 
 def read_store(
-    data: PatchTable, store: Activations, layers: Sequence[str], rows: NDArray[np.intp]
+    data: PatchTable, store: Activations, layers: Sequence[str], rows: NDArray[np.intp], *, away: Path
 ) -> dict[str, NDArray[np.float32]]:
     """Return layer → (len(rows), d) of some rows of a table, found in a store by ``patch_id``.
+
+    Large matrices are put away in the folder ``away``, see :func:`conceptkit.file_matrix.put_away`.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def read_store(
                 f"({len(changed)} of {len(part)} have changed); extract again."
             )
     at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
-    return {layer: np.asarray(store[layer][at], dtype=np.float32) for layer in layers}
+    return {layer: put_away(np.asarray(store[layer][at], dtype=np.float32), away) for layer in layers}
 
 
 def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:

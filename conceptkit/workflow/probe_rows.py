@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_choice
 from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.evaluate.scores import Floats
+from conceptkit.file_matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, make_folds
 from conceptkit.probe.ridge import ALPHAS
@@ -46,8 +47,8 @@ class Layer:
     """The features of one layer, one row per row of the table that is probed."""
 
     name: str
-    X: NDArray[Any]
-    """(n, d)"""
+    X: Any
+    """(n, d), an array or a :class:`conceptkit.file_matrix.FileMatrix`"""
 
 
 BaselineScores = dict[tuple[str, str], list[float]]
@@ -77,14 +78,14 @@ class Asked:
 
 
 def add_random_network(
-    scores: BaselineScores, features: Mapping[str, NDArray[Any]], targets: Sequence[Target], asked: Asked
+    scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], asked: Asked
 ) -> None:
     """Add the held-out scores of one network with random weights, which need not stay in memory after that.
 
     Parameters
     ----------
     scores : of the networks before it; those of this one are appended
-    features : layer → (n, d) on rows 0 … n − 1
+    features : layer → (n, d) on rows 0 … n − 1, as of :class:`Layer`
     targets : their ``rows`` number the same rows
     """
     for part in batches(targets):
@@ -126,7 +127,7 @@ def probe_rows(
         for layer in layers:
             if progress is not None:
                 progress(done, len(layers) * len(parts))
-            X = _rows_of(layer.X, at)
+            X = rows_of(layer.X, at)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
             for i, row in enumerate(_batch(X, layer.name, part, asked)):
@@ -247,19 +248,15 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     """Return R² of ordinary least squares on the rows that it was fitted on."""
     if target.kind != "continuous":
         raise InputError(f"protocol: paper is for continuous concepts, {target.name} is categorical.")
-    A = np.column_stack([np.ones(len(X)), X.astype(np.float64) - X.mean(0, dtype=np.float64)])
+    A = np.asarray(X, dtype=np.float64)
+    A = np.column_stack([np.ones(len(A)), A - A.mean(0)])
     weights = np.linalg.lstsq(A, target.y, rcond=None)[0]
     return target.score(A @ weights)
 
 
-def _rows_of(X: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Return rows of X (n, d); X itself where all are wanted in their order: a copy may be gigabytes."""
-    return X if len(rows) == len(X) and bool((rows == np.arange(len(X))).all()) else X[rows]
-
-
 def _baseline(features: NDArray[Any], part: Sequence[Target], asked: Asked, name: str) -> list[float]:
     """Return the held-out score of each target of a batch, read from features (n, d) that no score may do without."""
-    Z = _rows_of(features, part[0].rows)
+    Z = rows_of(features, part[0].rows)
     check_activations(Z, name)
     if asked.protocol == "paper":
         return [_least_squares_r2(Z, target) for target in part]
@@ -285,7 +282,7 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tup
     try:
         kept = [_on(target, there) for target in part]
         splits = leave_out_folds(levels[part[0].rows][there].astype(str), name)
-        predicted = held_out(X[there], kept, alphas=asked.alphas, splits=splits)
+        predicted = held_out(rows_of(X, there), kept, alphas=asked.alphas, splits=splits)
         both = _on_both_sides(kept[0].groups, levels[part[0].rows][there].astype(str), name)
         for target, p in zip(kept, predicted, strict=True):
             alone = _in_one_level(target, levels[part[0].rows][there].astype(str))
@@ -335,7 +332,7 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
         kept = _on(target, there)
         splits = make_folds(len(there), kept.groups, asked.folds, what=f"the rows with {target.name} and confounders")
         found = adjusted_score(
-            X[there],
+            rows_of(X, there),
             kept,
             {name: values[there] for name, values in here.items()},
             splits,

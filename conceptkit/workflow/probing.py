@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_distinct
+from conceptkit.file_matrix import put_away
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
 from conceptkit.stores import size_text
@@ -173,18 +174,21 @@ def run_probe(
             pool=pool,
             batch_size=batch_size,
             device=device,
+            away=cache_folder(),
             tell=tell_size,
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 
     backbone: Backbone | None = None
     if store is not None:
-        trained = read_store(data, store, layers, rows)
+        trained = read_store(data, store, layers, rows, away=cache_folder())
         made = store.provenance
         name, made_by, digest = str(made.get("architecture")), store.path.name, str(made.get("weights"))
     elif own:
         given = read_features(data, rows)
-        trained, name, made_by, digest = {LAYER: given.X}, LAYER, given.name, given.digest()
+        name, made_by, digest = LAYER, given.name, given.digest()
+        trained = {LAYER: put_away(given.X, cache_folder())}
+        del given  # which may be as large as the memory
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         notes = (*mark_notes(backbone), *notes)
