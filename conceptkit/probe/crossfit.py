@@ -189,18 +189,19 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     n_units = int(units.max()) + 1
     left = deleted_residuals(reading.response, units[train], alpha)  # (n, t)
     error = Y[test] - reading.predicted
-    out = np.empty((n_units, Y.shape[1]))
-    other = units[test][:, None] != np.arange(n_units)  # rows of the unit itself are deleted too
-    held = basis.coordinates(test)
-    present = np.zeros((n_units, len(train)))
-    present[units[train], np.arange(len(train))] = 1.0
+    of_test, of_train = units[test], units[train]
     pulled = np.zeros((len(alpha), n_units, len(basis.spectrum)))
     for at, A in basis.blocks(train):
-        of_block = units[train][at]
+        of_block = of_train[at]
         for unit in np.unique(of_block):
             rows = np.flatnonzero(of_block == unit)
             pulled[:, unit] += left[at][rows].T @ A[rows]
-    for t, value in enumerate(alpha):
-        shift = held @ (pulled[t] / (basis.spectrum + value)).T + (present @ left[:, t]) / len(train)
-        out[:, t] = (((error[:, t, None] + shift) ** 2) * other).sum(0)
+    pulled /= (basis.spectrum + alpha[:, None])[:, None, :]
+    level = np.stack([np.bincount(of_train, one, n_units) for one in left.T]) / len(train)  # (t, u)
+    out = np.zeros((n_units, Y.shape[1]))
+    for at, A in basis.blocks(test):
+        other = of_test[at][:, None] != np.arange(n_units)  # rows of the unit itself are deleted too
+        for t in range(len(alpha)):
+            shift = A @ pulled[t].T + level[t]
+            out[:, t] += (((error[at][:, t, None] + shift) ** 2) * other).sum(0)
     return out
