@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
 from conceptkit._checks import InputError
+from conceptkit.probe import permutation, ridge
 from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import check_varying
@@ -251,3 +252,21 @@ def test_activations_must_be_finite():
     X[:] = 7.0
     with pytest.raises(InputError, match="activations: mixed10 must vary between rows, all 3 columns are constant"):
         check_varying(X, "mixed10")
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["patients", "rows alone"])
+def test_rows_taken_up_in_blocks_are_validated_alike(within, monkeypatch):
+    """As on many rows, where no coordinates are kept: score, interval, controls and p are those of all at once."""
+    X, y, groups = clustered()
+    target = continuous(y, groups if within else None)
+    how = {"folds": 4, "alphas": ALPHAS, "n_resamples": 99, "permutations": 49, "controls": True, "seed": 0}
+    [expected] = validate(X, [target], **how)
+    monkeypatch.setattr(ridge, "_KEPT", 0)
+    monkeypatch.setattr(ridge, "_BLOCK", 200)
+    monkeypatch.setattr(permutation, "_ROWS_AT_ONCE", 20)
+    [found] = validate(X, [target], **how)
+    for name, value in vars(expected).items():
+        if isinstance(value, str) or value is None:
+            assert getattr(found, name) == value
+        else:
+            np.testing.assert_allclose(getattr(found, name), value, rtol=1e-8, err_msg=name)
