@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
         return "there is none to choose from"
     by_case = {n.lower(): n for n in reversed(names)}
     close = [by_case[c] for c in difflib.get_close_matches(name.lower(), list(by_case), n=most, cutoff=0.5)]
+    if not close:  # nuclear_area has a word of area_px
+        words = {word for word in re.split(r"[\W_]+", name.lower()) if len(word) > 2}
+        close = [n for n in names if words & set(re.split(r"[\W_]+", n.lower()))][:most]
     if close:
         others = [n for n in names if n not in close] if len(names) <= _FEW else []
         return "near names: " + ", ".join(close) + ("; also " + ", ".join(others) if others else "")

@@ -104,7 +104,8 @@ class PatchTable:
     def column(self, argument: str, name: str) -> pd.Series[Any]:
         """Return a column; raise :class:`InputError` with the near names when it is not there."""
         if name not in self.frame.columns:
-            raise InputError(f"{argument}: the table has no column {name!r}; {near_names(name, self.frame.columns)}.")
+            offered = [c for c in self.frame.columns if argument != "concept" or c not in _PLACES]
+            raise InputError(f"{argument}: the table has no column {name!r}; {near_names(name, offered)}.")
         return self.frame[name]
 
     def kind(self, name: str) -> str:

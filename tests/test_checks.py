@@ -50,3 +50,9 @@ def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(InputError, match="nothing may be written into"):
         check_place("json", tmp_path / "result.json")
+
+
+def test_a_name_that_shares_a_word_is_near():
+    columns = [f"column{i}" for i in range(15)] + ["area_px", "area_um2"]
+    assert near_names("nuclear_area", columns) == "near names: area_px, area_um2"
+    assert near_names("um", columns).startswith("known: ")  # two letters are no word

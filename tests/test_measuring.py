@@ -113,7 +113,7 @@ def test_numbers_of_the_whole_image_stay_behind(study):
     assert list(row["label"]) == ["1", "0"]
     assert row["organ"].isna().tolist() == [False, True]
     assert "nuclei_count, grade, empty" in measured.notes[0]
-    assert "nothing" in measured.notes[0]
+    assert "empty or hold numbers of the whole image" in measured.notes[0]
 
 
 def test_without_a_patient_the_reader_is_told(study):
@@ -226,8 +226,11 @@ def test_a_list_that_is_no_text(study):
         measure_images(study.folder / "images.csv", out=study.out)
     with pytest.raises(InputError, match="does not exist"):
         measure_images(study.folder / "none.csv", out=study.out)
-    with pytest.raises(InputError, match="cannot be read as CSV"):
+    with pytest.raises(InputError, match="is a folder; name a CSV file"):
         measure_images(study.folder, out=study.out)
+    (study.folder / "images.csv").write_text("image;mask;mpp\na.png;;0.5\n")
+    with pytest.raises(InputError, match="cells must be separated by commas, the first line is 'image;mask;mpp'"):
+        measure_images(study.folder / "images.csv", out=study.out)
 
 
 def test_a_byte_order_mark_and_blank_lines_do_no_harm(study):

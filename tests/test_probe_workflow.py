@@ -280,6 +280,34 @@ def test_runs_are_numbered(study, tmp_path, monkeypatch):
     assert folders == ["runs/probe-001", "runs/probe-002"]
 
 
+def test_a_concept_that_nobody_named_does_not_stop_the_others(table, tmp_path):
+    """Of all columns by default those that cannot be probed are left out, and it is said why."""
+    few = table[["patch_id", "h5", "key", "row", "patient", "count", "constant", "center"]].copy()
+    few["center"] = few["center"].where(few["patient"] != few["patient"].iloc[0], "alone")
+    few.to_csv(tmp_path / "t.csv", index=False)
+    how = {"table": tmp_path / "t.csv", "model": "mini_inception", "layers": ["mixed2"], "permutations": 0}
+    record = ck.run_probe(**how, weights="bundled", group="patient", out=tmp_path / "all")
+    assert [row.concept for row in record.rows] == ["count"]
+    said = [note for note in record.notes if note.startswith("Left out, as nobody named it")]
+    assert ["constant" in said[0], "'alone' in one group only" in said[1]] == [True, True]
+    with pytest.raises(InputError, match="'alone' in one group only"):
+        ck.run_probe(**how, weights="bundled", group="patient", concepts=["count", "center"], out=tmp_path / "named")
+    few.drop(columns=["count", "center"]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match="constant"):
+        ck.run_probe(**how, weights="bundled", group="patient", out=tmp_path / "none")
+
+
+def test_a_number_whose_run_was_killed_at_once_is_taken_again(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    killed, used = tmp_path / "runs" / "probe-001", tmp_path / "runs" / "probe-002"
+    killed.mkdir(parents=True)
+    (killed / ".lock").touch()
+    used.mkdir()
+    (used / "something").touch()
+    folders = [ck.run_probe(study, permutations=0).folder.as_posix() for _ in range(2)]
+    assert folders == ["runs/probe-001", "runs/probe-003"]
+
+
 def test_nothing_is_written_for_a_mistake(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no layer 'mixed11'"):

@@ -112,6 +112,21 @@ def test_a_random_network_within_the_interval_takes_the_claim_back() -> None:
     assert "need not" not in one_verdict(probe_row(score_random_network=0.62)).text  # the control: below the interval
 
 
+def test_a_layer_that_stands_out_is_named_beside_the_best_one_that_does_not() -> None:
+    best = probe_row("shallow", score=0.78, score_low=0.23, score_random_network=0.42)
+    clear = probe_row("deep", score=0.73, score_low=0.53, score_random_network=0.2)
+    both = ProbeRecord(study="s", group="patient", rows=(best, clear, probe_row("pixels", score_pixels=0.69)))
+    (verdict,) = verdicts.probe_verdicts(both)
+    assert "shallow (the best of 3 layers)" in verdict.text
+    assert "; at deep the interval lies above these; chance" in verdict.text
+    (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", group="patient", rows=(clear, best)[::-1][1:]))
+    assert "lies above these" not in verdict.text  # the control: the best stands out by itself
+
+
+def test_what_ignoring_patients_gives_is_no_claim_where_it_is_lower() -> None:
+    assert "ignoring patients: 0.70, scoring" in one_verdict(probe_row(score_patchwise=0.70)).text
+
+
 def test_an_interval_that_reaches_chance_is_no_reading() -> None:
     assert "is not shown to be readable" in one_verdict(probe_row(score=0.05, score_random_network=None)).text
     assert "no interval to judge by" in one_verdict(probe_row(score_low=math.nan, score_high=math.nan)).text

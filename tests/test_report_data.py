@@ -24,7 +24,14 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from conceptkit._checks import InputError
 from conceptkit.report import umap_parts
-from conceptkit.report.data_figures import LEVELS_MOST, center_figures, class_figures, levels, sample_figure
+from conceptkit.report.data_figures import (
+    LEVELS_MOST,
+    center_figures,
+    class_figures,
+    left_out_of_figures,
+    levels,
+    sample_figure,
+)
 from conceptkit.report.data_parts import data_parts, split_table
 from conceptkit.report.page import write_page
 from conceptkit.report.predictions import brier, calibration, calibration_error, read_predictions, score
@@ -89,6 +96,33 @@ def test_one_patient_and_twelve_centers(tmp_path: Path, centers: tuple[str, ...]
     parts = data_parts(found, "patient", set())
     assert [part.title for part in parts][:3] == ["Patches of the run", "Samples and colours", "Concepts by class"]
     assert len(center_figures(found)) == (0 if len(centers) == 1 else 2)
+
+
+def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
+    few = read_context(write_context(tmp_path / "few"))
+    assert few is not None
+    assert left_out_of_figures(few) == ""
+    centers = tuple(f"H{i:02d}" for i in range(18))
+    many = read_context(write_context(tmp_path / "many", centers=centers, patients=2, n=18 * 2 * 6 - 12))
+    assert many is not None
+    said = left_out_of_figures(many)
+    drawn = levels(many.centers)
+    assert said == (
+        f"Of 18 centers the 15 of most patches are drawn; left out: {', '.join(c for c in centers if c not in drawn)}."
+    )
+    part = next(p for p in data_parts(many, "patient", set()) if p.title == "Concepts by center and class")
+    assert said in part.text
+    many = dataclasses.replace(few, concepts={f"k{i}": np.arange(len(few.labels), dtype=float) for i in range(14)})
+    assert left_out_of_figures(many) == "Of 14 concepts the first 12 are drawn; left out: k12, k13."
+
+
+def test_without_classes_boxes_are_by_center_alone(context: Context) -> None:
+    bare = dataclasses.replace(context, labels=np.array([""] * len(context.labels)))
+    assert [p.title for p in data_parts(bare, "patient", set())][-1] == "Concepts by center"
+    (first, *_) = center_figures(bare)
+    assert "(none)" not in first.alt
+    assert first.figure.legends == []
+    assert center_figures(context)[0].figure.legends  # the control
 
 
 def test_many_centers_and_none_at_all(tmp_path: Path) -> None:

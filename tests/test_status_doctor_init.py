@@ -56,12 +56,32 @@ def test_init_writes_a_study_that_loads(tmp_path: Path) -> None:
     study = ck.load_study(folder)
     assert study.group == "patient"
     assert study.label == "label"
-    assert study.concepts == ("count", odd, "center")
+    assert study.concepts == ("count", odd)
+    assert "center is left out of probe. concept: center has the class 'C1' in one group only" in said
     assert study.splits.train == "train"
     assert study.splits.read == "test"
     text = (folder / "conceptkit.toml").read_text()
     assert '# discourage = ["center"]' in text
     assert tomllib.loads(text.replace("# discourage", "discourage"))["concepts"]["discourage"] == ["center"]
+
+
+def test_what_init_writes_can_be_probed(tmp_path: Path) -> None:
+    """A center of one patient, and a column that does not vary, would stop the probe of all others."""
+    rows = range(12)
+    columns = {
+        "image": [f"{i}.png" for i in rows],
+        "patient": [f"p{i // 2}" for i in rows],
+        "label": ["normal", "tumor"] * 6,
+        "count": [float(i % 5) for i in rows],
+        "center": ["A", "A", "B", "B"] * 3,
+        "scanner": ["one" if i < 2 else "two" for i in rows],
+        "flat": [1.5] * 12,
+    }
+    patches(tmp_path, **columns)
+    started = start_study(tmp_path)
+    assert ck.load_study(tmp_path).concepts == ("count", "center")
+    left_out = [note for note in started.notes if "left out of probe" in note]
+    assert [note.split()[0] for note in left_out] == ["flat", "scanner"]
 
 
 def test_init_says_what_is_missing(tmp_path: Path) -> None:

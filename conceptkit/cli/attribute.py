@@ -31,8 +31,12 @@ from conceptkit.cli.options import (
 
 
 def attribute(
-    layer: Annotated[list[str] | None, typer.Option("--layer", help="Layers, comma-separated.")] = None,
-    concept: Annotated[list[str] | None, typer.Option("--concept", help="Concepts, comma-separated.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Layers, comma-separated; conceptkit layers lists a network's.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option("--concept", help="Concepts, columns of the table, comma-separated.")
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="Classes (names of a checkpoint's, else numbers) or a checkpoint's heads."),
@@ -63,7 +67,9 @@ def attribute(
     ] = "gradient",
     folds: FoldsOption = 5,
     refits: Annotated[int, typer.Option("--refits", help="Resamples of patients that all is fitted on again.")] = 100,
-    permutations: Annotated[int, typer.Option("--permutations", help="Of each concept, for p; 0 for none.")] = 500,
+    permutations: Annotated[
+        int, typer.Option("--permutations", help="How often each concept is permuted, for p; 0 for no p.")
+    ] = 500,
     maps: Annotated[int, typer.Option("--maps", help="Patches at each end of a contact sheet; 0 for none.")] = 6,
     seed: Annotated[int, typer.Option("--seed", help="Of resamples and permutations.")] = 0,
     device: DeviceOption = "auto",

@@ -22,7 +22,9 @@ from conceptkit.cli.options import (
 
 def extract(
     out: Annotated[str, typer.Option("--out", "-o", help="The store to write or to finish, an HDF5 file.")],
-    layer: Annotated[list[str] | None, typer.Option("--layer", help="Layers, comma-separated.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Layers, comma-separated; conceptkit layers lists a network's.")
+    ] = None,
     study: StudyOption = None,
     table: TableOption = None,
     model: ModelOption = None,

@@ -25,8 +25,12 @@ from conceptkit.cli.options import (
 
 
 def probe(
-    layer: Annotated[list[str] | None, typer.Option("--layer", help="Layers, comma-separated.")] = None,
-    concept: Annotated[list[str] | None, typer.Option("--concept", help="Concepts, comma-separated.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Layers, comma-separated; conceptkit layers lists a network's.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option("--concept", help="Concepts, columns of the table, comma-separated.")
+    ] = None,
     study: StudyOption = None,
     table: TableOption = None,
     model: ModelOption = None,
@@ -39,7 +43,9 @@ def probe(
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split alone.")] = None,
     pool: Annotated[str, typer.Option("--pool", help="gap, max, flatten, cls or tokens.")] = "gap",
     folds: FoldsOption = 5,
-    permutations: Annotated[int, typer.Option("--permutations", help="Of each concept, for p; 0 for none.")] = 1000,
+    permutations: Annotated[
+        int, typer.Option("--permutations", help="How often each concept is permuted, for p; 0 for no p.")
+    ] = 1000,
     adjust: Annotated[
         list[str] | None,
         typer.Option("--adjust", help="Confounders for a partial R², comma-separated; stain means all stain measures."),

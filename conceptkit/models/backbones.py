@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -347,6 +348,8 @@ def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return {}, state
     except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
+            reason = "it is no file of weights, or one that would run code; .safetensors, .pt and .pth are read"
         raise InputError(f"weights: {path} cannot be read ({reason}).") from None
 
 

@@ -335,8 +335,8 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         names = (names,)
     known = (*MEASURES, *GROUPS)
-    chosen = tuple(part for name in names for part in GROUPS.get(check_choice("names", name, known), (name,)))
-    check_distinct("names", chosen)
+    chosen = tuple(part for name in names for part in GROUPS.get(check_choice("measure", name, known), (name,)))
+    check_distinct("measure", chosen)
     return chosen
 
 

@@ -243,6 +243,8 @@ def _read_list(path: Path) -> pd.DataFrame:
             lines = [(reader.line_num, cells) for cells in reader if cells]
     except FileNotFoundError:
         raise InputError(f"images: {path} does not exist.") from None
+    except IsADirectoryError:
+        raise InputError(f"images: {path} is a folder; name a CSV file with a column image.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"images: {path} cannot be read as CSV ({error}).") from None
     for number, cells in lines:
@@ -251,6 +253,8 @@ def _read_list(path: Path) -> pd.DataFrame:
     repeated = sorted({c for c in header if c and header.count(c) > 1})
     if repeated:
         raise InputError(f"{path}: column {repeated[0]} is there more than once.")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        raise InputError(f"{path}: cells must be separated by commas, the first line is {header[0]!r}.")
     if "image" not in header:
         raise InputError(f"{path}: a column image is needed; {near_names('image', header)}.")
     for column in header:
@@ -428,7 +432,7 @@ def _notes(
     """Yield what a reader of the table has to know."""
     left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
     if left:
-        yield f"Not carried over to the tiles, as they hold numbers of the whole image or nothing: {', '.join(left)}."
+        yield f"Not carried over to the tiles, as they are empty or hold numbers of the whole image: {', '.join(left)}."
     if every and len(names) < len(CORE):
         absent = [f"{name} (needs {MEASURES[name].needs.replace('+', ' and ')})" for name in CORE if name not in names]
         yield f"Not measured, as no image has what is needed: {', '.join(absent)}."

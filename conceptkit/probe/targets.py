@@ -117,7 +117,7 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
         if numbers is not None and len(np.unique(numbers[y == code])) < 2:
             raise InputError(
                 f"concept: {name} has the class {str(held)!r} in one group only; it can never be in the training part "
-                "and the held-out one, so leave its rows out or name another group."
+                "and the held-out one. Leave out the concept, or these rows, or name another group."
             )
     return Target(name, kind, rows, y, numbers, tuple(str(c) for c in classes))
 

@@ -72,6 +72,7 @@ def _center_figure(context: Context, centers: Sequence[str], name: str, values: 
     classes = levels(context.labels)
     kept = np.isfinite(values) & np.isin(context.centers, centers)
     labels = np.where(np.isin(context.labels, classes), context.labels, "(none)")
+    labelled = bool(classes)
     hues = [*classes, *(["(none)"] if (labels[kept] == "(none)").any() else [])]
     frame = pd.DataFrame({"center": context.centers[kept], "value": values[kept], "class": labels[kept]})
     with styled():
@@ -96,10 +97,15 @@ def _center_figure(context: Context, centers: Sequence[str], name: str, values: 
         if legend is not None:
             handles: Any = legend.legend_handles
             legend.remove()
+        if legend is not None and labelled:
             figure.legend(handles, [short(c, 18) for c in hues], loc="outside lower left", ncols=4)
-    cells = [(f"{a}, {b}", values[kept & (context.centers == a) & (labels == b)]) for a in centers for b in hues]
+    cells = [
+        (f"{a}, {b}" if labelled else a, values[kept & (context.centers == a) & (labels == b)])
+        for a in centers
+        for b in hues
+    ]
     said = "; ".join(f"{cell} {number(float(np.median(v)))}" for cell, v in cells if len(v))
-    alt = f"{name}, median by center and class: {said}."
+    alt = f"{name}, median by center{' and class' if labelled else ''}: {said}."
     return Drawing(name=f"by-center-{i + 1}", alt=alt, caption="", figure=figure)
 
 
@@ -146,6 +152,20 @@ def levels(values: NDArray[np.str_]) -> list[str]:
     names, counts = np.unique(values[values != ""], return_counts=True)
     frequent = names[np.argsort(-counts, kind="stable")][:LEVELS_MOST]
     return sorted(map(str, frequent), key=natural)
+
+
+def left_out_of_figures(context: Context) -> str:
+    """Return which centers, classes and concepts the figures have no room for; nothing where all are drawn."""
+    said = []
+    for what, values in (("centers", context.centers), ("classes", context.labels)):
+        drawn, every = levels(values), sorted(set(values[values != ""].tolist()), key=natural)
+        if lacking := [name for name in every if name not in drawn]:
+            names = ", ".join(lacking)
+            said.append(f"Of {len(every)} {what} the {len(drawn)} of most patches are drawn; left out: {names}.")
+    concepts = [name for name, values in context.concepts.items() if is_drawable(values)]
+    if lacking := concepts[CONCEPTS_MOST:]:
+        said.append(f"Of {len(concepts)} concepts the first {CONCEPTS_MOST} are drawn; left out: {', '.join(lacking)}.")
+    return " ".join(said)
 
 
 def _drawn(context: Context) -> list[tuple[str, NDArray[np.float64]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conceptkit.report.data_figures import center_figures, class_figures, levels, sample_figure
+from conceptkit.report.data_figures import center_figures, class_figures, left_out_of_figures, levels, sample_figure
 from conceptkit.report.ordering import natural
 from conceptkit.report.part import Part, table_part
 from conceptkit.report.run_context import Context
@@ -12,7 +12,7 @@ from conceptkit.report.table import Table, tidy
 from conceptkit.report.wording import groups_word
 
 SPREAD = (
-    "All rows that the run used, training rows among them. Where classes or centers differ here already, a network can "
+    "Rows that the run used, training rows among them. Where classes or centers differ here already, a network can "
     "tell them apart by this concept alone."
 )
 
@@ -41,11 +41,12 @@ def data_parts(context: Context | None, group: str | None, seen: set[str]) -> li
             parts.append(Part(title="Samples and colours", text=text, drawings=[drawing]))
     for title, drawings in (
         ("Concepts by class", class_figures(context)),
-        ("Concepts by center and class", center_figures(context)),
+        ("Concepts by center and class" if levels(context.labels) else "Concepts by center", center_figures(context)),
     ):
         fresh = [drawing for drawing in drawings if _is_new(drawing.alt, seen)]
         if fresh:
-            parts.append(Part(title=title, text=SPREAD, drawings=fresh))
+            text = f"{SPREAD} {left_out_of_figures(context)}".strip()
+            parts.append(Part(title=title, text=text, drawings=fresh))
     return parts
 
 

@@ -71,8 +71,12 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         _layer_ticks(axes, [r.layer for r in rows])
         # a held-out R² may fall without bound; the part that says something must keep its room
         floor = -0.25 if rows[0].metric == "r2" else 0.0
-        low = np.nanmin([floor + 0.2, *score, *_column(rows, "score_low"), *_column(rows, "score_random_network")])
-        axes.set_ylim(max(floor, low - 0.05), 1.03)
+        below = [_column(rows, f"score{what}") for what in ("", "_low", "_random_network", "_random_concept")]
+        bottom = max(floor, float(np.nanmin([floor + 0.2, *np.concatenate(below)])) - 0.05)
+        axes.set_ylim(bottom, 1.03)
+        for x, end in zip(at, _column(rows, "score_low"), strict=True):
+            if end < bottom:  # an interval that leaves the picture says how far it goes
+                axes.annotate(f"↓ {number(end)}", (x, bottom), (4, 3), textcoords="offset points", fontsize=8)
         axes.set_ylabel(measure)
         axes.set_title(short(title, 32), loc="left")
         figure.legend(handles, names, loc="outside lower left", ncols=2)

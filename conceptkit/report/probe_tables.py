@@ -69,9 +69,10 @@ def probe_table(record: ProbeRecord) -> Table:
     return Table(
         name="probe",
         title="What each layer knows of each concept",
-        caption=f"Held out: pooled out-of-fold predictions, {apart}, with a 95 % interval from resampling "
+        caption=f"Held out: pooled out-of-fold predictions, {apart}, with a 95 % interval over "
         f"{groups_word(record.group)}.{of} Random network: the same architecture with random weights. "
-        "In sample and ignoring groups are what a careless analysis would report; they are no evidence. "
+        "In sample and ignoring groups are what a careless analysis would report; they are no evidence. Each has a "
+        "penalty of its own, so that either may be the higher one. "
         "Alpha is the ridge penalty of the vector fitted on all rows.",
         frame=tidy(rows, [c for c in columns if c not in dropped]),
         unshown=frozenset(shared),
@@ -111,8 +112,10 @@ def control_table(record: ProbeRecord) -> Table:
         title="What the scores have to be read against",
         caption="Pixels: raw pixel and colour statistics, by the same procedure. Above baseline: the score less the "
         "best of chance, random network and pixels. Random concepts have the concept's intra-class correlation (ICC) "
-        "and mean nothing; selectivity is the score less theirs. p is that of permutations at the level at which the "
-        "concept varies (permuted), least p the smallest that it could be, q is p adjusted for everything probed "
-        "(Benjamini and Hochberg). Cosine: mean between the directions that the folds found.",
+        "and mean nothing; selectivity is the score less theirs, and above 1 where theirs is below 0. Shuffled: the "
+        "concept's own values in another order. p asks whether there is any relation at all, by permutations at the "
+        "level at which the concept varies (permuted; p within: inside groups); the interval asks how large it is on "
+        "other groups, and may cover 0 beside a small p. Least p is the smallest that p could be, q is p adjusted for "
+        "everything probed (Benjamini and Hochberg). Cosine: mean between the directions that the folds found.",
         frame=tidy(rows, [c for c in columns if c not in dropped]),
     )

@@ -100,10 +100,14 @@ def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
         text += f"; plain statistics of the pixels reach {number(best.score_pixels)}, "
         text += "so that no network is needed for it" if as_well else "which the interval does not exclude"
         learned = False
+    elsewhere = [] if learned else [r.layer for r in scored if r is not best and _stands_out(r)]
+    if readable and elsewhere:
+        text += f"; at {', '.join(elsewhere)} the interval lies above these"
     text += f"; chance is {chance}"
     claims = []
     if group is not None and is_finite(best.score_patchwise):
-        claims.append(f"ignoring {groups_word(group)} would have claimed {number(best.score_patchwise)}")
+        more = " would have claimed" if as_float(best.score_patchwise) > best.score else ":"
+        claims.append(f"ignoring {groups_word(group)}{more} {number(best.score_patchwise)}")
     if is_finite(best.score_in_sample):
         claims.append(f"scoring in sample {number(best.score_in_sample)}")
     if claims:
@@ -112,6 +116,12 @@ def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
     text += f" ({best.n} rows {of})."
     settled = readable and learned and not _are_few(best.n_groups, group)
     return Verdict(text=text, tone="clear" if settled else "open")
+
+
+def _stands_out(row: ProbeRow) -> bool:
+    """Tell whether the whole interval lies above chance, the random networks and the pixels."""
+    controls = [row.chance, as_float(row.score_random_network), as_float(row.score_pixels)]
+    return row.score_low > max(c for c in controls if is_finite(c))
 
 
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_place
-from conceptkit._files import held
+from conceptkit._files import LOCK_FILE, held
 from conceptkit.patches import PatchTable
 from conceptkit.records import RECORD_FILE
 from conceptkit.study import STUDY_FILE, Study, load_study, table_study
@@ -84,13 +85,11 @@ def open_study(
     return meant, data
 
 
-def run_folder(out: str | Path | None, command: str) -> Path:
-    """Return the folder to write into, which holds no record yet."""
+def run_folder(out: str | Path | None, command: str, busy: Collection[Path] = ()) -> Path:
+    """Return the folder to write into, which holds no record yet; of numbered ones the first that nobody has used."""
     if out is None:
-        number = 1
-        while (Path("runs") / f"{command}-{number:03d}").exists():
-            number += 1
-        out = Path("runs") / f"{command}-{number:03d}"
+        numbered = (Path("runs") / f"{command}-{number:03d}" for number in itertools.count(1))
+        out = next(place for place in numbered if place not in busy and _is_unused(place))
     folder = Path(out)
     if (folder / RECORD_FILE).exists():
         raise InputError(f"out: {folder} holds an earlier run; name another folder, or remove it first.")
@@ -98,6 +97,11 @@ def run_folder(out: str | Path | None, command: str) -> Path:
         raise InputError(f"out: {folder} is a file; name a folder.")
     check_place("out", folder)
     return folder
+
+
+def _is_unused(place: Path) -> bool:
+    """Tell whether a folder is not there, or holds nothing, as one does whose run was killed at once."""
+    return not place.exists() or (place.is_dir() and all(entry.name == LOCK_FILE for entry in place.iterdir()))
 
 
 def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
@@ -114,13 +118,15 @@ def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[
             out = cast("str | Path | None", options.get("out"))
             if out is not None and (Path(out) / RECORD_FILE).exists():
                 _tidy(Path(out))
+            busy: list[Path] = []
             while True:
-                folder = run_folder(out, command)
+                folder = run_folder(out, command, busy)
                 with contextlib.ExitStack() as stack:
                     try:
                         stack.enter_context(held(folder))
                     except InputError:
-                        if out is None and folder.exists():  # another process took the number: the next is free
+                        if out is None and folder.exists():  # another process has the number: the next is free
+                            busy.append(folder)
                             continue
                         raise
                     options["out"] = folder

@@ -134,17 +134,27 @@ def run_probe(
         layers, pool = chosen_layers(store, layers), str(store.provenance.get("pool"))
     else:
         layers = list(layers or meant.layers) if not own else [LAYER]
+    chosen = bool(concepts or meant.concepts)
     concepts = list(concepts or meant.concepts or data.concept_names)
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
     keep = split_rows(data, meant, split)
-    notes = notes_on(meant, data, concepts)
     groups = data.groups(meant.group)
     targets = []
+    refused: dict[str, InputError] = {}
     for name in concepts:
         concept = data.concept(name)
         missing: Any = np.nan if concept.kind == "continuous" else None
-        targets.append(make_target(name, concept.kind, np.where(keep, concept.values, missing), groups))
+        try:
+            targets.append(make_target(name, concept.kind, np.where(keep, concept.values, missing), groups))
+        except InputError as error:
+            if chosen:
+                raise
+            refused[name] = error
+    if refused and not targets:
+        raise next(iter(refused.values()))
+    concepts = [name for name in concepts if name not in refused]
+    notes = (*notes_on(meant, data, concepts), *(f"Left out, as nobody named it: {e}" for e in refused.values()))
     confounders = _confounders(data, adjust, concepts)
     held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)

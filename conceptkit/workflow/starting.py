@@ -11,6 +11,7 @@ import pandas as pd
 
 from conceptkit._checks import InputError, check_place
 from conceptkit.patches import PatchTable, load_table
+from conceptkit.probe.targets import make_target
 from conceptkit.records import write_atomically
 from conceptkit.study import STUDY_FILE, Splits
 
@@ -115,13 +116,17 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
     label = next((name for name in ("label", "class", "target", "diagnosis") if name in columns), None)
     if label is None:
         notes.append("no column holds the main label: probe works without one, guide does not")
+    whole = group is not None and bool(data.frame[group].notna().all())
+    if group is not None and not whole:
+        notes.append(f"column {group} has empty cells: every patch needs a {group} before anything is probed")
     nuisances = [name for name in NUISANCES if name in columns]
     reserved = {*_NO_CONCEPT, *GROUPS, *NUISANCES, "split", label}
     rest = [name for name in columns if name not in reserved]
     numbers = [name for name in rest if data.kind(name) == "continuous" and data.frame[name].notna().any()]
     classes = [name for name in rest if data.kind(name) == "categorical" and 2 <= data.frame[name].nunique() <= 20]
     notes += [note for name in numbers if (note := data.looks_categorical(name))]
-    concepts = [*numbers, *classes, *nuisances]
+    groups = group if whole else None
+    concepts = [name for name in (*numbers, *classes, *nuisances) if _can_be_read(data, name, groups, notes)]
     if not concepts:
         notes.append("no column looks like a concept: conceptkit measure adds some")
     lines = [
@@ -143,7 +148,7 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
         "# Read by conceptkit probe.",
         f"probe = {_list(concepts)}",
         "# What conceptkit guide encourages and discourages: choose a few that probe shows to be worth it.",
-        f"# encourage = {_list(numbers[:2])}",
+        f"# encourage = {_list([name for name in numbers if name in concepts][:2])}",
         f"# discourage = {_list(nuisances[:1])}",
         '# kind = { grade = "categorical" }',
         '# unit = { area_um2 = "µm²" }',
@@ -151,6 +156,17 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
         *_splits(data, columns, notes),
     ]
     return "\n".join(lines).rstrip() + "\n", notes
+
+
+def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str]) -> bool:
+    """Tell whether a probe takes a concept; if not, note why."""
+    concept = data.concept(name)
+    try:
+        make_target(name, concept.kind, concept.values, data.groups(group))
+    except InputError as error:
+        notes.append(f"{name} is left out of probe. {error}")
+        return False
+    return True
 
 
 def _model(columns: Sequence[str], notes: list[str]) -> list[str]:
