@@ -276,7 +276,7 @@ def test_names_of_classes_and_of_methods():
     named = ConceptActivationVector(method="mean-difference").fit(X, np.array(["tumor", "normal"])[y])
     assert named.classes_.tolist() == ["normal", "tumor"]
     assert set(named.predict(X)) <= {"normal", "tumor"}
-    with pytest.raises(InputError, match="method: 'mean' is not known; known: logistic, mean-difference"):
+    with pytest.raises(InputError, match="method: 'mean' is not known; near names: mean-difference; also logistic"):
         ConceptActivationVector(method="mean").fit(X, y)
     with pytest.raises(ValueError, match="y: needs at least 2 classes"):
         ConceptActivationVector().fit(X, np.zeros(len(X)))
