@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from PIL import Image
 from small_study import write_study
 from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
 from conceptkit.cli import app, console
+from conceptkit.cli.examples import EXAMPLES
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.study import load_study
 from conceptkit.workflow import probing
@@ -334,6 +337,14 @@ def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, od
     assert after == before
 
 
+def test_the_folder_of_all_runs_is_told_from_a_run(probed, here):
+    Path("runs/probe-001").mkdir(parents=True)
+    shutil.copy(probed[0] / "record.json", "runs/probe-001")
+    refused = call("report", "runs")
+    assert refused.exit_code == 2 and "runs holds no record.json; name a run in it: runs/probe-001." in refused.stderr
+    assert "name a run folder" in call("report", "runs/probe-001/nothing").stderr
+
+
 def test_a_page_is_not_written_over_a_record(probed, here):
     shutil.copytree(probed[0], "run")
     told = sentence(call("report", "run", "-o", "run/record.json"))
@@ -353,6 +364,17 @@ def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, t
     network = ["--model", "test_resnet", "--weights", tmp_path / "broken.safetensors"]
     told = sentence(call(*PROBE.split(), *network, "--layer", "layer4", "--split", "val", "--folds", "2"))
     assert re.fullmatch(r"activations: layer4 must be finite, (\d+) of \1 rows hold NaN or infinity\.", told)
+
+
+def test_every_command_ends_its_help_with_an_example_that_it_understands():
+    commands = typer.main.get_command(app).commands
+    assert set(EXAMPLES) == {name for name in commands if name != "adapt"}
+    for name, example in EXAMPLES.items():
+        first, *arguments = shlex.split(example)
+        assert first == name and f"Example: conceptkit {example}" == commands[name].epilog
+        commands[name].make_context(name, arguments)  # parsed, not run
+    with pytest.raises(typer.exceptions.TyperException):
+        commands["probe"].make_context("probe", ["--no-such-option"])
 
 
 def test_a_shell_completes_commands_and_options():

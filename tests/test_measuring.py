@@ -47,6 +47,10 @@ def study(tmp_path):
     return write
 
 
+BESIDE = "36% of the images' pixels lie beside whole tiles of 16, on the right and at the bottom, and were not used."
+"""40 x 40 pixels hold 2 x 2 tiles: 1,600 − 1,024 of 1,600"""
+
+
 def run(study, text=None, **options):
     path = study() if text is None else study(text)
     return measure_images(path, **{"out": study.out, "patch_size": 16, **options})
@@ -62,7 +66,7 @@ def test_columns_tiles_and_values(study):
     ]
     assert seen == [(1, 2), (2, 2)]
     assert measured.skipped == ()
-    assert measured.notes == ()
+    assert measured.notes == (BESIDE,)
     assert list(table["patch_id"][:4]) == ["a_x0_y0", "a_x16_y0", "a_x0_y16", "a_x16_y16"]  # 40 = 2 x 16 + a rest
     assert len(table) == 8
     assert list(table["patient"]) == ["p1"] * 4 + ["p2"] * 4
@@ -116,6 +120,14 @@ def test_numbers_of_the_whole_image_stay_behind(study):
     assert "empty or hold numbers of the whole image" in measured.notes[0]
 
 
+def test_no_word_of_borders_where_tiles_fill_the_images(study):
+    assert run(study, patch_size=20).notes == ()
+    for name in "ab":
+        Image.fromarray(rgb()[:32, :32]).save(study.folder / f"{name}.png")
+        Image.fromarray(nuclei()[:32, :32]).save(study.folder / f"{name}_mask.png")
+    assert run(study).notes == ()
+
+
 def test_without_a_patient_the_reader_is_told(study):
     assert any("patient or group" in note for note in run(study, "image\na.png\n").notes)
     assert not any("patient or group" in note for note in run(study, "image,group\na.png,g\n").notes)
@@ -133,6 +145,7 @@ def test_a_missing_mask_or_mpp_leaves_measures_empty_and_is_noted_once(study):
     assert measured.notes == (
         "No mask for 1 of 3 images (a): count, area_px, area_um2 empty there.",
         "No mpp for 1 of 3 images (b): area_um2 empty there.",
+        BESIDE,
     )
 
 

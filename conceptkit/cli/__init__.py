@@ -15,6 +15,7 @@ from conceptkit.cli.bags import bags
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
+from conceptkit.cli.examples import epilog
 from conceptkit.cli.extract import extract
 from conceptkit.cli.guide import guide
 from conceptkit.cli.init import init
@@ -69,7 +70,7 @@ for command in (
     status,
     doctor,
 ):
-    app.command()(command)
+    app.command(epilog=epilog(command.__name__))(command)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -64,6 +64,18 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
         return np.asarray(image.convert("RGB")), _quality(image)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image in pixels, from its head alone.
+
+    Raises
+    ------
+    InputError
+        when the file is missing or is no image
+    """
+    with _opened("image", path) as image:
+        return image.height, image.width
+
+
 def read_quality(path: Path) -> float:
     """Return the quality of a JPEG file, 1 to 100, from its head alone; NaN for other files.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_at_least, check_choice, near_names
 from conceptkit._files import replacing
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import read_image, read_mask
+from conceptkit.pathology.images import image_size, read_image, read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
@@ -32,6 +32,9 @@ SCALES = (0.01, 100)
 
 SUFFIXES = (".csv", ".parquet")
 """Kinds of table that :func:`write_table` writes."""
+
+_WORTH_A_WORD = 0.01
+"""Share of the images' pixels beside whole tiles from which that is said"""
 
 _OF_THE_LIST = ("image_id", "image", "mask", "mpp")
 _OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
@@ -180,7 +183,12 @@ def measure_images(
     return Measured(
         table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent, nuclei),
         skipped=tuple(skipped),
-        notes=(*_notes(images, used, carried, chosen, every=names is None), *_nuclei_notes(used, nuclei), *outliers),
+        notes=(
+            *_notes(images, used, carried, chosen, every=names is None),
+            *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
+            *_nuclei_notes(used, nuclei),
+            *outliers,
+        ),
         resumed=resumed,
     )
 
@@ -444,6 +452,17 @@ def _notes(
             yield f"No {column} for {len(without)} of {len(used)} images ({few}): {', '.join(empty)} empty there."
     if not {"patient", "group"} & set(carried):
         yield "No column patient or group: without one, tiles of one patient may stand on both sides of a split."
+
+
+def _border_notes(paths: list[Path], tiles: int, size: int) -> Iterator[str]:
+    """Yield how much of the images lies beside whole tiles, if that is worth a word."""
+    pixels = sum(height * width for height, width in map(image_size, paths))
+    share = 1.0 - tiles * size**2 / pixels
+    if share >= _WORTH_A_WORD:
+        yield (
+            f"{share:.0%} of the images' pixels lie beside whole tiles of {size}, on the right and at the bottom, and "
+            "were not used."
+        )
 
 
 def _nuclei_notes(used: pd.DataFrame, nuclei: Segmentation | None) -> Iterator[str]:

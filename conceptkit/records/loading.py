@@ -18,6 +18,9 @@ from conceptkit.records.guide import GuideRecord
 from conceptkit.records.predictivity import PredictivityRecord
 from conceptkit.records.probe import ProbeRecord
 
+_NAMED = 5
+"""Runs that a sentence names"""
+
 AnyRecord = AttributeRecord | AuditRecord | BagsRecord | ProbeRecord | GuideRecord | GridRecord | PredictivityRecord
 
 KINDS: Mapping[str, type[AnyRecord]] = {
@@ -38,9 +41,10 @@ def load_record(folder: str | Path) -> AnyRecord:
     folder = Path(folder)
     path = folder / RECORD_FILE if folder.is_dir() else folder
     if not path.is_file():
-        raise InputError(
-            f"run: {folder} holds no {RECORD_FILE}; name a run folder (probe, guide, attribute and others write one)."
-        )
+        within = sorted(found.parent for found in folder.glob(f"*/{RECORD_FILE}"))
+        few = ", ".join(str(run) for run in within[:_NAMED]) + (" …" if len(within) > _NAMED else "")
+        other = f"name a run in it: {few}" if within else "name a run folder (probe, guide and others write one)"
+        raise InputError(f"run: {folder} holds no {RECORD_FILE}; {other}.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]
