@@ -341,7 +341,8 @@ def test_the_folder_of_all_runs_is_told_from_a_run(probed, here):
     Path("runs/probe-001").mkdir(parents=True)
     shutil.copy(probed[0] / "record.json", "runs/probe-001")
     refused = call("report", "runs")
-    assert refused.exit_code == 2 and "runs holds no record.json; name a run in it: runs/probe-001." in refused.stderr
+    assert refused.exit_code == 2
+    assert "runs holds no record.json; name a run in it: runs/probe-001." in refused.stderr
     assert "name a run folder" in call("report", "runs/probe-001/nothing").stderr
 
 
@@ -371,7 +372,8 @@ def test_every_command_ends_its_help_with_an_example_that_it_understands():
     assert set(EXAMPLES) == {name for name in commands if name != "adapt"}
     for name, example in EXAMPLES.items():
         first, *arguments = shlex.split(example)
-        assert first == name and f"Example: conceptkit {example}" == commands[name].epilog
+        assert first == name
+        assert f"Example: conceptkit {example}" == commands[name].epilog
         commands[name].make_context(name, arguments)  # parsed, not run
     with pytest.raises(typer.exceptions.TyperException):
         commands["probe"].make_context("probe", ["--no-such-option"])
