@@ -222,7 +222,7 @@ def wide(quick: bool) -> None:
     n, d, g = (200, 32_768, 20) if quick else (500, 131_072, 50)
     X, Y, groups = features(n, d, 1, g)
     splits = make_folds(n, groups, 5)
-    ours, _ = timed(lambda: cross_predict(X, Y, groups, splits, ALPHAS))
+    ours, _ = timed(lambda: cross_predict([X], 1, Y, groups, splits, ALPHAS))
     inner = [
         (train[groups[train] != h], train[groups[train] == h]) for train, _ in splits for h in np.unique(groups[train])
     ]

@@ -122,10 +122,18 @@ def test_single_precision_activations_are_taken_up_in_double():
 
 def test_nothing_changes_when_coordinates_are_not_kept(monkeypatch):
     X, Y = draw(60, 12)
-    kept = factorise(X).fit(Y, np.ones(3)).predict(np.arange(60))
+    every, train = np.arange(60), np.arange(5, 45)
+    basis = factorise(X, train)
+    kept = basis.fit(Y[train], np.ones(3)).predict(every)
+    held_out, fitted = basis.coordinates(np.array([50, 3])), basis.coordinates(np.array([44, 5]))
+    np.testing.assert_array_equal(basis.coordinates(every)[[50, 3, 44, 5]], np.concatenate([held_out, fitted]))
+    Z = (X - X[train].mean(0)) / X[train].std(0)
+    np.testing.assert_allclose(basis.coordinates(every), Z @ basis.vectors, rtol=1e-9, atol=1e-9)
     monkeypatch.setattr(ridge, "_KEPT", 0)
     monkeypatch.setattr(ridge, "_BLOCK", 100)
-    np.testing.assert_allclose(factorise(X).fit(Y, np.ones(3)).predict(np.arange(60)), kept, rtol=1e-12)
+    anew = factorise(X, train)
+    np.testing.assert_allclose(anew.coordinates(every), basis.coordinates(every), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(anew.fit(Y[train], np.ones(3)).predict(every), kept, rtol=1e-12)
 
 
 def test_scale_is_that_of_the_standard_scaler():

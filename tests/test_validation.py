@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge, RidgeCV
@@ -12,11 +14,19 @@ from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
 from conceptkit._checks import InputError
-from conceptkit.probe import permutation, ridge
+from conceptkit.probe import crossfit, permutation, ridge
 from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import check_varying
-from conceptkit.probe.validation import batches, check_activations, held_out, held_out_mlp, make_target, validate
+from conceptkit.probe.validation import (
+    batches,
+    check_activations,
+    held_out,
+    held_out_each,
+    held_out_mlp,
+    make_target,
+    validate,
+)
 
 
 def pipeline(alpha):
@@ -180,6 +190,53 @@ def test_random_concepts_are_read_as_columns_of_their_own_would_be():
         shuffled = [continuous(column, groups) for column in shuffled_values(target, SHUFFLES, 3).T]
         scores = [t.score(p) for t, p in zip(shuffled, held_out(X, shuffled), strict=True)]
         assert result.shuffled == pytest.approx(np.mean(scores), abs=1e-9)
+
+
+def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
+    X, y, groups = clustered()
+    others = [X, X[:, :20] + 1.0, X**3]
+    targets = [continuous(y, groups), continuous(np.round(y) % 3, groups, "other")]
+    made = []
+
+    def one_after_the_other():
+        for number, matrix in enumerate(others):
+            made.append(number)
+            yield matrix
+
+    for threads in (1, 2, 3):
+        monkeypatch.setattr("threadpoolctl.threadpool_info", lambda n=threads: [{"user_api": "blas", "num_threads": n}])
+        together = held_out_each(one_after_the_other(), len(others), targets)
+        for matrix, read in zip(others, together, strict=True):
+            for one, alone in zip(read, held_out(matrix, targets), strict=True):
+                np.testing.assert_allclose(one, alone, rtol=1e-10)
+    assert made == [0, 1, 2] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fault_in_a_thread_ends_all_of_them(monkeypatch, threads):
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "blas", "num_threads": threads}])
+    X, y, groups = clustered()
+    taken = []
+
+    def broken():
+        for number in range(20):
+            taken.append(number)
+            if number == 1:
+                raise InputError("features: the second matrix is broken.")
+            yield X
+
+    with pytest.raises(InputError, match="the second matrix is broken"):
+        held_out_each(broken(), 20, [continuous(y, groups)])
+    assert taken == [0, 1]
+    begun = []
+
+    def job(number):
+        begun.append(number)
+        raise ValueError("in the job")
+
+    with pytest.raises(ValueError, match="in the job"):
+        crossfit._in_threads((functools.partial(job, i) for i in range(50)), 50)
+    assert len(begun) <= threads
 
 
 def test_the_perceptron_reads_what_is_not_linear():

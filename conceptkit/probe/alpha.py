@@ -13,6 +13,8 @@ from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Response
 
 _ROWS_AT_ONCE = 512
 
+_COLUMNS_AT_ONCE = 1024
+
 _SYRK_FROM = 32
 """Rows of a group from which its product is taken by itself."""
 
@@ -83,7 +85,7 @@ def _each_left_out(
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, n))
             A = basis.coordinates(basis.train[rows])
             leverage = 1.0 / n + (A * A) @ shrink.T  # (k, a)
-            errors = np.stack([centred[rows] - A @ (M * s[:, None]) for s in shrink])
+            errors = np.stack([centred[rows] - read for read in _readings(A, M, shrink)])
             yield rows, errors / (1.0 - leverage.T)[:, :, None]
         return
     _, numbers = np.unique(groups, return_inverse=True)
@@ -127,19 +129,20 @@ def _small_left_out(
     n, t = centred.shape
     together = np.concatenate(members)
     flat = basis.coordinates(basis.train[together])  # (k, r)
-    A = np.zeros((len(members), most, flat.shape[1]))
-    errors = np.zeros((len(members), most, t))
-    there = np.zeros((len(members), most), dtype=bool)
-    for i, rows in enumerate(members):
-        there[i, : len(rows)] = True
-    A[there] = flat
+    there = np.arange(most) < np.array([len(m) for m in members])[:, None]
+    whole = bool(there.all())
+    errors = np.zeros((*there.shape, t))
+    if whole:
+        A = flat.reshape(*there.shape, -1)
+    else:
+        A = np.zeros((*there.shape, flat.shape[1]))
+        A[there] = flat
     # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
     kept = np.eye(most) - np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
     leverage = _leverages(A, np.sqrt(shrink))
-    whole = bool(there.all())
     out = np.empty((len(shrink), len(together), t))
-    for i, s in enumerate(shrink):
-        left = centred[together] - flat @ (M * s[:, None])  # one large product, not one for each group
+    for i, read in enumerate(_readings(flat, M, shrink)):
+        left = centred[together] - read
         if whole:
             errors = left.reshape(errors.shape)
         else:
@@ -147,6 +150,16 @@ def _small_left_out(
         solved = np.linalg.solve(kept - leverage[i], errors)
         out[i] = solved.reshape(left.shape) if whole else solved[there]
     return out
+
+
+def _readings(flat: Floats, M: Floats, shrink: Floats) -> Iterator[Floats]:
+    """Yield what is read of rows (k, r) at each penalty (k, t): one large product for several penalties."""
+    t = M.shape[1]
+    step = max(1, _COLUMNS_AT_ONCE // t)
+    for start in range(0, len(shrink), step):
+        some = shrink[start : start + step]
+        solutions = (M[:, None, :] * some.T[:, :, None]).reshape(len(M), -1)
+        yield from (flat @ solutions).reshape(len(flat), len(some), t).transpose(1, 0, 2)
 
 
 def _leverages(A: Floats, roots: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,19 +35,37 @@ MOST_UNITS = 200
 """Units of the jackknife; more groups than these are deleted several at a time."""
 
 
-def _in_threads(jobs: Iterable[Callable[[], T]]) -> list[T]:
-    """Run jobs side by side, each with its share of the BLAS threads: factorisations gain little from more.
+def _in_threads(jobs: Iterable[Callable[[], T]], count: int) -> list[T]:
+    """Run ``count`` jobs side by side, each with its share of the BLAS threads: factorisations gain little from more.
 
-    When BLAS is confined to one thread (``OMP_NUM_THREADS=1``), they run one after the other, each made only then.
+    A job is made when a thread is free for it, so that few are in memory. When BLAS is confined to one thread
+    (``OMP_NUM_THREADS=1``), they run one after the other.
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     threads = max([int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
     if threads == 1:
         return [job() for job in jobs]
-    made = list(jobs)
-    with threadpool_limits(max(1, threads // len(made))), ThreadPoolExecutor(min(threads, len(made))) as pool:
-        return list(pool.map(lambda job: job(), made))
+    lock, numbered = threading.Lock(), enumerate(jobs)
+    done: dict[int, T] = {}
+
+    def work() -> None:
+        nonlocal numbered
+        try:
+            while True:
+                with lock:
+                    number, job = next(numbered, (-1, None))
+                if job is None:
+                    return
+                done[number] = job()
+        except BaseException:
+            numbered = enumerate(())  # the others finish what they have begun, and begin nothing
+            raise
+
+    with threadpool_limits(max(1, threads // count)), ThreadPoolExecutor(min(threads, count)) as pool:
+        for ended in [pool.submit(work) for _ in range(min(threads, count))]:
+            ended.result()
+    return [done[number] for number in range(len(done))]
 
 
 def _fold_jobs(
@@ -64,7 +83,8 @@ def _whole(X: NDArray[Any], parts: Sequence[Moments] | None) -> Eigenbasis:
 def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
     """Return ``work(basis, split)`` for each fold, ``basis`` being the factorised training part."""
     parts = part_moments(X, splits)
-    return _in_threads(_fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split)))
+    jobs = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
+    return _in_threads(jobs, len(splits))
 
 
 def each_fold_and_all(
@@ -80,7 +100,7 @@ def each_fold_and_all(
     parts = part_moments(X, splits)
     folds = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
     last: list[Callable[[], Any]] = [lambda: of_all(_whole(X, parts))]
-    *each, whole = _in_threads(itertools.chain(folds, last))
+    *each, whole = _in_threads(itertools.chain(folds, last), len(splits) + 1)
     return each, whole
 
 
@@ -105,7 +125,7 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
                 products += part.products + np.outer(part.mean - moments.mean, part.total)
         return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
-    for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one)):
+    for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one), len(splits)):
         out[test] = predicted
     return out
 
@@ -146,12 +166,33 @@ def read_fold(
 
 
 def cross_predict(
-    X: NDArray[Any], Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
-) -> Floats:
-    """Return out-of-fold predictions (n, t) of targets Y (n, t)."""
-    out = np.full(Y.shape, np.nan)
-    for reading in each_fold(X, splits, lambda basis, split: read_fold(basis, split, Y, groups, alphas)):
-        out[reading.test] = reading.predicted
+    matrices: Iterable[NDArray[Any]],
+    count: int,
+    Y: Floats,
+    groups: NDArray[np.intp] | None,
+    splits: Sequence[Split],
+    alphas: Floats,
+) -> list[Floats]:
+    """Return out-of-fold predictions (n, t) of targets Y (n, t) from each of ``count`` matrices (n, d).
+
+    Their folds share the threads: five folds of one matrix leave one of two cores idle for the time of a fold.
+    """
+
+    def one(X: NDArray[Any], split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
+        reading = read_fold(factorise(X, split[0], moments), split, Y, groups, alphas)
+        return reading.test, reading.predicted
+
+    def jobs() -> Iterator[Callable[[], tuple[NDArray[np.intp], Floats]]]:
+        for X in matrices:
+            yield from _fold_jobs(splits, part_moments(X, splits), functools.partial(one, X))
+
+    read = iter(_in_threads(jobs(), count * len(splits)))
+    out = []
+    for _ in range(count):
+        predicted = np.full(Y.shape, np.nan)
+        for test, values in itertools.islice(read, len(splits)):
+            predicted[test] = values
+        out.append(predicted)
     return out
 
 

@@ -67,6 +67,8 @@ def gathered(parts: Iterable[Moments]) -> Moments:
     Parts are added, never taken away from a whole: a column that varies in one part alone is then exactly constant in
     the others.
     """
+    from scipy.linalg.blas import dger
+
     n = 0
     mean, scatter = np.zeros(0), np.zeros((0, 0))
     for part in parts:
@@ -75,7 +77,7 @@ def gathered(parts: Iterable[Moments]) -> Moments:
             continue
         step = part.mean - mean
         scatter += part.scatter
-        scatter += np.outer(step, step * (n * part.n / (n + part.n)))
+        dger(n * part.n / (n + part.n), step, step, a=scatter.T, overwrite_a=1)  # in place: no second d × d matrix
         mean = mean + step * (part.n / (n + part.n))
         n += part.n
     return Moments(n, mean, scatter)
@@ -122,14 +124,33 @@ class Eigenbasis:
     """(rows, n) products of all standardised rows with the training rows; ``None`` in the primal form"""
 
     @functools.cached_property
-    def _kept(self) -> Floats | None:
-        if self.kernel is not None:
-            return self.kernel @ self.vectors
-        return None if len(self.X) * len(self.spectrum) > _KEPT else self._projected(np.arange(len(self.X)))
+    def _of_kernel(self) -> Floats:
+        return np.zeros((0, 0)) if self.kernel is None else self.kernel @ self.vectors
+
+    @functools.cached_property
+    def _made(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Coordinates of all rows, and which of them have been made: memory is touched only then."""
+        return np.empty((len(self.X), len(self.spectrum))), np.zeros(len(self.X), dtype=bool)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:
-        """Return the coordinates (len(rows), r) of some rows of X."""
-        return self._projected(rows) if self._kept is None else self._kept[rows]
+        """Return the coordinates (len(rows), r) of some rows of X; those of a part are made together, once."""
+        if self.kernel is not None:
+            return self._of_kernel[rows]
+        if not self._keeps:
+            return self._projected(rows)
+        values, made = self._made
+        if not made[rows].all():
+            training = np.zeros(len(self.X), dtype=bool)
+            training[self.train] = True
+            for part in (training, ~training):
+                if not made[rows][part[rows]].all():
+                    values[part] = self._projected(np.flatnonzero(part))
+                    made |= part
+        return values[rows]
 
     def _projected(self, rows: NDArray[np.intp]) -> Floats:
         out = np.empty((len(rows), len(self.spectrum)))
@@ -141,7 +162,7 @@ class Eigenbasis:
 
     def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
         """Yield the coordinates of ``rows`` a block at a time, with the block's place."""
-        step = len(rows) if self._kept is not None else max(1, _BLOCK // self.X.shape[1])
+        step = len(rows) if self._keeps else max(1, _BLOCK // self.X.shape[1])
         for i in range(0, len(rows), max(step, 1)):
             yield slice(i, i + step), self.coordinates(rows[i : i + step])
 
@@ -217,10 +238,12 @@ class RidgeFit:
 
     def predict(self, rows: NDArray[np.intp]) -> Floats:
         """Return predictions (len(rows), t) for rows of the basis's X."""
-        out = np.empty((len(rows), self.c.shape[1]))
-        for at, A in self.basis.blocks(rows):
-            out[at] = A @ self.c + self.target_mean
-        return out
+        basis = self.basis
+        if basis.kernel is not None:
+            dual: Floats = basis.coordinates(rows) @ self.c + self.target_mean
+            return dual
+        weights = basis.weights(self.c)  # (d, t): less work than coordinates of the rows, which need not be made
+        return _predicted_by(basis.X, rows, basis.mean, weights, self.target_mean)
 
     def coefficients(self) -> tuple[Floats, Floats]:
         """Return coefficients (d, t) in the original units of X, and intercepts (t,)."""
@@ -251,8 +274,14 @@ def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: M
         return Eigenbasis(X, train, mean, scale, spectrum[kept], U[:, kept] / np.sqrt(spectrum[kept]), products)
     known = row_moments(X, train) if moments is None else moments
     scale = _scale(known.n, known.mean, np.diagonal(known.scatter) / known.n)
-    spectrum, V = np.linalg.eigh(known.scatter / np.outer(scale, scale))
+    spectrum, V = np.linalg.eigh(_standardised(known.scatter, scale))
     return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
+
+
+def _standardised(scatter: Floats, scale: Floats) -> Floats:
+    out: Floats = scatter / scale
+    out /= scale[:, None]
+    return out
 
 
 @dataclass(frozen=True)
@@ -300,17 +329,24 @@ def predict_at(
     weights = np.empty_like(products)
     for value in np.unique(alpha):
         at = alpha == value
-        gram = moments.scatter / np.outer(scale, scale)
+        gram = _standardised(moments.scatter, scale)
         gram.flat[:: len(gram) + 1] += value
         solved = cho_solve(
             cho_factor(gram, overwrite_a=True, check_finite=False), products[:, at] / scale[:, None], check_finite=False
         )
         weights[:, at] = solved / scale[:, None]
+    return _predicted_by(X, test, moments.mean, weights, target_mean)
+
+
+def _predicted_by(
+    X: NDArray[Any], rows: NDArray[np.intp], mean: Floats, weights: Floats, target_mean: Floats
+) -> Floats:
+    """Return (x − mean) · weights + target_mean (len(rows), t) of some rows, a block of them at a time."""
+    out = np.empty((len(rows), weights.shape[1]))
     step = max(1, _BLOCK // X.shape[1])
-    out = np.empty((len(test), weights.shape[1]))
-    for i in range(0, len(test), step):
-        rows = test[i : i + step]
-        out[i : i + step] = (X[rows].astype(np.float64, copy=False) - moments.mean) @ weights + target_mean
+    for i in range(0, len(rows), step):
+        block = X[rows[i : i + step]].astype(np.float64, copy=False) - mean
+        out[i : i + step] = block @ weights + target_mean
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,29 @@ def held_out(
     targets : of one kind, and on the same rows; see :func:`batches`
     splits : instead of ``folds`` parts by group
     """
-    splits = _folds_of(X, targets, folds) if splits is None else splits
+    return held_out_each([X], 1, targets, folds=folds, alphas=alphas, splits=splits)[0]
+
+
+def held_out_each(
+    matrices: Iterable[NDArray[Any]],
+    count: int,
+    targets: Sequence[Target],
+    *,
+    folds: int = 5,
+    alphas: Floats = ALPHAS,
+    splits: Sequence[Split] | None = None,
+) -> list[list[NDArray[Any]]]:
+    """Return what :func:`held_out` does for each of ``count`` matrices (n, d), whose folds share the threads.
+
+    Parameters
+    ----------
+    matrices : taken up one after the other, so that they need not all be in memory
+    """
+    splits = _folds_of(targets, folds) if splits is None else splits
     if targets[0].kind == "continuous":
-        return list(cross_predict(X, values_of(targets), targets[0].groups, splits, alphas).T)
-    return [cross_classify(X, t, t.groups, splits).predicted for t in targets]
+        each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
+        return [list(predicted.T) for predicted in each]
+    return [[cross_classify(X, t, t.groups, splits).predicted for t in targets] for X in matrices]
 
 
 def validate(
@@ -104,7 +123,7 @@ def validate(
     controls : whether shuffled values and random concepts are scored too
     seed : of all that is drawn
     """
-    splits = _folds_of(X, targets, folds)
+    splits = _folds_of(targets, folds)
     if targets[0].kind == "continuous":
         found = validate_continuous(
             X,
@@ -132,8 +151,8 @@ def validate(
     return [_of_categorical(one, target) for one, target in zip(each, targets, strict=True)]
 
 
-def _folds_of(X: NDArray[Any], targets: Sequence[Target], folds: int) -> list[Split]:
-    return make_folds(len(X), targets[0].groups, folds, what=f"the rows with {targets[0].name}")
+def _folds_of(targets: Sequence[Target], folds: int) -> list[Split]:
+    return make_folds(len(targets[0].y), targets[0].groups, folds, what=f"the rows with {targets[0].name}")
 
 
 def _of_continuous(found: Continuous, target: Target, i: int) -> Validated:

@@ -127,8 +127,8 @@ def probe_arrays(
     )
     layers, controls = _ordered(features, random, order, n)
     of_random: BaselineScores = {}
-    for name, Z in controls:
-        add_random_network(of_random, {name: Z}, targets, asked)
+    for network in controls:
+        add_random_network(of_random, network, targets, asked)
     rows = probe_rows(layers, targets, asked, random=of_random, progress=progress)
     notes = [] if groups is not None else ["No groups: rows were taken as independent."]
     if of is not None and (few := len(np.unique(of))) < 10:
@@ -242,16 +242,19 @@ def _baselines(given: Any, layers: Sequence[str]) -> tuple[NDArray[Any] | None, 
 
 def _ordered(
     features: Mapping[str, NDArray[Any]], random: Mapping[str, list[NDArray[Any]]], order: NDArray[np.intp], n: int
-) -> tuple[list[Layer], Iterator[tuple[str, NDArray[Any]]]]:
-    """Return the layers in the order of rows, and (layer, features) of random networks, one after the other."""
+) -> tuple[list[Layer], Iterator[dict[str, NDArray[Any]]]]:
+    """Return the layers in the order of rows, and layer → features of random networks, one after the other."""
     from conceptkit.workflow.probe_rows import Layer
 
     moved = not np.array_equal(order, np.arange(n))  # a copy is made only where rows really move
-    controls = [(name, Z) for name in features for Z in random.get(name, ())]
-    for name, X in [*features.items(), *controls]:
+    networks = [
+        {name: random[name][i] for name in features if len(random.get(name, ())) > i}
+        for i in range(max(len(random.get(name, ())) for name in features))
+    ]
+    for name, X in [*features.items(), *(item for network in networks for item in network.items())]:
         if len(X) != n:
             raise InputError(f"X: every layer needs the same {n} rows, {name} has {len(X)}.")
     return (
         [Layer(name=name, X=X[order] if moved else X) for name, X in features.items()],
-        ((name, Z[order] if moved else Z) for name, Z in controls),
+        ({name: Z[order] if moved else Z for name, Z in network.items()} for network in networks),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, make_folds
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
-from conceptkit.probe.validation import Validated, held_out, validate
+from conceptkit.probe.validation import Validated, held_out, held_out_each, validate
 from conceptkit.records import ProbeRow
 
 PROTOCOLS = ("cross-validated", "paper")
@@ -89,8 +89,8 @@ def add_random_network(
     targets : their ``rows`` number the same rows
     """
     for part in batches(targets):
-        for layer, Z in features.items():
-            own = _baseline(Z, part, asked, f"{layer} of a random network")
+        named = {f"{layer} of a random network": Z for layer, Z in features.items()}
+        for layer, own in zip(features, _baselines(named, part, asked), strict=True):
             for target, score in zip(part, own, strict=True):
                 scores.setdefault((layer, target.name), []).append(score)
 
@@ -121,9 +121,9 @@ def probe_rows(
     done = 0
     for part in parts:
         at = part[0].rows
-        pixel_scores: list[float] | list[None] = [None] * len(part)
+        pixel_scores: Sequence[float | None] = [None] * len(part)
         if asked.pixels is not None:
-            pixel_scores = _baseline(asked.pixels, part, asked, "pixel statistics")
+            [pixel_scores] = _baselines({"pixel statistics": asked.pixels}, part, asked)
         for layer in layers:
             if progress is not None:
                 progress(done, len(layers) * len(parts))
@@ -254,14 +254,22 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     return target.score(A @ weights)
 
 
-def _baseline(features: NDArray[Any], part: Sequence[Target], asked: Asked, name: str) -> list[float]:
-    """Return the held-out score of each target of a batch, read from features (n, d) that no score may do without."""
-    Z = rows_of(features, part[0].rows)
-    check_activations(Z, name)
+def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked) -> list[list[float]]:
+    """Return the held-out score of each target of a batch, read from each of the named features (n, d).
+
+    They are a control, which no score may do without.
+    """
+
+    def each() -> Iterator[Any]:
+        for name, given in features.items():
+            Z = rows_of(given, part[0].rows)
+            check_activations(Z, name)
+            yield Z
+
     if asked.protocol == "paper":
-        return [_least_squares_r2(Z, target) for target in part]
-    predicted = held_out(Z, part, folds=asked.folds, alphas=asked.alphas)
-    return [float(target.score(p)) for target, p in zip(part, predicted, strict=True)]
+        return [[_least_squares_r2(Z, target) for target in part] for Z in each()]
+    read = held_out_each(each(), len(features), part, folds=asked.folds, alphas=asked.alphas)
+    return [[float(target.score(p)) for target, p in zip(part, own, strict=True)] for own in read]
 
 
 def _above_baseline(row: ProbeRow) -> ProbeRow:
