@@ -130,7 +130,7 @@ def row_losses(
     first, second = np.zeros((c, b)), np.zeros((c, b))
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = train[start : start + _ROWS_AT_ONCE]
-        block = values[:, orders.of(rows)]  # (c, b, rows)
+        block = np.take(values, orders.of(rows), axis=1)  # (c, b, rows)
         first += block.sum(2, dtype=np.float64)
         second += np.einsum("cbn,cbn->cb", block, block)
         M += block.reshape(c * b, -1) @ basis.coordinates(rows).astype(np.float32)
@@ -147,7 +147,7 @@ def row_losses(
             numbers = np.unique(groups[rows], return_inverse=True)[1]
             held = held - group_means(held, numbers)[numbers]
         A = held.astype(np.float32)
-        truth = values[:, orders.of(rows)] - mean[:, :, None].astype(np.float32)
+        truth = np.take(values, orders.of(rows), axis=1) - mean[:, :, None].astype(np.float32)
         read = (M @ A.T).reshape(truth.shape)
         truth *= -2.0
         truth += read
