@@ -24,7 +24,9 @@ ROOMS = (
         "decoding",
         "file_matrix",
         "patches",
+        "store_files",
         "stores",
+        "store_reading",
         "study",
         "pathology",
         "synthetic",
@@ -156,7 +158,7 @@ def listed():
 
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
-ALONE = ("synthetic", "study", "stores, patches", "_files", "_checks")
+ALONE = ("synthetic", "study", "store_reading, stores, patches", "_files", "_checks")
 """Rooms of a single file each, as the page lists them"""
 
 
@@ -199,9 +201,8 @@ def test_probe_and_evaluate_know_arrays_only(name):
 @pytest.mark.parametrize("name", [n for n in INSIDE if room(n) == "report"])
 def test_the_report_never_loads_a_network_or_a_slide(name):
     assert not outside(closure(name)) & {*HEAVY, "openslide"}
-    assert not {
-        m for m in closure(name) if room(m) in ("models", "patches", "stores", "pathology", "guide", "workflow")
-    }
+    upstairs = {"models", "patches", "stores", "store_files", "store_reading", "pathology", "guide", "workflow"}
+    assert not {m for m in closure(name) if room(m) in upstairs}
 
 
 def test_the_walk_sees_torch():

@@ -27,7 +27,9 @@ from conceptkit.patches import load_table
 from conceptkit.pathology.annotations import read_annotations
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.records import load_record
-from conceptkit.stores import ActivationStore, Rows, open_activations
+from conceptkit.store_files import Rows
+from conceptkit.store_reading import open_activations
+from conceptkit.stores import ActivationStore
 from conceptkit.workflow.opening import in_own_folder, open_study
 
 DEEP = "[" * 200_000

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from conceptkit._checks import InputError
-from conceptkit.stores import SCHEMA, ActivationStore, Rows, open_activations, predicted_bytes
+from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
+from conceptkit.store_reading import open_activations
+from conceptkit.stores import ActivationStore
 
 N, WIDTH = 12, 5
 PROVENANCE = {"architecture": "net", "layer": "mixed10", "pool": "gap", "preprocessing": {"mean": [0.5], "std": [1.0]}}

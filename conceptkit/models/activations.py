@@ -22,7 +22,8 @@ from conceptkit.file_matrix import put_away
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.inference import Reader, provenance
 from conceptkit.patches import PatchTable
-from conceptkit.stores import SCHEMA, ActivationStore, Rows, predicted_bytes
+from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
+from conceptkit.stores import ActivationStore
 
 Progress = Callable[[int, int], None]
 """Told how many rows are done, and how many there are."""

@@ -144,7 +144,7 @@ def measure_table(
     return Measured(
         table=frame,
         skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
-        notes=(*_notes(table, nuclei, chosen), *outlier_notes(values)),
+        notes=(*_notes(table, nuclei), *outlier_notes(values)),
         resumed=resumed,
     )
 
@@ -284,7 +284,7 @@ def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation
     return tuple(name for name in chosen if name in possible)
 
 
-def _notes(table: PatchTable, nuclei: Segmentation | None, names: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(table: PatchTable, nuclei: Segmentation | None) -> tuple[str, ...]:
     notes = []
     if nuclei is not None:
         notes.append(f"Nuclei were found by {nuclei.method}; masks of the table, if any, were not used.")

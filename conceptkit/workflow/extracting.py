@@ -15,7 +15,9 @@ import numpy as np
 from conceptkit._checks import InputError, check_choice, check_distinct
 from conceptkit.decoding import Pixels, forget_files
 from conceptkit.patches import PatchTable, load_table
-from conceptkit.stores import Activations, ActivationStore, open_activations, predicted_bytes, size_text
+from conceptkit.store_files import predicted_bytes, size_text
+from conceptkit.store_reading import Activations, open_activations
+from conceptkit.stores import ActivationStore
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.opening import Progress
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_choice
 from conceptkit.file_matrix import put_away
 from conceptkit.patches import PatchTable
-from conceptkit.stores import Activations, Rows, changed_since, is_store, open_activations
+from conceptkit.store_files import Rows
+from conceptkit.store_reading import Activations, changed_since, is_store, open_activations
 
 if TYPE_CHECKING:
     import pandas as pd

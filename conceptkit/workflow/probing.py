@@ -14,7 +14,7 @@ from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.file_matrix import put_away
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
-from conceptkit.stores import size_text
+from conceptkit.store_files import size_text
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import names_kept, write_context

@@ -1,0 +1,205 @@
+"""The HDF5 file of an activation store: its layout, how it is created whole, opened and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit._files import beside, holder, remove_left, take_space
+
+SCHEMA = "conceptkit/activations/2"
+
+DTYPES = ("float32", "float16")
+"""What activations are stored as."""
+
+_MOST_ROWS = 10**9
+"""A store that says it has more is broken, or means harm"""
+
+MISSING, DONE, SKIPPED = 0, 1, 2
+
+Floats = NDArray[np.floating[Any]]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a store: what they are called, and how to tell that their pixels changed."""
+
+    patch_ids: Sequence[str]
+    """(n,) unique"""
+    stamps: Sequence[str]
+    """(n,) cheap marks (place, size and time of change of the file): one that stands needs no second look"""
+    digest: Callable[[int], str]
+    """Row → digest of its encoded bytes: the second look"""
+
+
+class HeldError(InputError):
+    """The store cannot be had, whatever is in it: another process has it open, or it may not be written."""
+
+
+def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: str = "float32") -> int:
+    """Return how large a store will be, within a few percent."""
+    value = np.dtype(dtype).itemsize
+    names = sum(len(name.encode()) + 16 for name in patch_ids)  # in a heap of their own
+    chunks = 60 * len(widths)  # entries of the index of chunks
+    return 8_000 + names + len(patch_ids) * (16 + 64 + 1 + chunks + value * sum(widths.values()))
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def create(
+    path: Path, provenance: str, rows: Rows, widths: Mapping[str, int], dtype: str, *, over: bool = False
+) -> None:
+    """Create a store's file with all of its space taken, and no row there.
+
+    Parameters
+    ----------
+    provenance : as JSON
+    widths : layer → activations per row
+    over : put it in the place of a file that is there
+
+    Raises
+    ------
+    InputError
+        when there is no room for it
+    """
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    need, free = predicted_bytes(rows.patch_ids, widths, dtype), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise InputError(
+            f"store: {path} needs {size_text(need)}, and {size_text(free)} are free; "
+            "choose another place, gap instead of flatten, or float16."
+        )
+    n = len(rows.patch_ids)
+    remove_left(path)
+    temporary = beside(path)
+    try:
+        with told_when_full(path):
+            take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
+            with h5py.File(temporary, "w") as file:
+                file.attrs["schema"] = SCHEMA
+                file.attrs["provenance"] = provenance
+                file.create_dataset("patch_ids", data=np.array(rows.patch_ids, dtype=h5py.string_dtype()))
+                for name, kind in (("stamps", "S32"), ("digests", "S32"), ("state", np.uint8)):
+                    file.create_dataset(name, data=np.zeros(n, dtype=kind))
+                early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                for layer, width in widths.items():
+                    # One row per chunk: rows are written and read in any order.
+                    file["/"].create_dataset(
+                        f"values/{layer}", (n, width), np.dtype(dtype), chunks=(1, width), dcpl=early.copy()
+                    )
+            take_space(temporary, temporary.stat().st_size)
+        _move(temporary, path, over=over)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _move(temporary: Path, path: Path, *, over: bool) -> None:
+    """Put the file in its place; one that another process has put there meanwhile stays, unless it is to go."""
+    if not over:
+        with contextlib.suppress(FileExistsError, OSError):
+            os.link(temporary, path)
+        if path.exists():
+            return
+    os.replace(temporary, path)
+
+
+def check_layout(file: Any, path: Path) -> None:
+    """Raise :class:`InputError` unless a file holds what a store holds, and all of it in itself.
+
+    A link to another file, or data that lie in one, would be written to when rows are.
+    """
+    import h5py
+
+    schema = file.attrs.get("schema")
+    if not isinstance(schema, str) or schema != SCHEMA:
+        raise InputError(
+            f"store: {path} has schema {schema!r}, this version reads {SCHEMA!r}; --refresh computes it anew."
+        )
+    values = file["values"]
+    parts = [(file, name) for name in ("values", "patch_ids", "stamps", "digests", "state")]
+    parts += [(values, name) for name in values] if isinstance(values, h5py.Group) else [(file, "values")]
+    for group, name in parts:
+        data = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+        if name == "values" and isinstance(data, h5py.Group):
+            continue
+        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+            raise ValueError(f"{name} is no dataset of its own")
+        if len(data) != len(file["state"]) or data.ndim != (1 if group is file else 2) or len(data) > _MOST_ROWS:
+            raise ValueError(f"{name} has the shape {data.shape}")
+        if group is not file and (data.chunks != (1, data.shape[1]) or data.compression or data.dtype.kind != "f"):
+            raise ValueError(f"{name} is not laid out as a store lays it out")
+
+
+def open_file(path: Path, mode: str) -> Any:
+    """Open a store's file with h5py; raise :class:`HeldError` when it cannot be had, else :class:`InputError`."""
+    import h5py
+
+    try:
+        return h5py.File(path, mode, rdcc_nbytes=0)
+    except BlockingIOError:
+        raise HeldError(f"store: {path} is in use by {holder(path)}; wait for it to finish.") from None
+    except PermissionError:
+        raise HeldError(f"store: {path} may not be written; name another place.") from None
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"store: {path} cannot be opened ({reason}); --refresh computes it anew.") from None
+
+
+@contextlib.contextmanager
+def told_when_broken(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file is no whole store; h5py tells it in many ways."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error.args[0] if error.args else "").strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it anew.") from None
+
+
+@contextlib.contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Say in a sentence that the disk is full; HDF5 tells it in its own way."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in _FULL or any(f"errno = {code}," in str(error) for code in _FULL)
+        if not full:
+            raise
+        raise InputError(
+            f"store: the disk of {path} is full; make room and run the same command again, finished rows are kept."
+        ) from None
+
+
+def take(data: Any, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Read rows in any order, as one slice where they lie together."""
+    if len(rows) == 0:
+        return np.empty((0, *data.shape[1:]), data.dtype)
+    low, high = int(rows.min()), int(rows.max()) + 1
+    if high - low <= 2 * len(rows):
+        piece: NDArray[Any] = data[low:high]
+        return piece if high - low == len(rows) and (np.diff(rows) == 1).all() else piece[rows - low]
+    return np.stack([data[int(row)] for row in rows])
