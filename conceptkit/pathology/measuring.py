@@ -369,7 +369,7 @@ def _measure_tiles(
     """Return one row per whole tile of an image: x, y, and the measures, NaN where the image lacks what they need."""
     height = len(pixels)
     has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
-    rows = []
+    strips: list[dict[str, NDArray[Any]]] = []
     for y in range(0, height - size + 1, size):  # a row of tiles at a time, as float copies of a large image are huge
         images = _cut(pixels[y : y + size], size)
         masks = None if labels is None else _cut(labels[y : y + size], size)
@@ -377,8 +377,8 @@ def _measure_tiles(
         scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
         values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
         columns = {name: values.get(name, np.full(len(images), np.nan)) for name in names}
-        rows.append(pd.DataFrame({"x": np.arange(len(images)) * size, "y": y, **columns}))
-    return pd.concat(rows, ignore_index=True)
+        strips.append({"x": np.arange(len(images)) * size, "y": np.full(len(images), y), **columns})
+    return pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]})
 
 
 def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
