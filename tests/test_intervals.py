@@ -78,6 +78,8 @@ def test_refitting_widens_the_interval_as_models_do():
     assert wide.high - wide.low > 1.5 * (plain.high - plain.low)
     assert refit_inflation(y[:, None], predicted[:, None], total - own, groups) == pytest.approx(1, abs=0.01)
     assert refit_inflation(y[:, None], predicted[:, None], total - 2 * own + own.mean(), groups) > 1.5
+    twice = np.concatenate([y[:20], y[:20]])[:, None]  # two units that are alike: no error, and nothing to inflate
+    assert refit_inflation(twice, 0.9 * twice, np.array([2.0, 3.0]), np.repeat([0, 1], 20)) == 1.0
 
 
 def test_intervals_of_classes_hold_the_score_and_stay_between_0_and_1():

@@ -152,8 +152,8 @@ def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArra
     with np.errstate(divide="ignore", invalid="ignore"):
         scored = np.log(error.sum() - error) - np.log(spread.sum() - spread)
         refitted = np.log(deleted) - np.log(spread.sum() - spread)
-        ratio = jackknife_error(refitted) / jackknife_error(scored)
-    return max(1.0, ratio) if np.isfinite(ratio) else 1.0
+        ratio = float(np.divide(jackknife_error(refitted), jackknife_error(scored)))
+    return max(1.0, ratio) if np.isfinite(ratio) else 1.0  # two units alike leave no error to compare with
 
 
 def _log_unexplained(sums: Floats) -> Floats:
