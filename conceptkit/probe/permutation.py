@@ -126,14 +126,18 @@ def row_losses(
     train, test = split
     values = np.ascontiguousarray(columns.T, dtype=np.float32)  # (c, n)
     c, b, n = len(values), len(orders), len(train)
-    M = np.zeros((c * b, len(basis.spectrum)), dtype=np.float32)
+    M = np.empty((c * b, len(basis.spectrum)), dtype=np.float32)
     first, second = np.zeros((c, b)), np.zeros((c, b))
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = train[start : start + _ROWS_AT_ONCE]
         block = np.take(values, orders.of(rows), axis=1)  # (c, b, rows)
         first += block.sum(2, dtype=np.float64)
         second += np.einsum("cbn,cbn->cb", block, block)
-        M += block.reshape(c * b, -1) @ basis.coordinates(rows).astype(np.float32)
+        A = basis.coordinates(rows).astype(np.float32)
+        if start == 0:
+            np.matmul(block.reshape(c * b, -1), A, out=M)
+        else:
+            M += block.reshape(c * b, -1) @ A
     mean = first / n
     alpha = _by_gcv(M, second - n * mean**2, basis.spectrum, owner, alphas, n)  # (c, b)
     for solutions, penalty in zip(M.reshape(c, b, -1), alpha.astype(np.float32), strict=True):

@@ -18,8 +18,9 @@ ALPHAS: Floats = np.logspace(-1, 6, 20)
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Row numbers of a training part and of its held-out part."""
 
-_BLOCK = 2**22
-"""Values taken up in float64 at a time (32 MiB): X itself is never copied whole."""
+_BLOCK = 2**21
+"""Values taken up in float64 at a time (16 MiB): X itself is never copied whole, and C's library hands memory below
+32 MiB out again, where more is asked of the system, and cleared by it, each time."""
 
 _KEPT = 2**26
 """Coordinates of up to so many values (512 MiB) are kept between calls; beyond, they are made anew."""
@@ -128,36 +129,54 @@ class Eigenbasis:
         return np.zeros((0, 0)) if self.kernel is None else self.kernel @ self.vectors
 
     @functools.cached_property
-    def _made(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Coordinates of all rows, and which of them have been made: memory is touched only then."""
-        return np.empty((len(self.X), len(self.spectrum))), np.zeros(len(self.X), dtype=bool)
+    def _fitted(self) -> Floats:
+        return self._projected(self.train)
+
+    @functools.cached_property
+    def _others(self) -> tuple[NDArray[np.intp], Floats]:
+        rest = np.flatnonzero(self._place < 0)
+        return rest, self._projected(rest)
+
+    @functools.cached_property
+    def _place(self) -> NDArray[np.intp]:
+        """(rows,) where each row of X stands in the training part, −1 for the others."""
+        place = np.full(len(self.X), -1)
+        place[self.train] = np.arange(len(self.train))
+        return place
 
     @property
     def _keeps(self) -> bool:
         return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:
-        """Return the coordinates (len(rows), r) of some rows of X; those of a part are made together, once."""
+        """Return the coordinates (len(rows), r) of some rows of X, not to be changed.
+
+        Those of the training part are made together, once, and so are those of the other rows.
+        """
         if self.kernel is not None:
             return self._of_kernel[rows]
         if not self._keeps:
             return self._projected(rows)
-        values, made = self._made
-        if not made[rows].all():
-            training = np.zeros(len(self.X), dtype=bool)
-            training[self.train] = True
-            for part in (training, ~training):
-                if not made[rows][part[rows]].all():
-                    values[part] = self._projected(np.flatnonzero(part))
-                    made |= part
-        return values[rows]
+        place = self._place[rows]
+        fitted = place >= 0
+        if fitted.all():
+            return _taken(self._fitted, place)
+        rest, others = self._others
+        if not fitted.any():
+            return _taken(others, np.searchsorted(rest, rows))
+        out = np.empty((len(rows), len(self.spectrum)))
+        out[fitted] = self._fitted[place[fitted]]
+        out[~fitted] = others[np.searchsorted(rest, rows[~fitted])]
+        return out
 
     def _projected(self, rows: NDArray[np.intp]) -> Floats:
         out = np.empty((len(rows), len(self.spectrum)))
         W = self.vectors / self.scale[:, None]
         step = max(1, _BLOCK // self.X.shape[1])
         for i in range(0, len(rows), step):
-            out[i : i + step] = (self.X[rows[i : i + step]].astype(np.float64, copy=False) - self.mean) @ W
+            block = self.X[rows[i : i + step]].astype(np.float64, copy=False) - self.mean
+            np.matmul(block, W, out=out[i : i + step])
+        out.flags.writeable = False  # parts of it are handed out
         return out
 
     def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
@@ -199,6 +218,13 @@ class Eigenbasis:
     def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
         """Return the solutions for training targets Y (n, t), each at its own penalty (t,)."""
         return self.response(Y).fit(alpha)
+
+
+def _taken(coordinates: Floats, at: NDArray[np.intp]) -> Floats:
+    """Return rows of coordinates: themselves, not a copy, where these follow one another."""
+    if len(at) and bool((np.diff(at) == 1).all()):
+        return coordinates[at[0] : at[-1] + 1]
+    return coordinates[at]
 
 
 @dataclass(frozen=True)
