@@ -140,7 +140,7 @@ def path_shared(X: np.ndarray, Y: np.ndarray, splits: list[Any], alphas: np.ndar
     def work(basis: Any, split: Any) -> np.ndarray:
         train, test = split
         mean, t = Y[train].mean(0), Y.shape[1]
-        moments = basis.moments(Y[train] - mean)
+        moments = basis.response(Y[train]).moments
         c = moments[:, None, :] / (basis.spectrum[:, None, None] + alphas[:, None])  # (r, a, t)
         fit = RidgeFit(basis, np.tile(mean, len(alphas)), c.reshape(len(c), -1))
         weights, intercept = fit.coefficients()
