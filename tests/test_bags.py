@@ -156,8 +156,10 @@ def test_a_bag_has_the_mean_of_a_value_and_the_class_that_it_is_of():
     assert frame["scanner"].tolist() == ["y", "x"]
     assert frame["label"].tolist() == ["t at most 0", "t over 0"]
     assert [m.tolist() for m in bags.members] == [[1, 2], [0, 3]]
-    halves = make_bags(data, MEANT, "slide", [], positive="t", share=0.5).table.frame["label"]
-    assert halves.tolist() == ["t at most 0.5"] * 2  # one half is not more than one half
+    parted = make_bags(data, MEANT, "slide", [], positive="t", share=0.4).table.frame["label"]
+    assert parted.tolist() == ["t at most 0.4", "t over 0.4"]
+    with pytest.raises(InputError, match=r"share: 0.5 parts no .* t are 0 to 0.5 of the patches, 0.25 in the middle"):
+        make_bags(data, MEANT, "slide", [], positive="t", share=0.5)  # one half is not more than one half
     cut = make_bags(data, Study(name="s", table=None, label="count"), "slide", []).table.frame["count"]
     assert cut.tolist() == ["count over 2", "count at most 2"]
 

@@ -145,12 +145,20 @@ def _labels(
         raise InputError(f"positive: {name} has no class {positive!r}; {near_names(positive, classes)}.")
     is_positive = np.array([v == positive for v in values], dtype=bool)
     labelled = np.array([v is not None for v in values], dtype=bool)
+    part = np.full(len(members), np.nan)
     for i, rows in enumerate(members):
         n = int(labelled[rows].sum())
         if n:
-            over = is_positive[rows].sum() / n > share
+            part[i] = is_positive[rows].sum() / n
             # In this order by the alphabet too, so that a probability is that of the positive class.
-            found[i] = f"{positive} {'over' if over else 'at most'} {share:g}"
+            found[i] = f"{positive} {'over' if part[i] > share else 'at most'} {share:g}"
+    known = part[training & np.isfinite(part)]
+    if len(known) and len({bool(one > share) for one in known}) == 1 and known.min() < known.max():
+        low, middle, high = (f"{value:.3g}" for value in (known.min(), np.median(known), known.max()))
+        raise InputError(
+            f"share: {share:g} parts no training bags, of which {positive} are {low} to {high} of the patches, {middle} "
+            "in the middle one; name a share in between."
+        )
     rule = f"more than {share:g} of a bag's labelled patches are {positive}" if share else f"any patch is {positive}"
     return found, rule, is_positive
 
