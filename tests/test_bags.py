@@ -281,7 +281,7 @@ def test_the_command_writes_what_it_says(tmp_path):
 MISTAKES = {
     "no such column": (["--by", "slice"], "by: the table has no column 'slice'"),
     "patients have no label": (["--by", "patient"], "label: label varies within patient"),
-    "patients are alike": (["--by", "patient", "--positive", "tumor"], "needs two classes"),
+    "patients are alike": (["--by", "patient", "--positive", "tumor"], "tumor are 0.1 to 0.9 of the patches"),
     "the label itself": (["--label", "area"], "is the main task itself"),
     "a layer of heads": (["--encourage", "count@mixed8"], "what attention pooled"),
     "a seed below 0": (["--seeds", "1,-2"], "seeds: must be at least 0, got -2"),

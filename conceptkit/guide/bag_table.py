@@ -156,8 +156,8 @@ def _labels(
     if len(known) and len({bool(one > share) for one in known}) == 1 and known.min() < known.max():
         low, middle, high = (f"{value:.3g}" for value in (known.min(), np.median(known), known.max()))
         raise InputError(
-            f"share: {share:g} parts no training bags, of which {positive} are {low} to {high} of the patches, {middle} "
-            "in the middle one; name a share in between."
+            f"share: {share:g} parts no training bags, of which {positive} are {low} to {high} of the patches, "
+            f"{middle} in the middle one; name a share in between."
         )
     rule = f"more than {share:g} of a bag's labelled patches are {positive}" if share else f"any patch is {positive}"
     return found, rule, is_positive
