@@ -157,7 +157,8 @@ def test_on_a_phone_only_tables_and_wide_figures_scroll_sideways(whole_page: Pat
     open_page(browser, whole_page)
     for width in (390, 360):
         browser.look(width=width, mobile=True)
-        assert browser.value("document.documentElement.scrollWidth") <= width
+        # the interactive plots take a new width a moment after the page does
+        browser.wait(f"document.documentElement.scrollWidth <= {width}")
     wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
     assert browser.value(f"{wide}.length") > 0
     # each can be scrolled, by keys too, and has its shade at the edge beyond which it goes on
