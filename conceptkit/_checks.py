@@ -19,7 +19,8 @@ _FEW = 6
 
 def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """Return the end of a sentence that offers the names nearest to ``name``, and all names when they are few."""
-    names = list(dict.fromkeys(str(k) for k in known))
+    # a name that has a comma stands in quotes, as it is written in a list
+    names = [f'"{k}"' if "," in k else k for k in dict.fromkeys(str(k) for k in known)]
     if not names:
         return "there is none to choose from"
     by_case = {n.lower(): n for n in reversed(names)}

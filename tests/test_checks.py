@@ -14,6 +14,7 @@ def test_few_names_are_all_listed_the_near_ones_first():
     assert near_names("flaten", FEW) == "near names: flatten; also gap, max"
     assert near_names("GAP", FEW) == "near names: gap; also max, flatten"
     assert near_names("zzzzzz", FEW) == "known: gap, max, flatten"
+    assert near_names("area", ["area, mean"]) == 'near names: "area, mean"'  # as it is to be written in a list
     assert near_names("gpa", ["gap"]) == "near names: gap"
 
 

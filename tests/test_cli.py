@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from conceptkit._checks import InputError
 from conceptkit.cli import app, console
 from conceptkit.cli.examples import EXAMPLES
+from conceptkit.cli.options import name_list, name_pairs
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.study import load_study
 from conceptkit.workflow import probing
@@ -479,3 +480,14 @@ def test_a_narrow_table_cuts_no_name(study, tmp_path, monkeypatch):
     result = call("probe", "--study", study, "--layer", "mixed10", *QUICK, "--out", tmp_path / "run")
     assert result.exit_code == 0
     assert "…" not in result.stdout
+
+
+def test_a_name_with_a_comma_stands_in_quotes():
+    assert name_list(["a, b", '"area, mean",c', "", '"say ""so"", twice"']) == [
+        *("a", "b", "area, mean", "c"),
+        'say "so", twice',
+    ]
+    assert name_list(['5" grid,b']) == ['5" grid', "b"]  # a quote within a name is a quote
+    assert name_pairs("--repeat", ['"a, b=c, d"']) == {"a, b": "c, d"}
+    with pytest.raises(InputError, match="could not be read: field larger"):
+        name_list(["a" * 200_000])

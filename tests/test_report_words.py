@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conceptkit.records import Difference, GuideRecord, GuideRun
 from conceptkit.report import figures
 from conceptkit.report.contents import difference_kind, difference_parts
+from conceptkit.report.drawing import apart, short
 from conceptkit.report.guide_tables import main_task_table
 from conceptkit.report.verdicts import guide_verdicts
 
@@ -119,3 +122,21 @@ def test_the_heads_own_curve_is_drawn_where_there_is_one():
     assert "Held-out score of its head: guided seed 0 from −30.000 to 0.500" in with_curve.alt
     assert [axes.get_ylabel() for axes in without.figure.axes] == ["raw loss", "weight"]
     assert "score" not in without.alt
+
+
+def test_long_names_that_differ_only_within_stay_apart():
+    names = [f"Medical Centre of Somewhere-on-the-River, scanner {i:02d} <b>Hamamatsu & Söhne</b>" for i in range(3)]
+    assert len({short(name, 14) for name in names}) == 1  # what the middle's dots would make of them
+    assert apart(names, 14) == ["…scanner 00…", "…scanner 01…", "…scanner 02…"]
+    ends = ["Hospital in the north of the country", "Hospital in the south of the country"]
+    assert apart(ends, 18) == ["…in the north…", "…in the south…"]
+    assert apart(["x" * 30 + "1" + "x" * 30, "x" * 30 + "2" + "x" * 30], 14) == ["xxxxx…xxxx (1)", "xxxxx…xxxx (2)"]
+    assert apart(["C1", "", " "], 14) == ["C1", "(empty)", "(empty)"]
+
+
+@given(st.lists(st.text("ab ", max_size=40), max_size=9), st.integers(12, 24))
+def test_short_names_are_alike_where_the_names_are(names: list[str], most: int):
+    found, lines = apart(names, most), [" ".join(name.split()) for name in names]
+    assert all(len(text) <= most for text in found)
+    for text, line in zip(found, lines, strict=True):
+        assert [other == text for other in found] == [other == line for other in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from typing import Annotated
 
 import typer
@@ -46,8 +47,12 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 
 def name_list(given: list[str] | None) -> list[str]:
-    """Return the names in options that may be repeated and may hold commas."""
-    return [name.strip() for part in given or () for name in part.split(",") if name.strip()]
+    """Return the names in options that may be repeated and may hold commas; a quoted name may have commas itself."""
+    try:
+        rows = list(csv.reader([" ".join(part.splitlines()) for part in given or ()], skipinitialspace=True))
+    except csv.Error as problem:
+        raise InputError(f"a list of names could not be read: {problem}.") from problem
+    return [name.strip() for row in rows for name in row if name.strip()]
 
 
 def name_pairs(option: str, given: list[str] | None) -> dict[str, str]:

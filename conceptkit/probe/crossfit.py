@@ -119,10 +119,10 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
         train, test = split
         if moments is None:
             return test, factorise(X, train).fit(Y[train], alpha).predict(test)
-        products = np.zeros((X.shape[1], Y.shape[1]))
-        for (_, held), part in zip(splits, parts, strict=True):
-            if held is not test:
-                products += part.products + np.outer(part.mean - moments.mean, part.total)
+        others = [part for (_, held), part in zip(splits, parts, strict=True) if held is not test]
+        products = np.stack([part.total for part in others]).T @ np.stack([p.mean - moments.mean for p in others])
+        for part in others:
+            products += part.products
         return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
     for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one), len(splits)):

@@ -317,7 +317,7 @@ class Products:
     mean: Floats
     """(d,) of the rows"""
     products: Floats
-    """(d, t) Σ(x − mean) yᵀ"""
+    """(t, d) Σy (x − mean)ᵀ: the order in which LAPACK solves for them in place"""
     total: Floats
     """(t,) Σy"""
 
@@ -325,11 +325,11 @@ class Products:
 def part_products(X: NDArray[Any], rows: NDArray[np.intp], Y: Floats) -> Products:
     """Return the products of some rows of X (n, d) with their targets Y (n, t)."""
     mean = X[rows].mean(0, dtype=np.float64)
-    out = np.zeros((X.shape[1], Y.shape[1]))
+    out = np.zeros((Y.shape[1], X.shape[1]))
     step = max(1, _BLOCK // X.shape[1])
     for i in range(0, len(rows), step):
         some = rows[i : i + step]
-        out += (X[some].astype(np.float64, copy=False) - mean).T @ Y[some]
+        out += Y[some].T @ (X[some].astype(np.float64, copy=False) - mean)
     return Products(mean, out, Y[rows].sum(0))
 
 
@@ -345,23 +345,24 @@ def predict_at(
 
     Parameters
     ----------
-    products : (d, t) Σ(x − x̄) yᵀ over the training part
+    products : (t, d) Σy (x − x̄)ᵀ over the training part; overwritten
     target_mean : (t,) of the training part
     moments : of the training part, of at least as many rows as columns
     """
     from scipy.linalg import cho_factor, cho_solve
 
     scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
-    weights = np.empty_like(products)
-    for value in np.unique(alpha):
-        at = alpha == value
+    products /= scale
+    different = np.unique(alpha)
+    for value in different:
         gram = _standardised(moments.scatter, scale)
         gram.flat[:: len(gram) + 1] += value
-        solved = cho_solve(
-            cho_factor(gram, overwrite_a=True, check_finite=False), products[:, at] / scale[:, None], check_finite=False
-        )
-        weights[:, at] = solved / scale[:, None]
-    return _predicted_by(X, test, moments.mean, weights, target_mean)
+        factor = cho_factor(gram, overwrite_a=True, check_finite=False)
+        at = slice(None) if len(different) == 1 else alpha == value
+        some = products[at]
+        products[at] = cho_solve(factor, some.T, overwrite_b=True, check_finite=False).T
+    products /= scale
+    return _predicted_by(X, test, moments.mean, products.T, target_mean)
 
 
 def _predicted_by(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
 from conceptkit.report.ordering import natural
 from conceptkit.report.run_context import Context, Samples, is_drawable
 from conceptkit.report.wording import number, with_unit
@@ -98,7 +98,7 @@ def _center_figure(context: Context, centers: Sequence[str], name: str, values: 
             handles: Any = legend.legend_handles
             legend.remove()
         if legend is not None and labelled:
-            figure.legend(handles, [short(c, 18) for c in hues], loc="outside lower left", ncols=4)
+            figure.legend(handles, apart(hues, 18), loc="outside lower left", ncols=4)
     cells = [
         (f"{a}, {b}" if labelled else a, values[kept & (context.centers == a) & (labels == b)])
         for a in centers
@@ -113,6 +113,7 @@ def sample_figure(samples: Samples) -> Drawing:
     """Return patches of each center beside the histograms of their colours (the paper's Figure 3)."""
     rows, columns = samples.images.shape[:2]
     side = 1.25 if rows <= 6 else 0.8  # inches; twelve centers still fit a printed page
+    names = apart(samples.centers, 16)
     with styled():
         figure = new_figure(6.0 * side + 0.3, side * rows + 0.6)
         grid = figure.subplots(rows, columns + 1, squeeze=False, width_ratios=[*[1] * columns, 1.9])
@@ -126,7 +127,7 @@ def sample_figure(samples: Samples) -> Drawing:
                 axes.spines[:].set_visible(False)
                 if i < samples.counts[k]:
                     axes.imshow(samples.images[k, i])
-            grid[k, 0].set_ylabel(short(samples.centers[k], 12), rotation=0, ha="right", va="center")
+            grid[k, 0].set_ylabel(names[k], rotation=0, ha="right", va="center")
             axes = grid[k, columns]
             lines = [
                 axes.plot(at, samples.histograms[k, c], color=colour, linestyle=dash, lw=1.2)[0]
@@ -181,7 +182,7 @@ def _long(parts: Mapping[str, NDArray[np.float64]], column: str) -> pd.DataFrame
 
 def _named(axes: Any, names: Sequence[str], title: str, *, most: int = 34) -> None:
     """Set the names beneath the axis, turned where they are long or many, and the title."""
-    texts = [short(name, 14) for name in names]
+    texts = apart(names, 14)
     turned = max(map(len, texts)) > 7 or len(texts) > 8
     options: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axes.set_xticks(range(len(texts)), texts, **options)

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,3 +93,36 @@ def short(text: str, most: int = 24) -> str:
     if len(text) <= most:
         return text
     return text[: most // 2] + "…" + text[-(most - most // 2 - 1) :]
+
+
+def apart(names: Sequence[str], most: int = 24) -> list[str]:
+    """Return each name as :func:`short` does, and yet different from the others wherever the names differ.
+
+    Where cutting the middles makes them alike, what tells them apart is kept, with words before it where there is
+    room: the words that all begin and all end with go. Names that stay alike are numbered.
+    """
+    lines = [" ".join(name.split()) or "(empty)" for name in names]
+    cut = [short(line, most) for line in lines]
+    if len(set(cut)) == len(set(lines)):
+        return cut
+    words = [line.split(" ") for line in dict.fromkeys(lines)]
+    first, last = shared_ends(words)
+    room = most - 2 - max(len(" ".join(w[first : len(w) - last])) for w in words)
+    while first and (room := room - len(words[0][first - 1]) - 1) >= 0:
+        first -= 1
+    cut = [
+        short("…" * (first > 0) + " ".join(w[first : len(w) - last]) + "…" * (last > 0), most)
+        for w in (line.split(" ") for line in lines)
+    ]
+    if len(set(cut)) == len(words):
+        return cut
+    numbers = {" ".join(w): f" ({k})" for k, w in enumerate(words, start=1)}
+    return [short(line, most - len(numbers[line])) + numbers[line] for line in lines]
+
+
+def shared_ends(names: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """Return how many parts all names begin with and how many they end with; at least one part is left of each."""
+    shared = min(map(len, names)) - 1 if len(names) > 1 else 0
+    first = next((i for i in range(shared) if len({name[i] for name in names}) > 1), shared)
+    shared -= first
+    return first, next((i for i in range(shared) if len({name[-1 - i] for name in names}) > 1), shared)

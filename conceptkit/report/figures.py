@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow
 from conceptkit.report.contents import difference_kind, difference_parts, networks, run_names
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, shared_ends, short, styled
 from conceptkit.report.wording import metric_name, number
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def _layer_ticks(axes: Axes, layers: Sequence[str]) -> None:
     step = -(-len(layers) // 24)  # more names than that cannot be read
     at = range(0, len(layers), step)
     before, parts, after = _told_apart(layers)
-    long = max(map(len, parts)) > 6 or len(layers) > 8
+    texts = apart(parts, 18)
+    long = max(map(len, texts)) > 6 or len(layers) > 8
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
-    axes.set_xticks(list(at), [short(parts[i], 18) for i in at], **turned)
+    axes.set_xticks(list(at), [texts[i] for i in at], **turned)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     if before or after:
         axes.set_xlabel(f"{short(before, 30) if before else ''} … {short(after, 30) if after else ''}".strip())
@@ -107,10 +108,7 @@ def _layer_ticks(axes: Axes, layers: Sequence[str]) -> None:
 def _told_apart(layers: Sequence[str]) -> tuple[str, list[str], str]:
     """Return what all dotted names begin with, what tells them apart, and what all end with."""
     parts = [layer.split(".") for layer in layers]
-    shared = min(map(len, parts)) - 1 if len(layers) > 1 else 0
-    first = next((i for i in range(shared) if len({p[i] for p in parts}) > 1), shared)
-    shared -= first
-    last = next((i for i in range(shared) if len({p[-1 - i] for p in parts}) > 1), shared)
+    first, last = shared_ends(parts)
     names = [".".join(p[first : len(p) - last]) for p in parts]
     before = ".".join([*parts[0][:first], ""])
     after = ".".join(["", *parts[0][len(parts[0]) - last :]])
@@ -173,6 +171,7 @@ def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: in
     from matplotlib.ticker import LogLocator
 
     names = run_names(record)
+    texts = apart(names, 20)
     handles: dict[str, Any] = {}
     with styled():
         figure = new_figure(4.6, 3.2 + 1.2 * len(below))
@@ -186,7 +185,7 @@ def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: in
                 epochs, values = _curve(run.history, f"{part}/{task}")
                 if len(values):
                     losses.plot(epochs, values, linestyle=dash, marker="o" if len(values) == 1 else None, **style)
-                    handles.setdefault(short(run.name, 20), Line2D([], [], color=colour, lw=1.5))
+                    handles.setdefault(texts[names.index(run.name)], Line2D([], [], color=colour, lw=1.5))
             for axes, what in zip(grid[1:, 0], below, strict=True):
                 epochs, values = _curve(run.history, f"{what}/{task}")
                 axes.plot(epochs, values, marker="o" if len(values) == 1 else None, **style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from conceptkit.records import GridRecord
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
 from conceptkit.report.wording import number
 
 _KINDS = ((False, COLOURS[0], "o", "multi-task"), (True, COLOURS[1], "s", "multimodal"))
@@ -24,7 +24,7 @@ def affinity_figure(record: GridRecord) -> Drawing | None:
         return None
     matrix = record.affinity_matrix()
     values = matrix.to_numpy(dtype=float)
-    names = [short(str(name)) for name in matrix.index]
+    names = apart([str(name) for name in matrix.index])
     aside = [abs(v) for i, row in enumerate(values) for j, v in enumerate(row) if i != j and math.isfinite(v)]
     largest = max(aside, default=0.0) or 1e-6  # a task's effect on itself is larger than any other, and not asked for
     with styled():

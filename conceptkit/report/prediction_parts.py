@@ -10,7 +10,7 @@ import numpy as np
 
 from conceptkit.records import GridRecord, GuideRecord
 from conceptkit.report.contents import run_names
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
 from conceptkit.report.part import Part, table_part
 from conceptkit.report.predictions import Predictions, calibration, read_predictions, score
 from conceptkit.report.table import Table, tidy
@@ -86,7 +86,7 @@ def _calibration_figure(
     y = predictions.codes[here]
     if not len(y):
         return None
-    said = []
+    said, texts = [], apart(names, 20)
     with styled():
         figure = new_figure(3.9, 4.2)
         axes = figure.add_subplot()
@@ -99,7 +99,7 @@ def _calibration_figure(
                 "color": COLOURS[k % len(COLOURS)],
                 "linestyle": _DASHES[k % len(_DASHES)],
             }
-            label = None if name in drawn else short(name, 20)
+            label = None if name in drawn else texts[k]
             axes.plot(predicted, observed, marker="o", ms=3.5, lw=1.5, label=label, **look)
             drawn.add(name)
             gap = float(np.abs(predicted - observed).max())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, file_name, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, file_name, new_figure, short, styled
 from conceptkit.report.wording import number
 
 ACROSS = 3
@@ -88,7 +88,7 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
                 scale = Normalize(-0.5, len(layer.classes) - 0.5)
                 mapped = ScalarMappable(scale, ListedColormap(colours))
                 bar = figure.colorbar(mapped, ax=one, ticks=range(len(layer.classes)), shrink=0.8, aspect=25)
-                bar.ax.set_yticklabels([short(name, 14) for name in layer.classes])
+                bar.ax.set_yticklabels(apart(layer.classes, 14))
             else:
                 values = layer.values.astype(float)
                 scale = Normalize(layer.low, layer.high)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, Drawing, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, Drawing, apart, new_figure, short, styled
 from conceptkit.report.embedding import Embeddings, Projection
 from conceptkit.report.ordering import natural
 from conceptkit.report.wording import number
@@ -66,10 +66,12 @@ def umap_figure(
         for axes in grid.flat[len(projections) :]:
             axes.set_axis_off()
         for axes, projection in zip(grid.flat, projections, strict=False):
-            for k, (name, rows) in enumerate(categories(values.tolist())):
+            classes = categories(values.tolist())
+            texts = apart([name for name, _ in classes])
+            for k, (name, (_, rows)) in enumerate(zip(texts, classes, strict=True)):
                 mark = {"color": COLOURS[k % 8], "marker": _MARKERS_MATPLOTLIB[_marker(k)], "alpha": 0.65, "lw": 0}
                 dots = axes.scatter(*projection.xy[rows].T, s=sizes[rows] ** 2, rasterized=True, **mark)
-                handles.setdefault(short(name), dots)
+                handles.setdefault(name, dots)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
             axes.set_title(short(projection.run, 40), loc="left")
         figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=4)
@@ -163,12 +165,14 @@ def _coloured(source: Any, embeddings: Embeddings, space: int, n_plots: int, col
 
     values = embeddings.labels if colour == "label" else np.asarray(embeddings.concepts[colour], dtype=str)
     classes = categories(values.tolist())
+    texts = apart([name for name, _ in classes], 18)
+    columns = max(1, min(3, 330 // (6 * max(map(len, texts)) + 28)))  # so many have room on a phone
     views = [CDSView(filter=IndexFilter(rows.tolist())) for _, rows in classes]
     plots, drawn = [], []
     for i in range(n_plots):
         plot = figure(
             width=480,
-            height=480 + 24 * -(-len(classes) // 3),
+            height=480 + 24 * -(-len(classes) // columns),
             sizing_mode="scale_width",
             match_aspect=True,
             tools="pan,box_zoom,wheel_zoom,box_select,reset,save",
@@ -198,11 +202,11 @@ def _coloured(source: Any, embeddings: Embeddings, space: int, n_plots: int, col
             )
             for k, view in enumerate(views)
         ]
-        items = [LegendItem(label=short(name, 18), renderers=[g]) for (name, _), g in zip(classes, glyphs, strict=True)]
+        items = [LegendItem(label=name, renderers=[glyph]) for name, glyph in zip(texts, glyphs, strict=True)]
         legend = Legend(
             items=items,
             orientation="horizontal",
-            ncols=3,
+            ncols=columns,
             click_policy="hide",
             border_line_color=None,
             location="top_left",
