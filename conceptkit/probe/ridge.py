@@ -373,7 +373,8 @@ def _predicted_by(
     step = max(1, _BLOCK // X.shape[1])
     for i in range(0, len(rows), step):
         block = X[rows[i : i + step]].astype(np.float64, copy=False) - mean
-        out[i : i + step] = block @ weights + target_mean
+        np.matmul(block, weights, out=out[i : i + step])
+    out += target_mean
     return out
 
 
