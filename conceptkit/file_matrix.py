@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,41 +21,69 @@ _BLOCK = 2**22
 """Values read or written at a time"""
 
 
-def put_away(X: NDArray[np.float32], folder: Path) -> Any:
-    """Return a matrix as it is, or, if it is large, one that lies in a nameless file: gone when it is not used.
+def gather(n: int, parts: Iterable[tuple[NDArray[np.intp], NDArray[Any]]], folder: Path | None) -> Any:
+    """Return a matrix (n, d) whose rows come in parts: in memory, or, if it is large, in a nameless file.
+
+    The file is gone when it is not used.
 
     Parameters
     ----------
-    X : (n, d)
-    folder : where the file lies; made if need be
+    n : rows
+    parts : row numbers (k,) and the values (k, d) of these, each row once, some at a time; see :func:`in_blocks`
+    folder : where the file lies; made if need be. ``None`` keeps all in memory
 
     Returns
     -------
-    ``X``, or what behaves as it does where rows, columns or all of it are asked for: see :class:`FileMatrix`
+    an array, or what behaves as it does where rows, columns or all of it are asked for: see :class:`FileMatrix`
 
     Raises
     ------
     InputError
         when there is no room for it
     """
-    if X.size <= HELD:
-        return X
-    folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as the matrix
+    X: NDArray[Any] | None = None
+    file, place, written = None, np.zeros(n, dtype=np.intp), 0
+    for rows, values in parts:
+        if X is None and file is None:
+            shape, dtype = (n, values.shape[1]), values.dtype
+            if folder is None or n * shape[1] <= HELD:
+                X = np.empty(shape, dtype=dtype)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as the matrix
+        if X is not None:
+            X[rows] = values
+        elif file is not None:
+            _append(file, values, n, folder)
+            place[rows] = np.arange(written, written + len(rows))
+            written += len(rows)
+    if file is None:
+        return np.empty((n, 0), dtype=np.float32) if X is None else X
+    return FileMatrix(_Open(file), dtype, shape[1], place)
+
+
+def in_blocks(
+    n: int, width: int, take: Callable[[NDArray[np.intp]], NDArray[Any]]
+) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+    """Yield rows 0 … n − 1 some at a time, with ``take(rows)``: parts of :func:`gather`."""
+    for start, stop in _blocks(n, width):
+        rows = np.arange(start, stop)
+        yield rows, take(rows)
+
+
+def _append(file: IO[bytes], values: NDArray[Any], n: int, folder: Path | None) -> None:
     try:
-        for start, stop in _blocks(*X.shape):
-            file.write(np.ascontiguousarray(X[start:stop]).data)
+        file.write(np.ascontiguousarray(values).data)
         file.flush()
     except OSError as error:
         file.close()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        size = X.nbytes / 1e9
+        size = n * values.shape[1] * values.itemsize / 1e9
         raise InputError(
             f"features: {folder} has no room for {size:.1f} GB of rows that are too many for memory; "
             "let CONCEPTKIT_CACHE name a folder on another disk."
         ) from None
-    return FileMatrix(_Open(file), X.dtype, X.shape[1], np.arange(len(X)))
 
 
 class _Open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
+from conceptkit.file_matrix import in_blocks
 from conceptkit.store_files import (
     DONE,
     DTYPES,
@@ -169,6 +170,11 @@ class ActivationStore:
             raise InputError(f"store: {self.path} lacks {absent} of the {len(rows)} rows asked for.")
         with told_when_broken(self.path):
             return take(self._file["values"][layer], rows)
+
+    def parts(self, layer: str, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+        """Yield what :meth:`read` returns some rows at a time, for :func:`conceptkit.file_matrix.gather`."""
+        width = int(self._file["values"][layer].shape[1])
+        yield from in_blocks(len(rows), width, lambda some: self.read(layer, rows[some]))
 
     def absorb(self, path: Path) -> None:
         """Take over the finished rows of a store of the same provenance whose patches are among this one's."""

@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 import conceptkit as ck
 from conceptkit import file_matrix
 from conceptkit._checks import InputError
-from conceptkit.file_matrix import FileMatrix, put_away, rows_of
-from conceptkit.workflow import probing
+from conceptkit.file_matrix import FileMatrix, gather, in_blocks, rows_of
+from conceptkit.workflow import own_features
 
 X = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+
+
+def put_away(X, folder):
+    return gather(len(X), in_blocks(*X.shape, X.__getitem__), folder)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +59,19 @@ def test_columns_are_those_of_the_array(away, columns):
     np.testing.assert_array_equal(away[:, columns], X[:, columns])
 
 
+@given(order=st.permutations(range(50)), size=st.integers(1, 60), dtype=st.sampled_from([np.float16, np.float32]))
+def test_rows_that_come_in_any_order(away, tmp_path_factory, order, size, dtype):
+    """Files of several slides hold rows that lie apart in the table."""
+    values, at = X.astype(dtype), np.array(order)
+    parts = [(at[i : i + size], values[at[i : i + size]]) for i in range(0, 50, size)]
+    for folder, kind in ((tmp_path_factory.getbasetemp(), FileMatrix), (None, np.ndarray)):
+        found = gather(50, parts, folder)
+        assert isinstance(found, kind)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found[:], values)
+        np.testing.assert_array_equal(found[[3, 4, 40]], values[[3, 4, 40]])
+
+
 def test_beyond_its_rows_it_has_none(away):
     with pytest.raises(IndexError):
         away[np.array([50])]
@@ -73,7 +90,7 @@ def test_nothing_is_left_behind_and_small_ones_stay(tmp_path, monkeypatch):
     assert rows_of(matrix, np.arange(50)) is matrix
     assert isinstance(rows_of(matrix, np.arange(10)), FileMatrix)
     monkeypatch.setattr(file_matrix, "HELD", X.size)
-    assert put_away(X, tmp_path / "not made") is X
+    assert isinstance(put_away(X, tmp_path / "not made"), np.ndarray)
     assert not (tmp_path / "not made").exists()
 
 
@@ -94,9 +111,9 @@ def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_ra
     """Continuous and categorical concepts, leave-out and all controls: the records are the same to the last bit."""
     asked = {"layers": ["mixed2"], "concepts": ["count", "partial", "center"], "permutations": 19}
     put = []
-    monkeypatch.setattr(probing, "put_away", lambda *a: pytest.fail("a network's activations come another way"))
-    real = file_matrix.put_away
-    monkeypatch.setattr("conceptkit.models.activations.put_away", lambda *a: put.append(real(*a)) or put[-1])
+    monkeypatch.setattr(own_features, "gather", lambda *a: pytest.fail("a network's activations come another way"))
+    real = file_matrix.gather
+    monkeypatch.setattr("conceptkit.models.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
     found = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "away")
     assert {type(matrix) for matrix in put} == {FileMatrix}
     monkeypatch.setattr(file_matrix, "HELD", 2**27)

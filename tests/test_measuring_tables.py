@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, TiffImagePlugin
 from typer.testing import CliRunner
 
 from conceptkit import decoding
@@ -16,10 +19,13 @@ from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.patches import load_table
 from conceptkit.pathology import measuring, measuring_tables
+from conceptkit.pathology.images import read_quality, tiff_quality
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
 from conceptkit.pathology.outliers import outlier_note
 from conceptkit.workflow.measuring import run_measure
+
+CMU, TCGA = "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"
 
 
 @pytest.fixture
@@ -209,6 +215,44 @@ def test_the_jpeg_quality_of_images(tmp_path):
     made = run_measure(tmp_path / "t.csv", out=tmp_path / "m.csv", names=["jpeg_quality", "blur"]).table
     np.testing.assert_array_equal(made["jpeg_quality"], [40, 40, 80, np.nan])
     assert made["blur"].notna().all()
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_the_jpeg_quality_within_a_tiff(tmp_path, big):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "tables.tif", compression="jpeg", quality=63, big_tiff=big)
+    assert tiff_quality(tmp_path / "tables.tif") == read_quality(tmp_path / "tables.tif") == 63
+    whole = io.BytesIO()
+    noise.save(whole, format="JPEG", quality=41)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    head = b"II*\0\x08\0\0\0"
+    tags[259], tags[273] = 7, 0  # a strip that is a whole JPEG, right after the directory
+    (tmp_path / "strip.tif").write_bytes(head + tags.tobytes(8) + whole.getvalue())
+    assert tiff_quality(tmp_path / "strip.tif") == 41
+    noise.save(tmp_path / "plain.tif", big_tiff=big)
+    noise.save(tmp_path / "photo.jpg", quality=63)
+    for name in ("plain.tif", "photo.jpg", "nothing.svs"):  # a slide that is no TIFF says nothing of its tiles
+        assert np.isnan(tiff_quality(tmp_path / name))
+
+
+def test_the_jpeg_quality_of_slides(shared_data, tmp_path):
+    rows = [f"p{k},{shared_data / 'wsi' / name},0,0,64\n" for k, name in enumerate((CMU, TCGA))]
+    (tmp_path / "t.csv").write_text("patch_id,slide,x,y,size\n" + "".join(rows))
+    made = run_measure(tmp_path / "t.csv", out=tmp_path / "m.csv", names=["jpeg_quality"]).table
+    np.testing.assert_array_equal(made["jpeg_quality"], [30, np.nan])  # the first says so itself, JPEG 2000 has none
+
+
+@given(st.binary(max_size=200), st.integers(0, 200), st.binary(max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_tiff_that_is_damaged_has_no_quality(tmp_path, rest, at, change):
+    noise = Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8))
+    whole = io.BytesIO()
+    noise.save(whole, format="TIFF", compression="jpeg", quality=63)
+    real = whole.getvalue()
+    for content in (b"II*\0" + rest, b"MM\0*" + rest, b"II+\0" + rest, real[:at] + change + real[at + len(change) :]):
+        (tmp_path / "t.svs").write_bytes(content)
+        quality = tiff_quality(tmp_path / "t.svs")
+        assert np.isnan(quality) or 1 <= quality <= 100
 
 
 def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp_path, monkeypatch):

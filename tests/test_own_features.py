@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import conceptkit as ck
+from conceptkit import file_matrix
 from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.models import backbones, checkpoints
@@ -84,7 +85,7 @@ def test_files_of_slides_are_joined_by_coords(tmp_path, concepts, matrix):
 
 
 @pytest.mark.parametrize("kind", ["h5", "clam", "npy", "parquet", "parquet by row"])
-def test_one_file_for_all(tmp_path, concepts, matrix, kind):
+def test_one_file_for_all(tmp_path, concepts, matrix, kind, monkeypatch):
     frame = concepts.assign(row=np.arange(N))
     path = tmp_path / f"features.{kind.split()[0].replace('clam', 'h5')}"
     if kind in ("h5", "clam"):
@@ -99,7 +100,17 @@ def test_one_file_for_all(tmp_path, concepts, matrix, kind):
             frame = frame.drop(columns="row")
         numbers.to_parquet(path)
     table = write_table(tmp_path, frame.assign(features=path.name))
-    np.testing.assert_array_equal(read_features(table, np.arange(N)).X, in_order(table, concepts, matrix))
+    expected = in_order(table, concepts, matrix)
+    whole = read_features(table, np.arange(N))
+    np.testing.assert_array_equal(whole.X, expected)
+    monkeypatch.setattr(file_matrix, "_BLOCK", 3 * D)
+    monkeypatch.setattr(file_matrix, "HELD", 0)
+    for rows in (np.arange(N), np.arange(N)[::-1], np.array([7, 8, 9, 2, 2, 30, 5])):
+        in_file = read_features(table, rows, away=tmp_path)
+        assert isinstance(in_file.X, file_matrix.FileMatrix)
+        np.testing.assert_array_equal(in_file.X[:], expected[rows])
+        assert in_file.digest() == read_features(table, rows).digest()
+    assert read_features(table, np.arange(N)).digest() == whole.digest() != in_file.digest()
 
 
 def test_a_table_is_probed_by_its_features(tmp_path, concepts, matrix, monkeypatch):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.decoding import Pixels
-from conceptkit.file_matrix import put_away
+from conceptkit.file_matrix import gather
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.inference import Reader, provenance
 from conceptkit.patches import PatchTable
@@ -239,8 +239,8 @@ def read_activations(
     rows : row numbers of the table; all by default
     pool : one of :data:`conceptkit.models.pooling.POOLINGS`
     batch_size : images per forward pass
-    away : folder of the files that large matrices are put away in, see :func:`conceptkit.file_matrix.put_away`;
-        ``None`` keeps all of them in memory
+    away : folder of the files that large matrices lie in, see :func:`conceptkit.file_matrix.gather`; ``None`` keeps
+        all of them in memory
     tell : told how many bytes the stores will take that are not there yet, before any is made
     progress : told of rows done and rows to do
 
@@ -278,8 +278,5 @@ def read_activations(
             todo = np.unique(np.concatenate([absent[own] for own in wanted]))
             tell = None if progress is None else lambda done: progress(done, len(todo))
             fill([stores[own] for own in wanted], job(*wanted).computed(todo), progress=tell)
-        found = {}
-        for layer, own in zip(layers, made_with["layers"], strict=True):
-            X = stores[own].read(own, rows)
-            found[layer] = X if away is None else put_away(X, away)
-        return found
+        named = zip(layers, made_with["layers"], strict=True)
+        return {layer: gather(len(rows), stores[own].parts(own, rows), away) for layer, own in named}

@@ -19,6 +19,11 @@ from scipy import ndimage
 from conceptkit._checks import InputError
 from conceptkit.pathology.nuisances import jpeg_quality
 
+_JPEG_IN_TIFF = 7
+
+_JPEG_HEAD = 4096
+"""Bytes within which a JPEG has its quantization tables."""
+
 
 @contextmanager
 def _opened(argument: str, path: Path) -> Iterator[Image.Image]:
@@ -77,7 +82,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_quality(path: Path) -> float:
-    """Return the quality of a JPEG file, 1 to 100, from its head alone; NaN for other files.
+    """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its head alone; NaN for others.
 
     Raises
     ------
@@ -85,7 +90,44 @@ def read_quality(path: Path) -> float:
         when the file is missing or is no image
     """
     with _opened("image", path) as image:
-        return _quality(image)
+        return tiff_quality(path) if image.format == "TIFF" else _quality(image)
+
+
+def tiff_quality(path: Path) -> float:
+    """Return the JPEG quality, 1 to 100, of the first page of a TIFF: the full resolution of most scanners' slides.
+
+    NaN for other files, for pages that are no JPEG, and for those whose quantization tables are not found.
+    """
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    compression, tables, tiles, strips = 259, 347, 324, 273  # tags of TIFF 6.0
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # of a head that is cut off
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" else head)  # BigTIFF has 16
+            file.seek(directory.next)
+            directory.load(file)
+            if directory.get(compression) != _JPEG_IN_TIFF:
+                return math.nan
+            found = _luminance_table(directory.get(tables, b""))
+            if found is None:  # then each tile or strip is a whole JPEG
+                file.seek((directory.get(tiles) or directory[strips])[0])
+                found = _luminance_table(file.read(_JPEG_HEAD))
+            return jpeg_quality(found)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, OverflowError, struct.error):
+        return math.nan  # whoever reads the pixels says what is wrong with the file
+
+
+def _luminance_table(head: bytes) -> list[int] | None:
+    """Return the 64 numbers of the first quantization table in the segments that a JPEG begins with."""
+    at = 2
+    while head[:2] == b"\xff\xd8" and head[at : at + 1] == b"\xff":
+        end = at + 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+        if head[at + 1] == 0xDB and head[at + 4 : at + 5] == b"\x00" and len(head) >= at + 69:  # 8 bits, number 0
+            return list(head[at + 5 : at + 69])
+        at = end
+    return None
 
 
 def _quality(image: Image.Image) -> float:

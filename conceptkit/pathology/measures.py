@@ -302,7 +302,7 @@ _ENTRIES: tuple[Measure, ...] = (
     _nuisance(
         name="jpeg_quality",
         unit="1 to 100",
-        meaning="Quality of the JPEG file that the image comes from; low quality smooths chromatin.",
+        meaning="Quality of the JPEG that the patch comes from, a file or a TIFF slide; low quality smooths chromatin.",
         source="inverse of libjpeg's scaling of the quantization table",
         needs="file",
         function=lambda b: b.file,

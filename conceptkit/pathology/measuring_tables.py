@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import read_mask, read_mask_row, read_quality
+from conceptkit.pathology.images import read_mask, read_mask_row, read_quality, tiff_quality
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.measuring import (
     Measured,
@@ -204,7 +204,7 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
         labels = find_in(pixels, segmenter(job.nuclei), mpp)
     elif labels is None and "mask" in table.frame.columns and not pd.isna(record["mask"]):
         labels = _mask_of(table, row, pixels.shape[:2])
-    quality = _quality(table, str(record["image"])) if "jpeg_quality" in job.names else math.nan
+    quality = _quality(table, str(record[str(table.location)])) if "jpeg_quality" in job.names else math.nan
     has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
     possible = [name for name in job.names if name in has]
     if not possible:
@@ -215,15 +215,15 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
     return {name: float(value[0]) for name, value in found.items()}
 
 
-def _quality(table: PatchTable, image: str) -> float:
+def _quality(table: PatchTable, name: str) -> float:
     """Return the JPEG quality of the file that a row's pixels are from."""
-    path = table.folder / image
-    return _quality_of(path, path.stat().st_mtime_ns)
+    path = table.folder / name
+    return _quality_of(path, table.location == "slide", path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=16)
-def _quality_of(path: Path, stamp: int) -> float:
-    return read_quality(path)  # once for all windows of an image
+def _quality_of(path: Path, is_slide: bool, stamp: int) -> float:
+    return tiff_quality(path) if is_slide else read_quality(path)  # once for all windows of an image
 
 
 def _with_nuclei(
@@ -271,8 +271,8 @@ def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation
     columns = table.frame.columns
     has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
-    # Of a slide's tiles and of stored pixels the quality is not to be had.
-    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location == "image")
+    # Of stored pixels the quality is not to be had.
+    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")
     if names is None:
         return tuple(name for name in CORE if name in possible)
     given = (names,) if isinstance(names, str) else tuple(names)

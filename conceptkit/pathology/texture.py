@@ -98,24 +98,27 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
     """
     luma = _check(luma, distance)
     n, height, width = luma.shape
-    contrast = np.empty((n, len(ANGLES)))
-    correlation = np.empty((n, len(ANGLES)))
+    steps = [_step(angle, distance) for angle in ANGLES]
+    sums, squares = _Margins(luma, 1), _Margins(luma, 2)
+    products = np.empty((n, len(steps)))
+    grey = np.empty((height, width))
+    flat = grey.ravel()
     for k in range(n):
-        grey = luma[k].astype(np.float64)  # sums of whole numbers stay exact in float64 up to 2^53
-        flat = grey.ravel()
-        sums = _Margins(grey)
-        squares = _Margins(grey * grey)
-        for j, angle in enumerate(ANGLES):
-            down, right = _step(angle, distance)
+        grey[...] = luma[k]  # sums of whole numbers stay exact in float64 up to 2^53
+        sums.all[k], squares.all[k] = flat.sum(), flat @ flat
+        for j, (down, right) in enumerate(steps):
             # The dot product of the flat image with itself, shifted, runs at memory speed; it also pairs the end of a
             # row with the start of the next one, and these few pairs are taken off again.
             shift = down * width + right
-            products = int(flat[: flat.size - shift] @ flat[shift:]) - _across_the_edge(grey, down, right)
-            first, second = (down, right, False), (down, right, True)
-            total = sums.of(*first) + sums.of(*second)
-            square = squares.of(*first) + squares.of(*second)
-            pairs = (height - down) * (width - abs(right))
-            contrast[k, j], correlation[k, j] = _pair_moments(pairs, total, square, products)
+            products[k, j] = flat[: flat.size - shift] @ flat[shift:]
+    contrast, correlation = np.empty((2, n, len(steps)))
+    for j, (down, right) in enumerate(steps):
+        total = sums.of(down, right, False) + sums.of(down, right, True)
+        square = squares.of(down, right, False) + squares.of(down, right, True)
+        within = products[:, j].astype(np.int64) - _across_the_edge(luma, down, right)
+        pairs = (height - down) * (width - abs(right))
+        moments = zip(total.tolist(), square.tolist(), within.tolist(), strict=True)
+        contrast[:, j], correlation[:, j] = np.array([_pair_moments(pairs, *each) for each in moments]).reshape(-1, 2).T
     return Haralick(contrast=contrast.mean(axis=1), correlation=correlation.mean(axis=1))
 
 
@@ -197,34 +200,43 @@ def _pairs(image: NDArray[Any], down: int, right: int) -> tuple[NDArray[Any], ND
 
 
 class _Margins:
-    """Sums of an image without some rows of one end and some columns of another: what pairs cover."""
+    """Sums over images (n, h, w), or over their squares, without some rows of one end and columns of another."""
 
-    def __init__(self, image: NDArray[np.float64]) -> None:
-        self._image = image
-        self._all = image.sum()
+    def __init__(self, images: NDArray[np.uint8], power: int) -> None:
+        self._images, self._power = images, power
+        self.all = np.zeros(len(images), dtype=np.int64)
+        """(n,) over whole images; to be filled in"""
 
-    def of(self, down: int, right: int, second: bool) -> int:
-        """Return the sum over the first or the second pixels of the pairs of a step."""
-        image, cut = self._image, self._all
-        rows = slice(0, down) if second else slice(image.shape[0] - down, None)
+    def of(self, down: int, right: int, second: bool) -> NDArray[np.int64]:
+        """Return the sums (n,) over the first or the second pixels of the pairs of a step."""
+        cut = self.all
+        rows = slice(0, down) if second else slice(self._images.shape[1] - down, None)
         side = right if second else -right  # > 0: columns at the left are in no pair
-        columns = slice(0, side) if side > 0 else slice(image.shape[1] + side, None)
+        columns = slice(0, side) if side > 0 else slice(self._images.shape[2] + side, None)
         if down:
-            cut = cut - image[rows].sum()
+            cut = cut - self._over(rows, slice(None))
         if right:
-            cut = cut - image[:, columns].sum()
+            cut = cut - self._over(slice(None), columns)
         if down and right:
-            cut = cut + image[rows, columns].sum()
-        return int(cut)
+            cut = cut + self._over(rows, columns)
+        return cut
+
+    def _over(self, rows: slice, columns: slice) -> NDArray[np.int64]:
+        part = self._images[:, rows, columns].astype(np.int64)
+        out: NDArray[np.int64] = (part**self._power).sum(axis=(1, 2))
+        return out
 
 
-def _across_the_edge(grey: NDArray[np.float64], down: int, right: int) -> int:
-    """Return the products that the flat shift pairs from one row to another that is not meant."""
+def _across_the_edge(images: NDArray[np.uint8], down: int, right: int) -> NDArray[np.int64] | int:
+    """Return the products (n,) that the flat shift pairs from one row to another that is not meant."""
     if right > 0:  # the last columns run over into the row below the one meant
-        return int(np.einsum("ij,ij->", grey[: len(grey) - down - 1, -right:], grey[down + 1 :, :right]))
-    if right < 0:  # the first columns fall back into the row above the one meant
-        return int(np.einsum("ij,ij->", grey[: len(grey) - down + 1, :-right], grey[down - 1 :, right:]))
-    return 0
+        one, other = images[:, : images.shape[1] - down - 1, -right:], images[:, down + 1 :, :right]
+    elif right < 0:  # the first columns fall back into the row above the one meant
+        one, other = images[:, : images.shape[1] - down + 1, :-right], images[:, down - 1 :, right:]
+    else:
+        return 0
+    out: NDArray[np.int64] = (one.astype(np.int64) * other).sum(axis=(1, 2))
+    return out
 
 
 def _pair_moments(pairs: int, total: int, squares: int, products: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from conceptkit.probe.targets import Target
 BOTH_LEVELS = 0.1
 """Above this intra-class correlation a concept is a matter of the group too, and is tested on group means."""
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 2048
 _COLUMNS_AT_ONCE = 1024
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
-from conceptkit.file_matrix import put_away
+from conceptkit.file_matrix import gather, in_blocks
 from conceptkit.patches import PatchTable
 from conceptkit.store_files import Rows
 from conceptkit.store_reading import Activations, changed_since, is_store, open_activations
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LAYER = "features"
 """What features that come without a network are called where layers are named."""
 
+Part = tuple[NDArray[np.intp], NDArray[np.float32]]
+"""Row numbers (k,) and the features (k, d) of these."""
+
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 
 
@@ -31,15 +34,16 @@ _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 class OwnFeatures:
     """Features of some rows of a table, and where they came from."""
 
-    X: NDArray[np.float32]
-    """(n, d)"""
+    X: Any
+    """(n, d) float32, an array or a :class:`conceptkit.file_matrix.FileMatrix`"""
     name: str
     """Name of the file, or how many there are"""
 
     def digest(self) -> str:
         """Return a digest of the values."""
         digest = hashlib.sha256(f"{self.X.shape}".encode())
-        digest.update(np.ascontiguousarray(self.X).data)  # read where it lies: no copy of what may be gigabytes
+        for _, values in in_blocks(len(self.X), self.X.shape[1], self.X.__getitem__):
+            digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
 
@@ -72,7 +76,7 @@ def read_store(
 ) -> dict[str, NDArray[np.float32]]:
     """Return layer → (len(rows), d) of some rows of a table, found in a store by ``patch_id``.
 
-    Large matrices are put away in the folder ``away``, see :func:`conceptkit.file_matrix.put_away`.
+    Large matrices lie in the folder ``away``, see :func:`conceptkit.file_matrix.gather`.
 
     Raises
     ------
@@ -95,10 +99,15 @@ def read_store(
                 f"({len(changed)} of {len(part)} have changed); extract again."
             )
     at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
-    return {layer: put_away(np.asarray(store[layer][at], dtype=np.float32), away) for layer in layers}
+
+    def taken(layer: str) -> Any:
+        values = store[layer]
+        return in_blocks(len(at), values.shape[1], lambda rows: np.asarray(values[at[rows]], dtype=np.float32))
+
+    return {layer: gather(len(at), taken(layer), away) for layer in layers}
 
 
-def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
+def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:
     """Read the features of some rows from the files that column ``features`` names.
 
     A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
@@ -109,6 +118,8 @@ def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
     ----------
     data : the patch table
     rows : row numbers
+    away : folder of the file that a large matrix lies in, see :func:`conceptkit.file_matrix.gather`; ``None`` keeps
+        all of it in memory
 
     Raises
     ------
@@ -118,45 +129,47 @@ def read_features(data: PatchTable, rows: NDArray[np.intp]) -> OwnFeatures:
     part = data.frame.iloc[rows].reset_index(drop=True)
     if part["features"].isna().any():
         raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
-    X: NDArray[np.float32] | None = None
     files = part.groupby("features", sort=True).indices
-    for file, at in files.items():
-        values = _from_file(data.folder / str(file), part.iloc[at])
-        if len(files) == 1:
-            X = values
-            break
-        if X is None:
-            X = np.empty((len(part), values.shape[1]), np.float32)
-        if values.shape[1] != X.shape[1]:
-            raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {X.shape[1]}.")
-        X[at] = values
-    assert X is not None
+
+    def parts() -> Iterator[Part]:
+        width = 0
+        for file, at in files.items():
+            of_file = np.asarray(at, dtype=np.intp)
+            for some, values in _from_file(data.folder / str(file), part.iloc[of_file]):
+                if width not in (0, values.shape[1]):
+                    raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {width}.")
+                width = values.shape[1]
+                yield of_file[some], values
+
     names = [Path(str(file)).name for file in files]
-    return OwnFeatures(X, names[0] if len(names) == 1 else f"{len(names)} files")
+    return OwnFeatures(gather(len(part), parts(), away), names[0] if len(names) == 1 else f"{len(names)} files")
 
 
-def _from_file(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
-    """Return features (len(part), d) of the rows of one file."""
+def _from_file(path: Path, part: pd.DataFrame) -> Iterator[Part]:
+    """Yield the rows of one file, numbered within ``part``, with their features."""
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
         raise InputError(f"features: there is no file {path}.")
     kind = path.suffix.lower()
     try:
         if kind in _HDF5:
-            return _from_hdf5(path, part)
-        if kind == ".npy":
+            yield from _from_hdf5(path, part)
+        elif kind == ".npy":
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-            return _chosen(matrix, _by_row(part, len(matrix), path, "a .npy file has no names: "), path)
-        if kind in _TABLES:
-            return _from_parquet(path, part)
+            at = _by_row(part, len(matrix), path, "a .npy file has no names: ")
+            # opened for every block: what is mapped of a file counts as memory until it is closed
+            yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
+        elif kind in _TABLES:
+            yield from _from_parquet(path, part)
+        else:
+            raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
     except InputError:
         raise
     except Exception as error:  # h5py, NumPy and Arrow raise many kinds for a broken file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"features: {path} cannot be read ({reason}).") from None
-    raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
 
 
-def _from_hdf5(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
+def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -172,10 +185,10 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
             at = _by_place(part, np.asarray(file["coords"]).reshape(-1, 2), path)
         else:
             at = _by_row(part, len(matrix), path, "or x and y for the coords of an HDF5 file: ")
-        return _chosen(matrix, at, path)
+        yield from _chosen(lambda: matrix, at, path)
 
 
-def _from_parquet(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
+def _from_parquet(path: Path, part: pd.DataFrame) -> Iterator[Part]:
     import pandas as pd
 
     frame = pd.read_parquet(path)
@@ -183,14 +196,16 @@ def _from_parquet(path: Path, part: pd.DataFrame) -> NDArray[np.float32]:
     if numbers.empty:
         raise InputError(f"features: {path} has no columns of numbers.")
     if "patch_id" not in frame.columns:
-        return _chosen(numbers.to_numpy(np.float32), _by_row(part, len(frame), path, "or the file a patch_id: "), path)
-    ids = pd.Index(frame["patch_id"].astype("str"))
-    if not ids.is_unique:
-        raise InputError(f"features: patch_id must be unique, {ids[ids.duplicated()][0]!r} repeats in {path}.")
-    at = ids.get_indexer(pd.Index(part["patch_id"]))
-    if (at < 0).any():
-        raise InputError(f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}.")
-    return _chosen(numbers.to_numpy(np.float32), at, path)
+        at = _by_row(part, len(frame), path, "or the file a patch_id: ")
+    else:
+        ids = pd.Index(frame["patch_id"].astype("str"))
+        if not ids.is_unique:
+            raise InputError(f"features: patch_id must be unique, {ids[ids.duplicated()][0]!r} repeats in {path}.")
+        at = ids.get_indexer(pd.Index(part["patch_id"]))
+        if (at < 0).any():
+            raise InputError(f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}.")
+    values = numbers.to_numpy(np.float32)
+    yield from _chosen(lambda: values, at, path)
 
 
 def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[np.intp]:
@@ -219,17 +234,17 @@ def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[n
     return np.array(found, dtype=np.intp)
 
 
-def _chosen(matrix: Any, at: NDArray[np.intp], path: Path) -> NDArray[np.float32]:
-    """Return rows of an array or an HDF5 dataset (n, d); the latter wants them in order, each once."""
-    if len(matrix.shape) != 2:
-        raise InputError(f"features: {path} must hold (n, d) numbers, it holds {tuple(matrix.shape)}.")
-    if len(at) == len(matrix) and bool((at == np.arange(len(at))).all()):
-        whole = np.empty(matrix.shape, dtype=np.float32)
-        if hasattr(matrix, "read_direct"):
-            matrix.read_direct(whole)
-        else:
-            whole[...] = matrix
-        return whole
-    once, back = np.unique(at, return_inverse=True)
-    values: NDArray[np.float32] = np.asarray(matrix[once], dtype=np.float32)[back]
-    return values
+def _chosen(opened: Callable[[], Any], at: NDArray[np.intp], path: Path) -> Iterator[Part]:
+    """Yield rows of an array or an HDF5 dataset (n, d), some at a time; the latter wants them in order, each once."""
+    shape = tuple(opened().shape)
+    if len(shape) != 2:
+        raise InputError(f"features: {path} must hold (n, d) numbers, it holds {shape}.")
+
+    def take(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        once, back = np.unique(at[rows], return_inverse=True)
+        together = len(once) > 0 and once[-1] - once[0] == len(once) - 1
+        values = opened()[once[0] : once[-1] + 1] if together else opened()[once]
+        values = np.asarray(values, dtype=np.float32)
+        return values if together and len(back) == len(once) and bool((np.diff(back) == 1).all()) else values[back]
+
+    yield from in_blocks(len(at), shape[1], take)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_distinct
-from conceptkit.file_matrix import put_away
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
 from conceptkit.store_files import size_text
@@ -195,10 +194,9 @@ def run_probe(
         made = store.provenance
         name, made_by, digest = str(made.get("architecture")), store.path.name, str(made.get("weights"))
     elif own:
-        given = read_features(data, rows)
+        given = read_features(data, rows, away=cache_folder())
         name, made_by, digest = LAYER, given.name, given.digest()
-        trained = {LAYER: put_away(given.X, cache_folder())}
-        del given  # which may be as large as the memory
+        trained = {LAYER: given.X}
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         notes = (*mark_notes(backbone), *notes)
