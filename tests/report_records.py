@@ -177,6 +177,7 @@ def write_embeddings(
     thumbnails: bool = True,
     layers: tuple[str, ...] = ("backbone, pooled", "first dense layer"),
     evil: str = NASTY,
+    center_name: str = "C{}",
 ) -> Path:
     """Write features in which label and center are clouds of their own, and nothing but the names is odd."""
     rng = np.random.default_rng(3)
@@ -193,7 +194,9 @@ def write_embeddings(
         file.create_dataset("split", data=["internal"] * n, dtype=text)
         file.create_dataset("group", data=[f"patient{i % 23}" for i in range(n)], dtype=text)
         file.create_dataset("concepts/count", data=np.where(np.arange(n) % 9 == 0, np.nan, count))
-        file.create_dataset("concepts/center", data=[evil if v == 0 else f"C{v}" for v in center], dtype=text)
+        file.create_dataset(
+            "concepts/center", data=[evil if v == 0 else center_name.format(v) for v in center], dtype=text
+        )
         file.create_dataset(f"concepts/{evil.replace('/', '∕')}", data=rng.normal(size=n))
         for k, run in enumerate(runs):
             X = rng.normal(size=(n, d)) * 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from browser import CHROMIUM, Browser
 from report_records import NASTY, guide_record, probe_record, saved, write_context, write_embeddings
 
 from conceptkit.report.page import write_page
+
+AREA = "nuclear area as measured by automatic segmentation (µm²), mean over the patch"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,20 @@ def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guide = saved(guide_record(seeds=(0, 1, 2), count=NASTY, **nasty), folder / "guide")
     write_embeddings(guide)
     write_context(guide)
+    return write_page([probe, guide], folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with every column of the probe's tables, long names of concepts, and 15 centers of long names."""
+    folder = tmp_path_factory.mktemp("long")
+    every = {"score_pixels": 0.3, "r2_above_baseline": -0.12, "score_random_concept": -0.11, "selectivity": 0.87}
+    every |= {"score_shuffled": -0.01, "p": 0.001, "p_within": 0.001, "p_min": 0.001, "q": 0.0015, "icc": 0.84}
+    every |= {"permuted": "groups", "cosine": 0.77, "auc": 0.77, "auc_low": 0.51, "auc_high": 0.93}
+    rows = tuple(dataclasses.replace(row, **every) for row in probe_record(("count", AREA)).rows)
+    probe = saved(probe_record(rows=rows), folder / "probe")
+    guide = saved(guide_record(count=AREA), folder / "guide")
+    write_embeddings(guide, n=300, centers=15, center_name="University Hospital of Somewhere, scanner {} (Söhne)")
     return write_page([probe, guide], folder / "report.html")
 
 
@@ -136,11 +153,14 @@ def test_text_is_readable_in_either_theme(whole_page: Path, browser: Browser, da
     assert browser.value(faint) != []  # what cannot be read would be found
 
 
-def test_in_print_nothing_is_cut_off_and_plots_give_way_to_pictures(whole_page: Path, browser: Browser) -> None:
+@pytest.mark.parametrize("page", ["whole_page", "long_page"])
+def test_in_print_nothing_is_cut_off_and_plots_give_way_to_pictures(
+    page: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
     browser.call("Emulation.setEmulatedMedia", media="print")
     paper = {"width": 700, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 within margins, in CSS pixels
     browser.call("Emulation.setDeviceMetricsOverride", **paper)
-    open_page(browser, whole_page)
+    open_page(browser, request.getfixturevalue(page))
     cut = """[...document.querySelectorAll("body *")].filter(e => seen(e) && e.getBoundingClientRect().right > 701)
       .map(e => e.tagName + " " + e.textContent.trim().slice(0, 40))"""
     assert browser.value(cut) == []
@@ -152,9 +172,12 @@ def test_in_print_nothing_is_cut_off_and_plots_give_way_to_pictures(whole_page: 
     assert browser.value(f"texts().filter(e => contrast(e) < {READABLE}).length") == 0
 
 
-def test_on_a_phone_only_tables_and_wide_figures_scroll_sideways(whole_page: Path, browser: Browser) -> None:
+@pytest.mark.parametrize("page", ["whole_page", "long_page"])
+def test_on_a_phone_only_tables_and_wide_figures_scroll_sideways(
+    page: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
     browser.look(width=390, mobile=True)
-    open_page(browser, whole_page)
+    open_page(browser, request.getfixturevalue(page))
     for width in (390, 360):
         browser.look(width=width, mobile=True)
         # the interactive plots take a new width a moment after the page does

@@ -35,7 +35,13 @@ def make_folds(
     available = n if groups is None else len(np.unique(groups))
     if available < folds:
         unit = "rows" if groups is None else "groups"
-        raise InputError(f"folds: {folds} folds need at least {folds} {unit}, {what} have {available}.")
+        said = f"folds: {folds} folds need at least {folds} {unit}, {what} have {available}"
+        if groups is None:
+            raise InputError(f"{said}.")
+        raise InputError(
+            f"{said}; take fewer folds or groups that are smaller, such as slides. With patch_id as the group every "
+            "patch stands for itself, and the score says nothing of other patients."
+        )
     if groups is None:
         return list(KFold(folds, shuffle=seed is not None, random_state=seed).split(np.zeros(n)))
     return list(GroupKFold(folds).split(np.zeros(n), groups=groups))
