@@ -17,7 +17,7 @@ from conceptkit.pathology.hematoxylin import segment
 from conceptkit.pathology.images import read_mask
 from conceptkit.pathology.measuring import Segmentation, measure_images
 from conceptkit.pathology.nuclei import write_labels
-from conceptkit.pathology.regions import FEATURES, Fields, best_set, candidates, describe
+from conceptkit.pathology.regions import FEATURES, Fields, best_set, candidates, describe, drawn
 from conceptkit.workflow.measuring import run_measure
 
 HEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
@@ -143,7 +143,7 @@ def test_the_best_set_is_the_best_of_all_sets():
         pixels, value = rest[0]
         return max(best(rest[1:]), value + best([r for r in rest[1:] if not r[0] & pixels]))
 
-    labels = best_set(levels, score, dark.shape, least=0.2, power=0.4)
+    labels = drawn(best_set(levels, score, dark.shape, least=0.2, power=0.4), dark.shape)
     shown = [set(np.flatnonzero(labels == k).tolist()) for k in range(1, labels.max() + 1)]
     worth = {frozenset(p): v for p, v in regions}
     total = sum(max(v for p, v in regions if p == pixels) for pixels in shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from functools import cached_property
 
 import numpy as np
@@ -60,37 +61,41 @@ class Regions:
 def describe(labels: Labels, number: int, fields: Fields) -> Regions:
     """Return the regions 1 … ``number`` of a label image (h, w), with what is read of them."""
     pixels = np.flatnonzero(labels)
-    return _described(
-        labels, np.arange(number + 1), pixels, labels.ravel().take(pixels).astype(np.intp), number, fields
-    )
+    return _described(labels, pixels, labels.ravel().take(pixels).astype(np.intp) - 1, number, fields)
+
+
+def drawn(regions: Regions, shape: tuple[int, int]) -> Labels:
+    """Return regions as labels 1 … k, (h, w), 0 where there is none."""
+    out = np.zeros(shape[0] * shape[1], dtype=np.int32)
+    out[regions.pixels] = regions.owner + 1
+    return out.reshape(shape)
 
 
 def _described(
-    labels: Labels,
-    numbers: NDArray[np.intp],
-    pixels: NDArray[np.intp],
-    owner: NDArray[np.intp],
-    number: int,
-    fields: Fields,
+    labels: Labels, pixels: NDArray[np.intp], owner: NDArray[np.intp], number: int, fields: Fields
 ) -> Regions:
-    """Describe regions of a label image, given the number of each label (0: not wanted), their pixels and owners."""
+    """Describe some regions of a label image, given their pixels (p,) and whose these are, 0 … ``number`` − 1."""
     width = labels.shape[1]
-    owner = owner - 1
     area = np.bincount(owner, minlength=number).astype(np.float64)
     safe = np.maximum(area, 1)
+    first, last = _runs(pixels, owner, labels.shape)
 
-    def mean(values: NDArray[np.floating]) -> Floats:
-        return np.asarray(np.bincount(owner, values, number) / safe)
+    def mean(values: NDArray[np.floating], whose: NDArray[np.intp] = owner) -> Floats:
+        return np.asarray(np.bincount(whose, values, number) / safe)
 
-    rows = pixels // width
-    y, x = rows.astype(np.float64), (pixels - rows * width).astype(np.float64)
-    my, mx = mean(y), mean(x)
-    yy, xx, xy = mean(y * y) - my * my + 1 / 12, mean(x * x) - mx * mx + 1 / 12, mean(x * y) - mx * my
+    # Sums over the pixels of a run follow from its ends; all are whole numbers, and exact.
+    whose, long = owner.take(first), (last - first + 1).astype(np.float64)
+    rows, columns = (v.astype(np.float64) for v in np.divmod(pixels.take(first), width))
+    along = long * (columns + (long - 1) / 2)
+    squares = long * columns**2 + (long - 1) * long * (columns + (2 * long - 1) / 6)
+    my, mx = mean(long * rows, whose), mean(along, whose)
+    yy = mean(long * rows * rows, whose) - my * my + 1 / 12
+    xx, xy = mean(squares, whose) - mx * mx + 1 / 12, mean(rows * along, whose) - mx * my
     ellipse = area / (4 * np.pi * np.sqrt(np.maximum(yy * xx - xy * xy, 1e-9)))
     root = np.sqrt((yy - xx) ** 2 + 4 * xy * xy)
     eccentricity = np.sqrt(np.clip(1 - (yy + xx - root) / (yy + xx + root), 0, 1))
 
-    sides, rim, beyond = _rims(labels, numbers, number, fields)
+    sides, rim, beyond = _rims(labels, pixels, owner, number, fields, first, last)
     sides = np.maximum(sides, 1)
     inside = fields.dark.ravel().take(pixels).astype(np.float64)
     average = mean(inside)
@@ -113,21 +118,49 @@ def _described(
     return Regions(pixels, owner, area, features)
 
 
-def _rims(labels: Labels, numbers: NDArray[np.intp], number: int, fields: Fields) -> tuple[Floats, Floats, Floats]:
+def _runs(
+    pixels: NDArray[np.intp], owner: NDArray[np.intp], shape: tuple[int, int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return where each run begins and ends among the pixels (p,): neighbours in one row, and of one region."""
+    begins = np.ones(len(pixels), dtype=np.bool_)
+    np.not_equal(pixels[1:], pixels[:-1] + 1, out=begins[1:])
+    begins[1:] |= owner[1:] != owner[:-1]
+    height, width = shape
+    row = np.searchsorted(pixels, np.arange(height) * width)
+    begins[row[row < len(pixels)]] = True
+    first = np.flatnonzero(begins)
+    return first, np.append(first[1:], len(pixels))[: len(first)] - 1
+
+
+def _rims(
+    labels: Labels,
+    pixels: NDArray[np.intp],
+    owner: NDArray[np.intp],
+    number: int,
+    fields: Fields,
+    first: NDArray[np.intp],
+    last: NDArray[np.intp],
+) -> tuple[Floats, Floats, Floats]:
     """Return, for each region, how many sides of pixels face another region or none, and the sums along them of the
-    darkness inside and of that two pixels further out."""
+    darkness inside and of that two pixels further out; beyond the image there is nothing to face.
+
+    ``first`` and ``last`` pixels of runs are those whose sides in their row face something else.
+    """
     width = labels.shape[1]
     flat, dark = labels.ravel(), fields.dark.ravel()
-    sideways = np.flatnonzero(labels[:, 1:] != labels[:, :-1])
-    sideways += sideways // (width - 1)  # as pixels of the whole image
-    downward = np.flatnonzero(labels[1:] != labels[:-1])
-    totals = np.zeros((3, number + 1))
-    for at, ahead in zip((sideways, sideways + 1, downward, downward + width), fields.ahead, strict=True):
-        own = numbers.take(flat.take(at))
-        totals[0] += np.bincount(own, minlength=number + 1)
-        totals[1] += np.bincount(own, dark.take(at), number + 1)
-        totals[2] += np.bincount(own, ahead.take(at), number + 1)
-    return totals[0, 1:], totals[1, 1:], totals[2, 1:]
+    own = flat.take(pixels)
+    below = flat.take(pixels + width, mode="clip") != own
+    below &= pixels < flat.size - width
+    above = flat.take(pixels - width, mode="clip") != own
+    above &= pixels >= width
+    right, left = last[pixels.take(last) % width < width - 1], first[pixels.take(first) % width > 0]
+    totals = np.zeros((3, number))
+    for at, ahead in zip((right, left, np.flatnonzero(below), np.flatnonzero(above)), fields.ahead, strict=True):
+        whose, where = owner.take(at), pixels.take(at)
+        totals[0] += np.bincount(whose, minlength=number)
+        totals[1] += np.bincount(whose, dark.take(where), number)
+        totals[2] += np.bincount(whose, ahead.take(where), number)
+    return totals[0], totals[1], totals[2]
 
 
 def candidates(fields: Fields, *, thresholds: Floats, smallest: int, largest: int, hole: int) -> list[Regions]:
@@ -146,21 +179,21 @@ def candidates(fields: Fields, *, thresholds: Floats, smallest: int, largest: in
         mask |= small.take(outside)
         labels, number = ndimage.label(mask)
         pixels = np.flatnonzero(mask)  # a third of the image, so that what follows is not done on all of it
-        owner = labels.ravel().take(pixels).astype(np.intp)
+        owner = labels.ravel().take(pixels)
         area = np.bincount(owner, minlength=number + 1)
         fits = (area >= smallest) & (area <= largest)
         kept = int(fits.sum())
         if kept:
-            numbers = np.zeros(number + 1, dtype=np.intp)
-            numbers[fits] = np.arange(1, kept + 1)
+            numbers = np.full(number + 1, -1)
+            numbers[fits] = np.arange(kept)
             owner = numbers.take(owner)
-            inside = owner > 0
-            found.append(_described(labels, numbers, pixels[inside], owner[inside], kept, fields))
+            inside = np.flatnonzero(owner >= 0)
+            found.append(_described(labels, pixels.take(inside), owner.take(inside), kept, fields))
     return found
 
 
-def best_set(levels: list[Regions], score: Score, shape: tuple[int, int], *, least: float, power: float) -> Labels:
-    """Return the regions that do not overlap and whose summed value is largest, as labels (h, w).
+def best_set(levels: list[Regions], score: Score, shape: tuple[int, int], *, least: float, power: float) -> Regions:
+    """Return the regions that do not overlap and whose summed value is largest.
 
     A region's value is its score above ``least`` times its area to the ``power``; going from the highest threshold to
     the lowest, a region is preferred to those inside it when its value is at least their sum.
@@ -173,34 +206,39 @@ def best_set(levels: list[Regions], score: Score, shape: tuple[int, int], *, lea
         level, start = levels[k], int(starts[k])
         own = level.area**power * np.maximum(score(level.features) - least, 0)
         number = len(own)
-        inner = within[level.pixels]
-        some = inner >= 0
-        child, first = np.unique(inner[some], return_index=True)  # a region lies in one other, whichever its pixel
-        holder = level.owner[some][first]
-        parent[child] = holder + start
-        below = np.bincount(holder, value[child], number)
+        inner = within.take(level.pixels)
+        some = np.flatnonzero(inner >= 0)
+        parent[inner.take(some)] = level.owner.take(some) + start  # a region lies in one other, whichever its pixel
+        child = np.flatnonzero((parent >= start) & (parent < start + number))
+        below = np.bincount(parent[child] - start, value[child], number)
         taken[start : start + number] = (own >= below) & (own > 0)
         value[start : start + number] = np.maximum(own, below)
         within[level.pixels] = level.owner + start
-    out = np.zeros(shape[0] * shape[1], dtype=np.int32)
     covered = np.zeros(total, dtype=np.bool_)
-    number = 0
+    chosen, number = [], 0
     for k, level in enumerate(levels):
         ids = np.arange(starts[k], starts[k + 1])
         up = parent[ids]
         covered[ids] = np.where(up >= 0, covered[up] | taken[up], False)
-        final = taken[ids] & ~covered[ids]
-        names = np.zeros(len(ids), dtype=np.int32)
-        names[final] = number + 1 + np.arange(int(final.sum()))
-        number += int(final.sum())
-        name = names[level.owner]
-        shown = name > 0
-        out[level.pixels[shown]] = name[shown]
-    return out.reshape(shape)
+        chosen.append(_some(level, taken[ids] & ~covered[ids], number))
+        number += len(chosen[-1].area)
+    if not chosen:
+        none = np.zeros(0, dtype=np.intp)
+        return Regions(none, none, np.zeros(0), np.zeros((0, len(FEATURES))))
+    return Regions(*(np.concatenate([getattr(part, field.name) for part in chosen]) for field in fields_of(Regions)))
 
 
-def split_touching(labels: Labels, fields: Fields, score: Score, *, apart: int) -> Labels:
-    """Return labels in which regions are parted where their parts look more like nuclei than the whole.
+def _some(regions: Regions, wanted: NDArray[np.bool_], first: int) -> Regions:
+    """Return some of the regions, numbered from ``first`` on."""
+    numbers = np.full(len(wanted), -1)
+    numbers[wanted] = first + np.arange(int(wanted.sum()))
+    owner = numbers[regions.owner]
+    shown = owner >= 0
+    return Regions(regions.pixels[shown], owner[shown], regions.area[wanted], regions.features[wanted])
+
+
+def split_touching(regions: Regions, fields: Fields, score: Score, *, apart: int) -> Labels:
+    """Return regions as labels (h, w), parted where their parts look more like nuclei than the whole.
 
     The parts are those of a watershed on the distance from the region's own rim, with its maxima ``apart`` pixels or
     more apart.
@@ -208,17 +246,20 @@ def split_touching(labels: Labels, fields: Fields, score: Score, *, apart: int) 
     from scipy import ndimage
     from skimage.segmentation import watershed
 
-    number = int(labels.max())
+    labels, number = drawn(regions, fields.dark.shape), len(regions.area)
     if number == 0:
         return labels
-    whole = describe(labels, number, fields)
-    doubtful = (whole.features[:, 1] < 0.95) & (whole.area >= 40)  # ellipses are one nucleus already
+    doubtful = (regions.features[:, 1] < 0.95) & (regions.area >= 40)  # ellipses are one nucleus already
     mask = np.concatenate([[False], doubtful])[labels]
     distance = ndimage.distance_transform_cdt(_parted(labels) & mask, metric="taxicab").astype(np.float32)
     distance = ndimage.gaussian_filter(distance, 1.0)
     top = (distance == ndimage.maximum_filter(distance, 2 * apart + 1)) & mask & (distance > 0.5)
-    markers, _ = ndimage.label(top, structure=np.ones((3, 3)))
-    parts: Labels = watershed(-distance, markers, mask=mask).astype(np.int32)  # type: ignore[no-untyped-call]
+    markers, n_markers = ndimage.label(top, structure=np.ones((3, 3)))
+    at = np.flatnonzero(markers)
+    pairs = np.unique(labels.ravel()[at].astype(np.intp) * (n_markers + 1) + markers.ravel()[at])
+    several = np.bincount(pairs // (n_markers + 1), minlength=number + 1) > 1
+    mask = several[labels]  # regions of one maximum are not parted
+    parts: Labels = watershed(-distance, markers * mask, mask=mask).astype(np.int32)  # type: ignore[no-untyped-call]
     n = int(parts.max())
     if n == 0:
         return labels
@@ -227,8 +268,7 @@ def split_touching(labels: Labels, fields: Fields, score: Score, *, apart: int) 
     holder[described.owner] = labels.ravel()[described.pixels] - 1
     share = np.bincount(holder, described.area, number)
     together = np.bincount(holder, described.area * np.clip(score(described.features), 0, 1), number)
-    several = np.bincount(holder, minlength=number) > 1
-    better = several & (together > share * score(whole.features))
+    better = several[1:] & (together > share * score(regions.features))
     replace = np.concatenate([[False], better])[labels] & (parts > 0)
     return np.where(replace, parts + np.int32(number), labels)
 
