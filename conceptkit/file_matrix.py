@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,11 @@ HELD = 2**27
 _BLOCK = 2**22
 """Values read or written at a time"""
 
+Part = tuple[NDArray[np.intp], NDArray[Any]]
+"""Row numbers (k,) and the values (k, d) of these."""
 
-def gather(n: int, parts: Iterable[tuple[NDArray[np.intp], NDArray[Any]]], folder: Path | None) -> Any:
+
+def gather(n: int, parts: Iterable[Part], folder: Path | None) -> Any:
     """Return a matrix (n, d) whose rows come in parts: in memory, or, if it is large, in a nameless file.
 
     The file is gone when it is not used.
@@ -41,42 +45,42 @@ def gather(n: int, parts: Iterable[tuple[NDArray[np.intp], NDArray[Any]]], folde
     InputError
         when there is no room for it
     """
-    X: NDArray[Any] | None = None
-    file, place, written = None, np.zeros(n, dtype=np.intp), 0
+    rest = iter(parts)
+    first = next(rest, None)
+    if first is None:
+        return np.empty((n, 0), dtype=np.float32)
+    if folder is not None and n * first[1].shape[1] > HELD:
+        return _written(n, itertools.chain([first], rest), folder)
+    X = np.empty((n, first[1].shape[1]), dtype=first[1].dtype)
+    for rows, values in itertools.chain([first], rest):
+        X[rows] = values
+    return X
+
+
+def _written(n: int, parts: Iterable[Part], folder: Path) -> FileMatrix:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _Open(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115  # as long as the matrix
+    place, done, width, dtype = np.zeros(n, dtype=np.intp), 0, 0, np.dtype(np.float32)
     for rows, values in parts:
-        if X is None and file is None:
-            shape, dtype = (n, values.shape[1]), values.dtype
-            if folder is None or n * shape[1] <= HELD:
-                X = np.empty(shape, dtype=dtype)
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as the matrix
-        if X is not None:
-            X[rows] = values
-        elif file is not None:
-            _append(file, values, n, folder)
-            place[rows] = np.arange(written, written + len(rows))
-            written += len(rows)
-    if file is None:
-        return np.empty((n, 0), dtype=np.float32) if X is None else X
-    return FileMatrix(_Open(file), dtype, shape[1], place)
+        width, dtype = values.shape[1], values.dtype
+        _append(file.file, values, n, folder)
+        place[rows] = np.arange(done, done + len(rows))
+        done += len(rows)
+    return FileMatrix(file, dtype, width, place, folder)
 
 
-def in_blocks(
-    n: int, width: int, take: Callable[[NDArray[np.intp]], NDArray[Any]]
-) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+def in_blocks(n: int, width: int, take: Callable[[NDArray[np.intp]], NDArray[Any]]) -> Iterator[Part]:
     """Yield rows 0 … n − 1 some at a time, with ``take(rows)``: parts of :func:`gather`."""
     for start, stop in _blocks(n, width):
         rows = np.arange(start, stop)
         yield rows, take(rows)
 
 
-def _append(file: IO[bytes], values: NDArray[Any], n: int, folder: Path | None) -> None:
+def _append(file: IO[bytes], values: NDArray[Any], n: int, folder: Path) -> None:
     try:
         file.write(np.ascontiguousarray(values).data)
         file.flush()
     except OSError as error:
-        file.close()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         size = n * values.shape[1] * values.itemsize / 1e9
@@ -103,8 +107,8 @@ class FileMatrix:
     take the whole, which is then in memory.
     """
 
-    def __init__(self, file: _Open, dtype: np.dtype[Any], width: int, at: NDArray[np.intp]) -> None:
-        self._file, self._at = file, at
+    def __init__(self, file: _Open, dtype: np.dtype[Any], width: int, at: NDArray[np.intp], folder: Path) -> None:
+        self._file, self._at, self._folder = file, at, folder
         self.dtype = dtype
         self.shape = (len(at), width)
 
@@ -113,7 +117,14 @@ class FileMatrix:
 
     def rows(self, rows: NDArray[np.intp]) -> FileMatrix:
         """Return some of the rows; none is read."""
-        return FileMatrix(self._file, self.dtype, self.shape[1], self._at[rows])
+        return FileMatrix(self._file, self.dtype, self.shape[1], self._at[rows], self._folder)
+
+    def beside(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
+        """Return another matrix (n, d') in a file of its own, or ``None`` where there is no room for it."""
+        try:
+            return _written(n, parts, self._folder)
+        except InputError:
+            return None
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Return rows (k, d), one row (d,), or with ``[:, columns]`` columns (n, k)."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
-from conceptkit.file_matrix import in_blocks
+from conceptkit.file_matrix import Part, in_blocks
 from conceptkit.store_files import (
     DONE,
     DTYPES,
@@ -171,7 +171,7 @@ class ActivationStore:
         with told_when_broken(self.path):
             return take(self._file["values"][layer], rows)
 
-    def parts(self, layer: str, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    def parts(self, layer: str, rows: NDArray[np.intp]) -> Iterator[Part]:
         """Yield what :meth:`read` returns some rows at a time, for :func:`conceptkit.file_matrix.gather`."""
         width = int(self._file["values"][layer].shape[1])
         yield from in_blocks(len(rows), width, lambda some: self.read(layer, rows[some]))

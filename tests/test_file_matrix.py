@@ -14,6 +14,7 @@ import conceptkit as ck
 from conceptkit import file_matrix
 from conceptkit._checks import InputError
 from conceptkit.file_matrix import FileMatrix, gather, in_blocks, rows_of
+from conceptkit.probe import ridge
 from conceptkit.workflow import own_features
 
 X = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
@@ -94,7 +95,7 @@ def test_nothing_is_left_behind_and_small_ones_stay(tmp_path, monkeypatch):
     assert not (tmp_path / "not made").exists()
 
 
-def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence(away, tmp_path, monkeypatch):
     class Full:
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -105,6 +106,9 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(file_matrix.tempfile, "TemporaryFile", lambda **how: Full())
     with pytest.raises(InputError, match=r"has no room for 0\.0 GB of rows .*CONCEPTKIT_CACHE"):
         put_away(X, tmp_path)
+    assert away.beside(50, [(np.arange(50), X)]) is None  # what can be made anew is
+    monkeypatch.undo()
+    np.testing.assert_array_equal(away.beside(50, [(np.arange(50), X)])[:], X)
 
 
 def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_random_network):
@@ -114,9 +118,17 @@ def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_ra
     monkeypatch.setattr(own_features, "gather", lambda *a: pytest.fail("a network's activations come another way"))
     real = file_matrix.gather
     monkeypatch.setattr("conceptkit.models.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
+    monkeypatch.setattr(ridge, "_KEPT", 0)
+    beside, real_beside = [], FileMatrix.beside
+    monkeypatch.setattr(FileMatrix, "beside", lambda *a: beside.append(real_beside(*a)) or beside[-1])
     found = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "away")
+    assert {type(matrix) for matrix in beside} == {FileMatrix}  # coordinates lie in files too
+    monkeypatch.setattr(FileMatrix, "beside", lambda *a: None)
+    full = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "no room beside")
+    assert found.to_frame().equals(full.to_frame())
+    monkeypatch.undo()
+    monkeypatch.setattr("conceptkit.models.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
     assert {type(matrix) for matrix in put} == {FileMatrix}
-    monkeypatch.setattr(file_matrix, "HELD", 2**27)
     expected = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "held")
     assert isinstance(put[-1], np.ndarray)
     assert found.to_frame().equals(expected.to_frame())

@@ -129,13 +129,13 @@ class Eigenbasis:
         return np.zeros((0, 0)) if self.kernel is None else self.kernel @ self.vectors
 
     @functools.cached_property
-    def _fitted(self) -> Floats:
-        return self._projected(self.train)
+    def _fitted(self) -> Any:
+        return self._kept(self.train)
 
     @functools.cached_property
-    def _others(self) -> tuple[NDArray[np.intp], Floats]:
+    def _others(self) -> tuple[NDArray[np.intp], Any]:
         rest = np.flatnonzero(self._place < 0)
-        return rest, self._projected(rest)
+        return rest, self._kept(rest)
 
     @functools.cached_property
     def _place(self) -> NDArray[np.intp]:
@@ -144,9 +144,20 @@ class Eigenbasis:
         place[self.train] = np.arange(len(self.train))
         return place
 
-    @property
-    def _keeps(self) -> bool:
+    @functools.cached_property
+    def _small(self) -> bool:
+        """Whether the coordinates of all rows may be in memory."""
         return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
+
+    def _kept(self, rows: NDArray[np.intp]) -> Any:
+        """Return the coordinates of rows to be asked for again: in memory, or beside X where that lies in a file.
+
+        ``None`` where neither will do: they are then made anew.
+        """
+        if self._small:
+            return self._projected(rows)
+        beside = getattr(self.X, "beside", None)  # of conceptkit.file_matrix, which is not known here
+        return None if beside is None else beside(len(rows), self._in_blocks(rows))
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:
         """Return the coordinates (len(rows), r) of some rows of X, not to be changed.
@@ -155,33 +166,39 @@ class Eigenbasis:
         """
         if self.kernel is not None:
             return self._of_kernel[rows]
-        if not self._keeps:
-            return self._projected(rows)
         place = self._place[rows]
         fitted = place >= 0
         if fitted.all():
-            return _taken(self._fitted, place)
+            return self._projected(rows) if self._fitted is None else _taken(self._fitted, place)
         rest, others = self._others
         if not fitted.any():
-            return _taken(others, np.searchsorted(rest, rows))
+            return self._projected(rows) if others is None else _taken(others, np.searchsorted(rest, rows))
         out = np.empty((len(rows), len(self.spectrum)))
-        out[fitted] = self._fitted[place[fitted]]
-        out[~fitted] = others[np.searchsorted(rest, rows[~fitted])]
+        out[fitted] = self.coordinates(rows[fitted])
+        out[~fitted] = self.coordinates(rows[~fitted])
         return out
 
     def _projected(self, rows: NDArray[np.intp]) -> Floats:
         out = np.empty((len(rows), len(self.spectrum)))
+        for _ in self._in_blocks(rows, out):
+            pass
+        out.flags.writeable = False  # parts of it are handed out
+        return out
+
+    def _in_blocks(
+        self, rows: NDArray[np.intp], out: Floats | None = None
+    ) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+        """Yield the coordinates of some rows at a time, with their places among ``rows``; made in ``out``, if given."""
         W = self.vectors / self.scale[:, None]
         step = max(1, _BLOCK // self.X.shape[1])
         for i in range(0, len(rows), step):
             block = self.X[rows[i : i + step]].astype(np.float64, copy=False) - self.mean
-            np.matmul(block, W, out=out[i : i + step])
-        out.flags.writeable = False  # parts of it are handed out
-        return out
+            made = np.matmul(block, W, out=None if out is None else out[i : i + step])
+            yield np.arange(i, i + len(made)), made
 
     def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
         """Yield the coordinates of ``rows`` a block at a time, with the block's place."""
-        step = len(rows) if self._keeps else max(1, _BLOCK // self.X.shape[1])
+        step = len(rows) if self._small else max(1, _BLOCK // self.X.shape[1])
         for i in range(0, len(rows), max(step, 1)):
             yield slice(i, i + step), self.coordinates(rows[i : i + step])
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
-from conceptkit.file_matrix import gather, in_blocks
+from conceptkit.file_matrix import Part, gather, in_blocks
 from conceptkit.patches import PatchTable
 from conceptkit.store_files import Rows
 from conceptkit.store_reading import Activations, changed_since, is_store, open_activations
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 LAYER = "features"
 """What features that come without a network are called where layers are named."""
-
-Part = tuple[NDArray[np.intp], NDArray[np.float32]]
-"""Row numbers (k,) and the features (k, d) of these."""
 
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 
