@@ -16,6 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 from conceptkit.evaluate.paired import (
     Scored,
     auc_within,
+    mean_interval,
     paired_interval,
     scored_auc,
     scored_auc_within,
@@ -191,3 +192,13 @@ def test_each_resample_has_two_classes():
     y = np.zeros(30, int)
     y[0] = 1
     assert all(len(np.unique(y[rows])) == 2 for rows in patch_resamples(y))
+
+
+def test_the_interval_of_an_auc_ends_where_no_auc_lies():
+    rng = np.random.default_rng(0)
+    near, far = Scored(0.9, 0.9 + rng.normal(0, 0.05, 12)), Scored(0.2, 0.2 + rng.normal(0, 0.2, 12))
+    uncut = paired_interval([near], [Scored(0.0, np.zeros(12))])
+    assert uncut.high > 1  # what would have been said
+    assert (mean_interval([near]).low, mean_interval([near]).high) == (uncut.low, 1.0)
+    assert (mean_interval([far]).low, mean_interval([near, far]).mean) == (0.0, pytest.approx(0.55))
+    assert np.isnan(mean_interval([Scored(0.9, np.array([0.9, np.nan]))]).high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,14 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     error = float(np.sqrt((g - 1) / g * np.sum((deleted - deleted.mean()) ** 2)))
     reach = float(student.ppf((1 + level) / 2, g - 1)) * error
     return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g))
+
+
+def mean_interval(scored: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
+    """Return the mean of AUCs over models with the interval of :func:`paired_interval`, cut where no AUC lies."""
+    zero = Scored(0.0, np.zeros(len(scored[0].deleted)))
+    found = paired_interval(scored, [zero] * len(scored), level=level)
+    low, high = np.clip((found.low, found.high), 0.0, 1.0).tolist()
+    return dataclasses.replace(found, low=low, high=high)
 
 
 def scored_auc(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp]) -> Scored:

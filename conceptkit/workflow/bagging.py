@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
-from conceptkit.evaluate.paired import Scored, paired_interval, scored_auc_within
+from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.patches import PatchTable
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
@@ -362,16 +362,15 @@ class _Bench:
             home = np.unique([self.plan.groups[bag] for bag, _ in members], return_inverse=True)[1]
             groups = home[strata]
             scored = scored_auc_within(positive[rows].astype(np.intp), weights[rows], groups, strata)
-            chance = Scored(0.5, np.full(len(scored.deleted), 0.5))
-            found = paired_interval([scored], [chance])
+            found = mean_interval([scored])
             self.attended.append(
                 AttentionScore(
                     run=name,
                     seed=seed,
                     split=split,
                     auc=scored.value,
-                    low=0.5 + found.low,
-                    high=0.5 + found.high,
+                    low=found.low,
+                    high=found.high,
                     n=len(members),
                     n_groups=found.n_groups,
                 )

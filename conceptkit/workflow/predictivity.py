@@ -47,7 +47,7 @@ def run_predictivity(
     InputError
         when something that was given cannot be used
     """
-    from conceptkit.evaluate.paired import Scored, paired_interval, scored_auc
+    from conceptkit.evaluate.paired import mean_interval, scored_auc
     from conceptkit.guide.concept_network import Column, design, fit_concept_network
     from conceptkit.guide.plan import make_plan
     from conceptkit.guide.reading import evaluated
@@ -87,8 +87,7 @@ def run_predictivity(
             y, place = plan.codes[members], np.searchsorted(plan.used, members)
             groups = np.unique(plan.groups[members], return_inverse=True)[1]
             scored = [scored_auc(y, probability[place], groups) for probability in found]
-            zero = Scored(0.0, np.zeros(int(groups.max()) + 1))
-            interval = paired_interval(scored, [zero] * len(scored))
+            interval = mean_interval(scored)
             each = [one.value for one in scored]
             rows.append(
                 PredictivityRow(
