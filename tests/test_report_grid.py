@@ -128,6 +128,9 @@ def test_a_confounder_that_tells_the_label_is_told() -> None:
     assert said[1].text.endswith("0.920 [0.900, 0.950]: a network may score by it.")
     assert said[2].text.endswith("stain alone is not shown to tell the label: AUC 0.520 [0.450, 0.600].")
     assert said[2].tone == "open"
+    one = dataclasses.replace(rows[0], inputs=("count",))
+    alone = predictivity_verdicts(PredictivityRecord(study="s", group="patient", rows=(one,)))
+    assert "count alone tells the label with" in alone[0].text
 
 
 def test_the_spread_over_seeds_is_a_column_only_where_there_are_several() -> None:

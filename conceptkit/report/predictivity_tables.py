@@ -46,7 +46,7 @@ def predictivity_verdicts(record: PredictivityRecord) -> list[Verdict]:
         if sets:
             best = max(sets, key=lambda row: row.auc)
             text = (
-                f"On {split}, {' + '.join(best.inputs)} alone tell the label with an AUC of "
+                f"On {split}, {' + '.join(best.inputs)} alone {'tells' if len(best.inputs) == 1 else 'tell'} the label with an AUC of "
                 f"{interval(best.auc, best.low, best.high, digits=3)}, the best of {len(sets)} sets of concepts."
             )
             said.append(Verdict(text=text, tone="clear" if best.low > 0.5 else "open"))
