@@ -45,8 +45,9 @@ def predictivity_verdicts(record: PredictivityRecord) -> list[Verdict]:
         sets = [row for row in rows if row.role in ("concept", "growing")]
         if sets:
             best = max(sets, key=lambda row: row.auc)
+            tell = "tells" if len(best.inputs) == 1 else "tell"
             text = (
-                f"On {split}, {' + '.join(best.inputs)} alone {'tells' if len(best.inputs) == 1 else 'tell'} the label with an AUC of "
+                f"On {split}, {' + '.join(best.inputs)} alone {tell} the label with an AUC of "
                 f"{interval(best.auc, best.low, best.high, digits=3)}, the best of {len(sets)} sets of concepts."
             )
             said.append(Verdict(text=text, tone="clear" if best.low > 0.5 else "open"))
