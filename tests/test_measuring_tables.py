@@ -262,7 +262,9 @@ def test_a_slides_patch_is_read_once_where_nothing_is_resampled(shared_data, tmp
     monkeypatch.setattr(decoding, "_from_slide", lambda *a: read.append(a[1]) or real(*a))
 
     def measured(side, options=""):
-        rows = "".join(f"p{k},{slide},{x},{y},224,{side},0.499\n" for k, (x, y) in enumerate(((1228, 900), (1028, 1600))))
+        rows = "".join(
+            f"p{k},{slide},{x},{y},224,{side},0.499\n" for k, (x, y) in enumerate(((1228, 900), (1028, 1600)))
+        )
         (tmp_path / "t.csv").write_text("patch_id,slide,x,y,size,side,mpp\n" + rows)
         read.clear()
         out = tmp_path / f"m{side}{options}.csv"

@@ -131,6 +131,10 @@ def test_long_names_that_differ_only_within_stay_apart():
     ends = ["Hospital in the north of the country", "Hospital in the south of the country"]
     assert apart(ends, 18) == ["…in the north…", "…in the south…"]
     assert apart(["x" * 30 + "1" + "x" * 30, "x" * 30 + "2" + "x" * 30], 14) == ["xxxxx…xxxx (1)", "xxxxx…xxxx (2)"]
+    areas = [
+        f"nuclear area by automatic segmentation, {what} over the patch" for what in ("mean", "standard deviation")
+    ]
+    assert apart(["main", *areas], 22) == ["main", "…mean…", "…standard deviation…"]  # those that are alike alone
     assert apart(["C1", "", " "], 14) == ["C1", "(empty)", "(empty)"]
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,26 +99,31 @@ def short(text: str, most: int = 24) -> str:
 def apart(names: Sequence[str], most: int = 24) -> list[str]:
     """Return each name as :func:`short` does, and yet different from the others wherever the names differ.
 
-    Where cutting the middles makes them alike, what tells them apart is kept, with words before it where there is
-    room: the words that all begin and all end with go. Names that stay alike are numbered.
+    Of names that cutting the middles makes alike what tells them apart is kept, with words before it where there is
+    room: the words that all of these begin and end with go. Those that stay alike are numbered.
     """
     lines = [" ".join(name.split()) or "(empty)" for name in names]
-    cut = [short(line, most) for line in lines]
-    if len(set(cut)) == len(set(lines)):
-        return cut
-    words = [line.split(" ") for line in dict.fromkeys(lines)]
+    cut = {line: short(line, most) for line in lines}
+    for text in dict.fromkeys(cut.values()):
+        alike = [line for line in cut if cut[line] == text]
+        if len(alike) > 1:
+            cut |= _middles(alike, most)
+    taken = Counter(cut.values())
+    numbers = {line: f" ({k})" for k, line in enumerate(cut, start=1) if taken[cut[line]] > 1}
+    return [short(line, most - len(numbers[line])) + numbers[line] if line in numbers else cut[line] for line in lines]
+
+
+def _middles(lines: Sequence[str], most: int) -> dict[str, str]:
+    """Return each line without the words that all begin and all end with, short."""
+    words = [line.split(" ") for line in lines]
     first, last = shared_ends(words)
     room = most - 2 - max(len(" ".join(w[first : len(w) - last])) for w in words)
     while first and (room := room - len(words[0][first - 1]) - 1) >= 0:
         first -= 1
-    cut = [
-        short("…" * (first > 0) + " ".join(w[first : len(w) - last]) + "…" * (last > 0), most)
-        for w in (line.split(" ") for line in lines)
-    ]
-    if len(set(cut)) == len(words):
-        return cut
-    numbers = {" ".join(w): f" ({k})" for k, w in enumerate(words, start=1)}
-    return [short(line, most - len(numbers[line])) + numbers[line] for line in lines]
+    return {
+        " ".join(w): short("…" * (first > 0) + " ".join(w[first : len(w) - last]) + "…" * (last > 0), most)
+        for w in words
+    }
 
 
 def shared_ends(names: Sequence[Sequence[str]]) -> tuple[int, int]:
