@@ -325,21 +325,21 @@ def tables(case: Case, bench: Path, rng: Random) -> None:
         odd = str(rng.choice(NASTY))
         if what == 0:
             options["encoding"] = str(rng.choice(["utf-8-sig", "utf-16", "latin-1", "cp1252"]))
-            rows[line][header.index("center")] = "Zürich"
+            rows[line][-1:] = ["Zürich"]
         elif what == 1:
             options["delimiter"] = str(rng.choice([";", "\t", "|"]))
         elif what == 2:
-            place = header.index("count")
+            place = header.index("count") if "count" in header else column
             for row in rows[1:]:
-                row[place] = row[place].replace(".", ",")
+                row[place:] = [cell.replace(".", ",") if k == 0 else cell for k, cell in enumerate(row[place:])]
         elif what == 3:
             header[column] = str(rng.choice(header))
         elif what == 4:
             header[column] = odd
         elif what in (5, 6, 7):
-            rows[line][column] = odd
+            rows[line][column : column + 1] = [odd]
         elif what == 8:
-            rows[line][column] = "x" * 10**6
+            rows[line][column : column + 1] = ["x" * 10**6]
         elif what == 9:
             rows[line] += ["more"] * int(rng.integers(1, 4))
         elif what == 10:
@@ -350,17 +350,19 @@ def tables(case: Case, bench: Path, rng: Random) -> None:
             text = text[:at] + str(rng.choice(["\0", '"', "\r", "\x1a", "\x0b", "\u2028"])) + text[at:]
         elif what == 12:
             for row in rows[1:]:
-                row[column] = odd
+                row[column : column + 1] = [odd]
         elif what == 13:
             for row in rows:
-                del row[column]
+                del row[column : column + 1]
             header = rows[0]
         elif what == 14:
             rows.insert(line, list(rows[line]))
         else:
-            rows[line][header.index("count") if "count" in header else column] = str(
-                rng.choice(["inf", "-inf", "1e400", "nan", "1e-400", "9" * 30, "Infinity", "-0", "+5", " 5 ", "5 µm"])
+            place = header.index("count") if "count" in header else column
+            number = rng.choice(
+                ["inf", "-inf", "1e400", "nan", "1e-400", "9" * 30, "Infinity", "-0", "+5", " 5 ", "5 µm"]
             )
+            rows[line][place : place + 1] = [str(number)]
     path = case.given / "patches.csv"
     body = text if text is not None else _csv_text(rows, options)
     content = body.encode(options.get("encoding", "utf-8"), "replace")

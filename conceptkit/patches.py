@@ -307,8 +307,13 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
         raise InputError(f"table: there is no file {path}.")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
+            import pyarrow
+
             frame = pd.read_parquet(path)
             names = [str(c) for c in frame.columns]
+            for _, values in frame.items():
+                if isinstance(values.dtype, pd.StringDtype):  # Arrow looks at its text only when it is asked for
+                    pyarrow.array(values).validate(full=True)
             for column in dict.fromkeys(frame.columns):
                 cells = frame[column] if frame[column].dtype == object else ()
                 odd = next((v for v in cells if isinstance(v, bytes | list | dict | np.ndarray)), None)

@@ -406,3 +406,16 @@ def test_preprocessing_is_scaling_and_normalisation():
 def test_networks_of_one_input_size_get_it():
     assert build("vit_tiny_patch16_224", {}, seed=0).preprocessing.size == 224
     assert build("mobilenetv2_035", {}, seed=0).preprocessing.size is None
+
+
+@pytest.mark.parametrize("mean", ["0.5", "0.5,0.5", "0.5,nan,0.5", "0.5,inf,0.5"])
+def test_metadata_that_no_pixels_fit_are_refused(tmp_path, mean):
+    state = {k: v.contiguous() for k, v in build("test_resnet", {}, seed=0).module.state_dict().items()}
+    stated = {"architecture": "test_resnet", "mean": mean, "std": "0.5,0.5,0.5"}
+    save_file(state, tmp_path / "w.safetensors", metadata=stated)
+    with pytest.raises(
+        InputError, match=r"the metadata of .* cannot be read \(preprocessing: mean and std must be three"
+    ):
+        open_backbone("test_resnet", str(tmp_path / "w.safetensors"))
+    with pytest.raises(InputError, match="std above 0"):
+        Preprocessing(mean=(0.5,) * 3, std=(0.5, 0.0, 0.5))

@@ -271,6 +271,16 @@ def test_a_name_that_no_file_can_have(tmp_path):
         table.pixels(0)
 
 
+def test_parquet_text_that_is_no_text_is_refused(tmp_path):
+    frame = pd.DataFrame({"patch_id": ["a", "needle"], "image": "x.png", "c": [1.0, 2.0]})
+    frame.to_parquet(tmp_path / "t.parquet", compression=None)
+    assert load_table(tmp_path / "t.parquet").patch_ids[1] == "needle"
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole.replace(b"needle", b"ne\xff\xfele"))
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        load_table(tmp_path / "t.parquet")
+
+
 def test_a_parquet_column_of_bytes_or_lists_is_refused(tmp_path):
     for odd in ([b"\xff"] * 2, [[1, 2]] * 2):
         pd.DataFrame({"patch_id": ["a", "b"], "image": "x.png", "c": odd}).to_parquet(tmp_path / "t.parquet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import math
 import pickle
 import re
 import sys
@@ -45,6 +46,14 @@ class Preprocessing:
     """Per channel, on the scale 0 to 1"""
     size: int | None = None
     """Side that images are resized to; ``None``: as they are"""
+
+    def __post_init__(self) -> None:
+        both = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, both)) or min(self.std) <= 0:
+            raise InputError(
+                "preprocessing: mean and std must be three finite numbers each, of red, green and blue, and std above "
+                f"0; got {self.mean} and {self.std}."
+            )
 
     def __call__(self, images: Pixels, device: torch.device | None = None) -> Tensor:
         """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on ``device`` if one is named."""
@@ -316,6 +325,7 @@ def _from_file(model: str, path: Path) -> Backbone:
     try:
         arguments = {k: kind(metadata[k]) for k, kind in _METADATA_ARGUMENTS.items() if k in metadata}
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
+        Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
     classes = arguments.get("num_classes")

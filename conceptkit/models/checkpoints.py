@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,8 +202,13 @@ def _description(folder: Path) -> dict[str, Any]:
 def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     """Build the backbone with random weights; a checkpoint's own are loaded over them."""
     stated = description["preprocessing"]
-    preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
-    _check_preprocessing(preprocessing)
+    try:
+        preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+    except InputError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+    wrong = misfit(preprocessing, Preprocessing, "preprocessing")
+    if wrong or not 1 <= (preprocessing.size or 1) <= LARGEST:
+        raise ValueError(wrong or f"the size of the preprocessing must be from 1 to {LARGEST}")
     built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
     return dataclasses.replace(built, marks=_marks(description))
 
@@ -215,15 +219,6 @@ def _marks(description: dict[str, Any]) -> tuple[str, ...]:
         if mark not in MARKS:  # a warning that is not understood is not passed over
             raise ValueError(f"mark {mark!r} is not known")
     return tuple(marks)
-
-
-def _check_preprocessing(stated: Preprocessing) -> None:
-    wrong = misfit(stated, Preprocessing, "preprocessing")
-    numbers = () if wrong else (*stated.mean, *stated.std)
-    if wrong or len(stated.mean) != 3 or len(stated.std) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(wrong or "mean and std of the preprocessing must be three numbers each")
-    if min(stated.std) <= 0 or not 1 <= (stated.size or 1) <= LARGEST:
-        raise ValueError(f"std of the preprocessing must be positive, size from 1 to {LARGEST}")
 
 
 def _check_size(folder: Path, description: dict[str, Any]) -> None:

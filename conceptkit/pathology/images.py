@@ -191,7 +191,7 @@ def read_mask_row(path: Path, row: int) -> NDArray[Any]:
             if not 0 <= row < len(data):
                 raise InputError(f"mask: masks of {path} has {len(data)} rows, row {row} was asked for.")
             return np.asarray(data[row])
-    except (OSError, KeyError, AttributeError) as error:
+    except (OSError, RuntimeError, KeyError, AttributeError) as error:
         raise InputError(f"mask: {path} holds no label images in a dataset masks ({error}).") from None
 
 

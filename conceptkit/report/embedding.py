@@ -104,7 +104,7 @@ def read_embeddings(
     try:
         with h5py.File(path, "r") as file:
             return _read(file, runs, rows_most, seed)
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(f"run: {path} cannot be read as saved features ({_first_line(error)}).") from None
     except ValueError as error:
         raise InputError(f"run: {path} {_first_line(error)}.") from None

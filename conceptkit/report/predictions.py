@@ -80,7 +80,7 @@ def read_predictions(folder: Path) -> Predictions | None:
                 groups=np.unique(groups, return_inverse=True)[1].astype(np.intp),
                 probabilities={run: np.asarray(p[...], dtype=float) for run, p in saved["probability"].items()},
             )
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"run: the predictions in {path} cannot be read ({type(error).__name__}).") from None
 
 

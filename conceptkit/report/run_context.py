@@ -94,7 +94,7 @@ def read_context(folder: Path) -> Context | None:
             if schema != SCHEMA:
                 raise InputError(f"run: {path} has schema {schema!r}; this version reads {SCHEMA}.")
             return _read(file)
-    except (OSError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
         said = str(error.args[-1] if error.args else error).split("\n")[0].rstrip(".")
         raise InputError(f"run: {path} cannot be read as a run's context ({said}).") from None
 

@@ -187,7 +187,7 @@ def _store(path: Path) -> Status:
     try:
         with h5py.File(path, "r", locking=False) as file:
             total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
-    except (OSError, KeyError, ValueError):
+    except (OSError, RuntimeError, KeyError, ValueError):
         raise InputError(f"run: {path} is no activation store, or is being written at this moment.") from None
     quiet = (time.time() - path.stat().st_mtime) / 60
     state = "finished" if done == total else "running" if quiet < QUIET_MINUTES else "stopped"

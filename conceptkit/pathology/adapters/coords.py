@@ -54,7 +54,7 @@ def _one(path: Path, known: dict[str, Path], out: Path) -> pd.DataFrame:
             coords = np.asarray(data[()])
             about = {**file.attrs, **data.attrs}
             features = len(file["features"]) if "features" in file else None
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"files: {path} holds no coords ({error}).") from None
     if coords.ndim == 3 and len(coords) == 1:
         coords = coords[0]  # some versions write a leading axis of 1

@@ -95,7 +95,7 @@ def read_concepts(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise InputError(f"concepts: {path} is not the paper's file of measures ({error}).") from None
     return found
 
