@@ -165,7 +165,7 @@ class Bench:
 
         bench = self
 
-        class Files(Dataset):  # type: ignore[type-arg]
+        class Files(Dataset):
             def __len__(self) -> int:
                 return len(bench.table)
 

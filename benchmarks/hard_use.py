@@ -396,7 +396,7 @@ def _bench(work: Path) -> Path:
     import torch
 
     import conceptkit.workflow.guiding
-    import conceptkit.workflow.probing  # noqa: F401
+    import conceptkit.workflow.probing  # noqa: F401 - each child finds it imported
 
     torch.set_num_threads(1)
     del captum, lightning, skimage, statsmodels, timm

@@ -325,7 +325,7 @@ def _from_file(model: str, path: Path) -> Backbone:
     try:
         arguments = {k: kind(metadata[k]) for k, kind in _METADATA_ARGUMENTS.items() if k in metadata}
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
-        Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)
+        Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)  # refused here, where the file is named
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
     classes = arguments.get("num_classes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
 from functools import cached_property
 
 import numpy as np
@@ -222,10 +221,13 @@ def best_set(levels: list[Regions], score: Score, shape: tuple[int, int], *, lea
         covered[ids] = np.where(up >= 0, covered[up] | taken[up], False)
         chosen.append(_some(level, taken[ids] & ~covered[ids], number))
         number += len(chosen[-1].area)
-    if not chosen:
-        none = np.zeros(0, dtype=np.intp)
-        return Regions(none, none, np.zeros(0), np.zeros((0, len(FEATURES))))
-    return Regions(*(np.concatenate([getattr(part, field.name) for part in chosen]) for field in fields_of(Regions)))
+    none = np.zeros(0, dtype=np.intp)
+    return Regions(
+        np.concatenate([none, *(part.pixels for part in chosen)]),
+        np.concatenate([none, *(part.owner for part in chosen)]),
+        np.concatenate([np.zeros(0), *(part.area for part in chosen)]),
+        np.concatenate([np.zeros((0, len(FEATURES))), *(part.features for part in chosen)]),
+    )
 
 
 def _some(regions: Regions, wanted: NDArray[np.bool_], first: int) -> Regions:
