@@ -496,9 +496,13 @@ def spoil_store(path: Path, rng: Random) -> None:
         if what == 0:
             del file[name]
         elif what == 1:
-            del file.attrs[str(rng.choice(["schema", "provenance"]))]
+            if rng.integers(0, 2):
+                del file.attrs["schema"]
+            else:
+                del file["provenance"]
         elif what == 2:
-            file.attrs["provenance"] = str(rng.choice(["{", "[]", "null", "[" * 100_000, '{"a": 1}']))
+            del file["provenance"]
+            file["provenance"] = np.bytes_(rng.choice(["{", "[]", "null", "[" * 100_000, '{"a": 1}']))
         elif what == 3:
             del file[name]
             file.create_dataset(name, (2**40,), np.uint8, chunks=(2**20,))

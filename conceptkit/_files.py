@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from conceptkit._checks import InputError
 
@@ -40,19 +39,6 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def replacing_hdf5(path: Path) -> Iterator[Any]:
-    """Give an HDF5 file in memory, which becomes ``path`` when the block ends well; on a full disk HDF5 may crash."""
-    import h5py
-
-    with h5py.File(f"{path.name}-{os.urandom(8).hex()}", "w", driver="core", backing_store=False) as file:
-        yield file
-        file.flush()
-        image = file.id.get_file_image()
-    with replacing(path) as temporary:
-        temporary.write_bytes(image)
 
 
 def take_space(path: Path, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit._files import beside, holder, remove_left, take_space
 
-SCHEMA = "conceptkit/activations/2"
+SCHEMA = "conceptkit/activations/3"
 
 DTYPES = ("float32", "float16")
 """What activations are stored as."""
@@ -51,9 +52,9 @@ class HeldError(InputError):
 def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: str = "float32") -> int:
     """Return how large a store will be, within a few percent."""
     value = np.dtype(dtype).itemsize
-    names = sum(len(name.encode()) + 16 for name in patch_ids)  # in a heap of their own
+    name = max((len(name.encode()) for name in patch_ids), default=1)
     chunks = 60 * len(widths)  # entries of the index of chunks
-    return 8_000 + names + len(patch_ids) * (16 + 64 + 1 + chunks + value * sum(widths.values()))
+    return 8_000 + len(patch_ids) * (name + 64 + 1 + chunks + value * sum(widths.values()))
 
 
 def size_text(size: float) -> str:
@@ -97,9 +98,12 @@ def create(
         with told_when_full(path):
             take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
             with h5py.File(temporary, "w") as file:
-                file.attrs["schema"] = SCHEMA
-                file.attrs["provenance"] = provenance
-                file.create_dataset("patch_ids", data=np.array(rows.patch_ids, dtype=h5py.string_dtype()))
+                # Texts have a fixed length: those of variable length lie in a heap, which may be damaged.
+                file.attrs["schema"] = np.bytes_(SCHEMA)
+                file["provenance"] = np.bytes_(provenance.encode())
+                names = [name.encode() for name in rows.patch_ids]
+                text = h5py.string_dtype("utf-8", max(map(len, names), default=1))
+                file["patch_ids"] = np.array(names, dtype=text)
                 for name, kind in (("stamps", "S32"), ("digests", "S32"), ("state", np.uint8)):
                     file.create_dataset(name, data=np.zeros(n, dtype=kind))
                 early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -133,11 +137,11 @@ def check_layout(file: Any, path: Path) -> None:
     """
     import h5py
 
-    schema = file.attrs.get("schema")
-    if not isinstance(schema, str) or schema != SCHEMA:
-        raise InputError(
-            f"store: {path} has schema {schema!r}, this version reads {SCHEMA!r}; --refresh computes it anew."
-        )
+    schema = schema_of(file)
+    if schema != SCHEMA:
+        earlier = "the schema of an earlier version" if "schema" in file.attrs else "no schema"
+        has = f"schema {schema!r}" if schema else earlier
+        raise InputError(f"store: {path} has {has}, this version reads {SCHEMA!r}; --refresh computes it anew.")
     values = file["values"]
     parts = [(file, name) for name in ("values", "patch_ids", "stamps", "digests", "state")]
     parts += [(values, name) for name in values] if isinstance(values, h5py.Group) else [(file, "values")]
@@ -149,8 +153,38 @@ def check_layout(file: Any, path: Path) -> None:
             raise ValueError(f"{name} is no dataset of its own")
         if len(data) != len(file["state"]) or data.ndim != (1 if group is file else 2) or len(data) > _MOST_ROWS:
             raise ValueError(f"{name} has the shape {data.shape}")
+        if group is file and data.dtype.kind != ("u" if name == "state" else "S"):
+            raise ValueError(f"{name} holds {data.dtype}")
         if group is not file and (data.chunks != (1, data.shape[1]) or data.compression or data.dtype.kind != "f"):
             raise ValueError(f"{name} is not laid out as a store lays it out")
+
+
+def schema_of(file: Any) -> str:
+    """Return what an HDF5 file says that it is, ``""`` when it says nothing in a text of fixed length.
+
+    One of variable length is not read: where its heap is damaged, HDF5 may never come back.
+    """
+    if "schema" not in file.attrs or file.attrs.get_id("schema").dtype.kind != "S":
+        return ""
+    stated = file.attrs["schema"]
+    return stated.decode(errors="replace") if isinstance(stated, bytes) else ""
+
+
+def provenance_of(file: Any) -> dict[str, Any]:
+    """Return what the values of a store depend on; raise :class:`ValueError` when it says nothing of that."""
+    stated = file["provenance"]
+    if stated.shape != () or stated.dtype.kind != "S":
+        raise ValueError(f"provenance holds {stated.dtype} of shape {stated.shape}")
+    found = json.loads(stated[()])
+    if not isinstance(found, dict):
+        raise ValueError("provenance is no mapping")
+    return found
+
+
+def names_of(file: Any) -> NDArray[Any]:
+    """Return the patch_ids of a store, (n,) text."""
+    names: NDArray[Any] = file["patch_ids"].asstr()[:]
+    return names
 
 
 def open_file(path: Path, mode: str) -> Any:

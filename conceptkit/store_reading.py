@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,10 @@ from conceptkit.store_files import (
     Floats,
     Rows,
     check_layout,
+    names_of,
     open_file,
+    provenance_of,
+    schema_of,
     take,
     told_when_broken,
 )
@@ -103,7 +105,7 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
         absent = int((state == MISSING).sum())
         if absent:
             raise InputError(f"store: {path} lacks {absent} of its {len(state)} rows; extract again to finish it.")
-        ids = file["patch_ids"].asstr()[:]
+        ids = names_of(file)
         at = np.flatnonzero(state == DONE)
         found = {}
         for name, own in (names or {own: own for own in file["values"]}).items():
@@ -114,7 +116,7 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
             path=path,
             patch_ids=tuple(str(v) for v in ids[at]),
             layers=found,
-            provenance=json.loads(file.attrs["provenance"]),
+            provenance=provenance_of(file),
             skipped=tuple((str(v), "skipped by an earlier run") for v in ids[state == SKIPPED]),
         )
 
@@ -125,7 +127,8 @@ def is_store(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            return str(file.attrs.get("schema", "")).startswith(SCHEMA.rpartition("/")[0])
+            earlier = "schema" in file.attrs and {"values", "patch_ids", "state"} <= set(file)
+            return schema_of(file).startswith(SCHEMA.rpartition("/")[0]) or earlier
     except BlockingIOError:
         return True  # another process writes it: opening it says so
     except OSError:
@@ -141,7 +144,7 @@ def changed_since(path: Path, rows: Rows) -> list[str]:
     rows : some patches as they are now; one whose digest is empty has no file to compare with
     """
     with open_file(path, "r") as file, told_when_broken(path):
-        place = {str(name): i for i, name in enumerate(file["patch_ids"].asstr()[:])}
+        place = {str(name): i for i, name in enumerate(names_of(file))}
         at = np.array([place[name] for name in rows.patch_ids], dtype=np.intp)
         stamps, digests = file["stamps"][:][at], file["digests"][:][at]
     now = np.array([stamp.encode() for stamp in rows.stamps], dtype="S32")

@@ -18,13 +18,17 @@ from conceptkit.store_files import (
     DONE,
     DTYPES,
     MISSING,
+    SCHEMA,
     SKIPPED,
     Floats,
     HeldError,
     Rows,
     check_layout,
     create,
+    names_of,
     open_file,
+    provenance_of,
+    schema_of,
     take,
     told_when_broken,
     told_when_full,
@@ -180,8 +184,8 @@ class ActivationStore:
         """Take over the finished rows of a store of the same provenance whose patches are among this one's."""
         place = {name: row for row, name in enumerate(self._rows.patch_ids)}
         with open_file(path, "r") as file:
-            alike = all(file.attrs.get(k) == self._file.attrs[k] for k in ("schema", "provenance"))
-            ids = file["patch_ids"].asstr()[:] if alike else np.array([])
+            alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
+            ids = names_of(file) if alike else np.array([])
             theirs = np.flatnonzero(file["state"][:] == DONE) if alike else np.array([], dtype=np.intp)
             theirs = np.array([row for row in theirs if ids[row] in place], dtype=np.intp)
             for start in range(0, len(theirs), 256):
@@ -224,12 +228,12 @@ class ActivationStore:
 
     def _check(self, provenance: str) -> None:
         check_layout(self._file, self.path)
-        kept, asked = json.loads(self._file.attrs["provenance"]), json.loads(provenance)
+        kept, asked = provenance_of(self._file), json.loads(provenance)
         differing = [k for k in sorted({*kept, *asked}) if kept.get(k) != asked.get(k)]
         if differing:
             what = "; ".join(f"{k} {_short(kept.get(k))} instead of {_short(asked.get(k))}" for k in differing)
             raise InputError(f"store: {self.path} was made with {what}; --refresh computes it anew.")
-        if list(self._file["patch_ids"].asstr()[:]) != list(self._rows.patch_ids):
+        if list(names_of(self._file)) != list(self._rows.patch_ids):
             raise InputError(
                 f"store: {self.path} was made for another table, whose patch_ids differ; --refresh computes it anew."
             )

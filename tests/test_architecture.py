@@ -19,6 +19,7 @@ ROOMS = (
     *(
         "_checks",
         "_files",
+        "_hdf5",
         "records",
         "evaluate",
         "decoding",
@@ -158,7 +159,7 @@ def listed():
 
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
-ALONE = ("synthetic", "study", "store_reading, stores, patches", "_files", "_checks")
+ALONE = ("synthetic", "study", "store_reading, stores, patches", "_hdf5", "_files", "_checks")
 """Rooms of a single file each, as the page lists them"""
 
 

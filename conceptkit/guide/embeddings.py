@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit._files import replacing_hdf5
+from conceptkit._hdf5 import replacing_hdf5
 from conceptkit.evaluate.scores import Floats
 from conceptkit.patches import PatchTable
 from conceptkit.records import EMBEDDINGS_FILE

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit._hdf5 import open_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
 
 SCHEMA = "conceptkit/embeddings/1"
@@ -102,7 +103,7 @@ def read_embeddings(
     if not path.is_file():
         return None
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return _read(file, runs, rows_most, seed)
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(f"run: {path} cannot be read as saved features ({_first_line(error)}).") from None

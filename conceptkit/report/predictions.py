@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit._hdf5 import open_hdf5
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.scores import auc
 from conceptkit.records import EMBEDDINGS_FILE
@@ -65,7 +65,7 @@ def read_predictions(folder: Path) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if "predictions" not in file:
                 return None
             saved = file["predictions"]

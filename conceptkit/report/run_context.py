@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit._hdf5 import open_hdf5
 from conceptkit.records import CONTEXT_FILE
 
 SCHEMA = "conceptkit/context/1"
@@ -89,7 +90,7 @@ def read_context(folder: Path) -> Context | None:
     if not path.is_file():
         return None
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             schema = file.attrs.get("schema")
             if schema != SCHEMA:
                 raise InputError(f"run: {path} has schema {schema!r}; this version reads {SCHEMA}.")

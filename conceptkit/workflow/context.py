@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conceptkit._checks import InputError
-from conceptkit._files import replacing_hdf5
+from conceptkit._hdf5 import replacing_hdf5
 from conceptkit.patches import PatchTable
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target

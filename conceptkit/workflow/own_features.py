@@ -175,6 +175,10 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
         matrix = file["features"]
         if not isinstance(matrix, h5py.Dataset):
             raise InputError(f"features: features of {path} is a group, no dataset.")
+        for data in (matrix, file.get("coords")):
+            # Not read: other kinds may lie in a heap, and where that is damaged HDF5 may never come back.
+            if isinstance(data, h5py.Dataset) and data.dtype.kind not in "iufb":
+                raise InputError(f"features: {data.name[1:]} of {path} must hold numbers, it holds {data.dtype}.")
         matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
         if "row" in part.columns:
             at = _by_row(part, len(matrix), path, "")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from conceptkit._checks import InputError
+from conceptkit._hdf5 import open_hdf5
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
 from conceptkit.pathology.slides import open_slide
@@ -43,13 +44,11 @@ def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
 
 
 def _one(path: Path, known: dict[str, Path], out: Path) -> pd.DataFrame:
-    import h5py
-
     stem = path.stem.removesuffix("_patches")
     if stem not in known:
         raise InputError(f"slides: there is none named {stem}, as {path} asks for.")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             data = file["coords"]
             coords = np.asarray(data[()])
             about = {**file.attrs, **data.attrs}

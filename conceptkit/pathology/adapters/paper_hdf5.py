@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from conceptkit._checks import InputError
+from conceptkit._hdf5 import open_hdf5
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
 
@@ -93,7 +94,7 @@ def read_concepts(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
             found.setdefault((db, entry, number), {})
 
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             file.visititems(visit)
     except (OSError, RuntimeError, ValueError, UnicodeDecodeError) as error:
         raise InputError(f"concepts: {path} is not the paper's file of measures ({error}).") from None
