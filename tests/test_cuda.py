@@ -21,8 +21,9 @@ from conceptkit.guide.prefix import Pooled
 from conceptkit.guide.training import Trained, predict, train
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import inside, load_checkpoint, save_checkpoint
+from conceptkit.models.folding import AGREEMENT
 from conceptkit.models.guided import MAIN, Task
-from conceptkit.models.inference import AGREEMENT, Reader, ieee_float32
+from conceptkit.models.inference import Reader, ieee_float32
 from conceptkit.pathology.maskrcnn import build, load_maskrcnn, save_maskrcnn, train_maskrcnn
 from conceptkit.workflow.doctor import examine
 

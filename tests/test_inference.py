@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from conceptkit._checks import InputError
-from conceptkit.models import inference
+from conceptkit.models import folding
 from conceptkit.models.backbones import Backbone, Preprocessing, build, open_backbone
-from conceptkit.models.folding import folded
-from conceptkit.models.inference import AGREEMENT, Reader, choose_device, pooled_activations
+from conceptkit.models.folding import AGREEMENT, folded
+from conceptkit.models.inference import Reader, choose_device, pooled_activations
 from conceptkit.models.pooling import Tokens
 
 SIDE = 64
@@ -357,7 +357,7 @@ def test_a_network_that_disagrees_is_read_as_it_is(monkeypatch):
             copied.conv1.weight.mul_(1.001)
         return copied, count
 
-    monkeypatch.setattr(inference, "folded", wrong)
+    monkeypatch.setattr(folding, "folded", wrong)
     read = reader(backbone, ["layer1"])
     assert read.folded == 0
     assert read.module is backbone.module

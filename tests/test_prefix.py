@@ -13,7 +13,7 @@ from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import prepare_inputs
 from conceptkit.guide.objective import task_loss
 from conceptkit.guide.options import TrainingOptions
-from conceptkit.guide.prefix import frozen_layers, split
+from conceptkit.guide.prefix import Frozen, frozen_layers, split
 from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
@@ -51,6 +51,62 @@ def test_both_parts_together_are_the_network(name: str, unfreeze: tuple[str, ...
             assert torch.equal(ours, whole)
     assert not any(p.requires_grad for p in prefix.parameters())
     assert sum(p.numel() for p in rest.parameters() if p.requires_grad) == _trainable(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "unfreeze", "size"),
+    [
+        ("inception_v3", PAPER_CONVOLUTIONS["inception_v3"], 96),
+        ("resnet50", PAPER_CONVOLUTIONS["resnet50"], 64),
+        ("resnet50", (), 64),
+        ("mobilenetv2_100", ("blocks.6",), 64),
+        ("mini_inception", ("mixed10",), 96),
+        ("vit_tiny_patch16_224", ("blocks.11",), 224),  # which has none
+    ],
+)
+def test_the_frozen_part_runs_folded(name: str, unfreeze: tuple[str, ...], size: int) -> None:
+    backbone = open_backbone(name, "random", seed=0)
+    parts = split(build_model(backbone, TASKS, TrainingOptions(unfreeze=unfreeze, trunk=(8,)), seed=0))
+    assert parts is not None
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    norms = sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts[0].modules())
+    assert (norms == 0) == name.startswith("vit")
+    for channels_last in (True, False):
+        frozen = Frozen(parts[0], images, channels_last=channels_last)
+        assert frozen.folded == norms
+        with torch.no_grad():
+            for ours, plain in zip(frozen(images), parts[0](images), strict=True):
+                torch.testing.assert_close(ours, plain, rtol=0, atol=5e-5 * float(plain.abs().max()))
+                assert norms == 0 or not torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("layer", ["layer4.0.conv1", "layer4.0.bn1", "layer4.0.act1", "layer2"])
+@pytest.mark.parametrize("unfreeze", [(), ("layer4.1",)])
+def test_a_head_reads_its_layer_before_and_after_folding(layer: str, unfreeze: tuple[str, ...]) -> None:
+    backbone = open_backbone("resnet18", "random", seed=0)
+    tasks = (*TASKS, Task(name="count", kind="continuous", layer=layer))
+    model = build_model(backbone, tasks, TrainingOptions(unfreeze=unfreeze, trunk=(8,)), seed=0)
+    parts = split(model)
+    assert parts is not None
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    frozen = Frozen(parts[0], images, channels_last=True)
+    assert frozen.folded > 0
+    with torch.no_grad():
+        expected = model.features(images)
+        for ours, plain in zip(parts[1](*frozen(images)), expected, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_a_head_reads_the_activation_within_a_normalisation() -> None:
+    backbone = open_backbone("mobilenetv2_100", "random", seed=0)
+    tasks = (*TASKS, Task(name="count", kind="continuous", layer="blocks.5.0.bn1.act"))
+    model = build_model(backbone, tasks, TrainingOptions(unfreeze=("blocks.6",), trunk=(8,)), seed=0)
+    parts = split(model)
+    assert parts is not None
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ours, plain in zip(parts[1](*parts[0](images)), model.features(images), strict=True):
+            assert torch.equal(ours, plain)
 
 
 def test_the_gradient_reaches_the_unfrozen_layer_and_no_other() -> None:

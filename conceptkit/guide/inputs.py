@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conceptkit._checks import InputError
 from conceptkit.decoding import Pixels
-from conceptkit.guide.prefix import Pooled, cached, split
+from conceptkit.guide.prefix import Frozen, Pooled, split
 from conceptkit.models.backbones import Backbone, Preprocessing
 from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import choose_device, ieee_float32
@@ -33,7 +33,7 @@ class Inputs:
     """Of pixels; ``None`` where the tensors are the cut's"""
     scales: tuple[Tensor, ...] | None = None
     """(n,) each, of tensors that are kept as float16: a power of two per row, as activations may leave its range"""
-    frozen: nn.Module | None = None
+    frozen: Frozen | None = None
     """Of pixels whose frozen part is run anew in every step: from images to the cut's values"""
     pass_size: int = 32
     """Images per pass through the frozen part, which is the same wherever it runs: another changes the last bits"""
@@ -88,14 +88,17 @@ def prepare_inputs(
     inputs for this network, and through :func:`inputs_for` for others that are trained in the same place
     """
     parts = split(model)
+    where = choose_device(device)
+    channels_last = where.type != "cuda"  # as for :class:`conceptkit.models.inference.Reader`, in float32
     if parts is None or cache == "off":
         whole = torch.from_numpy(np.concatenate(list(pixels)))
-        return _of_pixels(model, whole, backbone.preprocessing, batch_size)
-    where = choose_device(device)
-    prefix = parts[0].to(where).eval()
+        return _of_pixels(model, whole, backbone.preprocessing, batch_size, channels_last=channels_last)
+    prefix: Frozen | None = None
     collected: list[list[Tensor]] = []
     scales: list[list[Tensor]] = []
     for batch in pixels:
+        if prefix is None:
+            prefix = _frozen(parts[0], backbone.preprocessing, batch.shape[1:3], channels_last).to(where)
         with ieee_float32():
             kept = [t.cpu() for t in _pass(prefix, backbone.preprocessing, batch, batch_size, where)]
         if not all(torch.isfinite(t).all() for t in kept):
@@ -108,7 +111,7 @@ def prepare_inputs(
             kept = [half for half, _ in halves]
             scales.append([scale for _, scale in halves])
         collected.append(kept)
-    prefix.to("cpu")  # with the network, whose weights it shares
+    parts[0].to("cpu")  # with the network, whose weights it shares
     return Inputs(_joined(collected), parts[1], scales=_joined(scales) if scales else None)
 
 
@@ -127,21 +130,30 @@ def on_device(model: nn.Module, inputs: Inputs, device: str) -> Iterator[torch.d
 
 
 def _pass(
-    frozen: nn.Module, preprocessing: Preprocessing, pixels: Pixels, size: int, device: torch.device
+    frozen: Frozen, preprocessing: Preprocessing, pixels: Pixels, size: int, device: torch.device
 ) -> list[Tensor]:
     """Return the frozen part's values of n ≤ size images, from a pass of ``size``."""
     # One of several processes may have no row of a small batch, and still takes part in it.
     last = pixels[-1:] if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
     padded = np.concatenate([pixels, np.repeat(last, size - len(pixels), axis=0)])
-    return [t[: len(pixels)].contiguous() for t in cached(frozen, preprocessing(padded, device))]
+    return [t[: len(pixels)].contiguous() for t in frozen(preprocessing(padded, device))]
 
 
-def _of_pixels(model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int) -> Inputs:
+def _frozen(prefix: nn.Module, preprocessing: Preprocessing, shape: Sequence[int], channels_last: bool) -> Frozen:
+    """Return the frozen part as it is run, tried on noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
+    return Frozen(prefix, preprocessing(noise), channels_last=channels_last)
+
+
+def _of_pixels(
+    model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int, *, channels_last: bool
+) -> Inputs:
     """Return inputs of which nothing is kept; what is frozen still runs as it does where it is kept."""
     parts = split(model)
     if parts is None:
         return Inputs((pixels,), Pooled(model), preprocessing, pass_size=pass_size)
-    return Inputs((pixels,), parts[1], preprocessing, frozen=parts[0].eval(), pass_size=pass_size)
+    frozen = _frozen(parts[0], preprocessing, pixels.shape[1:3], channels_last)
+    return Inputs((pixels,), parts[1], preprocessing, frozen=frozen, pass_size=pass_size)
 
 
 def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
@@ -152,7 +164,8 @@ def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
 def inputs_for(model: GuidedModel, inputs: Inputs) -> Inputs:
     """Return the same rows for another network, whose trained part begins where that of the first one does."""
     if inputs.preprocessing is not None:
-        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size)
+        last = inputs.frozen is None or inputs.frozen.channels_last
+        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, channels_last=last)
     parts = split(model)
     if parts is None:
         raise RuntimeError("the frozen part was kept for a network that can be cut; this one cannot")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +114,7 @@ class Loop(lightning.LightningModule):
         self.strength = 0.0
         self.wanted = [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
-        self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, copy.deepcopy(model.state_dict())
+        self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, learned(model)
         self.last_epoch, self.last_state = 0, self.best_state
         self.rescued: Path | None = None
         """File that a process among several writes its good state into before it ends with an error"""
@@ -169,10 +168,11 @@ class Loop(lightning.LightningModule):
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
+        # One pass over parameters, gradients and moments in place of ten: a tenth of a step on cached features.
         if options.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=options.lr)
+            return torch.optim.Adam(groups, lr=options.lr, fused=True)
         nesterov = options.nesterov and options.momentum > 0
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True)
 
     def on_train_start(self) -> None:
         """Take this process' share of every batch, and compute as one process does."""
@@ -275,9 +275,9 @@ class Loop(lightning.LightningModule):
         settled = self.current_epoch >= min(self.options.warmup, self.options.epochs - 1)
         if settled and loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.current_epoch + 1
-            self.best_state = copy.deepcopy(self.model.state_dict())
+            self.best_state = learned(self.model)
         if not self.best_epoch:
-            self.last_epoch, self.last_state = self.current_epoch + 1, copy.deepcopy(self.model.state_dict())
+            self.last_epoch, self.last_state = self.current_epoch + 1, learned(self.model)
         if self.finished:
             self.trainer.should_stop = True
         if self.progress is not None:
@@ -384,6 +384,13 @@ class Loop(lightning.LightningModule):
             losses = {name: scale[name] * loss for name, loss in losses.items()}
             pressures = {name: scale[name] * value for name, value in pressures.items()}
         return losses, pressures, list(reads.values())
+
+
+def learned(model: GuidedModel) -> dict[str, Tensor]:
+    """Return copies of what a training changes, by their names in the state: most of a network is frozen."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    frozen |= {f"backbone.{name}" for name, _ in model.backbone.named_buffers()}  # of a backbone in evaluation mode
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _labelled(target: Tensor) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from conceptkit.models.folding import prepared
 from conceptkit.models.guided import GuidedModel
 
 
@@ -17,6 +19,7 @@ class Pooled(nn.Module):
     def __init__(self, model: GuidedModel) -> None:
         super().__init__()
         self.backbone = model.backbone
+        self.layers = model.layers
         self._features = model.features
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +84,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one step."""
-        return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
+        # A normalisation that holds its activation is one, so that it can be folded: unless its parts are read.
+        norm = isinstance(m, _BatchNorm) and not any(part._forward_hooks for part in m.modules() if part is not m)
+        return norm or super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -160,6 +165,35 @@ def _ancestors(nodes: list[fx.Node], *, stop: set[fx.Node]) -> set[fx.Node]:
             if current not in stop:
                 waiting.extend(current.all_input_nodes)
     return found
+
+
+class Frozen(nn.Module):
+    """A frozen part as it is run: a copy with its normalisations folded, laid out for the device it will run on.
+
+    Parameters
+    ----------
+    prefix : as :func:`split` gives it; it is run itself where the copy does not agree with it
+    example : (n, 3, h, w) normalised images
+    channels_last : how weights and images are laid out
+    """
+
+    def __init__(self, prefix: nn.Module, example: Tensor, *, channels_last: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        layers = prefix.layers if isinstance(prefix, Pooled) else ()
+        keep = [f"backbone.{layer}" for layer in layers]
+        found = prepared(prefix.eval(), cached, example, keep=keep, layout=self._layout)
+        self.part = prefix if found is None else found[0]
+        self.folded = 0 if found is None else found[1]
+        """Normalisations that were folded"""
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the cut's tensors for normalised images (n, 3, h, w), detached."""
+        return cached(self.part, images.contiguous(memory_format=self._layout))
 
 
 def cached(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:

@@ -125,7 +125,7 @@ def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Tra
 def _in_state(loop: Loop, epoch: int, state: Mapping[str, Tensor]) -> Trained:
     """Return the network in one of its states, on the CPU."""
     model = loop.model
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # what is frozen is there
     model.eval().to("cpu")
     if loop.method.erases and model.erasure is not None:
         loop.to("cpu")

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from conceptkit._checks import InputError, check_at_least, check_choice
 from conceptkit.decoding import Pixels
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.folding import folded
+from conceptkit.models.folding import prepared
 from conceptkit.models.pooling import POOLINGS, Tokens
-
-AGREEMENT = 5e-5
-"""Largest difference between prepared and plain network, as a share of the layer's largest value."""
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Lower precisions that a forward pass may run in."""
@@ -166,27 +163,22 @@ class Reader:
         self._format = torch.contiguous_format if first else torch.channels_last
         noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
         example = self._preprocessing(noise)
-        expected = self._pass(backbone.module, example)
-        self.widths = {layer: int(value.shape[1]) for layer, value in expected.items()}
+        self.widths = {layer: int(value.shape[1]) for layer, value in self._pass(backbone.module, example).items()}
         """Dotted name → values per image"""
         self.folded = 0
         """Batch normalisations that were folded"""
-        self.module = self._prepared(backbone.module, example, expected).to(self.device)
+        self.module = self._prepared(backbone.module, example).to(self.device)
         """What is run"""
 
-    def _prepared(self, module: nn.Module, example: Tensor, expected: Mapping[str, Tensor]) -> nn.Module:
-        try:
-            prepared, count = folded(module, keep=self.layers)
-            prepared = prepared.to(memory_format=self._format)
-            found = pooled_activations(prepared, self._laid_out(example), self.layers, pool=self._pool)
-        except Exception:  # a user's own network may not survive a copy or the loss of a normalisation
+    def _prepared(self, module: nn.Module, example: Tensor) -> nn.Module:
+        def run(network: nn.Module, images: Tensor) -> list[Tensor]:
+            return list(pooled_activations(network, images, self.layers, pool=self._pool).values())
+
+        found = prepared(module, run, example, keep=self.layers, layout=self._format)
+        if found is None:
             return copy.deepcopy(module) if self.device.type != "cpu" else module
-        for name, value in expected.items():
-            # Not within: noise of a network that overflows is as good as a disagreement.
-            if not (found[name] - value).abs().max() <= AGREEMENT * value.abs().max():
-                return copy.deepcopy(module) if self.device.type != "cpu" else module
-        self.folded = count
-        return prepared
+        ready, self.folded = found
+        return ready
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self._format)
