@@ -16,7 +16,7 @@ from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.embeddings import drawn_rows, read_spaces
 from conceptkit.guide.engine import TrainingEngine
-from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
+from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
 from conceptkit.guide.objective import encode
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
@@ -85,12 +85,13 @@ class Bench:
         if self._shared is None:
 
             def compute() -> Inputs:
-                pixels = _pixel_batches(self.data.select(self.used), 32, self.progress)
+                size = pass_size(self.engine.device)
+                pixels = _pixel_batches(self.data.select(self.used), size, self.progress)
                 return prepare_inputs(
                     network,
                     self.setup.backbone,
                     pixels,
-                    batch_size=32,
+                    batch_size=size,
                     device=self.engine.device,
                     cache=self.setup.training.cache,
                 )
