@@ -730,6 +730,43 @@ def records(case: Case, bench: Path, rng: Random) -> None:
         case.argv = ["status", str(folder), "--json", "-"]
 
 
+def heaps(case: Case, bench: Path, rng: Random) -> None:
+    """HDF5 files with texts of variable length whose heaps are damaged, in their bookkeeping or anywhere."""
+    import h5py
+
+    if rng.random() < 0.4:
+        _take(case, bench, "slide.svs")
+        path = case.given / "slide.h5"
+        with h5py.File(path, "w") as file:
+            file["coords"] = np.array([[512 * k, 0] for k in range(4)])
+            file["coords"].attrs.update({"patch_size": 512, "patch_level": 0, "name": "slide", "savetodir": "x" * 300})
+        case.argv = ["adapt", "coords", str(path), "--slides", str(case.given), "--out", str(case.out / "t.csv")]
+        case.argv += ["--json", "-"]
+    else:
+        kind = str(rng.choice(["probed", "guided"]))
+        _take(case, bench, kind)
+        arrays = [p for name in ("context", "embeddings") if (p := case.given / kind / f"{name}.h5").is_file()]
+        path = arrays[int(rng.integers(0, len(arrays)))]
+        case.argv = ["report", str(case.given / kind), "-o", str(case.out / "page.html"), "--json", "-"]
+        case.check = lambda out: _page_is_safe(case.out / "page.html")
+    data = bytearray(path.read_bytes())
+    starts = [k for k in range(0, len(data), 8) if data[k : k + 4] == b"GCOL"]
+    for _ in range(int(rng.integers(1, 4))):
+        start = starts[int(rng.integers(0, len(starts)))]
+        if rng.random() < 0.3:
+            data[start + int(rng.integers(0, 4096))] = int(rng.choice([0, 1, 255]))
+            continue
+        places = [start + 16]
+        while data[places[-1] : places[-1] + 2] != b"\0\0" and places[-1] < start + 4000:
+            places.append(
+                places[-1] + 16 + -(-int.from_bytes(data[places[-1] + 8 : places[-1] + 16], "little") // 8) * 8
+            )
+        at = places[-1] if rng.random() < 0.5 else places[int(rng.integers(0, len(places)))]
+        size = int(rng.choice(np.array([0, 1, 8, 16, 4096, 2**32, 2**63, 2**64 - 16], dtype=np.uint64)))
+        data[at + 8 : at + 16] = size.to_bytes(8, "little")
+    path.write_bytes(data)
+
+
 def options(case: Case, bench: Path, rng: Random) -> None:
     """A good call with one or two options that are not."""
     import typer
@@ -788,6 +825,7 @@ FAMILIES: dict[str, tuple[Callable[[Case, Path, Random], None], int]] = {
     "weights": (weights, 40),
     "checkpoints": (checkpoints, 60),
     "run folders": (records, 70),
+    "heaps of HDF5": (heaps, 60),
 }
 """Name → how a case is made, and how many are"""
 
