@@ -47,6 +47,9 @@ BOTH = (*CONCEPTS, ("center", True))
 ARMS = {
     "baseline": ((), {}, {}),
     "area, count": (CONCEPTS, {}, {}),
+    "main loss balanced, no pressure": (BOTH, {"strength": 0.0}, {}),
+    "confusion, main not balanced": (BOTH, {"balance_main": 0.0}, {}),
+    "coral, main not balanced": (BOTH, {"method": "coral", "balance_main": 0.0}, {}),
     "confusion (default)": (BOTH, {}, {}),
     "confusion, hidden layer": (BOTH, {}, {"hidden": 64}),
     "confusion, 5 steps": (BOTH, {}, {"steps": 5}),
