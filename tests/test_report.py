@@ -248,6 +248,14 @@ def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
     assert "from" not in verdicts.guide_verdicts(record)[0].text
 
 
+def test_an_auc_within_the_only_center_is_not_said_again() -> None:
+    pooled = difference("auc", -0.03, split="external")
+    for mean, sentences in ((-0.03, 1), (-0.02, 2)):
+        record = guide_record(differences=(pooled, difference("auc_within_center", mean, split="external")))
+        texts = [v.text for v in verdicts.guide_verdicts(record) if "the AUC" in v.text]
+        assert len(texts) == sentences
+
+
 def leakage_verdict(
     linear: float | None, mlp: float | None, chance: float = 0.25, n_groups: int = 23
 ) -> verdicts.Verdict:

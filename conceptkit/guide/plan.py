@@ -83,7 +83,7 @@ def make_plan(
         if name not in values:
             raise InputError(
                 f"split: column {named.column} has no row {name!r} for {role}; "
-                f"it has {', '.join(map(repr, values)) or 'no values'}. The study file names others: {role} = \"…\" in "
+                f'it has {", ".join(map(repr, values)) or "no values"}. The study file names others: {role} = "…" in '
                 "its part [splits]; conceptkit init writes one."
             )
     others = [v for v in values if v not in (named.train, named.val)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,10 +128,22 @@ def _stands_out(row: ProbeRow) -> bool:
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     """Return the sentences of a guide record: concepts, then leakage, then the main task per split."""
     said: dict[str, list[Verdict]] = {"encouraged": [], "discouraged": [], "main task": []}
+    pooled = {_place(d): d for d in record.differences if d.metric == "auc"}
     for d in record.differences:
+        if d.metric.startswith("auc_within_") and _place(d) in pooled and _same(d, pooled[_place(d)]):
+            continue  # of a split with one center alone: it would be said twice
         said[difference_kind(d)].append(_difference_verdict(d, record))
     none = [] if record.differences else [Verdict(text="No paired difference between runs was recorded.", tone="open")]
     return said["encouraged"] + _leakage_verdicts(record) + said["discouraged"] + said["main task"] + none
+
+
+def _place(d: Difference) -> tuple[str, str, str]:
+    return d.run, d.against, d.split
+
+
+def _same(d: Difference, other: Difference) -> bool:
+    pairs = ((d.mean, other.mean), (d.low, other.low), (d.high, other.high))
+    return all(math.isclose(a, b, abs_tol=1e-9) for a, b in pairs)
 
 
 def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
