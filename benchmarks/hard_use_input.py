@@ -619,7 +619,9 @@ def weights(case: Case, bench: Path, rng: Random) -> None:
         else:
             name = sorted(state)[int(rng.integers(0, len(state)))]
             state[name] = (
-                state[name].to(torch.float64)[..., :1] if rng.random() < 0.5 else torch.full_like(state[name], 9)
+                torch.atleast_1d(state[name].to(torch.float64))[..., :1]
+                if rng.random() < 0.5
+                else torch.full_like(state[name], 9)
             )
         save_file(state, path, metadata={k: v.encode("utf-8", "replace").decode() for k, v in metadata.items()})
     case.argv = ["extract", "--table", str(bench / "patches.csv"), "--model", "test_resnet", "--weights", str(path)]
