@@ -41,6 +41,9 @@ _TEXT = ("patch_id", "image", "slide", "h5", "features", "key", "mask", *CATEGOR
 _FEW_CLASSES = 10
 """Up to so many whole numbers may well be classes."""
 
+_LONGEST_ID = 4096
+"""Bytes of a patch_id: stores give every name the room of the longest"""
+
 _NO_NUMBER = ("na", "n/a", "nan", "null", "none")
 """What stands for a missing number, in whatever case; in a column of text these are words like any other."""
 
@@ -378,10 +381,23 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     if frame["patch_id"].isna().any():
         raise InputError(f"table: every row needs a patch_id, {int(frame['patch_id'].isna().sum())} have none.")
     frame = frame.assign(patch_id=frame["patch_id"].astype("str"))
+    for name in frame["patch_id"]:
+        if not _storable(name):
+            raise InputError(
+                f"table: patch_id {name[:60]!r} in {path} cannot be kept: a name has at most {_LONGEST_ID} bytes of "
+                "UTF-8, none of them 0."
+            )
     twice = frame["patch_id"][frame["patch_id"].duplicated()]
     if len(twice):
         raise InputError(f"table: patch_id must be unique, {twice.iloc[0]!r} stands more than once in {path}.")
     return frame.sort_values("patch_id", kind="stable").reset_index(drop=True)
+
+
+def _storable(name: str) -> bool:
+    try:
+        return "\0" not in name and len(name.encode()) <= _LONGEST_ID
+    except UnicodeEncodeError:
+        return False
 
 
 def _label(value: Any) -> str:

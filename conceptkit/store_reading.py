@@ -127,11 +127,14 @@ def is_store(path: Path) -> bool:
 
     try:
         with h5py.File(path, "r") as file:
-            earlier = "schema" in file.attrs and {"values", "patch_ids", "state"} <= set(file)
-            return schema_of(file).startswith(SCHEMA.rpartition("/")[0]) or earlier
+            if schema_of(file).startswith(SCHEMA.rpartition("/")[0]):
+                return True
+            return "schema" in file.attrs and all(
+                part in file for part in ("values", "patch_ids", "state")
+            )  # earlier ones
     except BlockingIOError:
         return True  # another process writes it: opening it says so
-    except OSError:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # h5py has many words for a damaged file
         return False
 
 

@@ -183,7 +183,7 @@ class ActivationStore:
     def absorb(self, path: Path) -> None:
         """Take over the finished rows of a store of the same provenance whose patches are among this one's."""
         place = {name: row for row, name in enumerate(self._rows.patch_ids)}
-        with open_file(path, "r") as file:
+        with open_file(path, "r") as file, told_when_broken(path):
             alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
             ids = names_of(file) if alike else np.array([])
             theirs = np.flatnonzero(file["state"][:] == DONE) if alike else np.array([], dtype=np.intp)

@@ -84,6 +84,17 @@ def test_files_of_slides_are_joined_by_coords(tmp_path, concepts, matrix):
     assert without_ids.patch_ids[0] == "S0|0|0"
 
 
+def test_coords_that_are_no_numbers_are_refused_only_where_they_are_read(tmp_path, concepts, matrix):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["features"] = matrix
+        file["coords"] = np.array([(i, i) for i in range(N)], dtype=[("x", int), ("y", int)])
+    by_row = write_table(tmp_path, concepts.assign(row=np.arange(N), features="f.h5"))
+    assert read_features(by_row, np.arange(N)).X.shape == (N, D)
+    by_place = write_table(tmp_path, concepts.assign(x=np.arange(N), y=np.arange(N), features="f.h5"))
+    with pytest.raises(InputError, match=r"features: coords of .*f\.h5 must hold numbers, it holds"):
+        read_features(by_place, np.arange(N))
+
+
 @pytest.mark.parametrize("kind", ["h5", "clam", "npy", "parquet", "parquet by row"])
 def test_one_file_for_all(tmp_path, concepts, matrix, kind, monkeypatch):
     frame = concepts.assign(row=np.arange(N))

@@ -164,6 +164,8 @@ def test_select_keeps_kinds_and_takes_masks_and_numbers(write):
         ("image,count\na.png,1\na.png,2\n", "patch_id must be unique, 'a.png' stands more than once"),
         ("patch_id,count\na,1\n,2\n", "every row needs a patch_id, 1 have none"),
         ("patch_id,count\n", "has no rows"),
+        (f"patch_id,count\n{'a' * 5000},1\n", "patch_id 'aaa.* cannot be kept: a name has at most 4096 bytes"),
+        ("patch_id,count\na\0,1\n", "patch_id 'a.x00' in .* cannot be kept"),
         ("", "cannot be read as a table"),
         ("count\n1\n", "needs a column patch_id, or one of image, slide, h5 to build it from"),
         ("slide,x,y\ns.svs,0,0\n", "column slide goes with slide, x, y, size; size is missing"),

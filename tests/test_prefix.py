@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import nn
 from conceptkit._checks import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
-from conceptkit.guide.inputs import prepare_inputs
+from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.objective import task_loss
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Frozen, frozen_layers, split
@@ -18,6 +21,7 @@ from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.workflow.grid_folder import kept_inputs
 
 TASKS = (Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),)
 
@@ -228,6 +232,38 @@ def test_an_exact_cache_changes_nothing_in_batches_of_another_size(unfreeze: tup
     state = cached.model.state_dict()
     for name, value in uncached.model.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+def test_a_network_whose_cut_lies_among_sizes_is_trained_without_a_cache() -> None:
+    backbone = open_backbone("vit_tiny_patch16_224", "random", seed=0)
+    options = TrainingOptions(unfreeze=("blocks.11.attn.qkv",), trunk=(8,), epochs=1)
+    model = build_model(backbone, TASKS, options, seed=0)
+    pixels = [np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)]
+    inputs = prepare_inputs(model, backbone, pixels, batch_size=2, device="cpu")
+    assert inputs.preprocessing is not None
+    assert inputs.frozen is None
+    rows = torch.arange(2)
+    with torch.no_grad():
+        ours = inputs.rest(*inputs.batch(rows, torch.device("cpu")))
+        whole = model.features(backbone.preprocessing(pixels[0]))
+    assert torch.equal(ours[0], whole[0])
+
+
+@pytest.mark.parametrize("cache", ["off", "fast", "exact"])
+def test_what_a_grid_keeps_says_how_the_frozen_part_runs(cache: str, tmp_path: Path) -> None:
+    backbone = open_backbone("mini_inception", "random", seed=0)
+    model = build_model(backbone, TASKS, TrainingOptions(unfreeze=("mixed10",), trunk=(8,)), seed=0)
+    pixels = [np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)]
+    made = prepare_inputs(model, backbone, pixels, batch_size=4, device="cpu", cache=cache)
+    made = dataclasses.replace(made, pass_size=5, channels_last=False)  # as on another device
+    for compute in (lambda: made, lambda: pytest.fail("computed again")):
+        kept = kept_inputs(tmp_path, compute)
+        assert (kept.pass_size, kept.channels_last) == (5, False)
+        if cache == "off":
+            again = inputs_for(model, kept)
+            assert (again.pass_size, again.channels_last) == (5, False)
+            assert again.frozen is not None
+            assert again.frozen.channels_last is False
 
 
 def test_a_frozen_part_that_gives_no_numbers_is_a_sentence() -> None:

@@ -249,11 +249,12 @@ def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
 
 
 def test_an_auc_within_the_only_center_is_not_said_again() -> None:
-    pooled = difference("auc", -0.03, split="external")
     for mean, sentences in ((-0.03, 1), (-0.02, 2)):
-        record = guide_record(differences=(pooled, difference("auc_within_center", mean, split="external")))
-        texts = [v.text for v in verdicts.guide_verdicts(record) if "the AUC" in v.text]
-        assert len(texts) == sentences
+        for half in (0.03, math.nan):  # of two patients there is no interval
+            pooled = difference("auc", -0.03, half, split="external")
+            within = difference("auc_within_center", mean, half, split="external")
+            found = verdicts.guide_verdicts(guide_record(differences=(pooled, within)))
+            assert len([v.text for v in found if "the AUC" in v.text]) == sentences
 
 
 def leakage_verdict(

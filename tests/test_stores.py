@@ -17,7 +17,7 @@ import pytest
 
 from conceptkit._checks import InputError
 from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
-from conceptkit.store_reading import open_activations
+from conceptkit.store_reading import is_store, open_activations
 from conceptkit.stores import ActivationStore
 
 N, WIDTH = 12, 5
@@ -330,6 +330,31 @@ def test_shards_are_taken_over(path):
     np.testing.assert_array_equal(whole.missing(np.arange(N)), order[11:])
     np.testing.assert_array_equal(whole.read(LAYER, order[:11]), VALUES[order[:11]])
     whole.close()
+
+
+@pytest.mark.parametrize("kept", [None, b"{", b"[]"], ids=["none", "no JSON", "no mapping"])
+def test_a_shard_whose_provenance_is_damaged_is_told(path, kept):
+    with opened(path.parent / "shard.h5") as shard:
+        pass
+    with h5py.File(shard.path, "r+") as file:
+        del file["provenance"]
+        if kept is not None:
+            file["provenance"] = np.bytes_(kept)
+    with opened(path) as whole, pytest.raises(InputError, match=r"shard\.h5 is broken"):
+        whole.absorb(shard.path)
+
+
+def test_whether_a_file_is_a_store_is_told_of_damaged_ones_too(full):
+    whole, rng = full.read_bytes(), np.random.default_rng(0)
+    assert is_store(full)
+    found = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 4000, 3):
+            damaged[place] ^= 1 << int(rng.integers(0, 8))
+        full.write_bytes(damaged)
+        found.add(is_store(full))
+    assert found == {True, False}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])

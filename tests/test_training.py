@@ -435,6 +435,18 @@ def test_aggregated_gradients_train_too(strategy):
     assert not torch.equal(weights(trained), weights(fit(dataclasses.replace(options, weighting="vanilla"))[0]))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_aggregated_gradients_train_a_head_that_some_batches_have_no_label_of(optimizer):
+    pytest.importorskip("torchjd", reason="torchjd is not installed")
+
+    def sparse(X, targets, rows):
+        targets["size"][rows["train"][3:]] = float("nan")
+
+    options = dataclasses.replace(OPTIONS, weighting="jd-upgrad", optimizer=optimizer, lr=1e-3, epochs=2, batch_size=4)
+    trained, _ = fit(options, change=sparse)
+    assert torch.isfinite(weights(trained)).all()
+
+
 @pytest.mark.parametrize("method", ["reversal", "confusion"])
 def test_a_sum_as_the_aggregator_is_plain_training(method, monkeypatch):
     pytest.importorskip("torchjd", reason="torchjd is not installed")

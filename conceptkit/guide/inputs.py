@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from conceptkit._checks import InputError
 from conceptkit.decoding import Pixels
-from conceptkit.guide.prefix import Frozen, Pooled, split
+from conceptkit.guide.prefix import Frozen, Pooled, cached, split
 from conceptkit.models.backbones import Backbone, Preprocessing
 from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import choose_device, ieee_float32
@@ -35,8 +37,10 @@ class Inputs:
     """(n,) each, of tensors that are kept as float16: a power of two per row, as activations may leave its range"""
     frozen: Frozen | None = None
     """Of pixels whose frozen part is run anew in every step: from images to the cut's values"""
-    pass_size: int = 32
+    pass_size: int = 16
     """Images per pass through the frozen part, which is the same wherever it runs: another changes the last bits"""
+    channels_last: bool = True
+    """How the frozen part lays out images and weights"""
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of some rows, float32."""
@@ -92,20 +96,22 @@ def prepare_inputs(
     -------
     inputs for this network, and through :func:`inputs_for` for others that are trained in the same place
     """
-    parts = split(model)
     where = choose_device(device)
     channels_last = where.type != "cuda"  # as for :class:`conceptkit.models.inference.Reader`, in float32
+    pixels = iter(pixels)
+    first = next(pixels)
+    parts = _cut(model, backbone.preprocessing, first.shape[1:3], channels_last)
+    pixels = itertools.chain([first], pixels)
     if parts is None or cache == "off":
         whole = torch.from_numpy(np.concatenate(list(pixels)))
-        return _of_pixels(model, whole, backbone.preprocessing, batch_size, channels_last=channels_last)
-    prefix: Frozen | None = None
+        return _of_pixels(model, whole, backbone.preprocessing, batch_size, channels_last)
+    frozen, rest = parts
+    frozen.to(where)
     collected: list[list[Tensor]] = []
     scales: list[list[Tensor]] = []
     for batch in pixels:
-        if prefix is None:
-            prefix = _frozen(parts[0], backbone.preprocessing, batch.shape[1:3], channels_last).to(where)
         with ieee_float32():
-            kept = [t.cpu() for t in _pass(prefix, backbone.preprocessing, batch, batch_size, where)]
+            kept = [t.cpu() for t in _pass(frozen, backbone.preprocessing, batch, batch_size, where)]
         if not all(torch.isfinite(t).all() for t in kept):
             raise InputError(
                 f"model: the frozen part of {backbone.name} gives values that are not finite; its weights, or what it "
@@ -116,8 +122,8 @@ def prepare_inputs(
             kept = [half for half, _ in halves]
             scales.append([scale for _, scale in halves])
         collected.append(kept)
-    parts[0].to("cpu")  # with the network, whose weights it shares
-    return Inputs(_joined(collected), parts[1], scales=_joined(scales) if scales else None)
+    frozen.to("cpu")  # with the network, where it shares its weights
+    return Inputs(_joined(collected), rest, scales=_joined(scales) if scales else None)
 
 
 @contextlib.contextmanager
@@ -144,21 +150,27 @@ def _pass(
     return [t[: len(pixels)].contiguous() for t in frozen(preprocessing(padded, device))]
 
 
-def _frozen(prefix: nn.Module, preprocessing: Preprocessing, shape: Sequence[int], channels_last: bool) -> Frozen:
-    """Return the frozen part as it is run, tried on noise."""
-    noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
-    return Frozen(prefix, preprocessing(noise), channels_last=channels_last)
+def _cut(
+    model: GuidedModel, preprocessing: Preprocessing, shape: Sequence[int], channels_last: bool
+) -> tuple[Frozen, nn.Module] | None:
+    """Return the frozen part as it is run, tried on noise, and the rest; ``None`` where the network cannot be cut."""
+    parts = split(model)
+    if parts is None:
+        return None
+    noise = preprocessing(np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8))
+    values: list[Any] = list(cached(parts[0].eval(), noise))
+    if not all(isinstance(v, Tensor) and v.is_floating_point() and v.ndim and len(v) == len(noise) for v in values):
+        return None  # sizes, or what is no row's value, lie at the cut
+    return Frozen(parts[0], noise, channels_last=channels_last), parts[1]
 
 
 def _of_pixels(
-    model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int, *, channels_last: bool
+    model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int, channels_last: bool
 ) -> Inputs:
     """Return inputs of which nothing is kept; what is frozen still runs as it does where it is kept."""
-    parts = split(model)
-    if parts is None:
-        return Inputs((pixels,), Pooled(model), preprocessing, pass_size=pass_size)
-    frozen = _frozen(parts[0], preprocessing, pixels.shape[1:3], channels_last)
-    return Inputs((pixels,), parts[1], preprocessing, frozen=frozen, pass_size=pass_size)
+    parts = _cut(model, preprocessing, pixels.shape[1:3], channels_last)
+    frozen, rest = (None, Pooled(model)) if parts is None else parts
+    return Inputs((pixels,), rest, preprocessing, frozen=frozen, pass_size=pass_size, channels_last=channels_last)
 
 
 def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
@@ -169,8 +181,7 @@ def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
 def inputs_for(model: GuidedModel, inputs: Inputs) -> Inputs:
     """Return the same rows for another network, whose trained part begins where that of the first one does."""
     if inputs.preprocessing is not None:
-        last = inputs.frozen is None or inputs.frozen.channels_last
-        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, channels_last=last)
+        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, inputs.channels_last)
     parts = split(model)
     if parts is None:
         raise RuntimeError("the frozen part was kept for a network that can be cut; this one cannot")

@@ -168,11 +168,13 @@ class Loop(lightning.LightningModule):
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        # One pass over parameters, gradients and moments in place of ten: a tenth of a step on cached features.
+        # One pass over parameters, gradients and moments in place of ten: a tenth of a step on cached features. Not
+        # where gradients are aggregated: heads without a label in a batch have none, which torch's fused SGD refuses.
+        fused = self.aggregator is None
         if options.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=options.lr, fused=True)
+            return torch.optim.Adam(groups, lr=options.lr, fused=fused)
         nesterov = options.nesterov and options.momentum > 0
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=True)
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=fused)
 
     def on_train_start(self) -> None:
         """Take this process' share of every batch, and compute as one process does."""

@@ -125,7 +125,7 @@ def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Tra
 def _in_state(loop: Loop, epoch: int, state: Mapping[str, Tensor]) -> Trained:
     """Return the network in one of its states, on the CPU."""
     model = loop.model
-    model.load_state_dict(state, strict=False)  # what is frozen is there
+    model.load_state_dict({**model.state_dict(), **state})  # what is frozen is there
     model.eval().to("cpu")
     if loop.method.erases and model.erasure is not None:
         loop.to("cpu")
@@ -168,7 +168,9 @@ def _finished(file: Path, loop: Loop) -> bool:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"state: {file} cannot be read ({reason}); remove it to train anew.") from None
     if not same:
-        raise InputError(f"state: {file} is of another training; remove it to train anew.")
+        raise InputError(
+            f"state: {file} is of another training, or of another version of conceptkit; remove it to train anew."
+        )
     loop.history = history
     loop.best_loss, loop.best_epoch, loop.best_state = kept["conceptkit"]["best"]
     if loop.finished:

@@ -143,7 +143,7 @@ def _place(d: Difference) -> tuple[str, str, str]:
 
 def _same(d: Difference, other: Difference) -> bool:
     pairs = ((d.mean, other.mean), (d.low, other.low), (d.high, other.high))
-    return all(math.isclose(a, b, abs_tol=1e-9) for a, b in pairs)
+    return all(math.isclose(a, b, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b)) for a, b in pairs)
 
 
 def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:

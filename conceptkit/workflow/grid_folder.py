@@ -234,6 +234,7 @@ def kept_inputs(folder: Path, compute: Callable[[], Inputs]) -> Inputs:
             np.save(folder / f"scale-{k}.npy", scale.numpy())
         raw = None if made.preprocessing is None else dataclasses.asdict(made.preprocessing)
         body = {"tensors": len(made.tensors), "pixels": raw, "scaled": made.scales is not None}
+        body |= {"pass_size": made.pass_size, "channels_last": made.channels_last}
         write_atomically(described, to_json(body))
     body = json.loads(described.read_text(encoding="utf-8"))
 
@@ -246,4 +247,5 @@ def kept_inputs(folder: Path, compute: Callable[[], Inputs]) -> Inputs:
     stated, preprocessing = body["pixels"], None
     if stated is not None:
         preprocessing = Preprocessing(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
-    return Inputs(tensors, torch.nn.Identity(), preprocessing, scales)
+    how = {"pass_size": body.get("pass_size", 32), "channels_last": body.get("channels_last", False)}
+    return Inputs(tensors, torch.nn.Identity(), preprocessing, scales, **how)

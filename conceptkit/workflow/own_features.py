@@ -175,18 +175,22 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
         matrix = file["features"]
         if not isinstance(matrix, h5py.Dataset):
             raise InputError(f"features: features of {path} is a group, no dataset.")
-        for data in (matrix, file.get("coords")):
-            # Not read: other kinds may lie in a heap, and where that is damaged HDF5 may never come back.
-            if isinstance(data, h5py.Dataset) and data.dtype.kind not in "iufb":
-                raise InputError(f"features: {data.name[1:]} of {path} must hold numbers, it holds {data.dtype}.")
+        _check_numbers(matrix, path)
         matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
         if "row" in part.columns:
             at = _by_row(part, len(matrix), path, "")
         elif {"x", "y"} <= set(part.columns) and "coords" in file:
+            _check_numbers(file["coords"], path)
             at = _by_place(part, np.asarray(file["coords"]).reshape(-1, 2), path)
         else:
             at = _by_row(part, len(matrix), path, "or x and y for the coords of an HDF5 file: ")
         yield from _chosen(lambda: matrix, at, path)
+
+
+def _check_numbers(data: Any, path: Path) -> None:
+    """Refuse what is not to be read: other kinds may lie in a heap; where that is damaged HDF5 may never come back."""
+    if hasattr(data, "dtype") and data.dtype.kind not in "iufb":
+        raise InputError(f"features: {data.name[1:]} of {path} must hold numbers, it holds {data.dtype}.")
 
 
 def _from_parquet(path: Path, part: pd.DataFrame) -> Iterator[Part]:
