@@ -809,7 +809,8 @@ def options(case: Case, bench: Path, rng: Random) -> None:
             argv.append(
                 str(rng.choice([*NASTY, "0", "1", "2", "-5", "99999999999999999999", "1,2", ",", ";", "a=b", "count"]))
             )
-    case.argv = [command, *argv]
+    # A place that the user names may be written to: it has to lie where the campaign works.
+    case.argv = [command, *(str(case.out / "absolute") if a == "/outside/absolute" else a for a in argv)]
     case.notes.append("places named by the user")
 
 
