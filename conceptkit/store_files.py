@@ -26,6 +26,9 @@ DTYPES = ("float32", "float16")
 _MOST_ROWS = 10**9
 """A store that says it has more is broken, or means harm"""
 
+_MOST_PROVENANCE = 10**7
+"""Bytes; it takes a few hundred"""
+
 MISSING, DONE, SKIPPED = 0, 1, 2
 
 Floats = NDArray[np.floating[Any]]
@@ -47,6 +50,10 @@ class Rows:
 
 class HeldError(InputError):
     """The store cannot be had, whatever is in it: another process has it open, or it may not be written."""
+
+
+class BrokenError(InputError):
+    """What is in the file is no whole store."""
 
 
 def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: str = "float32") -> int:
@@ -172,8 +179,13 @@ def schema_of(file: Any) -> str:
 
 def provenance_of(file: Any) -> dict[str, Any]:
     """Return what the values of a store depend on; raise :class:`ValueError` when it says nothing of that."""
-    stated = file["provenance"]
-    if stated.shape != () or stated.dtype.kind != "S":
+    import h5py
+
+    own = isinstance(file.get("provenance", getlink=True), h5py.HardLink)
+    stated = file["provenance"] if own else None
+    if not isinstance(stated, h5py.Dataset) or stated.external or stated.is_virtual:
+        raise ValueError("provenance is no dataset of its own")
+    if stated.shape != () or stated.dtype.kind != "S" or stated.dtype.itemsize > _MOST_PROVENANCE:
         raise ValueError(f"provenance holds {stated.dtype} of shape {stated.shape}")
     found = json.loads(stated[()])
     if not isinstance(found, dict):
@@ -199,7 +211,7 @@ def open_file(path: Path, mode: str) -> Any:
         raise HeldError(f"store: {path} may not be written; name another place.") from None
     except OSError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"store: {path} cannot be opened ({reason}); --refresh computes it anew.") from None
+        raise BrokenError(f"store: {path} cannot be opened ({reason}); --refresh computes it anew.") from None
 
 
 @contextlib.contextmanager
@@ -211,7 +223,7 @@ def told_when_broken(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error.args[0] if error.args else "").strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it anew.") from None
+        raise BrokenError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it anew.") from None
 
 
 @contextlib.contextmanager

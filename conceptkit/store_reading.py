@@ -129,9 +129,8 @@ def is_store(path: Path) -> bool:
         with h5py.File(path, "r") as file:
             if schema_of(file).startswith(SCHEMA.rpartition("/")[0]):
                 return True
-            return "schema" in file.attrs and all(
-                part in file for part in ("values", "patch_ids", "state")
-            )  # earlier ones
+            earlier = ("values", "patch_ids", "state")
+            return "schema" in file.attrs and all(part in file for part in earlier)
     except BlockingIOError:
         return True  # another process writes it: opening it says so
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # h5py has many words for a damaged file

@@ -181,18 +181,29 @@ class ActivationStore:
         yield from in_blocks(len(rows), width, lambda some: self.read(layer, rows[some]))
 
     def absorb(self, path: Path) -> None:
-        """Take over the finished rows of a store of the same provenance whose patches are among this one's."""
+        """Take over the finished rows of a store of the same provenance whose patches are among this one's.
+
+        Raises
+        ------
+        BrokenError
+            when the other is no whole store
+        InputError
+            when the disk of this one is full, or another process has the other open
+        """
         place = {name: row for row, name in enumerate(self._rows.patch_ids)}
-        with open_file(path, "r") as file, told_when_broken(path):
-            alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
-            ids = names_of(file) if alike else np.array([])
-            theirs = np.flatnonzero(file["state"][:] == DONE) if alike else np.array([], dtype=np.intp)
+        with open_file(path, "r") as file:
+            with told_when_broken(path):
+                alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
+                ids = names_of(file) if alike else np.array([])
+                theirs = np.flatnonzero(file["state"][:] == DONE) if alike else np.array([], dtype=np.intp)
             theirs = np.array([row for row in theirs if ids[row] in place], dtype=np.intp)
             for start in range(0, len(theirs), 256):
                 part = theirs[start : start + 256]
-                values = {layer: take(file["values"][layer], part) for layer in self.layers}
                 ours = np.array([place[ids[row]] for row in part], dtype=np.intp)
-                digests, stamps = (list(take(file[name], part)) for name in ("digests", "stamps"))
+                with told_when_broken(path):
+                    values = {layer: take(file["values"][layer], part) for layer in self.layers}
+                    digests, stamps = (list(take(file[name], part)) for name in ("digests", "stamps"))
+                # Outside: what this store meets, as a full disk, is not the other's fault.
                 self.write(ours, values, [v.decode() for v in digests], stamps=[v.decode() for v in stamps])
         self._forget_changed(verify=False)
 

@@ -19,6 +19,7 @@ from conceptkit._checks import InputError
 from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
 from conceptkit.store_reading import is_store, open_activations
 from conceptkit.stores import ActivationStore
+from conceptkit.workflow.sharding import absorb_shards
 
 N, WIDTH = 12, 5
 PROVENANCE = {"architecture": "net", "layer": "mixed10", "pool": "gap", "preprocessing": {"mean": [0.5], "std": [1.0]}}
@@ -342,6 +343,45 @@ def test_a_shard_whose_provenance_is_damaged_is_told(path, kept):
             file["provenance"] = np.bytes_(kept)
     with opened(path) as whole, pytest.raises(InputError, match=r"shard\.h5 is broken"):
         whole.absorb(shard.path)
+
+
+def on_a_full_disk(*rows, **marks):
+    raise InputError("store: the disk is full.")
+
+
+def test_only_a_broken_shard_is_removed_without_being_taken_over(path, monkeypatch):
+    with opened(path.parent / "store.h5.shard0") as shard:
+        shard.write(np.arange(N), {LAYER: VALUES}, digests())
+    with opened(path) as whole:
+        with monkeypatch.context() as patch:
+            patch.setattr(whole, "write", on_a_full_disk)
+            with pytest.raises(InputError, match="the disk is full"):
+                absorb_shards(path, whole)
+        assert shard.path.exists()
+        absorb_shards(path, whole)
+        assert not shard.path.exists()
+        assert not len(whole.missing(np.arange(N)))
+        shard.path.write_bytes(b"half")
+        absorb_shards(path, whole)
+        assert not shard.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "external data", "huge"])
+def test_a_provenance_that_lies_elsewhere_is_refused(full, tmp_path, kind):
+    (tmp_path / "theirs").write_bytes(b'{"a": 1}')
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["provenance"] = np.bytes_(b"{}")
+    with h5py.File(full, "r+") as file:
+        del file["provenance"]
+        if kind == "link":
+            file["provenance"] = h5py.ExternalLink(str(tmp_path / "theirs.h5"), "/provenance")
+        elif kind == "huge":
+            file.create_dataset("provenance", (), "S200000000")
+        else:  # only what has a shape may lie in another file
+            file.create_dataset("provenance", (1,), "S8", external=[(str(tmp_path / "theirs"), 0, 8)])
+    for reading in (opened, open_activations):
+        with pytest.raises(InputError, match=r"is broken \(provenance (is no dataset of its own|holds)"):
+            reading(full)
 
 
 def test_whether_a_file_is_a_store_is_told_of_damaged_ones_too(full):

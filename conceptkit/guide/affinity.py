@@ -87,7 +87,7 @@ def measure_affinity(
                 outputs = model.outputs(reads)
                 losses = [task_loss(t, outputs[t.name], targets[t.name][batch]) for t in model.tasks]
                 optimizer.zero_grad()
-                torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+                torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
         _set_training(model, False)
     with np.errstate(invalid="ignore"):

@@ -52,7 +52,7 @@ def backward(
     from torchjd.autojac import jac_to_grad, mtl_backward
 
     for loss in alone:
-        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch's own
     if not shared:  # no row of the batch has a label that reaches what is shared
         return
     mtl_backward(list(shared), features=list(features), retain_graph=False)

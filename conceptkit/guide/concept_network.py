@@ -85,7 +85,7 @@ def fit_concept_network(
     for _ in range(EPOCHS):
         for batch in torch.split(own[torch.randperm(len(own), generator=order)], BATCH_SIZE):
             optimizer.zero_grad()
-            _loss(network(inputs[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]
+            _loss(network(inputs[batch]), target[batch]).backward()  # type: ignore[no-untyped-call]  # torch's own
             optimizer.step()
         with torch.no_grad():
             loss = float(_loss(network(inputs[held]), target[held]))

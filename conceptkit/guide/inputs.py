@@ -100,9 +100,9 @@ def prepare_inputs(
     channels_last = where.type != "cuda"  # as for :class:`conceptkit.models.inference.Reader`, in float32
     pixels = iter(pixels)
     first = next(pixels)
-    parts = _cut(model, backbone.preprocessing, first.shape[1:3], channels_last)
+    parts = None if cache == "off" else _cut(model, backbone.preprocessing, first.shape[1:3], channels_last)
     pixels = itertools.chain([first], pixels)
-    if parts is None or cache == "off":
+    if parts is None:
         whole = torch.from_numpy(np.concatenate(list(pixels)))
         return _of_pixels(model, whole, backbone.preprocessing, batch_size, channels_last)
     frozen, rest = parts

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit.store_files import BrokenError
 from conceptkit.stores import ActivationStore
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def ranks() -> Ranks | None:
 def absorb_shards(path: Path, store: ActivationStore) -> None:
     """Take over what ranks finished that were killed before they could be merged, and remove their files."""
     for shard in sorted(path.parent.glob(f"{path.name}.shard*")):
-        with contextlib.suppress(InputError):  # a broken shard holds nothing to take over
+        with contextlib.suppress(BrokenError):  # it holds nothing to take over; on a full disk it stays
             store.absorb(shard)
         shard.unlink()
 
