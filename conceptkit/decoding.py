@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit.image_files import read_rgb
 
 Pixels = NDArray[np.uint8]
 
@@ -114,11 +115,7 @@ def one_line(error: BaseException) -> str:
 @functools.lru_cache(maxsize=4)
 def _decoded(path: Path, stamp: int) -> Pixels:
     """Decode an image file; the few last ones are kept, as neighbouring rows are windows of one image."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels: Pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return pixels
+    return read_rgb(path)
 
 
 @functools.lru_cache(maxsize=4)
@@ -169,13 +166,10 @@ def _whole(value: Any) -> int:
 
 
 def _image(path: Path, name: str) -> Pixels:
-    from PIL import Image
-
-    broken = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)  # PIL raises all of these
     try:
         return _decoded(path, path.stat().st_mtime_ns)
-    except broken as error:
-        raise InputError(f"{name}: {path} cannot be read as an image ({one_line(error)}).") from None
+    except (InputError, OSError) as error:
+        raise InputError(f"{name}: {one_line(error)}") from None
 
 
 @functools.lru_cache(maxsize=2)

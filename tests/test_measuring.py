@@ -171,7 +171,11 @@ def test_images_of_other_modes_are_read_as_rgb(study):
         form.save(folder / f"{name}.png", **({"transparency": bytes(range(64))} if form is palette else {}))
     measured = run(study, "image\n" + "".join(f"{name}.png\n" for name in forms))
     contrast = measured.table.groupby("image", sort=False)["contrast"].first()
-    expected = [haralick(luma(np.asarray(f.convert("RGB"))[None, :16, :16])).contrast[0] for f in forms.values()]
+    rgba = {name: form.convert("RGBA") for name, form in forms.items()}
+    rgba["palette"].putalpha(Image.fromarray(np.asarray(palette)))  # opacity k of the colour k, on white
+    white = Image.new("RGBA", (40, 40), "white")
+    shown = [np.asarray(Image.alpha_composite(white, form).convert("RGB")) for form in rgba.values()]
+    expected = [haralick(luma(form[None, :16, :16])).contrast[0] for form in shown]
     np.testing.assert_array_equal(contrast, expected)
 
 
@@ -262,7 +266,7 @@ def damage(folder):
     Image.fromarray(np.full((40, 40), 999, dtype=np.uint16)).save(folder / "deep.png")
     Image.fromarray(nuclei(40, 39)).save(folder / "narrow.png")
     image.save(folder / "colour.png")
-    Image.fromarray(mask.astype(np.float32)).save(folder / "float.tif")
+    Image.fromarray(mask.astype(np.float32) / 2).save(folder / "halves.tif")
     Image.fromarray(mask > 0).save(folder / "bits.png")
     Image.fromarray(((mask > 0) * 255).astype(np.uint8)).save(folder / "binary.png")
     Image.fromarray(mask.astype(np.uint8)).save(folder / "lossy.jpg")
@@ -284,13 +288,13 @@ BAD_ROWS = {
     "a.png,none.png,": "mask: .*does not exist",
     "a.png,narrow.png,": "narrow.png has 39 x 40 pixels, its image a.png has 40 x 40",
     "a.png,colour.png,": "not a label image",
-    "a.png,float.tif,": "not a label image",
+    "a.png,halves.tif,": "its values are not whole numbers",
     "a.png,bits.png,": "not a label image",
     "a.png,binary.png,": "one label in 48 separate pieces",
     "a.png,lossy.jpg,": "is a JPEG",
     "a.png,negative.tif,": "at least 0, got -1",
     "a.png,pages.tif,": "more than one page",
-    "a.png,a_mask.png,0": "mpp: must be microns per pixel from 0.01 to 100 or empty, got 0",
+    "a.png,a_mask.png,0": "mpp: must be at least 0.01 microns per pixel, or empty, got 0",
     "a.png,a_mask.png,-0.5": "mpp",
     "a.png,,nan": "mpp",
     "a.png,,inf": "mpp",

@@ -32,7 +32,8 @@ CMU, TCGA = "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"
 def folder(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    labels = np.kron(rng.integers(0, 4, (5, 8, 8)), np.ones((1, 4, 4), int)).astype(np.uint16)
+    blocks = np.where(rng.integers(0, 4, (5, 8, 8)), np.arange(1, 65).reshape(8, 8), 0)
+    labels = np.kron(blocks, np.ones((1, 4, 4), int)).astype(np.uint16)
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["patches"] = pixels
     for k in range(5):

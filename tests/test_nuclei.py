@@ -14,7 +14,7 @@ from conceptkit._checks import InputError
 from conceptkit.pathology import nuclei
 from conceptkit.pathology.agreement import agreement
 from conceptkit.pathology.hematoxylin import segment
-from conceptkit.pathology.images import read_mask
+from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measuring import Segmentation, measure_images
 from conceptkit.pathology.nuclei import write_labels
 from conceptkit.pathology.regions import FEATURES, Fields, best_set, candidates, describe, drawn

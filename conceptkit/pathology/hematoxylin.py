@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
 from conceptkit.pathology.regions import Fields, Labels, best_set, candidates, split_touching
+from conceptkit.pixel_values import check_enlarged
 
 WORKING_MPP = 0.5
 """Microns per pixel at which nuclei are looked for, whatever the image's own: sizes below mean the same everywhere."""
@@ -82,6 +83,7 @@ def _resized(image: NDArray[np.uint8], mpp: float) -> NDArray[np.uint8]:
     if abs(factor - 2) <= 0.1 and height % 2 == 0 and width % 2 == 0:
         return np.asarray(picture.reduce(2))
     size = (max(4, round(width / factor)), max(4, round(height / factor)))
+    check_enlarged(size)
     return np.asarray(picture.resize(size, Image.Resampling.BOX if factor > 1 else Image.Resampling.BILINEAR))
 
 

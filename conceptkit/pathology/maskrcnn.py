@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit.pixel_values import check_enlarged
 
 SCHEMA = "conceptkit/maskrcnn/1"
 
@@ -43,6 +44,7 @@ class MaskRCNN:
         height, width = image.shape[:2]
         factor = 1.0 if mpp is None else mpp / self.mpp
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        check_enlarged(size)
         same = abs(factor - 1) <= 0.05
         pixels = image if same else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         labels = self._in_windows(pixels)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_at_least, check_choice, near_names
 from conceptkit._files import replacing
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import image_size, read_image, read_mask
+from conceptkit.pathology.images import check_upright, image_size, read_image
+from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
@@ -27,11 +28,14 @@ from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, par
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
 
-SCALES = (0.01, 100)
-"""Least and most microns per pixel of any microscope's image"""
+SCALES = (0.01, 10)
+"""Smallest and largest microns per pixel of a microscope's image. Beyond, the number is a print resolution, such as the
+84.67 of 300 dots per inch."""
 
 SUFFIXES = (".csv", ".parquet")
 """Kinds of table that :func:`write_table` writes."""
+
+_MUST_BE = f"must be at least {SCALES[0]} microns per pixel, or empty"
 
 _WORTH_A_WORD = 0.01
 """Share of the images' pixels beside whole tiles from which that is said"""
@@ -138,6 +142,7 @@ def measure_images(
     if out.exists() and images_csv.exists() and out.samefile(images_csv):
         raise InputError(f"out: {out} is the list of images itself; name another file.")
     images = _read_list(images_csv)
+    images["mpp"], scale_notes = known_scales(images["mpp"], images["image_id"], "")
     if nuclei is not None:
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
         _check_case(images["image_id"], images_csv)
@@ -184,6 +189,7 @@ def measure_images(
         table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent, nuclei),
         skipped=tuple(skipped),
         notes=(
+            *scale_notes,
             *_notes(images, used, carried, chosen, every=names is None),
             *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
             *_nuclei_notes(used, nuclei),
@@ -320,7 +326,8 @@ def measure_image(job: ImageJob) -> pd.DataFrame | str:
         if nuclei.masks_out is not None:
             write_labels(labels, nuclei.masks_out / mask_name(cells["image_id"]))
     elif cells["mask"]:
-        labels = read_mask(job.folder / cells["mask"])
+        check_upright(job.folder / cells["image"])
+        labels = read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp)
         if labels.shape != pixels.shape[:2]:
             sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (labels, pixels)]
             raise InputError(f"mask: {cells['mask']} has {sizes[0]} pixels, its image {cells['image']} has {sizes[1]}.")
@@ -335,20 +342,41 @@ def segmenter(nuclei: Segmentation) -> Segmenter:
 
 def _mpp(cells: dict[str, str]) -> float:
     try:
-        mpp = float(cells["mpp"]) if cells["mpp"] else math.nan
+        return scale_of(float(cells["mpp"])) if cells["mpp"] else math.nan
     except ValueError:
-        mpp = -1.0
-    if cells["mpp"] and not is_scale(mpp):
-        low, high = SCALES
-        raise InputError(
-            f"mpp: must be microns per pixel from {low} to {high} or empty, got {cells['mpp']} for {cells['image_id']}."
-        )
-    return mpp
+        raise InputError(f"mpp: {_MUST_BE}, got {cells['mpp']} for {cells['image_id']}.") from None
 
 
-def is_scale(mpp: float) -> bool:
-    """Return whether a number can be microns per pixel; an image resized to another would fill the memory."""
-    return SCALES[0] <= mpp <= SCALES[1]
+def scale_of(mpp: float) -> float:
+    """Return microns per pixel, NaN where they are too large to be those of a microscope's image.
+
+    Raises
+    ------
+    ValueError
+        when the number is not a resolution at all
+    """
+    if not SCALES[0] <= mpp < math.inf:
+        raise ValueError(mpp)
+    return mpp if mpp <= SCALES[1] else math.nan
+
+
+def known_scales(
+    mpp: pd.Series[Any], names: pd.Series[Any], missing: object = math.nan
+) -> tuple[pd.Series[Any], list[str]]:
+    """Return a column of microns per pixel, missing where too large for a microscope, and a note where it was.
+
+    What is not a resolution at all stays as it is, and is refused where it is needed.
+    """
+    numbers = pd.to_numeric(mpp, errors="coerce")
+    coarse = (numbers > SCALES[1]) & (numbers < math.inf)
+    if not coarse.any():
+        return mpp, []
+    first = int(coarse.to_numpy().argmax())
+    note = (
+        f"mpp is above {SCALES[1]} µm per pixel in {int(coarse.sum())} of {len(mpp)} rows ({mpp.iloc[first]} for "
+        f"{names.iloc[first]}), as a print resolution such as 300 dpi gives; it counts as unknown there."
+    )
+    return mpp.mask(coarse, missing), [note]
 
 
 def _check_case(ids: pd.Series[str], path: Path) -> None:

@@ -6,7 +6,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.pathology.images import read_mask, read_mask_row, read_quality, tiff_quality
+from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
+from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
 from conceptkit.pathology.measuring import (
+    SCALES,
     Measured,
     Segmentation,
-    is_scale,
+    known_scales,
     nuclei_state,
     relative_path,
+    scale_of,
     segmenter,
 )
 from conceptkit.pathology.nuclei import Segmenter, find_in
@@ -97,6 +100,10 @@ def measure_table(
         raise InputError(f"out: {out} is the table itself; name another file.")
     if nuclei is not None and nuclei.masks_out is not None:
         raise InputError("masks-out: goes with a list of images; the nuclei of a table's patches are not kept.")
+    scale_notes: list[str] = []
+    if "mpp" in table.frame.columns:
+        known, scale_notes = known_scales(table.frame["mpp"], table.frame["patch_id"])
+        table = replace(table, frame=table.frame.assign(mpp=known))
     chosen = _choose(table, names, nuclei)
     for name in chosen:
         if name in table.frame.columns:
@@ -144,7 +151,7 @@ def measure_table(
     return Measured(
         table=frame,
         skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
-        notes=(*_notes(table, nuclei), *outlier_notes(values)),
+        notes=(*scale_notes, *_notes(table, nuclei), *outlier_notes(values)),
         resumed=resumed,
     )
 
@@ -190,11 +197,12 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
     given = record.get("mpp")
     mpp = math.nan
     if given is not None and not pd.isna(given):
-        mpp = float(given) if isinstance(given, numbers.Real) else -1.0
-        if not is_scale(mpp):
+        try:
+            mpp = scale_of(float(given) if isinstance(given, numbers.Real) else -1.0)
+        except ValueError:
             raise InputError(
-                f"mpp: must be microns per pixel from 0.01 to 100 or empty, got {given} for {record['patch_id']}."
-            )
+                f"mpp: must be at least {SCALES[0]} microns per pixel, or empty, got {given} for {record['patch_id']}."
+            ) from None
     labels: NDArray[Any] | None = None
     if job.nuclei is not None and table.location == "slide":
         pixels, labels = _with_nuclei(table, row, segmenter(job.nuclei), mpp)
@@ -203,7 +211,7 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
     if labels is None and job.nuclei is not None:
         labels = find_in(pixels, segmenter(job.nuclei), mpp)
     elif labels is None and "mask" in table.frame.columns and not pd.isna(record["mask"]):
-        labels = _mask_of(table, row, pixels.shape[:2])
+        labels = _mask_of(table, row, pixels.shape[:2], mpp)
     quality = _quality(table, str(record[str(table.location)])) if "jpeg_quality" in job.names else math.nan
     has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
     possible = [name for name in job.names if name in has]
@@ -251,13 +259,17 @@ def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.ui
     return PatchTable(record, table.folder).pixels(0)
 
 
-def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...]) -> NDArray[Any]:
+def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...], mpp: float) -> NDArray[Any]:
     record = table.frame.iloc[row]
     place = table.folder / str(record["mask"])
     if table.location == "h5" and place.suffix.lower() in _HDF5:
+        _check_rows(place, _stamp(place))
         labels = read_mask_row(place, int(record["row"]))
     else:
-        labels = read_mask(place)
+        whole = table.folder / str(record["image"]) if table.location == "image" else None
+        if table.location == "slide" and place.suffix.lower() == ".json":
+            raise InputError(f"mask: {place} holds contours, which go with images, not with slides.")
+        labels = _mask_file(place, _stamp(place), whole, shape, None if math.isnan(mpp) else mpp)
     if labels.shape != shape and {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"]):
         x, y, size = (int(record[c]) for c in ("x", "y", "size"))
         labels = labels[max(y, 0) : y + size, max(x, 0) : x + size]
@@ -265,6 +277,24 @@ def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...]) -> NDArray[Any
         sizes = [f"{a[1]} x {a[0]}" for a in (labels.shape, shape)]
         raise InputError(f"mask: {record['mask']} has {sizes[0]} pixels, patch {record['patch_id']} has {sizes[1]}.")
     return labels
+
+
+@functools.lru_cache(maxsize=2)
+def _mask_file(path: Path, stamp: int, image: Path | None, shape: tuple[int, ...], mpp: float | None) -> NDArray[Any]:
+    """Read the mask of an image, once for all its windows, or of a patch of this shape."""
+    if image is None:
+        return read_mask(path, shape, mpp)
+    check_upright(image)
+    return read_mask(path, image_size(image), mpp)
+
+
+@functools.lru_cache(maxsize=2)
+def _check_rows(path: Path, stamp: int) -> None:
+    check_mask_rows(path)  # once for all rows
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation | None) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from conceptkit._files import replacing
 from conceptkit.pathology.colour import check_images
 
 Labels = NDArray[np.int32]
+COARSEST = 2.0
+"""Largest microns per pixel at which nuclei are looked for: a lymphocyte has 3 pixels across."""
+
 Segmenter = Callable[[NDArray[np.uint8], float | None], Labels]
 """From an image (h, w, 3) and its microns per pixel to labels (h, w), 0 where there is no nucleus."""
 
@@ -55,8 +58,19 @@ def open_method(name: str, *, weights: Path | None = None, device: str = "auto")
 
 
 def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Labels:
-    """Return the nuclei of one image (h, w, 3) as labels 1 … n, (h, w)."""
+    """Return the nuclei of one image (h, w, 3) as labels 1 … n, (h, w).
+
+    Raises
+    ------
+    InputError
+        when pixels are too large to show nuclei, or the image would need too much memory at the method's resolution
+    """
     check_images(image[None])
+    if mpp is not None and mpp > COARSEST:
+        raise InputError(
+            f"nuclei: they cannot be found at {mpp:.4g} microns per pixel, at most {COARSEST:g}; use a higher "
+            "magnification."
+        )
     return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from conceptkit._checks import InputError, check_place
 from conceptkit._files import replacing
+from conceptkit.image_files import read_rgb
 from conceptkit.patches import PatchTable
 
 if TYPE_CHECKING:
@@ -140,11 +141,9 @@ def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place
                 pixels, _ = slide.picture()
                 width, height = slide.width, slide.height
         else:
-            with Image.open(path) as image:
-                width, height = image.size
-                image.draft("RGB", (PICTURE, PICTURE))
-                pixels = np.asarray(image.convert("RGB"))
-    except (InputError, OSError, ValueError, Image.DecompressionBombError):  # a map without tissue is still a map
+            pixels = read_rgb(path)
+            height, width = pixels.shape[:2]
+    except InputError:  # a map without tissue is still a map
         return Place(name=name, x=x, y=y, size=size)
     small = Image.fromarray(pixels)
     small.thumbnail((PICTURE, PICTURE))

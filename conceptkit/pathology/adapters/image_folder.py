@@ -8,7 +8,7 @@ import pandas as pd
 
 from conceptkit._checks import InputError
 from conceptkit.pathology.adapters import Adapted
-from conceptkit.pathology.measuring import relative_path
+from conceptkit.pathology.measuring import SCALES, relative_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -24,8 +24,11 @@ def image_folder(root: Path, *, out: Path, mpp: float | None = None) -> Adapted:
     Raises
     ------
     InputError
-        when there is no such folder or no image in a class folder
+        when there is no such folder, no image in a class folder, or mpp is not that of a microscope's image
     """
+    low, high = SCALES
+    if mpp is not None and not low <= mpp <= high:
+        raise InputError(f"mpp: must be microns per pixel from {low} to {high}, got {mpp}.")
     if not root.is_dir():
         raise InputError(f"root: must be a folder, got {root}.")
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))

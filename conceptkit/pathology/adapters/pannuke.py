@@ -9,14 +9,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_choice
+from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit._files import replacing
 from conceptkit.pathology.adapters import Adapted
+from conceptkit.pathology.masks import check_instances
 
 TYPES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
 """The first five channels of ``masks.npy``; the sixth is background."""
 
 MPP = 0.25
 """Microns per pixel: all images were brought to 40x before they were published."""
+
+_LOOKED_AT = 32
+"""Masks of a fold that are checked for being maps of instances."""
 
 CROPS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 
@@ -39,7 +44,8 @@ def pannuke(
     out : where the table will be written; the crops go into ``{out}.h5`` with datasets ``images`` and ``masks``
     tissue : as in ``types.npy``; ``None`` for all
     size : side of a crop
-    training : folds whose rows are ``train``, with five crops of each image; the others are ``external``, with one
+    training : folds whose rows are ``train``, with five crops of each image, or one where crops have the images' size;
+        the others are ``external``, with one
     evaluation_crop : one of :data:`CROPS`
 
     Returns
@@ -57,6 +63,7 @@ def pannuke(
     import h5py
 
     check_choice("evaluation_crop", evaluation_crop, CROPS)
+    check_at_least("size", size, 1)
     if not folds:
         raise InputError("folds: at least one is needed, got none.")
     target = out.with_name(out.name + ".h5")
@@ -65,19 +72,19 @@ def pannuke(
     if size > min(height, width):
         raise InputError(f"size: must be at most {min(height, width)}, the images' side, got {size}.")
     places = dict(zip(CROPS, _places(height, width, size), strict=True))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
+    # Of crops at the same place, as all of them are when they have the size of the images, the first is enough.
+    several = tuple(name for k, name in enumerate(CROPS) if places[name] not in [places[c] for c in CROPS[:k]])
     rows: list[dict[str, object]] = []
-    with h5py.File(temporary, "w") as file:
+    with replacing(target) as temporary, h5py.File(temporary, "w") as file:
         shape = (size, size)
         pixels = file.create_dataset(
             "images", (0, *shape, 3), np.uint8, maxshape=(None, *shape, 3), chunks=(1, *shape, 3)
         )
         labels = file.create_dataset("masks", (0, *shape), np.uint16, maxshape=(None, *shape), chunks=(1, *shape))
         for number, (images, masks, types, which) in opened.items():
-            crops = CROPS if number in training else (evaluation_crop,)
+            crops = several if number in training else (evaluation_crop,)
             for k in which:
-                image = np.asarray(images[k]).round().astype(np.uint8)
+                image = _bytes(images[k], number)
                 mask = np.asarray(masks[k])
                 for crop in crops:
                     top, left = places[crop]
@@ -104,10 +111,9 @@ def pannuke(
                             "group": f"fold{number}_{k:05d}",
                         }
                     )
-    temporary.replace(target)
     notes = (
         "PanNuke names no patients: group is the image, so that crops of one image stay together.",
-        f"Evaluation rows hold one crop of each image, {evaluation_crop}; training rows hold {len(CROPS)}.",
+        f"Evaluation rows hold one crop of each image, {evaluation_crop}; training rows hold {len(several)}.",
     )
     return Adapted(pd.DataFrame(rows), notes)
 
@@ -135,7 +141,20 @@ def _open(
     which = [k for k in range(n) if tissue is None or names[k].lower() == tissue.lower()]
     if not which:
         raise InputError(f"tissue: fold {number} has no {tissue!r}; it has {', '.join(sorted(set(names)))}.")
+    few = which[:: max(1, len(which) // _LOOKED_AT)]
+    check_instances(
+        (np.asarray(masks[k][..., c]).astype(np.int64) for k in few for c in range(len(TYPES))),
+        f"folds: masks of fold {number}",
+    )
     return images, masks, names, which
+
+
+def _bytes(image: NDArray[np.number], fold: int) -> NDArray[np.uint8]:
+    """Return an image (h, w, 3), which PanNuke keeps as floats from 0 to 255, as bytes."""
+    low, top = float(np.min(image)), float(np.max(image))
+    if not (low >= 0 and 1 < top <= 255):
+        raise InputError(f"folds: images of fold {fold} must hold values from 0 to 255, got {low:.4g} to {top:.4g}.")
+    return np.asarray(image).round().astype(np.uint8)
 
 
 def _places(height: int, width: int, size: int) -> list[tuple[int, int]]:
