@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 _QUIET = threading.Lock()
 """Warnings are switched off for the whole process, so only one thread at a time may do it."""
 
-_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-"""Modes of Pillow that have transparency."""
-
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
@@ -144,19 +141,27 @@ def _in_rgb(image: Image.Image, path: Path, bits: int) -> Pixels:
     ----------
     bits : that 16-bit grey has in its file
     """
-    mode, transparent = image.mode, image.has_transparency_data
+    mode = image.mode
     if mode in ("CMYK", "LAB", "HSV"):
         raise InputError(f"{path} holds {mode}, which cannot be turned into RGB without a guess; save it as RGB.")
     deep = is_deep(image)
-    if mode == "F" or (mode == "I" and image.format != "PPM") or (deep and "transparency" in image.info):
+    if (
+        mode == "F"
+        or (mode == "I" and image.format != "PPM")
+        or ("transparency" in image.info and (deep or mode == "I;16"))
+    ):
         raise InputError(f"{path} has more than 8 bits per channel (mode {mode}); save it as 8-bit RGB.")
+    if image.format == "TIFF":  # Pillow looks at its metadata once more
+        with _quiet():
+            image.load()
     if mode.startswith("I"):
         grey = in_bytes(np.asarray(image).astype(np.uint16), path, None if bits == 16 else 2.0**bits - 1)
         return np.repeat(grey[..., None], 3, axis=2)
     if mode == "La":  # which Pillow turns into RGBA by way of LA only
         image = image.convert("LA")
-    found = np.asarray(image.convert("RGBA" if transparent or mode in _ALPHA else "RGB"))
-    colours = np.ascontiguousarray(found[..., :3])
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    found = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    colours = found[..., :3]
     if deep:  # of 16 bits Pillow keeps the high byte
         in_bytes(colours.astype(np.uint16) << 8 | colours, path)
     return colours if found.shape[2] == 3 else on_white(colours, found[..., 3])

@@ -20,7 +20,7 @@ _JPEG_HEAD = 4096
 
 
 def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
-    """Return an image as RGB, (h, w, 3), and the quality of a JPEG file, 1 to 100; NaN for other files.
+    """Return an image as RGB, (h, w, 3), and its JPEG quality as :func:`read_quality` does.
 
     Raises
     ------
@@ -28,9 +28,10 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
         as :func:`conceptkit.image_files.read_rgb`
     """
     try:
-        return image_files.read_rgb(path), _file_quality(path)
+        pixels = image_files.read_rgb(path)
     except InputError as error:
         raise InputError(f"image: {error}") from None
+    return pixels, read_quality(path)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -149,6 +149,12 @@ def _checked(labels: Labels, path: Path) -> Labels:
     """Return a mask; refuse one whose labels are classes, or stand for several nuclei each."""
     values, pieces = _pieces(labels)
     count = len(values)
+    top = int(values[-1]) if count else 0
+    if top in (255, 65535) and count >= _ALL_USED * top and pieces > _SHARED * count:
+        raise InputError(
+            f"{path} has {pieces} separate pieces under the labels up to {top}, so nuclei share labels; save the mask "
+            f"with {16 if top == 255 else 32} bits."
+        )
     # A nucleus cut by the border may have two pieces, but 1 and the largest number are what binary masks have.
     two_nuclei = count == 1 and pieces == 2 and int(values[0]) in (1, 255, 65535)
     if pieces > MOST_PIECES * count or two_nuclei:
@@ -156,12 +162,6 @@ def _checked(labels: Labels, path: Path) -> Labels:
         raise InputError(
             f"{path} is not a label image: it has {number} in {pieces} separate pieces, so this looks like a {kind}; "
             "give each nucleus its own integer."
-        )
-    top = int(values[-1]) if count else 0
-    if top in (255, 65535) and count >= _ALL_USED * top and pieces > _SHARED * count:
-        raise InputError(
-            f"{path} has {pieces} separate pieces under the labels up to {top}, so nuclei share labels; save the mask "
-            f"with {16 if top == 255 else 32} bits."
         )
     return labels
 
@@ -177,7 +177,9 @@ def _as_labels(values: NDArray[Any], path: Path) -> Labels:
         raise InputError(f"{path} is not a label image ({found}).")
     if values.dtype.kind == "f":
         # Float files hold whole numbers where the program that wrote them knows no integers.
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2.0**53):
+        if not (
+            np.isfinite(values).all() and (values == np.rint(values)).all() and float(np.abs(values).max()) < 2.0**53
+        ):
             raise InputError(f"{path} is not a label image: its values are not whole numbers ({found}).")
         values = values.astype(np.int64)
     if values.dtype.kind == "b":
