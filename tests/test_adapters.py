@@ -36,6 +36,8 @@ def test_a_folder_per_class(shared_data, tmp_path):
         zip(listed["file"], listed["tissue_class"], strict=True)
     )
     assert table.pixels(0).shape == (150, 150, 3)
+    with pytest.raises(InputError, match=r"mpp: must be microns per pixel from 0\.01 to 10, got 84\.67"):
+        image_folder(shared_data / "kather24", out=tmp_path / "t.csv", mpp=84.67)
     with pytest.raises(InputError, match="root: must be a folder"):
         image_folder(tmp_path / "none", out=tmp_path / "t.csv")
     with pytest.raises(InputError, match="holds no image in a folder per class"):
@@ -138,6 +140,37 @@ def test_pannuke(tmp_path):
     assert (tmp_path / measured["mask"].iloc[0]).is_file()  # as seen from the new table
     every = pannuke({1: places[1][0]}, out=tmp_path / "u.csv", tissue=None).table
     assert set(every["tissue"]) == {"Breast", "Colon"}
+
+
+def test_pannuke_whole_images_are_one_row_each(tmp_path):
+    places = {k: fold(tmp_path, k) for k in (1, 2)}
+    found = pannuke({k: p[0] for k, p in places.items()}, out=tmp_path / "t.csv", size=256, training=(1,))
+    assert found.table.groupby("group").size().unique().tolist() == [1]
+    assert found.table["crop"].unique().tolist() == ["center"]
+    assert "training rows hold 1." in found.notes[1]
+    with h5py.File(tmp_path / "t.csv.h5") as file:
+        assert len(file["images"]) == len(found.table)
+        np.testing.assert_array_equal(file["images"][0], places[1][1][0].astype(np.uint8))
+
+
+def test_pannuke_arrays_of_another_range_or_kind(tmp_path):
+    place, images, masks = fold(tmp_path, 1)
+    for name, values, sentence in (
+        ("images", images / 255, r"images of fold 1 must hold values from 0 to 255, got 0 to 1"),
+        ("images", images * 300, r"must hold values from 0 to 255"),
+        (
+            "masks",
+            np.kron(np.arange(64).reshape(8, 8) % 2, np.ones((32, 32)))[None, ..., None] + 0 * masks,
+            "class map",
+        ),
+    ):
+        path = next(place.rglob(f"{name}.npy"))
+        kept = path.read_bytes()
+        np.save(path, values)
+        with pytest.raises(InputError, match=sentence):
+            pannuke({1: place}, out=tmp_path / "new" / "t.csv")
+        assert not (tmp_path / "new").exists()
+        path.write_bytes(kept)
 
 
 def test_pannuke_that_is_not(tmp_path):

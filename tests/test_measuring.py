@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from conceptkit._checks import InputError
+from conceptkit.pathology.hematoxylin import segment
+from conceptkit.pathology.maskrcnn import MaskRCNN
 from conceptkit.pathology.measures import MEASURES
-from conceptkit.pathology.measuring import measure_images, write_table
+from conceptkit.pathology.measuring import Segmentation, measure_images, write_table
+from conceptkit.pathology.measuring_tables import measure_table
 from conceptkit.pathology.texture import haralick, luma
 
 MONUSEG = Path(__file__).parents[1].parent / "shared" / "data" / "monuseg"
@@ -202,6 +206,65 @@ def test_more_than_65535_labels(study):
     Image.fromarray(rgb(300, 300)).save(study.folder / "large.png")
     measured = run(study, "image,mask\nlarge.png,many.tif\n", patch_size=300, names=["count"])
     assert measured.table["count"].tolist() == [300 * 300 - 1]
+
+
+def test_a_print_resolution_counts_as_unknown(study):
+    """300, 96 and 72 dots per inch give 84.67, 264.58 and 352.78 microns per pixel."""
+    text = "image_id,image,mask,mpp\n" + "".join(
+        f"{v},a.png,a_mask.png,{v}\n" for v in (84.67, 264.58, 352.78, 0.5, 10)
+    )
+    measured = run(study, text)
+    table = measured.table.assign(image_id=measured.table["patch_id"].str.split("_x").str[0]).set_index("image_id")
+    assert table["mpp"].isna().groupby(level=0).all().to_dict() == {
+        "84.67": True,
+        "264.58": True,
+        "352.78": True,
+        "0.5": False,
+        "10": False,
+    }
+    assert (table["area_um2"].isna() == table["mpp"].isna()).all()
+    assert measured.notes[0] == (
+        "mpp is above 10 µm per pixel in 3 of 5 rows (84.67 for 84.67), as a print resolution such as 300 dpi gives; "
+        "it counts as unknown there."
+    )
+    only = run(study, "image,mask,mpp\na.png,a_mask.png,84.67\n")
+    assert not {"mpp", "area_um2"} & set(only.table.columns)
+    write_table(measured.table.drop(columns=["area_um2"]).fillna({"mpp": 84.67}), study.out)
+    again = measure_table(study.out, out=study.out.with_name("again.csv"), names=["area_um2"])
+    assert again.notes[0].startswith("mpp is above 10 µm per pixel in 12 of 20 rows (84.67 for 264.58_x0_y0)")
+    assert again.table["mpp"].isna().sum() == again.table["area_um2"].isna().sum() == 12
+    write_table(measured.table.drop(columns=["area_um2"]).assign(mpp=84.67), study.out)
+    with pytest.raises(InputError, match="area_um2 needs mask and mpp"):
+        measure_table(study.out, out=study.out.with_name("again.csv"), names=["area_um2"])
+
+
+def test_nuclei_are_not_looked_for_where_pixels_are_too_large(study):
+    method = Segmentation(method="hematoxylin")
+    text = "image_id,image,mpp\nfar,a.png,2.01\nnear,b.png,2\n"
+    with pytest.raises(InputError, match=r"the image has 2\.01 microns per pixel, and nuclei can be found up to 2;"):
+        run(study, text, nuclei=method)
+    measured = run(study, text, nuclei=method, on_error="skip")
+    assert [who for who, _ in measured.skipped] == ["far"]
+    assert set(measured.table["image"]) == {"../b.png"}
+
+
+def test_no_image_is_enlarged_beyond_the_largest_that_can_be_read():
+    large = np.broadcast_to(np.uint8(200), (4000, 4000, 3))
+    for method in (segment, MaskRCNN(torch.nn.Identity(), 0.25, torch.device("cpu")).segment):
+        with pytest.raises(InputError, match=r"the image would have \d+ x \d+ pixels at the resolution"):
+            method(large, 2.0)
+
+
+def test_a_mask_beside_an_image_that_is_stored_turned(study):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(rgb()).save(study.folder / "turned.png", exif=exif)
+    upright = run(study, "image,patient\nturned.png,p\n").table
+    Image.fromarray(rgb()[::-1, ::-1]).save(study.folder / "upright.png")
+    expected = run(study, "image,patient\nupright.png,p\n").table
+    assert upright["contrast"].tolist() == expected["contrast"].tolist()
+    with pytest.raises(InputError, match="whether its mask is turned as well is unknown; save the image upright"):
+        run(study, "image,mask,patient\nturned.png,a_mask.png,p\n")
 
 
 def test_an_image_smaller_than_a_tile_is_left_out_with_its_reason(study):

@@ -68,8 +68,8 @@ def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = Non
     check_images(image[None])
     if mpp is not None and mpp > COARSEST:
         raise InputError(
-            f"nuclei: they cannot be found at {mpp:.4g} microns per pixel, at most {COARSEST:g}; use a higher "
-            "magnification."
+            f"nuclei: the image has {mpp:.4g} microns per pixel, and nuclei can be found up to {COARSEST:g}; use a "
+            "higher magnification."
         )
     return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
 

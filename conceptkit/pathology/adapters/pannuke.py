@@ -21,7 +21,7 @@ MPP = 0.25
 """Microns per pixel: all images were brought to 40x before they were published."""
 
 _LOOKED_AT = 32
-"""Masks of a fold that are checked for being maps of instances."""
+"""Images and masks of a fold that are checked before anything is written."""
 
 CROPS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 
@@ -142,6 +142,8 @@ def _open(
     if not which:
         raise InputError(f"tissue: fold {number} has no {tissue!r}; it has {', '.join(sorted(set(names)))}.")
     few = which[:: max(1, len(which) // _LOOKED_AT)]
+    for k in few:
+        _bytes(images[k], number)
     check_instances(
         (np.asarray(masks[k][..., c]).astype(np.int64) for k in few for c in range(len(TYPES))),
         f"folds: masks of fold {number}",
