@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def in_bytes(values: NDArray[Any], path: Path, largest: float | None = None) -> 
     if kind == "i":
         raise InputError(f"{path} has signed values, so their white is unknown; save it as 8-bit RGB.")
     if values.dtype == np.uint8 or values.size == 0:
-        return values.astype(np.uint8)
+        return values.astype(np.uint8, copy=False)
     low, top = float(values.min()), float(values.max())
     white = largest or (1.0 if kind == "f" else float(np.iinfo(values.dtype).max))
     if not (low >= 0 and top <= white) or (largest is None and 0 < top < white / 4):
@@ -45,7 +46,7 @@ def in_bytes(values: NDArray[Any], path: Path, largest: float | None = None) -> 
         )
     if kind == "f":
         return np.rint(values * (255 / white)).astype(np.uint8)
-    return np.asarray(values >> values.dtype.type(int(white).bit_length() - 8)).astype(np.uint8)
+    return np.asarray(values >> values.dtype.type(round(math.log2(white + 1)) - 8)).astype(np.uint8)
 
 
 def on_white(colours: Pixels, alpha: Pixels, *, associated: bool = False) -> Pixels:

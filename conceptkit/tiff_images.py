@@ -37,13 +37,14 @@ def tiff_rgb(path: Path, file: IO[bytes]) -> Pixels | None:
     """
     pages = tiff_pages(file)
     first = pages[0]
-    ome = _ome(first.text)
+    photometric = first.one(PHOTOMETRIC, None)
+    ome = _ome(first.text) if photometric in (0, 1) else None  # other pages have their own colours
     order = None if ome is None else _colour_order(ome, first.samples_per_pixel)
-    if order is not None and first.samples_per_pixel == 1:
+    if ome is not None and order is not None and first.samples_per_pixel == 1:
         pages = _planes(pages, ome, path)
     else:
         check_single(pages, path)
-    photometric = first.one(PHOTOMETRIC, None)
+        pages = pages[:1]
     if photometric not in _COLOURS:
         meaning = _OTHERS.get(photometric, f"colours of kind {photometric}")
         raise InputError(f"{path} holds {meaning}, which cannot be turned into RGB without a guess; save it as RGB.")
@@ -202,9 +203,9 @@ def _colour_of(channel: dict[str, str]) -> int | None:
     return {0xFFFFFF: None, 0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}.get(colour >> 8, 3)
 
 
-def _planes(pages: list[Page], ome: dict[str, Any] | None, path: Path) -> list[Page]:
+def _planes(pages: list[Page], ome: dict[str, Any], path: Path) -> list[Page]:
     """Return the pages of the three channels."""
-    data = (ome or {})["TiffData"] or [{}]
+    data = ome["TiffData"] or [{}]
     number: dict[int, int] = {}
     for part in data:
         start, channel = _whole(part.get("IFD", "0")), _whole(part.get("FirstC", "0"))

@@ -118,6 +118,7 @@ READ = {
     "white_is_zero.tif": (tiff(255 - RGB[..., 0], photometric="miniswhite"), GREY),
     "deep_white_is_zero.tif": (tiff(65535 - WIDE[..., 0], photometric="miniswhite"), GREY),
     "32_bits.tif": (tiff(RGB[..., 0].astype(np.uint32) * 0x01010101), GREY),
+    "64_bits.tif": (tiff(RGB[..., 0].astype(np.uint64) * 0x0101010101010101), GREY),
     "12_bits_by_tag.tif": (tiff(WIDE >> 4, photometric="rgb", extratags=[(281, "H", 3, (4095,) * 3, True)]), RGB),
     "12_bits_by_ome.ome.tif": (
         tiff(WIDE >> 4, photometric="rgb", metadata={"axes": "YXS", "SignificantBits": 12}),
@@ -231,6 +232,16 @@ def test_of_a_pyramid_the_whole_image_is_read(tmp_path):
         writer.write(RGB, photometric="rgb")
     with pytest.raises(InputError, match="the first is not the largest"):
         read_rgb(tmp_path / "small_first.tif")
+
+
+def test_a_slide_of_jpeg_tiles_is_read_as_by_openslide(shared_data):
+    openslide = pytest.importorskip("openslide")
+    path = shared_data / "wsi" / "cmu-1-small-region.svs"
+    with openslide.OpenSlide(path) as slide:
+        expected = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    assert np.abs(read_rgb(path).astype(int) - expected).max() <= 1
+    with pytest.raises(InputError, match="in compression 33003, which cannot be read"):
+        read_rgb(path.with_name("tcga-cr-7395-01a-01-ts1.svs"))
 
 
 def test_of_the_two_pictures_of_a_phone_the_photograph_is_read(tmp_path):
