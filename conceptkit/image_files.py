@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 from conceptkit._checks import InputError
 from conceptkit.pixel_values import Pixels, in_bytes, on_white, upright
 from conceptkit.tiff_images import tiff_rgb
-from conceptkit.tiff_pages import BITS, COMPRESSION, ORIENTATION, TiffError, first_page, is_tiff
+from conceptkit.tiff_pages import BITS, COMPRESSION, ORIENTATION, first_page, is_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,8 +38,9 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as an image (it is not an image, or is cut off).") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path} cannot be read as an image (it is too large; cut it into smaller ones).") from None
-    except (TiffError, OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}).") from None
+    except Exception as error:  # damaged files raise errors of any kind in the readers of their formats
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path} cannot be read as an image ({reason[0]}).") from None
 
 
 @contextmanager
@@ -151,9 +150,7 @@ def _in_rgb(image: Image.Image, path: Path, bits: int) -> Pixels:
         or ("transparency" in image.info and (deep or mode == "I;16"))
     ):
         raise InputError(f"{path} has more than 8 bits per channel (mode {mode}); save it as 8-bit RGB.")
-    if image.format == "TIFF":  # Pillow looks at its metadata once more
-        with _quiet():
-            image.load()
+    load(image)
     if mode.startswith("I"):
         grey = in_bytes(np.asarray(image).astype(np.uint16), path, None if bits == 16 else 2.0**bits - 1)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -172,13 +169,22 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode != "I;16" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
+def load(image: Image.Image) -> None:
+    """Decode an image, without warnings of odd metadata."""
+    if image.format == "TIFF":  # Pillow looks at its metadata once more
+        with _quiet():
+            image.load()
+    else:
+        image.load()
+
+
 def orientation_of(image: Image.Image) -> int:
     """Return how the metadata of an image turn it, 1 to 8; 1 is upright."""
     try:
         with _quiet():
             return int(image.getexif().get(ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return 1  # the pixels can be used without damaged metadata
+    except Exception:  # the pixels can be used without damaged metadata
+        return 1
 
 
 @contextmanager

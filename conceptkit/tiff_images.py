@@ -168,7 +168,7 @@ def _planes_stated(page: Page) -> int:
     """Return the number of planes of the image that the description of its first page states."""
     if (ome := _ome(page.text)) is not None:
         sizes = {axis: _whole(ome.get(f"Size{axis}", "1")) for axis in "CZT"}
-        return math.ceil(sizes["C"] / page.samples_per_pixel) * sizes["Z"] * sizes["T"]
+        return math.ceil(sizes["C"] / max(1, page.samples_per_pixel)) * sizes["Z"] * sizes["T"]
     found = re.search(r"(?m)^images=(\d+)", page.text) if page.text.startswith("ImageJ=") else None
     return int(found[1]) if found else 1
 

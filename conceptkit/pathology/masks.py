@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
-from conceptkit.image_files import is_deep, orientation_of, pillow_image, readable
+from conceptkit.image_files import is_deep, load, orientation_of, pillow_image, readable
 from conceptkit.pathology.contours import read_contours
 from conceptkit.pixel_values import MOST_PIXELS, upright
 from conceptkit.tiff_images import check_single
@@ -227,6 +227,7 @@ def _from_image(path: Path) -> NDArray[Any]:
             raise InputError(f"{path} holds several frames; save the labels as one image.")
         if is_deep(image) or image.mode not in ("1", "L", "P", "I", "I;16", "LA", "RGB", "RGBA"):
             raise InputError(f"{path} is not a label image (mode {image.mode}): one whole number per pixel is needed.")
+        load(image)
         values = np.asarray(image)
         if image.mode == "P":
             values = _without_palette(values, np.reshape(image.getpalette("RGB") or [], (-1, 3)))
