@@ -1,4 +1,4 @@
-"""conceptkit finds out what a neural network knows of human concepts, and trains it to know more or less of them."""
+"""Measure which human concepts a neural network encodes, and retrain it to rely on some and ignore others."""
 
 from __future__ import annotations
 

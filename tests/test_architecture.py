@@ -18,6 +18,7 @@ PACKAGE = Path(conceptkit.__file__).parent
 ROOMS = (
     *(
         "_checks",
+        "registry",
         "_files",
         "_hdf5",
         "records",

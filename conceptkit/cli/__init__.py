@@ -32,7 +32,7 @@ from conceptkit.cli.tile import tile
 app = typer.Typer(
     name="conceptkit",
     cls=OneSentence,
-    help="Find out what a neural network knows of human concepts; train it to know more of some and less of others.",
+    help="Measure which human concepts a neural network encodes, and retrain it to rely on some and ignore others.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

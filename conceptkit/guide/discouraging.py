@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conceptkit.guide.objective import confusion_loss
 from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
+from conceptkit.registry import Registry
 
 Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """From a discouraged task, what its head reads (n, d), the head's output (n, nodes) without a gradient into the head,
@@ -124,14 +125,19 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
     return torch.stack(found).mean() if found else read.sum() * 0.0
 
 
-METHODS: Mapping[str, Method] = {
-    "confusion": Method(pressure=_confusion),
-    "reversal": Method(reverses=True),
-    "coral": Method(pressure=coral, needs_whole=True),
-    "mmd": Method(pressure=mmd, needs_whole=True),
-    "leace": Method(erases=True),
-}
-"""Name → way to discourage"""
+METHODS: Registry[Method] = Registry(
+    "discouraging",
+    {
+        "confusion": Method(pressure=_confusion),
+        "reversal": Method(reverses=True),
+        "coral": Method(pressure=coral, needs_whole=True),
+        "mmd": Method(pressure=mmd, needs_whole=True),
+        "leace": Method(erases=True),
+    },
+    member=Method,
+    make=lambda name, pressure, **about: Method(pressure=pressure, **about),
+)
+"""Name → method of discouraging a concept"""
 
 OTHER_NAMES: Mapping[str, str] = {"grl": "reversal"}
 """What else a method is called → its name"""

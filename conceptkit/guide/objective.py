@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as all of torch's users write it
 
 from conceptkit.models.guided import CONTINUOUS, MAIN, Task
+from conceptkit.registry import Registry
 
 
 def class_weights(codes: Tensor, n_classes: int) -> Tensor:
@@ -140,7 +141,9 @@ def switched(progress: float) -> float:
     return 0.0 if progress < 1.0 else 1.0
 
 
-REVERSALS: Mapping[str, Callable[[float], float]] = {"constant": constant, "ramp": ramp, "switched": switched}
+REVERSALS: Registry[Callable[[float], float]] = Registry(
+    "schedules", {"constant": constant, "ramp": ramp, "switched": switched}
+)
 """Schedule → function from progress p (0 at the start, 1 when the schedule has ended) to the reversal's strength λ."""
 
 

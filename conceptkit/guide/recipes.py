@@ -8,6 +8,7 @@ from typing import Any
 from conceptkit._checks import check_choice
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.layers import last_block
+from conceptkit.registry import Registry
 
 PAPER_CONVOLUTIONS: Mapping[str, tuple[str, ...]] = {
     "inception_v3": tuple(
@@ -51,11 +52,9 @@ def _paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
     }
 
 
-RECIPES: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
-    "ours": lambda discouraged: {},
-    "paper": _paper,
-    "paper-code": _paper_code,
-}
+RECIPES: Registry[Callable[[Sequence[str]], dict[str, Any]]] = Registry(
+    "recipes", {"ours": lambda discouraged: {}, "paper": _paper, "paper-code": _paper_code}
+)
 """Recipe → function from the discouraged concepts to training options by name"""
 
 

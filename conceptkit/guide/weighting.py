@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from conceptkit._checks import InputError, check_choice
 from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.models.guided import CONTINUOUS, Task
+from conceptkit.registry import Registry
 
 DWA_TEMPERATURE = 2.0
 """Of dynamic weight averaging, as its authors set it"""
@@ -97,16 +98,19 @@ def _without_value(name: str, make: Callable[[Task], Term]) -> Callable[[Task, f
     return build
 
 
-WEIGHTINGS: Mapping[str, Callable[[Task, float | None], Term]] = {
-    "vanilla": _without_value("vanilla", lambda task: Fixed(1.0)),
-    "fixed": _fixed,
-    "uncertainty": _without_value("uncertainty", lambda task: Uncertainty(task.kind)),
-    "uncertainty-bounded": _bounded,
-    "uncertainty-full": _without_value("uncertainty-full", lambda task: Uncertainty(task.kind, cost=1.0)),
-    "dwa": _without_value("dwa", lambda task: Dynamic(1.0)),
-    **{name: _without_value(name, lambda task: Fixed(1.0)) for name in AGGREGATORS},
-}
-"""Weighting strategy → what builds a task's term from the task and the number behind a colon, if there is one."""
+WEIGHTINGS: Registry[Callable[[Task, float | None], Term]] = Registry(
+    "weightings",
+    {
+        "vanilla": _without_value("vanilla", lambda task: Fixed(1.0)),
+        "fixed": _fixed,
+        "uncertainty": _without_value("uncertainty", lambda task: Uncertainty(task.kind)),
+        "uncertainty-bounded": _bounded,
+        "uncertainty-full": _without_value("uncertainty-full", lambda task: Uncertainty(task.kind, cost=1.0)),
+        "dwa": _without_value("dwa", lambda task: Dynamic(1.0)),
+        **{name: _without_value(name, lambda task: Fixed(1.0)) for name in AGGREGATORS},
+    },
+)
+"""Weighting strategy → function from a task and the number after the colon (or ``None``) to the task's term."""
 
 
 class Weighting(nn.Module):

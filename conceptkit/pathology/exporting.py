@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError
 from conceptkit._files import scratch, take_space
 from conceptkit.pathology.slides import Pixels, open_slide
-from conceptkit.pathology.stain import METHODS, Macenko, Reinhard
+from conceptkit.pathology.stain import METHODS, StainMethod
 from conceptkit.pathology.tiling import read_tiles
 
 _BATCH = 64
@@ -100,7 +100,7 @@ def safe_name(path: Path) -> str:
     return plain if same else f"{plain}-{hashlib.sha256(path.stem.encode()).hexdigest()[:8]}"
 
 
-def _batches(tiles: Iterable[Pixels], method: Reinhard | Macenko | None, source: Any) -> Iterator[Pixels]:
+def _batches(tiles: Iterable[Pixels], method: StainMethod | None, source: Any) -> Iterator[Pixels]:
     batch: list[NDArray[np.uint8]] = []
     for tile in tiles:
         batch.append(tile)

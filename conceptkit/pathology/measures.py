@@ -13,6 +13,7 @@ from conceptkit._checks import InputError, check_choice, check_distinct
 from conceptkit.pathology import nuisances
 from conceptkit.pathology.batch import Batch, Measure, Values
 from conceptkit.pathology.colour import check_images
+from conceptkit.registry import Registry
 
 
 def count(batch: Batch) -> Values:
@@ -309,8 +310,13 @@ _ENTRIES: tuple[Measure, ...] = (
     ),
 )
 
-MEASURES: dict[str, Measure] = {m.name: m for m in _ENTRIES}
-"""Every measure by its name."""
+MEASURES: Registry[Measure] = Registry(
+    "measures",
+    {m.name: m for m in _ENTRIES},
+    member=Measure,
+    make=lambda name, function, **about: Measure(name=name, function=function, **about),
+)
+"""Name → measure."""
 
 
 def names_for(*, mask: bool, mpp: bool, file: bool = False) -> tuple[str, ...]:
@@ -319,15 +325,20 @@ def names_for(*, mask: bool, mpp: bool, file: bool = False) -> tuple[str, ...]:
     return tuple(name for name, m in MEASURES.items() if known[m.needs])
 
 
-CORE = tuple(name for name, m in MEASURES.items() if m.core)
-"""The paper's measures: what is taken when none is named."""
+CORE = tuple(m.name for m in _ENTRIES if m.core)
+"""The paper's measures, which are computed when none is named."""
 
-GROUPS: dict[str, tuple[str, ...]] = {
-    "core": CORE,
-    "all": tuple(MEASURES),
-    "nuisances": tuple(name for name, m in MEASURES.items() if m.role == "discourage"),
-}
+GROUPS = ("core", "all", "nuisances")
 """Names that stand for several measures."""
+
+
+def spell_out(name: str) -> tuple[str, ...]:
+    """Return the measures that a name of :data:`GROUPS` stands for; the name alone when it is not one of these."""
+    if name == "core":
+        return CORE
+    if name in GROUPS:
+        return tuple(n for n, m in MEASURES.items() if name == "all" or m.role == "discourage")
+    return (name,)
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -335,7 +346,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         names = (names,)
     known = (*MEASURES, *GROUPS)
-    chosen = tuple(part for name in names for part in GROUPS.get(check_choice("measure", name, known), (name,)))
+    chosen = tuple(part for name in names for part in spell_out(check_choice("measure", name, known)))
     check_distinct("measure", chosen)
     return chosen
 

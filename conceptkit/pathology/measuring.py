@@ -20,7 +20,7 @@ from conceptkit._files import replacing
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
-from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
+from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for, spell_out
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
@@ -300,7 +300,7 @@ def _choose(images: pd.DataFrame, names: Iterable[str] | None, path: Path) -> tu
         return tuple(name for name in CORE if name in possible)
     given = (names,) if isinstance(names, str) else tuple(names)
     # A group gives what the images allow; a measure that was named must be possible.
-    spelled = [part for name in given for part in GROUPS.get(name, (name,))]
+    spelled = [part for name in given for part in spell_out(name)]
     chosen = check_names(dict.fromkeys(spelled) if any(name in GROUPS for name in given) else given)
     for name in chosen:
         if name not in possible and name in given:

@@ -19,7 +19,7 @@ from conceptkit.patches import PatchTable, load_table
 from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
-from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for
+from conceptkit.pathology.measures import CORE, MEASURES, check_names, measure, names_for, spell_out
 from conceptkit.pathology.measuring import (
     SCALES,
     Measured,
@@ -306,7 +306,7 @@ def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation
     if names is None:
         return tuple(name for name in CORE if name in possible)
     given = (names,) if isinstance(names, str) else tuple(names)
-    chosen = check_names(dict.fromkeys(p for n in given for p in GROUPS.get(n, (n,))))
+    chosen = check_names(dict.fromkeys(p for n in given for p in spell_out(n)))
     for name in chosen:
         if name in given and name not in possible:
             need = MEASURES[name].needs.replace("+", " and ")

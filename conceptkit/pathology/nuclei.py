@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_choice
 from conceptkit._files import replacing
 from conceptkit.pathology.colour import check_images
+from conceptkit.registry import Registry
 
 Labels = NDArray[np.int32]
 COARSEST = 2.0
@@ -36,7 +37,9 @@ def _maskrcnn(weights: Path | None, device: str) -> Segmenter:
     return load_maskrcnn(weights, device=device).segment
 
 
-METHODS: dict[str, Callable[[Path | None, str], Segmenter]] = {"hematoxylin": _hematoxylin, "maskrcnn": _maskrcnn}
+METHODS: Registry[Callable[[Path | None, str], Segmenter]] = Registry(
+    "nuclei", {"hematoxylin": _hematoxylin, "maskrcnn": _maskrcnn}
+)
 """Every method by its name: from a file of weights (or ``None``) and a device to a segmenter."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from conceptkit.pathology.colour import (
     roots,
     tissue_weight,
 )
+from conceptkit.registry import Registry
 
 T = TypeVar("T")
 
@@ -170,7 +171,22 @@ class Macenko:
         return out
 
 
-METHODS: dict[str, type[Reinhard] | type[Macenko]] = {"reinhard": Reinhard, "macenko": Macenko}
+class StainMethod(Protocol):
+    """A stain normalisation: fitted on a reference, applied to patches."""
+
+    @classmethod
+    def fit(cls, reference: NDArray[np.uint8]) -> Self:
+        """Return the method with the stain of one (h, w, 3) or several (n, h, w, 3) reference images as target."""
+
+    @staticmethod
+    def measure(images: NDArray[np.uint8]) -> Any:
+        """Return the stain of a slide from patches (n, h, w, 3); ``None`` where they show no tissue."""
+
+    def transform(self, images: NDArray[np.uint8], *, source: Any = None) -> NDArray[np.uint8]:
+        """Return patches (n, h, w, 3) in the target's stain, from the slide's stain or each patch's own."""
+
+
+METHODS: Registry[type[StainMethod]] = Registry("stain", {"reinhard": Reinhard, "macenko": Macenko}, member=type)
 """Every stain method by its name."""
 
 
