@@ -24,18 +24,13 @@ from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, m
 from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
+from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
 
-SCALES = (0.01, 10)
-"""Smallest and largest microns per pixel of a microscope's image. Beyond, the number is a print resolution, such as the
-84.67 of 300 dots per inch."""
-
 SUFFIXES = (".csv", ".parquet")
 """Kinds of table that :func:`write_table` writes."""
-
-_MUST_BE = f"must be at least {SCALES[0]} microns per pixel, or empty"
 
 _WORTH_A_WORD = 0.01
 """Share of the images' pixels beside whole tiles from which that is said"""
@@ -344,39 +339,7 @@ def _mpp(cells: dict[str, str]) -> float:
     try:
         return scale_of(float(cells["mpp"])) if cells["mpp"] else math.nan
     except ValueError:
-        raise InputError(f"mpp: {_MUST_BE}, got {cells['mpp']} for {cells['image_id']}.") from None
-
-
-def scale_of(mpp: float) -> float:
-    """Return microns per pixel, NaN where they are too large to be those of a microscope's image.
-
-    Raises
-    ------
-    ValueError
-        when the number is not a resolution at all
-    """
-    if not SCALES[0] <= mpp < math.inf:
-        raise ValueError(mpp)
-    return mpp if mpp <= SCALES[1] else math.nan
-
-
-def known_scales(
-    mpp: pd.Series[Any], names: pd.Series[Any], missing: object = math.nan
-) -> tuple[pd.Series[Any], list[str]]:
-    """Return a column of microns per pixel, missing where too large for a microscope, and a note where it was.
-
-    What is not a resolution at all stays as it is, and is refused where it is needed.
-    """
-    numbers = pd.to_numeric(mpp, errors="coerce")
-    coarse = (numbers > SCALES[1]) & (numbers < math.inf)
-    if not coarse.any():
-        return mpp, []
-    first = int(coarse.to_numpy().argmax())
-    note = (
-        f"mpp is above {SCALES[1]} µm per pixel in {int(coarse.sum())} of {len(mpp)} rows ({mpp.iloc[first]} for "
-        f"{names.iloc[first]}), as a print resolution such as 300 dpi gives; it counts as unknown there."
-    )
-    return mpp.mask(coarse, missing), [note]
+        raise InputError(f"mpp: {NEEDED}, got {cells['mpp']} for {cells['image_id']}.") from None
 
 
 def _check_case(ids: pd.Series[str], path: Path) -> None:

@@ -21,18 +21,16 @@ from conceptkit.pathology.images import check_upright, image_size, read_quality,
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
 from conceptkit.pathology.measures import CORE, MEASURES, check_names, measure, names_for, spell_out
 from conceptkit.pathology.measuring import (
-    SCALES,
     Measured,
     Segmentation,
-    known_scales,
     nuclei_state,
     relative_path,
-    scale_of,
     segmenter,
 )
 from conceptkit.pathology.nuclei import Segmenter, find_in
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
+from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
 
 _CHUNK = 64
 
@@ -200,9 +198,7 @@ def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]
         try:
             mpp = scale_of(float(given) if isinstance(given, numbers.Real) else -1.0)
         except ValueError:
-            raise InputError(
-                f"mpp: must be at least {SCALES[0]} microns per pixel, or empty, got {given} for {record['patch_id']}."
-            ) from None
+            raise InputError(f"mpp: {NEEDED}, got {given} for {record['patch_id']}.") from None
     labels: NDArray[Any] | None = None
     if job.nuclei is not None and table.location == "slide":
         pixels, labels = _with_nuclei(table, row, segmenter(job.nuclei), mpp)

@@ -8,7 +8,8 @@ import pandas as pd
 
 from conceptkit._checks import InputError
 from conceptkit.pathology.adapters import Adapted
-from conceptkit.pathology.measuring import SCALES, relative_path
+from conceptkit.pathology.measuring import relative_path
+from conceptkit.pathology.scales import SCALES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
