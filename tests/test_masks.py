@@ -12,6 +12,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from scipy.io import savemat
 
 from conceptkit._checks import InputError
@@ -112,6 +113,10 @@ REFUSED = {
     "two.npy": (lambda path: np.save(path, np.isin(LABELS, (3, 9))), "one label in 2 separate pieces"),
     "renumbered.png": (pillow(Image.fromarray(MANY.astype(np.uint8))), "nuclei share labels; save the mask with 16"),
     "clipped.png": (pillow(Image.fromarray(MANY.clip(0, 255).astype(np.uint8))), "nuclei share labels"),
+    "borders.png": (
+        pillow(Image.fromarray(np.where(np.roll(LABELS, 2, axis=1) * (LABELS == 0), 255, LABELS).astype(np.uint8))),
+        "its label 255 lies in 70 separate pieces, as a class or a border does",
+    ),
     "halves.tif": (tiff(LABELS.astype(np.float32) / 2), "values are not whole numbers"),
     "missing.npy": (lambda path: np.save(path, np.where(LABELS, LABELS, np.nan)), "values are not whole numbers"),
     "negative.tif": (tiff(LABELS - 1), "at least 0, got -1"),
@@ -236,6 +241,35 @@ def test_contours_are_filled(tmp_path):
     assert not read_mask(hovernet(path, []), (40, 60)).any()
     with pytest.raises(InputError, match="contours, which need an image"):
         read_mask(path)
+
+
+def boundary(nucleus):
+    """Follow the boundary of a region clockwise, as OpenCV does: x and y of each of its pixels in turn."""
+    steps = [(0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1)]
+    region = np.pad(nucleus, 1)
+    at = start = tuple(int(v) for v in np.argwhere(region)[0])
+    found, back, first = [], 0, None
+    while True:
+        turns = [(back + k) % 8 for k in range(1, 9)]
+        turn = next(t for t in turns if region[at[0] + steps[t][0], at[1] + steps[t][1]])
+        following = (at[0] + steps[turn][0], at[1] + steps[turn][1])
+        if (at, following) == first:
+            return found
+        first = first or (start, following)
+        found.append([at[1] - 1, at[0] - 1])
+        at, back = following, (turn + 4) % 8
+
+
+def test_contours_of_round_and_dented_nuclei_give_their_pixels(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(120, 120))
+    dense = ndimage.gaussian_filter(noise, 3)
+    labels, number = ndimage.label(ndimage.binary_fill_holes(dense > dense.mean() + dense.std() / 2), np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())
+    kept = [k for k in range(1, number + 1) if sizes[k] > 9]
+    expected = sum(np.where(labels == k, n, 0) for n, k in enumerate(kept, 1))
+    path = hovernet(tmp_path / "a.json", [boundary(labels == k) for k in kept])
+    np.testing.assert_array_equal(read_mask(path, (120, 120)), expected)
+    assert len(kept) > 20
 
 
 def test_contours_of_another_image_or_resolution_are_refused(tmp_path):

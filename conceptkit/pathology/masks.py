@@ -30,6 +30,9 @@ _ALL_USED, _SHARED = 0.98, 1.1
 """Share of the numbers of 8 or 16 bits from which a mask uses them all, and the mean number of pieces per label from
 which nuclei then share a number."""
 
+_MOST_OF_ONE = 10
+"""Largest number of pieces of one label; instance masks of whole images have up to 3."""
+
 _NAMES = ("inst_map", "instance_map", "instances", "masks", "mask", "labels", "label")
 """Names under which programs keep a label mask beside other arrays."""
 
@@ -127,7 +130,7 @@ def check_instances(masks: Iterable[Labels], name: str) -> None:
     name : of what holds them, for the message
     """
     found = [_pieces(mask) for mask in masks]
-    labels, pieces = sum(len(values) for values, _ in found), sum(number for _, number in found)
+    labels, pieces = sum(len(values) for values, _ in found), sum(int(counts.sum()) for _, counts in found)
     if pieces > MOST_PIECES * labels:
         raise InputError(
             f"{name} have {labels} labels in {pieces} separate pieces, so this looks like a class map; give each "
@@ -135,20 +138,20 @@ def check_instances(masks: Iterable[Labels], name: str) -> None:
         )
 
 
-def _pieces(labels: Labels) -> tuple[NDArray[Any], int]:
-    """Return the labels that a mask has, and the number of connected pieces of one label each."""
+def _pieces(labels: Labels) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the labels that a mask has, and the number of connected pieces of each, (k,) both."""
     from skimage.measure import label
 
     pieces, number = label(labels, background=0, connectivity=2, return_num=True)  # type: ignore[no-untyped-call]
     owner = np.zeros(number + 1, dtype=labels.dtype)
     owner[pieces.ravel()] = labels.ravel()
-    return np.unique(owner[1:]), int(number)
+    return np.unique(owner[1:], return_counts=True)
 
 
 def _checked(labels: Labels, path: Path) -> Labels:
     """Return a mask; refuse one whose labels are classes, or stand for several nuclei each."""
-    values, pieces = _pieces(labels)
-    count = len(values)
+    values, counts = _pieces(labels)
+    count, pieces = len(values), int(counts.sum())
     top = int(values[-1]) if count else 0
     if top in (255, 65535) and count >= _ALL_USED * top and pieces > _SHARED * count:
         raise InputError(
@@ -162,6 +165,11 @@ def _checked(labels: Labels, path: Path) -> Labels:
         raise InputError(
             f"{path} is not a label image: it has {number} in {pieces} separate pieces, so this looks like a {kind}; "
             "give each nucleus its own integer."
+        )
+    if count and counts.max() > _MOST_OF_ONE:
+        raise InputError(
+            f"{path} is not a label image: its label {values[counts.argmax()]} lies in {counts.max()} separate pieces, "
+            "as a class or a border does; give each nucleus its own integer, and 0 to everything else."
         )
     return labels
 
