@@ -23,7 +23,8 @@ _FILL_ORDER, _ROWS, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _FORMAT = 266, 278, 3
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 
 LOSSY = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
-"""Compressions that change the values of samples."""
+LOSSY |= {34887: "LERC", 34892: "JPEG", 50001: "WebP"}
+"""Compressions that may change the values of samples."""
 
 _RAW, _LZW, _PACKBITS, _LZMA, _ZSTD = 1, 5, 32773, 34925, 50000
 _ZIP = (8, 32946)

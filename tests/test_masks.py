@@ -88,6 +88,15 @@ def test_labels_are_those_that_were_written(name, tmp_path):
     np.testing.assert_array_equal(found, LABELS)
 
 
+def test_of_a_bilevel_mask_it_must_be_known_what_is_background(tmp_path):
+    one = LABELS == 9
+    Image.fromarray(one).save(tmp_path / "a.tif", compression="group4")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif") > 0, one)
+    Image.fromarray(one).save(tmp_path / "a.tif", compression="group4", tiffinfo={262: 0})
+    with pytest.raises(InputError, match="0 is white in it, and whether white is the background is unknown"):
+        read_mask(tmp_path / "a.tif")
+
+
 def test_packed_greys_keep_their_order(tmp_path):
     """Programs that make a palette of a grey image may number its greys in any order."""
     order = np.random.default_rng(0).permutation(256)
