@@ -224,8 +224,8 @@ def _from_tiff(path: Path) -> NDArray[Any]:
         if not page.is_plain() or photometric not in (0, 1, 2, 3):
             if photometric == 0:
                 raise InputError(
-                    f"{path} is not a label image: 0 is white in it, and whether white is the background is unknown; save "
-                    "it with 0 as black."
+                    f"{path} is not a label image: 0 is white in it, and whether white is the background is unknown; "
+                    "save it with 0 as black."
                 )
             return _from_image(path)
         return upright(_one_channel(page.samples(file), path), page.one(ORIENTATION, 1))
