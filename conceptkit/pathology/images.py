@@ -1,4 +1,4 @@
-"""Images to measure: their pixels, their size, and the JPEG quality that their files tell."""
+"""Images to measure: their pixels, their size, and the JPEG quality of their files."""
 
 from __future__ import annotations
 
