@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
-import pytest
 from conceptkit._checks import InputError
 from conceptkit.models.inference import pooled_activations
 from conceptkit.models.layouts import measure_views
@@ -24,6 +24,26 @@ def timm_model(name, **arguments):
 # Conformance: the pooled width is the width that the layer's own module states
 
 
+def swin():
+    return torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 2, 4, 8], [4, 4])
+
+
+def convnext():
+    config = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([config(16, 32, 1), config(32, None, 1)])
+
+
+def maxvit():
+    sizes = {"input_size": (64, 64), "stem_channels": 8, "partition_size": 2, "head_dim": 4}
+    return torchvision.models.MaxVit(**sizes, block_channels=[8, 16], block_layers=[1, 1], stochastic_depth_prob=0.0)
+
+
+def volo():
+    return timm.models.volo.VOLO((1, 1, 1, 1), 64, embed_dims=(16, 32, 32, 32), num_heads=(2, 4, 4, 4))
+
+
+SAM = {"depth": 2, "embed_dim": 96, "num_heads": 2, "global_attn_indexes": (1,)}
+
 SMALL = {
     "resnet": (timm_model("test_resnet"), 96),
     "efficientnet": (timm_model("test_efficientnet"), 96),
@@ -34,25 +54,16 @@ SMALL = {
     "mambaout": (timm_model("test_mambaout"), 96),
     "swin": (timm_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), img_size=64, window_size=4), 64),
     "swin v2 cr": (timm_model("swinv2_cr_tiny_224", depths=(1, 1, 1, 1), img_size=64, window_size=4), 64),
-    "volo": (lambda: timm.models.volo.VOLO((1, 1, 1, 1), 64, embed_dims=(16, 32, 32, 32), num_heads=(2, 4, 4, 4)), 64),
-    "samvit": (timm_model("samvit_base_patch16_224", depth=2, embed_dim=96, num_heads=2, global_attn_indexes=(1,)), 224),
+    "volo": (volo, 64),
+    "samvit": (timm_model("samvit_base_patch16_224", **SAM), 224),
     "mixer": (lambda: timm.models.mlp_mixer.MlpMixer(img_size=64, num_blocks=2, embed_dim=24), 64),
     "coat, a class token per scale": (timm_model("coat_tiny", serial_depths=(1, 1, 1, 1), parallel_depth=1), 224),
     "cait, a class token that joins late": (timm_model("cait_xxs24_224", depth=1), 224),
-    "torchvision swin": (lambda: torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 2, 4, 8], [4, 4]), 64),
-    "torchvision convnext": (
-        lambda: torchvision.models.ConvNeXt(
-            [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)]
-        ),
-        64,
-    ),
+    "torchvision swin": (swin, 64),
+    "torchvision convnext": (convnext, 64),
     "torchvision vit": (lambda: torchvision.models.VisionTransformer(64, 16, 2, 2, 32, 64), 64),
-    "torchvision maxvit": (
-        lambda: torchvision.models.MaxVit(input_size=(64, 64), stem_channels=8, partition_size=2, block_channels=[8, 16],
-                                          block_layers=[1, 1], head_dim=4, stochastic_depth_prob=0.0),
-        64,
-    ),
-}  # fmt: skip
+    "torchvision maxvit": (maxvit, 64),
+}
 
 LARGE = {
     name: (timm_model(name), side)
@@ -84,7 +95,10 @@ LARGE = {
         "eva02_tiny_patch14_224": 224,
         "vit_small_patch14_reg4_dinov2": 518,
     }.items()
-} | {name: (getattr(torchvision.models, name), 224) for name in ("swin_t", "swin_v2_t", "maxvit_t", "densenet121", "vgg11")}
+} | {
+    name: (getattr(torchvision.models, name), 224)
+    for name in ("swin_t", "swin_v2_t", "maxvit_t", "densenet121", "vgg11")
+}
 
 
 def stated_width(module):
@@ -144,7 +158,18 @@ class Branches(nn.Module):
         super().__init__()
         self.fixed = fixed
         self.stem = nn.Conv2d(3, 6, 4, 4)
-        names = ("first", "last", "tokens", "sequence", "windows", "time_first", "attention", "five", "single", "parameter")
+        names = (
+            "first",
+            "last",
+            "tokens",
+            "sequence",
+            "windows",
+            "time_first",
+            "attention",
+            "five",
+            "single",
+            "parameter",
+        )
         for name in names:
             setattr(self, name, nn.Identity())
         self.typed = nn.LayerNorm(6)
@@ -177,7 +202,7 @@ def test_the_layout_is_decided_per_layer(fixed):
 def test_what_has_no_layout_is_refused():
     module = Branches().eval()
     for layer in ("windows", "time_first"):
-        with pytest.raises(InputError, match=f"layer: {layer} returns .* for 2 images, not one entry per image"):
+        with pytest.raises(InputError, match=f"layer: {layer} returns .* and its first axis does not count"):
             pooled_activations(module, noise(32), [layer])
     with pytest.raises(InputError, match="layer: parameter returns 1×5×6 for 2 images"):
         pooled_activations(module, noise(32), ["parameter"])
@@ -260,7 +285,9 @@ def test_tokens_of_known_names(name, sides):
     assert not torch.allclose(seen["x"].mean(1), expected["gap"], atol=1e-3)  # the control: all tokens averaged
 
 
-@pytest.mark.parametrize(("number", "said"), [(1, "first was taken as the class"), (5, "first 5 were taken as class and")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(1, "first was taken as the class"), (5, "first 5 were taken as class and")]
+)
 def test_tokens_of_unknown_names_are_inferred_with_a_note(number, said):
     module = Encoder({"latent_query": number}).eval()
     view = measure_views(module, ["layer"], noise(96))["layer"]

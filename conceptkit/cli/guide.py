@@ -206,6 +206,7 @@ def guide(
 
         def say_trained(sentence: str) -> None:
             console.print(escape(sentence), style="bold")
+
         wanted: dict[str, Any] = {
             "encourage": None if encourage is None else name_list(encourage),
             "discourage": None if discourage is None else name_list(discourage),

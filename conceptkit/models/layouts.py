@@ -116,7 +116,7 @@ def _check_rows(layer: str, first: _Pass) -> None:
     if not shape or shape[0] != first.n:
         got = "×".join(map(str, shape)) or "a single number"
         raise InputError(
-            f"layer: {layer} returns {got} for {first.n} images, not one entry per image along the first axis; name the "
+            f"layer: {layer} returns {got} for {first.n} images, and its first axis does not count images; name the "
             "block around it."
         )
 
@@ -312,7 +312,7 @@ class _Evidence:
                 channels=channels,
                 prefix=extra,
                 has_class=extra == 1 or any(stated.has_class for stated in self.stated),
-                note=f"{layer} returns {t} tokens for {t - extra} patches; the {what}, which the network does not name.",
+                note=f"{layer} returns {t} tokens for {t - extra} patches; the {what} (not named by the network).",
             )
         if not self.stated and not any(self.first.constant.values()):
             return plain

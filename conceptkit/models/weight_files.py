@@ -94,23 +94,22 @@ def match_weights(content: Mapping[str, Any], module: nn.Module, model: str, pat
     if len(fitting) != 1:
         raise _misfit(fitting, content, module, model, path, heads)
     place, prefix, state = fitting[0]
-    inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    taken = {k: v.float() if v.is_floating_point() else v for k, v in inside.items() if not _under(k, heads)}
-    head = {k: v.float() for k, v in inside.items() if _under(k, heads)}
-    notes = []
+    inside = {k.removeprefix(prefix): v.float() if v.is_floating_point() else v for k, v in state.items()
+              if k.startswith(prefix)}  # fmt: skip
+    head = {k: v for k, v in inside.items() if k not in body and not k.endswith("num_batches_tracked")}
     where = [f"from {place!r}"] if place else []
     where += [f"without the prefix {prefix!r}"] if prefix else []
-    if where:
-        notes.append(f"The weights were read {' and '.join(where)} of {path.name}.")
-    classes = _classes(head, own)
-    if heads and classes is None:
+    notes = [f"The weights were read {' and '.join(where)} of {path.name}."] if where else []
+    classes = _classes(head, heads)
+    if heads and classes is None and (head or len(own) > len(body)):
         what = f"a head of another form ({min(head)}), which was not read" if head else "no classification head"
         notes.append(f"{path.name} holds {what}: only the layers before {', '.join(heads)} have its weights.")
-    return Matched({**taken, **({} if classes is None else head)}, classes, tuple(notes))
+    body_state = {k: v for k, v in inside.items() if k not in head}
+    return Matched({**body_state, **({} if classes is None else head)}, classes, tuple(notes))
 
 
 def head_names(module: nn.Module) -> tuple[str, ...]:
-    """Return the dotted names of the classification head: as timm states it, else the last linear layer at its place."""
+    """Return the dotted names of the classification head: as timm states it, else the last linear layer there."""
     stated = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = (stated,) if isinstance(stated, str) else tuple(stated)
     if names:
@@ -123,9 +122,18 @@ def head_names(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def load_weights(module: nn.Module, matched: Matched) -> None:
-    """Put weights into a network of the same shapes; what the file does not hold stays as it is."""
+def load_weights(module: nn.Module, matched: Matched) -> bool:
+    """Put weights into a network; return ``False``, and do nothing, where the head has another shape there.
+
+    What the file does not hold stays as it is.
+    """
+    own = module.state_dict()
+    if any(k in own and own[k].shape != v.shape for k, v in matched.state.items()):
+        return False
+    if matched.classes is not None and any(k not in own and not k.endswith("tracked") for k in matched.state):
+        return False
     module.load_state_dict(dict(matched.state), strict=False)
+    return True
 
 
 def _under(name: str, modules: tuple[str, ...]) -> bool:
@@ -150,14 +158,12 @@ def _unwrapped(name: str) -> str:
 
 def _prefixes(state: State, body: Mapping[str, Any]) -> list[str]:
     """Return the prefixes with which the first name of a network stands in a state."""
-    first = next(iter(body))
+    first = next(iter(body), "")
     ends = [k.removesuffix(first) for k in state if k.endswith(first)]
     return [prefix for prefix in dict.fromkeys(ends) if not prefix or prefix.endswith(".")]
 
 
-def _fits(
-    state: State, prefix: str, body: Mapping[str, Any], own: Mapping[str, Any], heads: tuple[str, ...]
-) -> bool:
+def _fits(state: State, prefix: str, body: Mapping[str, Any], own: Mapping[str, Any], heads: tuple[str, ...]) -> bool:
     """Return whether a state has, behind a prefix, every name of a network beside its head, and no name more."""
     if any(prefix + k not in state or tuple(state[prefix + k].shape) != shape for k, shape in body.items()):
         return False
@@ -165,17 +171,16 @@ def _fits(
 
 
 def _unexpected(state: State, prefix: str, own: Mapping[str, Any], heads: tuple[str, ...]) -> list[str]:
+    """Return the names behind a prefix that a network does not have, apart from a head, of whatever form."""
+    places = {*_HEADS, *(head.partition(".")[0] for head in heads)}
     inside = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
-    # What comes with a new head may stand where the old one did: fc.0.weight beside fc.weight, head.0 beside head.fc.
-    places = (*heads, *(h.partition(".")[0] for h in heads))
-    names = [k for k in inside if k not in own and not k.endswith("num_batches_tracked") and not _under(k, places)]
-    return names if prefix else [k for k in names if k.partition(".")[0] not in _HEADS]
+    names = [k for k in inside if k not in own and not k.endswith("num_batches_tracked")]
+    return [k for k in names if not heads or k.partition(".")[0] not in places]
 
 
-def _classes(head: State, own: Mapping[str, Any]) -> int | None:
-    """Return the number of classes of a head whose tensors have the network's names and, but for it, shapes."""
-    wanted = {k: shape for k, shape in own.items() if k in head}
-    if not head or len(wanted) != len(head) or any(tuple(head[k].shape)[1:] != s[1:] for k, s in wanted.items()):
+def _classes(head: State, heads: tuple[str, ...]) -> int | None:
+    """Return the number of classes of a head, when its tensors are the weights and biases of linear layers."""
+    if not head or set(head) - {f"{name}.{part}" for name in heads for part in ("weight", "bias")}:
         return None
     sizes = {len(v) for v in head.values()}
     return sizes.pop() if len(sizes) == 1 else None
@@ -191,10 +196,10 @@ def _misfit(
 ) -> InputError:
     """Return the sentence that says why a file does not fit."""
     if fitting:
-        parts = [f"{place}: {prefix}*".removeprefix(": ") for place, prefix, _ in fitting]
+        parts = [f"{place} {prefix}*".strip() for place, prefix, _ in fitting]
         return InputError(
-            f"weights: {path} holds several sets of weights that fit {model} ({', '.join(parts)}); save the one that you "
-            "want in a file of its own."
+            f"weights: {path} holds several sets of weights that fit {model} ({', '.join(parts)}); save the one "
+            "that you want in a file of its own."
         )
     own = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     body = {k: shape for k, shape in own.items() if not _under(k, heads)}

@@ -17,7 +17,6 @@ from conceptkit.workflow.opening import notes_on
 
 if TYPE_CHECKING:
     from conceptkit.guide.options import TrainingOptions
-    from conceptkit.guide.outline import trained_sentence
     from conceptkit.guide.plan import Plan
     from conceptkit.models.backbones import Backbone
     from conceptkit.models.guided import GuidedModel, Task
