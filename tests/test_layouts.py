@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
+import conceptkit as ck
 from conceptkit._checks import InputError
+from conceptkit.models.guided import layer_width
 from conceptkit.models.inference import pooled_activations
 from conceptkit.models.layouts import measure_views
 
@@ -336,3 +339,25 @@ def test_a_network_at_another_size_than_it_was_built_for():
     assert module.patch_embed.num_patches == 100
     views = measure_views(module, ["patch_embed", "blocks.0"], noise(64))
     assert (views["patch_embed"].prefix, views["blocks.0"].prefix) == (0, 1)  # 16 patches, not the 100 it was built for
+
+
+def test_inferred_tokens_are_said_where_activations_are_read(tmp_path):
+    said = []
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    options = {"layers": ["layer"], "store": tmp_path / "a.h5", "device": "cpu", "tell": said.append}
+    for _ in range(2):  # the second time all rows are there
+        said.clear()
+        found = ck.extract(Encoder({"latent_query": 1}), images, **options)
+        assert "layer returns 17 tokens for 16 patches; the first was taken as the class token" in said[0]
+        options["refresh"] = True
+    assert found["layer"].shape == (3, 16)
+    said.clear()
+    ck.extract(Encoder({"cls_token": 1}), images, **options)
+    assert not any("class token" in sentence for sentence in said)
+
+
+def test_a_task_on_channels_last_is_refused():
+    module = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), img_size=64, window_size=4).eval()
+    with pytest.raises(InputError, match=r"layer: a task needs .*; layers.3 gives 2×2×768, whose channels come last"):
+        layer_width(module, "layers.3", size=64)
+    assert layer_width(module, "patch_embed.proj", size=64) == 96
