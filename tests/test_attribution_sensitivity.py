@@ -126,7 +126,7 @@ def test_the_derivative_is_what_moving_the_pooled_activation_by_little_does(make
     assert G.shape == (len(outputs), 5, width)
     from conceptkit.models.inference import pooled_activations
 
-    layout, step = Layout(module, layer, pool=pool), torch.randn(width).double()
+    layout, step = Layout(module, layer, x, pool=pool), torch.randn(width).double()
     before = pooled_activations(module, x, [layer], pool=pool)[layer]
     with moved_by(layout, step):
         after = pooled_activations(module, x, [layer], pool=pool)[layer]
@@ -196,7 +196,7 @@ def test_a_discouraged_head_has_its_own_sign_not_that_of_the_reversal(name):
     model, x = guided().double(), images().double()
     _, G = gradients(model, "backbone.conv", x, targets=[name])
     step, h = torch.randn(CHANNELS).double(), 1e-6
-    layout = Layout(model, "backbone.conv")
+    layout = Layout(model, "backbone.conv", x)
 
     def moved(size):
         with torch.no_grad(), moved_by(layout, size * step):

@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,64 @@ def test_last_blocks(inception, resnet):
     bundled = open_backbone("mini_inception")
     assert bundled.layer(last_block(bundled.module, "mini_inception")) == "mixed10"
     assert last_block(torch.nn.Linear(1, 1), "something") is None
+
+
+LAST_BLOCKS = {
+    "beit_base_patch16_224": "blocks.11",
+    "botnet26t_256": "stages.3.1",
+    "coat_lite_tiny": "serial_blocks4.1",
+    "convmixer_768_32": "blocks.31",
+    "convnext_atto": "stages.3.blocks.1",
+    "cs3darknet_focus_s": "stages.3.blocks.0",
+    "densenet121": "features.denseblock4.denselayer16",
+    "efficientnet_b0": "blocks.6.0",
+    "hrnet_w18_small": "stage4.0",
+    "legacy_xception": "conv4",
+    "mobilenetv2_100": "blocks.6.0",
+    "mobilenetv3_small_050": "blocks.5.0",
+    "mobilevit_xxs": "final_conv",
+    "mvitv2_tiny": "stages.3.blocks.1",
+    "nest_tiny": "levels.2.transformer_encoder.7",
+    "pit_ti_224": "transformers.2.blocks.3",
+    "pvt_v2_b0": "stages.3.blocks.1",
+    "regnetx_002": "s4.b7",
+    "resnetv2_18": "stages.3.blocks.1",
+    "swin_tiny_patch4_window7_224": "layers.3.blocks.1",
+    "twins_svt_small": "blocks.3.3",
+    "vgg11": "features.18",
+    "vit_tiny_patch16_224": "blocks.11",
+    "volo_d1_224": "network.4.1",
+    "xcit_nano_12_p16_224": "blocks.11",
+}
+
+
+def without_weights(name):
+    """Build a network whose weights take no memory, where its code allows that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name)
+        except (NotImplementedError, RuntimeError):
+            return timm.create_model(name)
+
+
+@pytest.mark.parametrize("name", LAST_BLOCKS)
+def test_last_blocks_of_timms_families(name):
+    module = without_weights(name)
+    assert last_block(module, name) == LAST_BLOCKS[name]
+    assert any(p.ndim > 1 for p in module.get_submodule(LAST_BLOCKS[name]).parameters())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", sorted(timm.list_modules()))
+def test_every_family_of_timm_has_a_last_block(family):
+    for name in timm.list_models(module=family)[:1]:
+        module = without_weights(name)
+        block = last_block(module, name)
+        assert block is not None
+        own = sum(p.numel() for p in module.get_submodule(block).parameters())
+        assert 0 < own < 0.7 * sum(p.numel() for p in module.parameters())
 
 
 def test_an_alias_never_hides_a_module():
@@ -315,7 +374,7 @@ def test_state_dicts_of_torch(tmp_path):
         assert open_backbone("mobilenetv2_035", str(tmp_path / "w.pt")).fingerprint() == original.fingerprint()
 
 
-@pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), {"model": {"a": torch.zeros(1)}}, {"epoch": 3}])
+@pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), {"model": {"a": 1}}, {"epoch": 3}])
 def test_files_of_torch_that_are_no_state_dict(tmp_path, value):
     torch.save(value, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"weights: .* cannot be read"):
@@ -330,7 +389,7 @@ def test_names_that_are_not_known():
         open_backbone("inception_v33")
     with pytest.raises(InputError, match="model: 'mini_inceptoin' is not known; near names: mini_inception"):
         open_backbone("mini_inceptoin")
-    with pytest.raises(InputError, match="weights: must be imagenet, random or a file, and there is no file w"):
+    with pytest.raises(InputError, match="weights: must be imagenet, random or a file; the file w does not exist"):
         open_backbone("resnet50", "w")
     with pytest.raises(InputError, match="weights: mini_inception has weights bundled and random, got 'imagenet'"):
         open_backbone("mini_inception", "imagenet")

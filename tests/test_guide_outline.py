@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 import conceptkit as ck
+from conceptkit._checks import InputError
 from conceptkit.cli import app
 from conceptkit.models.checkpoints import load_checkpoint
 from conceptkit.workflow.guiding import outline_guide, run_guide
@@ -102,6 +104,62 @@ def test_the_dry_run_prints_the_tree_and_its_json(table):
     }
     assert body["trainable_heads"] == sum(b["parameters"] for b in body["branches"])
     assert "α = −1" in result.stderr
+
+
+def first_line(output):
+    return " ".join(output.split("Study ")[0].split())  # rich breaks long lines
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], ["--epochs", "1", "--device", "cpu", "--warmup", "0"]])
+def test_the_first_line_says_what_is_trained(table, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["guide", "--table", str(table), "--model", "mobilenetv2_035", "--weights", "random", *command]
+    result = CliRunner().invoke(app, [*arguments, "--encourage", "area", "--trunk", "8"])
+    assert result.exit_code == 0, result.output
+    # An expansion 56 → 336, a 3×3 of each channel, and a projection 336 → 112; its normalisations stay frozen.
+    assert 56 * 336 + 9 * 336 + 336 * 112 == 59_472
+    assert first_line(result.stdout) == (
+        "Trained: blocks.6.0 (59,472 parameters) of the backbone; the trunk 8 (10,248 parameters); a linear head per "
+        "task."
+    )
+
+
+class WithoutStages(nn.Module):
+    """A network that states no stages, with the methods that a guided network needs."""
+
+    num_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4)
+
+    def forward_features(self, x):
+        return self.bn(self.conv(x))
+
+    def forward_head(self, x, pre_logits=False):
+        return x.mean((2, 3))
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def without_stages():
+    return WithoutStages()
+
+
+def test_a_backbone_of_which_nothing_is_trained_is_said_before_the_run(table):
+    model = f"{__name__}:without_stages"
+    outline = outline_guide(None, table=table, model=model, encourage=["area"])
+    assert outline.trains.startswith(
+        f"Trained: no layer of the backbone, as the last block of {model} is not known (name layers with --unfreeze"
+    )
+    assert outline.unfrozen == {}
+    named = outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ("conv",)})
+    assert named.trains.startswith("Trained: conv (772 parameters) of the backbone; the trunk 256 → 64")
+    chosen = outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ()})
+    assert chosen.trains.startswith("Trained: no layer of the backbone; the trunk")
+    with pytest.raises(InputError, match=r"unfreeze: bn has no weights to train \(batch normalisations stay frozen\)"):
+        outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ("bn",)})
 
 
 def test_outliers_among_the_training_rows_are_told(table):

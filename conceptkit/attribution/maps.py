@@ -39,9 +39,11 @@ def concept_maps(
         when the layer has no positions
     """
     out = []
+    layout: Layout | None = None
     with at_rest(module):
         for images in batches:
-            values = position_values(module, layer, images).cpu().double().numpy()
+            layout = layout or Layout(module, layer, images)
+            values = position_values(module, layout, images).cpu().double().numpy()
             out.append(np.einsum("nchw,ct->nthw", values, vectors) + intercepts[:, None, None])
     return out
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from conceptkit._checks import InputError, check_choice
 from conceptkit.attribution.outputs import Output
-from conceptkit.models.pooling import POOLINGS, Tokens, shape_text
+from conceptkit.models.layouts import measure_views
+from conceptkit.models.pooling import POOLINGS, shape_text
 
 Floats = NDArray[np.float64]
 
@@ -56,49 +57,41 @@ class Layout:
     ----------
     module : the network
     layer : dotted name
+    images : (n, 3, h, w) normalised, of the size that the network will be given
     pool : one of :data:`conceptkit.models.pooling.POOLINGS`
     """
 
-    def __init__(self, module: nn.Module, layer: str, *, pool: str = "gap") -> None:
+    def __init__(self, module: nn.Module, layer: str, images: Tensor, *, pool: str = "gap") -> None:
         self.pool = check_choice("pool", pool, POOLINGS)
         self.layer = layer
         self.own = module.get_submodule(layer)
-        self._tokens = Tokens.of(module)
-        channels_last = any(str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in module.modules())
-        self._channels_last = channels_last and not isinstance(self.own, nn.Conv2d)
+        self.view = measure_views(module, [layer], images)[layer]
 
-    def channels_first(self, x: Tensor) -> Tensor:
-        """Return maps as (n, c, h, w), and all else as it is."""
-        return x.permute(0, 3, 1, 2) if self._channels_last and x.ndim == 4 else x
+    def positions(self, x: Tensor) -> Tensor:
+        """Return what the pooling reads of x (n, …) as (n, d, …), a view; with ``flatten`` and ``cls`` (n, …, d)."""
+        if self.pool == "flatten":
+            return self.view.channels_first(x)
+        if x.ndim <= 2:
+            return x.view(len(x), -1)
+        if self.pool == "cls":
+            return x.select(1 if self.view.channels == 2 else 2, 0)
+        return self.view.patches(x)
 
     def gather(self, gradient: Tensor) -> Tensor:
         """Return ∂z/∂a (n, d) from ∂z/∂A (n, …): the *sum* over the positions that were pooled.
 
         dz/dδ of moving every position p by δ·v is Σ_p ∂z/∂A_p · v: H·W times what the mean of the gradient gives.
         """
-        gradient = self.channels_first(gradient)
+        read = self.positions(gradient)
         if self.pool == "flatten":
-            return gradient.flatten(1)
-        if self.pool == "cls":
-            return gradient[:, 0]
-        if gradient.ndim == 4:
-            return gradient.sum((2, 3))
-        return gradient[:, self._tokens.before(gradient) :].sum(1) if gradient.ndim == 3 else gradient
+            return read.flatten(1)
+        return read.flatten(2).sum(2) if read.ndim > 2 else read
 
     def spread(self, step: Tensor, like: Tensor) -> Tensor:
         """Return a move of A, of the shape of ``like`` (n, …), that moves the pooled activation by ``step`` (d,)."""
         moved = torch.zeros_like(like)
-        first = self.channels_first(moved)  # a view
-        if self.pool == "flatten":
-            first += step.view(first.shape[1:])
-        elif self.pool == "cls":
-            first[:, 0] += step
-        elif first.ndim == 4:
-            first += step[:, None, None]
-        elif first.ndim == 3:
-            first[:, self._tokens.before(first) :] += step
-        else:
-            first += step
+        read = self.positions(moved)  # a view
+        read += step.view(read.shape[1:]) if self.pool == "flatten" else step.view(-1, *[1] * (read.ndim - 2))
         return moved
 
 
@@ -231,11 +224,12 @@ def pooled_gradients(
     InputError
         when an output cannot be differentiated at the layer, its derivative is zero at every image, or not finite
     """
-    layout = Layout(module, layer, pool=pool)
+    layout: Layout | None = None
     parts: list[list[Floats]] = [[] for _ in outputs]
     done = 0
     with at_rest(module):
         for images in batches:
+            layout = layout or Layout(module, layer, images, pool=pool)
             for part, output in zip(parts, outputs, strict=True):
                 found = derivatives(module, layer, output, images, method=method)
                 part.append(layout.gather(found).detach().cpu().double().numpy())
@@ -270,8 +264,8 @@ def moved_by(layout: Layout, step: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def position_values(module: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """Return a convolutional layer's output (n, c, h, w), through captum.
+def position_values(module: nn.Module, layout: Layout, images: Tensor) -> Tensor:
+    """Return the output (n, c, h, w) of a layer of maps, through captum.
 
     Raises
     ------
@@ -280,10 +274,9 @@ def position_values(module: nn.Module, layer: str, images: Tensor) -> Tensor:
     """
     from captum.attr import LayerActivation
 
-    layout = Layout(module, layer)
     with torch.no_grad():
         found = LayerActivation(module, layout.own).attribute(images)
     if not isinstance(found, Tensor) or found.ndim != 4:
         got = shape_text(found) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"layer: a map needs a layer of maps (channels × height × width), {layer} gives {got}.")
-    return layout.channels_first(found)
+        raise InputError(f"layer: a map needs a layer of maps (channels × height × width), {layout.layer} gives {got}.")
+    return layout.view.patches(found)

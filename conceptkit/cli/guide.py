@@ -203,7 +203,10 @@ def guide(
             "cache": cache,
         }
         meant = find_study(study, table)
-        introduce(console, meant)
+
+        def say_trained(sentence: str) -> None:
+            console.print(escape(sentence), style="bold")
+
         wanted: dict[str, Any] = {
             "encourage": None if encourage is None else name_list(encourage),
             "discourage": None if discourage is None else name_list(discourage),
@@ -241,6 +244,7 @@ def guide(
                 "fraction": shares("concept-fraction", concept_fraction),
                 "seeds": [0, 1, 2] if seeds is None else seed_list(seeds),
             }
+            introduce(console, meant)
             if dry_run:
                 planned = outline_grid(meant, **wanted, **grid, affinity=affinity, protocol=protocol)
                 for cell in planned:
@@ -268,6 +272,7 @@ def guide(
                     device=device,
                     engine=Engine(name=engine, workers=workers, scheduler=scheduler),
                     out=folder,
+                    tell=say_trained,
                     progress=progress,
                 )
             show_findings(console, found, [grid_split_table(found), *grid_tables(found)], grid_verdicts(found))
@@ -282,8 +287,14 @@ def guide(
         ):
             if given:
                 raise InputError(f"{name}: goes with a grid; name one by --ablate, --concept-noise or the like.")
+
+        def begin(sentence: str) -> None:
+            say_trained(sentence)
+            introduce(console, meant)
+
         if dry_run:
             outline = outline_guide(meant, **wanted, **alone)
+            begin(outline.trains)
             _show_outline(console, outline)
             write_json_result(json, outline.to_dict())
             return
@@ -298,6 +309,7 @@ def guide(
                 seeds=[seed] if seeds is None else seed_list(seeds),
                 device=device,
                 out=out,
+                tell=begin,
                 progress=progress,
             )
         show_record(console, record)

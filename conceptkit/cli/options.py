@@ -26,7 +26,10 @@ ModelOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option("--weights", help="imagenet, random, or a weights FILE; imagenet when only --model is given."),
+    typer.Option(
+        "--weights",
+        help="imagenet, random, or a weights FILE (of any number of classes); imagenet when only --model is given.",
+    ),
 ]
 GroupOption = Annotated[
     str | None, typer.Option("--group", help="Column of patients or slides, never split across folds.")

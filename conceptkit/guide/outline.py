@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from conceptkit._checks import InputError
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.weighting import Weighting
+from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 
 
@@ -46,6 +48,8 @@ class Outline:
     trainable_loss_weights: int
     rows: dict[str, int]
     """Split → rows"""
+    trains: str
+    """In one sentence, what is trained"""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +81,46 @@ def trained_parameters(model: GuidedModel, options: TrainingOptions) -> dict[str
         "heads": count(model.heads),
         "loss_weights": count(Weighting(model.tasks, options.weighting)),
     }
+
+
+def unfrozen(model: GuidedModel, backbone: Backbone, options: TrainingOptions) -> dict[str, int]:
+    """Return layer of the backbone → its trained parameters, for every layer that ``options`` name.
+
+    Raises
+    ------
+    InputError
+        when one of them has no parameter to train
+    """
+    found = {name: count(model.backbone.get_submodule(backbone.layer(name))) for name in options.unfreeze}
+    for name, number in found.items():
+        if not number:
+            raise InputError(
+                f"unfreeze: {name} has no weights to train (batch normalisations stay frozen); name a layer with "
+                "weights, or none."
+            )
+    return found
+
+
+def trained_sentence(model: GuidedModel, backbone: Backbone, options: TrainingOptions, *, chosen: bool) -> str:
+    """Return in one sentence what a training changes: layers of the backbone, trunk and heads.
+
+    Parameters
+    ----------
+    chosen : whether the user named the layers of the backbone
+    """
+    layers = [f"{name} ({number:,} parameters)" for name, number in unfrozen(model, backbone, options).items()]
+    if layers:
+        of_backbone = f"{', '.join(layers)} of the backbone"
+    elif chosen:
+        of_backbone = "no layer of the backbone"
+    else:
+        of_backbone = (
+            f"no layer of the backbone, as the last block of {backbone.name} is not known (name layers with "
+            "--unfreeze; conceptkit layers lists them)"
+        )
+    widths = " → ".join(map(str, model.trunk_widths))
+    trunk = f"the trunk {widths} ({count(model.trunk):,} parameters)" if widths else "no trunk"
+    return f"Trained: {of_backbone}; {trunk}; a linear head per task."
 
 
 def count(module: nn.Module) -> int:

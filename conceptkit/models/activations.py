@@ -20,7 +20,7 @@ from conceptkit._checks import InputError
 from conceptkit.decoding import Pixels
 from conceptkit.file_matrix import gather
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.inference import Reader, provenance
+from conceptkit.models.inference import Reader, provenance, views_of
 from conceptkit.patches import PatchTable
 from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
 from conceptkit.stores import ActivationStore
@@ -199,6 +199,19 @@ def _check_shape(pixels: Pixels, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"table: patches must have one size, this table has {first} and {other} pixels; cut them to one size first."
         )
+
+
+def token_notes(table: PatchTable, backbone: Backbone, layers: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence for every layer whose class and register tokens were inferred.
+
+    Parameters
+    ----------
+    table : its first patch that can be read gives the size of the images
+    layers : names or aliases
+    """
+    shape = Job(table=table, backbone=backbone, layers=(), options={}, skip_bad=True).shape
+    views = views_of(backbone, list(dict.fromkeys(backbone.layer(layer) for layer in layers)), shape)
+    return tuple(dict.fromkeys(view.note for view in views.values() if view.note))
 
 
 def store_rows(table: PatchTable) -> Rows:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import importlib
 import math
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from conceptkit._checks import InputError, near_names
 from conceptkit.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
+from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
 
 BUNDLED = "mini_inception"
 """The network that comes with the package."""
@@ -32,7 +32,7 @@ SOURCES = ("hf-hub:", "local-dir:")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What a network is given that does not state how it wants its pixels."""
 
-_METADATA_ARGUMENTS: dict[str, Callable[[str], Any]] = {"num_classes": int, "pad_type": str}
+_ARGUMENTS: dict[str, Callable[[str], Any]] = {"num_classes": int, "pad_type": str}
 """Arguments of timm's constructor that a weights file may state in its metadata."""
 
 
@@ -93,6 +93,8 @@ class Backbone:
     marks: tuple[str, ...] = ()
     """What a reader of its results has to know of its training, by name: see
     :data:`conceptkit.models.checkpoints.MARKS`"""
+    notes: tuple[str, ...] = ()
+    """How the weights were found in their file"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""
@@ -256,10 +258,16 @@ def _made(model: str, weights: str | None, seed: int) -> Backbone:
         raise InputError(f"model: {model} gives no network ({type(error).__name__}: {reason}).") from None
     finally:
         sys.path.remove("")
+    notes: tuple[str, ...] = ()
     if weights not in (None, "own", "random"):
-        _fill(module, model, Path(str(weights)), _read_state(_weights_file(Path(str(weights))))[1])
+        path = Path(str(weights))
+        if not path.is_file():
+            raise InputError(
+                f"weights: must be a name that the model knows, random or a file; the file {path} does not exist."
+            )
+        notes = _filled(module, match_weights(read_weights(path)[1], module, model, path), path)
     named = {None: "own", "random": f"random:{seed}"}.get(weights, Path(str(weights)).name)
-    return dataclasses.replace(from_module(module, name=model, weights=named), architecture=model)
+    return dataclasses.replace(from_module(module, name=model, weights=named), architecture=model, notes=notes)
 
 
 def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
@@ -286,7 +294,7 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
         elif weights == "random":
             opened = build(architecture, arguments, seed=seed)
         else:
-            opened = _from_file(architecture, Path(weights))
+            opened = _from_file(architecture, Path(weights), arguments)
     except InputError:
         raise
     except Exception as error:  # network, disk, access, a file that is not there or not timm's
@@ -299,68 +307,63 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
     return dataclasses.replace(opened, name=model, preprocessing=pixels)
 
 
-def _weights_file(path: Path) -> Path:
+def _filled(module: nn.Module, matched: Matched, path: Path) -> tuple[str, ...]:
+    """Put weights into a network that was built elsewhere, with a head for the file's classes; return the notes."""
+    if matched.classes is not None:
+        for name in head_names(module):
+            old: Any = module.get_submodule(name)
+            if isinstance(old, nn.Linear) and old.out_features != matched.classes:
+                new = nn.Linear(old.in_features, matched.classes, bias=old.bias is not None)
+                module.set_submodule(name, new)
+    if not load_weights(module, matched):
+        raise InputError(f"weights: the head in {path} does not fit the network's {', '.join(head_names(module))}.")
+    return matched.notes
+
+
+def _from_file(model: str, path: Path, arguments: Mapping[str, Any] | None = None) -> Backbone:
+    """Open a network of timm's with the weights of a file; the head has the classes that the file has.
+
+    Parameters
+    ----------
+    arguments : for timm's constructor; the file's metadata go before them
+    """
     if not path.is_file():
-        raise InputError(f"weights: must be a name that the model knows, random or a file; there is no file {path}.")
-    return path
-
-
-def _fill(module: nn.Module, model: str, path: Path, state: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"weights: {path} does not fit {model} ({reason} …).") from None
-
-
-def _from_file(model: str, path: Path) -> Backbone:
-    import timm
-
-    if not path.is_file():
-        raise InputError(f"weights: must be imagenet, random or a file, and there is no file {path}.")
-    metadata, state = _read_state(path)
+        raise InputError(f"weights: must be imagenet, random or a file; the file {path} does not exist.")
+    metadata, content = read_weights(path)
     stated = metadata.get("architecture", model)
     if stated.split(".")[0] != model.split(".")[0]:
         raise InputError(f"weights: {path} holds weights of {stated}, the model is {model}.")
     try:
-        arguments = {k: kind(metadata[k]) for k, kind in _METADATA_ARGUMENTS.items() if k in metadata}
+        built_with = {**(arguments or {}), **{k: kind(metadata[k]) for k, kind in _ARGUMENTS.items() if k in metadata}}
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
         Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)  # refused here, where the file is named
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
-    classes = arguments.get("num_classes")
+    classes = built_with.get("num_classes") if "num_classes" in metadata else None
     # Before a network of that size is made:
-    if classes and not any(v.ndim and len(v) == classes for v in state.values()):
+    if classes and not any(v.ndim and len(v) == classes for v in content.values()):
         raise InputError(f"weights: the metadata of {path} names {classes} classes, which no tensor in it has.")
+    module = _built(model, built_with, path)
+    matched = match_weights(content, module, model, path)
+    if not load_weights(module, matched) or matched.classes is None:
+        built_with["num_classes"] = matched.classes or 0
+        module = _built(model, built_with, path)
+        if not load_weights(module, matched):
+            raise InputError(f"weights: the head in {path} does not fit {model}'s {', '.join(head_names(module))}.")
+    opened = _backbone(module, model, path.name, built_with, mean=mean, std=std)
+    return dataclasses.replace(opened, notes=matched.notes)
+
+
+def _built(model: str, arguments: Mapping[str, Any], path: Path) -> nn.Module:
+    import timm
+
     try:
         with torch.random.fork_rng(devices=[]):
-            module = timm.create_model(model, pretrained=False, **arguments)
+            module: nn.Module = timm.create_model(model, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"weights: {model} cannot be built as the metadata of {path} says ({reason}).") from None
-    _fill(module, model, path, state)
-    return _backbone(module, model, path.name, arguments, mean=mean, std=std)
-
-
-def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a state dict and its metadata; nothing in the file is run."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        strange = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-        if strange:
-            raise ValueError(f"no state dict: {strange[0]!r} is no name of a tensor")
-        return {}, state
-    except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
-            reason = "it is no file of weights, or one that would run code; .safetensors, .pt and .pth are read"
-        raise InputError(f"weights: {path} cannot be read ({reason}).") from None
+    return module
 
 
 def _numbers(text: str) -> tuple[float, ...]:

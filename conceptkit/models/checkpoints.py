@@ -116,8 +116,8 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
 
 
 def mark_notes(backbone: Backbone) -> tuple[str, ...]:
-    """Return a sentence for every mark of an opened network; none for a network without."""
-    return tuple(MARKS[name] for name in backbone.marks)
+    """Return a sentence for every mark of an opened network, and how its weights were found in their file."""
+    return (*(MARKS[name] for name in backbone.marks), *backbone.notes)
 
 
 def is_checkpoint(path: str | Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit._checks import InputError
+from conceptkit.models.layouts import measure_views
 
 MAIN = "main"
 """Name of the main task's head."""
@@ -203,25 +204,29 @@ def reading_layers(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[
 
 
 def layer_width(backbone: nn.Module, layer: str, *, size: int) -> int:
-    """Return the channels of a convolutional layer's output, found by passing one empty image (3, size, size).
+    """Return the channels of a layer's output, found by passing images of (3, size, size).
 
     Raises
     ------
     InputError
-        when the output is no map of channels
+        when the output is not a map of channels (n, channels, h, w)
     """
-    shapes: list[Any] = []
+    shapes: list[tuple[int, ...]] = []
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__)
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
 
+    images = torch.zeros(1, 3, size, size)
     handle = backbone.get_submodule(layer).register_forward_hook(hook)
     try:
-        with torch.inference_mode():
-            backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        view = measure_views(backbone, [layer], images)[layer]
     finally:
         handle.remove()
-    if not shapes or not isinstance(shapes[0], tuple) or len(shapes[0]) != 4:
-        got = shapes[0] if shapes else "nothing"
-        raise InputError(f"layer: a task can only be put on a layer of maps (n, channels, h, w); {layer} gives {got}.")
-    return int(shapes[0][1])
+    if len(shapes[0]) != 4 or view.channels != 1:
+        got = "×".join(map(str, shapes[0][1:]))
+        raise InputError(
+            f"layer: a task needs a layer of maps (channels × height × width); {layer} gives {got}, whose "
+            f"{'channels come last' if len(shapes[0]) == 4 else 'form is another'}; leave out @{layer} to put the task "
+            "on the end of the trunk."
+        )
+    return shapes[0][1]

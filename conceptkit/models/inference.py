@@ -17,33 +17,25 @@ from conceptkit._checks import InputError, check_at_least, check_choice
 from conceptkit.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
-from conceptkit.models.pooling import POOLINGS, Tokens
+from conceptkit.models.layouts import Enough, measure_views
+from conceptkit.models.pooling import POOLINGS, View
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Lower precisions that a forward pass may run in."""
 
 
-class _Enough(Exception):  # noqa: N818  # no error: it ends a forward pass whose layers have all been seen
-    """Raised to stop a forward pass after the deepest layer asked for."""
-
-
 @contextlib.contextmanager
-def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, Tensor]) -> Iterator[None]:
+def _taps(
+    module: nn.Module, layers: Sequence[str], pool: str, views: Mapping[str, View], seen: dict[str, Tensor]
+) -> Iterator[None]:
     """Hook ``layers`` so that their pooled outputs land in ``seen`` and the pass stops after the last of them."""
-    pooling, tokens = POOLINGS[pool], Tokens.of(module)
-    channels_last = any(str(getattr(m, "output_fmt", "")).endswith("NHWC") for m in module.modules())
+    pooling = POOLINGS[pool]
 
     def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(own: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise InputError(
-                    f"layer: {layer} returns a {type(output).__name__}, not one tensor; name a layer inside."
-                )
-            if channels_last and output.ndim == 4 and not isinstance(own, nn.Conv2d):
-                output = output.permute(0, 3, 1, 2)  # some transformers keep their maps as (n, h, w, c)
-            seen[layer] = pooling(output, tokens)
+            seen[layer] = pooling(output, views[layer])
             if len(seen) == len(layers):
-                raise _Enough
+                raise Enough
 
         return hook
 
@@ -56,7 +48,12 @@ def _taps(module: nn.Module, layers: Sequence[str], pool: str, seen: dict[str, T
 
 
 def pooled_activations(
-    module: nn.Module, images: Tensor, layers: Sequence[str], *, pool: str = "gap"
+    module: nn.Module,
+    images: Tensor,
+    layers: Sequence[str],
+    *,
+    pool: str = "gap",
+    views: Mapping[str, View] | None = None,
 ) -> dict[str, Tensor]:
     """Run one forward pass up to the deepest of ``layers``.
 
@@ -66,6 +63,7 @@ def pooled_activations(
     images : (n, 3, h, w) normalised
     layers : dotted module names, each once
     pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    views : layer → how it is read, of images of that size; measured when not given
 
     Returns
     -------
@@ -74,14 +72,19 @@ def pooled_activations(
     Raises
     ------
     InputError
-        when a layer did not run, returns no tensor, or cannot be pooled so
+        when a layer did not run, does not return one tensor with a row per image, or cannot be pooled this way
     """
+    if views is None:
+        views = measure_views(module, layers, images)
     seen: dict[str, Tensor] = {}
-    with _taps(module, layers, pool, seen), torch.inference_mode(), contextlib.suppress(_Enough):
+    with _taps(module, layers, pool, views, seen), torch.inference_mode(), contextlib.suppress(Enough):
         module(images)
-    absent = [layer for layer in layers if layer not in seen]
-    if absent:
-        raise InputError(f"layer: {absent[0]} takes no part in the network's forward pass.")
+    for layer, value in seen.items():
+        if len(value) != len(images):
+            raise InputError(
+                f"layer: {layer} returns {len(value)} rows for {len(images)} images, not one per image; name the block "
+                "around it."
+            )
     return {layer: seen[layer].float() for layer in layers}
 
 
@@ -161,6 +164,8 @@ class Reader:
         # On an H200 InceptionV3 in float32 reads 3,936 images a second channels first and 3,345 channels last.
         first = self.device.type == "cuda" and autocast is None
         self._format = torch.contiguous_format if first else torch.channels_last
+        self.views = views_of(backbone, self.layers, shape)
+        """Dotted name → how it is read"""
         noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
         example = self._preprocessing(noise)
         self.widths = {layer: int(value.shape[1]) for layer, value in self._pass(backbone.module, example).items()}
@@ -172,7 +177,7 @@ class Reader:
 
     def _prepared(self, module: nn.Module, example: Tensor) -> nn.Module:
         def run(network: nn.Module, images: Tensor) -> list[Tensor]:
-            return list(pooled_activations(network, images, self.layers, pool=self._pool).values())
+            return list(pooled_activations(network, images, self.layers, pool=self._pool, views=self.views).values())
 
         found = prepared(module, run, example, keep=self.layers, layout=self._format)
         if found is None:
@@ -201,20 +206,49 @@ class Reader:
             yield
 
     def _pass(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        """Run :func:`pooled_activations`, in words a user understands when the network refuses the images' size."""
-        try:
-            return pooled_activations(module, images, self.layers, pool=self._pool)
-        except InputError:
-            raise
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            size = f"{images.shape[-1]}×{images.shape[-2]}"
-            raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
+        """Run :func:`pooled_activations`."""
+        with _refused_size(images):
+            return pooled_activations(module, images, self.layers, pool=self._pool, views=self.views)
+
+
+@contextlib.contextmanager
+def _refused_size(images: Tensor) -> Iterator[None]:
+    """Say in words that a user understands when a network refuses the size of the images."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        size = f"{images.shape[-1]}×{images.shape[-2]}"
+        raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
+
+
+def views_of(backbone: Backbone, layers: Sequence[str], shape: tuple[int, int]) -> dict[str, View]:
+    """Return how each layer of a network is read.
+
+    Parameters
+    ----------
+    layers : dotted names
+    shape : height and width of the patches in pixels
+
+    Raises
+    ------
+    InputError
+        when a layer cannot be read, or the network does not take images of that shape
+    """
+    images = backbone.preprocessing(np.zeros((1, *shape, 3), dtype=np.uint8))
+    with _refused_size(images):
+        return measure_views(backbone.module, layers, images)
 
 
 def check_autocast(autocast: str | None) -> str | None:
     """Return ``autocast`` when it is known."""
     return None if autocast is None else check_choice("autocast", autocast, AUTOCAST)
+
+
+VIEWS = 2
+"""Version of :mod:`conceptkit.models.layouts`: activations of another version may be pooled over other axes."""
 
 
 def provenance(
@@ -227,6 +261,7 @@ def provenance(
         "preprocessing": asdict(backbone.preprocessing),
         "layers": [backbone.layer(layer) for layer in layers],
         "pool": check_choice("pool", pool, POOLINGS),
+        "views": VIEWS,
         "batch_size": batch_size,
         "autocast": check_autocast(autocast),
     }

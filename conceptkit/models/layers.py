@@ -75,11 +75,57 @@ def resolve_layer(module: nn.Module, known: Mapping[str, str], layer: str) -> st
 
 
 def last_block(module: nn.Module, architecture: str) -> str | None:
-    """Return the dotted name of the last block before pooling, where the architecture is known; else ``None``."""
+    """Return the dotted name of the last block before pooling, where the architecture states it; else ``None``.
+
+    timm's networks state their stages in ``feature_info``. The last block is the last one with weights inside the last
+    stage; where that has none (an activation, a normalisation), inside what comes before it.
+    """
     if architecture == "mini_inception":
         return "mixed10"
     known = aliases(module, architecture)
-    return known[list(known)[-1]] if known else None
+    if known:
+        return known[list(known)[-1]]
+    stage = _last_stage(module)
+    return None if stage is None else _last_inside(module, stage)
+
+
+def _last_stage(module: nn.Module) -> str | None:
+    """Return the dotted name of the last stage with weights that a network of timm's states."""
+    info: Any = getattr(module, "feature_info", None)
+    stages = list(getattr(info, "info", info) or ())
+    if not stages:
+        return None
+    stated, names = str(stages[-1]["module"]), [name for name, _ in module.named_modules() if name]
+    if stated not in names:  # timm writes block.3 of stages.3 and blocks.3, and leaves out an outer module
+        first, _, rest = stated.partition(".")
+        others = (f"{first}s.{rest}", f"stages.{rest}", *(n for n in names if n.endswith(f".{stated}")))
+        stated = next((name for name in others if name in names), "")
+    if not stated:
+        return None
+    outer, _, own = stated.rpartition(".")
+    before = [name for name, _ in module.get_submodule(outer).named_children()]
+    candidates = [f"{outer}.{n}" if outer else n for n in before[: before.index(own) + 1]]
+    return next((name for name in reversed(candidates) if has_weights(module.get_submodule(name))), None)
+
+
+def _last_inside(module: nn.Module, name: str) -> str:
+    """Return the dotted name of the last block of a stage: a list of blocks, or a module that holds one."""
+    own: Any = module.get_submodule(name)
+    lists = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    for held in ("blocks", "transformer_encoder"):
+        if isinstance(blocks := getattr(own, held, None), lists) and has_weights(blocks):
+            return _last_inside(module, f"{name}.{held}")
+    if not isinstance(own, lists) and not type(own).__name__.endswith("Stage"):
+        return name
+    last = next(child for child, part in reversed(list(own.named_children())) if has_weights(part))
+    if not any(True for _ in own.get_submodule(last).children()):  # a convolution: the list is the block itself
+        return name
+    return _last_inside(module, f"{name}.{last}")
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module has weights beside those of normalisations, which hold one number per channel."""
+    return any(p.ndim > 1 for p in module.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,79 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptkit._checks import InputError
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What a transformer puts before its patch tokens."""
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How the output of one layer is read; :func:`conceptkit.models.layouts.measure_views` finds it."""
 
+    channels: int | None = None
+    """Axis of the channels; ``None`` for one row per image, (n, d) or (n,), and where it is not clear"""
     prefix: int = 0
     """Class and register tokens, all before the patch tokens"""
     has_class: bool = False
-    """Whether the first of them is a class token"""
-    patches: int | None = None
-    """Patch tokens, where the network states their number: a layer that returns just as many has no prefix"""
+    """Whether the first of them is the class token"""
+    unclear: str = ""
+    """Why positions and channels cannot be told apart; only ``flatten`` can read such a layer"""
+    note: str = ""
+    """What was inferred, for the reader of the results"""
 
-    @classmethod
-    def of(cls, module: nn.Module) -> Tokens:
-        """Return what a network states, itself or one inside it (a guided network's backbone)."""
-        owner: Any = next((m for m in module.modules() if getattr(m, "num_prefix_tokens", None) is not None), None)
-        if owner is None:
-            return cls()
-        patches = getattr(getattr(owner, "patch_embed", None), "num_patches", None)
-        return cls(int(owner.num_prefix_tokens), getattr(owner, "cls_token", None) is not None, patches)
+    def channels_first(self, x: Tensor) -> Tensor:
+        """Return maps as (n, c, …), a view; tokens (n, t, c) stay as they are."""
+        return x if self.channels is None or x.ndim < 4 else x.movedim(self.channels, 1)
 
-    def before(self, x: Tensor) -> int:
-        """Return how many tokens of ``x`` (n, t, c) stand before the patch tokens."""
-        return 0 if x.shape[1] == self.patches else self.prefix
-
-
-def _gap(x: Tensor, tokens: Tokens) -> Tensor:
-    """Mean over positions of maps (n, c, h, w), or over patch tokens (n, t, c)."""
-    if x.ndim == 4:
-        return x.mean((2, 3))
-    return _tokens(x, tokens) if x.ndim == 3 else x.clone()
+    def patches(self, x: Tensor) -> Tensor:
+        """Return what ``gap`` and ``max`` pool: (n, c, …) of maps, (n, c, t) of tokens; a view."""
+        if self.channels is None:
+            raise InputError(f"layer: {self.unclear}.")
+        return x.movedim(self.channels, 1)[..., self.prefix :] if x.ndim == 3 else x.movedim(self.channels, 1)
 
 
-def _max(x: Tensor, tokens: Tokens) -> Tensor:
-    """Maximum over positions of maps (n, c, h, w), or over patch tokens (n, t, c)."""
-    if x.ndim == 4:
-        return x.amax((2, 3))
-    return x[:, tokens.before(x) :].amax(1) if x.ndim == 3 else x.clone()
+def _gap(x: Tensor, view: View) -> Tensor:
+    """Mean over positions of maps, or over patch tokens."""
+    if x.ndim <= 2:
+        return _row(x)
+    patches = view.patches(x)
+    return patches.mean(tuple(range(2, x.ndim)))
 
 
-def _flatten(x: Tensor, tokens: Tokens) -> Tensor:
+def _max(x: Tensor, view: View) -> Tensor:
+    """Maximum over positions of maps, or over patch tokens."""
+    if x.ndim <= 2:
+        return _row(x)
+    patches = view.patches(x)
+    return patches.amax(tuple(range(2, x.ndim)))
+
+
+def _flatten(x: Tensor, view: View) -> Tensor:
     """Every value of the layer, in one row."""
-    return x.flatten(1).clone()  # a copy, as a later layer may work in place
+    return view.channels_first(x).flatten(1).clone() if x.ndim > 1 else _row(x)
 
 
-def _cls(x: Tensor, tokens: Tokens) -> Tensor:
+def _cls(x: Tensor, view: View) -> Tensor:
     """The class token of (n, t, c)."""
-    if x.ndim != 3 or not tokens.has_class or not tokens.before(x):
+    if view.unclear:
+        raise InputError(f"layer: {view.unclear}.")
+    if x.ndim != 3 or not view.has_class:
         raise InputError(f"pool: cls needs a class token, the layer gives {shape_text(x)} without one.")
-    return x[:, 0].clone()
+    return x.select(1 if view.channels == 2 else 2, 0).clone()
 
 
-def _tokens(x: Tensor, tokens: Tokens) -> Tensor:
+def _tokens(x: Tensor, view: View) -> Tensor:
     """Mean over the patch tokens of (n, t, c), class and register tokens left out."""
     if x.ndim != 3:
         raise InputError(f"pool: tokens needs (n, tokens, width), the layer gives {shape_text(x)}.")
-    return x[:, tokens.before(x) :].mean(1)
+    return _gap(x, view)
 
 
-POOLINGS: Mapping[str, Callable[[Tensor, Tokens], Tensor]] = {
+def _row(x: Tensor) -> Tensor:
+    """Return (n, d) of (n, d) or (n,), copied, as a later layer may work in place."""
+    return x.clone().view(len(x), -1)
+
+
+POOLINGS: Mapping[str, Callable[[Tensor, View], Tensor]] = {
     "gap": _gap,
     "max": _max,
     "flatten": _flatten,
     "cls": _cls,
     "tokens": _tokens,
 }
-"""Pooling → function from a layer's output and what stands before its patch tokens to (n, d)."""
+"""Pooling → function from a layer's output and the view of it to (n, d)."""
 
 
 def shape_text(x: Tensor) -> str:

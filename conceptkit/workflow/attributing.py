@@ -108,7 +108,7 @@ def run_attribute(
     from conceptkit.attribution.analysis import LEAST_REFITS, analyse
     from conceptkit.attribution.outputs import choose_outputs
     from conceptkit.attribution.sensitivity import METHODS, check_layer, pooled_gradients
-    from conceptkit.models.activations import read_activations
+    from conceptkit.models.activations import read_activations, token_notes
     from conceptkit.models.checkpoints import is_checkpoint, mark_notes, open_model
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.models.pooling import POOLINGS
@@ -148,7 +148,7 @@ def run_attribute(
     named = _among(labels, among, meant.label)
 
     backbone = open_model(meant.model, meant.weights, seed=seed)
-    notes = [*mark_notes(backbone), *notes]
+    notes = [*mark_notes(backbone), *token_notes(data, backbone, layers), *notes]
     images = _Images(data, backbone, where, batch_size)
     few = images.of(rows[:2])
     with ieee_float32():
@@ -427,7 +427,7 @@ def _moved(
     if len(rows) > MOVED_IMAGES:
         rows = np.sort(np.random.default_rng([seed, 4]).choice(rows, MOVED_IMAGES, replace=False))
     batches = list(images.batches(rows))
-    layout = Layout(backbone.module, dotted, pool=pool)
+    layout = Layout(backbone.module, dotted, batches[0], pool=pool)
     look = watch_outputs(backbone.module, outputs)
     for column, name in enumerate(fitted.classes):
         yield Moved(

@@ -74,7 +74,7 @@ def extract(
     refresh : begin anew when the store is of another network, table or preprocessing, or broken
     engine : ``local``, or ``dask`` for the workers of a Dask cluster
     scheduler : the Dask scheduler's address
-    tell : told in a sentence how large the store will be, before it is created
+    tell : receives sentences: how large the store will be, before it is created, and notes on the network
     progress : told of the work
 
     Raises
@@ -83,7 +83,8 @@ def extract(
         when something that was given cannot be used, an image cannot be read, or the disk is full; rows that were
         finished before are kept
     """
-    from conceptkit.models.activations import Job, cached_store, fill, store_rows
+    from conceptkit.models.activations import Job, cached_store, fill, store_rows, token_notes
+    from conceptkit.models.checkpoints import mark_notes
     from conceptkit.models.inference import provenance
     from conceptkit.workflow import sharding
     from conceptkit.workflow.cluster import computed_on_cluster
@@ -97,6 +98,9 @@ def extract(
     if verify:
         forget_files()
     backbone = as_backbone(model, weights, seed)
+    if tell is not None:
+        for note in (*mark_notes(backbone), *token_notes(table, backbone, layers)):
+            tell(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
     path = cached_store(cache_folder(), {**made_with, "dtype": dtype}, table) if store is None else Path(store)

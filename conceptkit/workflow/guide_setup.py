@@ -45,6 +45,8 @@ class Setup:
     """The guided network whose training goes on"""
     training: TrainingOptions
     notes: list[str]
+    trains: str
+    """In one sentence, what is trained"""
 
 
 def read_wishes(encourage: Sequence[str] | None, discourage: Sequence[str] | None) -> list[Wish]:
@@ -90,6 +92,7 @@ def set_up(
     """
     from conceptkit.guide.building import build_model
     from conceptkit.guide.options import TrainingOptions
+    from conceptkit.guide.outline import trained_sentence
     from conceptkit.guide.plan import concept_task, make_plan
     from conceptkit.guide.prefix import frozen_layers
     from conceptkit.guide.recipes import recipe_options
@@ -141,7 +144,7 @@ def set_up(
         if name not in known:
             raise InputError(f"weighting: there is no task {name!r}; {near_names(name, known)}.")
     if not training.unfreeze and "unfreeze" not in given:
-        notes.append(f"The last block of {meant.model} is not known by name: only trunk and heads were trained.")
+        notes.append(f"The last block of {meant.model} is not known: no layer of the backbone was trained.")
     if recipe != "ours":
         stated = ", ".join(f"{k} {_shown(v)}" for k, v in set_by_recipe.items())
         notes.append(f"Recipe {recipe} set: {stated}.")
@@ -150,14 +153,16 @@ def set_up(
             f"epochs {training.epochs} end no later than the schedule of {training.warmup} epochs (warmup): the last "
             "state is kept whatever its validation loss, and the discouragement never reached its strength."
         )
-    frozen = frozen_layers(build_model(backbone, _once_each(tasks), training, seed=0, origin=origin))
+    network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
+    trains = trained_sentence(network, backbone, training, chosen="unfreeze" in given)
+    frozen = frozen_layers(network)
     for task in tasks:
         if task.layer is not None and backbone.layer(task.layer) in frozen:
             raise InputError(
                 f"{'discourage' if task.adversarial else 'encourage'}: {task.name}@{task.layer} lies before every "
                 f"layer that is trained, so that nothing would change; unfreeze {task.layer} or a layer before it."
             )
-    return Setup(plan, tasks, kept, backbone, origin, training, notes)
+    return Setup(plan, tasks, kept, backbone, origin, training, notes, trains)
 
 
 def _check_finite(data: PatchTable, tasks: Sequence[Task], rows: NDArray[np.intp]) -> None:

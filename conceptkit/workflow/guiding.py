@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def run_guide(
     transductive: bool = False,
     allow_leakage: bool = False,
     out: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> GuideRecord:
     """Train a baseline and a guided network alike, and measure what guiding changed.
@@ -79,6 +80,7 @@ def run_guide(
     allow_leakage : whether groups may have rows in several splits
     out : run folder; ``None`` for the next free ``runs/guide-NNN``, which several machines cannot find together. A
         folder that a killed run left is gone on with
+    tell : receives the sentence that says what will be trained, before the training
     progress : told of the work
 
     Raises
@@ -103,6 +105,8 @@ def run_guide(
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
     data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage), progress=progress)
     setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
+    if tell is not None:
+        tell(setup.trains)
     plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
     check_processes(setup.training, tasks, engine)
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
@@ -231,7 +235,7 @@ def outline_guide(
         where :func:`run_guide` would
     """
     from conceptkit.guide.building import build_model
-    from conceptkit.guide.outline import Outline, branches, count, trained_parameters
+    from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
     from conceptkit.pathology.disturbances import disturbed
 
     meant, data = open_study(study, table, model, weights, group, categorical)
@@ -240,19 +244,19 @@ def outline_guide(
     setup = set_up(meant, data, wishes, recipe, options, (0,), transductive=transductive, allow_leakage=allow_leakage)
     network = build_model(setup.backbone, setup.tasks, setup.training, seed=0)
     numbers = trained_parameters(network, setup.training)
-    layers = {name: setup.backbone.layer(name) for name in setup.training.unfreeze}
     return Outline(
         study=meant.name,
         model=setup.backbone.name,
         recipe=recipe,
         settings=dataclasses.asdict(setup.training),
-        unfrozen={name: count(network.backbone.get_submodule(layer)) for name, layer in layers.items()},
+        unfrozen=unfrozen(network, setup.backbone, setup.training),
         trunk=network.trunk_widths,
         branches=branches(network),
         trainable_before_heads=numbers["before_heads"],
         trainable_heads=numbers["heads"],
         trainable_loss_weights=numbers["loss_weights"],
         rows={name: len(rows) for name, rows in setup.plan.rows.items()},
+        trains=setup.trains,
         notes=(*setup.notes, *([latent.note()] if latent else [])),
     )
 
