@@ -78,7 +78,7 @@ class Drawing:
     """Whether coordinates count from the corner of the scanned area, as QuPath's do, not from that of level 0."""
 
 
-class _Unreadable(ValueError):
+class _ContentError(ValueError):
     """What is wrong with the content of a file, as part of a sentence."""
 
 
@@ -122,7 +122,7 @@ def read_drawing(path: Path) -> Drawing:
 
 def _refusal(path: Path, error: Exception, *, in_xml: bool) -> str:
     """Return the sentence for a file that cannot be read, without Python's own words."""
-    if isinstance(error, _Unreadable):
+    if isinstance(error, _ContentError):
         reason = str(error)
     elif isinstance(error, json.JSONDecodeError):
         reason = f"JSON is broken at line {error.lineno}, column {error.colno}"
@@ -146,7 +146,7 @@ def _xml(content: bytes) -> tuple[Iterator[Drawn | str], bool]:
         return _asap(root), False
     if root.tag == "Annotations":
         return _imagescope(root), False
-    raise _Unreadable(f"its root is {root.tag!r}, not ASAP_Annotations or Annotations")
+    raise _ContentError(f"its root is {root.tag!r}, not ASAP_Annotations or Annotations")
 
 
 def _json(content: bytes) -> tuple[Iterator[Drawn | str], bool]:
@@ -167,7 +167,7 @@ def _asap(root: ElementTree.Element) -> Iterator[Drawn | str]:
             yield _ASAP_SKIPPED[kind]
             continue
         if kind not in ("Polygon", "Spline", "Rectangle"):
-            raise _Unreadable(f"annotation {name!r} is of the unknown type {kind!r}")
+            raise _ContentError(f"annotation {name!r} is of the unknown type {kind!r}")
         found = sorted(drawn.iter("Coordinate"), key=lambda c: float(c.get("Order", "0")))
         points = _vertices(found, name)
         rings = [_corners(points) if kind == "Rectangle" and len(points) == 2 else points]
@@ -214,7 +214,7 @@ def _imagescope(root: ElementTree.Element) -> Iterator[Drawn | str]:
 def _texts(attributes: ElementTree.Element | None) -> list[str]:
     """Return what a layer's attributes say: the description, or an attribute that is named after the class."""
     found = [] if attributes is None else list(attributes.iter("Attribute"))
-    return [a.get("Value") or ("" if a.get("Name") == "Description" else a.get("Name", "")) for a in found]
+    return [a.get("Value", "") or a.get("Name", "").replace("Description", "") for a in found]
 
 
 def _region(region: ElementTree.Element, name: str) -> Points | str:
@@ -222,7 +222,7 @@ def _region(region: ElementTree.Element, name: str) -> Points | str:
     stated = region.get("Type", "0")
     kind = _REGION_KINDS.get(stated.lower())
     if kind is None:
-        raise _Unreadable(f"{name} is of the unknown type {stated!r}")
+        raise _ContentError(f"{name} is of the unknown type {stated!r}")
     if kind in (_LINES, _POINTS):
         return kind
     points = _vertices([*region.iter("Vertex"), *region.iter("V")], name)
@@ -276,7 +276,7 @@ def _features(node: Any) -> Iterator[dict[str, Any]]:
         for part in node:
             yield from _features(part)
     elif not isinstance(node, dict):
-        raise _Unreadable(f"it holds {json.dumps(node)[:40]} where a feature or geometry is expected")
+        raise _ContentError(f"it holds {json.dumps(node)[:40]} where a feature or geometry is expected")
     elif "features" in node:
         yield from _features(node["features"])
     elif "geometry" in node or node.get("type") == "Feature":
@@ -289,13 +289,13 @@ def _derived(given: Any) -> tuple[str, ...]:
     """Return a class of QuPath and those it derives from: ``Tumor: Positive``, ``Tumor``."""
     if isinstance(given, dict) and given:
         if not {"names", "name"} & set(given):
-            raise _Unreadable(f"the classification {json.dumps(given)[:60]} has neither name nor names")
+            raise _ContentError(f"the classification {json.dumps(given)[:60]} has neither name nor names")
         given = given.get("names") or given.get("name")
     if not given:
         return ("",)
     names = given.split(": ") if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _Unreadable(f"the classification {json.dumps(given)[:60]} is neither a name nor a list of names")
+        raise _ContentError(f"the classification {json.dumps(given)[:60]} is neither a name nor a list of names")
     names = [name.strip() for name in names]
     return tuple(": ".join(names[:end]) for end in range(len(names), 0, -1))
 
@@ -310,9 +310,9 @@ def _shapes(geometry: Any, name: str, classes: tuple[str, ...]) -> Iterator[Draw
         return
     parts = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates") if kind else None
     if kind not in ("Polygon", "MultiPolygon", "GeometryCollection"):
-        raise _Unreadable(f"{name!r} has a geometry of the unknown type {json.dumps(kind)[:40]}")
+        raise _ContentError(f"{name!r} has a geometry of the unknown type {json.dumps(kind)[:40]}")
     if not isinstance(parts, list):
-        raise _Unreadable(f"the {kind} of {name!r} has no list of coordinates or geometries")
+        raise _ContentError(f"the {kind} of {name!r} has no list of coordinates or geometries")
     if not parts:
         yield _EMPTY
     elif kind == "GeometryCollection":
@@ -331,9 +331,9 @@ def _points(coordinates: Any, name: str) -> Points:
     try:
         points = np.array([(float(p[0]), float(p[1])) for p in coordinates], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, LookupError, OverflowError):
-        raise _Unreadable(f"polygon {name!r} has coordinates that are not pairs of numbers") from None
+        raise _ContentError(f"polygon {name!r} has coordinates that are not pairs of numbers") from None
     if not np.isfinite(points).all():
-        raise _Unreadable(f"polygon {name!r} has a coordinate that is not a finite number")
+        raise _ContentError(f"polygon {name!r} has a coordinate that is not a finite number")
     if len(points) == 0:
         return points
     keep = (points != np.roll(points, 1, axis=0)).any(axis=1)

@@ -153,7 +153,7 @@ def _check_ring(points: Points, name: str, path: Path) -> None:
 
 def _contains(polygon: Polygon, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which points of a grid lie inside a polygon and outside its inner rings, (len(ys), len(xs))."""
-    inside = _winding(polygon.points, xs, ys) % 2 == 1
+    inside = np.asarray(_winding(polygon.points, xs, ys) % 2 == 1)
     for ring in polygon.inner:
         if inside.any():
             inside &= _winding(ring, xs, ys) % 2 == 0

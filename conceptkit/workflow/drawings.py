@@ -149,14 +149,16 @@ def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
         total.update(entry.skipped)
     if total:
         kinds = ", ".join(f"{kind} ({number})" for kind, number in total.items())
-        yield f"Skipped in annotations: {kinds}, in {_few([path.name for path, entry in read.items() if entry.skipped])}."
+        files = _few([path.name for path, entry in read.items() if entry.skipped])
+        yield f"Skipped in annotations: {kinds}, in {files}."
 
 
 def _shift_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
     """Say for which slides the corner of the scanned area was added to coordinates, and for which it was not."""
     from conceptkit.pathology.slides import bounds, open_slide
 
-    moved, kept = [], []
+    moved: list[str] = []
+    kept: list[str] = []
     for slide, path in drawn.items():
         if path is None or path not in read:
             continue
@@ -201,7 +203,7 @@ def label_warnings(
             f"their tiles have no label.{more}"
         )
     most = dict(table.groupby("group")["tumor_share"].max()) if "tumor_share" in table else {}
-    beside = [p.name for slide, p in drawn.items() if p in read and read[p].areas and most.get(slide.stem) == 0]
+    beside = [p.name for slide, p in drawn.items() if p and p in read and read[p].areas and most.get(slide.stem) == 0]
     if beside:
         yield (
             f"No tile of tissue lies in the annotated areas of {_few(beside)}: all tiles there are labelled normal; "
