@@ -514,6 +514,9 @@ def test_annotations_of_another_slide_are_refused_and_those_on_glass_named(off_o
     tiled = run_tile([off_origin], out=tmp_path / "t.csv", size=128, annotations=drawn)
     assert labels(tiled) == {"normal": 24}
     assert any("No tile of tissue lies in the annotated areas of case.geojson" in text for text in tiled.warnings)
+    path.write_text(json.dumps([polygon(square(0, 0, 500)), polygon(square(90_000, 90_000, 500))]))
+    tiled = run_tile([off_origin], out=tmp_path / "t.csv", size=128, annotations=drawn)
+    assert "Annotated areas outside the scanned area of their slide: 1 of 2 in case.geojson." in tiled.notes
     path.write_text(json.dumps(collection()))  # control: nothing drawn is no contradiction
     assert run_tile([off_origin], out=tmp_path / "t.csv", size=128, annotations=drawn).warnings == ()
 

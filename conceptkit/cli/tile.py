@@ -31,7 +31,7 @@ def tile(
     tumor: Annotated[float, typer.Option("--tumor", help="Least annotated share of a tile labelled tumor.")] = 0.5,
     tumor_class: Annotated[
         list[str] | None,
-        typer.Option("--tumor-class", help="Annotated classes that are tumor, comma-separated; all but holes."),
+        typer.Option("--tumor-class", help="Annotated classes that count as tumor, comma-separated; all by default."),
     ] = None,
     shift_geojson: Annotated[
         bool,

@@ -167,7 +167,7 @@ def _asap(root: ElementTree.Element) -> Iterator[Drawn | str]:
             yield _ASAP_SKIPPED[kind]
             continue
         if kind not in ("Polygon", "Spline", "Rectangle"):
-            raise _ContentError(f"annotation {name!r} is of the unknown type {kind!r}")
+            raise _ContentError(f"annotation {name!r} is of the unknown type {kind!r}; draw it as a polygon")
         found = sorted(drawn.iter("Coordinate"), key=lambda c: float(c.get("Order", "0")))
         points = _vertices(found, name)
         rings = [_corners(points) if kind == "Rectangle" and len(points) == 2 else points]
@@ -222,7 +222,7 @@ def _region(region: ElementTree.Element, name: str) -> Points | str:
     stated = region.get("Type", "0")
     kind = _REGION_KINDS.get(stated.lower())
     if kind is None:
-        raise _ContentError(f"{name} is of the unknown type {stated!r}")
+        raise _ContentError(f"{name} is of the unknown type {stated!r}; draw it as a polygon")
     if kind in (_LINES, _POINTS):
         return kind
     points = _vertices([*region.iter("Vertex"), *region.iter("V")], name)
@@ -310,7 +310,10 @@ def _shapes(geometry: Any, name: str, classes: tuple[str, ...]) -> Iterator[Draw
         return
     parts = geometry.get("geometries" if kind == "GeometryCollection" else "coordinates") if kind else None
     if kind not in ("Polygon", "MultiPolygon", "GeometryCollection"):
-        raise _ContentError(f"{name!r} has a geometry of the unknown type {json.dumps(kind)[:40]}")
+        raise _ContentError(
+            f"{name!r} has a geometry of the unknown type {json.dumps(kind)[:40]}; polygons, collections, points and "
+            "lines are known"
+        )
     if not isinstance(parts, list):
         raise _ContentError(f"the {kind} of {name!r} has no list of coordinates or geometries")
     if not parts:

@@ -45,11 +45,10 @@ class Annotations:
         polygons = (*self.areas, *self.holes)
         if not self.areas:
             return out
-        low = np.stack([polygon.points.min(axis=0) for polygon in polygons])
-        high = np.stack([polygon.points.max(axis=0) for polygon in polygons])
+        reach = extents(polygons)
         grid = (np.arange(samples) + 0.5) / samples
         for k, (x0, y0, x1, y1) in enumerate(boxes):
-            near = np.flatnonzero((low < (x1, y1)).all(axis=1) & (high > (x0, y0)).all(axis=1))
+            near = np.flatnonzero(touches(reach, (x0, y0, x1, y1)))
             xs, ys = x0 + grid * (x1 - x0), y0 + grid * (y1 - y0)
             inside = np.zeros((samples, samples), dtype=np.bool_)
             taken = np.zeros_like(inside)
@@ -69,12 +68,16 @@ class Annotations:
             self, areas=tuple(map(move, self.areas)), holes=tuple(map(move, self.holes)), cropped=False
         )
 
-    def touches(self, box: tuple[float, float, float, float]) -> bool:
-        """Tell whether any area reaches into a box: left, top, right, bottom."""
-        x0, y0, x1, y1 = box
-        return any(
-            (p.points.min(axis=0) < (x1, y1)).all() and (p.points.max(axis=0) > (x0, y0)).all() for p in self.areas
-        )
+
+def extents(polygons: Sequence[Polygon]) -> NDArray[np.float64]:
+    """Return left, top, right and bottom of polygons, (n, 4)."""
+    return np.array([[*p.points.min(axis=0), *p.points.max(axis=0)] for p in polygons]).reshape(-1, 4)
+
+
+def touches(boxes: NDArray[np.float64], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+    """Return which boxes (n, 4) overlap one box: left, top, right, bottom."""
+    (left, top, right, bottom), (x0, y0, x1, y1) = boxes.T, box
+    return np.asarray((left < x1) & (top < y1) & (right > x0) & (bottom > y0))
 
 
 def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
-from conceptkit.pathology.annotations import Annotations, read_annotations
+from conceptkit.pathology.annotations import Annotations, extents, read_annotations, touches
 from conceptkit.pathology.slides import Pixels, Slide, bounds, open_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
 
@@ -131,11 +131,11 @@ def _placed(drawn: Annotations, slide: Slide, file: Path | None, *, shift: bool)
     x, y, width, height = bounds(slide)
     if shift and drawn.cropped:
         drawn = drawn.moved(x, y)
-    if drawn.areas and not drawn.touches((x, y, x + width, y + height)):
+    if drawn.areas and not touches(extents(drawn.areas), (x, y, x + width, y + height)).any():
         raise InputError(
             f"annotations: everything in {file} lies outside the scanned area of {slide.path} (x from {x} to "
             f"{x + width}, y from {y} to {y + height}); check that it belongs to this slide, is in pixels of level 0, "
-            "and for GeoJSON whether it is shifted by that corner (--shift-geojson)."
+            "and, for GeoJSON, whether it is shifted by that corner (--shift-geojson)."
         )
     return drawn
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from conceptkit._checks import InputError, near_names
 
 if TYPE_CHECKING:
@@ -85,8 +88,8 @@ class Summary:
 
     classes: tuple[str, ...]
     """Classes that count when none is named."""
-    areas: int
-    """Polygons that count."""
+    areas: NDArray[np.float64]
+    """(n, 4) left, top, right and bottom of the polygons that count, as in the file."""
     skipped: Mapping[str, int]
     cropped: bool
 
@@ -94,7 +97,7 @@ class Summary:
 def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
     """Return annotation file → summary; without files that cannot be read, whose slides are skipped with the reason."""
     from conceptkit.pathology.annotation_files import read_drawing
-    from conceptkit.pathology.annotations import classes_in, select
+    from conceptkit.pathology.annotations import classes_in, extents, select
 
     found = {}
     for path in drawn.values():
@@ -104,7 +107,7 @@ def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
             drawing = read_drawing(path)
         except InputError:
             continue
-        areas = len(select(drawing, classes).areas)
+        areas = extents(select(drawing, classes).areas)
         found[path] = Summary(classes_in(drawing), areas, drawing.skipped, drawing.cropped)
     return found
 
@@ -124,7 +127,7 @@ def annotation_notes(
     return [
         *_class_notes(read, tiling.classes),
         *_skipped_notes(read),
-        *_shift_notes(drawn, read, shift=tiling.shift_geojson),
+        *_place_notes(drawn, read, shift=tiling.shift_geojson),
         *_second_notes(drawn, Path(folder)),
     ]
 
@@ -136,7 +139,7 @@ def _class_notes(read: Mapping[Path, Summary], wanted: tuple[str, ...]) -> Itera
         if len(names) > 1:
             yield f"All of these classes were counted as tumor: {', '.join(names)}; --tumor-class names those that are."
         return
-    without = [path.name for path, entry in read.items() if not entry.areas]
+    without = [path.name for path, entry in read.items() if not len(entry.areas)]
     if names and len(without) == len(read):
         raise InputError(f"tumor-class: no annotation is of {', '.join(wanted)}; {near_names(wanted[0], names)}.")
     if without:
@@ -153,30 +156,39 @@ def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
         yield f"Skipped in annotations: {kinds}, in {files}."
 
 
-def _shift_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
-    """Say for which slides the corner of the scanned area was added to coordinates, and for which it was not."""
+def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
+    """Say where the corner of the scanned area was added to coordinates, where not, and which areas lie outside it."""
+    from conceptkit.pathology.annotations import touches
     from conceptkit.pathology.slides import bounds, open_slide
 
     moved: list[str] = []
     kept: list[str] = []
+    beyond: list[str] = []
     for slide, path in drawn.items():
         if path is None or path not in read:
             continue
         try:
             with open_slide(slide) as opened:
-                x, y, *_ = bounds(opened)
+                x, y, width, height = bounds(opened)
         except InputError:
             continue  # listed with the reason
+        entry = read[path]
+        moves = shift and entry.cropped
         if (x, y) != (0, 0):
-            (moved if shift and read[path].cropped else kept).append(f"{path.name} by {x}, {y}")
+            (moved if moves else kept).append(f"{path.name} by {x}, {y}" if moves else path.name)
+        areas = entry.areas + (np.array([x, y, x, y]) if moves else 0)
+        outside = int((~touches(areas, (x, y, x + width, y + height))).sum())
+        if outside:
+            beyond.append(f"{outside} of {len(areas)} in {path.name}")
     if moved:
         yield (
             f"Shifted by the corner of the scanned area, as QuPath counts from there: {_few(moved)}; "
             "--no-shift-geojson switches this off."
         )
     if kept:
-        files = _few([entry.rsplit(" by ", 1)[0] for entry in kept])
-        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {files}."
+        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {_few(kept)}."
+    if beyond:
+        yield f"Annotated areas outside the scanned area of their slide: {_few(beyond)}."
 
 
 def _second_notes(drawn: Drawn, folder: Path) -> Iterator[str]:
@@ -203,7 +215,9 @@ def label_warnings(
             f"their tiles have no label.{more}"
         )
     most = dict(table.groupby("group")["tumor_share"].max()) if "tumor_share" in table else {}
-    beside = [p.name for slide, p in drawn.items() if p and p in read and read[p].areas and most.get(slide.stem) == 0]
+    beside = [
+        p.name for slide, p in drawn.items() if p and p in read and len(read[p].areas) and most.get(slide.stem) == 0
+    ]
     if beside:
         yield (
             f"No tile of tissue lies in the annotated areas of {_few(beside)}: all tiles there are labelled normal; "
