@@ -386,6 +386,7 @@ def test_imagescope_regions(write):
                     ("0", 1, square(0, 0, 50)),
                     ("3", 0, [(0, 0), (9, 9)]),
                     ("0", 0, [(5, 5)]),
+                    ("7", 0, [(5, 5), (6, 6)]),  # an unknown type that encloses nothing
                 ],
             ),
             ('Name=""', "Stroma", [("1", 0, [(100, 0), (200, 100)])]),
@@ -396,7 +397,7 @@ def test_imagescope_regions(write):
     assert shares(path, classes=("tumor",)) == [0.75, 0]
     assert shares(path, classes=("stroma",)) == [0, 1]
     assert classes_in(path) == ("Tumor", "Stroma")
-    assert dict(read_drawing(path).skipped) == {"lines": 1, "polygons of fewer than 3 points": 1}
+    assert dict(read_drawing(path).skipped) == {"lines": 1, "polygons of fewer than 3 points": 2}
     assert not read_drawing(path).cropped
 
 

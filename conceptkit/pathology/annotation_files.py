@@ -41,7 +41,7 @@ _QUPATH_SKIPPED = {"cell": "cells", "tma_core": "TMA cores", "root": "root objec
 }
 _ASAP_SKIPPED = {"Dot": _POINTS, "PointSet": _POINTS, "Measurement": _LINES}
 _REGION_KINDS = {
-    **{"0": "polygon", "1": "rectangle", "2": "ellipse", "3": _LINES, "4": _LINES, "5": _POINTS},
+    **{"0": "polygon", "1": "rectangle", "2": "ellipse", "3": _LINES},
     **{"polygon": "polygon", "rectangle": "rectangle", "ellipse": "ellipse", "ruler": _LINES, "pin": _POINTS},
 }
 """Types of a region: numbers in ImageScope, names in HALO."""
@@ -220,14 +220,14 @@ def _texts(attributes: ElementTree.Element | None) -> list[str]:
 def _region(region: ElementTree.Element, name: str) -> Points | str:
     """Return the outline of a region, or what it is when it encloses no area."""
     stated = region.get("Type", "0")
-    kind = _REGION_KINDS.get(stated.lower())
-    if kind is None:
-        raise _ContentError(f"{name} is of the unknown type {stated!r}; draw it as a polygon")
+    kind = _REGION_KINDS.get(stated.lower(), "")
     if kind in (_LINES, _POINTS):
         return kind
     points = _vertices([*region.iter("Vertex"), *region.iter("V")], name)
-    if len(points) < (3 if kind == "polygon" else 2):
-        return _FEW
+    if len(points) < (2 if kind in ("rectangle", "ellipse") else 3):
+        return _FEW  # whatever its type, it encloses no area
+    if not kind:
+        raise _ContentError(f"{name} is of the unknown type {stated!r}; draw it as a polygon")
     if kind == "rectangle" and len(points) == 2:
         return _corners(points)
     if kind == "ellipse" and len(points) <= 4:
