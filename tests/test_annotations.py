@@ -126,6 +126,7 @@ def test_geojson_of_every_shape(write, content, expected, skipped):
         (polygon([[0], [1], [2]]), "not pairs of numbers"),
         (polygon([[0, 0], [1, None], [2, 2]]), "not pairs of numbers"),
         (polygon([[0, 0], [1, float("nan")], [2, 2]]), "not a finite number"),
+        (polygon([[0, 0], [1e308, -1e308], [-1e308, 2]]), "not a finite number below 2^31"),
         ({"type": "Polygon"}, "no list of coordinates"),
         (feature(polygon(LEFT), 3), "classification 3 is neither"),
         (feature(polygon(LEFT), {"names": [1]}), "neither a name nor a list"),

@@ -25,6 +25,9 @@ CAMELYON_HOLE = "Exclusion"
 
 Points = NDArray[np.float64]
 
+_LARGEST = 2.0**31
+"""No slide has as many pixels along a side."""
+
 _EMPTY = "empty geometries"
 _FEW = "polygons of fewer than 3 points"
 _POINTS = "points"
@@ -45,6 +48,13 @@ _REGION_KINDS = {
     **{"polygon": "polygon", "rectangle": "rectangle", "ellipse": "ellipse", "ruler": _LINES, "pin": _POINTS},
 }
 """Types of a region: numbers in ImageScope, names in HALO."""
+
+
+_BROKEN = (
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    *(OSError, EOFError, zlib.error, ElementTree.ParseError),
+)
+"""What reading a file of another structure, or a damaged one, ends in."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +115,8 @@ def read_drawing(path: Path) -> Drawing:
         content = path.read_bytes()
         objects, cropped = _xml(content) if in_xml else _json(gzip.decompress(content) if "gz" in suffix else content)
         found = list(objects)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, EOFError, zlib.error) as error:
+    except _BROKEN as error:
         raise InputError(_refusal(path, error, in_xml=in_xml)) from None
-    except ElementTree.ParseError as error:
-        raise InputError(_refusal(path, error, in_xml=True)) from None
     drawn = tuple(entry for entry in found if isinstance(entry, Drawn))
     skipped = Counter(entry for entry in found if isinstance(entry, str))
     placed = [kind for kind in skipped if kind not in (_EMPTY, _FEW)]
@@ -335,8 +343,8 @@ def _points(coordinates: Any, name: str) -> Points:
         points = np.array([(float(p[0]), float(p[1])) for p in coordinates], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, LookupError, OverflowError):
         raise _ContentError(f"polygon {name!r} has coordinates that are not pairs of numbers") from None
-    if not np.isfinite(points).all():
-        raise _ContentError(f"polygon {name!r} has a coordinate that is not a finite number")
+    if not (np.abs(points) < _LARGEST).all():
+        raise _ContentError(f"polygon {name!r} has a coordinate that is not a finite number below 2^31")
     if len(points) == 0:
         return points
     keep = (points != np.roll(points, 1, axis=0)).any(axis=1)
