@@ -26,13 +26,20 @@ def tile(
     overlap: Annotated[int, typer.Option("--overlap", help="Pixels that neighbouring tiles share.")] = 0,
     tissue: Annotated[float, typer.Option("--tissue", help="Least share of tissue in a tile.")] = 0.5,
     annotations: Annotated[
-        str | None, typer.Option("--annotations", help="Folder of ASAP XML or GeoJSON files named as the slides.")
+        str | None, typer.Option("--annotations", help="Folder of XML or GeoJSON files named like the slides.")
     ] = None,
     tumor: Annotated[float, typer.Option("--tumor", help="Least annotated share of a tile labelled tumor.")] = 0.5,
     tumor_class: Annotated[
         list[str] | None,
-        typer.Option("--tumor-class", help="Annotated classes that are tumor, comma-separated; all but holes."),
+        typer.Option("--tumor-class", help="Annotated classes that count as tumor, comma-separated; all by default."),
     ] = None,
+    shift_geojson: Annotated[
+        bool,
+        typer.Option(
+            "--shift-geojson/--no-shift-geojson",
+            help="Whether GeoJSON counts from the corner of the scanned area, as QuPath's does.",
+        ),
+    ] = True,
     export: Annotated[str, typer.Option("--export", help="none, png or h5: where pixels are kept.")] = "none",
     stain: Annotated[str | None, typer.Option("--stain", help="reinhard or macenko, for exported pixels.")] = None,
     stain_reference: Annotated[
@@ -60,6 +67,7 @@ def tile(
                 annotations=annotations,
                 tumor=tumor,
                 tumor_class=name_list(tumor_class),
+                shift_geojson=shift_geojson,
                 export=export,
                 stain=stain,
                 stain_reference=stain_reference,
@@ -71,7 +79,7 @@ def tile(
         for what, reason in tiled.skipped:
             console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
         for note in tiled.notes:
-            console.print(escape(note), style="dim")
+            console.print(escape(note), style="yellow" if note in tiled.warnings else "dim")
         if tiled.resumed:
             console.print(f"{tiled.resumed} slides were finished by an earlier run", style="dim")
         console.print(f"{len(tiled.table)} tiles written to {escape(out)}")
@@ -85,6 +93,7 @@ def tile(
                 "skipped": skipped,
                 "path": out,
                 "notes": list(tiled.notes),
+                "warnings": list(tiled.warnings),
             },
         )
         if skipped:

@@ -1,40 +1,27 @@
-"""What a pathologist drew on a slide, from ASAP XML, GeoJSON or Camelyon's JSON, and how much of a tile lies in it."""
+"""What a pathologist drew on a slide: the areas of the classes that count, and how much of a tile lies in them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
+from conceptkit.pathology.annotation_files import Drawing, Points, Polygon, read_drawing
 
-SUFFIXES = (".xml", ".geojson", ".json")
-"""Kinds of annotation file; of two that are named as a slide the first kind is taken."""
+EXCLUSION = ("exclusion", "exclude", "normal", "none of interest", "ignore", "_2")
+"""Classes (lower case) whose polygons are taken away from the others; ``_2`` is Camelyon16's name of them.
+So are QuPath's ignored classes, whose names end in ``*``."""
 
-EXCLUSION = ("exclusion", "exclude", "normal", "none of interest", "ignore", "ignore*", "_2")
-"""Groups (lower case) whose polygons are taken away from the others; ``_2`` is Camelyon16's name of them."""
+_OUTLINE = "region*"
+"""QuPath's class for an outline that other annotations lie in: it is not counted and takes nothing away."""
 
-_BROKEN = (*(ValueError, KeyError, TypeError, IndexError, OSError, AttributeError), OverflowError, RecursionError)
-"""What reading a file of another make comes to; the last two from numbers and nesting without end."""
-
-Points = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """One ring, and what is cut out of it."""
-
-    name: str
-    points: Points
-    """(n, 2) x and y in pixels of level 0, first point not repeated."""
-    inner: tuple[Points, ...] = ()
-    """Rings cut out of this polygon alone: another one may lie inside, as an island."""
+_TWICE = 0.05
+"""Largest share of a ring's area that it may wind around twice."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +30,8 @@ class Annotations:
 
     areas: tuple[Polygon, ...]
     holes: tuple[Polygon, ...] = ()
+    cropped: bool = False
+    """Whether coordinates count from the corner of the scanned area, as QuPath's do, not from that of level 0."""
 
     def share(self, boxes: NDArray[np.float64], *, samples: int = 32) -> NDArray[np.float64]:
         """Return the share of each box that is inside, (n,).
@@ -53,199 +42,140 @@ class Annotations:
         samples : points per side at which a box that a contour crosses is sampled; the error is below 1 / samples
         """
         out = np.zeros(len(boxes))
-        rings = [_Ring(p, add=True) for p in self.areas] + [_Ring(p, add=False) for p in self.holes]
+        polygons = (*self.areas, *self.holes)
+        if not self.areas:
+            return out
+        reach = extents(polygons)
         grid = (np.arange(samples) + 0.5) / samples
         for k, (x0, y0, x1, y1) in enumerate(boxes):
-            near = [r for r in rings if r.low[0] < x1 and r.high[0] > x0 and r.low[1] < y1 and r.high[1] > y0]
-            if not any(r.add for r in near):
-                continue
+            near = np.flatnonzero(touches(reach, (x0, y0, x1, y1)))
             xs, ys = x0 + grid * (x1 - x0), y0 + grid * (y1 - y0)
             inside = np.zeros((samples, samples), dtype=np.bool_)
             taken = np.zeros_like(inside)
-            for ring in near:
-                (inside if ring.add else taken)[...] |= ring.contains(xs, ys)
+            for index in near:
+                (inside if index < len(self.areas) else taken)[...] |= _contains(polygons[index], xs, ys)
             out[k] = (inside & ~taken).mean()
         return out
 
+    def moved(self, x: float, y: float) -> Annotations:
+        """Return the same areas and holes, moved right by ``x`` and down by ``y`` pixels of level 0."""
+        by = np.array([x, y], dtype=np.float64)
+
+        def move(polygon: Polygon) -> Polygon:
+            return Polygon(polygon.name, polygon.points + by, tuple(ring + by for ring in polygon.inner))
+
+        return dataclasses.replace(
+            self, areas=tuple(map(move, self.areas)), holes=tuple(map(move, self.holes)), cropped=False
+        )
+
+
+def extents(polygons: Sequence[Polygon]) -> NDArray[np.float64]:
+    """Return left, top, right and bottom of polygons, (n, 4)."""
+    return np.array([[*p.points.min(axis=0), *p.points.max(axis=0)] for p in polygons]).reshape(-1, 4)
+
+
+def touches(boxes: NDArray[np.float64], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+    """Return which boxes (n, 4) overlap one box: left, top, right, bottom."""
+    (left, top, right, bottom), (x0, y0, x1, y1) = boxes.T, box
+    return np.asarray((left < x1) & (top < y1) & (right > x0) & (bottom > y0))
+
 
 def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:
-    """Read an annotation file of a slide, by its suffix.
+    """Read what counts of an annotation file.
 
-    ASAP's XML: polygons, splines and rectangles; those of a group named in :data:`EXCLUSION` are holes. GeoJSON
-    (QuPath): polygons and multipolygons with their inner rings; classes as ASAP's groups. Camelyon16's published JSON:
-    ``positive`` polygons, and ``negative`` ones as holes.
+    A ring may touch or cross itself: it is filled by the even-odd rule. Inner rings are cut out of their polygon.
 
     Parameters
     ----------
-    path : the file
-    classes : groups or classes that count, in whatever case; by default all that are no holes
+    path : the file: XML of ASAP, ImageScope or HALO, GeoJSON, or Camelyon's JSON
+    classes : as in :func:`select`
 
     Raises
     ------
     InputError
-        when the file is missing, is none of these, or a polygon is open (below three points) or crosses itself
+        when the file cannot be read, or a ring winds twice around a part of its area
     """
-    named = {name.strip().lower() for name in classes}
+    found = select(read_drawing(path), classes)
+    for polygon in (*found.areas, *found.holes):
+        for ring in (polygon.points, *polygon.inner):
+            _check_ring(ring, polygon.name, path)
+    return found
+
+
+def select(drawing: Drawing, classes: Sequence[str] = ()) -> Annotations:
+    """Return the polygons of a file whose class counts, and those that are taken away from them.
+
+    Parameters
+    ----------
+    drawing : the file's content
+    classes : classes, base classes or groups that count, upper or lower case; by default all that are not excluded
+    """
+    wanted = {_key(name) for name in classes}
     areas, holes = [], []
-    for polygon, group in _drawn(path):
-        if group.strip().lower() in named or (not named and not _excludes(group)):
-            areas.append(polygon)
-        elif _excludes(group):
-            holes.append(polygon)
-    for polygon in (*areas, *holes):
-        _check(polygon, path)
-    return Annotations(tuple(areas), tuple(holes))
-
-
-def classes_in(path: Path) -> tuple[str, ...]:
-    """Return the groups or classes of a file that are no holes, in the order they are met; "" is one without a name.
-
-    Raises
-    ------
-    InputError
-        when the file is missing or no annotation file
-    """
-    return tuple(dict.fromkeys(group.strip() for _, group in _drawn(path) if not _excludes(group)))
-
-
-def _drawn(path: Path) -> list[tuple[Polygon, str]]:
-    """Return every polygon of a file, and the group or class that it is of."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"annotations: must end in {', '.join(SUFFIXES)}, got {path}.")
-    if not path.is_file():
-        raise InputError(f"annotations: there is no file {path}.")
-    try:
-        return list(_asap(path) if path.suffix.lower() == ".xml" else _json(path))
-    except (*_BROKEN, ElementTree.ParseError) as error:
-        kind = "ASAP XML" if path.suffix.lower() == ".xml" else "GeoJSON"
-        raise InputError(f"annotations: {path} is not {kind} ({error}).") from None
-
-
-def _asap(path: Path) -> Iterator[tuple[Polygon, str]]:
-    root = ElementTree.parse(path).getroot()
-    if root.tag != "ASAP_Annotations":
-        raise ValueError(f"its root is {root.tag!r}, not ASAP_Annotations")
-    for drawn in root.iter("Annotation"):
-        name, kind = drawn.get("Name", ""), drawn.get("Type", "Polygon")
-        if kind in ("Dot", "PointSet", "Measurement"):
+    for drawn in drawing.drawn:
+        names = [_key(name) for name in drawn.classes]
+        if names[0] in wanted:
+            areas.append(drawn.polygon)
+        elif _OUTLINE in names:
             continue
-        found = sorted(drawn.iter("Coordinate"), key=lambda c: float(c.get("Order", "0")))
-        points = np.array([(_number(c.attrib["X"]), _number(c.attrib["Y"])) for c in found]).reshape(-1, 2)
-        yield Polygon(name, _unrepeated(points)), drawn.get("PartOfGroup", "")
+        elif _excluded(names):
+            holes.append(drawn.polygon)
+        elif not wanted or wanted & set(names):
+            areas.append(drawn.polygon)
+    return Annotations(tuple(areas), tuple(holes), drawing.cropped)
 
 
-def _number(text: str) -> float:
-    return float(text.replace(",", "."))  # ASAP writes the comma of some countries
+def classes_in(source: Path | Drawing) -> tuple[str, ...]:
+    """Return the classes of a file that count by default, in the order of the file; "" stands for no class."""
+    drawing = source if isinstance(source, Drawing) else read_drawing(source)
+    return tuple(dict.fromkeys(d.classes[0] for d in drawing.drawn if not _excluded([_key(n) for n in d.classes])))
 
 
-def _json(path: Path) -> Iterator[tuple[Polygon, str]]:
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
-    published = isinstance(content, dict) and {"positive", "negative"} <= set(content)
-    return _camelyon(content) if published else _geojson(content)
+def _key(name: str) -> str:
+    return ": ".join(part.strip() for part in name.lower().split(":"))
 
 
-def _camelyon(content: dict[str, Any]) -> Iterator[tuple[Polygon, str]]:
-    for key, group in (("positive", "Tumor"), ("negative", EXCLUSION[0])):
-        for drawn in content[key]:
-            yield Polygon(str(drawn.get("name", key)), _ring(drawn["vertices"])), group
+def _excluded(names: Sequence[str]) -> bool:
+    return any(name in EXCLUSION or any(part.endswith("*") for part in name.split(": ")) for name in names)
 
 
-def _geojson(content: Any) -> Iterator[tuple[Polygon, str]]:
-    features = content if isinstance(content, list) else content.get("features", [content])
-    for k, feature in enumerate(features):
-        geometry = feature.get("geometry", feature)
-        properties = feature.get("properties") or {}
-        group = (properties.get("classification") or {}).get("name", "")
-        name = str(properties.get("name") or f"{group or 'polygon'} {k + 1}")
-        shapes: Sequence[Any]
-        if geometry["type"] == "Polygon":
-            shapes = [geometry["coordinates"]]
-        elif geometry["type"] == "MultiPolygon":
-            shapes = geometry["coordinates"]
-        else:
-            continue  # points and lines have no inside
-        for outer, *inner in shapes:
-            yield Polygon(name, _ring(outer), tuple(_ring(ring) for ring in inner)), group
-
-
-def _ring(coordinates: Sequence[Sequence[float]]) -> Points:
-    return _unrepeated(np.array([(float(p[0]), float(p[1])) for p in coordinates]).reshape(-1, 2))
-
-
-def _excludes(group: str) -> bool:
-    return group.strip().lower() in EXCLUSION
-
-
-def _unrepeated(points: Points) -> Points:
-    """Return the points without those equal to the one before, the first one repeated at the end among them."""
-    if len(points) == 0:
-        return points
-    keep = (points != np.roll(points, 1, axis=0)).any(axis=1)
-    return points[keep] if keep.any() else points[:1]
-
-
-def _check(polygon: Polygon, path: Path) -> None:
-    for k, points in enumerate((polygon.points, *polygon.inner)):
-        name = f"{'hole of ' if k else ''}{polygon.name}"
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise InputError(
-                f"annotations: polygon {name!r} of {path} is open: at least 3 points are needed, got {len(points)}."
-            )
-        crossing = _first_crossing(points)
-        if crossing is not None:
-            x, y = crossing
-            raise InputError(f"annotations: polygon {name!r} of {path} crosses itself near x={x:.0f}, y={y:.0f}.")
-
-
-def _first_crossing(points: Points) -> tuple[float, float] | None:
-    """Return a place where two edges properly cross; ``None`` for a simple ring (touching is no crossing)."""
-    a, b = points, np.roll(points, -1, axis=0)
-    low, high = np.minimum(a, b), np.maximum(a, b)
-    n = len(points)
-    for i in range(n - 2):
-        rest = slice(i + 2, n if i else n - 1)  # neighbours share a point
-        near = (
-            (low[rest, 0] < high[i, 0])
-            & (high[rest, 0] > low[i, 0])
-            & (low[rest, 1] < high[i, 1])
-            & (high[rest, 1] > low[i, 1])
+def _check_ring(points: Points, name: str, path: Path) -> None:
+    """Refuse a ring whose inside depends on the fill rule: even-odd and non-zero differ where it winds twice."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    steps = (np.arange(64) + 0.5) / 64
+    xs, ys = (low + steps[:, None] * (high - low)).T
+    winding = _winding(points, xs, ys)
+    twice = (winding != 0) & (winding % 2 == 0)
+    if twice.sum() > _TWICE * (winding != 0).sum():
+        row, column = np.argwhere(twice)[0]
+        raise InputError(
+            f"annotations: polygon {name!r} of {path} winds twice around the area near x={xs[column]:.0f}, "
+            f"y={ys[row]:.0f}, so its inside is not defined; draw its outline once."
         )
-        if not near.any():
-            continue
-        p, q = a[rest][near], b[rest][near]
-        apart = _side(a[i], b[i], p) * _side(a[i], b[i], q) < 0
-        if (apart & (_side(p, q, a[i]) * _side(p, q, b[i]) < 0)).any():
-            return float(a[i, 0]), float(a[i, 1])
-    return None
 
 
-def _side(a: Points, b: Points, p: Points) -> NDArray[np.float64]:
-    """Return on which side of the line from a to b each point lies, as a sign."""
-    ab, ap = b - a, p - a
-    return np.asarray(np.sign(ab[..., 0] * ap[..., 1] - ab[..., 1] * ap[..., 0]))
+def _contains(polygon: Polygon, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which points of a grid lie inside a polygon and outside its inner rings, (len(ys), len(xs))."""
+    inside = np.asarray(_winding(polygon.points, xs, ys) % 2 == 1)
+    for ring in polygon.inner:
+        if inside.any():
+            inside &= _winding(ring, xs, ys) % 2 == 0
+    return inside
 
 
-class _Ring:
-    """A polygon prepared for many points: by its edges, cut to the rows that they cross."""
-
-    def __init__(self, polygon: Polygon, *, add: bool) -> None:
-        self.add = add
-        self.low, self.high = polygon.points.min(axis=0), polygon.points.max(axis=0)
-        # The edges of inner rings are edges like any other: by the even-odd rule what they enclose is outside.
-        rings = (polygon.points, *polygon.inner)
-        self._a = np.concatenate(rings)
-        self._b = np.concatenate([np.roll(points, -1, axis=0) for points in rings])
-
-    def contains(self, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which points of a grid lie inside, (len(ys), len(xs)), by the even-odd rule."""
-        (ax, ay), (bx, by) = self._a.T, self._b.T
-        near = (np.minimum(ay, by) <= ys[-1]) & (np.maximum(ay, by) >= ys[0])
-        ax, ay, bx, by = ax[near], ay[near], bx[near], by[near]
-        crossed = (ay[:, None] > ys) != (by[:, None] > ys)  # (edges, rows)
-        slope = np.divide(bx - ax, by - ay, out=np.zeros_like(ax), where=by != ay)
-        at = ax[:, None] + (ys - ay[:, None]) * slope[:, None]
-        out = np.zeros((len(ys), len(xs)), dtype=np.bool_)
-        for row in range(len(ys)):
-            cuts = np.sort(at[crossed[:, row], row])
-            out[row] = np.searchsorted(cuts, xs) % 2 == 1
-        return out
+def _winding(points: Points, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return how often a ring winds around each point of a grid, (len(ys), len(xs)); odd is inside by even-odd."""
+    (ax, ay), (bx, by) = points.T, np.roll(points, -1, axis=0).T
+    near = np.flatnonzero((np.minimum(ay, by) <= ys[-1]) & (np.maximum(ay, by) >= ys[0]))
+    ax, ay, bx, by = ax[near], ay[near], bx[near], by[near]
+    below, above = ay[:, None] > ys, by[:, None] > ys
+    edge, row = np.nonzero(below != above)
+    at = ax[edge] + (ys[row] - ay[edge]) * ((bx - ax)[edge] / (by - ay)[edge])
+    order = np.lexsort((at, row))
+    at, row, turn = at[order], row[order], np.where(above[edge, row], 1, -1)[order]
+    out = np.zeros((len(ys), len(xs)), dtype=np.intp)
+    ends = np.searchsorted(row, np.arange(len(ys) + 1))
+    for k in range(len(ys)):
+        part = slice(ends[k], ends[k + 1])
+        out[k] = np.concatenate([[0], np.cumsum(turn[part])])[np.searchsorted(at[part], xs)]
+    return out

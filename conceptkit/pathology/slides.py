@@ -145,3 +145,12 @@ def _own_mpp(properties: Any) -> float | None:
             return None
         found.append(value)
     return sum(found) / 2
+
+
+def bounds(slide: Slide) -> tuple[int, int, int, int]:
+    """Return x, y, width and height of the scanned area in pixels of level 0; the whole slide where none is stated."""
+    found = [slide.handle.properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
+    if None in found:
+        return 0, 0, slide.width, slide.height
+    x, y, width, height = map(int, found)
+    return x, y, width, height

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
-from conceptkit.pathology.annotations import read_annotations
-from conceptkit.pathology.slides import Pixels, Slide, open_slide
+from conceptkit.pathology.annotations import Annotations, extents, read_annotations, touches
+from conceptkit.pathology.slides import Pixels, Slide, bounds, open_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
 
 _RUN = 8
@@ -36,7 +36,9 @@ class Tiling:
     tumor: float = 0.5
     """Least share of the annotated area in a tile that is called tumor."""
     classes: tuple[str, ...] = ()
-    """Groups or classes of annotations that count as tumor; none named: all that are no holes."""
+    """Classes, base classes or groups of annotations that count as tumor; by default all that are not excluded."""
+    shift_geojson: bool = True
+    """Whether GeoJSON counts from the corner of the scanned area (``openslide.bounds-x/y``), as QuPath's does."""
 
     def __post_init__(self) -> None:
         check_at_least("size", self.side, 8)
@@ -69,10 +71,13 @@ def tile_slide(path: Path, tiling: Tiling, *, annotations: Path | None = None) -
     Raises
     ------
     InputError
-        when slide or annotations cannot be read, a target mpp meets a slide without mpp, or there is no tile of tissue
+        when slide or annotations cannot be read, all annotated areas lie outside the scanned area, a target mpp meets
+        a slide without mpp, or there is no tile of tissue
     """
     drawn = None if annotations is None else read_annotations(annotations, classes=tiling.classes)
     with open_slide(path, mpp=tiling.slide_mpp) as slide:
+        if drawn is not None:
+            drawn = _placed(drawn, slide, annotations, shift=tiling.shift_geojson)
         scale = _scale(slide, tiling)
         size, step = round(tiling.side * scale), (tiling.side - tiling.overlap) * scale
         x, y = _starts(slide.width, size, step), _starts(slide.height, size, step)
@@ -119,6 +124,20 @@ def read_tiles(slide: Slide, x: NDArray[np.intp], y: NDArray[np.intp], *, size: 
             left = round(int(x[k] - x[start]) * side / size)
             yield np.ascontiguousarray(pixels[:, left : left + side])
         start = end
+
+
+def _placed(drawn: Annotations, slide: Slide, file: Path | None, *, shift: bool) -> Annotations:
+    """Return annotations in pixels of level 0; refuse those that cannot belong to the slide."""
+    x, y, width, height = bounds(slide)
+    if shift and drawn.cropped:
+        drawn = drawn.moved(x, y)
+    if drawn.areas and not touches(extents(drawn.areas), (x, y, x + width, y + height)).any():
+        raise InputError(
+            f"annotations: everything in {file} lies outside the scanned area of {slide.path} (x from {x} to "
+            f"{x + width}, y from {y} to {y + height}); check that it belongs to this slide, is in pixels of level 0, "
+            "and, for GeoJSON, whether it is shifted by that corner (--shift-geojson)."
+        )
+    return drawn
 
 
 def _scale(slide: Slide, tiling: Tiling) -> float:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptkit._checks import InputError, check_choice, check_place, near_names
+from conceptkit._checks import InputError, check_choice, check_place
 from conceptkit._files import held, replacing
+from conceptkit.workflow.drawings import annotation_notes, find_annotations, label_warnings, summaries
 from conceptkit.workflow.opening import Progress
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Tiled:
     notes: tuple[str, ...]
     resumed: int
     """Slides whose tiles were there from an earlier run."""
+    warnings: tuple[str, ...] = ()
+    """The first of the notes: those that question the labels."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def run_tile(
     annotations: str | Path | None = None,
     tumor: float = 0.5,
     tumor_class: Sequence[str] = (),
+    shift_geojson: bool = True,
     export: str = "none",
     stain: str | None = None,
     stain_reference: str | Path | None = None,
@@ -84,10 +88,12 @@ def run_tile(
     tile_mpp : microns per pixel of the tiles; ``None`` for the highest magnification
     overlap : pixels that neighbouring tiles share
     tissue : least share of tissue in a tile
-    annotations : folder of ASAP XML, GeoJSON or Camelyon's JSON files named as the slides, in whatever case; a slide
-        without one has no label
+    annotations : folder of annotation files named like the slides (``case.geojson``, ``case.svs.geojson``), in its
+        sub-folders too: XML of ASAP, ImageScope or HALO, GeoJSON, or Camelyon's JSON; a slide without one has no label
     tumor : least share of annotated area in a tile labelled ``tumor``; ``normal`` has none of it
-    tumor_class : classes or groups of annotations that count as tumor; by default all that are no holes
+    tumor_class : classes, base classes or groups of annotations that count as tumor; by default all that are not
+        excluded
+    shift_geojson : whether GeoJSON counts from the corner of the scanned area, as QuPath's does
     export : ``none``, ``png`` or ``h5``: where the tiles' pixels are kept, in a folder beside the table
     stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
         normalised, each slide by its own tissue
@@ -111,17 +117,17 @@ def run_tile(
         raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
     check_place("out", out)
     classes = (tumor_class,) if isinstance(tumor_class, str) else tuple(tumor_class)
-    tiling = Tiling(
-        side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, tumor=tumor, classes=classes
-    )
+    labels: dict[str, Any] = {"tumor": tumor, "classes": classes, "shift_geojson": shift_geojson}
+    tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
     normalise = _stain(stain, stain_reference, export)
     paths = _find_slides(slides)
-    drawn = _find_annotations(annotations, paths)
-    class_notes = _class_notes([path for path in drawn if path is not None], classes)
+    drawn = dict(zip(paths, find_annotations(annotations, paths), strict=True))
+    read = summaries(drawn, classes)
+    drawing_notes = annotation_notes(drawn, read, annotations, tiling)
     parts = parts_folder(out)
     tiles = parts.with_name(out.stem + "_tiles")
     jobs = []
-    for path, drawing in zip(paths, drawn, strict=True):
+    for path, drawing in drawn.items():
         key = _key(path, drawing, tiling, export, normalise)
         jobs.append(SlideJob(path, drawing, tiling, parts / f"{key}.parquet", export, tiles, normalise))
     with held(parts):
@@ -134,7 +140,9 @@ def run_tile(
         write_table(table, out)
         if not faults:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
-    return Tiled(table=table, skipped=skipped, notes=(*class_notes, *_notes(table, drawn, jobs)), resumed=resumed)
+    warnings = tuple(label_warnings(drawn, read, annotations, table))
+    notes = (*warnings, *drawing_notes, *_notes(table))
+    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=resumed)
 
 
 def _cut(jobs: list[SlideJob], engine: Engine, progress: Progress | None) -> tuple[int, dict[Path, str]]:
@@ -221,52 +229,6 @@ def _is_meant(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES or openslide.OpenSlide.detect_format(path) is not None
 
 
-def _find_annotations(folder: str | Path | None, slides: list[Path]) -> list[Path | None]:
-    from conceptkit.pathology.annotations import SUFFIXES
-
-    if folder is None:
-        return [None] * len(slides)
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"annotations: must be a folder of files named as the slides, got {folder}.")
-    kinds = {suffix: k for k, suffix in enumerate(SUFFIXES)}
-    inside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in kinds and not p.name.startswith(".")]
-    inside.sort(key=lambda p: -kinds[p.suffix.lower()])  # of two files for one slide the first kind counts
-    by_stem = {p.stem.lower(): p.absolute() for p in inside}  # in whatever case, as the slides' names are told apart
-    found = [by_stem.get(path.stem.lower()) for path in slides]
-    if not any(found):
-        stems = [p.stem for p in inside]
-        raise InputError(
-            f"annotations: {folder} has none named as {slides[0].stem}; {near_names(slides[0].stem, stems)}."
-        )
-    return found
-
-
-def _class_notes(drawn: list[Path], wanted: tuple[str, ...]) -> list[str]:
-    """Return what to say of the classes that count as tumor; a class that no file has is a slip of the pen."""
-    from conceptkit.pathology.annotations import classes_in
-
-    met: dict[str, None] = {}
-    without = []
-    for path in drawn:
-        try:
-            classes = classes_in(path)
-        except InputError:
-            continue  # its slide will be listed with the reason
-        met |= dict.fromkeys(classes)
-        if wanted and not {c.lower() for c in classes} & {w.strip().lower() for w in wanted}:
-            without.append(path.name)
-    names = [name or "(none)" for name in met]
-    if wanted and met and len(without) == len(drawn):
-        raise InputError(f"tumor-class: no annotation is of {', '.join(wanted)}; {near_names(wanted[0], names)}.")
-    if without:
-        few = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
-        return [f"Nothing of {', '.join(wanted)} in {len(without)} of {len(drawn)} annotations ({few})."]
-    if not wanted and len(met) > 1:
-        return [f"All of these classes were counted as tumor: {', '.join(names)}; --tumor-class names those that are."]
-    return []
-
-
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
     from conceptkit.pathology.stain import METHODS
 
@@ -291,15 +253,11 @@ def _key(path: Path, drawing: Path | None, tiling: Tiling, export: str, stain: t
     return part_key(values)
 
 
-def _notes(table: pd.DataFrame, drawn: list[Path | None], jobs: list[SlideJob]) -> list[str]:
+def _notes(table: pd.DataFrame) -> list[str]:
     notes = []
     if "mpp" not in table or table["mpp"].isna().any():
         notes.append(
             "Some slides do not say their microns per pixel: areas in µm² are refused there until --mpp gives them."
         )
-    missing = [job.slide.name for job, drawing in zip(jobs, drawn, strict=True) if drawing is None]
-    if any(drawn) and missing:
-        few = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        notes.append(f"No annotations for {len(missing)} of {len(jobs)} slides ({few}): their tiles have no label.")
     notes.append("group is the slide; where a patient has several, name the patient in a column of that name.")
     return notes
