@@ -22,6 +22,7 @@ ROOMS = (
         "_hdf5",
         "records",
         "evaluate",
+        "pyramid",
         "decoding",
         "file_matrix",
         "patches",
