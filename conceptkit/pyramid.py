@@ -90,17 +90,21 @@ class Pyramid:
     def _part(
         self, level: int, factor: float, corner: tuple[float, float], span: tuple[float, float], out: Size
     ) -> Pixels:
+        """Read a window from a level: its corner in pixels of level 0, its span in pixels of the level."""
         from PIL import Image
 
-        ends = zip(corner, span, self.handle.dimensions, self.handle.level_dimensions[level], strict=True)
-        wide, high = (_within(v / factor, s, whole / factor, length) for v, s, whole, length in ends)
         theirs = self.handle.level_downsamples[level]  # by which OpenSlide divides the place that it is given
-        place = (round(corner[0] / factor * theirs), round(corner[1] / factor * theirs))
-        size = (max(1, math.ceil(wide - 1e-6)), max(1, math.ceil(high - 1e-6)))
-        pixels = on_glass(self.handle.read_region(place, level, size))
-        if max(abs(wide - out[0]), abs(high - out[1])) < 1e-6:
+        x, y = (v / factor for v in corner)
+        size = (max(1, math.ceil(span[0] - 1e-6)), max(1, math.ceil(span[1] - 1e-6)))
+        pixels = on_glass(self.handle.read_region((round(x * theirs), round(y * theirs)), level, size))
+        # A level that is rounded down ends within a pixel of the slide's end: its last pixel stands for the rest.
+        columns, rows = (math.floor(s - v) for s, v in zip(self.handle.level_dimensions[level], (x, y), strict=True))
+        if 0 < columns < size[0] or 0 < rows < size[1]:
+            pixels = pixels[:, np.minimum(np.arange(size[0]), max(columns, 1) - 1)]
+            pixels = pixels[np.minimum(np.arange(size[1]), max(rows, 1) - 1)]
+        if max(abs(span[0] - out[0]), abs(span[1] - out[1])) < 1e-6:
             return pixels
-        box = (0.0, 0.0, min(wide, size[0]), min(high, size[1]))
+        box = (0.0, 0.0, min(span[0], size[0]), min(span[1], size[1]))
         return np.asarray(Image.fromarray(pixels).resize(out, Image.Resampling.BOX, box=box))
 
 
@@ -220,9 +224,3 @@ def _tiles(properties: Mapping[str, str], levels: int) -> list[Size]:
     """Return the size of each level's tiles, 0 where OpenSlide does not state it."""
     keys = [(f"openslide.level[{k}].tile-width", f"openslide.level[{k}].tile-height") for k in range(levels)]
     return [(int(properties.get(width, 0)), int(properties.get(height, 0))) for width, height in keys]
-
-
-def _within(start: float, span: float, whole: float, side: int) -> float:
-    """Return how much of a span the level holds, where it ends inside the slide but beyond a level rounded down."""
-    end = start + span
-    return max(1.0, math.floor(side - start)) if side < end <= whole + 1e-6 else span
