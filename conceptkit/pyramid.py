@@ -205,7 +205,7 @@ class _Level:
 
     def _continuing(self, last: int, step: int, most: int) -> set[int]:
         """Return the smallest factor, of those by whole steps, for each pair of ways."""
-        found: dict[tuple[Way, Way], int] = {}
+        found: dict[tuple[Way, ...], int] = {}
         factor = last * step
         while factor <= max(most, last * step):
             for pair in itertools.product(*self.fitting(factor)):

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
 from conceptkit.pathology.annotations import read_annotations
-from conceptkit.pathology.slides import Pixels, Slide, open_slide
+from conceptkit.pathology.slides import Slide, open_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
+from conceptkit.pyramid import Pixels
 
 _RUN = 8
 """Tiles side by side that are read at once: neighbours share compressed blocks of the file."""
