@@ -12,7 +12,15 @@ import pandas as pd
 from conceptkit._checks import InputError
 from conceptkit._hdf5 import open_hdf5
 from conceptkit.pathology.adapters import Adapted
-from conceptkit.pathology.finding import SlideFacts, copies_note, doubts_note, find_slides, same_slides, slide_facts
+from conceptkit.pathology.finding import (
+    SlideFacts,
+    copies_note,
+    doubts_note,
+    find_slides,
+    listed,
+    same_slides,
+    slide_facts,
+)
 from conceptkit.pathology.measuring import relative_path
 from conceptkit.pathology.slides import open_slide
 
@@ -52,7 +60,14 @@ def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
     notes += copies_note(copies)
     kept = [slide for slide in found if slide not in copies]
     notes += doubts_note(facts, kept)
-    table = pd.concat([_one(found[slide], slide, out) for slide in kept], ignore_index=True)
+    frames = [_one(found[slide], slide, out) for slide in kept]
+    if shifted := [frame["group"].iloc[0] for frame in frames if "row" in frame]:
+        frames = [frame.assign(row=np.arange(len(frame))) for frame in frames]
+        notes.append(
+            f"Coords of {listed(shifted)} are of a coarser level: x and y say where its pixels lie at the level's true "
+            "factor, and row is the row of the coords."
+        )
+    table = pd.concat(frames, ignore_index=True)
     notes.append("group is the slide; name the patient where one has several.")
     return Adapted(table.dropna(axis=1, how="all"), tuple(notes))
 
@@ -101,6 +116,8 @@ def _one(path: Path, slide: Path, out: Path) -> pd.DataFrame:
     else:
         table["mpp"] = mpp * round(side * scale) / round(side)
     table["group"] = stem
+    if moved != 1:
+        table["row"] = np.arange(len(table))
     return table
 
 
