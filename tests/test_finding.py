@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -47,10 +46,8 @@ def names_in(paths, folder):
 
 
 def test_slides_are_found_at_any_depth_and_nothing_else(made, tmp_path):
-    copied(
-        made, tmp_path, "0a1b/one.tif", "9f/logs/two.svs", "plain", ".trash/hidden.tif", "__MACOSX/x.tif", "._one.tif"
-    )
-    copied(made, tmp_path, "case.svs.partial", "deep/other.tif.tmp")
+    copied(made, tmp_path, "0a1b/one.tif", "9f/logs/two.svs", "plain", "case.svs.partial", "deep/other.tif.tmp")
+    copied(made, tmp_path, ".trash/hidden.tif", "__MACOSX/x.tif", "._one.tif")
     (tmp_path / "cut.svs").write_bytes(b"cut off")
     (tmp_path / "gone.ndpi").symlink_to(tmp_path / "nowhere.ndpi")
     for other in (
@@ -58,7 +55,7 @@ def test_slides_are_found_at_any_depth_and_nothing_else(made, tmp_path):
         "one.geojson",
         "one.json",
         "annotations.txt",
-        "0a1b/logs/one.tif.parcel",
+        "0a1b/one.parcel",
         "a.png.tmp",
     ):
         (tmp_path / other).parent.mkdir(exist_ok=True)
@@ -69,9 +66,7 @@ def test_slides_are_found_at_any_depth_and_nothing_else(made, tmp_path):
     copied(made, tmp_path, "m/Data0000.tif")
     slides, notes = find_slides([tmp_path])
     assert names_in(slides, tmp_path) == ["0a1b/one.tif", "9f/logs/two.svs", "cut.svs", "gone.ndpi", "m.mrxs", "plain"]
-    assert notes == [
-        "Passed over other.tif.tmp, case.svs.partial: the name says that the file is unfinished."
-    ] or notes == ["Passed over case.svs.partial, other.tif.tmp: the name says that the file is unfinished."]
+    assert notes == ["Passed over case.svs.partial, other.tif.tmp: the name says that the file is unfinished."]
     again, _ = find_slides([tmp_path, tmp_path / "0a1b", tmp_path / "0a1b" / "one.tif"])
     assert again == slides  # named twice
 
@@ -130,7 +125,7 @@ def test_of_copies_the_one_with_annotations_is_kept(made, tmp_path):
     assert set(tiled.table["label"]) == {"tumor"}
 
 
-def test_every_file_of_a_series_is_one_slide(made, tmp_path, monkeypatch):
+def test_every_file_of_a_series_is_one_slide(made, tmp_path):
     """As OpenSlide opens DICOM: each file of a series has another content and gives the same slide."""
     folder = copied(made, tmp_path, "s1/1.tif", "s1/2.tif", "s1/3.tif", "s2/two.tif")
     for path in (folder / "s1").iterdir():
@@ -214,7 +209,7 @@ def test_coords_with_two_candidates_are_refused(made, tmp_path):
     ):
         coords_table([file], slides=slides, out=tmp_path / "t.csv")
     (slides / "one.svs").unlink()
-    with pytest.raises(InputError, match="are of the same slide, one.tif; give one of them"):
+    with pytest.raises(InputError, match=r"are of the same slide, one\.tif; give one of them"):
         coords_table([file, coords(tmp_path / "one_patches.h5")], slides=slides, out=tmp_path / "t.csv")
 
 
@@ -228,6 +223,7 @@ def test_coords_of_one_slide_under_two_names_are_read_once(made, tmp_path):
 
 def test_coords_of_a_padded_level_lie_where_their_pixels_were_read(tmp_path):
     image = slide_files.tissue(2_000, 700)
+    (tmp_path / "s").mkdir()
     path = slide_files.write_slide(
         tmp_path / "s" / "one.tif", [image, *(slide_files.padded(slide_files.reduced(image, f), 128) for f in (2, 4))]
     )

@@ -65,7 +65,9 @@ def find_slides(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         raise InputError("slides: at least one is needed, got none.")
     notes = []
     if unfinished:
-        notes.append(f"Passed over {listed([p.name for p in unfinished])}: the name says that the file is unfinished.")
+        notes.append(
+            f"Passed over {listed(sorted(p.name for p in unfinished))}: the name says that the file is unfinished."
+        )
     return sorted(set(found)), notes
 
 
