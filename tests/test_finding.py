@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -125,15 +126,23 @@ def test_of_copies_the_one_with_annotations_is_kept(made, tmp_path):
     assert set(tiled.table["label"]) == {"tumor"}
 
 
-def test_every_file_of_a_series_is_one_slide(made, tmp_path):
-    """As OpenSlide opens DICOM: each file of a series has another content and gives the same slide."""
-    folder = copied(made, tmp_path, "s1/1.tif", "s1/2.tif", "s1/3.tif", "s2/two.tif")
-    for path in (folder / "s1").iterdir():
-        with path.open("ab") as file:
-            file.write(path.name.encode())  # other bytes, and the same digest of the coarsest level
-    slides, _ = find_slides([folder])
-    copies = same_slides(slides, slide_facts(slides))
-    assert {c.name: k.name for c, k in copies.items()} == {"2.tif": "1.tif", "3.tif": "1.tif"}
+def test_every_file_of_a_dicom_series_opens_as_one_slide(tmp_path):
+    for seed, name in enumerate(("case-a", "case-b")):
+        image = slide_files.tissue(600, 400, seed=seed)
+        slide_files.write_dicom(tmp_path / "s" / name, image, (1, 2, 4), series=f"1.2.3.{seed}")
+    for name in ("1", "2", "3"):  # series of one folder each, whose files have the same names, cannot be told apart
+        (tmp_path / "s" / "case-b" / f"{name}.dcm").rename(tmp_path / "s" / "case-b" / f"b{name}.dcm")
+    with openslide.OpenSlide(tmp_path / "s" / "case-a" / "3.dcm") as opened:
+        assert opened.level_dimensions == ((600, 400), (300, 200), (150, 100))  # control: a file of it is all of it
+    tiled = run_tile([tmp_path / "s"], out=tmp_path / "t.csv", size=64)
+    assert set(tiled.table["group"]) == {"1", "b1"}
+    assert not tiled.table.duplicated(["slide", "x", "y"]).any()
+    assert [(Path(copy).name, Path(kept).name) for copy, kept in tiled.copies] == [
+        ("2.dcm", "1.dcm"),
+        ("3.dcm", "1.dcm"),
+        ("b2.dcm", "b1.dcm"),
+        ("b3.dcm", "b1.dcm"),
+    ]
 
 
 def test_without_a_digest_bytes_are_compared(made, tmp_path, monkeypatch):
@@ -229,15 +238,15 @@ def test_coords_of_a_padded_level_lie_where_their_pixels_were_read(tmp_path):
     )
     with openslide.OpenSlide(path) as opened:
         theirs = opened.level_downsamples[2]
-        seen = np.asarray(opened.read_region((1_500, 300), 2, (64, 64)).convert("RGB"), float)
+        seen = np.asarray(opened.read_region((900, 100), 2, (64, 64)).convert("RGB"), float)
     assert abs(theirs / 4 - 1) > 0.02
-    file = coords(tmp_path / "one.h5", [(0, 0), (1_500, 300)], patch_level=2, downsample=np.array([theirs, theirs]))
+    file = coords(tmp_path / "one.h5", [(0, 0), (900, 100)], patch_level=2, downsample=np.array([theirs, theirs]))
     found = coords_table([file], slides=tmp_path / "s", out=tmp_path / "t.csv")
     row = found.table.iloc[1]
     assert (row["size"], row["side"], row["mpp"], row["row"]) == (256, 64, 2.0, 1)
     with open_slide(path) as slide:
         read = slide.region(int(row["x"]), int(row["y"]), 256, 256, scale=4).astype(float)
-        unmoved = slide.region(1_500, 300, 256, 256, scale=4).astype(float)
+        unmoved = slide.region(900, 100, 256, 256, scale=4).astype(float)
     assert np.abs(read - seen).mean() < 4 < np.abs(unmoved - seen).mean()
     assert any("Coords of one are of a coarser level" in note for note in found.notes)
 
