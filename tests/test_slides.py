@@ -278,7 +278,7 @@ def test_tiles_of_a_real_slide(wsi):
 
 
 def test_what_cannot_be_tiled(wsi, tmp_path):
-    with pytest.raises(InputError, match="does not say its microns per pixel; --mpp gives them"):
+    with pytest.raises(InputError, match=r"are unknown \(it states none\); give them by --mpp"):
         tile_slide(wsi / TCGA, Tiling(mpp=0.5))
     with pytest.raises(InputError, match=r"0\.1 would be finer"):
         tile_slide(wsi / CMU, Tiling(mpp=0.1))

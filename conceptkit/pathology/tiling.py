@@ -127,7 +127,8 @@ def _scale(slide: Slide, tiling: Tiling) -> float:
     if tiling.mpp is None:
         return 1.0
     if slide.mpp is None:
-        raise InputError(f"slide: {slide.path} does not say its microns per pixel; --mpp gives them.")
+        reason = slide.doubt or "it states none"
+        raise InputError(f"slide: the microns per pixel of {slide.path} are unknown ({reason}); give them by --mpp.")
     scale = tiling.mpp / slide.mpp
     if scale < 0.95:
         raise InputError(

@@ -307,7 +307,7 @@ def _notes(table: pd.DataFrame, drawn: list[Path | None], jobs: list[SlideJob]) 
     notes = []
     if "mpp" not in table or table["mpp"].isna().any():
         notes.append(
-            "Some slides do not say their microns per pixel: areas in µm² are refused there until --mpp gives them."
+            "The microns per pixel of some slides are unknown: areas in µm² are refused there until --mpp gives them."
         )
     missing = [job.slide.name for job, drawing in zip(jobs, drawn, strict=True) if drawing is None]
     if any(drawn) and missing:
