@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.image_files import read_rgb
+from conceptkit.pyramid import Pyramid
 
 Pixels = NDArray[np.uint8]
 
@@ -196,37 +198,22 @@ def _from_h5(path: Path, key: str, row: int, name: str) -> Pixels:
 
 
 @functools.lru_cache(maxsize=2)
-def _slide_file(path: Path, stamp: int) -> Any:
+def _slide_file(path: Path, stamp: int) -> Pyramid:
     import openslide
 
-    return openslide.OpenSlide(path)
+    return Pyramid(openslide.OpenSlide(path))
 
 
 def _from_slide(path: Path, window: tuple[int, int, int], name: str, side: int) -> Pixels:
     import openslide
 
     x, y, size = window
+    if max(size, side) ** 2 > _MOST_PIXELS:
+        raise InputError(f"{name}: size and side must be at most {math.isqrt(_MOST_PIXELS)}, got {size} and {side}.")
     try:
-        slide = _slide_file(path, path.stat().st_mtime_ns)
-        # Levels are off by a pixel (2.0005 is meant to be 2), hence the per cent.
-        level = slide.get_best_level_for_downsample(size / side * 1.01)
-        read = max(1, round(size / slide.level_downsamples[level]))
-        region = slide.read_region((x, y), level, (read, read))
+        return _slide_file(path, path.stat().st_mtime_ns).read(x, y, size, size, out=(side, side))
     except (openslide.OpenSlideError, OSError) as error:
         raise InputError(f"{name}: {path} cannot be read as a slide ({one_line(error)}).") from None
-    rgba = np.asarray(region)
-    if rgba[..., 3].min() == 255:
-        pixels = np.ascontiguousarray(rgba[..., :3])
-    else:
-        wide = rgba.astype(np.uint16)
-        alpha = wide[..., 3:]
-        # Outside the scanned area a slide is transparent: white, as on the glass.
-        pixels = ((wide[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if read == side:
-        return pixels
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
 
 
 def _side(cells: Mapping[str, Any], size: int, name: str) -> int:

@@ -27,6 +27,7 @@ ROOMS = (
         "tiff_pages",
         "tiff_images",
         "image_files",
+        "pyramid",
         "decoding",
         "file_matrix",
         "patches",

@@ -13,11 +13,13 @@ from conceptkit.cli.options import DebugOption, JsonOption, name_list
 
 
 def tile(
-    slides: Annotated[list[str], typer.Argument(metavar="SLIDES…", help="Slides, or folders of slides.")],
+    slides: Annotated[
+        list[str], typer.Argument(metavar="SLIDES…", help="Slides, or folders with slides at any depth.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="The patch table to write, .csv or .parquet.")],
     size: Annotated[int, typer.Option("--size", help="Side of a tile, in pixels.")] = 224,
     mpp: Annotated[
-        float | None, typer.Option("--mpp", help="Microns per pixel of the slides, instead of what they say.")
+        float | None, typer.Option("--mpp", help="Microns per pixel of the slides, instead of what they state.")
     ] = None,
     tile_mpp: Annotated[
         float | None,
@@ -91,6 +93,7 @@ def tile(
                 "rows_written": len(tiled.table),
                 "resumed": tiled.resumed,
                 "skipped": skipped,
+                "copies": [{"what": copy, "same_as": kept} for copy, kept in tiled.copies],
                 "path": out,
                 "notes": list(tiled.notes),
                 "warnings": list(tiled.warnings),

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit._files import scratch, take_space
-from conceptkit.pathology.slides import Pixels, open_slide
+from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import METHODS, StainMethod
 from conceptkit.pathology.tiling import read_tiles
+from conceptkit.pyramid import Pixels
 
 _BATCH = 64
 

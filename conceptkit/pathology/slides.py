@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from conceptkit._checks import InputError
-
-Pixels = NDArray[np.uint8]
+from conceptkit.pathology.scales import SCALES
+from conceptkit.pyramid import Pixels, Pyramid
 
 PICTURE_MPP = 8.0
-"""Microns per pixel of the small picture in which tissue is looked for."""
+"""Microns per pixel of the small picture in which tissue is detected."""
 
 _PICTURE_DOWNSAMPLE = 24
-"""What is taken instead where a slide does not say its microns per pixel; about 8 µm at 30x."""
+"""Downsample of the small picture where the slide's microns per pixel are unknown; about 8 µm at 30x."""
 
-_BLOCK = 2048
+_MOST_PICTURE = 50_000_000
+"""Pixels of the small picture, whatever the slide says of its resolution."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,15 @@ class Slide:
 
     path: Path
     mpp: float | None
-    """Microns per pixel of level 0, as given by the user or else as the slide says; ``None`` where neither does."""
+    """Microns per pixel of level 0, as given by the user or else as the slide states; ``None`` where unknown."""
     width: int
     height: int
     handle: Any
     """OpenSlide's object."""
+    pyramid: Pyramid
+    """Its levels, from which windows are read."""
+    doubt: str = ""
+    """Why the microns per pixel that the slide states are not used; empty where they are, or where it states none."""
 
     def region(self, x: int, y: int, width: int, height: int, *, scale: float = 1.0) -> Pixels:
         """Read a window.
@@ -50,69 +52,33 @@ class Slide:
         (round(height / scale), round(width / scale), 3) RGB, white where the slide was not scanned
         """
         out = (max(1, round(width / scale)), max(1, round(height / scale)))
-        level = self.handle.get_best_level_for_downsample(scale * 1.01)  # levels are off by a pixel: 2.0005 is 2
-        down = self.handle.level_downsamples[level]
-        size = (max(1, round(width / down)), max(1, round(height / down)))
-        image = self.handle.read_region((x, y), level, size)
-        pixels = on_glass(image)
-        if size == out:
-            return pixels
-        from PIL import Image
-
-        return np.asarray(Image.fromarray(pixels).resize(out, Image.Resampling.BOX))
+        return self.pyramid.read(x, y, width, height, out=out)
 
     def picture(self) -> tuple[Pixels, float]:
-        """Return the whole slide as a small picture, and the pixels of level 0 for one of it."""
+        """Return the whole slide as a small picture, and the pixels of level 0 for one of it.
+
+        It is read from the levels of the slide: the thumbnail that a scanner keeps may be damaged or show a part.
+        """
         scale = PICTURE_MPP / self.mpp if self.mpp else float(_PICTURE_DOWNSAMPLE)
         scale = max(1.0, min(scale, min(self.width, self.height) / 64))
-        if (small := self._thumbnail(scale)) is not None:
-            return small, scale
-        step = max(1, round(_BLOCK / scale))  # in blocks: a slide of one level does not fit into memory as a whole
-        rows, columns = math.ceil(self.height / scale), math.ceil(self.width / scale)
-        out = np.full((rows, columns, 3), 255, dtype=np.uint8)
-        for top in range(0, rows, step):
-            for left in range(0, columns, step):
-                high, wide = min(step, rows - top), min(step, columns - left)
-                window = (round(left * scale), round(top * scale), round(wide * scale), round(high * scale))
-                part = self.region(*window, scale=scale)[:high, :wide]
-                out[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return out, scale
-
-    def _thumbnail(self, scale: float) -> Pixels | None:
-        """Return the picture that the scanner kept, at a scale; ``None`` where there is none as fine, or of all."""
-        from PIL import Image
-
-        kept = self.handle.associated_images.get("thumbnail")
-        if kept is None or kept.width * scale * 1.5 < self.width:
-            return None
-        if abs(kept.width * self.height / (kept.height * self.width) - 1) > 0.01:
-            return None  # another shape: it shows another part of the glass
-        size = (math.ceil(self.width / scale), math.ceil(self.height / scale))
-        return np.asarray(kept.convert("RGB").resize(size, Image.Resampling.BOX))
-
-
-def on_glass(image: Any) -> Pixels:
-    """Return RGB of what OpenSlide read: transparent means not scanned, which is white as the glass."""
-    if image.getchannel("A").getextrema()[0] == 255:
-        return np.asarray(image.convert("RGB"))
-    wide = np.asarray(image).astype(np.uint16)
-    share = wide[..., 3:]
-    return ((wide[..., :3] * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
+        scale = max(scale, math.sqrt(self.width * self.height / _MOST_PICTURE))
+        out = (math.ceil(self.width / scale), math.ceil(self.height / scale))
+        return self.pyramid.read(0, 0, out[0] * scale, out[1] * scale, out=out), scale
 
 
 @contextmanager
 def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
-    """Open a slide; what goes wrong while it is open is told in one sentence.
+    """Open a slide and close it again; what goes wrong while it is open becomes an :class:`InputError`.
 
     Parameters
     ----------
     path : any format that OpenSlide reads
-    mpp : microns per pixel of level 0, instead of what the slide says
+    mpp : microns per pixel of level 0, instead of what the slide states
 
     Raises
     ------
     InputError
-        when the file is missing, is no slide, or cannot be read through
+        when the file is missing, is not a slide, or cannot be read
     """
     import openslide
 
@@ -124,27 +90,14 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     try:
         handle = openslide.OpenSlide(path)
         width, height = handle.dimensions
-        yield Slide(path, mpp if mpp is not None else _own_mpp(handle.properties), width, height, handle)
+        stated, doubt = (mpp, "") if mpp is not None else _stated_mpp(handle.properties)
+        yield Slide(path, stated, width, height, handle, Pyramid(handle), doubt)
     except (openslide.OpenSlideError, OSError) as error:
         lines = str(error).strip().splitlines()
         raise InputError(f"slide: {path} cannot be read as a slide ({lines[0] if lines else 'unknown'}).") from None
     finally:
         if handle is not None:
             handle.close()
-
-
-def _own_mpp(properties: Any) -> float | None:
-    """Return what the slide says: the mean of both directions, ``None`` where it says nothing sensible."""
-    found = []
-    for axis in ("x", "y"):
-        try:
-            value = float(properties[f"openslide.mpp-{axis}"])
-        except (KeyError, ValueError):
-            return None
-        if not 0.01 < value < 100:  # 0 and 1000 are what some scanners write for unknown
-            return None
-        found.append(value)
-    return sum(found) / 2
 
 
 def bounds(slide: Slide) -> tuple[int, int, int, int]:
@@ -154,3 +107,17 @@ def bounds(slide: Slide) -> tuple[int, int, int, int]:
         return 0, 0, slide.width, slide.height
     x, y, width, height = map(int, found)
     return x, y, width, height
+
+
+def _stated_mpp(properties: Mapping[str, str]) -> tuple[float | None, str]:
+    """Return the mean of what the slide states for both directions, or ``None`` and why that is not used."""
+    stated = [properties.get(f"openslide.mpp-{axis}") for axis in ("x", "y")]
+    try:
+        x, y = (float(value) for value in stated if value is not None)
+    except ValueError:  # one of them is missing, or is not a number
+        return None, ""
+    if not all(SCALES[0] <= value <= SCALES[1] for value in (x, y)):
+        return None, f"it states {x:.4g} × {y:.4g} µm per pixel, outside of {SCALES[0]:g} to {SCALES[1]:g}"
+    if max(x, y) > 1.1 * min(x, y):
+        return None, f"it states {x:.4g} × {y:.4g} µm per pixel, which differ by more than 10 %"
+    return (x + y) / 2, ""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least
 from conceptkit.pathology.annotations import Annotations, extents, read_annotations, touches
-from conceptkit.pathology.slides import Pixels, Slide, bounds, open_slide
+from conceptkit.pathology.slides import Slide, bounds, open_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
+from conceptkit.pyramid import Pixels
 
 _RUN = 8
 """Tiles side by side that are read at once: neighbours share compressed blocks of the file."""
@@ -145,7 +146,8 @@ def _scale(slide: Slide, tiling: Tiling) -> float:
     if tiling.mpp is None:
         return 1.0
     if slide.mpp is None:
-        raise InputError(f"slide: {slide.path} does not say its microns per pixel; --mpp gives them.")
+        reason = slide.doubt or "it states none"
+        raise InputError(f"slide: the microns per pixel of {slide.path} are unknown ({reason}); give them by --mpp.")
     scale = tiling.mpp / slide.mpp
     if scale < 0.95:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from conceptkit.pathology.engines import Engine
+    from conceptkit.pathology.finding import SlideFacts
     from conceptkit.pathology.tiling import Tiling
 
 EXPORTS = ("none", "png", "h5")
 """Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
-
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
-"""Files of a folder that must be slides, whatever is in them; other files are when OpenSlide knows them (DICOM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,18 @@ class Tiled:
     """Slides whose tiles were there from an earlier run."""
     warnings: tuple[str, ...] = ()
     """The first of the notes: those that question the labels."""
+    copies: tuple[tuple[str, str], ...] = ()
+    """File that opens as the same slide as another, and that other one, which was cut."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The files to cut."""
+
+    drawn: dict[Path, Path | None]
+    """File of each slide → its annotations, where there are any."""
+    copies: dict[Path, Path]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def run_tile(
 
     Parameters
     ----------
-    slides : files, or folders whose slides are meant
+    slides : files and folders; a folder stands for the slides in it and in its sub-folders
     out : the table to write, ``.csv`` or ``.parquet``; what is finished lies in ``{out}.parts`` until all is
     size : side of a tile, in pixels
     mpp : microns per pixel of the slides' level 0, instead of what they say
@@ -102,7 +112,7 @@ def run_tile(
     Raises
     ------
     InputError
-        when an option cannot be used, two slides share a name, or no slide gave a tile
+        when an option cannot be used, two different slides share a name, or no slide gave a tile
     """
     import pandas as pd
 
@@ -120,8 +130,8 @@ def run_tile(
     labels: dict[str, Any] = {"tumor": tumor, "classes": classes, "shift_geojson": shift_geojson}
     tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
     normalise = _stain(stain, stain_reference, export)
-    paths = _find_slides(slides)
-    drawn = dict(zip(paths, find_annotations(annotations, paths), strict=True))
+    chosen = _choose(slides, annotations, stated=mpp is None)
+    drawn, paths = chosen.drawn, list(chosen.drawn)
     read = summaries(drawn, classes)
     drawing_notes = annotation_notes(drawn, read, annotations, tiling)
     parts = parts_folder(out)
@@ -141,8 +151,9 @@ def run_tile(
         if not faults:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
     warnings = tuple(label_warnings(drawn, read, annotations, table))
-    notes = (*warnings, *drawing_notes, *_notes(table))
-    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=resumed)
+    notes = (*warnings, *chosen.notes, *drawing_notes, *_notes(table))
+    copies = tuple((str(copy), str(kept)) for copy, kept in chosen.copies.items())
+    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=resumed, copies=copies)
 
 
 def _cut(jobs: list[SlideJob], engine: Engine, progress: Progress | None) -> tuple[int, dict[Path, str]]:
@@ -199,34 +210,34 @@ def _rows(job: SlideJob, out: Path) -> pd.DataFrame:
     return part
 
 
-def _find_slides(given: Iterable[str | Path]) -> list[Path]:
-    """Return the slides, sorted by name; a folder stands for the slides in it."""
-    found: list[Path] = []
-    for entry in map(Path, given):
-        if entry.is_dir():
-            inside = [p for p in sorted(entry.iterdir()) if p.is_file() and _is_meant(p)]
-            if not inside:
-                raise InputError(f"slides: folder {entry} holds no slide that OpenSlide reads.")
-            found += inside
-        else:
-            found.append(entry)
-    if not found:
-        raise InputError("slides: at least one is needed, got none.")
-    found = [path.absolute() for path in found]
-    stems = [path.stem.lower() for path in found]
-    for path in found:
-        if stems.count(path.stem.lower()) > 1:
-            raise InputError(f"slides: {path.stem} is the name of more than one slide; rename or cut them apart.")
-    return sorted(found)
+def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stated: bool) -> _Chosen:
+    """Find the slides and their annotations; of several files of one slide keep one, if possible with annotations.
+
+    ``stated``: whether the resolution that a slide states is used.
+    """
+    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts
+
+    paths, notes = find_slides(given)
+    facts = slide_facts(paths)
+    drawn = dict(zip(paths, find_annotations(annotations, paths), strict=True))
+    copies = same_slides(sorted(paths, key=lambda path: drawn[path] is None), facts)
+    kept = [path for path in paths if path not in copies]
+    _check_names(kept, facts)
+    notes += copies_note(copies)
+    if stated:
+        notes += doubts_note(facts, kept)
+    return _Chosen({path: drawn[path] for path in kept}, copies, notes)
 
 
-def _is_meant(path: Path) -> bool:
-    """Tell whether a file of a folder is a slide, or was one before it was cut off: that is listed, not passed over."""
-    import openslide
-
-    if path.name.startswith("."):
-        return False
-    return path.suffix.lower() in SLIDE_SUFFIXES or openslide.OpenSlide.detect_format(path) is not None
+def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> None:
+    """Refuse slides of one name: their patches could not be told apart."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        # A file that cannot be opened is skipped later, and its name with it.
+        if facts[path].identity and (other := first.setdefault(path.stem.lower(), path)) != path:
+            raise InputError(
+                f"slides: {path.stem} is the name of more than one slide ({other}, {path}); rename one of them."
+            )
 
 
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
@@ -257,7 +268,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
     notes = []
     if "mpp" not in table or table["mpp"].isna().any():
         notes.append(
-            "Some slides do not say their microns per pixel: areas in µm² are refused there until --mpp gives them."
+            "The microns per pixel of some slides are unknown: areas in µm² are refused there until --mpp gives them."
         )
     notes.append("group is the slide; where a patient has several, name the patient in a column of that name.")
     return notes

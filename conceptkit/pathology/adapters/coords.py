@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,15 @@ import pandas as pd
 from conceptkit._checks import InputError
 from conceptkit._hdf5 import open_hdf5
 from conceptkit.pathology.adapters import Adapted
+from conceptkit.pathology.finding import (
+    SlideFacts,
+    copies_note,
+    doubts_note,
+    find_slides,
+    listed,
+    same_slides,
+    slide_facts,
+)
 from conceptkit.pathology.measuring import relative_path
 from conceptkit.pathology.slides import open_slide
 
@@ -28,25 +37,58 @@ def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
     Returns
     -------
     ``slide``, ``x``, ``y``, ``size`` (level 0), ``side`` (pixels when read), ``mpp`` of the patches as
-    the slide tells it, or else the file, ``group``
+    the slide states it, or else the file, ``group``; of files whose slides are the same one is kept
 
     Raises
     ------
     InputError
-        when a file has no coords or does not say the size of a patch, or its slide is not there
+        when a file has no coords or does not state the size of a patch, or when no slide or several have its name
     """
     if not files:
         raise InputError("files: at least one is needed, got none.")
-    known = {p.stem: p for p in sorted(slides.rglob("*")) if p.is_file() and p.suffix.lower() != ".h5"}
-    frames = [_one(path, known, out) for path in files]
+    paths, notes = find_slides([slides])
+    named = {_stem(path): [p for p in paths if p.stem == _stem(path)] for path in files}
+    candidates = [path for same in named.values() for path in same]
+    facts = slide_facts(candidates)
+    copies = same_slides(candidates, facts)
+    found: dict[Path, Path] = {}
+    for path in files:
+        slide = _one_slide(path, named[_stem(path)], facts)
+        if slide in found:
+            raise InputError(f"files: {found[slide]} and {path} are of the same slide, {slide.name}; give one of them.")
+        found[slide] = path
+    notes += copies_note(copies)
+    kept = [slide for slide in found if slide not in copies]
+    notes += doubts_note(facts, kept)
+    frames = [_one(found[slide], slide, out) for slide in kept]
+    if shifted := [frame["group"].iloc[0] for frame in frames if "row" in frame]:
+        frames = [frame.assign(row=np.arange(len(frame))) for frame in frames]
+        notes.append(
+            f"Coords of {listed(shifted)} are of a coarser level: x and y say where its pixels lie at the level's true "
+            "factor, and row is the row of the coords."
+        )
     table = pd.concat(frames, ignore_index=True)
-    return Adapted(table.dropna(axis=1, how="all"), ("group is the slide; name the patient where one has several.",))
+    notes.append("group is the slide; name the patient where one has several.")
+    return Adapted(table.dropna(axis=1, how="all"), tuple(notes))
 
 
-def _one(path: Path, known: dict[str, Path], out: Path) -> pd.DataFrame:
-    stem = path.stem.removesuffix("_patches")
-    if stem not in known:
-        raise InputError(f"slides: there is none named {stem}, as {path} asks for.")
+def _stem(path: Path) -> str:
+    return path.stem.removesuffix("_patches")
+
+
+def _one_slide(path: Path, named: Sequence[Path], facts: Mapping[Path, SlideFacts]) -> Path:
+    """Return the slide that a file of coords is of: the first of those that have its name and are the same slide."""
+    different = list({facts[slide].identity or slide: slide for slide in reversed(named)}.values())
+    if not different:
+        raise InputError(f"slides: there is none named {_stem(path)}, as {path} asks for.")
+    if len(different) > 1:
+        names = ", ".join(map(str, reversed(different)))
+        raise InputError(f"slides: {_stem(path)} is the name of more than one slide ({names}); keep one in the folder.")
+    return different[0]
+
+
+def _one(path: Path, slide: Path, out: Path) -> pd.DataFrame:
+    stem = _stem(path)
     try:
         with open_hdf5(path) as file:
             data = file["coords"]
@@ -61,37 +103,49 @@ def _one(path: Path, known: dict[str, Path], out: Path) -> pd.DataFrame:
         raise InputError(f"files: coords of {path} must be n x 2, got {coords.shape}.")
     if features is not None and features not in (1, len(coords)):
         raise InputError(f"files: {path} has {features} features for {len(coords)} coords.")
-    side, size = _sizes(about, path)
-    x, y = coords[:, 0].astype(np.int64), coords[:, 1].astype(np.int64)
-    table = pd.DataFrame({"patch_id": [f"{stem}_x{a}_y{b}" for a, b in zip(x, y, strict=True)]})
-    table["slide"] = relative_path(known[stem], out.parent)
-    table["x"], table["y"], table["size"], table["side"] = x, y, size, side
-    table["mpp"] = _mpp(known[stem], size / side) or _number(about, "target_mpp", "mpp") or np.nan
-    table["group"] = stem
-    return table
-
-
-def _mpp(slide: Path, scale: float) -> float | None:
-    """Return the microns per pixel of patches with ``scale`` pixels of level 0 for one, as the slide says."""
-    try:
-        with open_slide(slide) as opened:
-            return None if opened.mpp is None else opened.mpp * scale
-    except InputError:  # one that cannot be opened is told of when it is read
-        return None
-
-
-def _sizes(about: dict[str, Any], path: Path) -> tuple[int, int]:
-    """Return the side in pixels as read, and in pixels of level 0."""
     side = _number(about, "patch_size")
     if side is None:
         raise InputError(f"files: coords of {path} do not say their patch_size.")
-    whole = _number(about, "patch_size_level0")
-    if whole is None:
-        level, down = _number(about, "patch_level") or 0, _number(about, "downsample")
-        if level and down is None:
-            raise InputError(f"files: coords of {path} lie on level {level:.0f} without its downsample.")
-        whole = side * (down or 1)
-    return round(side), round(whole)
+    scale, moved, mpp = _scales(slide, about, side, path)
+    x, y = (np.round(coords[:, axis] * moved).astype(np.int64) for axis in (0, 1))
+    table = pd.DataFrame({"patch_id": [f"{stem}_x{a}_y{b}" for a, b in zip(x, y, strict=True)]})
+    table["slide"] = relative_path(slide, out.parent)
+    table["x"], table["y"], table["size"], table["side"] = x, y, round(side * scale), round(side)
+    if mpp is None:
+        table["mpp"] = _number(about, "target_mpp", "mpp") or np.nan
+    else:
+        table["mpp"] = mpp * round(side * scale) / round(side)
+    table["group"] = stem
+    if moved != 1:
+        table["row"] = np.arange(len(table))
+    return table
+
+
+def _scales(slide: Path, about: dict[str, Any], side: float, path: Path) -> tuple[float, float, float | None]:
+    """Return the pixels of level 0 for one of a patch, what coords are multiplied with, and the slide's mpp.
+
+    CLAM reads patches of a coarser level through OpenSlide, which divides coords by its own downsample of the level.
+    Where that is not the true factor, the pixels that CLAM saw lie elsewhere.
+    """
+    level, whole = round(_number(about, "patch_level") or 0), _number(about, "patch_size_level0")
+    stated = _number(about, "downsample")
+    if level and stated is None and whole is None:
+        raise InputError(f"files: coords of {path} lie on level {level} without its downsample.")
+    scale = (stated or 1.0) if whole is None else whole / side
+    try:
+        with open_slide(slide) as opened:
+            mpp, factors, theirs = opened.mpp, opened.pyramid.factors, opened.handle.level_downsamples
+    except InputError:  # a slide that cannot be opened is named when its pixels are read
+        return scale, 1.0, None
+    if not level or whole is not None:
+        return scale, 1.0, mpp
+    factor = factors[level] if level < len(factors) else None
+    if factor is None:
+        raise InputError(
+            f"files: coords of {path} lie on level {level}, whose size in {slide.name} does not tell its factor; "
+            f"make coords of level 0."
+        )
+    return factor, factor / theirs[level], mpp
 
 
 def _number(about: dict[str, Any], *names: str) -> float | None:
