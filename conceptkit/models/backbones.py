@@ -22,6 +22,7 @@ from conceptkit._checks import InputError, near_names
 from conceptkit.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
+from conceptkit.resolution import Resolution
 
 BUNDLED = "mini_inception"
 """The network that comes with the package."""
@@ -93,6 +94,8 @@ class Backbone:
     marks: tuple[str, ...] = ()
     """What a reader of its results has to know of its training, by name: see
     :data:`conceptkit.models.checkpoints.MARKS`"""
+    trained_on: Resolution | None = None
+    """Resolution of the patches that a checkpoint was trained on; ``None`` for other networks and old checkpoints"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""

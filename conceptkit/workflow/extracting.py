@@ -84,6 +84,7 @@ def extract(
         finished before are kept
     """
     from conceptkit.models.activations import Job, cached_store, fill, store_rows
+    from conceptkit.models.checkpoints import checkpoint_notes
     from conceptkit.models.inference import provenance
     from conceptkit.workflow import sharding
     from conceptkit.workflow.cluster import computed_on_cluster
@@ -97,6 +98,8 @@ def extract(
     if verify:
         forget_files()
     backbone = as_backbone(model, weights, seed)
+    for note in checkpoint_notes(backbone, table) if tell is not None else ():
+        tell(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
     path = cached_store(cache_folder(), {**made_with, "dtype": dtype}, table) if store is None else Path(store)
