@@ -82,7 +82,8 @@ def mixture_notes(data: PatchTable) -> tuple[str, ...]:
     if len(known) and known.max() > known.min() * (1 + ALIKE):
         notes.append(
             f"Patches have several resolutions, {known.min():.4g} to {known.max():.4g} µm per pixel: a number "
-            "per patch and what a network sees depend on it; cut all patches at one resolution (conceptkit tile --tile-mpp)."
+            "per patch and what a network sees depend on it; cut all patches at one resolution, as with conceptkit tile "
+            "--tile-mpp."
         )
     if 0 < len(known) < len(mpp):
         notes.append(f"{len(mpp) - len(known)} of {len(mpp)} patches have no mpp: their resolution is unknown.")
@@ -169,7 +170,7 @@ def _read_again(data: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tu
 
 
 def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
-    """Return what has to be said of patches of image files, and refuse those of another resolution or field of view."""
+    """Return what has to be said of patches of image files; refuse another resolution or field of view."""
     has = microns_per_pixel(data)
     own = data.pixels(0).shape[0]
     far = np.abs(np.log(has / mpp))
