@@ -82,8 +82,8 @@ def mixture_notes(data: PatchTable) -> tuple[str, ...]:
     if len(known) and known.max() > known.min() * (1 + ALIKE):
         notes.append(
             f"Patches have several resolutions, {known.min():.4g} to {known.max():.4g} µm per pixel: a number "
-            "per patch and what a network sees depend on it; cut all patches at one resolution, as with conceptkit tile "
-            "--tile-mpp."
+            "per patch and what a network sees depend on it; cut all patches at one resolution, as with "
+            "conceptkit tile --tile-mpp."
         )
     if 0 < len(known) < len(mpp):
         notes.append(f"{len(mpp) - len(known)} of {len(mpp)} patches have no mpp: their resolution is unknown.")
@@ -178,8 +178,8 @@ def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
     most = math.log(1 + ALIKE)
     if far.max() > most or abs(math.log(own * worst / (side * mpp))) > most:
         raise InputError(
-            f"table: patches have {own} pixels of {worst:.4g} µm a side, the checkpoint was trained on {side} pixels of "
-            f"{mpp:.4g} µm; cut the images to patches of that resolution and size."
+            f"table: patches have {own} pixels of {worst:.4g} µm a side, the checkpoint was trained on {side} pixels "
+            f"of {mpp:.4g} µm; cut the images to patches of that resolution and size."
         )
     if far.max() > EXACT:
         return (f"Patches have up to {worst:.4g} µm per pixel, the checkpoint was trained at {mpp:.4g}.",)

@@ -47,8 +47,8 @@ def predict(
     -------
     one row per patch: ``patch_id``, where the patch lies, ``probability_CLASS`` of the main task (of the second class
     when there are two), ``CONCEPT_predicted`` of each encouraged concept: the value in its unit, or the most
-    probable class. Discouraged concepts are not predicted. Patches of slides are read at the
-    resolution and field of view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say where and how each was read.
+    probable class. Discouraged concepts are not predicted. Patches of slides are read at the resolution and field of
+    view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say how each was read.
     ``attrs["notes"]`` says what limits the predictions.
 
     Raises
