@@ -5,8 +5,9 @@
     conceptkit probe --layer mixed10 --concept count
     ```
 
-All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails, or takes longer than
-``CONCEPTKIT_DOCS_LIMIT`` seconds (30 minutes by default), is named by its page and line; ``-W`` fails the build then. With ``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
+All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails, or that takes longer
+than ``CONCEPTKIT_DOCS_LIMIT`` seconds (by default 30 minutes), is named by its page and line; ``-W`` then fails the
+build. With ``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
 """
 
 from __future__ import annotations
