@@ -98,8 +98,9 @@ def extract(
     if verify:
         forget_files()
     backbone = as_backbone(model, weights, seed)
-    for note in checkpoint_notes(backbone, table) if tell is not None else ():
-        tell(note)
+    if tell is not None:
+        for note in checkpoint_notes(backbone, table):
+            tell(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
     path = cached_store(cache_folder(), {**made_with, "dtype": dtype}, table) if store is None else Path(store)
