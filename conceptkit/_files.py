@@ -133,11 +133,11 @@ def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Return who has a file locked, as ``process 123``, where the system tells; else ``another process``."""
+    """Return who has a file locked, as ``process 123``, where the system says it; else that it is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         inode = str(path.stat().st_ino)
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
             if fields[5].split(":")[-1] == inode and int(fields[4]) not in (0, -1, os.getpid()):
                 return f"process {fields[4]}"
-    return "another process"
+    return "another process, perhaps of another machine,"

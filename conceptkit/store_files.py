@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,14 @@ MISSING, DONE, SKIPPED = 0, 1, 2
 
 Floats = NDArray[np.floating[Any]]
 
+PAUSE = 0.2
+"""Seconds between two looks at a store that another process uses"""
+
+SAY_EVERY = 60.0
+"""Seconds after which waiting is said again"""
+
+_logger = logging.getLogger(__name__)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,6 +60,14 @@ class Rows:
 
 class HeldError(InputError):
     """The store cannot be had, whatever is in it: another process has it open, or it may not be written."""
+
+
+class InUseError(HeldError):
+    """Another process uses the store."""
+
+    def __init__(self, path: Path, user: str) -> None:
+        super().__init__(f"store: {path} is in use by {user}; wait for it to finish.")
+        self.user = user
 
 
 class BrokenError(InputError):
@@ -199,14 +217,50 @@ def names_of(file: Any) -> NDArray[Any]:
     return names
 
 
-def open_file(path: Path, mode: str) -> Any:
-    """Open a store's file with h5py; raise :class:`HeldError` when it cannot be had, else :class:`InputError`."""
+def open_file(path: Path, mode: str, *, wait: bool = True) -> Any:
+    """Open a store's file with h5py, as soon as no other process uses it.
+
+    HDF5's own lock is the one waited for: the system releases it however its holder ends.
+
+    Parameters
+    ----------
+    mode : ``r`` shares the file with other readers, ``r+`` has it alone
+    wait : whether to wait, and to say so in the log, while another process uses the file
+
+    Raises
+    ------
+    HeldError
+        when the file cannot be had
+    BrokenError
+        when it is not a whole HDF5 file
+    """
+    began = time.monotonic()
+    said = 0.0
+    while True:
+        try:
+            file = _open_free(path, mode)
+        except InUseError as error:
+            if not wait:
+                raise
+            waited = time.monotonic() - began
+            if not said or waited - said >= SAY_EVERY:
+                after = f" Waited {waited:.0f} s so far." if said else ""
+                _logger.warning("Waiting for %s, which %s uses (Ctrl-C ends this run).%s", path, error.user, after)
+                said = max(waited, PAUSE)
+            time.sleep(PAUSE)
+        else:
+            if said:
+                _logger.warning("%s is free after %.0f s.", path, time.monotonic() - began)
+            return file
+
+
+def _open_free(path: Path, mode: str) -> Any:
     import h5py
 
     try:
         return h5py.File(path, mode, rdcc_nbytes=0)
     except BlockingIOError:
-        raise HeldError(f"store: {path} is in use by {holder(path)}; wait for it to finish.") from None
+        raise InUseError(path, holder(path)) from None
     except PermissionError:
         raise HeldError(f"store: {path} may not be written; name another place.") from None
     except OSError as error:

@@ -95,7 +95,7 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
     Raises
     ------
     InputError
-        when it is not a store, is of another schema, is in use, or is not finished
+        when it is not a store, is of another schema, or is not finished
     """
     if not path.is_file():
         raise InputError(f"store: there is no file {path}.")

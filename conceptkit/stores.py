@@ -54,7 +54,7 @@ class ActivationStore:
     Raises
     ------
     InputError
-        when the file is not a store, is of another schema, provenance or table, or is in use, or the disk is full
+        when the file is not a store, is of another schema, provenance or table, or the disk is full
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class ActivationStore:
             when the disk of this one is full, or another process has the other open
         """
         place = {name: row for row, name in enumerate(self._rows.patch_ids)}
-        with open_file(path, "r") as file:
+        with open_file(path, "r", wait=False) as file:
             with told_when_broken(path):
                 alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
                 ids = names_of(file) if alike else np.array([])

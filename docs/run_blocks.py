@@ -5,8 +5,9 @@
     conceptkit probe --layer mixed10 --concept count
     ```
 
-All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails ends the build. With
-``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
+All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails, or that takes longer
+than ``CONCEPTKIT_DOCS_LIMIT`` seconds (by default 30 minutes), is named by its page and line; ``-W`` then fails the
+build. With ``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 GENERATED = "_generated"
 """Folder of the pages in which pictures made by blocks lie"""
+
+LIMIT = 1800.0
+"""Seconds that a block may take, unless ``CONCEPTKIT_DOCS_LIMIT`` says otherwise"""
 
 _folders: dict[str, Path] = {}
 _names: dict[str, dict[str, Any]] = {}
@@ -57,9 +63,11 @@ class Run(Directive):
         folder = _folders.setdefault(env.docname, Path(tempfile.mkdtemp(prefix="conceptkit-docs-")))
         start = time.perf_counter()
         try:
-            output = _RUN[language](code, folder, env.docname) if code else ""
-        except Exception as error:
-            raise self.error(f"a block of {env.docname} failed: {error}") from error
+            with _limited():
+                output = _RUN[language](code, folder, env.docname) if code else ""
+        except Exception as error:  # it is the page's own code
+            reason = str(error) or type(error).__name__
+            raise self.error(f"the block at line {self.lineno} of {env.docname} failed: {reason}") from None
         logger.info("%s:%d ran in %.1f s", env.docname, self.lineno, time.perf_counter() - start)
         output = output.replace(str(folder) + os.sep, "")
         lines = [line.rstrip() for line in output.rstrip().splitlines()]
@@ -84,22 +92,53 @@ def _block(text: str, language: str) -> nodes.Node:
     return nodes.literal_block(text, text, language=language)
 
 
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raise :class:`TimeoutError` in a block that takes too long; where there are no alarms, blocks have no limit."""
+    stated = os.environ.get("CONCEPTKIT_DOCS_LIMIT", "")
+    try:
+        seconds = float(stated or LIMIT)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"CONCEPTKIT_DOCS_LIMIT must be a number of seconds above 0, got {stated!r}")
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"it took longer than {seconds:g} s; CONCEPTKIT_DOCS_LIMIT sets another limit")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _shell(code: str, folder: Path, page: str) -> str:
     own = str(Path(sys.executable).parent)  # where the command lies that belongs to this Python
     environment = {**os.environ, "PATH": own + os.pathsep + os.environ.get("PATH", ""), "NO_COLOR": "1"}
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", code],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}\n{code}\n{done.stdout[-2000:]}")
-    return done.stdout
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # with what the shell started, which has the output open too
+        process.communicate()
+        raise
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}\n{code}\n{output[-2000:]}")
+    return output
 
 
 def _python(code: str, folder: Path, page: str) -> str:

@@ -31,6 +31,7 @@ ROOMS = (
         "decoding",
         "file_matrix",
         "patches",
+        "resolution",
         "store_files",
         "stores",
         "store_reading",

@@ -491,3 +491,12 @@ def test_a_name_with_a_comma_stands_in_quotes():
     assert name_pairs("--repeat", ['"a, b=c, d"']) == {"a, b": "c, d"}
     with pytest.raises(InputError, match="could not be read: field larger"):
         name_list(["a" * 200_000])
+
+
+def test_the_cache_folder_is_named_by_an_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCEPTKIT_CACHE", str(tmp_path / "before"))
+    result = CliRunner().invoke(app, ["splits", "--cache-dir", str(tmp_path / "named"), "--help"])
+    assert "--cache-dir" in result.output
+    shown = CliRunner().invoke(app, ["doctor", "--offline", "--cache-dir", str(tmp_path / "named")])
+    assert str(tmp_path / "named") in "".join(shown.output.split())
+    assert os.environ["CONCEPTKIT_CACHE"] == str(tmp_path / "before")

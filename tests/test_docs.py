@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,34 @@ def test_a_shell_block_that_fails_says_so(tmp_path: Path) -> None:
         run_blocks._shell("exit 3", tmp_path, "page")
     with pytest.raises(RuntimeError, match="exit code 1"):
         run_blocks._shell("false | true", tmp_path, "page")
+
+
+@pytest.mark.parametrize(
+    ("block", "limit", "sentence"),
+    [
+        ("{run} shell\nsleep 60 | cat", "0.5", "it took longer than 0.5 s; CONCEPTKIT_DOCS_LIMIT sets another limit"),
+        ("{run} python\nimport time; time.sleep(60)", "0.5", "it took longer than 0.5 s"),
+        ("{run} shell\nexit 3", "", "exit code 3"),
+        ("{run} shell\ntrue", "soon", "CONCEPTKIT_DOCS_LIMIT must be a number of seconds above 0, got 'soon'"),
+    ],
+)
+def test_a_block_that_fails_is_named_without_a_traceback(tmp_path, block, limit, sentence) -> None:
+    (tmp_path / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(DOCS)!r})\nextensions = ['myst_parser', 'run_blocks']\n"
+    )
+    (tmp_path / "index.md").write_text(f"# Title\n\n```{{run}} shell\ntrue\n```\n\n```{block}\n```\n")
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-qW", "-b", "html", str(tmp_path), str(tmp_path / "_build")],
+        env={**os.environ, "CONCEPTKIT_DOCS_LIMIT": limit, "CONCEPTKIT_DOCS_RUN": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"the block at line 7 of index failed: {sentence}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 50
 
 
 def calls() -> list[tuple[str, str, list[str]]]:

@@ -62,12 +62,12 @@ def test_probabilities_are_of_all_classes_and_the_record_scores_them(record, pre
 
 
 def test_a_concept_of_three_classes_is_predicted_by_name(record, predicted, three):
-    assert set(predicted["size3"]) <= set(SIZES)
-    assert len(set(predicted["size3"])) > 1
+    assert set(predicted["size3_predicted"]) <= set(SIZES)
+    assert len(set(predicted["size3_predicted"])) > 1
     history = next(run for run in record.runs if run.name == "guided").history
     kept = min(history[OPTIONS["warmup"] :], key=lambda epoch: epoch["val/main"] + epoch["val/size3"])
     rows = ((three.split == "val") & three.size3.notna()).to_numpy()
-    hits = balanced_accuracy_score(three.size3[rows], predicted["size3"][rows])
+    hits = balanced_accuracy_score(three.size3[rows], predicted["size3_predicted"][rows])
     assert hits == pytest.approx(kept["score/size3"])  # what training saw of the epoch that was kept
 
 

@@ -232,7 +232,7 @@ def test_a_run_that_diverges_keeps_a_checkpoint_and_names_it(study, tmp_path, mo
         run(study, tmp_path / "run")
     assert str(e.value).endswith(f"{folder}.")
     frame = ck.predict(folder, table=study.parent / "patches.csv")
-    assert np.isfinite(frame["count"]).all()
+    assert np.isfinite(frame["count_predicted"]).all()
 
 
 def test_infinite_values_are_refused_where_they_train_or_validate(study, table, tmp_path):

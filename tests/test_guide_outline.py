@@ -213,13 +213,13 @@ def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
     bare["image"] = [str(table.parent / name) for name in bare["image"]]
     bare.to_csv(tmp_path / "bare.csv", index=False)
     frame = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", out=tmp_path / "p.csv", batch_size=10)
-    assert list(frame.columns) == ["patch_id", "probability_tumor", "count", "area"]
-    assert frame["area"].between(15, 60).all()  # around 30 to 35, not around 0
+    assert list(frame.columns) == ["patch_id", "probability_tumor", "count_predicted", "area_predicted"]
+    assert frame["area_predicted"].between(15, 60).all()  # around 30 to 35, not around 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "p.csv"), frame)
     model = load_checkpoint(record.folder / "checkpoints" / "guided-seed0").module
     assert {task.name: task.layer for task in model.tasks}["count"] == "mixed10"
     whole = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", batch_size=64)
-    np.testing.assert_allclose(frame["count"], whole["count"], rtol=1e-4)
+    np.testing.assert_allclose(frame["count_predicted"], whole["count_predicted"], rtol=1e-4)
     more = run_guide(
         None,
         table=table,

@@ -112,8 +112,8 @@ def test_the_command_draws_a_picture_per_image(checkpoint, mosaic, tmp_path):
     data = load_table(mosaic)
     elsewhere = dataclasses.replace(data, folder=tmp_path)
     frame = pd.read_csv(tmp_path / "p.csv")
-    bare = write_maps(frame, elsewhere, ["probability_tumor", "count"], tmp_path / "bare")[0]
-    whole = write_maps(frame, data, ["probability_tumor", "count"], tmp_path / "whole")[0]
+    bare = write_maps(frame, elsewhere, ["probability_tumor", "count_predicted"], tmp_path / "bare")[0]
+    whole = write_maps(frame, data, ["probability_tumor", "count_predicted"], tmp_path / "whole")[0]
     with Image.open(whole) as one, Image.open(bare) as other:
         assert one.size[0] > other.size[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from conceptkit import store_files
 from conceptkit._checks import InputError
 from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
 from conceptkit.store_reading import is_store, open_activations
@@ -417,6 +419,7 @@ def start(code, path):
     )
     return subprocess.Popen(
         [sys.executable, "-c", before + code, str(path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -427,17 +430,64 @@ def opened_large(path):
     return opened(path, rows=rows_of([f"p{i:03d}" for i in range(400)]))
 
 
-def test_a_store_in_use_is_told(path):
+def test_a_store_in_use_is_waited_for_and_what_was_written_is_used(path, caplog):
+    """The lock is a real process'; it is let go of only after this process has said that it waits."""
+    process = start(
+        f"t.write(store, np.arange(5), np.ones((5, {WIDTH}), np.float32))\nsys.stdin.readline()\nstore.close()", path
+    )
+    assert process.stdout.readline() == "open\n"
+
+    def let_go(record):
+        if record.getMessage().startswith("Waiting"):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return True
+
+    with caplog.at_level("WARNING", logger="conceptkit"):
+        caplog.handler.addFilter(let_go)
+        try:
+            with opened_large(path) as store:
+                assert store.missing(np.arange(400)).tolist() == list(range(5, 400))
+        finally:
+            caplog.handler.removeFilter(let_go)
+            process.communicate()
+    waiting, free = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(rf"Waiting for {re.escape(str(path))}, which process {process.pid} uses \(.*\)\.", waiting)
+    assert re.fullmatch(rf"{re.escape(str(path))} is free after \d+ s\.", free)
+
+
+def test_waiting_is_said_again_and_ends_when_the_holder_is_killed(path, caplog, monkeypatch):
+    monkeypatch.setattr(store_files, "SAY_EVERY", 0.3)
+    process = start("time.sleep(60)", path)
+    assert process.stdout.readline() == "open\n"
+
+    def kill(record):
+        if "so far" in record.getMessage():
+            process.kill()
+        return True
+
+    with caplog.at_level("WARNING", logger="conceptkit"):
+        caplog.handler.addFilter(kill)
+        try:
+            with opened_large(path) as store:
+                assert len(store.missing(np.arange(400))) == 400
+        finally:
+            caplog.handler.removeFilter(kill)
+            process.kill()
+            process.communicate()
+    assert sum("so far" in record.getMessage() for record in caplog.records) >= 1
+    assert "is free after" in caplog.records[-1].getMessage()
+
+
+def test_a_store_in_use_may_be_left_alone(path):
     process = start("time.sleep(60)", path)
     try:
         assert process.stdout.readline() == "open\n"
-        with pytest.raises(InputError, match=r"is in use by (another )?process( \d+)?; wait for it to finish"):
-            opened_large(path)
+        with pytest.raises(store_files.HeldError, match=rf"is in use by process {process.pid}; wait for it to finish"):
+            store_files.open_file(path, "r", wait=False)
     finally:
         process.kill()
         process.communicate()
-    with opened_large(path) as store:  # the lock dies with its process
-        assert len(store.missing(np.arange(400))) == 400
 
 
 def test_after_a_kill_only_finished_rows_count_and_hold_their_values(path):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from pathlib import Path
 
+import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
@@ -346,6 +350,49 @@ def test_two_processes_learn_what_one_learns():
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
     for alone, together in zip(one.history, two.history, strict=True):
         assert together == pytest.approx(alone, rel=1e-3, nan_ok=True)
+
+
+class Ending(lightning.Callback):
+    """Writes which threads a process still has when its training is over; the second process then aborts."""
+
+    def __init__(self, folder, hook="on_fit_end"):
+        self.folder = folder
+        setattr(self, hook, self.end)
+
+    def end(self, trainer, loop):
+        threads = [Path(f"/proc/self/task/{n}/comm").read_text().strip() for n in os.listdir("/proc/self/task")]
+        (self.folder / str(trainer.global_rank)).write_text("\n".join(threads))
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGABRT)
+
+
+def end_with(monkeypatch, ending):
+    plain = TrainingEngine.trainer
+    monkeypatch.setattr(
+        TrainingEngine,
+        "trainer",
+        lambda self, *, callbacks, **how: plain(self, callbacks=[*callbacks, ending], **how),
+    )
+
+
+def test_a_process_leaves_its_group_before_it_ends_and_how_it_ends_changes_nothing(tmp_path, monkeypatch):
+    """Threads of the group that still ran when a process ended aborted it now and then."""
+    one, _ = fit()
+    end_with(monkeypatch, Ending(tmp_path))
+    two, _ = fit(parallel=2)
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+    for rank in "01":
+        threads = (tmp_path / rank).read_text()
+        assert threads
+        assert "gloo" not in threads
+        assert "tcpstore" not in threads
+
+
+@pytest.mark.long
+def test_a_process_that_ends_before_its_training_is_a_sentence(tmp_path, monkeypatch):
+    end_with(monkeypatch, Ending(tmp_path, "on_train_epoch_end"))
+    with pytest.raises(InputError, match=r"^devices: a process of the training ended .*SIGABRT.* fewer devices\.$"):
+        fit(parallel=2)
 
 
 @pytest.mark.long

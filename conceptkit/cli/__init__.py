@@ -21,6 +21,7 @@ from conceptkit.cli.guide import guide
 from conceptkit.cli.init import init
 from conceptkit.cli.layers import layers
 from conceptkit.cli.measure import measure
+from conceptkit.cli.options import with_cache_dir
 from conceptkit.cli.predict import predict
 from conceptkit.cli.predictivity import predictivity
 from conceptkit.cli.probe import probe
@@ -70,7 +71,8 @@ for command in (
     status,
     doctor,
 ):
-    app.command(epilog=epilog(command.__name__))(command)
+    keeps = command not in (tile, measure, layers, report, init, status)
+    app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

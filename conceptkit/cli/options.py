@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
-from typing import Annotated
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +50,40 @@ OutOption = Annotated[
 JsonOption = Annotated[
     str | None, typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-dir",
+        help="Folder for what can be computed again, as activations; by default CONCEPTKIT_CACHE, else the user's "
+        "cache folder. Delete it, or any file in it, while no run uses it.",
+        show_default=False,
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def with_cache_dir(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option ``--cache-dir``, which sets ``CONCEPTKIT_CACHE`` while the command runs."""
+
+    @functools.wraps(command)
+    def run(*given: Any, cache_dir: str | None = None, **options: Any) -> None:
+        before = os.environ.get("CONCEPTKIT_CACHE")
+        if cache_dir:
+            os.environ["CONCEPTKIT_CACHE"] = cache_dir
+        try:
+            command(*given, **options)
+        finally:
+            if cache_dir:
+                os.environ.pop("CONCEPTKIT_CACHE")
+                if before is not None:
+                    os.environ["CONCEPTKIT_CACHE"] = before
+
+    own = inspect.signature(command, eval_str=True)
+    added = inspect.Parameter("cache_dir", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CacheOption)
+    parameters = [*own.parameters.values(), added]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def name_list(given: list[str] | None) -> list[str]:

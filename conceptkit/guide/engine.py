@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import warnings
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from conceptkit._checks import InputError, check_at_least, check_choice
 from conceptkit.models.inference import choose_device
@@ -85,7 +88,7 @@ class TrainingEngine:
             devices=self.devices if where.index is None or self.parallel else [where.index],
             num_nodes=self.nodes,
             # The command itself goes on in one process per machine; only the training is shared out.
-            strategy="ddp_spawn" if self.parallel else "auto",
+            strategy=Spawned(start_method="spawn") if self.parallel else "auto",
             precision=PRECISIONS[self.precision],
             use_distributed_sampler=False,
             callbacks=callbacks,
@@ -95,6 +98,18 @@ class TrainingEngine:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+
+
+class Spawned(DDPStrategy):
+    """Processes that leave their group before they end: one that ends with the group's threads running may abort."""
+
+    def teardown(self) -> None:
+        """Release what the training holds, and the process group after it."""
+        super().teardown()
+        if dist.is_initialized():
+            dist.barrier()  # the first process serves the addresses of the others: nobody leaves before all are here
+            gc.collect()  # the wrapped network, whose reducer holds the group
+            dist.destroy_process_group()
 
 
 def _check_machine(nodes: int) -> None:

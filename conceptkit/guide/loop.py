@@ -230,9 +230,7 @@ class Loop(lightning.LightningModule):
         else:
             cause = "a lower --lr or --weighting uncertainty-bounded may help."
         if self.rescued is not None:
-            own = self.rescued.with_name(f".{self.rescued.name}.{self.global_rank}")
-            torch.save({"history": self.history, "good": self.good}, own)
-            os.replace(own, self.rescued)
+            _save_whole({"history": self.history, "good": self.good}, self.rescued)
         what = f"{part}loss of {', '.join(broken)}"
         raise NotFiniteError(f"guide: the {what} is not finite in epoch {self.current_epoch + 1}; {cause}")
 
@@ -288,7 +286,7 @@ class Loop(lightning.LightningModule):
     def on_train_end(self) -> None:
         """Hand over what was learned to the process that has started this one; all processes have learned the same."""
         if self.handed is not None and self.local_rank == 0:
-            torch.save(
+            _save_whole(
                 {"history": self.history, "best": (self.best_loss, self.best_epoch, self.best_state)}, self.handed
             )
 
@@ -393,6 +391,13 @@ def learned(model: GuidedModel) -> dict[str, Tensor]:
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     frozen |= {f"backbone.{name}" for name, _ in model.backbone.named_buffers()}  # of a backbone in evaluation mode
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _save_whole(content: dict[str, Any], path: Path) -> None:
+    """Write a file of this training's scratch folder: whole, whichever of several processes writes it last."""
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(content, own)
+    os.replace(own, path)
 
 
 def _labelled(target: Tensor) -> int:

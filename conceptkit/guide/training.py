@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from conceptkit._checks import InputError
 from conceptkit.guide.discouraging import METHODS
@@ -107,6 +107,13 @@ def train(
             except ProcessRaisedException as error:
                 told = _told_by_a_process(error)
                 raise (_diverged(str(told), loop) if isinstance(told, NotFiniteError) else told) from None
+            except ProcessExitedException as error:
+                # What was learned is written before a process ends: how it ends does not change the result.
+                if loop.handed is None or not loop.handed.is_file():
+                    raise InputError(
+                        f"devices: a process of the training ended before the training did ({error}); check the free "
+                        "memory, or train with fewer devices."
+                    ) from None
             if loop.handed is not None:
                 handed = torch.load(loop.handed, map_location="cpu", weights_only=True)
                 loop.history, (loop.best_loss, loop.best_epoch, loop.best_state) = handed["history"], handed["best"]

@@ -281,7 +281,8 @@ def read_activations(
         tell(sum(predicted_bytes(table.patch_ids, widths(own)) for own in new))
     with contextlib.ExitStack() as stack:
         stores: dict[str, ActivationStore] = {}
-        for own, path in places.items():
+        # In one order everywhere: two processes that need two stores each never wait for each other.
+        for own, path in sorted(places.items(), key=lambda place: place[1]):
             stated = of_layer[own]
             store = ActivationStore(path, provenance=stated, rows=known, widths=functools.partial(widths, own))
             stores[own] = stack.enter_context(store)

@@ -22,6 +22,7 @@ from conceptkit.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
+from conceptkit.resolution import Resolution
 
 BUNDLED = "mini_inception"
 """The network that comes with the package."""
@@ -95,6 +96,8 @@ class Backbone:
     :data:`conceptkit.models.checkpoints.MARKS`"""
     notes: tuple[str, ...] = ()
     """How the weights were found in their file"""
+    trained_on: Resolution | None = None
+    """Resolution of the patches that a checkpoint was trained on; ``None`` for other networks and old checkpoints"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""

@@ -17,8 +17,10 @@ from conceptkit._checks import InputError
 from conceptkit._files import replacing
 from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.patches import PatchTable
 from conceptkit.records import to_json, write_atomically
 from conceptkit.records.fitting import misfit
+from conceptkit.resolution import Resolution, resolution_notes
 
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
@@ -31,6 +33,9 @@ MARKS: Mapping[str, str] = {
     "scores on these splits overstate what it does on new ones.",
 }
 """Option of a training that makes its network's scores worth less → the sentence in every result of the network"""
+
+TRAINED = "trained"
+"""Name of the weights of a network that was opened from a checkpoint"""
 
 LARGEST = 4096
 """Side in pixels that a checkpoint may ask images to be resized to; no encoder wants as much"""
@@ -72,7 +77,14 @@ def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
     return same_architecture(opened, seed=seed)
 
 
-def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path, *, marks: Sequence[str] = ()) -> None:
+def save_checkpoint(
+    model: GuidedModel,
+    backbone: Backbone,
+    folder: Path,
+    *,
+    marks: Sequence[str] = (),
+    trained_on: Resolution | None = None,
+) -> None:
     """Write a guided network into ``folder``; the description comes last, so that a half one is not taken for whole.
 
     Parameters
@@ -80,6 +92,7 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path, *, mar
     model : the network; all of its weights are written, frozen ones too
     backbone : what it was built on; its own marks stay
     marks : names in :data:`MARKS`
+    trained_on : resolution and size of the patches
     """
     with replacing(folder / WEIGHTS) as temporary:
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
@@ -96,6 +109,7 @@ def save_checkpoint(model: GuidedModel, backbone: Backbone, folder: Path, *, mar
         "erases": model.erasure is not None,
         "tasks": [dataclasses.asdict(task) for task in model.tasks],
         "marks": list(dict.fromkeys([*backbone.marks, *marks])),
+        "patches": None if trained_on is None else dataclasses.asdict(trained_on),
     }
     write_atomically(folder / DESCRIPTION, to_json(description))
 
@@ -113,6 +127,12 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
     # Each layer's own name is an alias of the longer one in the checkpoint, and of itself here.
     aliases = {alias: name for alias, name in plain.items() if alias != name}
     return dataclasses.replace(backbone, module=model.backbone, aliases=aliases), model
+
+
+def checkpoint_notes(backbone: Backbone, data: PatchTable) -> tuple[str, ...]:
+    """Return what to say of a checkpoint that reads patches as they are; nothing of other networks."""
+    notes = resolution_notes(backbone.trained_on, data) if backbone.weights == TRAINED else ()
+    return (*mark_notes(backbone), *notes)
 
 
 def mark_notes(backbone: Backbone) -> tuple[str, ...]:
@@ -145,7 +165,7 @@ def load_checkpoint(folder: str | Path) -> Backbone:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # safetensors and torch raise many kinds
         raise _cannot_open(folder, error) from None
-    return _as_backbone(model, inner, name=folder.name, weights="trained")
+    return _as_backbone(model, inner, name=folder.name, weights=TRAINED)
 
 
 def _random_checkpoint(folder: str | Path, seed: int) -> Backbone:
@@ -210,7 +230,7 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     if wrong or not 1 <= (preprocessing.size or 1) <= LARGEST:
         raise ValueError(wrong or f"the size of the preprocessing must be from 1 to {LARGEST}")
     built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
-    return dataclasses.replace(built, marks=_marks(description))
+    return dataclasses.replace(built, marks=_marks(description), trained_on=_trained_on(description))
 
 
 def _marks(description: dict[str, Any]) -> tuple[str, ...]:
@@ -219,6 +239,16 @@ def _marks(description: dict[str, Any]) -> tuple[str, ...]:
         if mark not in MARKS:  # a warning that is not understood is not passed over
             raise ValueError(f"mark {mark!r} is not known")
     return tuple(marks)
+
+
+def _trained_on(description: dict[str, Any]) -> Resolution | None:
+    stated = description.get("patches")  # absent from checkpoints of versions that did not state it
+    if stated is None:
+        return None
+    trained_on = Resolution(**stated)
+    if (wrong := misfit(trained_on, Resolution, "patches")) is not None:
+        raise ValueError(wrong)
+    return trained_on
 
 
 def _check_size(folder: Path, description: dict[str, Any]) -> None:

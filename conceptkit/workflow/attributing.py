@@ -109,7 +109,7 @@ def run_attribute(
     from conceptkit.attribution.outputs import choose_outputs
     from conceptkit.attribution.sensitivity import METHODS, check_layer, pooled_gradients
     from conceptkit.models.activations import read_activations, token_notes
-    from conceptkit.models.checkpoints import is_checkpoint, mark_notes, open_model
+    from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.models.pooling import POOLINGS
     from conceptkit.probe.targets import check_activations, check_varying, make_target
@@ -148,7 +148,7 @@ def run_attribute(
     named = _among(labels, among, meant.label)
 
     backbone = open_model(meant.model, meant.weights, seed=seed)
-    notes = [*mark_notes(backbone), *token_notes(data, backbone, layers), *notes]
+    notes = [*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes]
     images = _Images(data, backbone, where, batch_size)
     few = images.of(rows[:2])
     with ieee_float32():

@@ -86,7 +86,7 @@ def run_audit(
         when something that was given cannot be used
     """
     from conceptkit.models.activations import read_activations
-    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
+    from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations, make_target
@@ -138,7 +138,7 @@ def run_audit(
     score = logits[:, 0] if logits.shape[1] == 1 else logits
     found: list[AuditRow] = []
     whole: list[AuditLayer] = []
-    notes = [*mark_notes(backbone), *notes_on(meant, data, [concept]), *([latent.note()] if latent else [])]
+    notes = [*checkpoint_notes(backbone, data), *notes_on(meant, data, [concept]), *([latent.note()] if latent else [])]
     for k, (place, X) in enumerate(places.items()):
         check_activations(X, place)
         if progress is not None:

@@ -146,7 +146,8 @@ def run_bags(
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(bags.table, meant, plan, encouraged, discouraged, folds, within)
-    X, made_with = _features(data, meant, bags, plan, features, layer, batch_size, device, progress)
+    X, made_with, of_network = _features(data, meant, bags, plan, features, layer, batch_size, device, progress)
+    notes += of_network
     arms: dict[str, list[Task]] = {"baseline": tasks[:1], **({"guided": tasks} if wishes else {})}
     bench = _Bench(data, meant, bags, plan, reading, X, {**made_with, "by": by, "label_rule": bags.label_rule})
     shape = {"embedding": embedding, "hidden": hidden, "attention": attention}
@@ -219,14 +220,15 @@ def _features(
     batch_size: int,
     device: str,
     progress: Progress | None,
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the patches' features (n patches, d), those of no used bag left 0, and where they are from."""
+) -> tuple[NDArray[np.float32], dict[str, Any], tuple[str, ...]]:
+    """Return the patches' features (n patches, d), 0 outside used bags, where they are from, and notes on that."""
     from conceptkit.models.activations import read_activations
-    from conceptkit.models.checkpoints import open_model
+    from conceptkit.models.checkpoints import checkpoint_notes, open_model
     from conceptkit.probe.targets import check_activations
     from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
 
     rows = np.sort(np.concatenate([bags.members[i] for i in plan.used]))
+    notes: tuple[str, ...] = ()
     if features is not None or has_own_features(data, meant.model):
         data = with_features(data, features) if features is not None else data
         given = read_features(data, rows)
@@ -243,13 +245,13 @@ def _features(
         read = read_activations(
             data, backbone, [name], cache=cache_folder(), rows=rows, batch_size=batch_size, device=device, progress=tell
         )
-        values = read[name]
+        values, notes = read[name], checkpoint_notes(backbone, data.select(rows))
         made_with = {"model": meant.model, "layer": name, "weights": backbone.weights}
         made_with["weights_sha256"] = backbone.fingerprint()
     check_activations(values, name)
     everywhere = np.zeros((len(data), values.shape[1]), np.float32)
     everywhere[rows] = values
-    return everywhere, made_with
+    return everywhere, made_with, notes
 
 
 class _Bench:

@@ -84,7 +84,7 @@ def extract(
         finished before are kept
     """
     from conceptkit.models.activations import Job, cached_store, fill, store_rows, token_notes
-    from conceptkit.models.checkpoints import mark_notes
+    from conceptkit.models.checkpoints import checkpoint_notes
     from conceptkit.models.inference import provenance
     from conceptkit.workflow import sharding
     from conceptkit.workflow.cluster import computed_on_cluster
@@ -99,7 +99,7 @@ def extract(
         forget_files()
     backbone = as_backbone(model, weights, seed)
     if tell is not None:
-        for note in (*mark_notes(backbone), *token_notes(table, backbone, layers)):
+        for note in (*checkpoint_notes(backbone, table), *token_notes(table, backbone, layers)):
             tell(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)

@@ -24,6 +24,7 @@ from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN
 from conceptkit.patches import PatchTable
+from conceptkit.resolution import resolution_of
 from conceptkit.study import Study
 from conceptkit.workflow.guide_setup import Setup
 from conceptkit.workflow.opening import Progress, at_stage
@@ -162,10 +163,10 @@ class Bench:
         except DivergedError as error:
             folder = rescued or checkpoint
             if error.kept is not None and self.engine.first:
-                save_checkpoint(error.kept.model, self.setup.backbone, folder, marks=plan.marks)
+                self._save(error.kept.model, folder)
             raise error.kept_in(folder) from None
         if self.engine.first:
-            save_checkpoint(result.model, self.setup.backbone, checkpoint, marks=plan.marks)
+            self._save(result.model, checkpoint)
         seen = self.inputs(result.model)
         device = self.engine.device
         outputs, trunk = predict(result.model, seen, device=device)
@@ -176,6 +177,11 @@ class Bench:
         read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.reading)
         self._tell(f"reading {name}, seed {seed}", 1)
         return read, spaces
+
+    def _save(self, network: GuidedModel, folder: Path) -> None:
+        plan = self.setup.plan
+        trained_on = resolution_of(self.data.select(plan.training))
+        save_checkpoint(network, self.setup.backbone, folder, marks=plan.marks, trained_on=trained_on)
 
     def digest(self, tasks: Sequence[Task], training: TrainingOptions, seed: int) -> str:
         """Return a name for one training that no other has: its options, tasks, values, rows, pixels and weights."""

@@ -97,7 +97,7 @@ def set_up(
     from conceptkit.guide.prefix import frozen_layers
     from conceptkit.guide.recipes import recipe_options
     from conceptkit.guide.weighting import parse_weighting
-    from conceptkit.models.checkpoints import inside, mark_notes, open_model
+    from conceptkit.models.checkpoints import checkpoint_notes, inside, open_model
     from conceptkit.models.guided import MAIN, Task
     from conceptkit.pathology.outliers import outlier_notes
 
@@ -123,7 +123,7 @@ def set_up(
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
     backbone, origin = inside(open_model(meant.model, meant.weights, seed=seeds[0]))
-    notes += mark_notes(backbone)
+    notes += checkpoint_notes(backbone, data)
     kept = 1
     if origin is not None:
         tasks = _continued(origin, backbone, tasks)

@@ -107,7 +107,10 @@ def write_maps(
 
 def _title(name: str) -> str:
     probability = name.removeprefix("probability_")
-    return name if probability == name else f"probability of {probability}"
+    if probability != name:
+        return f"probability of {probability}"
+    concept = name.removesuffix("_predicted")
+    return name if concept == name else f"{concept}, predicted"
 
 
 def _names(wholes: Sequence[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from conceptkit._checks import InputError, check_place
 from conceptkit._files import LOCK_FILE, held
 from conceptkit.patches import PatchTable
 from conceptkit.records import RECORD_FILE
+from conceptkit.resolution import mixture_notes
 from conceptkit.study import STUDY_FILE, Study, load_study, table_study
 from conceptkit.synthetic import embedded_study
 
@@ -173,6 +174,7 @@ def notes_on(meant: Study, data: PatchTable, concepts: Iterable[str]) -> tuple[s
         notes.append("No group column: rows were taken as independent, which patches of one patient are not.")
     elif (n := data.frame[meant.group].nunique()) < 10:
         notes.append(f"Only {n} groups: the intervals, which resample them, are not to be trusted.")
+    notes += mixture_notes(data)
     notes += [note for name in concepts if (note := data.looks_categorical(name))]
     classes = dict.fromkeys([*concepts, *([meant.group] if meant.group else [])])
     notes += [note for name in classes if (note := data.looks_missing(name))]

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conceptkit._checks import InputError, check_at_least
+from conceptkit.resolution import at_resolution, mixture_notes
 from conceptkit.workflow.opening import Progress, find_study
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PREDICTED = "_predicted"
+"""What the name of a concept's column ends in: a prediction is never taken for a measurement"""
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
@@ -42,8 +46,10 @@ def predict(
     Returns
     -------
     one row per patch: ``patch_id``, where the patch lies, ``probability_CLASS`` of the main task (of the second class
-    when there are two), each continuous concept in its unit, the most probable class of each categorical one.
-    Discouraged concepts are not predicted. ``attrs["notes"]`` says what a reader has to know of the network's training.
+    when there are two), ``CONCEPT_predicted`` of each encouraged concept: the value in its unit, or the most
+    probable class. Discouraged concepts are not predicted. Patches of slides are read at the resolution and field of
+    view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say how each was read.
+    ``attrs["notes"]`` says what limits the predictions.
 
     Raises
     ------
@@ -72,7 +78,7 @@ def predict(
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
     study = find_study(None, table)
-    data = study.load_table()
+    data, resolution = at_resolution(study.load_table(), backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
     where = choose_device(device)
@@ -100,14 +106,15 @@ def predict(
         elif task.adversarial:
             continue
         elif task.kind == CONTINUOUS:
-            columns[task.name] = raw[:, 0] * task.deviation + task.mean
+            columns[task.name + PREDICTED] = raw[:, 0] * task.deviation + task.mean
         else:
-            columns[task.name] = [task.classes[k] for k in raw.argmax(1)]
+            columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
     frame = pd.DataFrame(columns)
-    frame.attrs["notes"] = list(mark_notes(backbone))
+    frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
     if out is not None:
         write_table(frame, Path(out))
     if maps is not None:
         predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
-        write_maps(frame, data, predicted, Path(maps), units=study.units)
+        units = {name + PREDICTED: unit for name, unit in study.units.items()}
+        write_maps(frame, data, predicted, Path(maps), units=units)
     return frame

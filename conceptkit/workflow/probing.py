@@ -96,7 +96,7 @@ def run_probe(
         when something that was given cannot be used; nothing is written then
     """
     from conceptkit.models.activations import read_activations, token_notes
-    from conceptkit.models.checkpoints import mark_notes, open_model, random_control
+    from conceptkit.models.checkpoints import checkpoint_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.own_features import (
@@ -199,7 +199,7 @@ def run_probe(
         trained = {LAYER: given.X}
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
-        notes = (*mark_notes(backbone), *token_notes(data, backbone, layers), *notes)
+        notes = (*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
         trained = activations(backbone, "reading activations", say_size)
         for layer in layers:  # before as much is read of each random network
