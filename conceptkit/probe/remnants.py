@@ -15,7 +15,6 @@ from conceptkit.evaluate.resampling import draw_groups, percentile_interval
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, r2
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.erasure import fit_eraser, indicators
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.perceptron import Perceptron
 from conceptkit.probe.permutation import draw_orders, level_of
 from conceptkit.probe.region import ConceptRegion
@@ -109,7 +108,7 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
     classes = target.kind == "categorical"
     Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
     out = np.empty(len(X), dtype=np.intp if classes else np.float64)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+    for train, test in target.folds(folds):
         A, B = X[train], X[test]
         if erased:
             eraser = fit_eraser(A, Z[train])
@@ -186,7 +185,7 @@ def cost_of_erasure(
     Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
     known = label >= 0
     scores = np.full((2, len(X), n_classes), np.nan)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+    for train, test in target.folds(folds):
         eraser = fit_eraser(X[train], Z[train])
         on = train[known[train]]
         present = np.unique(label[on])
