@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,11 @@ class Permutations:
     """Targets that are tested row by row, those with the same orders together"""
 
     @property
+    def numbers(self) -> range:
+        """Return the numbers of the targets."""
+        return range(len(self.targets))
+
+    @property
     def by_row(self) -> list[int]:
         """Return the targets that are tested row by row, in the order of the columns of :meth:`in_fold`."""
         return [i for some in self.rows for i in some.at]
@@ -178,9 +184,10 @@ class Permutations:
         coarse = {i: one for i, one in between.items() if self._is_coarse(i, one)}
         p_between = self._of_units(X, splits, between)
         p_across = self._of_units(X, splits, {i: Blocks(one.units, None, "groups") for i, one in coarse.items()})
-        nan = float("nan")
         return [
-            self._tested(i, between.get(i), p_between.get(i, nan), within.get(i, nan), p_across.get(i, nan))
+            self._tested(
+                i, between.get(i), p_between.get(i, math.nan), within.get(i, math.nan), p_across.get(i, math.nan)
+            )
             for i in range(len(self.targets))
         ]
 
@@ -209,13 +216,12 @@ class Permutations:
         used = {"between": between, "rows" if level.name == "rows" else "within": within}
         tests = {name: (p[name], one) for name, one in used.items() if one is not None}
         least = [one.smallest(target, self.number) for _, one in tests.values()]
-        nan = float("nan")
         return Tested(
             permuted=level.name,
             icc=level.icc,
             p=together([p for p, _ in tests.values()]),
             p_between=p_between,
-            p_within=p_inner if len(tests) > 1 else nan,
+            p_within=p_inner if len(tests) > 1 else math.nan,
             p_across=p_across,
             p_min=together(least),
             decided_by=min(tests, key=lambda name: tests[name][0]) if tests else None,
@@ -225,7 +231,7 @@ class Permutations:
 
 def together(p: Sequence[float]) -> float:
     """Return the p of several tests of one hypothesis: the smallest times their number, at most 1 (Bonferroni)."""
-    return min(1.0, len(p) * min(p)) if p else float("nan")
+    return min(1.0, len(p) * min(p)) if p else math.nan
 
 
 def permutation_tests(targets: Sequence[Target], permutations: int, alphas: Floats, seed: int) -> Permutations:

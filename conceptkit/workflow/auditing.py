@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.report.verdicts import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
+from conceptkit.workflow.context import center_column, placed_in
 from conceptkit.workflow.guide_setup import Wish
 from conceptkit.workflow.latent import with_latent
 from conceptkit.workflow.opening import (
@@ -76,7 +78,7 @@ def run_audit(
     layers : names; ``None`` for blocks of the backbone and the trunk. Input and logit are always there
     split : the split whose rows are used; ``None`` for all rows outside training and validation, ``all`` too
     folds : of the cross-validation of the probes, by group
-    permutations : of the concept's values against the probes' held-out predictions
+    permutations : of the concept's values; the linear probe is fitted again to each
     seed : of what is drawn
     device, batch_size, out, progress : as for :func:`run_probe`
 
@@ -111,7 +113,10 @@ def run_audit(
     keep = _rows(data, meant, split)
     column = data.concept(concept)
     missing: Any = np.nan if column.kind == "continuous" else None
-    target = make_target(concept, column.kind, np.where(keep, column.values, missing), data.groups(meant.group))
+    center = center_column(data, None)
+    placing = placed_in(data, meant, center=center)
+    values = np.where(keep, column.values, missing)
+    target = make_target(concept, column.kind, values, data.groups(meant.group), **placing, seed=seed)
     rows = target.rows
     names = list(layers) if layers else _default_layers(backbone)
     check_distinct("layer", names)
@@ -162,6 +167,9 @@ def run_audit(
                         p=one.p,
                         permuted=one.permuted,
                         interval_note=one.note,
+                        p_between=one.p_between if math.isfinite(one.p_between) else None,
+                        p_within=one.p_within if math.isfinite(one.p_within) else None,
+                        decided_by=one.decided_by,
                     )
                 )
         before, after = cost_of_erasure(X, target, label, n_classes, folds=folds) if place != LOGIT else (np.nan,) * 2
@@ -195,6 +203,7 @@ def run_audit(
             "concept": concept,
             "layers": list(places),
             "split": split or ALL,
+            "center": center,
             "folds": folds,
             "permutations": permutations,
             "seed": seed,
