@@ -90,6 +90,7 @@ def run_audit(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
     from conceptkit.models.guided import MAIN, GuidedModel
+    from conceptkit.probe.permutation import level_of
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.pixels import read_pixel_statistics
@@ -183,10 +184,11 @@ def run_audit(
             f"Erasure is uncertain at {', '.join(wide)}: more than a fifth as many numbers as rows, so that what is "
             "fitted on some patients does not hold for others."
         )
-    least = len(READERS) / SIGNIFICANT  # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes
+    # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes; two levels have doubled it.
+    least = len(READERS) * (2 if level_of(target).both else 1) / SIGNIFICANT
     if 0 < permutations < least:
         notes.append(
-            f"{permutations} permutations are too few for any probe to be called reading: {least:.0f} or more."
+            f"{permutations} permutations are too few for any probe to reach significance: set {least:.0f} or more."
         )
     labelled = label >= 0
     levels = scores_within(label, score, list(column.values[rows])) if target.kind == "categorical" else {}
