@@ -254,7 +254,8 @@ def held_out_log_loss(X, y, splits, alpha, *, balanced=True):
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_the_penalty_of_classes_is_that_of_least_balanced_log_loss(k):
-    X, y = rare_classes(k=k)
+    # Seed 0 until the parts were assigned by seed: on these the control's penalty is the same there.
+    X, y = rare_classes(k=k, seed=6)
     groups = np.random.default_rng(1).integers(0, 9, len(y))
     for given_groups in (groups, None):
         splits = make_folds(len(X), given_groups, 3)

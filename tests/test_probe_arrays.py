@@ -56,10 +56,10 @@ def test_rows_have_every_key_and_read_like_dicts(found):
     assert count["r2_above_baseline"] == pytest.approx(
         count["score"] - max(0, count["score_random_network"], count["score_pixels"])
     )
-    assert count["p"] == count["p_min"] == 2 / 50  # twice the smaller p of the two levels
+    assert count["p"] == 2 * min(count["p_between"], count["p_within"]) == count["p_min"] == 2 / 50
     assert (count["permuted"], noise["permuted"], center["permuted"]) == ("groups", "within", "groups")
-    assert count["p_between"] == count["p_within"] == 1 / 50
-    assert center["p"] == center["p_between"] == center["p_min"]
+    assert (count["p_within"], count["decided_by"]) == (1 / 50, "within")
+    assert center["p"] == center["p_between"]
     assert noise["p_within"] is None
     assert noise["selectivity"] == pytest.approx(0, abs=0.1)
     assert abs(count["score_shuffled"]) < 0.1
