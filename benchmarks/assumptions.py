@@ -13,15 +13,15 @@ import time
 
 import numpy as np
 
+from conceptkit.evaluate.intervals import r2_interval
 from conceptkit.evaluate.paired import Scored, paired_interval, scored_r2
 from conceptkit.evaluate.resampling import draw_groups, percentile_interval, r2_resampled
 from conceptkit.probe.adjustment import adjusted_score
-from conceptkit.probe.crossfit import each_fold
+from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
 from conceptkit.probe.remnants import read_remnant
 from conceptkit.probe.ridge import ALPHAS, factorise
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests
-from conceptkit.probe.validation import validate
 
 COLUMNS = 12
 
@@ -135,13 +135,22 @@ def centers(sets):
         report(case, share(nested, "p"), share(slides, "p"), share(rows, "p"))
 
 
-def reached(X, y, splits, alphas, fresh, of_fresh):
-    """R² on fresh groups of the models that the folds fitted, the mean of their squared errors."""
-    error = 0.0
-    for (train, _), alpha in zip(splits, alphas, strict=True):
-        weights, intercept = factorise(X, train).fit(y[train][:, None], np.array([alpha])).coefficients()
+def interval_and_truth(X, y, groups, fresh, of_fresh, seed):
+    """The interval of R² of ``probe``, the percentile's, and the R² that the folds' models reach on fresh rows."""
+    target = make_target("c", "continuous", y, groups, seed=seed)
+    units = jackknife_units(target.clusters)
+    predicted, deleted, error = np.empty(len(y)), np.zeros(int(units.max()) + 1), 0.0
+    splits = target.folds(5)
+    for split in splits:
+        reading = read_fold(factorise(X, split[0]), split, y[:, None], target.groups, ALPHAS)
+        predicted[split[1]] = reading.predicted[:, 0]
+        deleted += deleted_errors(reading, split, y[:, None], units)[:, 0]
+        weights, intercept = reading.response.fit(reading.alpha).coefficients()
         error += np.mean((of_fresh - fresh @ weights[:, 0] - intercept[0]) ** 2) / len(splits)
-    return 1 - error / of_fresh.var()
+    found = r2_interval(y, predicted, target.clusters, deleted, units, n_resamples=1000, seed=seed)
+    draws = draw_groups(target.n_groups, n_resamples=1000, seed=seed)
+    plain = percentile_interval(r2_resampled(y, predicted, target.clusters, draws))
+    return found.low, found.high, *plain, 1 - error / of_fresh.var()
 
 
 def coverage(sets):
@@ -153,13 +162,8 @@ def coverage(sets):
                 runs = []
                 for k in range(sets):
                     X, y, groups = drawn(k, n_groups, unequal=unequal, kind=kind, related=0.4)
-                    fresh, of_fresh, _ = drawn(10**6 + k, 400, rows=4, kind=kind, related=0.4)
-                    target = make_target("c", "continuous", y, groups, seed=k)
-                    [found] = validate(X, [target], n_resamples=1000, seed=k)
-                    draws = draw_groups(n_groups, n_resamples=1000, seed=k)
-                    plain = percentile_interval(r2_resampled(y, found.predicted, groups, draws))
-                    true = reached(X, y, target.folds(5), found.fold_alphas, fresh, of_fresh)
-                    runs.append((found.low, found.high, *plain, true))
+                    fresh, of_fresh, _ = drawn(10**6 + k, 200, rows=4, kind=kind, related=0.4)
+                    runs.append(interval_and_truth(X, y, groups, fresh, of_fresh, k))
                 low, high, plain_low, plain_high, true = np.array(runs).T
                 truth = true.mean()
                 ours, theirs = (np.mean((a <= truth) & (truth <= b)) for a, b in ((low, high), (plain_low, plain_high)))

@@ -150,7 +150,7 @@ def set_up(
             f"epochs {training.epochs} end no later than the schedule of {training.warmup} epochs (warmup): the last "
             "state is kept whatever its validation loss, and the discouragement never reached its strength."
         )
-    notes += _unbalanced(data, plan, tasks) if training.balance or training.balance_main else []
+    notes += unbalanced_notes(data, plan, tasks) if training.balance or training.balance_main else []
     frozen = frozen_layers(build_model(backbone, _once_each(tasks), training, seed=0, origin=origin))
     for task in tasks:
         if task.layer is not None and backbone.layer(task.layer) in frozen:
@@ -161,7 +161,7 @@ def set_up(
     return Setup(plan, tasks, kept, backbone, origin, training, notes)
 
 
-def _unbalanced(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
+def unbalanced_notes(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
     """Return a sentence for each discouraged class whose training rows have no row of some label."""
     rows = plan.rows["train"][plan.codes[plan.rows["train"]] >= 0]
     notes = []
