@@ -92,11 +92,14 @@ def held_out_each(
     ----------
     matrices : taken up one after the other, so that they need not all be in memory
     """
-    splits = targets[0].folds(folds) if splits is None else splits
     if targets[0].kind == "continuous":
+        splits = targets[0].folds(folds) if splits is None else splits
         each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
-    return [[cross_classify(X, t, t.groups, splits).predicted for t in targets] for X in matrices]
+    own = [target.folds(folds) if splits is None else splits for target in targets]
+    return [
+        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, own, strict=True)] for X in matrices
+    ]
 
 
 def validate(
