@@ -110,8 +110,10 @@ def test_rows_permuted_one_by_one_would_mislead():
         predicted = rng.integers(0, 2, 10)[groups]
         values = np.array(["ab"[c] for c in code], dtype=object)
         by_group = make_target("c", "categorical", values, groups)
-        honest.append(permuted_agreement(by_group, predicted, 99, 0)[0] < 0.05)
-        naive.append(permuted_agreement(dataclasses.replace(by_group, groups=None), predicted, 99, 0)[0] < 0.05)
+        splits = by_group.folds(5)
+        honest.append(permuted_agreement(by_group, predicted, splits, 99, 0).p < 0.05)
+        by_row = dataclasses.replace(by_group, groups=None)
+        naive.append(permuted_agreement(by_row, predicted, splits, 99, 0).p < 0.05)
     assert np.mean(naive) > 0.25
     assert np.mean(honest) < 0.15
 

@@ -120,7 +120,8 @@ def test_the_difference_is_averaged_over_seeds_before_a_group_is_left_out():
     deleted = np.mean([a.deleted - b.deleted for a, b in zip(first, second, strict=True)], axis=0)
     error = np.sqrt(6 / 7 * ((deleted - deleted.mean()) ** 2).sum())
     assert found.mean == pytest.approx(np.mean([a.value - b.value for a, b in zip(first, second, strict=True)]))
-    assert found.high - found.mean == pytest.approx(student.ppf(0.975, 6) * error)
+    effective = len(groups) ** 2 / (np.bincount(groups) ** 2).sum()  # 7 groups of unequal size
+    assert found.high - found.mean == pytest.approx(student.ppf(0.975, effective - 1) * error)
     assert found.mean - found.low == pytest.approx(found.high - found.mean)
     assert found.n_groups == 7
 

@@ -10,6 +10,7 @@ from conceptkit._checks import InputError
 from conceptkit.guide.plan import concept_task, make_plan
 from conceptkit.patches import PatchTable, load_table
 from conceptkit.study import Splits, Study
+from conceptkit.workflow.guide_setup import unbalanced_notes
 
 PATIENTS = {"train": 3, "val": 2, "internal": 2, "external": 1}
 
@@ -218,3 +219,14 @@ def test_a_name_that_no_module_may_bear_is_refused(tmp_path):
     table = PatchTable(frame().assign(**{"area.um": 1.0}), tmp_path)
     with pytest.raises(InputError, match=r"cannot have a dot in its name, got 'area\.um'"):
         concept_task(table, "area.um", np.arange(4), adversarial=False)
+
+
+def test_a_center_without_a_label_cannot_be_balanced(plan_of):
+    table = frame()
+    plan, data = plan_of(table)
+    task = concept_task(data, "center", plan.rows["train"], adversarial=True)
+    assert unbalanced_notes(data, plan, [task]) == []
+    table.loc[(table.center == "A") & (table.split == "train"), "label"] = "normal"
+    plan, data = plan_of(table)
+    [note] = unbalanced_notes(data, plan, [task])
+    assert note.startswith("center A has no training row of the label tumor: reweighting cannot balance A")

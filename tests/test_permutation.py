@@ -22,7 +22,7 @@ from conceptkit.probe.testing import permutation_tests
 
 def p_of(X, y, groups, *, permutations=99, seed=0, folds=5, kind="continuous"):
     target = make_target("c", kind, y, groups)
-    splits = make_folds(len(y), target.groups, folds)
+    splits = target.folds(folds)
     tests = permutation_tests([target], permutations, ALPHAS, seed)
     parts = each_fold(X, splits, tests.in_fold) if tests.by_row else []
     return tests.finish(X, splits, parts)[0]
@@ -61,6 +61,7 @@ def test_of_clustered_rows_without_relation_one_in_twenty_is_called_significant_
         found.append(p_of(X, y, groups, seed=seed))
     assert {t.permuted for t in found} == {"groups"}
     assert 0.025 <= share_below([t.p for t in found]) <= 0.075
+    assert 0.025 <= share_below([t.p_between for t in found]) <= 0.075
     assert 0.025 <= share_below([t.p_within for t in found]) <= 0.075
 
 
@@ -107,8 +108,8 @@ def test_a_relation_between_groups_is_found_between_groups():
     found = p_of(X, y, groups, permutations=199)
     assert found.permuted == "groups"
     assert found.icc > 0.6
-    assert found.p == found.p_min == 1 / 200
-    assert found.p_within == 1 / 200
+    assert found.p_between == found.p_within == 1 / 200
+    assert found.p == found.p_min == 2 / 200  # twice the smaller of the two
     centers = np.where(X[:, 0] > 0, "a", "b").astype(object)[np.arange(0, 600, 30)][groups]
     center = p_of(X, centers, groups, permutations=199, kind="categorical")
     assert (center.permuted, np.isnan(center.p_within)) == ("groups", True)

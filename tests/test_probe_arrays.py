@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import false_discovery_control
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
 from conceptkit.probe.adjustment import adjusted_score, ceiling, design
@@ -50,13 +52,14 @@ def test_rows_have_every_key_and_read_like_dicts(found):
     assert set((stable + " " + added).split()) <= set(count)
     with pytest.raises(KeyError):
         found.rows[0]["scores"]
-    assert count["selectivity"] == pytest.approx(count["score"] - count["score_random_concept"])
+    assert count["selectivity"] == pytest.approx(count["score"] - max(count["score_random_concept"], 0))
     assert count["r2_above_baseline"] == pytest.approx(
         count["score"] - max(0, count["score_random_network"], count["score_pixels"])
     )
-    assert count["p"] == count["p_min"] == 1 / 50
+    assert count["p"] == 2 * min(count["p_between"], count["p_within"]) == count["p_min"] == 2 / 50
     assert (count["permuted"], noise["permuted"], center["permuted"]) == ("groups", "within", "groups")
-    assert count["p_within"] == 1 / 50
+    assert (count["p_between"], count["p_within"], count["decided_by"]) == (1 / 50, 1 / 50, "between")
+    assert center["p"] == center["p_between"]
     assert noise["p_within"] is None
     assert noise["selectivity"] == pytest.approx(0, abs=0.1)
     assert abs(count["score_shuffled"]) < 0.1
@@ -157,17 +160,20 @@ def test_partial_r2_is_the_statement_of_residuals():
     target = make_target("count", "continuous", y, groups)
     splits = make_folds(240, target.groups, 4)
     found = adjusted_score(X, target, confounders, splits)
-    C = np.column_stack([center == "B", center == "C", age]).astype(float)
+    C = StandardScaler().fit_transform(np.column_stack([center == "B", center == "C", age]).astype(float))
     left, read = np.empty(240), np.empty(240)
     for train, test in splits:
-        of_y, of_x = LinearRegression().fit(C[train], y[train]), LinearRegression().fit(C[train], X[train])
+        of_y = ck.RegressionConceptVector().fit(C[train], y[train], groups[train])
+        scale = StandardScaler().fit(C[train])
+        of_x = make_pipeline(scale, Ridge(of_y.alpha_)).fit(C[train], X[train])
         vector = ck.RegressionConceptVector().fit(
             X[train] - of_x.predict(C[train]), y[train] - of_y.predict(C[train]), groups[train]
         )
         left[test] = y[test] - of_y.predict(C[test])
         read[test] = vector.predict(X[test] - of_x.predict(C[test]))
     assert found.score == pytest.approx(1 - ((left - read) ** 2).sum() / (left**2).sum(), abs=1e-9)
-    assert design(confounders).shape == (240, 4)
+    assert found.confounders == pytest.approx(r2_score(y, y - left), abs=1e-9)
+    assert design(confounders).shape == (240, 3)
 
 
 def test_a_level_that_training_lacks_makes_it_not_estimable():

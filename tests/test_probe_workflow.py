@@ -169,6 +169,23 @@ def test_confounders_held_out_centers_and_repeats_go_through_the_study(table, tm
         assert plain[name] == row[name]  # neither is moved by what else is asked
 
 
+def test_centers_and_nested_slides_go_through_the_study(table, tmp_path):
+    slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
+    study = write_study(tmp_path / "s", table.assign(block=slides, site=table.center))
+    options = {"concepts": ["count"], "permutations": 19}
+    record = ck.run_probe(study, nested="block", out=tmp_path / "a", **options)
+    row = row_of(record, "count")
+    assert row.leave_out == "center"
+    assert row.score_leave_out is not None
+    assert row.assumed == "groups within each center and rows within each nested unit"
+    assert (record.settings["center"], record.settings["nested"]) == ("center", "block")
+    named = row_of(ck.run_probe(study, center="site", out=tmp_path / "b", **options), "count")
+    assert (named.leave_out, named.score_leave_out, named.score) == ("site", row.score_leave_out, row.score)
+    free = row_of(ck.run_probe(study, center="none", out=tmp_path / "c", **options), "count")
+    assert (free.leave_out, free.score_leave_out) == (None, None)
+    assert free.assumed == "groups and rows within each group"
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -176,6 +193,9 @@ def test_confounders_held_out_centers_and_repeats_go_through_the_study(table, tm
         ({"adjust": ["count"]}, "adjust: count is probed itself"),
         ({"adjust": ["centre"]}, "adjust: .*'centre'"),
         ({"leave_out": "nowhere"}, "leave_out: .*'nowhere'"),
+        ({"center": "centre"}, "center: .*'centre'"),
+        ({"nested": "center"}, "nested: every unit must lie in one group"),
+        ({"adjust_terms": "cubic"}, "adjust_terms: .*'cubic'"),
         ({"leave_out": "only"}, None),
         ({"repeat": {"grade": "partial"}}, "repeat: grade is not among the concepts"),
         ({"repeat": {"count": "center"}}, "repeat: count and center must both be continuous"),

@@ -14,10 +14,10 @@ from conceptkit._checks import InputError, check_at_least
 from conceptkit.attribution.directions import Fitted, Vectors, fit_concept, fit_shuffled, refit
 from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
 from conceptkit.attribution.tcav import INDIFFERENT, SCORES, directional_derivatives
-from conceptkit.evaluate.intervals import coverage_note
+from conceptkit.evaluate.clustering import effective_number
+from conceptkit.evaluate.intervals import coverage_note, student_reach
 from conceptkit.evaluate.resampling import draw_groups
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.permutation import level_of
 from conceptkit.probe.targets import Target
 from conceptkit.probe.validation import held_out
@@ -103,7 +103,7 @@ def analyse(
             raise InputError(f"among: no image of {name} has a value of {target.name}.")
     fitted = fit_concept(X, target, confounders)
     orders = shuffle_rows(target, permutations, seed)
-    splits = make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}")
+    splits = target.folds(folds)
     score = target.score(held_out(X, [target], folds=folds, splits=splits)[0])
     null = fit_shuffled(X, fitted, orders) if permutations else None
     draws = draw_groups(target.n_groups, n_resamples=refits, seed=seed)
@@ -156,6 +156,7 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
     per_unit = float(along.mean())
     clusters = own.clusters[rows]
     n_groups = len(np.unique(clusters))
+    effective = effective_number(clusters)
     changes = _resampled_changes(own, G, clusters)
     error = float(changes.std(ddof=1)) if len(changes) > 1 and n_groups > 1 else math.nan
     p, null_scores = math.nan, None
@@ -183,8 +184,8 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
         n_groups=n_groups,
         per_unit=per_unit,
         error=error,
-        reach=_student(n_groups) * error,
-        note=coverage_note(n_groups),
+        reach=student_reach(effective) * error if n_groups > 1 else math.nan,
+        note=coverage_note(n_groups, effective=effective),
         p=p,
         scores=scores,
         agreement=float(np.mean(np.sign(S[:, 0]) == np.sign(along))),
@@ -220,10 +221,3 @@ def _score(value: float, repeated: Floats, null: Floats | None, indifferent: flo
         p=math.nan if null is None else two_sided_p(value, null, indifferent),
         q=math.nan,
     )
-
-
-def _student(n_groups: int) -> float:
-    """Return the 97.5 % quantile of Student's t at one degree of freedom less than there are groups."""
-    from scipy.stats import t as student
-
-    return float(student.ppf(0.975, n_groups - 1)) if n_groups > 1 else math.nan

@@ -9,6 +9,7 @@ from conceptkit.attribution.tcav import SCORES
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.permutation import level_of
 from conceptkit.probe.targets import Target
+from conceptkit.probe.testing import blocks_between, blocks_within
 
 
 def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
@@ -16,7 +17,8 @@ def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
 
     Without groups rows change places. A concept that varies within groups alone is shuffled inside each. Otherwise
     groups change places, and the rows inside them too: a group is given the values of another one, repeated where that
-    is smaller, so that patches resemble those of their patient as much as before.
+    is smaller, so that patches resemble those of their patient as much as before. Rows and groups change places within
+    their centers where these are known and the concept varies within any.
 
     Returns
     -------
@@ -24,12 +26,20 @@ def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
     """
     rng = np.random.default_rng([seed, 3])
     level = level_of(target).name
-    clusters = np.zeros(len(target.y), dtype=np.intp) if level == "rows" else target.clusters
-    members = [np.flatnonzero(clusters == g) for g in range(int(clusters.max()) + 1)]
+    blocks = blocks_between(target) if level == "groups" else blocks_within(target)
+    cells = np.zeros(len(target.y), dtype=np.intp) if blocks.strata is None else blocks.strata
+    clusters = target.clusters if level == "groups" or blocks.units is not None else cells
+    strata = np.arange(int(clusters.max()) + 1)
+    if level == "groups":
+        strata = np.zeros_like(strata) if blocks.strata is None else blocks.strata
+    members = [np.flatnonzero(clusters == g) for g in range(len(strata))]
     out = np.empty((draws, len(target.y)), dtype=np.intp)
     for order in out:
         while True:
-            source = rng.permutation(len(members)) if level == "groups" else np.arange(len(members))
+            source = np.arange(len(members))
+            for stratum in np.unique(strata):
+                at = np.flatnonzero(strata == stratum)
+                source[at] = rng.permutation(at)
             for own, other in zip(members, source, strict=True):
                 order[own] = np.resize(rng.permutation(members[other]), len(own))
             if len(np.unique(target.y[order])) >= max(2, target.n_classes):

@@ -39,6 +39,13 @@ def probe(
         str | None, typer.Option("--features", help="A store of extract, or your own features (.h5, .npy, .parquet).")
     ] = None,
     group: GroupOption = None,
+    center: Annotated[
+        str | None,
+        typer.Option("--center", help="Column of the centers, or none. Default: center, if present."),
+    ] = None,
+    nested: Annotated[
+        str | None, typer.Option("--nested", help="Column of units nested in the groups, such as slides of patients.")
+    ] = None,
     categorical: CategoricalOption = None,
     split: Annotated[str | None, typer.Option("--split", help="Use the rows of this split alone.")] = None,
     pool: Annotated[str, typer.Option("--pool", help="gap, max, flatten, cls or tokens.")] = "gap",
@@ -50,8 +57,12 @@ def probe(
         list[str] | None,
         typer.Option("--adjust", help="Confounders for a partial R², comma-separated; stain means all stain measures."),
     ] = None,
+    adjust_terms: Annotated[
+        str, typer.Option("--adjust-terms", help="linear, or quadratic: squares and pairwise interactions too.")
+    ] = "linear",
     leave_out: Annotated[
-        str | None, typer.Option("--leave-out", help="Also score with each level of this column held out (center).")
+        str | None,
+        typer.Option("--leave-out", help="Also score with each level of this column held out. Default: the centers."),
     ] = None,
     repeat: Annotated[
         list[str] | None,
@@ -60,7 +71,7 @@ def probe(
     protocol: Annotated[
         str, typer.Option("--protocol", help="cross-validated, or paper: least squares, scored in sample.")
     ] = "cross-validated",
-    seed: Annotated[int, typer.Option("--seed", help="Of resamples, permutations and random networks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of folds, resamples, permutations and random networks.")] = 0,
     device: DeviceOption = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.")] = 16,
     out: OutOption = None,
@@ -83,12 +94,15 @@ def probe(
                 weights=weights,
                 features=features,
                 group=group,
+                center=center,
+                nested=nested,
                 categorical=name_list(categorical),
                 split=split,
                 pool=pool,
                 folds=folds,
                 permutations=permutations,
                 adjust=name_list(adjust),
+                adjust_terms=adjust_terms,
                 leave_out=leave_out,
                 repeat=name_pairs("repeat", repeat),
                 protocol=protocol,

@@ -21,6 +21,21 @@ def group_means(values: Floats, groups: NDArray[np.intp]) -> Floats:
     return group_sums(values, groups, len(counts)) / counts[:, None]
 
 
+def effective_number(groups: NDArray[np.intp]) -> float:
+    """Return the number of equal groups that groups (n,) of unequal size are worth, (Σm)²/Σm² of their sizes m.
+
+    Source
+    ------
+    Kish, 1965
+    """
+    return effective_size(np.bincount(groups).astype(np.float64))
+
+
+def effective_size(sizes: Floats) -> float:
+    """Return (Σm)²/Σm² of group sizes m (g,)."""
+    return float(sizes.sum() ** 2 / np.sum(sizes**2))
+
+
 def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
     """Return ICC(1) of the one-way analysis of variance, the squares of all columns taken together.
 

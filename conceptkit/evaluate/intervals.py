@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.evaluate.clustering import effective_number
 from conceptkit.evaluate.resampling import Resamples, draw_groups
 from conceptkit.evaluate.scores import Floats, auc, confusion, recall_mean
 
@@ -14,8 +15,7 @@ FEW_GROUPS = 10
 """Below so many groups an interval comes with a warning."""
 
 TRIED_GROUPS = 30
-"""The least number of groups at which the coverage was measured, and found to be as stated."""
-
+"""Below so many groups the coverage is less certain: 0.87 to 0.98 in simulations of 8 to 12 groups."""
 
 MANY_COLUMNS = 2
 """Columns per group from which on the interval was found to be wide rather than narrow."""
@@ -30,23 +30,38 @@ class Interval:
     note: str | None = None
 
 
-def coverage_note(n_groups: int, n_columns: int | None = None) -> str | None:
+def coverage_note(n_groups: int, n_columns: int | None = None, *, effective: float | None = None) -> str | None:
     """Return what has to be said of an interval from so few groups, or of so many columns; ``None`` when nothing has.
 
     Parameters
     ----------
     n_columns : of the activations, for the interval of R²; ``None`` for an interval of something else
+    effective : number of equal groups that these are worth (:func:`effective_number`); ``n_groups`` by default
     """
-    if n_groups < FEW_GROUPS:
-        return f"the interval rests on {n_groups} groups only and may cover far less than 95 %"
-    if n_groups < TRIED_GROUPS:
-        return f"the interval rests on {n_groups} groups; its coverage was measured from {TRIED_GROUPS} on"
+    worth = n_groups if effective is None else min(round(effective), n_groups)
+    of = f"{n_groups} groups" if worth == n_groups else f"{n_groups} groups of unequal size, worth {worth} equal ones"
+    if worth < FEW_GROUPS:
+        only = " only" if worth == n_groups else ""
+        return f"the interval rests on {of}{only} and may cover far less than 95 %"
+    if worth < TRIED_GROUPS:
+        return f"the interval rests on {of}; below {TRIED_GROUPS} it is less certain to cover 95 %"
     if n_columns is not None and n_columns >= MANY_COLUMNS * n_groups:
         return (
             "the layer has many more channels than there are groups: the interval may be somewhat too wide, not too "
             "narrow"
         )
     return None
+
+
+def student_reach(effective: float, *, level: float = 0.95) -> float:
+    """Return the quantile of Student's t at one degree of freedom less than ``effective`` groups, and at least one."""
+    from scipy.stats import t as student
+
+    return float(student.ppf((1 + level) / 2, max(effective - 1, 1)))
+
+
+def _noted(groups: NDArray[np.intp], n_columns: int | None = None) -> str | None:
+    return coverage_note(int(groups.max()) + 1, n_columns, effective=effective_number(groups))
 
 
 def studentised_interval(
@@ -90,6 +105,7 @@ def r2_interval(
     *,
     n_columns: int | None = None,
     about_mean: bool = True,
+    inflation: float = 1.0,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -107,6 +123,7 @@ def r2_interval(
     units : (n,) numbers 0 … u − 1: the groups, or unions of them
     n_columns : of the activations that were read, for what has to be said of the interval
     about_mean : whether SST is taken about the mean of y; about 0 otherwise, as for a partial R²
+    inflation : factor of the standard error, for models that ``deleted`` does not fit again
     """
     u = len(deleted)
     shifted = y - y.mean() if about_mean else y
@@ -123,7 +140,7 @@ def r2_interval(
     estimate = float(_log_unexplained(total[None])[0])
     rest = total - sums
     rest[:, 3] = deleted
-    error = jackknife_error(_log_unexplained(rest))
+    error = inflation * jackknife_error(_log_unexplained(rest))
     draws = draw_groups(u, n_resamples=n_resamples, seed=seed)
     drawn: Floats = draws.astype(np.float64) @ sums  # (n_resamples, 4)
     n, first, second, residual = drawn.T
@@ -134,7 +151,7 @@ def r2_interval(
         share -= (sums[:, 2] - 2 * mean[:, None] * sums[:, 1] + mean[:, None] ** 2 * sums[:, 0]) / spread[:, None]
         drawn_error = np.sqrt((draws * share**2).sum(1))
     low, high = studentised_interval(estimate, error, _log_unexplained(drawn), drawn_error)
-    return Interval(float(-np.expm1(high)), float(-np.expm1(low)), coverage_note(int(groups.max()) + 1, n_columns))
+    return Interval(float(-np.expm1(high)), float(-np.expm1(low)), _noted(groups, n_columns))
 
 
 def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp]) -> float:
@@ -195,7 +212,7 @@ def accuracy_interval(
         _logit(recall_mean(drawn), n),
         _accuracy_errors(tables, draws, drawn, n),
     )
-    return Interval(float(_logistic(low)), float(_logistic(high)), coverage_note(g))
+    return Interval(float(_logistic(low)), float(_logistic(high)), _noted(groups))
 
 
 def _accuracy_errors(tables: Floats, draws: Resamples, drawn: Floats, n: int) -> Floats:
@@ -226,16 +243,12 @@ def auc_interval(
     score : (n,) or (n, k) out-of-fold scores
     units : (n,) numbers 0 … u − 1: the groups, or unions of them
     """
-    from scipy.stats import t as student
-
     u, n = int(units.max()) + 1, len(y)
     deleted = np.array([auc(y[units != i], score[units != i]) for i in range(u)])
     estimate = float(_logit(np.array(auc(y, score)), n))
     error = inflation * jackknife_error(_logit(deleted, n))
-    reach = float(student.ppf(0.975, max(u - 1, 1))) * error
-    return Interval(
-        float(_logistic(estimate - reach)), float(_logistic(estimate + reach)), coverage_note(int(groups.max()) + 1)
-    )
+    reach = student_reach(effective_number(units)) * error
+    return Interval(float(_logistic(estimate - reach)), float(_logistic(estimate + reach)), _noted(groups))
 
 
 def _logit(share: Floats, n: int) -> Floats:

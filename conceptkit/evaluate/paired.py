@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.evaluate.intervals import coverage_note
+from conceptkit.evaluate.clustering import effective_size
+from conceptkit.evaluate.intervals import coverage_note, student_reach
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
 
 
@@ -20,6 +21,8 @@ class Scored:
     value: float
     deleted: Floats
     """(g,) the score without the rows of each group; not a number where it has none"""
+    sizes: Floats | None = None
+    """(g,) rows of each group; ``None``: the same number"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
 
     The difference is averaged over the pairs (the seeds) before anything is deleted, so that the interval is that of
     the average and not the average of intervals. With D the difference and D₋ᵢ that without group i, the standard
-    error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval D ± t(g−1)·error.
+    error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval D ± t(k−1)·error. The degrees of freedom come from Kish's
+    effective number k of groups, which is g for groups of one size: a few large groups decide the error.
 
     Parameters
     ----------
@@ -55,8 +59,6 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     Obuchowski, 1997, whose cluster-robust variance of an AUC this is to first order; Efron and Tibshirani, 1993,
     chapter 11, for the jackknife, which needs no correction for the number of groups
     """
-    from scipy.stats import t as student
-
     pairs = list(zip(first, second, strict=True))
     mean = float(np.mean([a.value - b.value for a, b in pairs]))
     deleted = np.mean([a.deleted - b.deleted for a, b in pairs], axis=0)  # (g,)
@@ -64,8 +66,10 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
         return PairedInterval(mean, float("nan"), float("nan"), g, "no interval: it needs two groups of each class")
     error = float(np.sqrt((g - 1) / g * np.sum((deleted - deleted.mean()) ** 2)))
-    reach = float(student.ppf((1 + level) / 2, g - 1)) * error
-    return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g))
+    sizes = first[0].sizes
+    effective = float(g) if sizes is None else effective_size(sizes)
+    reach = student_reach(effective, level=level) * error
+    return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
 
 
 def mean_interval(scored: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
@@ -87,9 +91,14 @@ def scored_auc(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp]) -> 
     """
     n_groups = int(groups.max()) + 1
     if score.ndim == 1:
-        return Scored(auc(y, score), _auc_without_each(y == 1, score, groups, n_groups))
+        return Scored(auc(y, score), _auc_without_each(y == 1, score, groups, n_groups), _sizes(groups))
     each = [_auc_without_each(y == k, score[:, k], groups, n_groups) for k in range(score.shape[1]) if (y == k).any()]
-    return Scored(auc(y, score), np.mean(each, axis=0) if len(each) > 1 else np.full(n_groups, np.nan))
+    deleted = np.mean(each, axis=0) if len(each) > 1 else np.full(n_groups, np.nan)
+    return Scored(auc(y, score), deleted, _sizes(groups))
+
+
+def _sizes(groups: NDArray[np.intp]) -> Floats:
+    return np.bincount(groups).astype(np.float64)
 
 
 def _auc_without_each(positive: NDArray[np.bool_], score: Floats, groups: NDArray[np.intp], n_groups: int) -> Floats:
@@ -135,7 +144,7 @@ def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.int
         deleted = np.array(
             [auc_within(y[groups != g], score[groups != g], strata[groups != g]) for g in range(n_groups)]
         )
-        return Scored(auc_within(y, score, strata), deleted)
+        return Scored(auc_within(y, score, strata), deleted, _sizes(groups))
     for stratum in np.unique(strata[strata >= 0]):
         here = strata == stratum
         positive = y[here] == 1
@@ -145,7 +154,7 @@ def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.int
         total += np.where(pairs > 0, own * pairs, 0.0)
         weight += pairs
     deleted = np.divide(total, weight, out=np.full(n_groups, np.nan), where=weight > 0)
-    return Scored(auc_within(y, score, strata), deleted)
+    return Scored(auc_within(y, score, strata), deleted, _sizes(groups))
 
 
 def auc_within(y: NDArray[np.intp], score: Floats, strata: NDArray[np.intp]) -> float:
@@ -189,7 +198,7 @@ def scored_r2(y: Floats, predicted: Floats, groups: NDArray[np.intp]) -> Scored:
     n, first, second, residual = (sums.sum(0) - sums).T
     spread = second - first**2 / np.maximum(n, 1)
     deleted = 1.0 - np.divide(residual, spread, out=np.full(g, np.nan), where=spread > 0)
-    return Scored(r2(y, predicted), deleted)
+    return Scored(r2(y, predicted), deleted, _sizes(groups))
 
 
 def scored_balanced_accuracy(
@@ -202,4 +211,5 @@ def scored_balanced_accuracy(
     rest = confusion(y, predicted, n_classes) - tables
     occurring = np.bincount(y, minlength=n_classes) > 0
     whole = ((rest.sum(-1) > 0) | ~occurring).all(-1)
-    return Scored(balanced_accuracy(y, predicted, n_classes), np.where(whole, recall_mean(rest), np.nan))
+    deleted = np.where(whole, recall_mean(rest), np.nan)
+    return Scored(balanced_accuracy(y, predicted, n_classes), deleted, _sizes(groups))

@@ -14,14 +14,19 @@ from conceptkit.registry import Registry
 
 
 def class_weights(codes: Tensor, n_classes: int) -> Tensor:
-    """Return one minus each class's share of the labelled rows (n_classes,): for two classes the weights sum to one.
+    """Return weights (n_classes,) under which every class counts alike, whatever its share p of the labelled rows.
+
+    1/(K·p) for K ≥ 3 classes, so that the mean over rows is 1. For two classes 1 − p, which has the same ratio and sums
+    to one. A class without rows gets 0.
 
     Parameters
     ----------
     codes : (n,) class numbers, −1 where unlabelled
     """
     counts = torch.bincount(codes[codes >= 0], minlength=n_classes).float()
-    return 1.0 - counts / counts.sum().clamp_min(1.0)
+    if n_classes < 3:
+        return 1.0 - counts / counts.sum().clamp_min(1.0)
+    return torch.where(counts > 0, counts.sum() / (n_classes * counts.clamp_min(1.0)), 0.0)
 
 
 def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tensor:

@@ -25,7 +25,6 @@ from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.patches import PatchTable
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.validation import Target, held_out, held_out_mlp, make_target
 from conceptkit.records import Difference, GuideRun
 from conceptkit.study import Study
@@ -89,6 +88,8 @@ class Reading:
             where = " + ".join(plan.evaluation)
             rows = np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
         part = data.select(rows)
+        known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
+        centers = part.concept(CENTER).values if known else None
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -96,8 +97,8 @@ class Reading:
             for name in names:
                 try:
                     concept = part.concept(name)
-                    target = make_target(name, concept.kind, concept.values, part.groups(meant.group))
-                    make_folds(len(target.y), target.groups, folds, what=f"the {where} rows with {name}")
+                    target = make_target(name, concept.kind, concept.values, part.groups(meant.group), centers=centers)
+                    target.folds(folds)
                 except InputError as error:
                     notes.append(f"{name} cannot be read on the {where} rows: {error}")
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.intervals import Interval, r2_interval
-from conceptkit.evaluate.scores import Floats
+from conceptkit.evaluate.scores import Floats, r2
+from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.crossfit import deleted_errors, jackknife_units, read_fold
 from conceptkit.probe.ridge import ALPHAS, Split, factorise
 from conceptkit.probe.targets import Target
+
+TERMS = ("linear", "quadratic")
+"""Terms of the confounders: themselves, or their squares and pairwise interactions too."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,10 @@ class Adjusted:
 
     score: float
     interval: Interval
+    confounders: float
+    """Held-out R² of the confounders without the activations"""
     note: str | None
-    """Why there is no score; ``None`` where there is one"""
+    """Why there is no score, or what has to be said of it; ``None``: nothing"""
 
 
 def absent_level(confounders: Mapping[str, NDArray[Any]], splits: Sequence[Split]) -> str | None:
@@ -44,18 +51,28 @@ def absent_level(confounders: Mapping[str, NDArray[Any]], splits: Sequence[Split
     return None
 
 
-def design(confounders: Mapping[str, NDArray[Any]]) -> Floats:
-    """Return confounders as columns (n, q): a constant, numbers standardised, an indicator of each level but one."""
-    n = len(next(iter(confounders.values())))
-    columns = [np.ones(n)]
+def design(confounders: Mapping[str, NDArray[Any]], terms: str = "linear") -> Floats:
+    """Return confounders as columns (n, q): numbers standardised, an indicator of each level but the first.
+
+    Parameters
+    ----------
+    terms : ``quadratic`` adds the squares of numbers and the products of columns of different confounders
+    """
+    blocks = []
     for values in confounders.values():
         if values.dtype.kind == "f":
             spread = values.std()
-            columns.append((values - values.mean()) / (spread if spread > 0 else 1.0))
+            blocks.append(((values - values.mean()) / (spread if spread > 0 else 1.0))[:, None])
         else:
             text = values.astype(str)
-            columns += [(text == level).astype(float) for level in np.unique(text)[1:]]
-    return np.stack(columns, axis=1)
+            blocks.append(np.stack([text == level for level in np.unique(text)], axis=1).astype(float)[:, 1:])
+    products = []
+    if terms == "quadratic":
+        numbers = [values.dtype.kind == "f" for values in confounders.values()]
+        products = [block**2 for block, is_number in zip(blocks, numbers, strict=True) if is_number]
+        for one, other in itertools.combinations(blocks, 2):
+            products.append((one[:, :, None] * other[:, None, :]).reshape(len(one), -1))
+    return np.concatenate([*blocks, *products], axis=1)
 
 
 def adjusted_score(
@@ -64,45 +81,58 @@ def adjusted_score(
     confounders: Mapping[str, NDArray[Any]],
     splits: Sequence[Split],
     *,
+    terms: str = "linear",
     alphas: Floats = ALPHAS,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Adjusted:
     """Return the held-out partial R² of a continuous concept given confounders.
 
-    Concept and activations are residualised on the confounders by least squares *inside each training part*, and the
-    same coefficients are applied to the held-out part. With r the concept's held-out residuals and r̂ their
-    predictions from the activations' residuals, the score is 1 − Σ(r − r̂)² / Σr²: the share of what the confounders
-    leave unexplained.
+    (R²_full − R²_confounders) / (1 − R²_confounders) = 1 − Σ(r − r̂)² / Σr². In each training part the concept is fitted
+    by ridge regression on the confounders, with the penalty of least squared error on left-out groups; r are the
+    held-out residuals of this model. The full model adds r̂, a ridge regression of the residuals on the activations,
+    from which the same regression on the confounders has been taken out. It contains the model of the confounders,
+    which it equals at a large penalty of the activations.
 
     Parameters
     ----------
     X : (n, d) activations of the target's rows
     confounders : name → (n,) numbers (float), or text for categorical ones
+    terms : one of :data:`TERMS`
     """
     nan = float("nan")
+    none = Interval(nan, nan)
     if target.kind != "continuous":
-        return Adjusted(nan, Interval(nan, nan), "not estimable: a partial R² needs a continuous concept.")
+        return Adjusted(nan, none, nan, "not estimable: a partial R² needs a continuous concept.")
     why = absent_level(confounders, splits)
     if why is not None:
-        return Adjusted(nan, Interval(nan, nan), why)
-    C, y = design(confounders), target.y.astype(np.float64)[:, None]
+        return Adjusted(nan, none, nan, why)
+    C, y = design(confounders, terms), target.y.astype(np.float64)[:, None]
     groups, units = target.groups, jackknife_units(target.clusters)
+    every = np.arange(len(y))
     left, predicted = np.empty(len(y)), np.empty(len(y))
     deleted = np.zeros(int(units.max()) + 1)
     for split in splits:
         train, test = split
-        inverse = np.linalg.pinv(C[train])
-        residual = y - C @ (inverse @ y[train])
-        cleaned = np.asarray(X) - C @ (inverse @ X[train])
+        basis = factorise(C, train)
+        alpha, _ = choose_alpha(basis.response(y[train]), None if groups is None else groups[train], alphas)
+        residual = y - basis.fit(y[train], alpha).predict(every)
+        cleaned = np.asarray(X) - basis.fit(X[train].astype(np.float64), np.repeat(alpha, X.shape[1])).predict(every)
         reading = read_fold(factorise(cleaned, train), split, residual, groups, alphas)
         left[test], predicted[test] = residual[test, 0], reading.predicted[:, 0]
         deleted += deleted_errors(reading, split, residual, units)[:, 0]
     score = 1.0 - float(np.sum((left - predicted) ** 2) / np.sum(left**2))
+    of_confounders = r2(y[:, 0], y[:, 0] - left)
     interval = r2_interval(
         left, predicted, target.clusters, deleted, units, n_resamples=n_resamples, seed=seed, about_mean=False
     )
-    return Adjusted(score, interval, None)
+    note = None
+    if of_confounders <= 0:
+        note = (
+            f"the confounders do not predict the concept on held-out groups (R² {of_confounders:.2f}), so there is "
+            "nothing to adjust for in these terms."
+        )
+    return Adjusted(score, interval, of_confounders, note)
 
 
 def ceiling(first: Floats, second: Floats) -> tuple[float, int]:

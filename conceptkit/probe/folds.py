@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,27 @@ from conceptkit.probe.ridge import Split
 
 
 def make_folds(
-    n: int, groups: NDArray[np.intp] | None, folds: int, *, seed: int | None = None, what: str = "the rows"
+    n: int,
+    groups: NDArray[np.intp] | None,
+    folds: int,
+    *,
+    seed: int = 0,
+    strata: Sequence[NDArray[Any]] = (),
+    what: str = "the rows",
 ) -> list[Split]:
-    """Split rows into ``folds`` held-out parts.
+    """Assign rows to ``folds`` held-out parts by seed, no group on both sides.
+
+    Groups are shuffled and dealt out from the largest to the smallest, each to the fold that holds the fewest rows: of
+    its own combination of strata, then of its first stratum, then of all. Names therefore decide nothing, and folds
+    coincide with no order in which patients were numbered.
 
     Parameters
     ----------
     n : number of rows
-    groups : (n,) group numbers; the folds are then scikit-learn's ``GroupKFold``. ``None``: plain folds
+    groups : (n,) numbers 0 … g − 1; ``None``: each row by itself
     folds : number of held-out parts, at least 2
-    seed : shuffles plain folds; ``None`` leaves the rows in order
+    seed : of the assignment
+    strata : (n,) values of each column to spread over the folds, the most important first
     what : names the rows in an error
 
     Raises
@@ -29,7 +41,7 @@ def make_folds(
     InputError
         when there are fewer groups (or rows) than folds
     """
-    from sklearn.model_selection import GroupKFold, KFold
+    from sklearn.model_selection import KFold
 
     check_at_least("folds", folds, 2)
     available = n if groups is None else len(np.unique(groups))
@@ -42,9 +54,63 @@ def make_folds(
             f"{said}; take fewer folds or groups that are smaller, such as slides. With patch_id as the group every "
             "patch stands for itself, and the score says nothing of other patients."
         )
+    if groups is None and not strata:
+        return list(KFold(folds, shuffle=True, random_state=seed).split(np.zeros(n)))
+    rng = np.random.default_rng(seed)
     if groups is None:
-        return list(KFold(folds, shuffle=seed is not None, random_state=seed).split(np.zeros(n)))
-    return list(GroupKFold(folds).split(np.zeros(n), groups=groups))
+        order = rng.permutation(n)
+        order = order[np.lexsort([_codes(values)[order] for values in reversed(strata)])]
+        fold_of = np.empty(n, dtype=np.intp)
+        fold_of[order] = np.arange(n) % folds
+    else:
+        numbers = np.unique(groups, return_inverse=True)[1]
+        fold_of = _dealt(numbers, folds, rng, [level_of_groups(values, numbers) for values in strata])[numbers]
+    return [(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)) for k in range(folds)]
+
+
+def _codes(values: NDArray[Any]) -> NDArray[np.intp]:
+    return np.unique(values, return_inverse=True)[1]
+
+
+def level_of_groups(values: NDArray[Any], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the level (g,) of each group, numbered; groups with rows of several levels share one for each mixture."""
+    codes = _codes(values)
+    pairs = np.unique(np.stack([groups, codes]), axis=1)
+    ends = np.cumsum(np.bincount(pairs[0]))[:-1]
+    return _codes(np.array(["+".join(map(str, own)) for own in np.split(pairs[1], ends)]))
+
+
+def _dealt(
+    groups: NDArray[np.intp], folds: int, rng: np.random.Generator, strata: Sequence[NDArray[np.intp]]
+) -> NDArray[np.intp]:
+    """Return the fold (g,) of each group; see :func:`make_folds`."""
+    sizes = np.bincount(groups)
+    levels = [np.zeros(len(sizes), dtype=np.intp)]  # all groups, then finer and finer strata
+    for values in strata:
+        levels.append(_codes(levels[-1] * (int(values.max()) + 1) + values))
+    held = [np.zeros((int(level.max()) + 1, folds)) for level in levels]
+    fold_of = np.empty(len(sizes), dtype=np.intp)
+    order = rng.permutation(len(sizes))
+    for g in order[np.argsort(-sizes[order], kind="stable")]:
+        own = [rows[level[g]] for rows, level in zip(held, levels, strict=True)]
+        fold_of[g] = np.lexsort(own)[0]
+        for rows in own:
+            rows[fold_of[g]] += sizes[g]
+    return fold_of
+
+
+def unseen_levels(values: NDArray[Any], splits: Sequence[Split]) -> dict[str, int]:
+    """Return level → number of folds whose held-out part has rows of it and whose training part has none.
+
+    Parameters
+    ----------
+    values : (n,) names, empty where unknown
+    """
+    found: dict[str, int] = {}
+    for train, test in splits:
+        for level in np.setdiff1d(values[test], np.append(values[train], "")):
+            found[str(level)] = found.get(str(level), 0) + 1
+    return found
 
 
 def inner_folds(groups: NDArray[np.intp] | None, n: int, folds: int) -> list[Split]:
@@ -61,19 +127,22 @@ def inner_folds(groups: NDArray[np.intp] | None, n: int, folds: int) -> list[Spl
     return make_folds(n, groups, max(2, min(folds, distinct)), what="a training part")
 
 
-def leave_out_folds(levels: NDArray[Any], argument: str) -> list[Split]:
+def leave_out_folds(levels: NDArray[Any], argument: str, most: int | None = None) -> list[Split]:
     """Hold out each level of a column in turn, a center for instance.
 
     Parameters
     ----------
     levels : (n,) text
+    most : parts at most, beyond which several levels are held out together
 
     Raises
     ------
     InputError
         when there is one level only
     """
-    names = np.unique(levels)
+    names, codes = np.unique(levels, return_inverse=True)
     if len(names) < 2:
         raise InputError(f"leave_out: {argument} needs at least 2 levels, all rows are of {str(names[0])!r}.")
-    return [(np.flatnonzero(levels != name), np.flatnonzero(levels == name)) for name in names]
+    if most is not None and len(names) > most:
+        return make_folds(len(levels), codes, most)
+    return [(np.flatnonzero(codes != k), np.flatnonzero(codes == k)) for k in range(len(names))]

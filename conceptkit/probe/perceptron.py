@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target
 
 
@@ -53,6 +52,6 @@ def held_out_mlp(X: Floats, target: Target, *, folds: int = 5, seed: int = 0) ->
     """Return the out-of-fold predictions (n,) of a :class:`Perceptron`."""
     classes = target.kind == "categorical"
     out = np.empty(len(X), dtype=np.intp if classes else np.float64)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+    for train, test in target.folds(folds):
         out[test] = Perceptron(classes=classes, seed=seed).fit(X[train], target.y[train]).predict(X[test])
     return out

@@ -203,10 +203,11 @@ def group_losses(
     splits: Sequence[Split],
     orders: NDArray[np.int32],
     alphas: Floats,
+    strata: NDArray[np.intp] | None = None,
 ) -> Floats:
     """Return the held-out loss (permutations + 1, t) of group means read from mean activations; see `row_losses`.
 
-    Groups stay in their folds. The penalty is that of least leave-one-group-out error, anew for every order.
+    Groups stay in their folds. The penalty is the one of least leave-one-group-out error, chosen for every order.
 
     Parameters
     ----------
@@ -215,9 +216,14 @@ def group_losses(
     columns : (n, c) values
     owner : (c,) number of the target that each column belongs to
     orders : (permutations + 1, g) which group each takes its mean from
+    strata : (g,) numbers of the strata within which ``orders`` permute; values and activations are then taken about
+        their stratum's means, since what the strata have in common is not tested
     """
     means = group_means(columns, groups)  # (g, c)
     centers = np.stack([X[groups == g].mean(0, dtype=np.float64) for g in range(len(means))])
+    if strata is not None:
+        means = means - group_means(means, strata)[strata]
+        centers = centers - group_means(centers, strata)[strata]
     b = len(orders)
     out = np.zeros((b, int(owner.max()) + 1))
     for _, held in splits:

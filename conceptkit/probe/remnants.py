@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.evaluate.intervals import accuracy_interval
-from conceptkit.evaluate.resampling import draw_groups, percentile_interval
-from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, r2
+from conceptkit.evaluate.clustering import group_means
+from conceptkit.evaluate.intervals import Interval, accuracy_interval, r2_interval, refit_inflation
+from conceptkit.evaluate.scores import Floats, auc
 from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
 from conceptkit.probe.erasure import fit_eraser, indicators
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.perceptron import Perceptron
-from conceptkit.probe.permutation import draw_orders, level_of
+from conceptkit.probe.permutation import draw_orders, level_of, p_value
 from conceptkit.probe.region import ConceptRegion
 from conceptkit.probe.regression import RegressionConceptVector
+from conceptkit.probe.ridge import ALPHAS, Split, factorise
 from conceptkit.probe.targets import Target
+from conceptkit.probe.testing import Blocks, Tested, blocks_between, blocks_within, permutation_tests, together
 
 Fit = Callable[[Floats, NDArray[Any], "NDArray[np.intp] | None", bool], Any]
 """From training activations (n, d), values or class numbers (n,), groups (n,) and whether they are classes to something
@@ -62,8 +66,11 @@ class Remnant:
     note: str | None
     """What has to be said of the interval"""
     p: float
-    """Share of permutations of the concept's values that agree with the predictions at least as well, this one
-    included"""
+    """Of the permutations at every level at which the concept varies"""
+    p_between: float
+    p_within: float
+    decided_by: str | None
+    """The level with the smaller p"""
     permuted: str
     """``rows``, ``within`` groups or whole ``groups``"""
 
@@ -81,27 +88,109 @@ def read_remnant(
 ) -> Remnant:
     """Read a concept from activations by a fresh probe, cross-validated by group.
 
+    The linear probe has the permutation test of :func:`conceptkit.probe.validation.validate`, in which every permuted
+    concept is fitted again. The others cost too much for that: their p comes from :func:`permuted_agreement`.
+
     Parameters
     ----------
     X : (n, d) activations of the target's rows
     reader : one of :data:`READERS`
     erased : whether the concept is erased first (LEACE), fitted in each training part and applied to both
-    permutations : of the concept's values against the held-out predictions, at the level at which it varies; the
-        probes are not fitted again, as their predictions cannot know a value that was permuted
+    permutations : of the concept's values, at the level at which it varies
     """
+    splits = target.folds(folds)
     predicted = held_out_by(X, target, reader, erased=erased, folds=folds)
-    score = target.score(predicted)
-    p, permuted = permuted_agreement(target, predicted, permutations, seed)
-    note = None
-    if target.kind == "continuous":
-        draws = draw_groups(target.n_groups, n_resamples=n_resamples, seed=seed)
-        low, high = percentile_interval(target.resampled(predicted, draws))
+    refits = _refitted(X, target, splits, erased)
+    interval = _interval(target, predicted, refits, X.shape[1], reader == "linear", n_resamples, seed)
+    if reader != "linear":
+        tested = permuted_agreement(target, predicted, splits, permutations, seed)
+    elif erased:
+        # Erasure leaves a linear fit to the training part nothing, whatever concept was erased: the statistic is the
+        # same for every permutation whose own concept is erased before the fit.
+        tested = dataclasses.replace(_untested(target), p=1.0 if permutations else math.nan)
     else:
-        found = accuracy_interval(
-            target.y.astype(np.intp), predicted, target.clusters, target.n_classes, n_resamples=n_resamples, seed=seed
+        tests = permutation_tests([target], permutations, ALPHAS, seed)
+        [tested] = tests.finish(X, splits, each_fold(X, splits, tests.in_fold) if tests.by_row else [])
+    return Remnant(
+        predicted=predicted,
+        score=target.score(predicted),
+        low=interval.low,
+        high=interval.high,
+        note=interval.note,
+        p=tested.p,
+        p_between=tested.p_between,
+        p_within=tested.p_within,
+        decided_by=tested.decided_by,
+        permuted=tested.permuted,
+    )
+
+
+@dataclass(frozen=True)
+class _Refitted:
+    """A ridge regression of the concept's columns on the same folds, whose vectors are fitted again without a group."""
+
+    predicted: Floats
+    """(n, c)"""
+    deleted: Floats
+    """(u, c) held-out squared error without each unit"""
+
+
+def _refitted(X: Floats, target: Target, splits: Sequence[Split], erased: bool) -> _Refitted:
+    Y, units = target.columns, jackknife_units(target.clusters)
+    Z = indicators(target.y.astype(np.intp), target.n_classes) if target.kind == "categorical" else Y
+    predicted, deleted = np.empty_like(Y), np.zeros((int(units.max()) + 1, Y.shape[1]))
+    for split in splits:
+        train, test = split
+        A = fit_eraser(X[train], Z[train])(X) if erased else X
+        reading = read_fold(factorise(A, train), split, Y, target.groups, ALPHAS)
+        predicted[test] = reading.predicted
+        deleted += deleted_errors(reading, split, Y, units)
+    return _Refitted(predicted, deleted)
+
+
+def _interval(
+    target: Target,
+    predicted: NDArray[Any],
+    refits: _Refitted,
+    n_columns: int,
+    linear: bool,
+    n_resamples: int,
+    seed: int,
+) -> Interval:
+    """Return the interval of ``probe``: exact for a linear probe of values.
+
+    The others' models are not fitted again: their standard error is widened as much as that of a ridge regression of
+    the concept on the same folds grows when it is fitted again.
+    """
+    units = jackknife_units(target.clusters)
+    deleted, inflation = refits.deleted[:, 0], 1.0
+    if target.kind == "categorical" or not linear:
+        inflation = refit_inflation(target.columns, refits.predicted, refits.deleted.sum(1), units)
+    if target.kind == "categorical":
+        return accuracy_interval(
+            target.y.astype(np.intp),
+            predicted,
+            units,
+            target.n_classes,
+            inflation=inflation,
+            n_resamples=n_resamples,
+            seed=seed,
         )
-        low, high, note = found.low, found.high, found.note
-    return Remnant(predicted, score, low, high, note, p, permuted)
+    y = target.y.astype(np.float64)
+    if not linear:
+        errors = (y - predicted) ** 2
+        deleted = errors.sum() - np.bincount(units, weights=errors)
+    return r2_interval(
+        y,
+        predicted,
+        target.clusters,
+        deleted,
+        units,
+        n_columns=n_columns,
+        inflation=inflation,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
 
 
 def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False, folds: int = 5) -> NDArray[Any]:
@@ -109,7 +198,7 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
     classes = target.kind == "categorical"
     Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
     out = np.empty(len(X), dtype=np.intp if classes else np.float64)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+    for train, test in target.folds(folds):
         A, B = X[train], X[test]
         if erased:
             eraser = fit_eraser(A, Z[train])
@@ -123,29 +212,67 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
     return out
 
 
-def permuted_agreement(target: Target, predicted: NDArray[Any], permutations: int, seed: int) -> tuple[float, str]:
-    """Return p and the level of a permutation test of held-out predictions against the concept's values.
+def permuted_agreement(
+    target: Target, predicted: NDArray[Any], splits: Sequence[Split], permutations: int, seed: int
+) -> Tested:
+    """Test held-out predictions against permutations of the concept's values, at the level at which it varies.
 
-    Whole groups are permuted where the concept is a matter of the group alone: the value of a group is that of its
-    rows, and its predictions stay together. Where it varies within groups, values are permuted within them.
+    Predictions of different folds are not independent: two rows of different folds each trained the other's prediction.
+    For predictions that are linear in the training values, each such pair counts twice in the statistic but once in its
+    permutations, so that its variance without a relation is twice theirs. The statistic is therefore divided by √2
+    before it is compared. For other probes this is an approximation.
+
+    Parameters
+    ----------
+    predicted : (n,) out-of-fold values or class numbers
     """
     level = level_of(target)
-    name = "within" if level.both else level.name
+    read = np.asarray(predicted, dtype=np.float64)[:, None]
+    if target.kind == "categorical":
+        read = dataclasses.replace(target, y=predicted.astype(np.intp)).columns
     if not permutations:
-        return float("nan"), name
-    classes = target.kind == "categorical"
-    if name == "groups":
-        groups = target.clusters
-        first = np.unique(groups, return_index=True)[1]
-        orders = draw_orders(target.n_groups, permutations, seed).of()
-        values = target.y[first][orders][:, groups]  # (permutations + 1, n)
-    else:
-        values = target.y[draw_orders(len(target.y), permutations, seed, target.groups).of()]
-    if classes:
-        scores = [balanced_accuracy(v.astype(np.intp), predicted, target.n_classes) for v in values]
-    else:
-        scores = [r2(v.astype(np.float64), predicted) for v in values]
-    return float(np.mean(np.array(scores) >= scores[0] - 1e-12)), name
+        return _untested(target)
+    tests = {}
+    if level.name == "groups":
+        tests["between"] = blocks_between(target)
+    if level.name != "groups" or level.both:
+        tests["rows" if level.name == "rows" else "within"] = blocks_within(target)
+    fold_of = np.empty(len(read), dtype=np.intp)
+    for k, (_, test) in enumerate(splits):
+        fold_of[test] = k
+    p = {name: _agreement(target.columns, read, one, fold_of, permutations, seed) for name, one in tests.items()}
+    return dataclasses.replace(
+        _untested(target),
+        p=together(list(p.values())),
+        p_between=p.get("between", math.nan),
+        p_within=p["within"] if len(p) > 1 else math.nan,
+        p_min=together([one.smallest(target, permutations) for one in tests.values()]),
+        decided_by=min(p, key=p.__getitem__),
+        assumed=" and ".join(one.said for one in tests.values()),
+    )
+
+
+def _agreement(
+    values: Floats, read: Floats, blocks: Blocks, fold_of: NDArray[np.intp], permutations: int, seed: int
+) -> float:
+    """Return p of the sum of products of values and predictions, the latter about the means of fold and stratum."""
+    if blocks.units is not None:
+        first = np.unique(blocks.units, return_index=True)[1]
+        values, read, fold_of = group_means(values, blocks.units), group_means(read, blocks.units), fold_of[first]
+    strata = np.zeros(len(values), dtype=np.intp) if blocks.strata is None else blocks.strata
+    values = values - group_means(values, strata)[strata]
+    cells = np.unique(strata * (int(fold_of.max()) + 1) + fold_of, return_inverse=True)[1]
+    read = read - group_means(read, cells)[cells]
+    orders = draw_orders(len(values), permutations, seed, strata).of()
+    losses = -np.einsum("bnc,nc->b", values[orders], read)
+    losses[0] *= math.sqrt(0.5) if losses[0] < 0 else 1.0
+    return float(p_value(losses[:, None])[0])
+
+
+def _untested(target: Target) -> Tested:
+    level = level_of(target)
+    nan = math.nan
+    return Tested(level.name, level.icc, nan, nan, nan, nan, nan, None, None)
 
 
 def a_distance(X: Floats, target: Target, *, reader: str = "linear", folds: int = 5) -> float:
@@ -161,10 +288,8 @@ def a_distance(X: Floats, target: Target, *, reader: str = "linear", folds: int 
     found = []
     for one, other in itertools.combinations(range(target.n_classes), 2):
         rows = np.flatnonzero((target.y == one) | (target.y == other))
-        groups = None if target.groups is None else np.unique(target.groups[rows], return_inverse=True)[1]
-        pair = Target(
-            target.name, target.kind, rows, (target.y[rows] == other).astype(np.intp), groups, ("one", "other")
-        )
+        kept = target.on(rows)
+        pair = dataclasses.replace(kept, y=(kept.y == other).astype(np.intp), classes=("one", "other"))
         parts = min(folds, pair.n_groups)
         if parts < 2:
             continue
@@ -186,7 +311,7 @@ def cost_of_erasure(
     Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
     known = label >= 0
     scores = np.full((2, len(X), n_classes), np.nan)
-    for train, test in make_folds(len(X), target.groups, folds, what=f"the rows with {target.name}"):
+    for train, test in target.folds(folds):
         eraser = fit_eraser(X[train], Z[train])
         on = train[known[train]]
         present = np.unique(label[on])

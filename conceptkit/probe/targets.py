@@ -1,7 +1,8 @@
-"""What is probed: one concept on the rows that have it, with their groups."""
+"""What is probed: one concept on the rows that have it, with their groups and centers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from conceptkit._checks import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
 from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import Split
 
 _ROWS_AT_ONCE = 4096
 
@@ -32,6 +35,14 @@ class Target:
     """(n,) group numbers 0 … g − 1; ``None``: rows are taken as independent"""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers"""
+    centers: NDArray[np.str_] | None = None
+    """(n,) names of centers, empty where unknown; ``None``: not recorded, or a single one"""
+    nested: NDArray[np.intp] | None = None
+    """(n,) numbers of units nested in the groups, such as slides of patients"""
+    labels: NDArray[np.str_] | None = None
+    """(n,) main labels, over which the folds are stratified"""
+    seed: int = 0
+    """Of the assignment of groups to folds"""
 
     @property
     def n_classes(self) -> int:
@@ -71,6 +82,26 @@ class Target:
         """Return the intra-class correlation; not a number without groups, or with one row each."""
         return float("nan") if self.groups is None else intraclass_correlation(self.columns, self.groups)
 
+    def folds(self, folds: int) -> list[Split]:
+        """Return the folds of the rows, stratified by center and by class or label, no group on both sides."""
+        labels = self.labels if self.kind == "continuous" else self.y
+        strata = [values for values in (self.centers, labels) if values is not None]
+        what = f"the rows with {self.name}"
+        return make_folds(len(self.y), self.groups, folds, seed=self.seed, strata=strata, what=what)
+
+    def on(self, at: NDArray[np.intp]) -> Target:
+        """Return the target on some of its rows, with groups and nested units renumbered."""
+        numbered = {
+            name: None if values is None else np.unique(values[at], return_inverse=True)[1]
+            for name, values in (("groups", self.groups), ("nested", self.nested))
+        }
+        kept = {
+            name: None if values is None else values[at]
+            for name, values in (("centers", self.centers), ("labels", self.labels))
+        }
+        found: Any = {**numbered, **kept}
+        return dataclasses.replace(self, rows=self.rows[at], y=self.y[at], **found)
+
     def score(self, predicted: NDArray[Any]) -> float:
         """Return the score of predictions (n,) for all rows."""
         if self.kind == "continuous":
@@ -84,13 +115,27 @@ class Target:
         return balanced_accuracy_resampled(self.y.astype(np.intp), predicted, self.clusters, draws, self.n_classes)
 
 
-def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any] | None) -> Target:
+def make_target(
+    name: str,
+    kind: str,
+    values: NDArray[Any],
+    groups: NDArray[Any] | None,
+    *,
+    centers: NDArray[Any] | None = None,
+    nested: NDArray[Any] | None = None,
+    labels: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> Target:
     """Take the rows that have the concept, number its classes and groups, and refuse what cannot be probed.
 
     Parameters
     ----------
     values : (n,) float with NaN where missing, or objects with ``None`` where missing
     groups : (n,) group labels, or ``None``
+    centers : (n,) text, ``None`` where missing: groups are permuted within them, and the folds stratified by them
+    nested : (n,) labels of units nested in the groups, such as slides of patients: rows are permuted within them
+    labels : (n,) text, ``None`` where missing: the main label, by which the folds are stratified too
+    seed : of the assignment of groups to folds
 
     Raises
     ------
@@ -102,14 +147,20 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
     if not rows.size:
         raise InputError(f"concept: {name} has no value in any of the {len(values)} rows.")
     kept = values[rows]
-    numbers = None if groups is None else np.unique(groups[rows].astype(str), return_inverse=True)[1]
+    numbers = _numbered(groups, rows)
+    placed: dict[str, Any] = {
+        "centers": _several(centers, rows),
+        "nested": _nested(name, nested, numbers, rows),
+        "labels": _several(labels, rows),
+        "seed": seed,
+    }
     if kind == "continuous":
         y: Any = kept.astype(np.float64)
         if not np.isfinite(y).all():
             raise InputError(f"concept: {name} must be finite, {int((~np.isfinite(y)).sum())} rows are infinite.")
         if np.ptp(y) == 0:
             raise InputError(f"concept: {name} is constant ({y[0]:g} in all {len(y)} rows); there is nothing to learn.")
-        return Target(name, kind, rows, y, numbers)
+        return Target(name, kind, rows, y, numbers, **placed)
     classes, y = np.unique(kept.astype(str), return_inverse=True)
     if len(classes) < 2:
         raise InputError(f"concept: {name} has one class only ({str(classes[0])!r} in all {len(y)} rows).")
@@ -119,7 +170,38 @@ def make_target(name: str, kind: str, values: NDArray[Any], groups: NDArray[Any]
                 f"concept: {name} has the class {str(held)!r} in one group only; it can never be in the training part "
                 "and the held-out one. Leave out the concept, or these rows, or name another group."
             )
-    return Target(name, kind, rows, y, numbers, tuple(str(c) for c in classes))
+    return Target(name, kind, rows, y, numbers, tuple(str(c) for c in classes), **placed)
+
+
+def _numbered(labels: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
+    return None if labels is None else np.unique(labels[rows].astype(str), return_inverse=True)[1]
+
+
+def _several(names: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np.str_] | None:
+    """Return names (n,) as text, empty where missing; ``None`` where all rows have the same one."""
+    if names is None:
+        return None
+    text = np.array(["" if v is None or v != v else str(v) for v in names[rows]], dtype=str)
+    return text if len(np.unique(text)) > 1 else None
+
+
+def _nested(
+    name: str, nested: NDArray[Any] | None, groups: NDArray[np.intp] | None, rows: NDArray[np.intp]
+) -> NDArray[np.intp] | None:
+    """Return numbers (n,) of nested units, and refuse units that lie in several groups."""
+    numbers = _numbered(nested, rows)
+    if numbers is None:
+        return None
+    if groups is None:
+        raise InputError(f"nested: {name} has no groups for the units to be nested in; name the group column too.")
+    pairs = np.unique(np.stack([numbers, groups]), axis=1)
+    several = int((np.bincount(pairs[0]) > 1).sum())
+    if several:
+        raise InputError(
+            f"nested: every unit must lie in one group, {several} of {int(numbers.max()) + 1} have rows in several; "
+            "name the larger unit as the group and the smaller one as nested."
+        )
+    return numbers
 
 
 def check_activations(X: NDArray[Any], name: str) -> None:
@@ -139,10 +221,14 @@ def check_varying(X: NDArray[Any], name: str) -> None:
 
 
 def batches(targets: Sequence[Target]) -> list[list[Target]]:
-    """Sort targets into lists of one kind on the same rows: continuous ones then share their factorisations."""
+    """Sort targets into lists of those on the same folds, which share their factorisations.
+
+    Continuous ones share folds where they share rows; folds of a categorical one are stratified by its own classes.
+    """
     found: dict[tuple[str, bytes], list[Target]] = {}
     for target in targets:
-        found.setdefault((target.kind, target.rows.tobytes()), []).append(target)
+        own = b"" if target.kind == "continuous" else target.y.tobytes()
+        found.setdefault((target.kind, target.rows.tobytes() + own), []).append(target)
     return list(found.values())
 
 

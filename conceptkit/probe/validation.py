@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.categorical import Categorical, cross_classify, validate_categorical
 from conceptkit.probe.continuous import Continuous, validate_continuous
 from conceptkit.probe.crossfit import cross_predict
-from conceptkit.probe.folds import make_folds
+from conceptkit.probe.folds import unseen_levels
 from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.ridge import ALPHAS, Split
 from conceptkit.probe.targets import Target, batches, check_activations, make_target, values_of
+from conceptkit.probe.testing import Tested
 
 __all__ = [
     "Target",
@@ -51,11 +52,10 @@ class Validated:
     fold_alphas: tuple[float, ...]
     cosine: float
     """Mean cosine between the directions that the folds found"""
-    icc: float
-    permuted: str
-    p: float
-    p_within: float
-    p_min: float
+    tested: Tested
+    """The permutation tests"""
+    unseen: Mapping[str, int]
+    """Center → number of folds that score rows of it and train on none"""
 
 
 def held_out(
@@ -71,7 +71,7 @@ def held_out(
     Parameters
     ----------
     X : (n, d) activations of the targets' rows
-    targets : of one kind, and on the same rows; see :func:`batches`
+    targets : on the same folds; see :func:`batches`
     splits : instead of ``folds`` parts by group
     """
     return held_out_each([X], 1, targets, folds=folds, alphas=alphas, splits=splits)[0]
@@ -92,11 +92,14 @@ def held_out_each(
     ----------
     matrices : taken up one after the other, so that they need not all be in memory
     """
-    splits = _folds_of(targets, folds) if splits is None else splits
     if targets[0].kind == "continuous":
+        splits = targets[0].folds(folds) if splits is None else splits
         each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
-    return [[cross_classify(X, t, t.groups, splits).predicted for t in targets] for X in matrices]
+    own = [target.folds(folds) if splits is None else splits for target in targets]
+    return [
+        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, own, strict=True)] for X in matrices
+    ]
 
 
 def validate(
@@ -115,7 +118,7 @@ def validate(
     Parameters
     ----------
     X : (n, d) activations of the targets' rows
-    targets : of one kind, and on the same rows; see :func:`batches`
+    targets : on the same folds; see :func:`batches`
     folds : parts of the outer cross-validation
     alphas : penalties to choose from for continuous concepts, and in permutation tests
     n_resamples : bootstrap resamples of groups for the 95 % interval
@@ -123,7 +126,8 @@ def validate(
     controls : whether shuffled values and random concepts are scored too
     seed : of all that is drawn
     """
-    splits = _folds_of(targets, folds)
+    splits = targets[0].folds(folds)
+    unseen = {} if targets[0].centers is None else unseen_levels(targets[0].centers, splits)
     if targets[0].kind == "continuous":
         found = validate_continuous(
             X,
@@ -136,7 +140,7 @@ def validate(
             controls=controls,
             seed=seed,
         )
-        return [_of_continuous(found, target, i) for i, target in enumerate(targets)]
+        return [_of_continuous(found, target, i, unseen) for i, target in enumerate(targets)]
     each = validate_categorical(
         X,
         targets,
@@ -148,15 +152,11 @@ def validate(
         controls=controls,
         seed=seed,
     )
-    return [_of_categorical(one, target) for one, target in zip(each, targets, strict=True)]
+    return [_of_categorical(one, target, unseen) for one, target in zip(each, targets, strict=True)]
 
 
-def _folds_of(targets: Sequence[Target], folds: int) -> list[Split]:
-    return make_folds(len(targets[0].y), targets[0].groups, folds, what=f"the rows with {targets[0].name}")
-
-
-def _of_continuous(found: Continuous, target: Target, i: int) -> Validated:
-    tested, interval = found.tested[i], found.intervals[i]
+def _of_continuous(found: Continuous, target: Target, i: int, unseen: Mapping[str, int]) -> Validated:
+    interval = found.intervals[i]
     nan = float("nan")
     return Validated(
         predicted=found.predicted[:, i],
@@ -174,16 +174,12 @@ def _of_continuous(found: Continuous, target: Target, i: int) -> Validated:
         alpha=float(found.alpha[i]),
         fold_alphas=tuple(found.fold_alpha[:, i].tolist()),
         cosine=float(found.cosine[i]),
-        icc=tested.icc,
-        permuted=tested.permuted,
-        p=tested.p,
-        p_within=tested.p_within,
-        p_min=tested.p_min,
+        tested=found.tested[i],
+        unseen=unseen,
     )
 
 
-def _of_categorical(found: Categorical, target: Target) -> Validated:
-    tested = found.tested
+def _of_categorical(found: Categorical, target: Target, unseen: Mapping[str, int]) -> Validated:
     return Validated(
         predicted=found.held_out.predicted,
         score=target.score(found.held_out.predicted),
@@ -200,9 +196,6 @@ def _of_categorical(found: Categorical, target: Target) -> Validated:
         alpha=found.alpha,
         fold_alphas=tuple(found.held_out.alpha.tolist()),
         cosine=found.cosine,
-        icc=tested.icc,
-        permuted=tested.permuted,
-        p=tested.p,
-        p_within=tested.p_within,
-        p_min=tested.p_min,
+        tested=found.tested,
+        unseen=unseen,
     )

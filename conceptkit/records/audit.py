@@ -35,9 +35,16 @@ class AuditRow:
     high: float
     chance: float
     p: float
+    """Permutation p of all tests of the row: the one test, or twice the smaller of ``p_between`` and ``p_within``."""
     permuted: str
-    """At which level values were permuted against the held-out predictions."""
+    """At which level values were permuted: ``rows``, ``within`` groups, or whole ``groups``."""
     interval_note: str | None = None
+    p_between: float | None = None
+    """Permutation p on group means, whole groups permuted; ``None`` where values vary within groups only."""
+    p_within: float | None = None
+    """Permutation p within groups, of a concept that varies at both levels."""
+    decided_by: str | None = None
+    """The test with the smaller p: ``between``, ``within`` or ``rows``."""
 
 
 @dataclass(frozen=True, kw_only=True)

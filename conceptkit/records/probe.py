@@ -67,18 +67,31 @@ class ProbeRow:
     score_random_concept: float | None = None
     """Held-out score of random concepts with the same intra-class correlation, mean of 20."""
     selectivity: float | None = None
-    """``score`` − ``score_random_concept``."""
+    """``score`` − the larger of ``score_random_concept`` and ``chance``."""
     r2_above_baseline: float | None = None
     """``score`` − the best of chance, ``score_random_network`` and ``score_pixels``."""
+    r2_above_baseline_low: float | None = None
+    """Lower end of its 95 % interval: the lowest of the paired intervals of the gain over each baseline."""
+    r2_above_baseline_high: float | None = None
+    """Upper end of its 95 % interval: the lowest of the upper ends."""
     icc: float | None = None
     """Intra-class correlation of the concept; ``None`` without groups."""
     permuted: str | None = None
     """At which level values were permuted for ``p``: ``rows``, ``within`` groups, or whole ``groups``."""
     permutations: int = 0
     p: float | None = None
-    """Permutation p at that level; on group means for ``groups``."""
+    """Permutation p of all tests of the row: the test at that level, or twice the smaller of ``p_between`` and
+    ``p_within``, at most 1."""
+    p_between: float | None = None
+    """Permutation p on group means, whole groups permuted; ``None`` where values vary within groups only."""
     p_within: float | None = None
     """Permutation p within groups, of a concept that varies at both levels."""
+    p_across_centers: float | None = None
+    """As ``p_between``, but permuted across centers: secondary, where few permutations exist within centers."""
+    decided_by: str | None = None
+    """The test with the smaller p: ``between``, ``within`` or ``rows``."""
+    assumed: str | None = None
+    """What the tests take as exchangeable."""
     p_min: float | None = None
     """The smallest value that ``p`` could have taken."""
     q: float | None = None
@@ -89,6 +102,8 @@ class ProbeRow:
     """Held-out partial R² given the confounders; ``None`` when not asked for, or not estimable (``notes`` says why)."""
     score_adjusted_low: float | None = None
     score_adjusted_high: float | None = None
+    score_confounders: float | None = None
+    """Held-out R² of the confounders without the activations."""
     leave_out: str | None = None
     """Column each of whose levels was held out in turn for ``score_leave_out``."""
     score_leave_out: float | None = None

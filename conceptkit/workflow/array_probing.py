@@ -32,7 +32,10 @@ def probe_arrays(
     random_state: int = 0,
     ids: ArrayLike | None = None,
     categorical: Sequence[str] = (),
+    centers: ArrayLike | None = None,
+    nested: ArrayLike | None = None,
     adjust: pd.DataFrame | Mapping[str, ArrayLike] | None = None,
+    adjust_terms: str = "linear",
     leave_out: ArrayLike | None = None,
     repeat: Mapping[str, ArrayLike] | None = None,
     protocol: str = "cross-validated",
@@ -55,8 +58,13 @@ def probe_arrays(
     random_state : seed of all that is drawn
     ids : (n,) unique names by which rows are ordered first, so that no result depends on the order given
     categorical : concepts to take as classes whatever their type
+    centers : (n,) centers: groups are permuted within them, the folds are stratified by them, and each is held out for
+        one more score; missing values share a center of their own
+    nested : (n,) units nested in the groups, such as slides of patients: rows are permuted within them only
     adjust : columns of confounders, for a partial R²
-    leave_out : (n,) levels each of which is held out in turn, for one more score
+    adjust_terms : ``linear``, or ``quadratic``: squares and pairwise interactions of the confounders too
+    leave_out : (n,) levels each of which is held out in turn, for one more score; ``None`` for the centers, of which
+        several are held out together where there are more than ten
     repeat : concept → (n,) repeated measurement, for the reliability ceiling
     protocol : ``cross-validated``, or ``paper``: least squares fitted and scored on the same rows
     n_resamples : bootstrap resamples behind each interval
@@ -72,9 +80,10 @@ def probe_arrays(
     InputError
         when something that was given cannot be used
     """
-    from conceptkit.probe.adjustment import ceiling
+    from conceptkit.probe.adjustment import TERMS, ceiling
     from conceptkit.probe.ridge import ALPHAS
     from conceptkit.probe.targets import make_target
+    from conceptkit.workflow.context import LEFT_OUT_PARTS
     from conceptkit.workflow.probe_rows import (
         PAPER_NOTE,
         Asked,
@@ -100,10 +109,16 @@ def probe_arrays(
     if unknown:
         raise InputError(f"concepts: there is no column {unknown[0]!r}; known: {', '.join(named)}.")
     of = None if groups is None else _groups(groups, n)[order]
+    check_choice("adjust_terms", adjust_terms, TERMS)
+    placing = {
+        "centers": None if centers is None else _classes(_column("centers", centers, n)[order]),
+        "nested": None if nested is None else _groups(nested, n, "nested")[order],
+    }
     targets = []
     for name, column in named.items():
         kind = "categorical" if name in categorical or not _is_numeric(column) else "continuous"
-        targets.append(make_target(name, kind, _numbers(column) if kind == "continuous" else _classes(column), of))
+        numbers = _numbers(column) if kind == "continuous" else _classes(column)
+        targets.append(make_target(name, kind, numbers, of, **placing, seed=random_state))
     ceilings = {}
     for name, values in (repeat or {}).items():
         second = _numbers(_column(f"repeat[{name!r}]", values, n)[order])
@@ -122,7 +137,9 @@ def probe_arrays(
         protocol=protocol,
         pixels=None if pixels is None else pixels[order],
         confounders={k: _numbers(v) if _is_numeric(v) else _classes(v) for k, v in confounders.items()},
-        leave_out=None if leave_out is None else ("leave_out", _classes(_column("leave_out", leave_out, n)[order])),
+        terms=adjust_terms,
+        leave_out=_left_out(leave_out, placing["centers"], order, protocol),
+        leave_out_parts=LEFT_OUT_PARTS if leave_out is None else None,
         ceilings=ceilings,
     )
     layers, controls = _ordered(features, random, order, n)
@@ -147,6 +164,9 @@ def probe_arrays(
             "alphas": asked.alphas.tolist(),
             "permutations": permutations,
             "adjust": list(confounders),
+            "adjust_terms": adjust_terms,
+            "center": None if centers is None else "centers",
+            "nested": None if nested is None else "nested",
             "protocol": protocol,
             "seed": random_state,
             "n_resamples": n_resamples,
@@ -170,12 +190,23 @@ def _column(argument: str, given: Any, n: int) -> NDArray[Any]:
     return array
 
 
-def _groups(given: ArrayLike, n: int) -> NDArray[Any]:
-    labels = _classes(_column("groups", given, n))
-    lacking = sum(label is None for label in labels)
-    if lacking:
-        raise InputError(f"groups: every row needs a group, {lacking} of {n} have none.")
+def _groups(given: ArrayLike, n: int, argument: str = "groups") -> NDArray[Any]:
+    labels = _classes(_column(argument, given, n))
+    missing = sum(label is None for label in labels)
+    if missing:
+        raise InputError(f"{argument}: every row needs a group, {missing} of {n} have none.")
     return labels
+
+
+def _left_out(
+    given: ArrayLike | None, centers: NDArray[Any] | None, order: NDArray[np.intp], protocol: str
+) -> tuple[str, NDArray[Any]] | None:
+    """Return the name and levels that are held out: those given, or else the centers where there are several."""
+    if given is not None:
+        return "leave_out", _classes(_column("leave_out", given, len(order))[order])
+    if centers is None or protocol == "paper" or len({name for name in centers if name is not None}) < 2:
+        return None
+    return "centers", centers
 
 
 def _order(ids: ArrayLike | None, n: int) -> NDArray[np.intp]:

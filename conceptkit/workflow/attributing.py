@@ -18,7 +18,7 @@ from conceptkit.patches import PatchTable
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
-from conceptkit.workflow.context import names_kept, write_context
+from conceptkit.workflow.context import center_column, names_kept, placed_in, write_context
 from conceptkit.workflow.opening import (
     Progress,
     at_stage,
@@ -139,10 +139,12 @@ def run_attribute(
         keep = keep & values.there
     asked = {}
     groups = data.groups(meant.group)
+    placing = placed_in(data, meant, center=center_column(data, None))
     for name in concepts:
         concept = data.concept(name)
         missing: Any = np.nan if concept.kind == "continuous" else None
-        asked[name] = make_target(name, concept.kind, np.where(keep, concept.values, missing), groups)
+        values_here = np.where(keep, concept.values, missing)
+        asked[name] = make_target(name, concept.kind, values_here, groups, **placing, seed=seed)
     rows = np.unique(np.concatenate([target.rows for target in asked.values()]))
     labels = _labels(data, meant, rows)
     named = _among(labels, among, meant.label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.report.verdicts import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
+from conceptkit.workflow.context import center_column, placed_in
 from conceptkit.workflow.guide_setup import Wish
 from conceptkit.workflow.latent import with_latent
 from conceptkit.workflow.opening import (
@@ -76,7 +78,7 @@ def run_audit(
     layers : names; ``None`` for blocks of the backbone and the trunk. Input and logit are always there
     split : the split whose rows are used; ``None`` for all rows outside training and validation, ``all`` too
     folds : of the cross-validation of the probes, by group
-    permutations : of the concept's values against the probes' held-out predictions
+    permutations : of the concept's values; the linear probe is fitted again to each
     seed : of what is drawn
     device, batch_size, out, progress : as for :func:`run_probe`
 
@@ -88,6 +90,7 @@ def run_audit(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
+    from conceptkit.probe.permutation import level_of
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.pixels import read_pixel_statistics
@@ -111,7 +114,10 @@ def run_audit(
     keep = _rows(data, meant, split)
     column = data.concept(concept)
     missing: Any = np.nan if column.kind == "continuous" else None
-    target = make_target(concept, column.kind, np.where(keep, column.values, missing), data.groups(meant.group))
+    center = center_column(data, None)
+    placing = placed_in(data, meant, center=center)
+    values = np.where(keep, column.values, missing)
+    target = make_target(concept, column.kind, values, data.groups(meant.group), **placing, seed=seed)
     rows = target.rows
     names = list(layers) if layers else _default_layers(backbone)
     check_distinct("layer", names)
@@ -162,6 +168,9 @@ def run_audit(
                         p=one.p,
                         permuted=one.permuted,
                         interval_note=one.note,
+                        p_between=one.p_between if math.isfinite(one.p_between) else None,
+                        p_within=one.p_within if math.isfinite(one.p_within) else None,
+                        decided_by=one.decided_by,
                     )
                 )
         before, after = cost_of_erasure(X, target, label, n_classes, folds=folds) if place != LOGIT else (np.nan,) * 2
@@ -175,10 +184,11 @@ def run_audit(
             f"Erasure is uncertain at {', '.join(wide)}: more than a fifth as many numbers as rows, so that what is "
             "fitted on some patients does not hold for others."
         )
-    least = len(READERS) / SIGNIFICANT  # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes
+    # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes; two levels have doubled it.
+    least = len(READERS) * (2 if level_of(target).both else 1) / SIGNIFICANT
     if 0 < permutations < least:
         notes.append(
-            f"{permutations} permutations are too few for any probe to be called reading: {least:.0f} or more."
+            f"{permutations} permutations are too few for any probe to reach significance: set {least:.0f} or more."
         )
     labelled = label >= 0
     levels = scores_within(label, score, list(column.values[rows])) if target.kind == "categorical" else {}
@@ -195,6 +205,7 @@ def run_audit(
             "concept": concept,
             "layers": list(places),
             "split": split or ALL,
+            "center": center,
             "folds": folds,
             "permutations": permutations,
             "seed": seed,

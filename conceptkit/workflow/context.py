@@ -19,13 +19,18 @@ from PIL import Image
 from conceptkit._checks import InputError
 from conceptkit._hdf5 import replacing_hdf5
 from conceptkit.patches import PatchTable
-from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import Target
 from conceptkit.records import CONTEXT_FILE
 from conceptkit.study import Study
 
 CENTER = "center"
 """Column of the centers whose samples and colours are kept"""
+
+NO_CENTER = "none"
+"""Named as the column of centers, where the table has none or they are not to count"""
+
+LEFT_OUT_PARTS = 10
+"""Parts in which centers are held out where nobody asked for it: of more centers, several are held out together"""
 
 SAMPLES = 4
 """Patches kept of each center"""
@@ -101,6 +106,48 @@ def write_context(
     return folder / CONTEXT_FILE
 
 
+def center_column(data: PatchTable, center: str | None) -> str | None:
+    """Return the column of centers: the one named, or ``center`` where the table has it; ``None`` for ``none``."""
+    if center is None:
+        return CENTER if CENTER in data.frame.columns else None
+    if center == NO_CENTER and NO_CENTER not in data.frame.columns:
+        return None
+    data.column("center", center)
+    return center
+
+
+def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str | None = None) -> dict[str, Any]:
+    """Return what :func:`conceptkit.probe.targets.make_target` has to know of the rows beside their groups.
+
+    Parameters
+    ----------
+    center : column of centers, by :func:`center_column`
+    nested : column of units nested in the groups, such as slides
+
+    Raises
+    ------
+    InputError
+        when there is no such column, or a row has no nested unit
+    """
+    found: dict[str, Any] = {"centers": None if center is None else text_of(data, "center", center)}
+    if study.label in data.frame.columns:
+        found["labels"] = text_of(data, "label", study.label)
+    if nested is not None:
+        found["nested"] = text_of(data, "nested", nested)
+        missing = sum(one is None for one in found["nested"])
+        if missing:
+            raise InputError(f"nested: every row needs a value of {nested}, {missing} of {len(data)} rows have none.")
+    return found
+
+
+def text_of(data: PatchTable, argument: str, name: str) -> NDArray[Any]:
+    """Return a column as text (n,), ``None`` where missing."""
+    column = data.column(argument, name)
+    return np.array(
+        [None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)], dtype=object
+    )
+
+
 def _made_with(study: Study) -> dict[str, str]:
     program = Path(sys.argv[0])  # …/bin/conceptkit, or …/conceptkit/__main__.py
     ours = "conceptkit" in (program.stem, program.parent.name if program.stem == "__main__" else "")
@@ -126,7 +173,7 @@ def _words(values: Iterable[Any], n: int) -> NDArray[Any]:
 def _fold_numbers(target: Target, folds: int, n: int) -> NDArray[np.int16]:
     numbers = np.full(n, -1, dtype=np.int16)
     with contextlib.suppress(InputError):  # too few groups: nothing was read, and nothing was held out
-        for i, (_, test) in enumerate(make_folds(len(target.rows), target.groups, folds)):
+        for i, (_, test) in enumerate(target.folds(folds)):
             numbers[target.rows[test]] = i
     return numbers
 

@@ -153,6 +153,7 @@ def set_up(
             f"epochs {training.epochs} end no later than the schedule of {training.warmup} epochs (warmup): the last "
             "state is kept whatever its validation loss, and the discouragement never reached its strength."
         )
+    notes += unbalanced_notes(data, plan, tasks) if training.balance or training.balance_main else []
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen="unfreeze" in given)
     frozen = frozen_layers(network)
@@ -163,6 +164,23 @@ def set_up(
                 f"layer that is trained, so that nothing would change; unfreeze {task.layer} or a layer before it."
             )
     return Setup(plan, tasks, kept, backbone, origin, training, notes, trains)
+
+
+def unbalanced_notes(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
+    """Return a sentence for each discouraged class whose training rows have no row of some label."""
+    rows = plan.rows["train"][plan.codes[plan.rows["train"]] >= 0]
+    notes = []
+    for name in dict.fromkeys(t.name for t in tasks if t.adversarial and t.kind == "categorical"):
+        values = data.concept(name).values[rows]
+        for level in sorted({str(v) for v in values if v is not None}):
+            there = {plan.classes[code] for code in plan.codes[rows][[str(v) == level for v in values]]}
+            missing = [one for one in plan.classes if one not in there]
+            if missing:
+                notes.append(
+                    f"{name} {level} has no training row of the label {' or '.join(missing)}: reweighting cannot "
+                    f"balance {level}, which still tells part of the label."
+                )
+    return notes
 
 
 def _check_finite(data: PatchTable, tasks: Sequence[Task], rows: NDArray[np.intp]) -> None:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
 from conceptkit.evaluate.many_tests import adjust_for_many
+from conceptkit.evaluate.paired import Scored, paired_interval, scored_balanced_accuracy, scored_r2
 from conceptkit.evaluate.scores import Floats
 from conceptkit.file_matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
-from conceptkit.probe.folds import leave_out_folds, make_folds
+from conceptkit.probe.crossfit import jackknife_units
+from conceptkit.probe.folds import leave_out_folds
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, held_out, held_out_each, validate
@@ -51,8 +53,8 @@ class Layer:
     """(n, d), an array or a :class:`conceptkit.file_matrix.FileMatrix`"""
 
 
-BaselineScores = dict[tuple[str, str], list[float]]
-"""Layer and concept → the held-out score of each network with random weights, or of what else was given for it"""
+BaselineScores = dict[tuple[str, str], list[Scored]]
+"""Layer and concept → the held-out score of each randomly initialised network, and that without each group"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class Asked:
     """Name → (n,) numbers, or text with ``None`` where missing"""
     leave_out: tuple[str, NDArray[Any]] | None = None
     """Name and (n,) levels, ``None`` where missing"""
+    leave_out_parts: int | None = None
+    """Parts in which levels are held out at most; ``None``: each in turn"""
+    terms: str = "linear"
+    """Of the confounders: ``linear`` or ``quadratic``"""
     ceilings: Mapping[str, tuple[str, float, int]] = field(default_factory=dict)
     """Concept → its repeated measurement, their correlation, and the number of rows that have both"""
 
@@ -100,7 +106,7 @@ def probe_rows(
     targets: Sequence[Target],
     asked: Asked,
     *,
-    random: Mapping[tuple[str, str], Sequence[float]] | None = None,
+    random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
     """Probe every target at every layer.
@@ -121,32 +127,28 @@ def probe_rows(
     done = 0
     for part in parts:
         at = part[0].rows
-        pixel_scores: Sequence[float | None] = [None] * len(part)
+        pixels: Sequence[Scored | None] = [None] * len(part)
         if asked.pixels is not None:
-            [pixel_scores] = _baselines({"pixel statistics": asked.pixels}, part, asked)
+            [pixels] = _baselines({"pixel statistics": asked.pixels}, part, asked)
         for layer in layers:
             if progress is not None:
                 progress(done, len(layers) * len(parts))
             X = rows_of(layer.X, at)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
-            for i, row in enumerate(_batch(X, layer.name, part, asked)):
-                of_random = (random or {}).get((layer.name, part[i].name))
-                row = dataclasses.replace(
-                    row,
-                    score_random_network=None if of_random is None else float(np.mean(of_random)),
-                    score_pixels=pixel_scores[i],
-                )
-                found[layer.name, part[i].name] = _above_baseline(row)
+            for target, (row, own), pixel in zip(part, _batch(X, layer.name, part, asked), pixels, strict=True):
+                networks = (random or {}).get((layer.name, target.name), ())
+                found[layer.name, target.name] = _against_baselines(row, own, networks, pixel)
             done += 1
     if progress is not None:
         progress(done, len(layers) * len(parts))
     return adjusted_for_many([found[layer.name, target.name] for layer in layers for target in targets])
 
 
-def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) -> list[ProbeRow]:
+def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) -> list[tuple[ProbeRow, Scored | None]]:
+    """Return the row of each target without its baselines, and its score without each group."""
     if asked.protocol == "paper":
-        return [_paper_row(X, layer, target, asked) for target in part]
+        return [(_paper_row(X, layer, target, asked), None) for target in part]
     results = validate(
         X,
         part,
@@ -158,12 +160,21 @@ def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) ->
         seed=asked.seed,
     )
     left_out = _left_out(X, part, asked)
-    rows = []
+    rows: list[tuple[ProbeRow, Scored | None]] = []
     for target, result, (score, why) in zip(part, results, left_out, strict=True):
         row = dataclasses.replace(_row(layer, target, result, asked), score_leave_out=score)
         row = _adjusted(X, target, row, asked)
-        rows.append(dataclasses.replace(row, notes=(*row.notes, why)) if why else row)
+        row = dataclasses.replace(row, notes=(*row.notes, why)) if why else row
+        rows.append((row, scored(target, result.predicted)))
     return rows
+
+
+def scored(target: Target, predicted: NDArray[Any]) -> Scored:
+    """Return the score of predictions (n,), and that without each group (several at a time where they are many)."""
+    units = jackknife_units(target.clusters)
+    if target.kind == "continuous":
+        return scored_r2(target.y.astype(np.float64), predicted, units)
+    return scored_balanced_accuracy(target.y.astype(np.intp), predicted, units, target.n_classes)
 
 
 def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
@@ -194,8 +205,11 @@ def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
 
 
 def _row(layer: str, target: Target, result: Validated, asked: Asked) -> ProbeRow:
+    tested = result.tested
+    common = _common(layer, target, asked)
+    common["notes"] += _center_notes(result)
     return ProbeRow(
-        **_common(layer, target, asked),
+        **common,
         folds=asked.folds,
         metric=target.metric,
         score=result.score,
@@ -214,14 +228,34 @@ def _row(layer: str, target: Target, result: Validated, asked: Asked) -> ProbeRo
         auc_high=_or_none(result.auc_high),
         score_shuffled=_or_none(result.shuffled),
         score_random_concept=_or_none(result.random_concept),
-        selectivity=_or_none(result.score - result.random_concept),
-        icc=_or_none(result.icc),
-        permuted=result.permuted if asked.permutations else None,
+        selectivity=_or_none(result.score - max(result.random_concept, target.chance)),
+        icc=_or_none(tested.icc),
+        permuted=tested.permuted if asked.permutations else None,
         permutations=asked.permutations,
-        p=_or_none(result.p),
-        p_within=_or_none(result.p_within),
-        p_min=_or_none(result.p_min),
+        p=_or_none(tested.p),
+        p_between=_or_none(tested.p_between),
+        p_within=_or_none(tested.p_within),
+        p_across_centers=_or_none(tested.p_across),
+        decided_by=tested.decided_by,
+        assumed=tested.assumed,
+        p_min=_or_none(tested.p_min),
     )
+
+
+def _center_notes(result: Validated) -> tuple[str, ...]:
+    """Return what has to be said of centers: folds that train without one, tests that are coarse within them."""
+    notes = [
+        f"center {name}: {folds} of {len(result.fold_alphas)} folds score it without a training row of it, so that "
+        "part of the score is for a center that the vector has not seen."
+        for name, folds in result.unseen.items()
+    ]
+    if math.isfinite(result.tested.p_across):
+        notes.append(
+            f"p is primary and permutes groups within centers, where few permutations exist (smallest p "
+            f"{result.tested.p_min:.2g}). p_across_centers = {result.tested.p_across:.2g} permutes groups across "
+            "centers, and holds only if no center differs from the others in both concept and activations."
+        )
+    return tuple(notes)
 
 
 def _paper_row(X: NDArray[Any], layer: str, target: Target, asked: Asked) -> ProbeRow:
@@ -254,11 +288,8 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     return target.score(A @ weights)
 
 
-def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked) -> list[list[float]]:
-    """Return the held-out score of each target of a batch, read from each of the named features (n, d).
-
-    They are a control, which no score may do without.
-    """
+def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked) -> list[list[Scored]]:
+    """Return the held-out score of each target of a batch, read from each of the named features (n, d)."""
 
     def each() -> Iterator[Any]:
         for name, given in features.items():
@@ -267,17 +298,36 @@ def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked
             yield Z
 
     if asked.protocol == "paper":
-        return [[_least_squares_r2(Z, target) for target in part] for Z in each()]
+        return [[Scored(_least_squares_r2(Z, target), np.zeros(0)) for target in part] for Z in each()]
     read = held_out_each(each(), len(features), part, folds=asked.folds, alphas=asked.alphas)
-    return [[float(target.score(p)) for target, p in zip(part, own, strict=True)] for own in read]
+    return [[scored(target, p) for target, p in zip(part, own, strict=True)] for own in read]
 
 
-def _above_baseline(row: ProbeRow) -> ProbeRow:
-    """Fill in what lies above the best of chance, the random network and the pixels."""
-    if row.protocol != "cross-validated":
+def _against_baselines(
+    row: ProbeRow, own: Scored | None, networks: Sequence[Scored], pixels: Scored | None
+) -> ProbeRow:
+    """Fill in the baselines, and the gain over the best of chance, the random networks and the pixels.
+
+    A gain over the best baseline is a gain over each: the interval takes the lowest of each end of their intervals.
+    """
+    row = dataclasses.replace(
+        row,
+        score_random_network=float(np.mean([one.value for one in networks])) if networks else None,
+        score_pixels=None if pixels is None else pixels.value,
+    )
+    if own is None:
         return row
-    baselines = [row.chance, *(s for s in (row.score_random_network, row.score_pixels) if s is not None)]
-    return dataclasses.replace(row, r2_above_baseline=row.score - max(baselines))
+    rivals = [rival for rival in (list(networks), [pixels] if pixels is not None else []) if rival]
+    paired = [paired_interval([own] * len(rival), rival) for rival in rivals]
+    gains = [row.score - row.chance, *(one.mean for one in paired)]
+    lows = [row.score_low - row.chance, *(one.low for one in paired)]
+    highs = [row.score_high - row.chance, *(one.high for one in paired)]
+    return dataclasses.replace(
+        row,
+        r2_above_baseline=min(gains),
+        r2_above_baseline_low=_or_none(float(np.min(lows))),
+        r2_above_baseline_high=_or_none(float(np.min(highs))),
+    )
 
 
 def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tuple[float | None, str | None]]:
@@ -285,17 +335,23 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tup
     if asked.leave_out is None:
         return [(None, None)] * len(part)
     name, levels = asked.leave_out
+    if asked.leave_out_parts is not None and name in [target.name for target in part]:
+        return [(None, None)] * len(part)  # nobody asked for it, and a center that is held out cannot be predicted
     there = np.flatnonzero([level is not None for level in levels[part[0].rows]])
     out: list[tuple[float | None, str | None]] = []
     try:
         kept = [_on(target, there) for target in part]
-        splits = leave_out_folds(levels[part[0].rows][there].astype(str), name)
+        splits = leave_out_folds(levels[part[0].rows][there].astype(str), name, asked.leave_out_parts)
         predicted = held_out(rows_of(X, there), kept, alphas=asked.alphas, splits=splits)
-        both = _on_both_sides(kept[0].groups, levels[part[0].rows][there].astype(str), name)
+        notes = [_on_both_sides(kept[0].groups, levels[part[0].rows][there].astype(str), name)]
+        several = len(np.unique(levels[part[0].rows][there].astype(str)))
+        if several > len(splits):
+            notes.append(f"leave-out {name}: the {several} levels were held out in {len(splits)} parts.")
+        said = " ".join(note for note in notes if note) or None
         for target, p in zip(kept, predicted, strict=True):
             alone = _in_one_level(target, levels[part[0].rows][there].astype(str))
             score = None if alone else target.score(p)
-            out.append((score, f"leave-out {name}: not estimable ({alone})" if alone else both))
+            out.append((score, f"leave-out {name}: not estimable ({alone})" if alone else said))
     except InputError as error:
         out += [(None, f"leave-out {name}: not estimable ({error})")] * len(part)
     return out
@@ -335,20 +391,20 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
     if len(there) < len(target.y):
         notes.append(f"adjusted on the {len(there)} of {len(target.y)} rows that have every confounder.")
     nan = float("nan")
-    score, low, high = nan, nan, nan
+    score, low, high, alone = nan, nan, nan, nan
     try:
         kept = _on(target, there)
-        splits = make_folds(len(there), kept.groups, asked.folds, what=f"the rows with {target.name} and confounders")
         found = adjusted_score(
             rows_of(X, there),
             kept,
             {name: values[there] for name, values in here.items()},
-            splits,
+            kept.folds(asked.folds),
+            terms=asked.terms,
             alphas=asked.alphas,
             n_resamples=asked.n_resamples,
             seed=asked.seed,
         )
-        score, low, high = found.score, found.interval.low, found.interval.high
+        score, low, high, alone = found.score, found.interval.low, found.interval.high, found.confounders
         notes += [] if found.note is None else [f"adjusted for {', '.join(here)}: {found.note}"]
     except InputError as error:
         notes.append(f"adjusted for {', '.join(here)}: not estimable ({error})")
@@ -359,6 +415,7 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
         score_adjusted=_or_none(score),
         score_adjusted_low=_or_none(low),
         score_adjusted_high=_or_none(high),
+        score_confounders=_or_none(alone),
         notes=tuple(notes),
     )
 
@@ -371,11 +428,10 @@ def _is_there(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _on(target: Target, there: NDArray[np.intp]) -> Target:
-    """Return the target on some of its rows, its groups numbered anew."""
+    """Return the target on some of its rows, and refuse one that does not vary there."""
     if len(there) < 2 or len(np.unique(target.y[there])) < 2:
         raise InputError(f"concept: {target.name} does not vary on the {len(there)} rows that are left.")
-    groups = None if target.groups is None else np.unique(target.groups[there], return_inverse=True)[1]
-    return dataclasses.replace(target, rows=target.rows[there], y=target.y[there], groups=groups)
+    return target.on(there)
 
 
 def adjusted_for_many(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:

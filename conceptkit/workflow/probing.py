@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_distinct
+from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct
 from conceptkit.patches import PatchTable
 from conceptkit.records import ProbeRecord
 from conceptkit.store_files import size_text
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
-from conceptkit.workflow.context import names_kept, write_context
+from conceptkit.workflow.context import (
+    LEFT_OUT_PARTS,
+    center_column,
+    names_kept,
+    placed_in,
+    text_of,
+    write_context,
+)
 from conceptkit.workflow.opening import (
     N_RESAMPLES,
     Progress,
@@ -49,12 +56,15 @@ def run_probe(
     weights: str | None = None,
     features: str | Path | None = None,
     group: str | None = None,
+    center: str | None = None,
+    nested: str | None = None,
     categorical: Sequence[str] = (),
     split: str | None = None,
     pool: str = "gap",
     folds: int = 5,
     permutations: int = 1000,
     adjust: Sequence[str] = (),
+    adjust_terms: str = "linear",
     leave_out: str | None = None,
     repeat: Mapping[str, str] | None = None,
     protocol: str = "cross-validated",
@@ -74,16 +84,21 @@ def run_probe(
     table, model, weights, group : instead of the study's; a model without weights means ``imagenet``
     features : an activation store that ``extract`` wrote, of which ``layers`` names some (``None``: all), or a file of
         features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
+    center : column of the centers: groups are permuted within them, the folds are stratified by them, and each is held
+        out for one more score. ``None`` for the column ``center`` where the table has it, ``none`` for no centers
+    nested : column of units nested in the groups, such as slides of patients: rows are permuted within them only
     categorical : concepts to take as classes whatever their type
     split : the only split whose rows are used; ``None`` for all rows
     pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
     folds : of the cross-validation
     permutations : of each concept, for p; 0 for none
     adjust : confounders (columns) for a partial R²; ``stain`` stands for every stain measure of the table
-    leave_out : column each of whose levels is held out in turn, for one more score
+    adjust_terms : ``linear``, or ``quadratic``: squares and pairwise interactions of the confounders too
+    leave_out : column each of whose levels is held out in turn, for one more score; ``None`` for the centers, of which
+        several are held out together where there are more than ten
     repeat : concept → column of its repeated measurement, for the reliability ceiling
     protocol : ``cross-validated``, or ``paper``: least squares fitted and scored on the same rows
-    seed : of the resamples, the permutations, the shuffled patch-wise folds and the random networks
+    seed : of the folds, the resamples, the permutations and the randomly initialised networks
     device : ``auto``, ``cpu``, ``cuda``, …
     batch_size : images per forward pass
     out : run folder; ``None`` for the next free ``runs/probe-NNN``
@@ -98,6 +113,7 @@ def run_probe(
     from conceptkit.models.activations import read_activations, token_notes
     from conceptkit.models.checkpoints import checkpoint_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
+    from conceptkit.probe.adjustment import TERMS
     from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.own_features import (
         LAYER,
@@ -137,15 +153,19 @@ def run_probe(
     concepts = list(concepts or meant.concepts or data.concept_names)
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
+    check_choice("adjust_terms", adjust_terms, TERMS)
     keep = split_rows(data, meant, split)
     groups = data.groups(meant.group)
+    center = center_column(data, center)
+    placing = placed_in(data, meant, center=center, nested=nested)
     targets = []
     refused: dict[str, InputError] = {}
     for name in concepts:
         concept = data.concept(name)
         missing: Any = np.nan if concept.kind == "continuous" else None
         try:
-            targets.append(make_target(name, concept.kind, np.where(keep, concept.values, missing), groups))
+            values = np.where(keep, concept.values, missing)
+            targets.append(make_target(name, concept.kind, values, groups, **placing, seed=seed))
         except InputError as error:
             if chosen:
                 raise
@@ -155,7 +175,8 @@ def run_probe(
     concepts = [name for name in concepts if name not in refused]
     notes = (*notes_on(meant, data, concepts), *(f"Left out, as nobody named it: {e}" for e in refused.values()))
     confounders = _confounders(data, adjust, concepts)
-    held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
+    left_out = center if leave_out is None and protocol != "paper" and _has_several(placing, keep) else leave_out
+    held_out_column = None if left_out is None else (left_out, text_of(data, "leave_out", left_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
     if meant.model is None and features is None and not own:
         raise InputError("model: none is named, neither by --model nor in the study.")
@@ -220,7 +241,9 @@ def run_probe(
         protocol=protocol,
         pixels=pixels,
         confounders={name: values[rows] for name, values in confounders.items()},
+        terms=adjust_terms,
         leave_out=None if held_out_column is None else (held_out_column[0], held_out_column[1][rows]),
+        leave_out_parts=LEFT_OUT_PARTS if leave_out is None else None,
         ceilings=ceilings,
     )
     placed = [dataclasses.replace(target, rows=place[target.rows]) for target in targets]
@@ -255,7 +278,10 @@ def run_probe(
             "folds": folds,
             "permutations": permutations,
             "adjust": list(confounders),
-            "leave_out": leave_out,
+            "adjust_terms": adjust_terms,
+            "center": center,
+            "nested": nested,
+            "leave_out": left_out,
             "repeat": dict(repeat or {}),
             "protocol": protocol,
             "seed": seed,
@@ -277,6 +303,12 @@ def run_probe(
     )
     record.save(folder)
     return record
+
+
+def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:
+    """Return whether the rows have centers to hold out."""
+    centers = placing["centers"]
+    return centers is not None and len({name for name in centers[keep] if name is not None}) > 1
 
 
 def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -302,14 +334,6 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
     return {name: data.concept(name).values for name in names}
 
 
-def _text(data: PatchTable, argument: str, name: str) -> NDArray[Any]:
-    """Return a column as text (n,), ``None`` where missing."""
-    column = data.column(argument, name)
-    return np.array(
-        [None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)], dtype=object
-    )
-
-
 def _ceilings(
     data: PatchTable, repeat: Mapping[str, str], concepts: Sequence[str], keep: NDArray[np.bool_]
 ) -> dict[str, tuple[str, float, int]]:
@@ -331,7 +355,7 @@ def _missing_by_label(data: PatchTable, meant: Study, name: str, keep: NDArray[n
     """Return a sentence when a concept is missing in much more rows of one label than of another."""
     if meant.label not in data.frame.columns or name == meant.label:
         return None
-    labels = _text(data, "label", meant.label)
+    labels = text_of(data, "label", meant.label)
     missing = data.frame[name].isna().to_numpy()
     known = np.array([label is not None for label in labels]) & keep
     classes = np.unique(labels[known].astype(str))
