@@ -122,7 +122,8 @@ def test_what_the_network_was_wired_to_is_found(record):
     assert row.per_unit_p == pytest.approx(1 / 200)
     assert row.per_sd == pytest.approx(row.per_unit * row.sd)
     assert row.scores["sign_count"].value == 1.0
-    # Last layer before the average: every image has the same derivative, and Br has no value.
+    # Last layer before the average: every image has the same derivative, TCAV is 0 or 1, and Br has no value.
+    assert row.same_derivative
     assert np.isnan(row.scores["relevance"].value)
 
 
@@ -160,15 +161,15 @@ def test_the_saved_record_is_the_same(record):
 
 
 def test_the_tables_and_sentences_hold_the_numbers(record):
-    change, scores, moved = attribution_tables(record)
+    change, moved = attribution_tables(record)  # no TCAV: mixed10 has a linear head
     row = row_of(record, "count")
     first = shown(change).iloc[0]
     assert first["step"] == f"+{row.round_step:g}"
     assert first["difference"].startswith(f"+{row.per_unit * row.round_step:.2f} [")
-    assert len(shown(scores)) == len(record.rows)
     assert "−2" in shown(moved).columns
     texts = [verdict.text for verdict in attribution_verdicts(record)]
-    assert len(texts) == 5  # count and four centers
+    assert len(texts) == 6  # count, four centers, and that mixed10 has one derivative
+    assert "choose an earlier layer" in texts[-1]
     assert texts[0].startswith("tumor rises with count at mixed10: +")
     assert all(text.endswith(".") for text in texts)
 
@@ -252,6 +253,9 @@ def test_the_same_seed_gives_the_same_record(study, checkpoint, tmp_path):
     first, second = (run(study, checkpoint, tmp_path / name, layers=["mixed9"], split="external") for name in "ab")
     assert len(first.rows) == 3
     assert np.isfinite(first.rows[0].scores["relevance"].value)  # before the last layer derivatives differ
+    assert not first.rows[0].same_derivative
+    share = first.rows[0].scores["sign_count"]
+    assert 0 <= share.low <= share.value <= share.high <= 1
     assert [note for note in first.notes if "not trained" in note]
     assert json.dumps(first.to_dict()["rows"]) == json.dumps(second.to_dict()["rows"])
 

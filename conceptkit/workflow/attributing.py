@@ -340,11 +340,11 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
     mean = one.scores["mean"].value
     if mean * one.per_unit < 0:
         notes.append(
-            "The output falls along the vector and rises along the pattern, or the other way round: the vector holds "
-            "what cancels noise, and its sign says nothing of the concept here."
+            "The output changes in opposite directions along the vector and along the pattern: the vector also cancels "
+            "noise, so its sign does not describe the concept here."
         )
     if one.zero_gradients:
-        notes.append(f"At {one.zero_gradients} of {one.n} images the output does not change with the layer at all.")
+        notes.append(f"At {one.zero_gradients} of {one.n} images the output does not depend on the layer.")
     return AttributeRow(
         **common,
         concept=target.name,
@@ -357,6 +357,10 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
         n_fit=len(target.y),
         metric=target.metric,
         score=analysis.score,
+        score_low=analysis.score_low,
+        score_high=analysis.score_high,
+        chance=target.chance,
+        same_derivative=one.same_derivative,
         per_unit=one.per_unit,
         per_unit_low=low,
         per_unit_high=high,

@@ -13,7 +13,7 @@ from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.patches import PatchTable
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
-from conceptkit.report.verdicts import SIGNIFICANT
+from conceptkit.report.judging import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.guide_setup import Wish
