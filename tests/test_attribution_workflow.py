@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recorded_options import forgotten
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -110,6 +111,10 @@ def test_there_is_a_row_for_each_concept_class_and_set_of_images(record):
         "continuous",
         "balanced_accuracy",
     )
+
+
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(ck.run_attribute, load_record(record.folder).settings) == set()
 
 
 def test_what_the_network_was_wired_to_is_found(record):

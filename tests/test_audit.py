@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from recorded_options import forgotten
 from small_study import TAKEN, small_table, write_study
 from typer.testing import CliRunner
 
@@ -173,6 +174,10 @@ def test_the_record_holds_every_place_and_loads_back(record):
     assert len(record.to_frame()) == len(record.rows)
     for table in audit_tables(record):
         assert len(shown(table))
+
+
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(run_audit, load_record(record.folder).settings) == set()
 
 
 def test_the_page_has_a_section_of_it(record, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recorded_options import forgotten
 from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
@@ -198,6 +199,15 @@ def test_made_slides_keep_every_patch_and_give_each_patient_both_labels(embedded
 def record(embedded, tmp_path_factory):
     out = tmp_path_factory.mktemp("bags") / "run"
     return run_bags(embedded, options={"epochs": 25, "warmup": 5}, out=out)
+
+
+def test_every_option_stands_in_the_settings(record):
+    settings = load_record(record.folder).settings
+    assert settings["images_per_pass"] == 16  # `batch_size` is that of training
+    assert forgotten(run_bags, settings) == {
+        "unfreeze",
+        "cache",
+    }  # there is nothing to unfreeze or to keep of a frozen network
 
 
 def test_the_embedded_studys_bags(record):

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from recorded_options import forgotten
 from sklearn.metrics import roc_auc_score
 from small_study import write_study
 from typer.testing import CliRunner
@@ -340,6 +341,10 @@ def test_curves_and_affinities_are_frames(grid):
 
 
 @pytest.mark.long
+def test_every_option_stands_in_the_settings(plain):
+    assert forgotten(run_grid, load_record(plain.folder).settings) == {"weighting"}  # it is the cells'
+
+
 def test_a_multimodal_control_builds_on_the_single_task_of_its_own_weighting(plain, study, tmp_path, monkeypatch):
     shutil.copytree(plain.folder, tmp_path / "two")
     read = []

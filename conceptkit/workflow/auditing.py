@@ -88,6 +88,7 @@ def run_audit(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
     from conceptkit.models.guided import MAIN, GuidedModel
+    from conceptkit.models.inference import choose_device
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations, make_target
     from conceptkit.workflow.pixels import read_pixel_statistics
@@ -192,12 +193,16 @@ def run_audit(
             "table": meant.table.name,
             "checkpoint": str(checkpoint),
             "weights_sha256": backbone.fingerprint(),
+            "group": meant.group,
+            "categorical": list(categorical),
             "concept": concept,
             "layers": list(places),
             "split": split or ALL,
             "folds": folds,
             "permutations": permutations,
             "seed": seed,
+            "device": str(choose_device(device)),
+            "batch_size": batch_size,
         },
         versions=versions(),
         folder=folder,
