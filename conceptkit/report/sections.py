@@ -170,7 +170,8 @@ def _attribute(record: AttributeRecord, run: Run) -> Parts:
     maps = saved_pictures(run.folder, record.figures)
     if maps:
         text = (
-            "Patches in which each concept is read highest and lowest, and where. A map tells where, not which pixels."
+            "Patches with the highest and lowest prediction of each concept, and where in them. A map shows where, not "
+            "which pixels. Maps are grey where the held-out score does not establish the concept at the layer."
         )
         parts.append(Part(title="Concept maps", text=text, pictures=maps))
     return attribution_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct, near_names
 from conceptkit.decoding import Pixels
+from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.patches import PatchTable
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.study import Study
@@ -212,7 +213,7 @@ def run_attribute(
                 }
                 found += [_row(analysis, one, outputs, common) for one in analysis.found]
                 moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
-                drawn.draw(backbone, dotted, layer, analysis.fitted, X[at], images, groups)
+                drawn.draw(backbone, dotted, layer, analysis, X[at], images, groups)
             if progress is not None:
                 progress(f"concepts at {layer}", len(asked), len(asked))
     backbone.module.cpu()
@@ -460,19 +461,23 @@ class _Drawn:
         backbone: Backbone,
         dotted: str,
         layer: str,
-        fitted: Fitted,
+        analysis: Analysis,
         X: NDArray[np.float64],
         images: _Images,
         groups: NDArray[Any] | None,
     ) -> None:
-        """Draw where the patches that show a concept most and least show it; nothing for a layer without positions."""
+        """Draw where a concept is predicted in the patches at both ends; nothing for a layer without positions."""
         from conceptkit.attribution.maps import concept_maps, extremes
         from conceptkit.report.concept_maps import Shown, contact_sheet
         from conceptkit.report.drawing import to_bytes
+        from conceptkit.report.judging import mark_of, side_of
+        from conceptkit.report.wording import interval, metric_name
 
         if not self._maps or self._pool != "gap":
             return
-        target = fitted.target
+        fitted, target = analysis.fitted, analysis.fitted.target
+        side = side_of(analysis.score, analysis.score_low, analysis.score_high, target.chance)
+        few = groups is not None and target.n_groups < FEW_GROUPS
         reading = X @ fitted.found.vectors + fitted.intercepts
         for column, name in enumerate(fitted.classes):
             ends = extremes(reading[:, column], None if groups is None else groups[target.rows], self._maps)
@@ -502,6 +507,9 @@ class _Drawn:
                 layer=layer,
                 unit=self._units.get(target.name, "") if name is None else "log-odds",
                 level=float(np.median(reading[:, column])),
+                decoded=f"{metric_name(target.metric)} = "
+                + interval(analysis.score, analysis.score_low, analysis.score_high),
+                established=mark_of(side, None, few=few) == "established",
                 number=len(self.names) + 1,
             )
             self.names.append(f"{drawing.name}.png")

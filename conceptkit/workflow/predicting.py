@@ -59,7 +59,7 @@ def predict(
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.pathology.measuring import check_out, write_table
-    from conceptkit.workflow.mapping import check_maps, write_maps
+    from conceptkit.workflow.mapping import check_maps, held_out_scores, write_maps
 
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
@@ -109,5 +109,6 @@ def predict(
         write_table(frame, Path(out))
     if maps is not None:
         predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
-        write_maps(frame, data, predicted, Path(maps), units=study.units)
+        scores = held_out_scores(folder, model.tasks)
+        write_maps(frame, data, predicted, Path(maps), units=study.units, scores=scores)
     return frame
