@@ -175,7 +175,7 @@ def test_the_tables_and_sentences_hold_the_numbers(record):
     texts = [verdict.text for verdict in attribution_verdicts(record)]
     assert len(texts) == 6  # count, four centers, and that mixed10 has one derivative
     assert "choose an earlier layer" in texts[-1]
-    assert texts[0].startswith("tumor rises with count at mixed10: +")
+    assert texts[0].startswith("tumor is associated with count at mixed10 (q = ")  # 8 patients: no size is established
     assert all(text.endswith(".") for text in texts)
 
 
@@ -282,7 +282,8 @@ def test_the_command_prints_tables_and_writes_json(study, checkpoint, tmp_path):
     assert result["rows"][0]["scores"]["relevance"]["value"] is None
     assert len(result["figures"]) == 1
     assert "How the logit of tumor changes with each concept at mixed10" in done.stderr
-    assert "tumor rises with count" in done.stderr
+    assert "associated with count at mixed10" in done.stderr
+    assert "choose an earlier layer" in done.stderr
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_the_record_loads_back_and_is_shown(record):
     assert loaded.scores == record.scores
     for table in bag_tables(record):
         assert len(shown(table))
-    assert any("Attention of baseline" in verdict.text for verdict in bag_verdicts(record))
+    assert any("baseline (seed 0) attends" in verdict.text for verdict in bag_verdicts(record))
 
 
 def test_attention_sums_to_one_in_every_bag_and_the_checkpoint_gives_it_again(record, embedded):
