@@ -173,7 +173,7 @@ def test_a_difference_is_filled_only_where_its_interval_leaves_zero_out() -> Non
     drawing = figures.difference_figure(record)
     assert drawing is not None
     points = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "o"]
-    assert [line.get_fillstyle() for line in points] == ["full", "none", "none"]
+    assert [line.get_markerfacecolor() != "white" for line in points] == [True, False, False]
 
 
 def test_no_control_hides_behind_the_score() -> None:

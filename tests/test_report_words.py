@@ -58,7 +58,7 @@ def test_every_form_has_words(record):
         "(36 patients)."
     )
     assert texts[3] == (
-        "No clear change in 2 results (36 patients): AUC on internal +0.02 [−0.03, 0.07]; MLP probe score of center on "
+        "No clear change in 2 results (36 patients): MLP probe score of center on internal +0.02 [−0.03, 0.07]; AUC on "
         "internal +0.02 [−0.03, 0.07]."
     )
 

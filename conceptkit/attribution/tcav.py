@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -118,7 +119,7 @@ def share_interval(share: float, error: float, *, n_groups: int, n: int) -> tupl
     hits = share * size
     low = float(beta.ppf(0.025, hits, size - hits + 1)) if share > 0 else 0.0
     high = float(beta.ppf(0.975, hits + 1, size - hits)) if share < 1 else 1.0
-    return low, high
+    return math.floor(low * 1000) / 1000, math.ceil(high * 1000) / 1000  # outwards: 0.0000003 says no more than 0
 
 
 def directional_derivatives(G: Floats, unit: Floats) -> Floats:

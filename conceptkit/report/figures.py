@@ -19,8 +19,17 @@ from conceptkit.report.wording import metric_name, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FILLED: Mapping[Mark, Any] = {"established": "full", "associated": "left", "open": "none"}
-"""Mark → how much of a point is filled"""
+
+def point_style(mark: Mark, colour: str) -> dict[str, Any]:
+    """Return how a point is drawn: filled when established, half filled when associated, hollow when open."""
+    return {
+        "marker": "o",
+        "color": colour,
+        "fillstyle": "left" if mark == "associated" else "full",
+        "markerfacecolor": "white" if mark == "open" else colour,
+        "markerfacecoloralt": "white",
+    }
+
 
 DIFFERENCE_COLOURS = {
     "encouraged": (COLOURS[0], "Encouraged concepts in blue"),
@@ -72,14 +81,12 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         bars = axes.errorbar(at, score, drawn, color=COLOURS[0], lw=2, capsize=3, zorder=3)
         marks = [judge_probe(row, group).mark for row in rows]
         for x, y, mark in zip(at, score, marks, strict=True):
-            look: dict[str, Any] = {"fillstyle": FILLED[mark], "markerfacecoloralt": "white", "mew": 1.4, "zorder": 4}
-            axes.plot(x, y, color=COLOURS[0], marker="o", ms=7, **look)
+            axes.plot(x, y, ms=7, mew=1.4, zorder=4, **point_style(mark, COLOURS[0]))
         handles.insert(0, bars)
         in_sample = rows[0].protocol != "cross-validated"
         names.insert(0, "training fit (the paper's protocol)" if in_sample else "held out, 95 % interval")
         for mark in dict.fromkeys(marks):
-            look = {"fillstyle": FILLED[mark], "markerfacecoloralt": "white", "mew": 1.4, "ls": ""}
-            handles += axes.plot([], [], color=COLOURS[0], marker="o", ms=7, **look)
+            handles += axes.plot([], [], ms=7, mew=1.4, ls="", **point_style(mark, COLOURS[0]))
             names.append(mark)
         _layer_ticks(axes, [r.layer for r in rows])
         # a held-out R² may fall without bound; the part that says something must keep its room
@@ -144,7 +151,7 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
             colour = DIFFERENCE_COLOURS[difference_kind(d)][0]
             mark = difference_mark(d, record.group)
             axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
-            axes.plot(d.mean, at, marker="o", ms=6, color=colour, fillstyle=FILLED[mark], mew=1.5)
+            axes.plot(d.mean, at, ms=6, mew=1.5, **point_style(mark, colour))
         labels = [_two_lines(*(short(part, 30) for part in parts if part)) for _, parts in rows]
         axes.set_yticks(range(len(rows)), labels, linespacing=1.05, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)

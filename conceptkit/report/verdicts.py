@@ -227,6 +227,8 @@ def _guiding(d: Difference) -> str:
 def _unchanged(differences: Sequence[Difference], record: GuideRecord) -> Verdict:
     """Return all results whose interval covers 0 in one line."""
     runs = {(d.run, d.against) for d in record.differences}
+    kinds = ("encouraged", "discouraged", "main task")
+    differences = sorted(differences, key=lambda d: kinds.index(difference_kind(d)))
     counts = sorted({d.n_groups for d in differences})
     basis = f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} {groups_word(record.group, counts[-1])}"
     parts = [
@@ -303,7 +305,7 @@ def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
         return Verdict(text=f"Open whether {concept} is still decodable from {network}: {text}. {why}.", mark="open")
     answer = f"{concept} is still decodable from {network}: {text}"
     return Verdict(
-        text=f"{answer}. These scores have no interval; `conceptkit audit` gives one and a test.", mark="associated"
+        text=f"{answer}. These scores have no interval; conceptkit audit gives one and a test.", mark="associated"
     )
 
 
