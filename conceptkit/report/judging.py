@@ -17,8 +17,8 @@ MARKS: Mapping[Mark, str] = {"established": "●", "associated": "◐", "open": 
 
 LEGEND = (
     "● established: the interval excludes chance (of a difference, 0), the permutation test (where there is one) "
-    "agrees, and no control reaches the interval. ◐ associated: there is a relation, but its size or its source is not established. ○ open: "
-    "not shown, which does not prove that there is nothing."
+    "agrees, and no control reaches the interval. ◐ associated: there is a relation, but its size or its source is not "
+    "established. ○ open: not shown, which does not prove that there is nothing."
 )
 
 SIGNIFICANT = 0.05

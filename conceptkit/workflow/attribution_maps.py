@@ -33,14 +33,17 @@ class ImageReader:
     batch_size: int
 
     def pixels(self, rows: NDArray[np.intp]) -> Pixels:
+        """Return the pixels of some rows."""
         from conceptkit.models.activations import read_pixels
 
         return read_pixels(self.data, rows)
 
     def of(self, rows: NDArray[np.intp]) -> Tensor:
+        """Return some rows, normalised (n, 3, h, w)."""
         return self.backbone.preprocessing(self.pixels(rows), self.where)
 
     def batches(self, rows: NDArray[np.intp]) -> Iterator[Tensor]:
+        """Give some rows in batches."""
         for start in range(0, len(rows), self.batch_size):
             yield self.of(rows[start : start + self.batch_size])
 
