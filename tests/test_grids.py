@@ -340,11 +340,11 @@ def test_curves_and_affinities_are_frames(grid):
     assert matrix.loc["center", "center"] < 0  # a discouraged task's step raises its loss
 
 
-@pytest.mark.long
 def test_every_option_stands_in_the_settings(plain):
     assert forgotten(run_grid, load_record(plain.folder).settings) == {"weighting"}  # it is the cells'
 
 
+@pytest.mark.long
 def test_a_multimodal_control_builds_on_the_single_task_of_its_own_weighting(plain, study, tmp_path, monkeypatch):
     shutil.copytree(plain.folder, tmp_path / "two")
     read = []
