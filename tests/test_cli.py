@@ -134,7 +134,7 @@ def test_report_prints_one_object(probed, guided, here):
     assert body["path"] == "page.html"
     assert "report written to page.html" in result.stderr
     page = (here / "page.html").read_text()
-    for words in ("What each layer knows", "Encouraged concepts", "Main task", "center (MLP probe)"):
+    for words in ("What each layer encodes", "Encouraged concepts", "Main task", "center (MLP probe)"):
         assert words in page
 
 
