@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recorded_options import forgotten
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -112,6 +113,10 @@ def test_there_is_a_row_for_each_concept_class_and_set_of_images(record):
     )
 
 
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(ck.run_attribute, load_record(record.folder).settings) == set()
+
+
 def test_what_the_network_was_wired_to_is_found(record):
     """The logit is twice the z-score of count that a ridge vector reads: 0.4 for each nucleus it reads."""
     row = row_of(record, "count")
@@ -122,7 +127,8 @@ def test_what_the_network_was_wired_to_is_found(record):
     assert row.per_unit_p == pytest.approx(1 / 200)
     assert row.per_sd == pytest.approx(row.per_unit * row.sd)
     assert row.scores["sign_count"].value == 1.0
-    # Last layer before the average: every image has the same derivative, and Br has no value.
+    # Last layer before the average: every image has the same derivative, TCAV is 0 or 1, and Br has no value.
+    assert row.same_derivative
     assert np.isnan(row.scores["relevance"].value)
 
 
@@ -160,16 +166,16 @@ def test_the_saved_record_is_the_same(record):
 
 
 def test_the_tables_and_sentences_hold_the_numbers(record):
-    change, scores, moved = attribution_tables(record)
+    change, moved = attribution_tables(record)  # no TCAV: mixed10 has a linear head
     row = row_of(record, "count")
     first = shown(change).iloc[0]
     assert first["step"] == f"+{row.round_step:g}"
     assert first["difference"].startswith(f"+{row.per_unit * row.round_step:.2f} [")
-    assert len(shown(scores)) == len(record.rows)
     assert "−2" in shown(moved).columns
     texts = [verdict.text for verdict in attribution_verdicts(record)]
-    assert len(texts) == 5  # count and four centers
-    assert texts[0].startswith("tumor rises with count at mixed10: +")
+    assert len(texts) == 6  # count, four centers, and that mixed10 has one derivative
+    assert "choose an earlier layer" in texts[-1]
+    assert texts[0].startswith("tumor is associated with count at mixed10 (q = ")  # 8 patients: no size is established
     assert all(text.endswith(".") for text in texts)
 
 
@@ -252,6 +258,9 @@ def test_the_same_seed_gives_the_same_record(study, checkpoint, tmp_path):
     first, second = (run(study, checkpoint, tmp_path / name, layers=["mixed9"], split="external") for name in "ab")
     assert len(first.rows) == 3
     assert np.isfinite(first.rows[0].scores["relevance"].value)  # before the last layer derivatives differ
+    assert not first.rows[0].same_derivative
+    share = first.rows[0].scores["sign_count"]
+    assert 0 <= share.low <= share.value <= share.high <= 1
     assert [note for note in first.notes if "not trained" in note]
     assert json.dumps(first.to_dict()["rows"]) == json.dumps(second.to_dict()["rows"])
 
@@ -273,7 +282,8 @@ def test_the_command_prints_tables_and_writes_json(study, checkpoint, tmp_path):
     assert result["rows"][0]["scores"]["relevance"]["value"] is None
     assert len(result["figures"]) == 1
     assert "How the logit of tumor changes with each concept at mixed10" in done.stderr
-    assert "tumor rises with count" in done.stderr
+    assert "associated with count at mixed10" in done.stderr
+    assert "choose an earlier layer" in done.stderr
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recorded_options import forgotten
 from typer.testing import CliRunner
 
 from conceptkit._checks import InputError
@@ -200,6 +201,15 @@ def record(embedded, tmp_path_factory):
     return run_bags(embedded, options={"epochs": 25, "warmup": 5}, out=out)
 
 
+def test_every_option_stands_in_the_settings(record):
+    settings = load_record(record.folder).settings
+    assert settings["images_per_pass"] == 16  # `batch_size` is that of training
+    assert forgotten(run_bags, settings) == {
+        "unfreeze",
+        "cache",
+    }  # there is nothing to unfreeze or to keep of a frozen network
+
+
 def test_the_embedded_studys_bags(record):
     assert record.by == SLIDE
     assert record.n_bags == {"train": 192, "val": 48, "internal": 72, "external": 72}
@@ -221,7 +231,7 @@ def test_the_record_loads_back_and_is_shown(record):
     assert loaded.scores == record.scores
     for table in bag_tables(record):
         assert len(shown(table))
-    assert any("Attention of baseline" in verdict.text for verdict in bag_verdicts(record))
+    assert any("baseline (seed 0) attends" in verdict.text for verdict in bag_verdicts(record))
 
 
 def test_attention_sums_to_one_in_every_bag_and_the_checkpoint_gives_it_again(record, embedded):

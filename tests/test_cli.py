@@ -120,7 +120,7 @@ def test_guide_prints_one_object_and_tells_people_elsewhere(guided):
     for d in body["differences"]:
         assert set(d) >= {"run", "against", "split", "metric", "mean", "low", "high", "n_groups"}
     assert body == json.loads((folder / "record.json").read_text())
-    for words in ("Encouraged concepts", "Main task", "fresh linear probe reads of center", "run saved in"):
+    for words in ("Encouraged concepts", "Main task", "linear probe score of center", "run saved in"):
         assert words in result.stderr
     assert "linear:center" not in result.stderr  # a key is no word
     assert "\r" not in result.stderr  # no progress bar in a pipe
@@ -134,7 +134,7 @@ def test_report_prints_one_object(probed, guided, here):
     assert body["path"] == "page.html"
     assert "report written to page.html" in result.stderr
     page = (here / "page.html").read_text()
-    for words in ("What each layer knows", "Encouraged concepts", "Main task", "center (MLP probe)"):
+    for words in ("What each layer encodes", "Encouraged concepts", "Main task", "center (MLP probe)"):
         assert words in page
 
 

@@ -66,7 +66,7 @@ def test_the_embedded_study(
     assert "guided, seed 0" in said
     assert "guided - baseline, internal, linear:center" in said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for title in ("What each layer knows of each concept", "Encouraged concepts, before and after"):
+    for title in ("What each layer encodes of each concept", "Encouraged concepts, before and after"):
         assert title in page
 
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from recorded_options import forgotten
 from sklearn.metrics import roc_auc_score
 from small_study import write_study
 from typer.testing import CliRunner
@@ -337,6 +338,10 @@ def test_curves_and_affinities_are_frames(grid):
     assert np.isfinite(matrix.to_numpy()).all()
     assert matrix.loc["main", "main"] > 0  # a step down its own gradient
     assert matrix.loc["center", "center"] < 0  # a discouraged task's step raises its loss
+
+
+def test_every_option_stands_in_the_settings(plain):
+    assert forgotten(run_grid, load_record(plain.folder).settings) == {"weighting"}  # it is the cells'
 
 
 @pytest.mark.long

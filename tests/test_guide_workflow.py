@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from recorded_options import forgotten
 from safetensors.numpy import load_file
 from small_study import write_study
 
@@ -85,6 +86,10 @@ def test_the_settings_say_how_it_was_made(record, table):
     }
     assert settings["rows"] == table.split.value_counts().to_dict()
     assert settings["weights"] == "bundled"
+
+
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(ck.run_guide, load_record(record.folder).settings) == set()
 
 
 def test_the_record_is_frozen_and_the_saved_one_is_the_same(record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
+from conceptkit.models.checkpoints import load_checkpoint
 from conceptkit.patches import PatchTable, load_table
+from conceptkit.records import load_record
+from conceptkit.report.concept_maps import Shown, contact_sheet
 from conceptkit.report.drawing import to_bytes
 from conceptkit.report.slide_maps import MapLayer, Place, slide_map
+from conceptkit.report.wording import number
 from conceptkit.workflow.guiding import run_guide
-from conceptkit.workflow.mapping import write_maps
+from conceptkit.workflow.mapping import held_out_scores, write_maps
 
 
 def grid(n=4, step=10, size=10):
@@ -62,6 +67,63 @@ def test_classes_have_colours_of_their_own():
     found, _, _ = colours(slide_map(grid(), [MapLayer(name="kind", values=values, classes=("a", "b", "c"))]))
     assert len(np.unique(found, axis=0)) == 2
     to_bytes(slide_map(grid(), [MapLayer(name="kind", values=values, classes=("a", "b"))]).figure, kind="png")
+
+
+def test_the_held_out_score_stands_on_a_map_and_greys_out_what_is_not_above_chance():
+    values = np.linspace(0, 1, 16)
+    shown = MapLayer(name="count", values=values, score="held-out R² = 0.71 (internal)")
+    hidden = dataclasses.replace(shown, score="held-out R² = −0.23 (internal)", established=False)
+    drawing = slide_map(grid(), [shown, hidden])
+    vivid, grey = (colours(drawing, panel)[0][:, :3] for panel in (0, 1))
+    assert np.ptp(grey, axis=1).max() < 1e-6  # red, green and blue are equal
+    assert np.ptp(vivid, axis=1).max() > 0.3  # the control
+    titles = [axes.get_title("left") for axes in drawing.figure.axes[:2]]
+    assert "held-out R² = 0.71" in titles[0]
+    assert "held-out R² = −0.23" in titles[1]
+    assert "not above chance" in titles[1]
+    assert "count (held-out R² = −0.23 (internal), not above chance)" in drawing.alt
+    classes = MapLayer(
+        name="kind", values=np.array(["a", "b"] * 8, dtype=object), classes=("a", "b"), established=False
+    )
+    found = colours(slide_map(grid(), [classes]))[0][:, :3]
+    assert np.ptp(found, axis=1).max() < 1e-6
+    assert len(np.unique(found, axis=0)) == 2
+
+
+@pytest.mark.parametrize("established", [True, False])
+def test_a_contact_sheet_has_the_score_and_is_grey_where_nothing_is_established(established):
+    pixels, read = np.full((8, 8, 3), 200, np.uint8), np.linspace(-1, 1, 4).reshape(2, 2)
+    patches = [Shown(name="p", pixels=pixels, map=read, read=0.0, measured="3")]
+    drawing = contact_sheet(
+        patches,
+        patches,
+        concept="count",
+        layer="mixed10",
+        unit="",
+        level=0.0,
+        number=1,
+        decoded="R² = −0.23 [−0.40, −0.05]",
+        established=established,
+    )
+    assert "held-out R² = −0.23 [−0.40, −0.05]" in drawing.figure.get_suptitle()
+    assert ("not established" in drawing.figure.get_suptitle()) != established
+    [image] = [im for axes in drawing.figure.axes for im in axes.images if im.get_array().shape == (2, 2)][:1]
+    shades = image.cmap(image.norm(read))[..., :3]
+    assert (np.ptp(shades, axis=-1).max() < 1e-6) != established
+
+
+def test_held_out_scores_are_those_of_the_run_that_wrote_the_checkpoint(checkpoint, tmp_path):
+    record = load_record(checkpoint.parents[1])
+    run = next(run for run in record.runs if run.name == "guided")
+    tasks = load_checkpoint(checkpoint).module.tasks
+    found = held_out_scores(checkpoint, tasks)
+    assert set(found) == {"probability_normal", "probability_tumor", "count", "grade"}
+    assert found["count"].text == f"held-out R² = {number(run.concepts['count']['head'])} (internal)"
+    assert found["count"].above_chance == (run.concepts["count"]["head"] > 0.05)
+    assert f"AUC = {number(run.metrics['internal']['auc'])}" in found["probability_tumor"].text
+    alone = tmp_path / "checkpoints" / "guided-seed0"
+    shutil.copytree(checkpoint, alone)
+    assert held_out_scores(alone, tasks) == {}  # no record beside it: nothing is known
 
 
 def test_one_scale_serves_all_slides_and_names_do_not_collide(tmp_path):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from recorded_options import forgotten
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -59,6 +60,10 @@ def row(record, *inputs, split="internal"):
 def test_the_small_network_is_the_papers():
     """Table 3: 20 units, Adam at 0.01, patience 15."""
     assert (concept_network.UNITS, concept_network.LEARNING_RATE, concept_network.PATIENCE) == (20, 0.01, 15)
+
+
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(run_predictivity, load_record(record.folder).settings) == set()
 
 
 def test_all_sets_are_there(record):

@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
+from recorded_options import forgotten
 from small_study import write_study
 
 import conceptkit as ck
@@ -46,6 +47,10 @@ def test_there_is_one_row_for_each_layer_and_concept_in_the_order_asked_for(reco
     assert [(r.layer, r.concept) for r in record.rows] == [(la, c) for la in ("mixed4", "mixed2") for c in concepts]
     assert {(r.model, r.weights, r.folds) for r in record.rows} == {("mini_inception", "bundled", 5)}
     assert len(record.to_frame()) == 8
+
+
+def test_every_option_stands_in_the_settings(record):
+    assert forgotten(ck.run_probe, load_record(record.folder).settings) == set()
 
 
 def test_the_record_is_frozen(record):

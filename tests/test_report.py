@@ -46,6 +46,7 @@ from conceptkit.report import (
 )
 from conceptkit.report import drawing as drawing_of
 from conceptkit.report.embedding import _turned_onto, nearest, project, read_embeddings, squared_distances
+from conceptkit.report.judging import Verdict
 from conceptkit.report.page import write_page
 
 
@@ -91,57 +92,25 @@ def test_a_mere_number_has_no_unit() -> None:
     ]
 
 
-def one_verdict(row: ProbeRow, group: str | None = "patient") -> verdicts.Verdict:
+def one_verdict(row: ProbeRow, group: str | None = "patient") -> Verdict:
     (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", group=group, rows=(row,)))
     return verdict
 
 
-def test_a_readable_concept_is_told_with_its_controls() -> None:
-    assert one_verdict(probe_row(score_low=0.63, score_high=0.78)) == verdicts.Verdict(
-        text="count is readable at mixed10: held-out R² 0.71 [0.63, 0.78], against 0.41 for the same network with "
-        "random weights; chance is 0; ignoring patients would have claimed 0.80, scoring in sample 0.85 "
-        "(704 rows of 44 patients).",
-        tone="clear",
+def test_an_established_concept_is_told_with_its_interval() -> None:
+    verdict = one_verdict(probe_row(score_low=0.63, score_high=0.81))
+    assert verdict == Verdict(
+        text="mixed10 encodes count: held-out R² = 0.71 [0.63, 0.81] (44 patients).", mark="established"
     )
 
 
-def test_a_random_network_within_the_interval_takes_the_claim_back() -> None:
-    verdict = one_verdict(probe_row(score_random_network=0.68))
-    assert "need not have been learned" in verdict.text
-    assert verdict.tone == "open"
-    assert "need not" not in one_verdict(probe_row(score_random_network=0.62)).text  # the control: below the interval
+def test_a_random_split_above_the_interval_is_the_caveat() -> None:
+    assert "random split (patients mixed) would give 0.80" in one_verdict(probe_row(score_high=0.79)).text
 
 
-def test_a_layer_that_stands_out_is_named_beside_the_best_one_that_does_not() -> None:
-    best = probe_row("shallow", score=0.78, score_low=0.23, score_random_network=0.42)
-    clear = probe_row("deep", score=0.73, score_low=0.53, score_random_network=0.2)
-    both = ProbeRecord(study="s", group="patient", rows=(best, clear, probe_row("pixels", score_pixels=0.69)))
-    (verdict,) = verdicts.probe_verdicts(both)
-    assert "shallow (the best of 3 layers)" in verdict.text
-    assert "; at deep the interval lies above these; chance" in verdict.text
-    (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", group="patient", rows=(clear, best)[::-1][1:]))
-    assert "lies above these" not in verdict.text  # the control: the best stands out by itself
-
-
-def test_what_ignoring_patients_gives_is_no_claim_where_it_is_lower() -> None:
-    assert "ignoring patients: 0.70, scoring" in one_verdict(probe_row(score_patchwise=0.70)).text
-
-
-def test_an_interval_that_reaches_chance_is_no_reading() -> None:
-    assert "is not shown to be readable" in one_verdict(probe_row(score=0.05, score_random_network=None)).text
-    assert "no interval to judge by" in one_verdict(probe_row(score_low=math.nan, score_high=math.nan)).text
-    assert one_verdict(probe_row(score=math.nan)).text == "count could not be scored at any layer."
-
-
-def test_few_groups_are_warned_of_as_in_the_interval_itself() -> None:
-    def told(n_groups: int) -> verdicts.Verdict:
-        [verdict] = verdicts.probe_verdicts(probe_record(rows=(probe_row(n_groups=n_groups),)))
-        return verdict
-
-    assert "only 9 patients: too few to trust the interval" in told(9).text
-    assert told(9).tone == "open"
-    assert "too few" not in told(10).text  # the control
-    assert told(10).tone == "clear"
+def test_a_concept_that_could_not_be_scored_is_open() -> None:
+    verdict = one_verdict(probe_row(score=math.nan))
+    assert verdict == Verdict(text="count could not be scored at any layer.", mark="open")
 
 
 def noted_record() -> ProbeRecord:
@@ -191,7 +160,7 @@ def test_the_auc_of_classes_is_in_the_table_with_its_interval() -> None:
 def test_what_is_the_same_in_every_row_is_said_once_on_the_page_and_kept_in_files() -> None:
     rows = (probe_row("mixed0"), probe_row("mixed10", n=690))
     scores = probe_tables.probe_table(ProbeRecord(study="s", group="patient", rows=rows))
-    assert "Every score rests on 44 patients, 5 folds." in scores.caption
+    assert "Every score uses 44 patients, 5 folds." in scores.caption
     cells = table.shown(scores)
     assert not {"groups", "folds"} & set(cells.columns)
     assert cells["rows"].tolist() == ["704", "690"]  # these differ
@@ -221,26 +190,19 @@ def test_no_control_hides_behind_the_score() -> None:
 def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() -> None:
     text = one_verdict(probe_row(), group=None).text
     assert "taken as independent" in text
-    assert "ignoring" not in text
-
-
-def test_the_best_layer_is_told_as_the_best_of_several() -> None:
-    rows = (probe_row("mixed0", score=0.3), probe_row("mixed5", score=0.6), probe_row("mixed10", score=math.nan))
-    (verdict,) = verdicts.probe_verdicts(ProbeRecord(study="s", rows=rows))
-    assert verdict.text.startswith("count is readable at mixed5 (the best of 2 layers)")
+    assert "random split" not in text
 
 
 def test_a_change_is_claimed_only_where_the_interval_leaves_zero_out() -> None:
     texts = [v.text for v in verdicts.guide_verdicts(guide_record())]
     assert texts[0] == (
-        "Guiding raised the held-out probe score of count on internal by 0.05 [0.02, 0.08], from 0.66 to 0.71 "
-        "(23 patients)."
+        "Guiding raised the probe score of count on internal by 0.05 [0.02, 0.08], from 0.66 to 0.71 (23 patients)."
     )
-    assert texts[1].startswith("Guiding did not clearly change the held-out probe score of area on internal: +0.01")
-    assert "the interval covers 0" in texts[1]
-    assert texts[4].startswith("Guiding lowered the AUC on external by 0.03 [0.01, 0.05], from 0.85 to 0.82")
-    assert "only 3 patients" in texts[4]
-    assert verdicts.guide_verdicts(guide_record())[4].tone == "open"
+    assert texts[-1].startswith("No clear change in 2 results (23 patients): probe score of area on internal +0.01 [")
+    [few] = [v for v in verdicts.guide_verdicts(guide_record()) if "external" in v.text]
+    assert few.text.startswith("Open whether guiding lowered the AUC on external: −0.03 [−0.05, −0.01]")
+    assert "3 patients are too few" in few.text
+    assert few.mark == "open"
 
 
 def test_levels_that_contradict_the_paired_difference_are_left_out() -> None:
@@ -254,12 +216,10 @@ def test_an_auc_within_the_only_center_is_not_said_again() -> None:
             pooled = difference("auc", -0.03, half, split="external")
             within = difference("auc_within_center", mean, half, split="external")
             found = verdicts.guide_verdicts(guide_record(differences=(pooled, within)))
-            assert len([v.text for v in found if "the AUC" in v.text]) == sentences
+            assert sum(v.text.count("AUC") for v in found) == sentences
 
 
-def leakage_verdict(
-    linear: float | None, mlp: float | None, chance: float = 0.25, n_groups: int = 23
-) -> verdicts.Verdict:
+def leakage_verdict(linear: float | None, mlp: float | None, chance: float = 0.25, n_groups: int = 23) -> Verdict:
     before, after = guide_run("baseline", 0), guide_run("guided", 0)
     leakage = {"center": {"linear": linear, "mlp": mlp, "chance": chance}}
     after = GuideRun(**{**vars(after), "leakage": leakage})
@@ -272,26 +232,27 @@ def leakage_text(linear: float | None, mlp: float | None, chance: float = 0.25) 
 
 
 def test_leakage_of_few_patients_is_open_and_its_bound_is_said() -> None:
-    for mlp, bound in ((0.66, "above the bound of 0.05 over chance"), (0.26, "within the bound of 0.05 of chance")):
-        few, many = leakage_verdict(0.26, mlp, n_groups=9), leakage_verdict(0.26, mlp, n_groups=10)
-        assert few.tone == "open"
-        assert few.text.endswith(f"; {bound}, only 9 patients.")
-        assert many.tone == "clear"
-        assert many.text.endswith(f"; {bound}, 10 patients.")
+    few, many = leakage_verdict(0.26, 0.66, n_groups=9), leakage_verdict(0.26, 0.66, n_groups=10)
+    assert (few.mark, many.mark) == ("open", "associated")
+    assert "9 patients are too few" in few.text
+    assert "conceptkit audit" in many.text
+    near = leakage_verdict(0.26, 0.26, n_groups=10)
+    assert near.mark == "open"  # a score near chance, without a test, proves no absence
+    assert "does not prove" in near.text
     uncounted = verdicts.guide_verdicts(guide_record(differences=(difference("auc", 0.1),)))[0]
-    assert uncounted.tone == "open"  # nothing says on how many patients it rests
+    assert uncounted.mark == "open"  # the number of patients is not known
     assert "number of patients not recorded" in uncounted.text
 
 
 def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
-    assert leakage_text(0.61, 0.66) == (
-        "center is still readable from the guided network: balanced accuracy 0.61 linear, 0.66 MLP, chance 0.25 "
-        "(baseline 0.80); above the bound of 0.05 over chance, 23 patients."
+    assert leakage_text(0.61, 0.66).startswith(
+        "center is still decodable from the guided network: balanced accuracy = 0.61 (linear probe), 0.66 (MLP probe), "
+        "chance 0.25; baseline 0.80 (23 patients)."
     )
-    assert "near chance" in leakage_text(0.27, 0.29)
-    assert "still readable" in leakage_text(0.20, 0.31)
-    assert "still readable" in leakage_text(0.31, None)
-    assert "R² 0.02 linear" in leakage_text(0.02, 0.03, chance=0.0)
+    assert "not shown to be decodable" in leakage_text(0.27, 0.29)
+    assert "still decodable" in leakage_text(0.20, 0.31)
+    assert "still decodable" in leakage_text(0.31, None)
+    assert "R² = 0.02 (linear probe)" in leakage_text(0.02, 0.03, chance=0.0)
     assert "was not measured" in leakage_text(None, None)
 
 
@@ -456,7 +417,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
 def test_a_figure_is_the_same_twice_and_says_its_numbers() -> None:
     first, again = (figures.probe_figures(probe_record())[0] for _ in range(2))
     assert drawing_of.to_bytes(first.figure) == drawing_of.to_bytes(again.figure)
-    assert re.search(r"mixed10 0\.\d\d \[0\.\d\d, 0\.\d\d\], random network 0\.\d\d", first.alt)
+    assert re.search(r"mixed10 0\.\d\d \[0\.\d\d, 0\.\d\d\] established, random network 0\.\d\d", first.alt)
     assert drawing_of.to_bytes(first.figure, kind="pdf").startswith(b"%PDF")
 
 
@@ -497,8 +458,8 @@ def test_the_page_holds_all_and_asks_for_nothing(whole_page: Path) -> None:
     assert all(read.alts)
     for said in (
         "Synthetic tissue, generated: not real histology.",
-        "is readable at mixed10",
-        "center is still readable from the guided network",
+        "mixed10 encodes count: held-out R² = ",
+        "center is still decodable from the guided network",
         "Encouraged concepts, before and after",
         "Discouraged concepts: what is left",
         "Paired differences",

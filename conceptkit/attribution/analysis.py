@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,21 @@ from numpy.typing import NDArray
 from conceptkit._checks import InputError, check_at_least
 from conceptkit.attribution.directions import Fitted, Vectors, fit_concept, fit_shuffled, refit
 from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
-from conceptkit.attribution.tcav import INDIFFERENT, SCORES, directional_derivatives
+from conceptkit.attribution.tcav import (
+    INDIFFERENT,
+    SCORES,
+    SHARES,
+    directional_derivatives,
+    is_same_for_all,
+    share_interval,
+)
 from conceptkit.evaluate.clustering import effective_number
 from conceptkit.evaluate.intervals import coverage_note, student_reach
 from conceptkit.evaluate.resampling import draw_groups
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.permutation import level_of
 from conceptkit.probe.targets import Target
-from conceptkit.probe.validation import held_out
+from conceptkit.probe.validation import validate
 from conceptkit.records.attribute import Score
 
 LEAST_REFITS = 10
@@ -49,6 +57,8 @@ class Found:
     scores: Mapping[str, Score]
     agreement: float
     zero_gradients: int
+    same_derivative: bool
+    """Whether the derivative is the same at every image"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,9 @@ class Analysis:
     fitted: Fitted
     score: float
     """Held-out R² or balanced accuracy"""
+    score_low: float
+    """Lower end of its 95 % interval, as of ``probe``"""
+    score_high: float
     permuted: str
     refits: int
     cosines: Floats
@@ -103,8 +116,7 @@ def analyse(
             raise InputError(f"among: no image of {name} has a value of {target.name}.")
     fitted = fit_concept(X, target, confounders)
     orders = shuffle_rows(target, permutations, seed)
-    splits = target.folds(folds)
-    score = target.score(held_out(X, [target], folds=folds, splits=splits)[0])
+    (read,) = validate(X, [target], folds=folds, seed=seed)
     null = fit_shuffled(X, fitted, orders) if permutations else None
     draws = draw_groups(target.n_groups, n_resamples=refits, seed=seed)
     again = refit(X, fitted, draws)
@@ -116,7 +128,7 @@ def analyse(
             fitted=_picked(fitted.found, slice(column, column + 1)),
             null=None if null is None else _picked(null, slice(column, None, t)),
             refits=[(draw, _picked(vectors, slice(column, column + 1))) for draw, vectors in kept],
-            r2=score if target.kind == "continuous" else math.nan,
+            r2=read.score if target.kind == "continuous" else math.nan,
             clusters=target.clusters,
         )
         for output, G in enumerate(gradients):
@@ -126,7 +138,9 @@ def analyse(
     cosines = np.mean(turned, axis=0) if turned else np.full(t, np.nan)
     return Analysis(
         fitted=fitted,
-        score=score,
+        score=read.score,
+        score_low=read.low,
+        score_high=read.high,
         permuted=level_of(target).name,
         refits=len(kept),
         cosines=cosines,
@@ -176,6 +190,10 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
         for name in SCORES
         if name != "relevance" or np.isfinite(own.r2)
     }
+    for name, drawn in _resampled_shares(own, G, clusters).items():
+        spread = float(drawn.std(ddof=1)) if len(drawn) > 1 else math.nan
+        low, high = share_interval(scores[name].value, spread, n_groups=n_groups, n=len(rows))
+        scores[name] = dataclasses.replace(scores[name], low=low, high=high)
     return Found(
         column=column,
         output=output,
@@ -190,6 +208,7 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
         scores=scores,
         agreement=float(np.mean(np.sign(S[:, 0]) == np.sign(along))),
         zero_gradients=int((~G.any(axis=1)).sum()),
+        same_derivative=is_same_for_all(G),
     )
 
 
@@ -204,6 +223,19 @@ def _resampled_changes(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> F
         if drawn:
             found.append(float((draw @ sums) @ vectors.patterns[:, 0] / drawn))
     return np.array(found)
+
+
+def _resampled_shares(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> dict[str, Floats]:
+    """Return each share between 0 and 1 in each resample, of images and fits alike; resamples without one go."""
+    found: dict[str, list[float]] = {name: [] for name in SHARES}
+    for draw, vectors in own.refits:
+        weights = draw[clusters].astype(np.float64)
+        S = G @ vectors.unit[:, 0]
+        totals = {"sign_count": (S > 0, np.ones_like(S)), "magnitude": (np.maximum(S, 0.0), np.abs(S))}
+        for name, (part, whole) in totals.items():
+            if (total := float(weights @ whole)) > 0:
+                found[name].append(float(weights @ part) / total)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def _score(value: float, repeated: Floats, null: Floats | None, indifferent: float) -> Score:

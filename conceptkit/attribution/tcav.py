@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -70,6 +71,55 @@ SCORES: Mapping[str, Callable[[Floats, Floats | float], Floats]] = {
 
 INDIFFERENT: Mapping[str, float] = {"sign_count": 0.5, "magnitude": 0.5, "mean": 0.0, "relevance": 0.0}
 """Name → the score of an output that does not care; tests are two-sided about it."""
+
+
+SHARES = ("sign_count", "magnitude")
+"""Scores between 0 and 1, whose interval stays inside."""
+
+_SAME = 1e-5
+"""Relative spread below which derivatives in float32 count as equal"""
+
+
+def is_same_for_all(G: Floats) -> bool:
+    """Return whether the derivative G (n, d) is the same at every image, as at a layer with a linear head.
+
+    Every direction then has a sign count of 0 or 1, whatever it stands for.
+    """
+    return len(G) > 1 and bool(np.ptp(G, axis=0).max() <= _SAME * np.abs(G).max())
+
+
+def share_interval(share: float, error: float, *, n_groups: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share over clustered rows, which lies inside [0, 1].
+
+    The standard error over resamples of the groups gives the number of independent rows that would have the same one,
+    and Clopper and Pearson's interval of that many rows is taken. A share of 0 or 1 counts as one of at most as many
+    rows as there are groups.
+
+    Parameters
+    ----------
+    share : of the rows
+    error : standard error of it, over resamples of the groups
+    n_groups : groups among the rows; of one group there is no interval
+    n : rows
+
+    Source
+    ------
+    Korn and Graubard, 1998
+    """
+    from scipy.stats import beta
+    from scipy.stats import t as student
+
+    if n_groups < 2 or not np.isfinite(share):
+        return float("nan"), float("nan")
+    size = float(n_groups if share in (0.0, 1.0) else n)
+    if np.isfinite(error) and error > 0:
+        inner = (n_groups * share + 0.5) / (n_groups + 1)  # half a group away from 0 and 1
+        ratio = float(student.ppf(0.975, n - 1) / student.ppf(0.975, n_groups - 1))
+        size = min(size, inner * (1 - inner) / error**2 * ratio**2)
+    hits = share * size
+    low = float(beta.ppf(0.025, hits, size - hits + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(0.975, hits + 1, size - hits)) if share < 1 else 1.0
+    return math.floor(low * 1000) / 1000, math.ceil(high * 1000) / 1000  # outwards: 0.0000003 says no more than 0
 
 
 def directional_derivatives(G: Floats, unit: Floats) -> Floats:

@@ -22,8 +22,8 @@ from conceptkit._checks import InputError, check_place
 
 if TYPE_CHECKING:
     from conceptkit.records import GuideRecord, ProbeRecord, Record
+    from conceptkit.report.judging import Verdict
     from conceptkit.report.table import Table
-    from conceptkit.report.verdicts import Verdict
     from conceptkit.study import Study
     from conceptkit.workflow.opening import Progress
 
@@ -181,6 +181,7 @@ def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
 def show_findings(console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict]) -> None:
     """Print tables, verdicts, the notes of a record and its rows, and where it lies."""
     from conceptkit.report.contents import notes_of
+    from conceptkit.report.judging import LEGEND, MARKS
     from conceptkit.report.table import shown
 
     for table in tables:
@@ -192,7 +193,9 @@ def show_findings(console: Console, record: Record, tables: Sequence[Table], ver
             grid.add_row(*(escape(str(cell)) for cell in row))
         console.print(grid)
     for verdict in verdicts:
-        console.print(f"• {escape(verdict.text)}")
+        console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
+    if verdicts:
+        console.print(LEGEND, style="dim")
     for note in notes_of(record):
         console.print(escape(note), style="bold yellow" if note.startswith(WARNINGS) else "dim")
     console.print(f"run saved in {escape(str(record.folder))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -32,6 +33,9 @@ class Score:
     """Share of shuffled concepts at least as far from indifference, the concept itself included."""
     q: float
     """``p`` adjusted by Benjamini and Hochberg over this score of everything attributed in the call."""
+    low: float = math.nan
+    """Lower end of the 95 % interval over groups, of ``sign_count`` and ``magnitude``; inside [0, 1]."""
+    high: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,13 @@ class AttributeRow:
     """Resamples on which vector and pattern could be fitted again."""
     adjusted_for: tuple[str, ...] = ()
     """Confounders that the pattern holds fixed."""
+    score_low: float | None = None
+    """Lower end of the 95 % interval of ``score``, as of ``probe``; ``None``: not recorded."""
+    score_high: float | None = None
+    chance: float | None = None
+    """Score by chance: 0 for R², one over the number of classes for balanced accuracy."""
+    same_derivative: bool = False
+    """Whether the derivative is the same at every image, so that ``sign_count`` is 0 or 1 for any direction."""
     notes: tuple[str, ...] = ()
     """Sentences a reader of this row has to know."""
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Score
+from conceptkit.report.judging import (
+    Mark,
+    Verdict,
+    are_few,
+    few_words,
+    is_significant,
+    mark_of,
+    p_words,
+    side_of,
+)
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE, SIGNIFICANT, Verdict
+from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
 
 
@@ -25,7 +35,8 @@ def step_name(row: AttributeRow) -> str:
 
 def attribution_tables(record: AttributeRecord) -> list[Table]:
     """Return the tables of a record: the change of the outputs, the scores, and what moving along a concept did."""
-    return [change_table(record), score_table(record), *([moved_table(record)] if record.moved else [])]
+    found = [change_table(record), score_table(record), moved_table(record) if record.moved else None]
+    return [table for table in found if table is not None]
 
 
 def change_table(record: AttributeRecord) -> Table:
@@ -49,7 +60,10 @@ def change_table(record: AttributeRecord) -> Table:
                 "difference per SD high": as_float(row.per_sd_high),
                 "p": row.per_unit_p,
                 "q": row.per_unit_q,
-                "read": row.score,
+                "verdict": judge_change(row, record.group).mark,
+                "decoded": row.score,
+                "decoded low": as_float(row.score_low),
+                "decoded high": as_float(row.score_high),
                 "rows": row.n,
                 "groups": row.n_groups,
             }
@@ -65,19 +79,25 @@ def change_table(record: AttributeRecord) -> Table:
     return Table(
         name="attribution",
         title=f"How {what} changes with each concept{where}",
-        caption=f"Difference: change of the output (log-odds, for a class) when the activations differ as those of "
-        f"patches do whose concept is a step higher{held}; first order, averaged over the images; with a 95 % interval "
-        f"from resampling {groups_word(record.group)}, of images and fits alike. p: shuffled concepts with at least as "
-        "large a change; q: adjusted for everything attributed. Read: how well the concept is read there, held out.",
+        caption=f"Difference: change of the output (log-odds, for a class) when the activations change as between "
+        f"patches whose concept differs by one step{held}; first order, averaged over the images, with a 95 % interval "
+        f"from resampling {groups_word(record.group)} of images and fits together. p: share of shuffled concepts with "
+        "at least as large a change; q: adjusted for everything attributed. Decoded: held-out score of the concept at "
+        "the layer, with its 95 % interval.",
         frame=tidy(rows, [c for c in columns if c not in dropped]),
     )
 
 
-def score_table(record: AttributeRecord) -> Table:
-    """Return the scores along the concept vectors, beside what shuffled concepts give."""
-    several = {key: len({getattr(row, key) for row in record.rows}) > 1 for key in ("layer", "target")}
+def score_table(record: AttributeRecord) -> Table | None:
+    """Return the scores along the concept vectors, beside those of shuffled concepts.
+
+    Rows whose derivative is the same at every image go: each of their shares is 0 or 1, whatever the concept. ``None``
+    where no row is left.
+    """
+    told_apart = [row for row in record.rows if not row.same_derivative]
+    several = {key: len({getattr(row, key) for row in told_apart}) > 1 for key in ("layer", "target")}
     rows = []
-    for row in record.rows:
+    for row in told_apart:
         cells: dict[str, object] = {
             "layer": row.layer,
             "concept": concept_name(row),
@@ -86,26 +106,32 @@ def score_table(record: AttributeRecord) -> Table:
         }
         for name, word in (("sign_count", "TCAV"), ("magnitude", "magnitude"), ("relevance", "Br")):
             score = row.scores.get(name)
-            cells[word], cells[f"{word} sd"] = (math.nan, math.nan) if score is None else (score.value, score.refits_sd)
-            if name != "magnitude":  # its test says what TCAV's does
+            cells[word] = math.nan if score is None else score.value
+            if name == "relevance":
+                cells[f"{word} sd"] = math.nan if score is None else score.refits_sd
+            elif score is not None:
+                cells[f"{word} low"], cells[f"{word} high"] = score.low, score.high
+            if name != "magnitude":  # its test repeats that of TCAV
                 cells[f"{word} by chance"] = _chance(score)
                 cells[f"{word} q"] = math.nan if score is None else score.q
         cells["agreement"] = row.agreement
         cells["cosine"] = row.cosine
         rows.append(cells)
-    columns = list(rows[0]) if rows else ["concept", "TCAV"]
+    if not rows:
+        return None
     dropped = {key for key, column in (("layer", "layer"), ("output", "target")) if not several[column]}
     if not any(is_finite(row["Br"]) for row in rows):
         dropped |= {"Br", "Br sd", "Br by chance", "Br q"}
     return Table(
         name="sensitivity",
         title="Scores along the concept vectors",
-        caption="TCAV: share of the images whose output rises along the vector; magnitude: share of all change that is "
-        "upward; Br = max(R², 0) · mean / SD of the derivatives. ± is the SD over refits on resampled "
-        f"{groups_word(record.group)}. By chance: where 95 % of shuffled concepts lie; q is against these, over "
-        "everything attributed. Agreement: share of the images at which vector and pattern point the same way for the "
-        "output. Cosine: mean between the vector and its refits.",
-        frame=tidy(rows, [c for c in columns if c not in dropped]),
+        caption="TCAV: share of the images whose output rises along the vector. Magnitude: share of all change that is "
+        f"upward. Both have a 95 % interval over {groups_word(record.group)}, for images and fits together. "
+        "Br = max(R², 0) · mean / SD of the derivatives, ± its SD over refits. By chance: where 95 % of shuffled "
+        "concepts lie. q: permutation test against these, adjusted for everything attributed. Agreement: share of the "
+        "images at which vector and pattern agree on whether the output rises. Cosine: mean between the vector and its "
+        "refits.",
+        frame=tidy(rows, [c for c in rows[0] if c not in dropped]),
     )
 
 
@@ -135,9 +161,9 @@ def moved_table(record: AttributeRecord) -> Table:
     return Table(
         name="moved",
         title="What the outputs become when the activations are moved",
-        caption="Mean over the images of each output, after moving along the concept's pattern by so many of its "
-        "standard deviations (of a categorical one, distances between the class and the others). Where this is not a "
-        "straight line, a derivative tells of small changes only.",
+        caption="Mean of each output over the images, after moving along the concept's pattern by a number of its "
+        "standard deviations (of a categorical concept, distances between the class and the others). Where this is "
+        "not a straight line, the derivative describes small changes only.",
         frame=tidy(rows, [c for c in columns if several or c != "layer"]),
     )
 
@@ -147,47 +173,78 @@ def _step(size: float) -> str:
 
 
 def attribution_verdicts(record: AttributeRecord) -> list[Verdict]:
-    """Return one sentence per layer, concept and output, over all images."""
+    """Return one verdict per layer, concept and output over all images, and one per layer at which TCAV cannot work."""
     first: dict[tuple[str, str, str], AttributeRow] = {}
     for row in record.rows:
         first.setdefault((row.layer, concept_name(row), row.target), row)
-    return [_verdict(row, record.group) for row in first.values()]
+    same: dict[str, list[str]] = {}
+    for row in record.rows:
+        if row.same_derivative and row.target not in same.setdefault(row.layer, []):
+            same[row.layer].append(row.target)
+    verdicts = [judge_change(row, record.group) for row in first.values()]
+    return verdicts + [Verdict(text=_same_words(layer, targets), mark="open") for layer, targets in same.items()]
 
 
-def _is_hardly_read(row: AttributeRow) -> bool:
-    """Return whether the concept is hardly read at all."""
+def _same_words(layer: str, targets: Sequence[str]) -> str:
+    return (
+        f"The derivative of {', '.join(targets)} is the same for every image at {layer}, so TCAV is 0 or 1 for any "
+        "direction; choose an earlier layer."
+    )
+
+
+def read_mark(row: AttributeRow, group: str | None) -> Mark | None:
+    """Return whether the concept itself is decoded at the layer; ``None`` where no interval was recorded."""
+    if not is_finite(row.score_low):
+        return None
+    side = side_of(row.score, row.score_low, row.score_high, as_float(row.chance))
+    return mark_of(side, None, few=are_few(row.n_groups, group))
+
+
+def _is_hardly_read(row: AttributeRow, group: str | None) -> bool:
+    mark = read_mark(row, group)
+    if mark is not None:
+        return mark != "established"
     return row.metric == "r2" and not row.score > READABLE_ABOVE_CHANCE
 
 
 def _against(row: AttributeRow) -> str:
-    """Return what has to be said where the concept vector has the other sign."""
+    """Return the caveat of a concept vector whose sign is not that of the pattern."""
     mean = row.scores["mean"].value
     if not mean * row.per_unit < 0:
         return ""
-    verb = "rises" if mean > 0 else "falls"
-    return f", while along the vector that reads the concept it {verb} (TCAV {number(row.scores['sign_count'].value)})"
+    share = "" if row.same_derivative else f" (TCAV {number(row.scores['sign_count'].value)})"
+    return f"Along the vector that predicts the concept it {'rises' if mean > 0 else 'falls'} instead{share}"
 
 
-def _verdict(row: AttributeRow, group: str | None) -> Verdict:
+def judge_change(row: AttributeRow, group: str | None) -> Verdict:
+    """Return whether an output changes with a concept at a layer."""
     name, step = concept_name(row), row.round_step
+    few = are_few(row.n_groups, group)
+    side = side_of(row.per_unit, row.per_unit_low, row.per_unit_high)
+    significant = is_significant(row.per_unit_q)
+    mark = mark_of(side, significant, few=few, sought=("above", "below"))
+    hardly = _is_hardly_read(row, group)
+    mark = "associated" if mark == "established" and hardly else mark
     size = interval(row.per_unit * step, row.per_unit_low * step, row.per_unit_high * step, signed=True)
-    by = f"{step_name(row)} of {row.concept}" if row.concept_class is None else f"the way from the others to {name}"
-    measure = f"read there with {metric_name(row.metric)} {number(row.score)}"
-    of = f"{row.n} images of {row.n_groups} {groups_word(group, row.n_groups)}" if group else f"{row.n} images"
-    unread = (
-        f"; {row.concept} is hardly {measure}, so that this tells little" if _is_hardly_read(row) else f"; {measure}"
-    )
-    if not is_finite(row.per_unit_low):
-        text = f"{by} goes with {size} of {row.target} at {row.layer}, without an interval to judge by"
-        return Verdict(text=f"{text}{unread} ({of}).", tone="open")
-    covers = row.per_unit_low <= 0 <= row.per_unit_high
-    chance = is_finite(row.per_unit_q) and row.per_unit_q >= SIGNIFICANT
-    if covers or chance:
-        why = "the interval covers 0" if covers else f"q {number(row.per_unit_q)} against shuffled concepts"
-        text = f"{row.target} is not shown to change with {name} at {row.layer}: {size} for {by}, {why}"
-        return Verdict(text=f"{text}{unread} ({of}).", tone="open")
-    verb = "rises" if row.per_unit > 0 else "falls"
+    by = f"{step_name(row)} of {row.concept}" if row.concept_class is None else f"going from the others to {name}"
+    basis = f"{row.n_groups} {groups_word(group, row.n_groups)}" if group else f"{row.n} images"
     held = f" with {', '.join(row.adjusted_for)} held fixed" if row.adjusted_for else ""
-    text = f"{row.target} {verb} with {name} at {row.layer}{held}: {size} for {by}{_against(row)}"
-    few = group is not None and row.n_groups < FEW_GROUPS
-    return Verdict(text=f"{text}{unread} ({of}).", tone="open" if few or _is_hardly_read(row) else "clear")
+    tested = f" ({p_words(row.per_unit_q, 'q')})" if is_finite(row.per_unit_q) else ""
+    verb = "rises" if row.per_unit > 0 else "falls"
+    answer = f"{row.target} {verb} with {name} at {row.layer}{held}"
+    if (mark == "associated" and side in ("covers", "missing")) or (mark == "associated" and few):
+        answer = f"{row.target} is associated with {name} at {row.layer}{held}{tested}; size not established"
+    elif mark == "open":
+        answer = f"Open whether {row.target} changes with {name} at {row.layer}{held}"
+    text = f"{answer}: {size} for {by} ({basis})" if side != "missing" else f"{answer}: {size} for {by}, no interval"
+    decoded = f"{metric_name(row.metric)} = {interval(row.score, row.score_low, row.score_high)}"
+    caveats = [
+        few_words(row.n_groups, group) if few else "",
+        f"{row.concept} itself is not shown to be decodable there ({decoded})" if hardly else "",
+        f"The permutation test does not confirm it ({p_words(row.per_unit_q, 'q')})"
+        if significant is False and side in ("above", "below")
+        else "",
+        _against(row) if mark == "established" else "",
+    ]
+    caveat = next((one for one in caveats if one), "")
+    return Verdict(text=f"{text}. {caveat}." if caveat else f"{text}.", mark=mark)

@@ -1,21 +1,30 @@
-"""What ``audit`` found, in words and tables."""
+"""The tables and verdicts of an audit."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 from conceptkit.records.audit import AuditRecord, AuditRow
+from conceptkit.report.judging import (
+    Mark,
+    Verdict,
+    are_few,
+    few_words,
+    is_significant,
+    mark_of,
+    p_words,
+    side_of,
+)
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE, SIGNIFICANT, Verdict
+from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import groups_word, interval, is_finite, metric_name, number
 
 PROBES = {"linear": "linear", "mlp": "MLP", "kernel": "kernel"}
 
 
 def audit_tables(record: AuditRecord) -> list[Table]:
-    """Return the tables of a record: what is read where, what erasure costs, the main task within each class."""
+    """Return the tables of a record: probes at each place, the cost of erasure, the main task within each class."""
     return [remnant_table(record), layer_table(record), *([level_table(record)] if record.levels else [])]
 
 
@@ -23,6 +32,8 @@ def remnant_table(record: AuditRecord) -> Table:
     """Return the score of every probe at every place, before and after erasure."""
     metric = metric_name(record.rows[0].metric) if record.rows else "score"
     erased = {(row.layer, row.probe): row for row in record.rows if row.erased}
+    layers = dict.fromkeys(row.layer for row in record.rows)
+    adjusted = {id(row): p for layer in layers for row, p in _places(record, layer)}
     rows = []
     for row in record.rows:
         if row.erased:
@@ -36,6 +47,7 @@ def remnant_table(record: AuditRecord) -> Table:
                 f"{metric} low": row.low,
                 f"{metric} high": row.high,
                 "p": row.p,
+                "verdict": judge_audit(row, adjusted[id(row)], record.group),
                 "erased": math.nan if after is None else after.score,
                 "erased low": math.nan if after is None else after.low,
                 "erased high": math.nan if after is None else after.high,
@@ -47,11 +59,10 @@ def remnant_table(record: AuditRecord) -> Table:
         )
     return Table(
         name="audit",
-        title=f"What fresh probes read of {record.concept}",
-        caption=f"{metric} on held-out {groups_word(record.group)}, with a 95 % interval from resampling them. p: "
-        "permutations of the concept's values that agree with the probe's held-out predictions at least as well. "
-        "Erased: after LEACE, fitted in each training part, which leaves nothing linear there; erased p: the same of "
-        "what is read then. Each p is of one probe alone; the sentences correct for the probes of a place.",
+        title=f"How well fresh probes decode {record.concept}",
+        caption=f"{metric} on held-out {groups_word(record.group)}, with a 95 % interval over them. p: permutation "
+        "test of each probe by itself. Verdict: by the interval and by p adjusted for the probes of the place (Holm). "
+        "Erased: after linear erasure (LEACE), fitted in each training part, with its own p.",
         frame=tidy(rows, list(rows[0]) if rows else ["layer", "probe"]),
     )
 
@@ -74,7 +85,7 @@ def layer_table(record: AuditRecord) -> Table:
     return Table(
         name="audit layers",
         title=f"The distance between classes of {record.concept}, and what erasing it costs",
-        caption="A-distance: 2(1 − 2ε) of linear probes that tell two classes apart, 0 alike to 2 apart. Main label: "
+        caption="A-distance: 2(1 − 2ε) of linear probes between two classes, from 0 (alike) to 2 (apart). Main label: "
         "AUC of a fresh linear probe, before and after the concept is erased.",
         frame=tidy(rows, columns),
     )
@@ -87,39 +98,53 @@ def level_table(record: AuditRecord) -> Table:
     return Table(
         name="audit levels",
         title=f"Main task within each {record.concept}",
-        caption="AUC of the network's own main output. A network that relies on the concept scores higher over all "
-        "rows than within its classes, where the label depends on it.",
+        caption="AUC of the network's own main output. Where the label depends on the concept, a network that relies "
+        "on it scores higher over all rows than within its classes.",
         frame=tidy(rows, list(rows[0])),
     )
 
 
 def audit_verdicts(record: AuditRecord) -> list[Verdict]:
-    """Return one sentence on each place that matters: the trunk's end (or last layer) and the logit."""
+    """Return one verdict for each place that matters: the trunk's end (or last layer) and the logit."""
     layers = [one.layer for one in record.layers]
     inner = [name for name in layers if name not in ("input", "logit")]
-    verdicts = [_readable(record, name) for name in (*inner[-1:], "logit") if name in layers]
+    verdicts = [_decodable(record, name) for name in (*inner[-1:], "logit") if name in layers]
     if inner:
         verdicts.append(_after_erasure(record, inner[-1]))
-    return verdicts
+    return [verdict for verdict in verdicts if verdict is not None]
 
 
-def is_readable(row: AuditRow) -> bool:
-    """Return whether a probe reads the concept: by permutation where that was done, else clearly above chance."""
-    if is_finite(row.p):
-        return row.p < SIGNIFICANT and row.score > row.chance
-    return row.score > row.chance + READABLE_ABOVE_CHANCE
+def judge_audit(row: AuditRow, p: float, group: str | None) -> Mark:
+    """Return what one probe shows by its interval and its p (adjusted for the probes of one place).
 
-
-def readers(rows: Sequence[AuditRow]) -> list[tuple[AuditRow, float]]:
-    """Return the probes of one place that read the concept, each with its p by Holm over all of them.
-
-    Whoever asks several probes and believes the luckiest is wrong more often than one p says. Where nothing was
-    permuted p is not a number, and a probe reads what it scores clearly above chance.
+    Without both, a score clearly above chance shows an association.
     """
+    side, few = side_of(row.score, row.low, row.high, row.chance), are_few(row.n_groups, group)
+    mark = mark_of(side, is_significant(p), few=few)
+    if mark == "associated" and row.score <= row.chance:  # the p of a probe that does worse than chance
+        return "open"
+    bare = side == "missing" and not is_finite(p) and not few
+    return "associated" if bare and row.score > row.chance + READABLE_ABOVE_CHANCE else mark
+
+
+def _places(record: AuditRecord, layer: str) -> list[tuple[AuditRow, float]]:
+    """Return the rows of a place before erasure, each with its p adjusted for all of them."""
+    return _adjusted([row for row in record.rows if row.layer == layer and not row.erased])
+
+
+def _adjusted(rows: Sequence[AuditRow]) -> list[tuple[AuditRow, float]]:
     tested = [row for row in rows if is_finite(row.p)]
     adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
-    corrected = [(row, adjusted.get(id(row), math.nan)) for row in rows]
-    return [(row, p) for row, p in corrected if is_readable(dataclasses.replace(row, p=p))]
+    return [(row, adjusted.get(id(row), math.nan)) for row in rows]
+
+
+def readers(rows: Sequence[AuditRow], group: str | None = None) -> list[tuple[AuditRow, float]]:
+    """Return the probes of one place that decode the concept, each with its p by Holm over all of them.
+
+    Several probes are tried, and the best of them is significant more often than one p says. Without permutations p is
+    not a number.
+    """
+    return [(row, p) for row, p in _adjusted(rows) if judge_audit(row, p, group) != "open"]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -137,35 +162,49 @@ def holm(values: Sequence[float]) -> list[float]:
     return out
 
 
-def _readable(record: AuditRecord, layer: str) -> Verdict:
-    rows = [row for row in record.rows if row.layer == layer and not row.erased]
-    found = readers(rows)
-    # What is said of the size is that of a probe that reads, where there is one.
-    best = max([row for row, _ in found] or rows, key=lambda row: row.score if math.isfinite(row.score) else -math.inf)
+def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
+    rows = _places(record, layer)
+    if not rows:
+        return None
+    found = [(row, p) for row, p in rows if judge_audit(row, p, record.group) != "open"]
+    # The size is that of a probe that decodes the concept, where there is one.
+    best, p = max(found or rows, key=lambda pair: _sortable(pair[0].score))
+    mark = judge_audit(best, p, record.group)
+    still = "still " if record.discouraged else ""
     size = (
-        f"{metric_name(best.metric)} {interval(best.score, best.low, best.high)} by the {PROBES[best.probe]} probe, "
+        f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({PROBES[best.probe]} probe), "
         f"chance {number(best.chance)}"
     )
-    own = ""
-    if record.discouraged and record.head is not None and layer not in ("input", "logit"):
-        own = f"; the network's own adversary scores {number(record.head)}, which is no evidence of its absence"
-    if found:
-        still = "still readable" if record.discouraged else "readable"
-        names = ", ".join(f"{PROBES[row.probe]} p {number(p, digits=3)}" for row, p in found if is_finite(p))
-        ways = f" ({names})" if names else ""
-        return Verdict(text=f"{record.concept} is {still} at {layer}: {size}{ways}{own}.", tone="clear")
-    text = f"No fresh probe is shown to read {record.concept} at {layer}: {size}{own}. That it is gone is not proved."
-    return Verdict(text=text, tone="open")
+    tested = f" ({p_words(p)})" if is_finite(p) else ""
+    few = are_few(best.n_groups, record.group)
+    answer = {
+        "established": f"{record.concept} can {still}be decoded from {layer}{tested}: {size}",
+        "associated": f"{record.concept} is {still}associated with {layer}{tested}; size not established: {size}",
+        "open": f"{record.concept} is not shown to be decodable from {layer}: {size}",
+    }[mark]
+    caveat = "This does not prove that it is gone" if mark == "open" else ""
+    if few:
+        caveat = few_words(best.n_groups, record.group)
+    elif record.discouraged and record.head is not None and layer != "logit":
+        caveat = f"The score of the network's own adversary ({number(record.head)}) does not show that it is gone"
+    return Verdict(text=f"{answer}. {caveat}." if caveat else f"{answer}.", mark=mark)
 
 
-def _after_erasure(record: AuditRecord, layer: str) -> Verdict:
+def _sortable(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf
+
+
+def _after_erasure(record: AuditRecord, layer: str) -> Verdict | None:
     rows = {row.probe: row for row in record.rows if row.layer == layer and row.erased}
-    whole = next(one for one in record.layers if one.layer == layer)
-    linear = rows["linear"]
-    text = f"After linear erasure at {layer} a linear probe reads {metric_name(linear.metric)} {number(linear.score)}"
+    if "linear" not in rows:
+        return None
+    linear, whole = rows["linear"], next(one for one in record.layers if one.layer == layer)
+    size = f"{metric_name(linear.metric)} = {interval(linear.score, linear.low, linear.high)}"
+    left = judge_audit(linear, linear.p, record.group)
+    answer = "is not shown to decode" if left == "open" else "still decodes"
+    text = f"After linear erasure at {layer} a linear probe {answer} {record.concept}: {size}"
     others = [f"{PROBES[name]} {number(rows[name].score)}" for name in ("mlp", "kernel") if name in rows]
-    text += f" ({', '.join(others)}; chance {number(linear.chance)})"
+    text += f" ({', '.join([*others, f'chance {number(linear.chance)}'])})."
     if is_finite(whole.label_auc_erased):
-        text += f", at a cost of {number(whole.label_auc - whole.label_auc_erased)} of the main label's AUC"
-        text += f" ({number(whole.label_auc)} before)"
-    return Verdict(text=text + ".", tone="open" if is_readable(linear) else "clear")
+        text += f" The main label's AUC goes from {number(whole.label_auc)} to {number(whole.label_auc_erased)}."
+    return Verdict(text=text, mark=left)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-from conceptkit.records.bags import BagsRecord
+from conceptkit.records.bags import AttentionScore, BagsRecord
+from conceptkit.report.judging import Verdict, are_few, few_words, mark_of, side_of
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.tables import tables
-from conceptkit.report.verdicts import Verdict, guide_verdicts
+from conceptkit.report.verdicts import guide_verdicts
 from conceptkit.report.wording import groups_word, interval, is_finite
 
 
@@ -53,29 +52,36 @@ def attention_table(record: BagsRecord) -> Table:
             "attention AUC low": one.low,
             "attention AUC high": one.high,
             "bags": one.n,
+            "verdict": judge_attention(one, record.group).mark,
         }
         for one in record.attention
     ]
     return Table(
         name="attention",
         title="Where attention lies",
-        caption="In bags that hold positive and other patches: the share of pairs of them in which the positive patch "
-        "has more attention, which no network was told; 0.5 is chance. 95 % interval over "
+        caption="In bags with positive and other patches: the share of pairs in which the positive patch gets more "
+        "attention. No network was trained on which patches are positive; 0.5 is chance. 95 % interval over "
         f"{groups_word(record.group)}.",
-        frame=tidy(rows, ["split", "run", "seed", "attention AUC", "attention AUC low", "attention AUC high", "bags"]),
+        frame=tidy(
+            rows,
+            ["split", "run", "seed", "attention AUC", "attention AUC low", "attention AUC high", "bags", "verdict"],
+        ),
     )
 
 
 def bag_verdicts(record: BagsRecord) -> list[Verdict]:
-    """Return what guided training's verdicts say, and one sentence on attention."""
-    found = guide_verdicts(record)
+    """Return the verdicts of guided training, and one on the attention of each network."""
     here = [one for one in record.attention if one.split == record.evaluated_on] or list(record.attention)
-    for one in here:
-        if not is_finite(one.auc):
-            continue
-        size = f"AUC {interval(one.auc, one.low, one.high)} on {one.split}, {one.n} bags"
-        lies = (
-            "lies on the positive patches" if math.isfinite(one.low) and one.low > 0.5 else "is not shown to lie there"
-        )
-        found.append(Verdict(text=f"Attention of {one.run}, seed {one.seed}, {lies}: {size}.", tone="clear"))
-    return found
+    attention = [judge_attention(one, record.group) for one in here if is_finite(one.auc)]
+    return [*guide_verdicts(record), *attention]
+
+
+def judge_attention(one: AttentionScore, group: str | None) -> Verdict:
+    """Return whether a network attends to the patches that make a bag positive."""
+    few, side = are_few(one.n_groups, group), side_of(one.auc, one.low, one.high, 0.5)
+    mark = mark_of(side, None, few=few)
+    who = f"{one.run} (seed {one.seed})"
+    answer = f"{who} attends" if mark == "established" else f"Open whether {who} attends"
+    size = interval(one.auc, one.low, one.high) + {"below": ", below chance"}.get(side, "")
+    text = f"{answer} to the positive patches on {one.split}: AUC {size} ({one.n} bags)."
+    return Verdict(text=f"{text} {few_words(one.n_groups, group)}." if few else text, mark=mark)

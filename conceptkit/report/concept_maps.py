@@ -1,4 +1,4 @@
-"""Where in a patch a concept is read: contact sheets of the patches that show it most and least."""
+"""Where in a patch a concept is predicted: contact sheets of the patches with the highest and lowest predictions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _OVER = 0.6
 """Opacity of a map over its patch"""
 
+_FAINT_OVER = 0.35
+"""The same for a concept that is not established"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -27,26 +30,38 @@ class Shown:
     pixels: NDArray[np.uint8]
     """(h, w, 3) RGB"""
     map: NDArray[np.float64]
-    """(rows, columns) reading of the concept at each position; its mean is ``read``"""
+    """(rows, columns) prediction of the concept at each position; its mean is ``read``"""
     read: float
     measured: str
     """Value in the table, as text"""
 
 
 def contact_sheet(
-    most: Sequence[Shown], least: Sequence[Shown], *, concept: str, layer: str, unit: str, level: float, number: int
+    most: Sequence[Shown],
+    least: Sequence[Shown],
+    *,
+    concept: str,
+    layer: str,
+    unit: str,
+    level: float,
+    number: int,
+    decoded: str,
+    established: bool,
 ) -> Drawing:
-    """Draw the patches in which a concept is read highest and lowest, each above its map.
+    """Draw the patches with the highest and the lowest predictions of a concept, each above its map.
 
-    One colour scale serves all maps: white is the median reading of all patches, red above it, blue below.
+    All maps share one colour scale: white is the median prediction of all patches, red above it, blue below. Where the
+    layer is not shown to encode the concept the maps are grey.
 
     Parameters
     ----------
     most, least : patches from the most extreme one on
     concept, layer : names
     unit : of the concept; empty where none is known
-    level : median reading over all patches
+    level : median prediction over all patches
     number : of the picture in its run
+    decoded : held-out score of the concept at the layer, with its interval
+    established : whether that score is shown to be above chance
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -56,10 +71,11 @@ def contact_sheet(
     # A single position far out would leave all others white.
     reach = float(np.quantile(np.abs(values - level), 0.98)) or 1.0
     scale = Normalize(level - reach, level + reach)
+    colours, over = ("RdBu_r", _OVER) if established else ("Greys", _FAINT_OVER)
     with styled():
         figure = new_figure(1.45 * columns + 1.3, 7.0)
         grid = figure.subplots(4, columns, squeeze=False)
-        for top, (word, patches) in zip((0, 2), (("read highest", most), ("read lowest", least)), strict=True):
+        for top, (word, patches) in zip((0, 2), (("highest", most), ("lowest", least)), strict=True):
             for k in range(columns):
                 for axes in (grid[top, k], grid[top + 1, k]):
                     _bare(axes)
@@ -76,31 +92,36 @@ def contact_sheet(
                 grid[top + 1, k].imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent)
                 grid[top + 1, k].imshow(
                     one.map,
-                    cmap="RdBu_r",
+                    cmap=colours,
                     norm=scale,
                     extent=extent,
-                    alpha=_OVER,
+                    alpha=over,
                     interpolation="nearest",
                 )
             grid[top, 0].set_ylabel(word, fontsize=9)
             grid[top + 1, 0].set_ylabel("where", fontsize=9)
         bar = figure.colorbar(
-            ScalarMappable(scale, "RdBu_r"), alpha=_OVER, ax=grid.ravel().tolist(), shrink=0.6, aspect=30, pad=0.02
+            ScalarMappable(scale, colours), alpha=over, ax=grid.ravel().tolist(), shrink=0.6, aspect=30, pad=0.02
         )
-        bar.set_label(short(f"{concept} read at each position" + (f" ({unit})" if unit else ""), 60), fontsize=8)
+        bar.set_label(short(f"{concept} predicted at each position" + (f" ({unit})" if unit else ""), 60), fontsize=8)
         bar.ax.tick_params(labelsize=7)
-        figure.suptitle(short(f"{concept} at {layer}", 60), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        title = f"{short(f'{concept} at {layer}', 60)}\n{_decoded(decoded, established)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return Drawing(
         name=f"map-{number:02d}-{_part_of_name(layer)}-{_part_of_name(concept)}",
-        alt=f"{concept} at {layer}: patches read highest, "
+        alt=f"{concept} at {layer}, {_decoded(decoded, established)}: highest predictions, "
         + "; ".join(_told(one) for one in most)
-        + "; and lowest, "
+        + "; lowest, "
         + "; ".join(_told(one) for one in least)
         + ".",
-        caption="The mean of a map is the reading of its patch. Each position sees far more of the patch than its "
-        "square, so that a map tells where, not which pixels.",
+        caption="The mean of a map is the prediction for its patch. Each position sees far more of the patch than its "
+        "square, so a map shows where, not which pixels.",
         figure=figure,
     )
+
+
+def _decoded(score: str, established: bool) -> str:
+    return f"held-out {score}" if established else f"held-out {score}: not established, maps in grey"
 
 
 def _part_of_name(text: str) -> str:
@@ -115,13 +136,13 @@ def _bare(axes: Axes) -> None:
 
 
 def _caption(one: Shown) -> str:
-    return f"{short(one.name, 16)}\nread {_three(one.read)}, is {short(one.measured, 12)}"
+    return f"{short(one.name, 16)}\npredicted {_three(one.read)}\nmeasured {short(one.measured, 12)}"
 
 
 def _three(value: float) -> str:
-    """Return three digits that count."""
+    """Return ``value`` with three significant digits."""
     return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else number(value, digits=0)
 
 
 def _told(one: Shown) -> str:
-    return f"{one.name} (read {_three(one.read)}, is {one.measured})"
+    return f"{one.name} (predicted {_three(one.read)}, measured {one.measured})"

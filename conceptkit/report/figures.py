@@ -12,10 +12,24 @@ from numpy.typing import NDArray
 from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow
 from conceptkit.report.contents import difference_kind, difference_parts, networks, run_names
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, shared_ends, short, styled
+from conceptkit.report.judging import Mark
+from conceptkit.report.verdicts import difference_mark, judge_probe
 from conceptkit.report.wording import metric_name, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def point_style(mark: Mark, colour: str) -> dict[str, Any]:
+    """Return how a point is drawn: filled when established, half filled when associated, hollow when open."""
+    return {
+        "marker": "o",
+        "color": colour,
+        "fillstyle": "left" if mark == "associated" else "full",
+        "markerfacecolor": "white" if mark == "open" else colour,
+        "markerfacecoloralt": "white",
+    }
+
 
 DIFFERENCE_COLOURS = {
     "encouraged": (COLOURS[0], "Encouraged concepts in blue"),
@@ -44,13 +58,13 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
     ends = np.vstack([score - _column(rows, "score_low"), _column(rows, "score_high") - score])
     # beside the held-out score, not on it: where they agree with it, one would hide the other
     controls = [
-        ("in sample", "score_in_sample", COLOURS[3], ":", "v", -0.16),
-        ("ignoring groups", "score_patchwise", COLOURS[4], "--", "^", -0.08),
+        ("training fit", "score_in_sample", COLOURS[3], ":", "v", -0.16),
+        ("random split", "score_patchwise", COLOURS[4], "--", "^", -0.08),
         ("random network", "score_random_network", COLOURS[1], "-.", "s", 0.08),
         ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D", 0.16),
         ("random concepts", "score_random_concept", FAINT, ":", "x", 0.24),
     ]
-    if group is None:  # patch-wise is then the score itself
+    if group is None:  # the random split is then the score itself
         del controls[1]
     with styled():
         figure = new_figure(min(4.6 + 0.25 * max(0, len(rows) - 8), 9.0), 3.7)
@@ -64,10 +78,16 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
                 handles += axes.plot(at + aside, values, style, color=colour, marker=marker, ms=4, lw=1.3)
                 names.append(name)
         drawn = np.nan_to_num(np.maximum(ends, 0.0))  # a missing end leaves the point without a whisker
-        bars = axes.errorbar(at, score, drawn, color=COLOURS[0], marker="o", ms=5, lw=2, capsize=3, zorder=3)
+        bars = axes.errorbar(at, score, drawn, color=COLOURS[0], lw=2, capsize=3, zorder=3)
+        marks = [judge_probe(row, group).mark for row in rows]
+        for x, y, mark in zip(at, score, marks, strict=True):
+            axes.plot(x, y, ms=7, mew=1.4, zorder=4, **point_style(mark, COLOURS[0]))
         handles.insert(0, bars)
         in_sample = rows[0].protocol != "cross-validated"
-        names.insert(0, "in sample (the paper's protocol)" if in_sample else "held out, 95 % interval")
+        names.insert(0, "training fit (the paper's protocol)" if in_sample else "held out, 95 % interval")
+        for mark in dict.fromkeys(marks):
+            handles += axes.plot([], [], ms=7, mew=1.4, ls="", **point_style(mark, COLOURS[0]))
+            names.append(mark)
         _layer_ticks(axes, [r.layer for r in rows])
         # a held-out R² may fall without bound; the part that says something must keep its room
         floor = -0.25 if rows[0].metric == "r2" else 0.0
@@ -81,9 +101,9 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: in
         axes.set_title(short(title, 32), loc="left")
         figure.legend(handles, names, loc="outside lower left", ncols=2)
     alt = f"{measure} of {title} by layer: " + "; ".join(
-        f"{r.layer} {number(r.score)} [{number(r.score_low)}, {number(r.score_high)}]"
+        f"{r.layer} {number(r.score)} [{number(r.score_low)}, {number(r.score_high)}] {mark}"
         + (f", random network {number(r.score_random_network)}" if r.score_random_network is not None else "")
-        for r in rows
+        for r, mark in zip(rows, marks, strict=True)
     )
     return Drawing(name=f"probe-{i + 1}", alt=f"{alt}; chance {number(rows[0].chance)}.", caption="", figure=figure)
 
@@ -129,9 +149,9 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
         axes.axvline(0, color=FAINT, lw=1)
         for at, (d, _) in enumerate(rows):
             colour = DIFFERENCE_COLOURS[difference_kind(d)][0]
-            clear = d.low > 0 or d.high < 0  # a missing interval settles nothing
+            mark = difference_mark(d, record.group)
             axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
-            axes.plot(d.mean, at, marker="o", ms=6, color=colour, mfc=colour if clear else "white", mew=1.5)
+            axes.plot(d.mean, at, ms=6, mew=1.5, **point_style(mark, colour))
         labels = [_two_lines(*(short(part, 30) for part in parts if part)) for _, parts in rows]
         axes.set_yticks(range(len(rows)), labels, linespacing=1.05, fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -139,7 +159,7 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
         axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would touch
     alt = "Paired differences: " + "; ".join(
         f"{', '.join(filter(None, parts))} {number(d.mean, digits=3)} "
-        f"[{number(d.low, digits=3)}, {number(d.high, digits=3)}]"
+        f"[{number(d.low, digits=3)}, {number(d.high, digits=3)}] {difference_mark(d, record.group)}"
         for d, parts in rows
     )
     return Drawing(name="differences", alt=alt + ".", caption="", figure=figure)

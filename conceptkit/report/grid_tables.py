@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.records import GridRecord
+from conceptkit.report.judging import Verdict, are_few, few_words, side_of
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import Verdict
+from conceptkit.report.verdicts import difference_mark
 from conceptkit.report.wording import groups_word, interval, is_finite, metric_name, number, with_unit
 
 if TYPE_CHECKING:
+    from conceptkit.records import Difference
     from conceptkit.records.grid import GridCell
 
 _READERS = {"probe": "linear probe", "head": "own head", "linear": "linear probe", "mlp": "MLP probe"}
@@ -198,45 +201,61 @@ def patch_level_table(record: GridRecord) -> Table:
 
 
 def grid_verdicts(record: GridRecord) -> list[Verdict]:
-    """Return what the grid shows of each evaluation split, of its controls, and what failed."""
-    said = [verdict for split in record.evaluation for verdict in _split_verdicts(record, split)]
+    """Return what the grid shows on each evaluation split, what its controls show, and what failed."""
+    verdicts = [verdict for split in record.evaluation for verdict in _split_verdicts(record, split)]
     if record.failed:
-        said.append(Verdict(text=f"{len(record.failed)} of the grid's networks gave no result.", tone="open"))
-    return said or [Verdict(text="No network of this grid was compared with another.", tone="open")]
+        verdicts.append(Verdict(text=f"{len(record.failed)} of the grid's networks gave no result.", mark="open"))
+    return verdicts or [Verdict(text="No network of this grid was compared with another.", mark="open")]
 
 
 def _split_verdicts(record: GridRecord, split: str) -> list[Verdict]:
-    compared: list[tuple[GridCell, Any]] = []
+    compared: list[tuple[GridCell, Difference]] = []
     for cell in record.cells:
         d = record.difference(cell, split, "auc")
         if d is not None and is_finite(d.mean) and not cell.curve:
             compared.append((cell, d))
     models = [(cell, d) for cell, d in compared if not cell.control]
-    out = []
-    if models:
-        raised, lowered = [c for c, d in models if d.low > 0], [c for c, d in models if d.high < 0]
-        best, d = max(models, key=lambda pair: float(pair[1].mean))
-        many = f", the best of {len(models)} and so flattered" if len(models) > 1 else ""
-        text = (
-            f"On {split} {len(raised)} of {len(models)} guided networks clearly raise the AUC over the single task of "
-            f"their weighting, {len(lowered)} lower it; the largest gain is that of {shown_name(record, best.name)}: "
-            f"{interval(d.mean, d.low, d.high, digits=3, signed=True)}{many} "
-            f"({d.n_groups} {groups_word(record.group)})."
-        )
-        out.append(Verdict(text=text, tone="clear" if raised or lowered else "open"))
+    out = [_networks_verdict(record, split, models)] if models else []
     for cell, d in compared:
         if cell.control in ("random target", "shuffled concept"):
-            means = "a gain of that size needs no concept" if d.mean > 0 else "it gains nothing, as it should"
-            text = (
-                f"The control {shown_name(record, cell.name)} ({cell.control}) moves the AUC on {split} by "
-                f"{interval(d.mean, d.low, d.high, digits=3, signed=True)}: {means}."
-            )
-            out.append(Verdict(text=text, tone="open" if d.low <= 0 <= d.high else "clear"))
+            out.append(judge_control(f"{shown_name(record, cell.name)} ({cell.control})", d, record.group))
         elif cell.control == "confounder only":
             mean = _mean_auc(record, cell, split)
-            text = f"The confounder alone ({cell.name}) reaches an AUC of {number(mean, digits=3)} on {split}."
-            out.append(Verdict(text=text, tone="clear"))
+            text = f"The confounder by itself ({cell.name}) reaches an AUC of {number(mean, digits=3)} on {split}."
+            out.append(Verdict(text=f"{text} This number has no interval.", mark="open"))
     return out
+
+
+def _networks_verdict(record: GridRecord, split: str, models: Sequence[tuple[GridCell, Difference]]) -> Verdict:
+    sides = [side_of(d.mean, d.low, d.high) for _, d in models if difference_mark(d, record.group) == "established"]
+    best, d = max(models, key=lambda pair: pair[1].mean)
+    networks = "guided network raises" if len(models) == 1 else "guided networks raise"
+    text = (
+        f"On {split} {sides.count('above')} of {len(models)} {networks} the AUC over the single task of the same "
+        f"weighting, {sides.count('below')} lower it: largest difference "
+        f"{interval(d.mean, d.low, d.high, digits=3, signed=True)} ({shown_name(record, best.name)}, {d.n_groups} "
+        f"{groups_word(record.group, d.n_groups)})."
+    )
+    if are_few(d.n_groups, record.group):
+        text += f" {few_words(d.n_groups, record.group)}."
+    elif len(models) > 1:
+        text += f" The largest of {len(models)} differences is biased upwards."
+    return Verdict(text=text, mark="established" if sides else "open")
+
+
+def judge_control(name: str, d: Difference, group: str | None) -> Verdict:
+    """Return what a control without a real concept does to the AUC."""
+    side, mark = side_of(d.mean, d.low, d.high), difference_mark(d, group)
+    size = interval(d.mean, d.low, d.high, digits=3, signed=True)
+    if mark == "established":
+        verb, means = {
+            "above": ("raises", "A gain of this size needs no real concept"),
+            "below": ("lowers", "A real concept has to be compared with this loss"),
+        }[side]
+        return Verdict(text=f"The control {name} {verb} the AUC on {d.split}: {size}. {means}.", mark=mark)
+    change = {"covers": "no clear change", "missing": "a change without an interval"}.get(side, "an uncertain change")
+    text = f"The control {name} shows {change} of the AUC on {d.split}: {size}."
+    return Verdict(text=f"{text} {few_words(d.n_groups, group)}." if are_few(d.n_groups, group) else text, mark=mark)
 
 
 def _mean_auc(record: GridRecord, cell: GridCell, split: str) -> float:

@@ -7,6 +7,7 @@ import math
 from conceptkit.records import GuideRecord
 from conceptkit.report.contents import compared_runs, difference_name, names_in, over_seeds, reference_run, run_names
 from conceptkit.report.table import Table, tidy
+from conceptkit.report.verdicts import difference_mark
 from conceptkit.report.wording import MISSING, groups_word, metric_name, with_unit
 
 
@@ -19,7 +20,7 @@ def comparison_table(record: GuideRecord) -> Table:
     differences = {(d.run, d.metric): d for d in record.differences if d.against == reference}
     rows = []
     for concept in names_in(record, record.encourage, lambda r: r.concepts):
-        for name in compared or [""]:  # a lone run is still shown, beside nothing
+        for name in compared or [""]:  # a single run is shown without a comparison
             row: dict[str, object] = {"concept": with_unit(concept, record.units)}
             row["run"] = name or MISSING
             row[before], row[f"{before} sd"] = over_seeds(
@@ -67,14 +68,14 @@ def main_task_table(record: GuideRecord) -> Table:
         title="Main task",
         caption=f"Mean{_seeds_words(record)}."
         + (" The SD is the spread over refits." if several else "")
-        + f" What few {groups_word(record.group)} leave uncertain is in the intervals of the differences.",
+        + f" The intervals of the differences show the uncertainty over {groups_word(record.group)}.",
         frame=tidy(rows, columns),
         digits=3,
     )
 
 
 def leakage_table(record: GuideRecord) -> Table:
-    """Return what fresh probes still read of the discouraged concepts."""
+    """Return how well fresh probes still decode the discouraged concepts."""
     rows = []
     for concept in names_in(record, record.discourage, lambda r: r.leakage):
         for name in run_names(record):
@@ -88,7 +89,7 @@ def leakage_table(record: GuideRecord) -> Table:
         name="leakage",
         title="Discouraged concepts: what is left",
         caption=f"Fresh probes on the frozen networks, held out, on {record.evaluated_on}; mean{_seeds_words(record)}. "
-        "The adversary's own accuracy says nothing of invariance: a probe trained afterwards does. "
+        "A probe that is trained afterwards measures what is left; the adversary's own accuracy does not. "
         "Balanced accuracy for categorical concepts, R² for continuous ones.",
         frame=tidy(rows, columns),
     )
@@ -106,16 +107,27 @@ def difference_table(record: GuideRecord) -> Table:
             "difference low": d.low,
             "difference high": d.high,
             "groups": d.n_groups,
+            "verdict": difference_mark(d, record.group),
         }
         for d in record.differences
     ]
-    columns = ["split", "run", "against", "what", "difference", "difference low", "difference high", "groups"]
+    columns = [
+        "split",
+        "run",
+        "against",
+        "what",
+        "difference",
+        "difference low",
+        "difference high",
+        "groups",
+        "verdict",
+    ]
     return Table(
         name="differences",
         title="Paired differences",
         caption="Same rows for both runs, averaged over seeds; 95 % interval over "
-        f"{groups_word(record.group)}. An interval that covers 0 leaves open whether there is a difference; it does "
-        "not show that there is none.",
+        f"{groups_word(record.group)}. Open: the interval covers 0, or there are too few {groups_word(record.group)}; "
+        "this does not show that there is no difference.",
         frame=tidy(rows, columns),
         digits=3,
     )

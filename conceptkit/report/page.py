@@ -13,6 +13,7 @@ from conceptkit._checks import InputError
 from conceptkit.records import Record, load_record, write_atomically
 from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import write_csv, write_figures, write_latex
+from conceptkit.report.judging import LEGEND
 from conceptkit.report.part import Part, SavedPicture
 from conceptkit.report.sections import NAMES, Section, section
 from conceptkit.report.table import Table, numeric_columns, shown
@@ -101,6 +102,7 @@ def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
     return environment.get_template("page.html").render(
         title=", ".join(dict.fromkeys(section.study for section in sections)),
         banner=banner,
+        legend=LEGEND,
         sections=[(section, [_part(part) for part in section.parts]) for section in sections],
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=script,

@@ -60,5 +60,7 @@ def saved_pictures(folder: Path, names: Sequence[str]) -> list[SavedPicture]:
         path = folder / Path(name).name
         if path.suffix == ".png" and path.is_file():
             words = path.stem.replace("-", " ")
-            found.append(SavedPicture(alt=f"Patches read highest and lowest: {words}", content=path.read_bytes()))
+            found.append(
+                SavedPicture(alt=f"Patches with the highest and lowest predictions: {words}", content=path.read_bytes())
+            )
     return found

@@ -1,10 +1,11 @@
-"""How far concept values alone tell the main label: the paper's Table 3, and its sentences."""
+"""How well concept values predict the main label by themselves: the paper's Table 3, and its verdicts."""
 
 from __future__ import annotations
 
 from conceptkit.records import PredictivityRecord
+from conceptkit.records.predictivity import PredictivityRow
+from conceptkit.report.judging import Verdict, are_few, few_words, mark_of, side_of
 from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import Verdict
 from conceptkit.report.wording import groups_word, interval, is_finite
 
 
@@ -20,46 +21,49 @@ def predictivity_table(record: PredictivityRecord) -> Table:
             "AUC high": row.high,
             "SD over seeds": row.sd,
             groups_word(record.group): row.n_groups,
+            "verdict": judge_auc(row, record.group, "").mark,
         }
         for row in record.rows
     ]
-    columns = ["inputs", "role", "split", "AUC", "AUC low", "AUC high", "SD over seeds", groups_word(record.group)]
+    columns = ["inputs", "role", "split", "AUC", "AUC low", "AUC high", "SD over seeds"]
+    columns += [groups_word(record.group), "verdict"]
     if not any(is_finite(row["SD over seeds"]) for row in rows):  # of one seed
         columns.remove("SD over seeds")
     return Table(
         name="table3",
-        title="The main label from concept values alone",
+        title="The main label from concept values only",
         caption="A small network on the concept values, without any image; 95 % interval over "
-        f"{groups_word(record.group)}. Random: a column of chance. Confounder: a discouraged column alone, which ought "
-        "to tell nothing. The paper's Table 3.",
+        f"{groups_word(record.group)}. Random: a column of random numbers. Confounder: a discouraged column by itself, "
+        "which should not predict the label. The paper's Table 3.",
         frame=tidy(rows, columns),
         digits=3,
     )
 
 
 def predictivity_verdicts(record: PredictivityRecord) -> list[Verdict]:
-    """Return, for each split, what the best set of concepts and each confounder alone reach."""
-    said = []
+    """Return, for each split, what the best set of concepts and each confounder reach by themselves."""
+    verdicts = []
     for split in dict.fromkeys(row.split for row in record.rows):
         rows = [row for row in record.rows if row.split == split]
-        sets = [row for row in rows if row.role in ("concept", "growing")]
+        sets = [row for row in rows if row.role in ("concept", "growing") and is_finite(row.auc)]
         if sets:
             best = max(sets, key=lambda row: row.auc)
-            tell = "tells" if len(best.inputs) == 1 else "tell"
-            text = (
-                f"On {split}, {' + '.join(best.inputs)} alone {tell} the label with an AUC of "
-                f"{interval(best.auc, best.low, best.high, digits=3)}, the best of {len(sets)} sets of concepts."
-            )
-            said.append(Verdict(text=text, tone="clear" if best.low > 0.5 else "open"))
-        for row in rows:
-            if row.role == "confounder":
-                told = row.low > 0.5
-                found = interval(row.auc, row.low, row.high, digits=3)
-                text = f"On {split}, {' + '.join(row.inputs)} alone "
-                text += (
-                    f"tells the label with an AUC of {found}: a network may score by it."
-                    if told
-                    else f"is not shown to tell the label: AUC {found}."
-                )
-                said.append(Verdict(text=text, tone="clear" if told else "open"))
-    return said
+            chosen = f"It is the best of {len(sets)} sets of concepts" if len(sets) > 1 else ""
+            verdicts.append(judge_auc(best, record.group, chosen))
+        confounders = [row for row in rows if row.role == "confounder"]
+        verdicts += [judge_auc(row, record.group, "A network may rely on it") for row in confounders]
+    return verdicts
+
+
+def judge_auc(row: PredictivityRow, group: str | None, caveat: str) -> Verdict:
+    """Return whether a set of columns predicts the main label by itself; ``caveat`` follows where it does."""
+    few, names = are_few(row.n_groups, group), " + ".join(row.inputs)
+    side = side_of(row.auc, row.low, row.high, 0.5)
+    mark = mark_of(side, None, few=few)
+    verb = "predicts" if len(row.inputs) == 1 else "predict"
+    shown = f"{names} {verb} the label on {row.split}"
+    answer = shown if mark == "established" else f"Open whether {shown}"
+    size = interval(row.auc, row.low, row.high, digits=3) + {"below": ", below chance"}.get(side, "")
+    text = f"{answer}: AUC {size} ({row.n_groups} {groups_word(group, row.n_groups)})."
+    caveat = few_words(row.n_groups, group) if few else caveat if mark == "established" else ""
+    return Verdict(text=f"{text} {caveat}." if caveat else text, mark=mark)

@@ -27,6 +27,7 @@ from conceptkit.report.drawing import Drawing
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
 from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import grid_tables, grid_verdicts
+from conceptkit.report.judging import Verdict
 from conceptkit.report.part import Part, saved_pictures, table_part
 from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
@@ -34,7 +35,7 @@ from conceptkit.report.provenance import provenance
 from conceptkit.report.run_context import Context, read_context
 from conceptkit.report.tables import tables
 from conceptkit.report.umap_parts import Plots, umap_parts
-from conceptkit.report.verdicts import Verdict, guide_verdicts, probe_verdicts
+from conceptkit.report.verdicts import guide_verdicts, probe_verdicts
 from conceptkit.report.wording import groups_word
 
 
@@ -96,11 +97,11 @@ def _probe(record: ProbeRecord, run: Run) -> Parts:
 
 def _layers(record: ProbeRecord) -> Part | None:
     drawings = probe_figures(record)
-    one_group = f" or by letting rows of one {groups_word(record.group, 1)} lie on both sides of a fold"
+    one_group = f" or a random split ({groups_word(record.group)} mixed)"
     text = (
-        "The blue line is what held-out data support. The other lines are controls: what a network with random weights "
-        "allows already, and what one would have claimed by scoring the rows of the fit"
-        f"{one_group if record.group else ''}."
+        "The blue line is the held-out score; its points are filled where the result is established, half filled where "
+        "it is associated, and hollow where it is open. The other lines are controls: a randomly initialised network, "
+        f"and the scores that a training fit{one_group if record.group else ''} would give."
     )
     return Part(title="By layer", text=text, drawings=drawings) if drawings else None
 
@@ -120,8 +121,8 @@ def _differences(record: GuideRecord) -> Part | None:
     there = {difference_kind(d) for d in record.differences}
     colours = ", ".join(words for kind, (_, words) in DIFFERENCE_COLOURS.items() if kind in there)
     text = (
-        f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals, points filled where these leave 0 out. "
-        "Higher is better for what is encouraged and for the main task, lower for what is discouraged."
+        f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals; filled points are established, hollow open. "
+        "Higher is better for encouraged concepts and the main task, lower for discouraged concepts."
     )
     return Part(title="Differences at a glance", text=text, drawings=[drawing])
 
@@ -169,7 +170,8 @@ def _attribute(record: AttributeRecord, run: Run) -> Parts:
     maps = saved_pictures(run.folder, record.figures)
     if maps:
         text = (
-            "Patches in which each concept is read highest and lowest, and where. A map tells where, not which pixels."
+            "Patches with the highest and lowest prediction of each concept, and where in them. A map shows where, not "
+            "which pixels. Maps are grey where the held-out score does not establish the concept at the layer."
         )
         parts.append(Part(title="Concept maps", text=text, pictures=maps))
     return attribution_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]

@@ -1,4 +1,4 @@
-"""What a network says of a whole slide or image: its predictions as heat maps where the patches lie."""
+"""Predictions for a whole slide or image as heat maps where the patches lie."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class MapLayer:
     high: float = 1.0
     classes: Sequence[str] = ()
     """All classes of a categorical prediction; empty for numbers"""
+    score: str = ""
+    """Held-out score of the prediction, in words"""
+    established: bool = True
+    """False where that score is not above chance: the map is then grey"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,14 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
             first.set(xlim=(left, right), ylim=(bottom, top))
             first.set_title("the tissue", loc="left")
         for one, layer in zip(axes, layers, strict=False):
-            one.set_title(short(layer.name, 34), loc="left")
+            grey = "" if layer.established else "\nnot above chance, in grey"
+            score = f"\n{layer.score}{grey}" if layer.score else ""
+            one.set_title(f"{short(layer.name, 34)}{score}", loc="left", color="black" if layer.established else FAINT)
             one.set_facecolor("#f4f4f4")
             if layer.classes:
                 colours = [COLOURS[k % len(COLOURS)] for k in range(len(layer.classes))]
+                if not layer.established:
+                    colours = [str(0.35 + 0.5 * k / len(colours)) for k in range(len(colours))]
                 code = {name: k for k, name in enumerate(layer.classes)}
                 values = np.array([float(code.get(str(v), np.nan)) for v in layer.values])
                 scale = Normalize(-0.5, len(layer.classes) - 0.5)
@@ -92,7 +100,8 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
             else:
                 values = layer.values.astype(float)
                 scale = Normalize(layer.low, layer.high)
-                mapped = ScalarMappable(scale, _PROBABILITY if (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL)
+                vivid = _PROBABILITY if (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL
+                mapped = ScalarMappable(scale, vivid if layer.established else "Greys")
                 bar = figure.colorbar(mapped, ax=one, shrink=0.8, aspect=25)
                 bar.set_label(layer.unit)
             bar.ax.tick_params(labelsize=8)
@@ -141,11 +150,16 @@ def _step(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return min(steps, default=float("inf"))
 
 
+def _titled(layer: MapLayer) -> str:
+    score = f" ({layer.score}{'' if layer.established else ', not above chance'})" if layer.score else ""
+    return f"{layer.name}{score}"
+
+
 def _told(layer: MapLayer) -> str:
     if layer.classes:
         shares = [(name, float(np.mean(layer.values.astype(str) == name))) for name in layer.classes]
-        return f"{layer.name} " + ", ".join(f"{name} {share:.0%}" for name, share in shares)
+        return f"{_titled(layer)} " + ", ".join(f"{name} {share:.0%}" for name, share in shares)
     values = layer.values.astype(float)
     if not np.isfinite(values).any():
-        return f"{layer.name} unknown"
-    return f"{layer.name} {number(float(np.nanmin(values)))} to {number(float(np.nanmax(values)))}"
+        return f"{_titled(layer)} unknown"
+    return f"{_titled(layer)} {number(float(np.nanmin(values)))} to {number(float(np.nanmax(values)))}"

@@ -1,12 +1,10 @@
-"""The report in sentences: what a record shows, and what it leaves open."""
+"""The report in sentences: what the rows of probe and guide show, and what they leave open."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from conceptkit.evaluate.intervals import FEW_GROUPS
 from conceptkit.records import Difference, GuideRecord, ProbeRecord, ProbeRow
 from conceptkit.report.contents import (
     READERS,
@@ -19,122 +17,186 @@ from conceptkit.report.contents import (
     reference_run,
     run_names,
 )
+from conceptkit.report.judging import (
+    MARKS,
+    Mark,
+    Verdict,
+    are_few,
+    few_words,
+    is_significant,
+    mark_of,
+    p_words,
+    side_of,
+)
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
 
 READABLE_ABOVE_CHANCE = 0.05
-"""Where no test decides, a concept is called readable when a fresh probe scores this much above chance."""
-
-SIGNIFICANT = 0.05
-"""A p or q below this is called more than chance gives."""
+"""Without an interval or a test, a concept counts as decodable when a fresh probe scores this much above chance."""
 
 FEW_FOR_LEAKAGE = 10
-"""Below so many patients a mean score without an interval settles nothing of what is left."""
+"""Below so many patients a mean score without an interval says nothing about what is left."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One sentence of the summary."""
-
-    text: str
-    tone: str
-    """``clear`` when the interval or the bound settles it, ``open`` when it does not."""
-
-
-def _how_many(n_groups: int, group: str | None) -> str:
-    words = f"{n_groups} {groups_word(group, n_groups)}"
-    return f"only {words}: too few to trust the interval" if _are_few(n_groups, group) else words
-
-
-def _are_few(n_groups: int, group: str | None) -> bool:
-    return n_groups < FEW_GROUPS and group is not None
+# --- probe -------------------------------------------------------------------------------------------------------
 
 
 def probe_verdicts(record: ProbeRecord) -> list[Verdict]:
-    """Return one sentence per network and concept: where it is read best, and against what."""
+    """Return one verdict per network and concept, that of the layer with the strongest evidence."""
     several = networks(record.rows)
-    concepts = list(dict.fromkeys(r.concept for r in record.rows))
     out = []
     for network in several:
-        for concept in concepts:
+        for concept in dict.fromkeys(r.concept for r in record.rows):
             rows = [r for r in record.rows if (r.model, r.weights) == network and r.concept == concept]
             if rows:
-                verdict = _probe_verdict(rows, record.group)
+                verdict = _best_verdict(rows, record.group)
                 prefix = f"{network[0]} ({network[1]}): " if len(several) > 1 else ""
-                out.append(Verdict(text=prefix + verdict.text, tone=verdict.tone))
+                out.append(Verdict(text=prefix + verdict.text, mark=verdict.mark))
     return out
 
 
-def _paper_verdict(row: ProbeRow) -> Verdict:
-    text = (
-        f"{row.concept} at {row.layer}: R² {number(row.score)} in sample, by the paper's protocol (least squares "
-        f"fitted and scored on the same {row.n} rows); no evidence of what holds on other patients."
-    )
-    return Verdict(text=text, tone="open")
-
-
-def _probe_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
-    scored = [r for r in rows if is_finite(r.score)]
+def _best_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
+    scored = [row for row in rows if is_finite(row.score)]
     if not scored:
-        return Verdict(text=f"{rows[0].concept} could not be scored at any layer.", tone="open")
-    best = max(scored, key=lambda r: r.score)
-    if is_in_sample(best):
-        return _paper_verdict(best)
-    measure, chance = metric_name(best.metric), "0" if best.chance == 0 else number(best.chance)
-    score = interval(best.score, best.score_low, best.score_high)
-    layers = "" if len(scored) == 1 else f" (the best of {len(scored)} layers)"
-    readable = best.score_low > best.chance
-    if readable:
-        text = f"{best.concept} is readable at {best.layer}{layers}: held-out {measure} {score}"
-    elif is_finite(best.score_low):
-        text = f"{best.concept} is not shown to be readable at {best.layer}{layers}: held-out {measure} {score}"
+        return Verdict(text=f"{rows[0].concept} could not be scored at any layer.", mark="open")
+    strength = list(MARKS)
+    best = max(scored, key=lambda row: (-strength.index(judge_probe(row, group).mark), row.score))
+    return judge_probe(best, group, layers=len(scored))
+
+
+def judge_probe(row: ProbeRow, group: str | None, *, layers: int = 1) -> Verdict:
+    """Return what one row shows.
+
+    Parameters
+    ----------
+    row : the numbers
+    group : column of the groups; ``None``: rows were taken as independent
+    layers : among how many layers the row was chosen
+    """
+    if not is_finite(row.score):
+        return Verdict(text=f"{row.concept} could not be scored at {row.layer}.", mark="open")
+    if is_in_sample(row):
+        text = (
+            f"The training fit of {row.concept} at {row.layer} is R² = {number(row.score)} (protocol of the paper, "
+            f"{row.n} rows). It does not show what holds for other patients."
+        )
+        return Verdict(text=text, mark="open")
+    side, few = side_of(row.score, row.score_low, row.score_high, row.chance), are_few(row.n_groups, group)
+    significant = is_significant(_tested(row)[1], row.p_min)
+    mark = mark_of(side, significant, few=few)
+    controls = _controls(row) if mark != "open" else ""
+    decoded = mark == "established"
+    mark = "associated" if decoded and controls else mark
+    numbers = _probe_numbers(row, side, group, layers)
+    if decoded:
+        lead = f"{row.concept} can be decoded from {row.layer}" if controls else f"{row.layer} encodes {row.concept}"
+    elif mark == "associated":
+        lead = f"{row.concept} is associated with {row.layer} ({p_words(*_tested(row)[::-1])}); size not established"
     else:
-        text = f"{best.concept} at {best.layer}{layers} has no interval to judge by: held-out {measure} {score}"
-    random = best.score_random_network
-    learned = True
-    if is_finite(random):
-        text += f", against {number(random)} for the same network with random weights"
-        learned = not best.score_low <= as_float(random)
-        if readable and not learned:
-            text += ", which the interval does not exclude: it need not have been learned"
-    if readable and is_finite(best.score_pixels) and best.score_low <= as_float(best.score_pixels):
-        as_well = as_float(best.score_pixels) >= best.score
-        text += f"; plain statistics of the pixels reach {number(best.score_pixels)}, "
-        text += "so that no network is needed for it" if as_well else "which the interval does not exclude"
-        learned = False
-    elsewhere = [] if learned else [r.layer for r in scored if r is not best and _stands_out(r)]
-    if readable and elsewhere:
-        text += f"; at {', '.join(elsewhere)} the interval lies above these"
-    text += f"; chance is {chance}"
-    claims = []
-    if group is not None and is_finite(best.score_patchwise):
-        more = " would have claimed" if as_float(best.score_patchwise) > best.score else ":"
-        claims.append(f"ignoring {groups_word(group)}{more} {number(best.score_patchwise)}")
-    if is_finite(best.score_in_sample):
-        claims.append(f"scoring in sample {number(best.score_in_sample)}")
-    if claims:
-        text += "; " + ", ".join(claims)
-    of = f"of {_how_many(best.n_groups, group)}" if group is not None else "taken as independent"
-    text += f" ({best.n} rows {of})."
-    settled = readable and learned and not _are_few(best.n_groups, group)
-    return Verdict(text=text, tone="clear" if settled else "open")
+        lead = f"Open whether {row.layer} encodes {row.concept}"
+    unconfirmed = significant is False and side == "above"
+    caveats = [
+        f"The permutation test does not confirm it ({p_words(*_tested(row)[::-1])})" if unconfirmed else "",
+        few_words(row.n_groups, group) if few else "",
+        controls,
+        *(_conditions(row) if mark != "open" else ()),
+        _odd_fit(row, group),
+        "It was not compared with a randomly initialised network or with pixel statistics"
+        if decoded and not is_finite(row.score_random_network) and not is_finite(row.score_pixels)
+        else "",
+    ]
+    return Verdict(text=_sentences(f"{lead}: {numbers}", caveats), mark=mark)
 
 
-def _stands_out(row: ProbeRow) -> bool:
-    """Tell whether the whole interval lies above chance, the random networks and the pixels."""
-    controls = [row.chance, as_float(row.score_random_network), as_float(row.score_pixels)]
-    return row.score_low > max(c for c in controls if is_finite(c))
+def _sentences(answer: str, caveats: Sequence[str]) -> str:
+    """Return the answer and the first caveat."""
+    first = next((caveat for caveat in caveats if caveat), "")
+    return f"{answer}. {first}." if first else f"{answer}."
+
+
+def _tested(row: ProbeRow) -> tuple[str, float | None]:
+    """Return the name and the value by which a row is tested: q, or p where nothing was adjusted."""
+    return ("q", row.q) if is_finite(row.q) else ("p", row.p)
+
+
+def _probe_numbers(row: ProbeRow, side: str, group: str | None, layers: int) -> str:
+    text = f"held-out {metric_name(row.metric)} = {interval(row.score, row.score_low, row.score_high)}"
+    if row.chance != 0:
+        text += f", chance {number(row.chance)}"
+    text += {"below": ", below chance", "missing": ", without an interval"}.get(side, "")
+    basis = f"{row.n} rows taken as independent"
+    if group is not None:
+        basis = f"{row.n_groups} {groups_word(group, row.n_groups)}"
+    return f"{text} ({basis}{f'; best supported of {layers} layers' if layers > 1 else ''})"
+
+
+def _controls(row: ProbeRow) -> str:
+    """Return the controls that reach the interval (or the score, without an interval) in words; empty without any."""
+    bound = min(row.score, row.score_low) if is_finite(row.score_low) else row.score
+    top = max(row.score, row.score_high) if is_finite(row.score_high) else row.score
+    named = (
+        ("randomly initialised network", row.score_random_network),
+        ("pixel statistics", row.score_pixels),
+    )
+    reached = {name: as_float(score) for name, score in named if is_finite(score) and as_float(score) >= bound}
+    if len(reached) == 2:
+        network, pixels = map(number, reached.values())
+        return (
+            f"A randomly initialised network ({network}) and simple pixel statistics ({pixels}) do as well or better, "
+            "so this says little about the network"
+        )
+    for name, score in reached.items():
+        how = f"{'better' if score > top else 'about as well'} ({number(score)})"
+        if name == "pixel statistics":
+            return f"Simple pixel statistics do {how}, so this says little about the network"
+        return f"A randomly initialised network does {how}, so training need not be the reason"
+    return ""
+
+
+def _conditions(row: ProbeRow) -> Iterator[str]:
+    """Give the further analyses that were requested and that do not support the score."""
+    if is_finite(row.score_adjusted) and side_of(
+        row.score_adjusted, row.score_adjusted_low, row.score_adjusted_high
+    ) not in ("above", "missing"):
+        size = interval(row.score_adjusted, row.score_adjusted_low, row.score_adjusted_high)
+        yield f"Adjusted for {', '.join(row.adjusted_for)} it is open (partial R² = {size})"
+    if is_finite(row.score_leave_out) and as_float(row.score_leave_out) <= row.chance:
+        yield f"With each {row.leave_out} held out in turn it is not above chance ({number(row.score_leave_out)})"
+
+
+def _odd_fit(row: ProbeRow, group: str | None) -> str:
+    """Return what to know of a training fit below the random split or the held-out score, or of a high random split."""
+    fit, mixed = row.score_in_sample, as_float(row.score_patchwise) if group is not None else math.nan
+    if is_finite(fit) and fit < mixed:
+        return (
+            f"The training fit ({number(fit)}) is below the random split ({number(mixed)}), which may only recognise "
+            f"{groups_word(group)}"
+        )
+    if is_finite(fit) and fit < row.score:
+        return f"The training fit ({number(fit)}) is below the held-out score; compare the penalties (alpha)"
+    if is_finite(row.score_high) and mixed > max(row.score_high, row.score):
+        return f"A random split ({groups_word(group)} mixed) would give {number(mixed)}"
+    return ""
+
+
+# --- guide -------------------------------------------------------------------------------------------------------
 
 
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:
-    """Return the sentences of a guide record: concepts, then leakage, then the main task per split."""
+    """Return the verdicts of a guide record: concepts, then leakage, then the main task, then what did not change."""
     said: dict[str, list[Verdict]] = {"encouraged": [], "discouraged": [], "main task": []}
     pooled = {_place(d): d for d in record.differences if d.metric == "auc"}
+    unchanged: list[Difference] = []
     for d in record.differences:
         if d.metric.startswith("auc_within_") and _place(d) in pooled and _same(d, pooled[_place(d)]):
-            continue  # of a split with one center alone: it would be said twice
-        said[difference_kind(d)].append(_difference_verdict(d, record))
-    none = [] if record.differences else [Verdict(text="No paired difference between runs was recorded.", tone="open")]
-    return said["encouraged"] + _leakage_verdicts(record) + said["discouraged"] + said["main task"] + none
+            continue  # a split with one center would be reported twice
+        if side_of(d.mean, d.low, d.high) == "covers":
+            unchanged.append(d)
+        else:
+            said[difference_kind(d)].append(_difference_verdict(d, record))
+    if not record.differences:
+        said["main task"].append(Verdict(text="No paired difference between runs was recorded.", mark="open"))
+    order = [*said["encouraged"], *_leakage_verdicts(record), *said["discouraged"], *said["main task"]]
+    return order + ([_unchanged(unchanged, record)] if unchanged else [])
 
 
 def _place(d: Difference) -> tuple[str, str, str]:
@@ -146,86 +208,114 @@ def _same(d: Difference, other: Difference) -> bool:
     return all(math.isclose(a, b, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b)) for a, b in pairs)
 
 
-def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
-    guiding = "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
+def difference_mark(d: Difference, group: str | None) -> Mark:
+    """Return what a paired difference shows by its interval."""
+    few = are_few(d.n_groups, group)
+    return mark_of(side_of(d.mean, d.low, d.high), None, few=few, sought=("above", "below"))
+
+
+def _what(d: Difference) -> str:
     reader, concept = read_by(d)
-    names = (d.against, d.run)
-    if reader == "probe":
-        what = f"the held-out probe score of {concept} on {d.split}"
-        levels = [over_seeds(record, name, lambda r: r.concepts, concept, "probe")[0] for name in names]
-    elif reader:
-        what = f"what a fresh {READERS[reader]} reads of {concept} on {d.split}"
-        levels = [over_seeds(record, name, lambda r: r.leakage, concept, reader)[0] for name in names]
-    else:
-        what = f"the {metric_name(d.metric)} on {d.split}"
-        levels = [over_seeds(record, name, lambda r: r.metrics, d.split, d.metric)[0] for name in names]
+    what = f"{READERS[reader]} score of {concept}" if reader else metric_name(d.metric)
+    return f"{what} on {d.split}"
+
+
+def _guiding(d: Difference) -> str:
+    return "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
+
+
+def _unchanged(differences: Sequence[Difference], record: GuideRecord) -> Verdict:
+    """Return all results whose interval covers 0 in one line."""
+    runs = {(d.run, d.against) for d in record.differences}
+    kinds = ("encouraged", "discouraged", "main task")
+    differences = sorted(differences, key=lambda d: kinds.index(difference_kind(d)))
+    counts = sorted({d.n_groups for d in differences})
+    basis = f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} {groups_word(record.group, counts[-1])}"
+    parts = [
+        f"{_what(d)}{f' ({d.run})' if len(runs) > 1 else ''} {interval(d.mean, d.low, d.high, signed=True)}"
+        for d in differences
+    ]
+    results = "1 result" if len(parts) == 1 else f"{len(parts)} results"
+    return Verdict(text=f"No clear change in {results} ({basis}): {'; '.join(parts)}.", mark="open")
+
+
+def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
+    guiding, what = _guiding(d), f"the {_what(d)}"
     if not is_finite(d.mean):
-        return Verdict(text=f"How {guiding} changed {what} could not be measured.", tone="open")
-    # The levels rest on all rows, the paired difference on those that both runs have: where the two disagree in sign,
+        return Verdict(text=f"How {guiding} changed {what} could not be measured.", mark="open")
+    side, mark = side_of(d.mean, d.low, d.high), difference_mark(d, record.group)
+    basis = f"{d.n_groups} {groups_word(record.group, d.n_groups)}"
+    size = interval(d.mean, d.low, d.high, signed=True)
+    if side == "missing":
+        size = number(d.mean, signed=True)
+        return Verdict(text=f"Open whether {guiding} changed {what}: {size}, without an interval.", mark="open")
+    verb, sign = ("raised", 1.0) if side == "above" else ("lowered", -1.0)
+    if mark == "open":
+        text = _sentences(f"Open whether {guiding} {verb} {what}: {size}", [few_words(d.n_groups, record.group)])
+        return Verdict(text=text, mark=mark)
+    levels = [_level(d, record, name) for name in (d.against, d.run)]
+    # The levels use all rows, the paired difference those that both runs have: where the two disagree in sign,
     # both in one sentence would contradict each other; the tables show them apart.
     agree = (levels[1] - levels[0]) * d.mean > 0
     moved = f", from {number(levels[0])} to {number(levels[1])}" if agree else ""
-    over = f" ({_how_many(d.n_groups, record.group)})."
-    if not (is_finite(d.low) and is_finite(d.high)):
-        size = number(d.mean, signed=True)
-        return Verdict(
-            text=f"{_upper(guiding)} moved {what} by {size}{moved}, without an interval to judge by.", tone="open"
-        )
-    if d.low <= 0 <= d.high:
-        size = interval(d.mean, d.low, d.high, signed=True)
-        text = f"{_upper(guiding)} did not clearly change {what}: {size}, the interval covers 0{over}"
-        return Verdict(text=text, tone="open")
-    verb, sign = ("raised", 1.0) if d.mean > 0 else ("lowered", -1.0)
-    ends = sorted((sign * d.low, sign * d.high))
-    text = f"{_upper(guiding)} {verb} {what} by {interval(sign * d.mean, *ends)}{moved}{over}"
-    return Verdict(text=text, tone="open" if _are_few(d.n_groups, record.group) else "clear")
+    subject = "Guiding" if guiding == "guiding" else guiding
+    by = interval(sign * d.mean, *sorted((sign * d.low, sign * d.high)))
+    return Verdict(text=f"{subject} {verb} {what} by {by}{moved} ({basis}).", mark=mark)
 
 
-def _upper(text: str) -> str:
-    """Return ``text`` with a capital when it is our word, and as it is when it is a run's name."""
-    return "Guiding" if text == "guiding" else text
+def _level(d: Difference, record: GuideRecord, name: str) -> float:
+    """Return the mean over seeds of what a difference is about, for one of its runs."""
+    reader, concept = read_by(d)
+    if reader == "probe":
+        return over_seeds(record, name, lambda r: r.concepts, concept, "probe")[0]
+    if reader:
+        return over_seeds(record, name, lambda r: r.leakage, concept, reader)[0]
+    return over_seeds(record, name, lambda r: r.metrics, d.split, d.metric)[0]
 
 
 def _leakage_verdicts(record: GuideRecord) -> list[Verdict]:
-    reference = reference_run(record)
     compared = compared_runs(record) or run_names(record)
-    out = []
-    for concept in record.discourage:
-        for name in compared:
-            linear, mlp, chance = _leakage(record, name, concept)
-            network = "the guided network" if name == "guided" else f"the network of {name}"
-            if not (is_finite(linear) or is_finite(mlp)) or not is_finite(chance):
-                out.append(Verdict(text=f"What is left of {concept} in {network} was not measured.", tone="open"))
-                continue
-            best = max(v for v in (linear, mlp) if is_finite(v))
-            readable = best > chance + READABLE_ABOVE_CHANCE
-            # chance is 0 for R² alone: a class-wise measure of k classes has 1/k
-            measure = "R²" if chance == 0 else "balanced accuracy"
-            state = "is still readable from" if readable else "is near chance in"
-            text = f"{concept} {state} {network}: {measure} {number(linear)} linear, {number(mlp)} MLP"
-            text += f", chance {'0' if chance == 0 else number(chance)}"
-            before = [v for v in _leakage(record, reference or "", concept)[:2] if is_finite(v)]
-            if name != reference and before:
-                text += f" ({reference} {number(max(before))})"
-            words, tone = _leakage_basis(record, name, concept, readable)
-            out.append(Verdict(text=f"{text}; {words}.", tone=tone))
-    return out
+    return [_leakage_verdict(record, name, concept) for concept in record.discourage for name in compared]
 
 
-def _leakage_basis(record: GuideRecord, name: str, concept: str, readable: bool) -> tuple[str, str]:
-    """Return the bound that decided and the number of patients behind it, and the tone that these allow."""
-    side = "above" if readable else "within"
-    bound = f"{side} the bound of {READABLE_ABOVE_CHANCE:g} {'over' if readable else 'of'} chance"
+def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
+    linear, mlp, chance = _leakage(record, name, concept)
+    network = "the guided network" if name == "guided" else f"the network of {name}"
+    if not (is_finite(linear) or is_finite(mlp)) or not is_finite(chance):
+        return Verdict(text=f"What is left of {concept} in {network} was not measured.", mark="open")
+    scores = {"linear": linear, "MLP": mlp}
+    decodable = max(v for v in scores.values() if is_finite(v)) > chance + READABLE_ABOVE_CHANCE
+    # chance is 0 for R² only: a class-wise measure of k classes has 1/k
+    text = f"{'R²' if chance == 0 else 'balanced accuracy'} = "
+    text += ", ".join(f"{number(v)} ({probe} probe)" for probe, v in scores.items() if is_finite(v))
+    text += f", chance {'0' if chance == 0 else number(chance)}"
+    reference = reference_run(record)
+    before = [v for v in _leakage(record, reference or "", concept)[:2] if is_finite(v)]
+    if name != reference and before:
+        text += f"; {reference} {number(max(before))}"
+    n_groups = _leakage_groups(record, name, concept)
+    few = n_groups is None or (record.group is not None and n_groups < FEW_FOR_LEAKAGE)
+    counted = f"{n_groups} {groups_word(record.group, n_groups)}" if n_groups is not None else ""
+    text += f" ({counted or f'number of {groups_word(record.group)} not recorded'})"
+    if not decodable:
+        answer = f"{concept} is not shown to be decodable from {network}: {text}"
+        return Verdict(text=f"{answer}. This does not prove that it is gone.", mark="open")
+    if few:
+        why = f"{counted} are too few to tell" if counted else "Scores without an interval settle nothing"
+        return Verdict(text=f"Open whether {concept} is still decodable from {network}: {text}. {why}.", mark="open")
+    answer = f"{concept} is still decodable from {network}: {text}"
+    return Verdict(
+        text=f"{answer}. These scores have no interval; conceptkit audit gives one and a test.", mark="associated"
+    )
+
+
+def _leakage_groups(record: GuideRecord, name: str, concept: str) -> int | None:
     counts = [
         d.n_groups
         for d in record.differences
         if name in (d.run, d.against) and read_by(d) in (("linear", concept), ("mlp", concept))
     ]
-    if not counts:
-        return f"{bound}, number of {groups_word(record.group)} not recorded", "open"
-    few = record.group is not None and min(counts) < FEW_FOR_LEAKAGE
-    words = f"{min(counts)} {groups_word(record.group, min(counts))}"
-    return f"{bound}, {f'only {words}' if few else words}", "open" if few else "clear"
+    return min(counts, default=None)
 
 
 def _leakage(record: GuideRecord, name: str, concept: str) -> tuple[float, float, float]:

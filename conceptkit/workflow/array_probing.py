@@ -159,6 +159,16 @@ def probe_arrays(
         settings={
             "command": "probe_arrays",
             "layers": list(features),
+            "layer": layer,
+            "groups": groups is not None,
+            "ids": ids is not None,
+            "categorical": list(categorical),
+            "baseline_features": [
+                name for name, there in (("pixels", pixels), ("random_network", random)) if _given(there)
+            ],
+            "leave_out": leave_out is not None,
+            "repeat": list(repeat or {}),
+            "random_state": random_state,
             "concepts": list(named),
             "folds": folds,
             "alphas": asked.alphas.tolist(),
@@ -174,6 +184,10 @@ def probe_arrays(
         versions=versions(),
         rows=rows,
     )
+
+
+def _given(baseline: Any) -> bool:
+    return baseline is not None and len(baseline) > 0
 
 
 def _features(argument: str, given: ArrayLike) -> NDArray[Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice, check_distinct, near_names
-from conceptkit.decoding import Pixels
 from conceptkit.patches import PatchTable
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
+from conceptkit.workflow.attribution_maps import ImageReader, MapDrawer
 from conceptkit.workflow.context import center_column, names_kept, placed_in, write_context
 from conceptkit.workflow.opening import (
     Progress,
@@ -31,8 +31,6 @@ from conceptkit.workflow.opening import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from conceptkit.attribution.analysis import Analysis, Found
     from conceptkit.attribution.directions import Fitted
     from conceptkit.attribution.outputs import Output
@@ -151,7 +149,7 @@ def run_attribute(
 
     backbone = open_model(meant.model, meant.weights, seed=seed)
     notes = [*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes]
-    images = _Images(data, backbone, where, batch_size)
+    images = ImageReader(data, backbone, where, batch_size)
     few = images.of(rows[:2])
     with ieee_float32():
         backbone.module.to(where)
@@ -160,7 +158,7 @@ def run_attribute(
         for layer in own.values():
             for output in outputs:
                 check_layer(backbone.module, layer, output, few)
-        drawn = _Drawn(folder=folder, maps=maps, pool=pool, units=meant.units)
+        drawn = MapDrawer(folder=folder, maps=maps, pool=pool, units=meant.units)
         found: list[AttributeRow] = []
         moved: list[Moved] = []
         for layer, dotted in own.items():
@@ -214,7 +212,7 @@ def run_attribute(
                 }
                 found += [_row(analysis, one, outputs, common) for one in analysis.found]
                 moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
-                drawn.draw(backbone, dotted, layer, analysis.fitted, X[at], images, groups)
+                drawn.draw(backbone, dotted, layer, analysis, X[at], images, groups)
             if progress is not None:
                 progress(f"concepts at {layer}", len(asked), len(asked))
     backbone.module.cpu()
@@ -229,6 +227,8 @@ def run_attribute(
             "model": meant.model,
             "weights": backbone.weights,
             "weights_sha256": backbone.fingerprint(),
+            "group": meant.group,
+            "categorical": list(categorical),
             "layers": layers,
             "concepts": concepts,
             "targets": [output.name for output in outputs],
@@ -242,6 +242,7 @@ def run_attribute(
             "permutations": permutations,
             "maps": maps,
             "seed": seed,
+            "device": str(where),
             "batch_size": batch_size,
         },
         versions=versions(),
@@ -310,28 +311,6 @@ def _among(labels: NDArray[Any], wanted: Sequence[str] | None, column: str) -> d
     return {name: sets[name] for name in wanted}
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images of the table, as the network wants them."""
-
-    data: PatchTable
-    backbone: Backbone
-    where: Any
-    batch_size: int
-
-    def pixels(self, rows: NDArray[np.intp]) -> Pixels:
-        from conceptkit.models.activations import read_pixels
-
-        return read_pixels(self.data, rows)
-
-    def of(self, rows: NDArray[np.intp]) -> Tensor:
-        return self.backbone.preprocessing(self.pixels(rows), self.where)
-
-    def batches(self, rows: NDArray[np.intp]) -> Iterator[Tensor]:
-        for start in range(0, len(rows), self.batch_size):
-            yield self.of(rows[start : start + self.batch_size])
-
-
 def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapping[str, Any]) -> AttributeRow:
     fitted, target = analysis.fitted, analysis.fitted.target
     continuous = target.kind == "continuous"
@@ -342,11 +321,11 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
     mean = one.scores["mean"].value
     if mean * one.per_unit < 0:
         notes.append(
-            "The output falls along the vector and rises along the pattern, or the other way round: the vector holds "
-            "what cancels noise, and its sign says nothing of the concept here."
+            "The output changes in opposite directions along the vector and along the pattern: the vector also cancels "
+            "noise, so its sign does not describe the concept here."
         )
     if one.zero_gradients:
-        notes.append(f"At {one.zero_gradients} of {one.n} images the output does not change with the layer at all.")
+        notes.append(f"At {one.zero_gradients} of {one.n} images the output does not depend on the layer.")
     return AttributeRow(
         **common,
         concept=target.name,
@@ -359,6 +338,10 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
         n_fit=len(target.y),
         metric=target.metric,
         score=analysis.score,
+        score_low=analysis.score_low,
+        score_high=analysis.score_high,
+        chance=target.chance,
+        same_derivative=one.same_derivative,
         per_unit=one.per_unit,
         per_unit_low=low,
         per_unit_high=high,
@@ -417,7 +400,7 @@ def _moved(
     pool: str,
     fitted: Fitted,
     outputs: Sequence[Output],
-    images: _Images,
+    images: ImageReader,
     seed: int,
 ) -> Iterator[Moved]:
     """Move the activations of some images along the pattern and watch."""
@@ -440,70 +423,3 @@ def _moved(
             steps=SIZES,
             outputs=move_along(backbone.module, layout, batches, _step(fitted, column), SIZES, look),
         )
-
-
-class _Drawn:
-    """The pictures of a run, drawn as the work goes and written at its end."""
-
-    def __init__(self, *, folder: Path, maps: int, pool: str, units: Mapping[str, str]) -> None:
-        self.names: list[str] = []
-        self._folder, self._maps, self._pool, self._units = folder, maps, pool, units
-        self._files: list[bytes] = []
-
-    def draw(
-        self,
-        backbone: Backbone,
-        dotted: str,
-        layer: str,
-        fitted: Fitted,
-        X: NDArray[np.float64],
-        images: _Images,
-        groups: NDArray[Any] | None,
-    ) -> None:
-        """Draw where the patches that show a concept most and least show it; nothing for a layer without positions."""
-        from conceptkit.attribution.maps import concept_maps, extremes
-        from conceptkit.report.concept_maps import Shown, contact_sheet
-        from conceptkit.report.drawing import to_bytes
-
-        if not self._maps or self._pool != "gap":
-            return
-        target = fitted.target
-        reading = X @ fitted.found.vectors + fitted.intercepts
-        for column, name in enumerate(fitted.classes):
-            ends = extremes(reading[:, column], None if groups is None else groups[target.rows], self._maps)
-            chosen = np.concatenate(ends)
-            batches = images.batches(target.rows[chosen])
-            vector = fitted.found.vectors[:, [column]], fitted.intercepts[[column]]
-            try:
-                found = np.concatenate(concept_maps(backbone.module, dotted, batches, *vector))[:, 0]
-            except InputError:
-                return
-            pixels = images.pixels(target.rows[chosen])
-            measured = [f"{target.y[i]:.4g}" if name is None else target.classes[int(target.y[i])] for i in chosen]
-            shown = [
-                Shown(
-                    name=images.data.patch_ids[int(target.rows[i])],
-                    pixels=pixels[k],
-                    map=found[k],
-                    read=float(reading[i, column]),
-                    measured=measured[k],
-                )
-                for k, i in enumerate(chosen)
-            ]
-            drawing = contact_sheet(
-                shown[: len(ends[0])],
-                shown[len(ends[0]) :],
-                concept=target.name if name is None else f"{target.name}: {name}",
-                layer=layer,
-                unit=self._units.get(target.name, "") if name is None else "log-odds",
-                level=float(np.median(reading[:, column])),
-                number=len(self.names) + 1,
-            )
-            self.names.append(f"{drawing.name}.png")
-            self._files.append(to_bytes(drawing.figure, kind="png", dpi=110))
-
-    def save(self) -> None:
-        """Write the pictures into the run folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(self.names, self._files, strict=True):
-            (self._folder / name).write_bytes(content)

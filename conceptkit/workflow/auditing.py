@@ -14,7 +14,7 @@ from conceptkit._checks import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.patches import PatchTable
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
-from conceptkit.report.verdicts import SIGNIFICANT
+from conceptkit.report.judging import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import center_column, placed_in
@@ -90,6 +90,7 @@ def run_audit(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
+    from conceptkit.models.inference import choose_device
     from conceptkit.probe.permutation import level_of
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations, make_target
@@ -202,6 +203,8 @@ def run_audit(
             "table": meant.table.name,
             "checkpoint": str(checkpoint),
             "weights_sha256": backbone.fingerprint(),
+            "group": meant.group,
+            "categorical": list(categorical),
             "concept": concept,
             "layers": list(places),
             "split": split or ALL,
@@ -209,6 +212,8 @@ def run_audit(
             "folds": folds,
             "permutations": permutations,
             "seed": seed,
+            "device": str(choose_device(device)),
+            "batch_size": batch_size,
         },
         versions=versions(),
         folder=folder,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,7 @@ def write_grid_record(
     notes: Sequence[str],
     affinity: bool,
     protocol: str,
+    given: Mapping[str, Any],
     progress: Progress | None,
 ) -> GridRecord:
     """Make the record of all runs that are there, and write it with what its report shows.
@@ -50,6 +51,7 @@ def write_grid_record(
     failed : run → why it failed; what is computed from a failed run is added
     notes : what has to be said beside what the bench and the splits say
     affinity, protocol : as for :func:`conceptkit.run_grid`
+    given : further options of that function, for the settings
     """
     from conceptkit.guide.reading import paired_differences
     from conceptkit.report.drawing import to_bytes
@@ -92,6 +94,11 @@ def write_grid_record(
             "folds": spec.folds,
             "within": list(reading.strata),
             "protocol": protocol,
+            "affinity": affinity,
+            "group": meant.group,
+            "categorical": list(spec.categorical),
+            "device": spec.device,
+            **given,
             "rows": {name: len(rows) for name, rows in plan.rows.items()},
             "groups": {name: len(np.unique(plan.groups[rows])) for name, rows in plan.rows.items()},
             "recipe": spec.recipe,

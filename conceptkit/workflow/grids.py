@@ -144,6 +144,15 @@ def run_grid(
                 notes=notes,
                 affinity=affinity,
                 protocol=protocol,
+                given={
+                    "weightings": None if weightings is None else list(weightings),
+                    "controls": controls,
+                    "noise": list(noise),
+                    "fraction": list(fraction),
+                    "encourage": [wish.name for wish in asked.wishes if not wish.discouraged],
+                    "discourage": [wish.name for wish in asked.wishes if wish.discouraged],
+                    "engine": dataclasses.asdict(engine or Engine()),
+                },
                 progress=progress,
             )
             remove_cache(folder)

@@ -30,6 +30,11 @@ class Wish(NamedTuple):
     """Whose output the head reads; ``None`` for the trunk's end"""
     discouraged: bool
 
+    @property
+    def name(self) -> str:
+        """Return the concept as an option names it, such as ``count@mixed5``."""
+        return self.concept if self.layer is None else f"{self.concept}@{self.layer}"
+
 
 @dataclass(frozen=True)
 class Setup:

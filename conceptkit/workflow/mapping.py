@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,14 @@ from conceptkit._checks import InputError, check_place
 from conceptkit._files import replacing
 from conceptkit.image_files import read_rgb
 from conceptkit.patches import PatchTable
+from conceptkit.records import GridRecord, GuideRecord, load_record
+from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
+from conceptkit.report.wording import as_float, is_finite, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from conceptkit.models.guided import Task
     from conceptkit.report.slide_maps import Place
 
 WHOLES = ("slide", "image")
@@ -47,6 +52,51 @@ def check_maps(data: PatchTable, folder: Path) -> str:
     return whole
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out score of one prediction."""
+
+    text: str
+    above_chance: bool
+
+
+PREDICTED = "_predicted"
+"""End of the name of a column that holds a predicted concept"""
+
+UNKNOWN = HeldOut("held-out score unknown", above_chance=True)
+"""Where no record lies beside the checkpoint: nothing is known against the prediction"""
+
+
+def held_out_scores(checkpoint: Path, tasks: Sequence[Task]) -> dict[str, HeldOut]:
+    """Return column of the predictions → its held-out score, from the record of the run that wrote the checkpoint.
+
+    Empty where the checkpoint does not lie in its run folder.
+    """
+    from conceptkit.models.guided import MAIN
+
+    try:
+        record = load_record(checkpoint.resolve().parents[1])
+    except (InputError, OSError, IndexError):
+        return {}
+    if not isinstance(record, GuideRecord | GridRecord):
+        return {}
+    run = next((run for run in record.runs if Path(run.checkpoint).name == checkpoint.resolve().name), None)
+    if run is None:
+        return {}
+    found: dict[str, HeldOut] = {}
+    for task in tasks:
+        if task.name == MAIN:
+            value = run.metrics.get(record.evaluated_on, run.metrics.get("overall", {})).get("auc")
+            columns, measure, chance = [f"probability_{name}" for name in task.classes], "AUC", 0.5
+        else:
+            value, columns = run.concepts.get(task.name, {}).get("head"), [task.name + PREDICTED]
+            measure, chance = ("balanced accuracy", 1 / len(task.classes)) if task.classes else ("R²", 0.0)
+        if is_finite(value):
+            text = f"held-out {measure} = {number(value)} ({record.evaluated_on})"
+            found |= dict.fromkeys(columns, HeldOut(text, as_float(value) > chance + READABLE_ABOVE_CHANCE))
+    return found
+
+
 def write_maps(
     frame: pd.DataFrame,
     data: PatchTable,
@@ -54,6 +104,7 @@ def write_maps(
     folder: Path,
     *,
     units: Mapping[str, str] | None = None,
+    scores: Mapping[str, HeldOut] | None = None,
 ) -> list[Path]:
     """Draw every slide's predictions and return the pictures' paths; rows without a place are left out.
 
@@ -63,6 +114,7 @@ def write_maps(
     predicted : columns of it that are drawn
     folder : of the pictures, one per slide, named after it
     units : of concepts
+    scores : held-out scores of the predictions, as far as they are known
     """
     from conceptkit.report.drawing import to_bytes
     from conceptkit.report.slide_maps import MapLayer, slide_map
@@ -89,6 +141,8 @@ def write_maps(
                 name=_title(name),
                 values=frame[name].to_numpy()[at],
                 unit=(units or {}).get(name, ""),
+                score=(scores or {}).get(name, UNKNOWN).text,
+                established=(scores or {}).get(name, UNKNOWN).above_chance,
                 **(
                     {"classes": classes[name]}
                     if name in classes
@@ -109,7 +163,7 @@ def _title(name: str) -> str:
     probability = name.removeprefix("probability_")
     if probability != name:
         return f"probability of {probability}"
-    concept = name.removesuffix("_predicted")
+    concept = name.removesuffix(PREDICTED)
     return name if concept == name else f"{concept}, predicted"
 
 

@@ -14,9 +14,6 @@ from conceptkit.workflow.opening import Progress, find_study
 if TYPE_CHECKING:
     import pandas as pd
 
-PREDICTED = "_predicted"
-"""What the name of a concept's column ends in: a prediction is never taken for a measurement"""
-
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
 
@@ -65,7 +62,7 @@ def predict(
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.pathology.measuring import check_out, write_table
-    from conceptkit.workflow.mapping import check_maps, write_maps
+    from conceptkit.workflow.mapping import PREDICTED, check_maps, held_out_scores, write_maps
 
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
@@ -116,5 +113,6 @@ def predict(
     if maps is not None:
         predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
         units = {name + PREDICTED: unit for name, unit in study.units.items()}
-        write_maps(frame, data, predicted, Path(maps), units=units)
+        scores = held_out_scores(folder, model.tasks)
+        write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
     return frame

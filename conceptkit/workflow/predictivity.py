@@ -112,6 +112,8 @@ def run_predictivity(
         settings={
             "command": "predictivity",
             "table": meant.table.name,
+            "group": meant.group,
+            "categorical": list(categorical),
             "label": meant.label,
             "concepts": list(concepts),
             "alone": list(alone),

@@ -138,7 +138,7 @@ def run_probe(
     check_protocol(protocol, adjust, leave_out)
     check_at_least("permutations", permutations, 0)
     check_at_least("seed", seed, 0)
-    choose_device(device)
+    where = choose_device(device)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "probe")
     store = None if features is None else open_own_store(features)
@@ -271,6 +271,9 @@ def run_probe(
             "model": LAYER if own else meant.model if store is None else name,
             "weights": made_by,
             "weights_sha256": digest,
+            "features": None if features is None else Path(features).name,
+            "group": meant.group,
+            "categorical": list(categorical),
             "layers": layers,
             "concepts": concepts,
             "split": split,
@@ -285,6 +288,7 @@ def run_probe(
             "repeat": dict(repeat or {}),
             "protocol": protocol,
             "seed": seed,
+            "device": str(where),
             "batch_size": batch_size,
             "n_resamples": N_RESAMPLES,
         },
