@@ -24,6 +24,7 @@ ROOMS = (
         "evaluate",
         "decoding",
         "file_matrix",
+        "table_reading",
         "patches",
         "store_files",
         "stores",
