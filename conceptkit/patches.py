@@ -158,8 +158,8 @@ class PatchTable:
         kind = self.kind(name)
         if name not in self.kinds and are_dates(column):
             raise InputError(
-                f"concept: {name} holds dates, which are neither numbers nor classes; write a number, such as days since "
-                f"the first, or take them as classes with --categorical {name}."
+                f"concept: {name} holds dates, which are neither numbers nor classes; write a number, such as days "
+                f"since the first, or take them as classes with --categorical {name}."
             )
         if kind == "continuous":
             try:

@@ -40,10 +40,11 @@ _INDEX = re.compile(r"|Unnamed: ?\d+(\.\d+)*|__index_level_\d+__")
 
 _ID = re.compile(r"(?i:(?:.*[_ .-])?(?:uu|gu)?id)|.*[a-z]I[dD]")
 
-_COORDINATE_WORDS = frozenset(
-    "px pix pixel pixels um µm μm mm coord coords coordinate pos position center centre centroid tile patch level level0 "
-    "start end min max grid slide wsi origin offset index idx 0 1".split()
+_COORDINATE_WORDS = re.compile(
+    "p(i)?x(els?)?|[uµμm]m|coord(inate)?s?|pos(ition)?|cent(er|re|roid)|tile|patch|level0?|start|end|min|max|grid|slide|wsi|"
+    "origin|offset|index|idx|[01]"
 )
+"""What may stand beside x in the name of a coordinate"""
 _AXES = {"x": "xy", "y": "xy", "row": "rows", "col": "rows", "column": "rows"}
 
 
@@ -109,10 +110,13 @@ def _read_parquet(path: Path) -> pd.DataFrame:
             pyarrow.array(column).validate(full=True)
         elif column.dtype == object:
             column = _of_objects(name, column)
-        elif column.dtype == np.float64 and pyarrow.types.is_integer(types.get(str(name), pyarrow.null())):
-            if (column.abs() >= 2**53).any():  # a float, which pandas makes of integers with gaps, would merge ids
-                whole = pyarrow.parquet.read_table(path, columns=[str(name)]).column(0)
-                column = whole.to_pandas(types_mapper={whole.type: pd.Int64Dtype()}.get)
+        elif (
+            column.dtype == np.float64
+            and pyarrow.types.is_integer(types.get(str(name), pyarrow.null()))
+            and (column.abs() >= 2**53).any()
+        ):  # pandas makes floats of integers with gaps, which would merge ids
+            whole = pyarrow.parquet.read_table(path, columns=[str(name)]).column(0)
+            column = whole.to_pandas(types_mapper={whole.type: pd.Int64Dtype()}.get)
         columns[place] = column
     return pd.DataFrame(columns).set_axis([_name(name) for name in frame.columns], axis=1)
 
@@ -252,7 +256,7 @@ def _coordinates(names: Iterable[str]) -> set[str]:
         words = re.findall(r"\w+", spaced)
         axis = [word for word in words if word in _AXES]
         rest = tuple(word for word in words if word not in _AXES)
-        if len(axis) == 1 and _COORDINATE_WORDS.issuperset(rest):
+        if len(axis) == 1 and all(map(_COORDINATE_WORDS.fullmatch, rest)):
             axes.setdefault((_AXES[axis[0]], *rest), {})[name] = axis[0].replace("column", "col")
     return {name for pair in axes.values() if len(set(pair.values())) == 2 for name in pair}
 

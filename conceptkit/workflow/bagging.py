@@ -146,7 +146,8 @@ def run_bags(
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(bags.table, meant, plan, encouraged, discouraged, folds, within)
-    X, made_with = _features(data, meant, bags, plan, features, layer, batch_size, device, progress)
+    X, made_with, more = _features(data, meant, bags, plan, features, layer, batch_size, device, progress)
+    notes += more
     arms: dict[str, list[Task]] = {"baseline": tasks[:1], **({"guided": tasks} if wishes else {})}
     bench = _Bench(data, meant, bags, plan, reading, X, {**made_with, "by": by, "label_rule": bags.label_rule})
     shape = {"embedding": embedding, "hidden": hidden, "attention": attention}
@@ -219,18 +220,19 @@ def _features(
     batch_size: int,
     device: str,
     progress: Progress | None,
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the patches' features (n patches, d), those of no used bag left 0, and where they are from."""
+) -> tuple[NDArray[np.float32], dict[str, Any], tuple[str, ...]]:
+    """Return the patches' features (n patches, d), 0 where no bag is used, where they are from, and notes on them."""
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import open_model
     from conceptkit.probe.targets import check_activations
     from conceptkit.workflow.own_features import LAYER, has_own_features, read_features, with_features
 
     rows = np.sort(np.concatenate([bags.members[i] for i in plan.used]))
+    notes: tuple[str, ...] = ()
     if features is not None or has_own_features(data, meant.model):
         data = with_features(data, features) if features is not None else data
         given = read_features(data, rows)
-        values, name = given.X, LAYER
+        values, name, notes = given.X, LAYER, given.notes
         made_with: dict[str, Any] = {"model": LAYER, "layer": LAYER, "weights": given.name}
         made_with["weights_sha256"] = given.digest()
     else:
@@ -249,7 +251,7 @@ def _features(
     check_activations(values, name)
     everywhere = np.zeros((len(data), values.shape[1]), np.float32)
     everywhere[rows] = values
-    return everywhere, made_with
+    return everywhere, made_with, notes
 
 
 class _Bench:

@@ -197,6 +197,7 @@ def run_probe(
         given = read_features(data, rows, away=cache_folder())
         name, made_by, digest = LAYER, given.name, given.digest()
         trained = {LAYER: given.X}
+        notes = (*notes, *given.notes)
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         notes = (*mark_notes(backbone), *notes)
