@@ -378,14 +378,14 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     # Beside pixels or features a column slide is only a name; beside patch_id it may be one.
     nameable = {"slide"} if "patch_id" in frame.columns else set()
     if location is None and "features" not in frame.columns and set(partial) - nameable:
-        lead = min(set(partial) - nameable)
-        raise InputError(_incomplete(frame.columns, lead))
+        raise InputError(_incomplete(frame.columns, min(set(partial) - nameable)))
     if "patch_id" not in frame.columns:
         if location is None and not {"row", "x"} & set(frame.columns):
             raise InputError(
                 f"table: {path} needs a column patch_id, or one of {', '.join(LOCATIONS)} to build it from."
             )
-        leading = ("slide", "features", "row") if location is None else LOCATIONS[location]
+        lead = location or next(iter(partial), None)
+        leading = ("slide", "features", "row") if lead is None else LOCATIONS[lead]
         parts = [c for c in dict.fromkeys((*leading, "x", "y", "size")) if c in frame.columns]
         places = zip(*(frame[c] for c in parts), strict=True)
         frame = frame.assign(patch_id=["|".join("" if pd.isna(v) else label_of(v) for v in place) for place in places])

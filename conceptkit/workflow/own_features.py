@@ -173,8 +173,8 @@ def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
         same = np.flatnonzero((sample[here] == values[here, None]).all(axis=0))
         if len(same):
             yield (
-                f"Feature {same[0]} (counted from 0) equals the table's column {name} in every row: a score of {name} says "
-                "nothing about the other features; remove it from the file."
+                f"Feature {same[0]} (counted from 0) equals the table's column {name} in every row: a score of {name} "
+                "says nothing about the other features; remove it from the file."
             )
 
 
