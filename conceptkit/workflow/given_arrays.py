@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ def _frame(given: Any) -> Any:
     """Return a dataframe of another library as pandas' own, its types kept."""
     if isinstance(given, Mapping | np.ndarray | list | tuple) or _is_pandas(given, "DataFrame"):
         return given
-    if hasattr(given, "columns") or hasattr(given, "column_names"):
+    if hasattr(type(given), "columns") or hasattr(type(given), "column_names"):
         import pandas as pd
         import pyarrow
 
@@ -131,12 +131,19 @@ def _of_arrow(column: Any) -> pd.Series[Any]:
     import pandas as pd
     import pyarrow
 
-    dictionary = pyarrow.types.is_dictionary(column.type)  # categories
-    if pyarrow.types.is_string_view(column.type.value_type if dictionary else column.type):
+    if pyarrow.types.is_dictionary(column.type):  # categories
+        codes = [None if index is None else names[index] for names, index in _indices(column)]
+        return pd.Series(codes, dtype="category")
+    if pyarrow.types.is_string_view(column.type):
         column = column.cast(pyarrow.large_string())  # pandas takes no views
-    if dictionary:
-        return pd.Series(column.to_pandas()).astype("category")
     return pd.Series(pd.arrays.ArrowExtensionArray(column))  # type: ignore[attr-defined]
+
+
+def _indices(column: Any) -> Iterator[tuple[list[Any], int | None]]:
+    """Yield the categories and the number of a category of each row of an Arrow dictionary."""
+    for chunk in getattr(column, "chunks", [column]):
+        names = chunk.dictionary.to_pylist()
+        yield from ((names, index) for index in chunk.indices.to_pylist())
 
 
 def _array(argument: str, given: Any) -> NDArray[Any]:

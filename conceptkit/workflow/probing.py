@@ -30,6 +30,7 @@ from conceptkit.workflow.opening import (
 
 if TYPE_CHECKING:
     from conceptkit.models.backbones import Backbone
+    from conceptkit.probe.targets import Target
 
 RANDOM_NETWORKS = 3
 """Networks of random weights whose mean score is the control."""
@@ -98,7 +99,7 @@ def run_probe(
     from conceptkit.models.activations import read_activations
     from conceptkit.models.checkpoints import mark_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
-    from conceptkit.probe.targets import check_activations, make_target
+    from conceptkit.probe.targets import check_activations
     from conceptkit.workflow.own_features import (
         LAYER,
         chosen_layers,
@@ -139,22 +140,13 @@ def run_probe(
     check_distinct("concept", concepts)
     keep = split_rows(data, meant, split)
     groups = data.groups(meant.group)
-    targets = []
-    refused: dict[str, InputError] = {}
-    for name in concepts:
-        concept = data.concept(name)
-        missing: Any = np.nan if concept.kind == "continuous" else None
-        try:
-            targets.append(make_target(name, concept.kind, np.where(keep, concept.values, missing), groups))
-        except InputError as error:
-            if chosen:
-                raise
-            refused[name] = error
-    if refused and not targets:
-        raise next(iter(refused.values()))
-    concepts = [name for name in concepts if name not in refused]
-    notes = (*notes_on(meant, data, concepts), *(f"Left out, as nobody named it: {e}" for e in refused.values()))
+    targets, skipped = usable_targets(data, concepts, keep, groups, folds if protocol != "paper" else None)
+    concepts = [target.name for target in targets]
+    aside = (data.aside_note,) if data.aside_note and not chosen else ()
+    notes = (*notes_on(meant, data, concepts), *aside, *skipped)
     confounders = _confounders(data, adjust, concepts)
+    if own_adjusted := [name for name in confounders if name in concepts]:
+        notes = (*notes, f"Not adjusted for itself: {', '.join(own_adjusted)}.")
     held_out_column = None if leave_out is None else (leave_out, _text(data, "leave_out", leave_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
     if meant.model is None and features is None and not own:
@@ -280,6 +272,44 @@ def run_probe(
     return record
 
 
+def usable_targets(
+    data: PatchTable,
+    concepts: Sequence[str],
+    keep: NDArray[np.bool_],
+    groups: NDArray[Any] | None,
+    folds: int | None,
+) -> tuple[list[Target], list[str]]:
+    """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
+
+    Raises
+    ------
+    InputError
+        when there is no such column, or no concept can be probed
+    """
+    from conceptkit.probe.usable import usable_target
+
+    targets: list[Target] = []
+    notes: list[str] = []
+    refused: list[InputError] = []
+    for name in concepts:
+        concept = data.concept(name)
+        missing: Any = np.nan if concept.kind == "continuous" else None
+        try:
+            data.check_words(name)
+            if folds is None and concept.kind != "continuous":
+                raise InputError(f"protocol: paper is for continuous concepts, {name} is categorical.")
+            values = np.where(keep, concept.values, missing)
+            target, note = usable_target(name, concept.kind, values, groups, folds)
+        except InputError as error:
+            refused.append(error)
+        else:
+            targets.append(target)
+            notes += [note] if note else []
+    if not targets:
+        raise refused[0]
+    return targets, [*notes, *(f"Skipped: {error}" for error in refused)]
+
+
 def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return confounder → (n,) numbers, or text with ``None`` where missing; ``stain`` is every stain measure."""
     names: list[str] = []
@@ -298,8 +328,8 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
         check_distinct("adjust", names)
     for name in names:
         data.column("adjust", name)
-        if name in concepts:
-            raise InputError(f"adjust: {name} is probed itself; a concept cannot be adjusted for itself.")
+    if len(names) == 1 and list(concepts) == names:
+        raise InputError(f"adjust: {names[0]} is probed itself; a concept cannot be adjusted for itself.")
     return {name: data.concept(name).values for name in names}
 
 
