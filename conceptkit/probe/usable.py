@@ -34,7 +34,8 @@ def usable_target(
         lone = [label for label, n in held.items() if n < 2]
         if lone and len(labels) - len(lone) >= 2:
             skipped = np.isin(values.astype(str), lone)
-            values = np.where(skipped, None, values)
+            values = values.copy()
+            values[skipped] = None
             named = ", ".join(lone[:5]) + (" and others" if len(lone) > 5 else "")
             note = f"{name}: {int(skipped.sum())} rows skipped, as each of these classes is in one group only: {named}."
     target = make_target(name, kind, values, groups)
