@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import functools
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,16 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice, near_names
 from conceptkit.decoding import LOCATIONS, PLACE_COLUMNS, Pixels, content_digest, hexdigest, one_line, read_pixels
+from conceptkit.table_reading import (
+    NO_NUMBER,
+    are_dates,
+    check_spelling,
+    is_number,
+    label_of,
+    read_frame,
+    set_aside,
+    spelling_note,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,17 +46,17 @@ CATEGORICAL = ("center", "label", "split", "group", "patient")
 
 KINDS = ("continuous", "categorical")
 
-_TEXT = ("patch_id", "image", "slide", "h5", "features", "key", "mask", *CATEGORICAL)
-"""Columns read as text, so that patient 007 stays 007."""
-
 _FEW_CLASSES = 10
 """Up to so many whole numbers may well be classes."""
+
+_FIGURE = r"[<>≤≥~]?\s*[+-]?(?:\d[\d.,'’\s]*|\.\d+)(?:[eE][+-]?\d+)?\s*%?"
+"""A number as people write it: 3,5 or 1 234 or <0.1 or 35%"""
 
 _LONGEST_ID = 4096
 """Bytes of a patch_id: stores give every name the room of the longest"""
 
-_NO_NUMBER = ("na", "n/a", "nan", "null", "none")
-"""What stands for a missing number, in whatever case; in a column of text these are words like any other."""
+_ODD_WORDS = ("-", "--", "–", "?", ".")
+"""Words of a column of text that mostly stand for a missing value"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,10 @@ class PatchTable:
     """Concept → ``continuous`` or ``categorical``, where the user said so"""
     treatment: Treatment | None = None
     """What is done to the pixels of every row when they are read"""
+    aside: Mapping[str, str] = field(default_factory=dict)
+    """Column → what it holds (ids, coordinates, row numbers, dates), of those that are concepts only when named"""
+    notes: tuple[str, ...] = ()
+    """What was changed when the table was read"""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -96,13 +111,19 @@ class PatchTable:
     @functools.cached_property
     def location(self) -> str | None:
         """Return the leading column of the pixels' location, or ``None`` when the table has no pixels."""
-        columns = set(self.frame.columns)
-        return next((lead for lead, needed in LOCATIONS.items() if columns.issuperset(needed)), None)
+        return _location(self.frame.columns)
 
     @property
     def concept_names(self) -> list[str]:
         """Return the columns that are concepts by default, in the order of the table."""
-        return [str(c) for c in self.frame.columns if c not in RESERVED]
+        named = {*RESERVED, *self.aside} - {*self.kinds}
+        return [str(c) for c in self.frame.columns if c not in named and c not in RESERVED]
+
+    @property
+    def aside_note(self) -> str | None:
+        """Return a sentence on the columns that are concepts only when they are named."""
+        columns = [f"{name} ({what})" for name, what in self.aside.items() if name not in self.kinds]
+        return f"Skipped columns: {', '.join(columns)}. Name a column to use it as a concept." if columns else None
 
     def column(self, argument: str, name: str) -> pd.Series[Any]:
         """Return a column; raise :class:`InputError` with the near names when it is not there."""
@@ -135,15 +156,21 @@ class PatchTable:
         if name in _PLACES:
             raise InputError(f"concept: {name} says where a patch is or how it is used; it cannot be probed.")
         kind = self.kind(name)
+        if name not in self.kinds and are_dates(column):
+            raise InputError(
+                f"concept: {name} holds dates, which are neither numbers nor classes; write a number, such as days "
+                f"since the first, or take them as classes with --categorical {name}."
+            )
         if kind == "continuous":
             try:
                 return Concept(name, kind, column.to_numpy(dtype=np.float64, na_value=np.nan))
             except (ValueError, TypeError):
-                words = [v for v in column.dropna() if not _is_number(v)]
-                wrong = next((v for v in words if str(v).strip().lower() not in _NO_NUMBER), words[0])
+                words = [v for v in column.dropna() if not is_number(v)]
+                wrong = next((v for v in words if str(v).strip().lower() not in NO_NUMBER), words[0])
                 raise InputError(f"concept: {name} is declared continuous but holds {wrong!r}.") from None
         missing = column.isna().to_numpy()
-        values = np.array([None if m else _label(v) for v, m in zip(column, missing, strict=True)], dtype=object)
+        values = np.array([None if m else label_of(v) for v, m in zip(column, missing, strict=True)], dtype=object)
+        check_spelling("concept", name, values)
         return Concept(name, kind, values)
 
     def looks_categorical(self, name: str) -> str | None:
@@ -165,23 +192,23 @@ class PatchTable:
         if name in self.kinds or name in CATEGORICAL or self.kind(name) != "categorical":
             return
         words = column.dropna().astype("str").str.strip()
-        numbers = words[words.str.replace(",", ".").map(_is_number)]
-        if numbers.nunique() <= _FEW_CLASSES or len(numbers) <= len(words) / 2:
+        figures = words[words.str.fullmatch(_FIGURE)]
+        wrong = next((w for w in words if w.lower() not in NO_NUMBER and not is_number(w)), None)
+        if wrong is None or len(figures) <= len(words) / 2:  # a Parquet file may say that its numbers are text
             return
-        wrong = next((w for w in words if w.lower() not in _NO_NUMBER and not _is_number(w)), None)
-        if wrong is None:  # a Parquet file may say that its numbers are text
-            return
-        raise InputError(
-            f"concept: {name} holds {numbers.nunique()} different numbers but is text because of {wrong!r}; "
-            f"correct or empty such cells, or take the column as classes with --categorical {name}."
-        )
+        if figures.nunique() > _FEW_CLASSES or re.fullmatch(_FIGURE, wrong):
+            raise InputError(
+                f"concept: {name} holds {figures.nunique()} different numbers but is text because of {wrong!r}; "
+                f"correct or empty such cells, or take the column as classes with --categorical {name}."
+            )
 
     def looks_missing(self, name: str) -> str | None:
         """Return a sentence when a categorical column holds a word that other programs write for missing values."""
         if self.kind(name) != "categorical":
             return None
         words = self.frame[name].dropna().astype("str")
-        found = words[words.str.strip().str.lower().isin(_NO_NUMBER) & (words.str.lower() != "none")]
+        odd = NO_NUMBER if (words == "+").any() else (*NO_NUMBER, *_ODD_WORDS)
+        found = words[words.str.lower().isin(odd) & (words.str.lower() != "none")]
         if found.empty:
             return None
         return (
@@ -202,7 +229,13 @@ class PatchTable:
         column = self.column("group", name)
         if column.isna().any():
             raise InputError(f"group: every row needs a {name}, {int(column.isna().sum())} of {len(self)} have none.")
-        return np.array([_label(v) for v in column], dtype=object)
+        labels = np.array([label_of(v) for v in column], dtype=object)
+        check_spelling("group", name, labels)
+        return labels
+
+    def spelled_alike(self, name: str) -> str | None:
+        """Return a sentence when two values of a categorical column differ only in capitals or leading zeros."""
+        return spelling_note(name, self.frame[name].dropna().unique()) if self.kind(name) == "categorical" else None
 
     def select(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> PatchTable:
         """Return the table with some of its rows."""
@@ -229,6 +262,8 @@ class PatchTable:
         """
         location = self.location
         if location is None:
+            if "slide" in self.frame.columns:
+                raise InputError(_incomplete(self.frame.columns, "slide"))
             raise InputError(
                 f"table: needs one of the columns {', '.join(LOCATIONS)} to find pixels; "
                 f"it has {', '.join(map(str, self.frame.columns))}."
@@ -287,7 +322,8 @@ class PatchTable:
     def _places(self) -> Mapping[str, list[Any]]:
         """Return the columns that say where pixels are: a cell of a list is found a hundred times faster."""
         made = () if self.treatment is None else self.treatment.columns
-        wanted = ("patch_id", *LOCATIONS, *PLACE_COLUMNS, *made)
+        whole = self.location == "image" and "size" not in self.frame.columns
+        wanted = ("patch_id", *LOCATIONS, *(c for c in PLACE_COLUMNS if not (whole and c in ("x", "y"))), *made)
         return {name: self.frame[name].tolist() for name in wanted if name in self.frame.columns}
 
     def _cells(self, row: int) -> dict[str, Any]:
@@ -302,82 +338,57 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
     InputError
         when the file is missing or unreadable, a column stands twice, there are no rows, or a ``patch_id`` repeats
     """
-    import pandas as pd
-
     if path.is_dir():
         raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")
     if not path.is_file():
         raise InputError(f"table: there is no file {path}.")
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            import pyarrow
-
-            frame = pd.read_parquet(path)
-            names = [str(c) for c in frame.columns]
-            for _, values in frame.items():
-                if isinstance(values.dtype, pd.StringDtype):  # Arrow looks at its text only when it is asked for
-                    pyarrow.array(values).validate(full=True)
-            for column in dict.fromkeys(frame.columns):
-                cells = frame[column] if frame[column].dtype == object else ()
-                odd = next((v for v in cells if isinstance(v, bytes | list | dict | np.ndarray)), None)
-                if odd is not None:
-                    raise ValueError(f"column {column} holds {type(odd).__name__}, neither numbers nor text")
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                names = next((line for line in csv.reader(stream) if line), [])
-            separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
-            if separator is not None:
-                raise ValueError(f"cells must be separated by commas, got {separator!r}")
-            dtypes: Any = {name: "str" for name in _TEXT if name in names}
-            # An empty cell is missing; a class may well be called NA, None or null.
-            frame = pd.read_csv(path, dtype=dtypes, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
-            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells without a name for an index
-                raise ValueError(f"rows have more than the {len(names)} cells that are named")
-            frame = frame.assign(**{c: _numbers(frame[c]) for c in frame.columns if c not in _TEXT})
+        frame, notes = read_frame(path)
     except UnicodeDecodeError as error:
         raise InputError(
             f"table: {path} cannot be read as a table (no UTF-8: {error.reason}); save it as CSV in UTF-8."
         ) from None
     except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
         raise InputError(f"table: {path} cannot be read as a table ({one_line(error)}).") from None
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
-        raise InputError(f"table: column {', '.join(repeated)} stands more than once in {path}.")
     if frame.empty:
         raise InputError(f"table: {path} has no rows.")
-    return PatchTable(_with_ids(frame, path), path.parent).with_kinds(kinds or {})
+    aside = {name: what for name, what in set_aside(frame).items() if name not in (*RESERVED, *CATEGORICAL)}
+    notes = (*notes, *_near_reserved(frame))
+    if _location(frame.columns) == "image" and {"x", "y"} & set(frame.columns) and "size" not in frame.columns:
+        notes = (*notes, "There is no column size: each patch is the whole image, wherever x and y lie.")
+    return PatchTable(_with_ids(frame, path), path.parent, aside=aside, notes=notes).with_kinds(kinds or {})
 
 
-def _numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return a column of text as numbers when all of it but :data:`_NO_NUMBER` is numbers, and as it is otherwise."""
-    import pandas as pd
-
-    if not pd.api.types.is_string_dtype(column) or column.isna().all():
-        return column
-    words = column.str.strip().str.lower()
-    missing = words.isna() | words.isin(("", *_NO_NUMBER))
-    numbers = pd.to_numeric(words.mask(missing), errors="coerce")
-    return numbers if numbers.notna().any() and (missing | numbers.notna()).all() else column
+def _near_reserved(frame: pd.DataFrame) -> list[str]:
+    """Return a sentence for each column whose name differs from one with a meaning only in capitals."""
+    names = [str(name) for name in frame.columns]
+    return [
+        f"Column {name} is an ordinary column, as names are case-sensitive; rename it to {name.lower()} if it is meant "
+        "as that."
+        for name in names
+        if name.lower() in RESERVED and name.lower() not in names and name.lower() not in ("x", "y")
+    ]
 
 
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    location = next((lead for lead in LOCATIONS if lead in frame.columns), None)
-    # Beside features a column slide may be no more than a name.
-    for lead in [lead for lead in LOCATIONS if lead in frame.columns and "features" not in frame.columns]:
-        absent = [c for c in LOCATIONS[lead] if c not in frame.columns]
-        if absent:
-            raise InputError(f"table: column {lead} goes with {', '.join(LOCATIONS[lead])}; {absent[0]} is missing.")
+    location = _location(frame.columns)
+    partial = [lead for lead in LOCATIONS if lead in frame.columns]
+    # Beside pixels or features a column slide is only a name; beside patch_id it may be one.
+    nameable = {"slide"} if "patch_id" in frame.columns else set()
+    if location is None and "features" not in frame.columns and set(partial) - nameable:
+        raise InputError(_incomplete(frame.columns, min(set(partial) - nameable)))
     if "patch_id" not in frame.columns:
         if location is None and not {"row", "x"} & set(frame.columns):
             raise InputError(
                 f"table: {path} needs a column patch_id, or one of {', '.join(LOCATIONS)} to build it from."
             )
-        leading = ("slide", "features", "row") if location is None else LOCATIONS[location]
+        lead = location or next(iter(partial), None)
+        leading = ("slide", "features", "row") if lead is None else LOCATIONS[lead]
         parts = [c for c in dict.fromkeys((*leading, "x", "y", "size")) if c in frame.columns]
         places = zip(*(frame[c] for c in parts), strict=True)
-        frame = frame.assign(patch_id=["|".join("" if pd.isna(v) else _label(v) for v in place) for place in places])
+        frame = frame.assign(patch_id=["|".join("" if pd.isna(v) else label_of(v) for v in place) for place in places])
     if frame["patch_id"].isna().any():
         raise InputError(f"table: every row needs a patch_id, {int(frame['patch_id'].isna().sum())} have none.")
     frame = frame.assign(patch_id=frame["patch_id"].astype("str"))
@@ -393,23 +404,19 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     return frame.sort_values("patch_id", kind="stable").reset_index(drop=True)
 
 
+def _location(columns: Iterable[Any]) -> str | None:
+    """Return the leading column of the first location that is complete."""
+    names = set(columns)
+    return next((lead for lead, needed in LOCATIONS.items() if names.issuperset(needed)), None)
+
+
+def _incomplete(columns: Collection[Any], lead: str) -> str:
+    absent = [name for name in LOCATIONS[lead] if name not in columns]
+    return f"table: column {lead} goes with {', '.join(LOCATIONS[lead])}; {absent[0]} is missing."
+
+
 def _storable(name: str) -> bool:
     try:
         return "\0" not in name and len(name.encode()) <= _LONGEST_ID
     except UnicodeEncodeError:
         return False
-
-
-def _label(value: Any) -> str:
-    """Return a class as text; 3.0, which a column with gaps makes of 3, is 3."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

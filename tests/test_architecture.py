@@ -30,6 +30,7 @@ ROOMS = (
         "pyramid",
         "decoding",
         "file_matrix",
+        "table_reading",
         "patches",
         "resolution",
         "store_files",

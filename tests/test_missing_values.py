@@ -73,7 +73,9 @@ def notes(table, *concepts, group=None):
 def test_a_class_that_looks_missing_is_pointed_out(load):
     table = load({"grade": ["NA", "high", "NA", ""], "necrosis": ["none", "some", "None", ""], "patient": list("abcN")})
     assert "grade holds 'NA' in 2 rows" in notes(table, "grade", group="patient")[-1]
-    assert not [n for n in notes(table, "necrosis", group="patient") if "holds" in n]  # none is a common class
+    found = notes(table, "necrosis", group="patient")
+    assert not [n for n in found if "like any other" in n]  # none is a common class
+    assert "necrosis holds 'None' and 'none', taken as two different values." in found
     named = load({"count": ["1", "2"], "patient": ["NA", "b"]})
     assert "patient holds 'NA' in 1 rows" in notes(named, "count", group="patient")[-1]
 

@@ -56,6 +56,10 @@ def classes(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Holds one folder of images per class.")],
     out: OutTable,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Micrometres per pixel of all images.")] = None,
+    patient: Annotated[
+        str | None,
+        typer.Option("--patient", help="Regular expression of the patient in file names, e.g. '^([^_]+)_'."),
+    ] = None,
     json: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -66,7 +70,7 @@ def classes(
 
         if mpp is not None and not mpp > 0:
             raise InputError(f"mpp: must be above 0, got {mpp}.")
-        return image_folder(Path(folder), out=path, mpp=mpp)
+        return image_folder(Path(folder), out=path, mpp=mpp, patient=patient)
 
     _write(out, make, json, debug)
 

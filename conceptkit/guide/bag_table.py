@@ -176,7 +176,7 @@ def _means(values: NDArray[np.float64], members: Sequence[NDArray[np.intp]]) -> 
 def _texts(data: PatchTable, column: Any) -> NDArray[Any]:
     """Return a column as text (n,), ``None`` where missing; 3.0 is 3, as elsewhere."""
     kind = {str(column.name): "categorical"}
-    if column.name in data.concept_names:
+    if column.name in (*data.concept_names, *data.aside):
         return data.with_kinds(kind).concept(str(column.name)).values
     missing = column.isna().to_numpy()
     return np.array([None if m else str(v) for v, m in zip(column, missing, strict=True)], dtype=object)

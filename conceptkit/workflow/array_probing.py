@@ -10,6 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from conceptkit._checks import InputError, check_at_least, check_choice
 from conceptkit.records import ProbeRecord
+from conceptkit.workflow.given_arrays import (
+    check_same_order,
+    given_column,
+    given_columns,
+    given_features,
+    given_labels,
+)
 from conceptkit.workflow.opening import N_RESAMPLES, versions
 
 if TYPE_CHECKING:
@@ -48,7 +55,8 @@ def probe_arrays(
     Parameters
     ----------
     X : (n, d) features, or layer → (n, d)
-    concepts : columns of n values; numbers are continuous, text and booleans classes; NaN and ``None`` are missing
+    concepts : columns of n values, as a mapping or a dataframe (pandas, polars, Arrow); numbers are continuous; text,
+        booleans and categories are classes; NaN, ``None`` and ``NA`` are missing; dates are refused
     groups : (n,) patients or slides, never split; ``None``: rows are taken as independent
     folds : of the cross-validation
     alphas : penalties to choose from; ``None`` for 20 values from 0.1 to 10⁶
@@ -93,38 +101,45 @@ def probe_arrays(
         probe_rows,
     )
 
-    check_protocol(protocol, () if adjust is None else [str(name) for name in adjust], leave_out)
+    given = {} if adjust is None else given_columns("adjust", adjust)
+    check_protocol(protocol, list(given), leave_out)
     check_at_least("permutations", permutations, 0)
-    features = {k: _features(f"X[{k!r}]", v) for k, v in X.items()} if isinstance(X, Mapping) else {}
-    if not isinstance(X, Mapping):
-        features = {layer: _features("X", X)}
+    check_same_order(X=X, concepts=concepts, groups=groups, adjust=adjust)
+    if isinstance(X, Mapping):
+        features = {k: given_features(f"X[{k!r}]", v) for k, v in X.items()}
+    else:
+        features = {layer: given_features("X", X)}
     if not features:
         raise InputError("X: at least one layer is needed, got none.")
     n = len(next(iter(features.values())))
     order = _order(ids, n)
-    named = {str(name): _column(f"concepts[{name!r}]", column, n)[order] for name, column in concepts.items()}
+    columns = given_columns("concepts", concepts)
+    named = {
+        name: given_column(f"concepts[{name!r}]", column, n, categorical=name in categorical)[order]
+        for name, column in columns.items()
+    }
     if not named:
         raise InputError("concepts: at least one column is needed, got none.")
     unknown = [name for name in (*categorical, *(repeat or {})) if name not in named]
     if unknown:
         raise InputError(f"concepts: there is no column {unknown[0]!r}; known: {', '.join(named)}.")
-    of = None if groups is None else _groups(groups, n)[order]
+    of = None if groups is None else given_labels("groups", groups, n)[order]
     check_choice("adjust_terms", adjust_terms, TERMS)
     placing = {
-        "centers": None if centers is None else _classes(_column("centers", centers, n)[order]),
-        "nested": None if nested is None else _groups(nested, n, "nested")[order],
+        "centers": None if centers is None else given_column("centers", centers, n, categorical=True)[order],
+        "nested": None if nested is None else given_labels("nested", nested, n)[order],
     }
-    targets = []
-    for name, column in named.items():
-        kind = "categorical" if name in categorical or not _is_numeric(column) else "continuous"
-        numbers = _numbers(column) if kind == "continuous" else _classes(column)
-        targets.append(make_target(name, kind, numbers, of, **placing, seed=random_state))
+    targets = [
+        make_target(name, _kind(column), column, of, **placing, seed=random_state) for name, column in named.items()
+    ]
     ceilings = {}
     for name, values in (repeat or {}).items():
-        second = _numbers(_column(f"repeat[{name!r}]", values, n)[order])
-        ceilings[name] = (f"repeated {name}", *ceiling(_numbers(named[name]), second))
-    given = () if adjust is None else adjust.items()
-    confounders = {str(name): _column(f"adjust[{name!r}]", column, n)[order] for name, column in given}
+        second = given_column(f"repeat[{name!r}]", values, n)[order]
+        if "categorical" in (_kind(named[name]), _kind(second)):
+            raise InputError(f"repeat: {name} and its repeated measurement must both be continuous.")
+        ceilings[name] = (f"repeated {name}", *ceiling(named[name], second))
+    confounders = {name: given_column(f"adjust[{name!r}]", column, n)[order] for name, column in given.items()}
+    levels = None if leave_out is None else given_column("leave_out", leave_out, n, categorical=True)[order]
     pixels, random = _baselines(baseline_features, list(features))
     asked = Asked(
         model="arrays",
@@ -136,9 +151,9 @@ def probe_arrays(
         seed=random_state,
         protocol=protocol,
         pixels=None if pixels is None else pixels[order],
-        confounders={k: _numbers(v) if _is_numeric(v) else _classes(v) for k, v in confounders.items()},
+        confounders=confounders,
         terms=adjust_terms,
-        leave_out=_left_out(leave_out, placing["centers"], order, protocol),
+        leave_out=_left_out(levels, placing["centers"], protocol),
         leave_out_parts=LEFT_OUT_PARTS if leave_out is None else None,
         ceilings=ceilings,
     )
@@ -175,7 +190,7 @@ def probe_arrays(
             "permutations": permutations,
             "adjust": list(confounders),
             "adjust_terms": adjust_terms,
-            "center": None if centers is None else "centers",
+            "centers": centers is not None,
             "nested": None if nested is None else "nested",
             "protocol": protocol,
             "seed": random_state,
@@ -190,34 +205,16 @@ def _given(baseline: Any) -> bool:
     return baseline is not None and len(baseline) > 0
 
 
-def _features(argument: str, given: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(given)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise InputError(f"{argument}: must be numbers of shape (n, d), got {array.dtype} of shape {array.shape}.")
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
-
-
-def _column(argument: str, given: Any, n: int) -> NDArray[Any]:
-    array = np.asarray(given)
-    if array.shape != (n,):
-        raise InputError(f"{argument}: must have one value for each of the {n} rows, got shape {array.shape}.")
-    return array
-
-
-def _groups(given: ArrayLike, n: int, argument: str = "groups") -> NDArray[Any]:
-    labels = _classes(_column(argument, given, n))
-    missing = sum(label is None for label in labels)
-    if missing:
-        raise InputError(f"{argument}: every row needs a group, {missing} of {n} have none.")
-    return labels
+def _kind(values: NDArray[Any]) -> str:
+    return "continuous" if values.dtype.kind == "f" else "categorical"
 
 
 def _left_out(
-    given: ArrayLike | None, centers: NDArray[Any] | None, order: NDArray[np.intp], protocol: str
+    given: NDArray[Any] | None, centers: NDArray[Any] | None, protocol: str
 ) -> tuple[str, NDArray[Any]] | None:
     """Return the name and levels that are held out: those given, or else the centers where there are several."""
     if given is not None:
-        return "leave_out", _classes(_column("leave_out", given, len(order))[order])
+        return "leave_out", given
     if centers is None or protocol == "paper" or len({name for name in centers if name is not None}) < 2:
         return None
     return "centers", centers
@@ -226,7 +223,7 @@ def _left_out(
 def _order(ids: ArrayLike | None, n: int) -> NDArray[np.intp]:
     if ids is None:
         return np.arange(n)
-    names = _column("ids", ids, n).astype(str)
+    names = given_labels("ids", ids, n).astype(str)
     if len(np.unique(names)) < n:
         raise InputError(f"ids: must be unique, {n - len(np.unique(names))} of {n} repeat another.")
     return np.argsort(names, kind="stable")
@@ -239,48 +236,22 @@ def _penalties(given: ArrayLike) -> NDArray[np.float64]:
     return alphas
 
 
-def _is_numeric(column: NDArray[Any]) -> bool:
-    if column.dtype.kind in "fiu":
-        return True
-    if column.dtype.kind != "O":
-        return False
-    kept = [v for v in column if v is not None and v == v]
-    return all(isinstance(v, int | float | np.number) and not isinstance(v, bool | np.bool_) for v in kept)
-
-
-def _numbers(column: NDArray[Any]) -> NDArray[np.float64]:
-    return np.array([np.nan if v is None else v for v in column], dtype=np.float64)
-
-
-def _classes(column: NDArray[Any]) -> NDArray[Any]:
-    """Return text, ``None`` where missing; 3.0, which a column with gaps makes of 3, is 3."""
-
-    def name(value: Any) -> str | None:
-        if value is None or value != value:
-            return None
-        if isinstance(value, float | np.floating) and float(value).is_integer():
-            return str(int(value))
-        return str(value)
-
-    return np.array([name(v) for v in column], dtype=object)
-
-
 def _baselines(given: Any, layers: Sequence[str]) -> tuple[NDArray[Any] | None, dict[str, list[NDArray[Any]]]]:
     """Return pixel statistics, and layer → features of random networks."""
     if given is None:
         return None, {}
     if not isinstance(given, Mapping):
-        return _features("baseline_features", given), {}
+        return given_features("baseline_features", given), {}
     for name in given:
         check_choice("baseline_features", str(name), _BASELINES)
-    pixels = None if "pixels" not in given else _features("baseline_features['pixels']", given["pixels"])
+    pixels = None if "pixels" not in given else given_features("baseline_features['pixels']", given["pixels"])
     random = given.get("random_network")
     if random is None:
         return pixels, {}
     by_layer: Mapping[str, Any] = random if isinstance(random, Mapping) else dict.fromkeys(layers, random)
     where = "baseline_features['random_network']"
     return pixels, {
-        name: [_features(where, z) for z in (value if isinstance(value, list | tuple) else [value])]
+        name: [given_features(where, z) for z in (value if isinstance(value, list | tuple) else [value])]
         for name, value in by_layer.items()
     }
 

@@ -241,7 +241,7 @@ def _features(
     if features is not None or has_own_features(data, meant.model):
         data = with_features(data, features) if features is not None else data
         given = read_features(data, rows)
-        values, name = given.X, LAYER
+        values, name, notes = given.X, LAYER, given.notes
         made_with: dict[str, Any] = {"model": LAYER, "layer": LAYER, "weights": given.name}
         made_with["weights_sha256"] = given.digest()
     else:

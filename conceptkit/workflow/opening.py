@@ -174,10 +174,10 @@ def notes_on(meant: Study, data: PatchTable, concepts: Iterable[str]) -> tuple[s
         notes.append("No group column: rows were taken as independent, which patches of one patient are not.")
     elif (n := data.frame[meant.group].nunique()) < 10:
         notes.append(f"Only {n} groups: the intervals, which resample them, are not to be trusted.")
-    notes += mixture_notes(data)
+    notes += [*mixture_notes(data), *data.notes]
     notes += [note for name in concepts if (note := data.looks_categorical(name))]
     classes = dict.fromkeys([*concepts, *([meant.group] if meant.group else [])])
-    notes += [note for name in classes if (note := data.looks_missing(name))]
+    notes += [note for name in classes for note in (data.looks_missing(name), data.spelled_alike(name)) if note]
     return tuple(notes)
 
 

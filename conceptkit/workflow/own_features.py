@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
 from conceptkit.file_matrix import Part, gather, in_blocks
-from conceptkit.patches import PatchTable
+from conceptkit.patches import CATEGORICAL, RESERVED, PatchTable
 from conceptkit.store_files import Rows
 from conceptkit.store_reading import Activations, changed_since, is_store, open_activations
+from conceptkit.table_reading import read_frame, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +27,12 @@ LAYER = "features"
 """What features that come without a network are called where layers are named."""
 
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
+
+_COMPARED = 2**22
+"""Values of features that are compared with columns of the table"""
+
+_FEW_VALUES = 10
+"""A column of up to so many values may equal a feature by chance."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class OwnFeatures:
     """(n, d) float32, an array or a :class:`conceptkit.file_matrix.FileMatrix`"""
     name: str
     """Name of the file, or how many there are"""
+    notes: tuple[str, ...] = ()
+    """Which columns of the files are not used as features, and which features are columns of the table"""
 
     def digest(self) -> str:
         """Return a digest of the values."""
@@ -52,7 +62,7 @@ def has_own_features(data: PatchTable, model: str | None) -> bool:
 def with_features(data: PatchTable, path: str | Path) -> PatchTable:
     """Return the table with one features file for all of its rows."""
     place = str(Path(path).absolute())
-    return PatchTable(data.frame.assign(features=place), data.folder, data.kinds)
+    return dataclasses.replace(data, frame=data.frame.assign(features=place))
 
 
 def open_own_store(path: str | Path) -> Activations | None:
@@ -109,7 +119,9 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
 
     A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
     ``.npy`` (n, d), or Parquet (``patch_id`` and numbers). A row of the table finds its own there by ``row``; else by
-    ``x`` and ``y`` among ``coords``; in Parquet by ``patch_id``.
+    ``x`` and ``y`` among ``coords``; in Parquet by ``patch_id``. Columns of a Parquet file that are reserved in a patch
+    table, that the table has too, or that hold ids, coordinates, row numbers, dates or text are not used; a note
+    names them.
 
     Parameters
     ----------
@@ -127,23 +139,47 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     if part["features"].isna().any():
         raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
     files = part.groupby("features", sort=True).indices
+    skipped: dict[str, str] = {}
 
     def parts() -> Iterator[Part]:
         width = 0
         for file, at in files.items():
             of_file = np.asarray(at, dtype=np.intp)
-            for some, values in _from_file(data.folder / str(file), part.iloc[of_file]):
+            for some, values in _from_file(data.folder / str(file), part.iloc[of_file], skipped):
                 if width not in (0, values.shape[1]):
                     raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {width}.")
                 width = values.shape[1]
                 yield of_file[some], values
 
     names = [Path(str(file)).name for file in files]
-    return OwnFeatures(gather(len(part), parts(), away), names[0] if len(names) == 1 else f"{len(names)} files")
+    X = gather(len(part), parts(), away)
+    columns = ", ".join(f"{name} ({what})" for name, what in skipped.items())
+    notes = [f"Columns of the features file that are not used as features: {columns}."] if columns else []
+    return OwnFeatures(X, names[0] if len(names) == 1 else f"{len(names)} files", (*notes, *_copies(X, part)))
 
 
-def _from_file(path: Path, part: pd.DataFrame) -> Iterator[Part]:
-    """Yield the rows of one file, numbered within ``part``, with their features."""
+def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
+    """Yield a sentence for each column of the table that is a feature too, under another name or without one."""
+    from pandas.api import types
+
+    at = np.unique(np.linspace(0, len(X) - 1, min(len(X), max(_COMPARED // max(X.shape[1], 1), 20))).astype(np.intp))
+    sample = np.asarray(X[at], dtype=np.float32)
+    for name, column in part.iloc[at].items():
+        if not types.is_numeric_dtype(column) or column.nunique() <= _FEW_VALUES:
+            continue
+        with np.errstate(over="ignore"):
+            values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+        here = np.isfinite(values)
+        same = np.flatnonzero((sample[here] == values[here, None]).all(axis=0))
+        if len(same):
+            yield (
+                f"Feature {same[0]} (counted from 0) equals the table's column {name} in every row: a score of {name} "
+                "says nothing about the other features; remove it from the file."
+            )
+
+
+def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
+    """Yield the rows of one file, numbered within ``part``, with their features; add columns that are not used."""
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
         raise InputError(f"features: there is no file {path}.")
     kind = path.suffix.lower()
@@ -152,11 +188,12 @@ def _from_file(path: Path, part: pd.DataFrame) -> Iterator[Part]:
             yield from _from_hdf5(path, part)
         elif kind == ".npy":
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            _check_kind(matrix.dtype, path.name)
             at = _by_row(part, len(matrix), path, "a .npy file has no names: ")
             # opened for every block: what is mapped of a file counts as memory until it is closed
             yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
         elif kind in _TABLES:
-            yield from _from_parquet(path, part)
+            yield from _from_parquet(path, part, skipped)
         else:
             raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
     except InputError:
@@ -181,7 +218,14 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
             at = _by_row(part, len(matrix), path, "")
         elif {"x", "y"} <= set(part.columns) and "coords" in file:
             _check_numbers(file["coords"], path)
-            at = _by_place(part, np.asarray(file["coords"]).reshape(-1, 2), path)
+            coords = np.asarray(file["coords"])
+            coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
+            if coords.shape != (len(matrix), 2):
+                raise InputError(
+                    f"features: coords of {path} must be x and y of its {len(matrix)} features, got shape "
+                    f"{coords.shape}; give the table a column row."
+                )
+            at = _by_place(part, coords, path)
         else:
             at = _by_row(part, len(matrix), path, "or x and y for the coords of an HDF5 file: ")
         yield from _chosen(lambda: matrix, at, path)
@@ -189,28 +233,58 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
 
 def _check_numbers(data: Any, path: Path) -> None:
     """Refuse what is not to be read: other kinds may lie in a heap; where that is damaged HDF5 may never come back."""
-    if hasattr(data, "dtype") and data.dtype.kind not in "iufb":
-        raise InputError(f"features: {data.name[1:]} of {path} must hold numbers, it holds {data.dtype}.")
+    if hasattr(data, "dtype"):
+        _check_kind(data.dtype, f"{data.name[1:]} of {path}")
 
 
-def _from_parquet(path: Path, part: pd.DataFrame) -> Iterator[Part]:
+def _check_kind(dtype: np.dtype[Any], what: str) -> None:
+    if dtype.kind not in "iufb":
+        raise InputError(f"features: {what} must hold numbers, it holds {dtype}.")
+
+
+def _from_parquet(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
     import pandas as pd
 
-    frame = pd.read_parquet(path)
-    numbers = frame.drop(columns="patch_id", errors="ignore").select_dtypes("number")
+    frame, notes = read_frame(path)
+    other = _other_columns(frame, part.columns)
+    skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
+    skipped |= {name: what for name, what in other.items() if name != "patch_id"}
+    numbers = frame.drop(columns=list(other))
     if numbers.empty:
-        raise InputError(f"features: {path} has no columns of numbers.")
+        raise InputError(
+            f"features: {path} has no columns of numbers"
+            + (f" beside {', '.join(other)}, which are not used as features." if other else ".")
+        )
     if "patch_id" not in frame.columns:
         at = _by_row(part, len(frame), path, "or the file a patch_id: ")
     else:
-        ids = pd.Index(frame["patch_id"].astype("str"))
+        ids = pd.Index(frame["patch_id"])
         if not ids.is_unique:
             raise InputError(f"features: patch_id must be unique, {ids[ids.duplicated()][0]!r} repeats in {path}.")
         at = ids.get_indexer(pd.Index(part["patch_id"]))
         if (at < 0).any():
-            raise InputError(f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}.")
-    values = numbers.to_numpy(np.float32)
+            raise InputError(
+                f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}; its first "
+                f"patch_id is {str(ids[0])!r}."
+            )
+    values = numbers.to_numpy(np.float32, na_value=np.nan)
     yield from _chosen(lambda: values, at, path)
+
+
+def _other_columns(frame: pd.DataFrame, of_table: Iterable[Any]) -> dict[str, str]:
+    """Return column → why it is not used as a feature."""
+    from pandas.api import types
+
+    table = {str(name).lower() for name in of_table}
+    found = set_aside(frame)
+    for name, column in frame.items():
+        if str(name).lower() in (*RESERVED, *CATEGORICAL):
+            found[str(name)] = "reserved"
+        elif str(name).lower() in table:
+            found[str(name)] = "a column of the table"
+        elif not types.is_numeric_dtype(column) or types.is_bool_dtype(column):
+            found.setdefault(str(name), "no numbers")
+    return found
 
 
 def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[np.intp]:
@@ -227,10 +301,11 @@ def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[n
 
 
 def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[np.intp]:
-    place = {(int(x), int(y)): i for i, (x, y) in enumerate(coords)}
+    place = {(float(x), float(y)): i for i, (x, y) in enumerate(coords)}
     if len(place) < len(coords):
         raise InputError(f"features: {path} has the same coords more than once; give the table a column row.")
-    found = [place.get((int(x), int(y)), -1) for x, y in zip(part["x"], part["y"], strict=True)]
+    wanted = part[["x", "y"]].to_numpy(dtype=np.float64, na_value=np.nan)
+    found = [place.get((x, y), -1) for x, y in wanted.tolist()]
     if -1 in found:
         first = part.iloc[found.index(-1)]
         raise InputError(

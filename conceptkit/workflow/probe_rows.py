@@ -33,6 +33,10 @@ PAPER_NOTE = (
 )
 
 
+LEAST_LOW = -10.0
+"""An interval of R² that begins below this says nothing: it is not estimable."""
+
+
 def check_protocol(protocol: str, adjust: Collection[str], leave_out: object) -> None:
     """Raise :class:`InputError` for a protocol that is not known, or that has no place for what is asked."""
     check_choice("protocol", protocol, PROTOCOLS)
@@ -385,7 +389,12 @@ def _on_both_sides(groups: NDArray[np.intp] | None, levels: NDArray[Any], name: 
 def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> ProbeRow:
     if not asked.confounders:
         return dataclasses.replace(row, leave_out=None if asked.leave_out is None else asked.leave_out[0])
-    here = {name: values[target.rows] for name, values in asked.confounders.items()}
+    here = {name: values[target.rows] for name, values in asked.confounders.items() if name != target.name}
+    if not here:
+        note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
+        return dataclasses.replace(
+            row, leave_out=None if asked.leave_out is None else asked.leave_out[0], notes=(*row.notes, note)
+        )
     there = np.flatnonzero(np.all([_is_there(values) for values in here.values()], axis=0))
     notes = list(row.notes)
     if len(there) < len(target.y):
@@ -405,6 +414,12 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
             seed=asked.seed,
         )
         score, low, high, alone = found.score, found.interval.low, found.interval.high, found.confounders
+        if low < LEAST_LOW:
+            notes.append(
+                f"adjusted for {', '.join(here)}: interval not estimable; it would begin at {low:.0f}, as the "
+                f"confounders leave too little of {target.name} unexplained, or too few groups are left."
+            )
+            low, high = nan, nan
         notes += [] if found.note is None else [f"adjusted for {', '.join(here)}: {found.note}"]
     except InputError as error:
         notes.append(f"adjusted for {', '.join(here)}: not estimable ({error})")

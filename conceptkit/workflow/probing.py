@@ -37,6 +37,7 @@ from conceptkit.workflow.opening import (
 
 if TYPE_CHECKING:
     from conceptkit.models.backbones import Backbone
+    from conceptkit.probe.targets import Target
 
 RANDOM_NETWORKS = 3
 """Networks of random weights whose mean score is the control."""
@@ -114,7 +115,7 @@ def run_probe(
     from conceptkit.models.checkpoints import checkpoint_notes, open_model, random_control
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.adjustment import TERMS
-    from conceptkit.probe.targets import check_activations, make_target
+    from conceptkit.probe.targets import check_activations
     from conceptkit.workflow.own_features import (
         LAYER,
         chosen_layers,
@@ -158,23 +159,14 @@ def run_probe(
     groups = data.groups(meant.group)
     center = center_column(data, center)
     placing = placed_in(data, meant, center=center, nested=nested)
-    targets = []
-    refused: dict[str, InputError] = {}
-    for name in concepts:
-        concept = data.concept(name)
-        missing: Any = np.nan if concept.kind == "continuous" else None
-        try:
-            values = np.where(keep, concept.values, missing)
-            targets.append(make_target(name, concept.kind, values, groups, **placing, seed=seed))
-        except InputError as error:
-            if chosen:
-                raise
-            refused[name] = error
-    if refused and not targets:
-        raise next(iter(refused.values()))
-    concepts = [name for name in concepts if name not in refused]
-    notes = (*notes_on(meant, data, concepts), *(f"Left out, as nobody named it: {e}" for e in refused.values()))
+    usable_folds = folds if protocol != "paper" else None
+    targets, skipped = usable_targets(data, concepts, keep, groups, usable_folds, {**placing, "seed": seed})
+    concepts = [target.name for target in targets]
+    aside = (data.aside_note,) if data.aside_note and not chosen else ()
+    notes = (*notes_on(meant, data, concepts), *aside, *skipped)
     confounders = _confounders(data, adjust, concepts)
+    if own_adjusted := [name for name in confounders if name in concepts]:
+        notes = (*notes, f"Not adjusted for itself: {', '.join(own_adjusted)}.")
     left_out = center if leave_out is None and protocol != "paper" and _has_several(placing, keep) else leave_out
     held_out_column = None if left_out is None else (left_out, text_of(data, "leave_out", left_out))
     ceilings = _ceilings(data, repeat or {}, concepts, keep)
@@ -218,6 +210,7 @@ def run_probe(
         given = read_features(data, rows, away=cache_folder())
         name, made_by, digest = LAYER, given.name, given.digest()
         trained = {LAYER: given.X}
+        notes = (*notes, *given.notes)
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
         notes = (*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes)
@@ -315,6 +308,47 @@ def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:
     return centers is not None and len({name for name in centers[keep] if name is not None}) > 1
 
 
+def usable_targets(
+    data: PatchTable,
+    concepts: Sequence[str],
+    keep: NDArray[np.bool_],
+    groups: NDArray[Any] | None,
+    folds: int | None,
+    placing: Mapping[str, Any],
+) -> tuple[list[Target], list[str]]:
+    """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
+
+    ``placing``: centers, nested units, labels and seed, as :func:`conceptkit.probe.targets.make_target` takes them.
+
+    Raises
+    ------
+    InputError
+        when there is no such column, or no concept can be probed
+    """
+    from conceptkit.probe.usable import usable_target
+
+    targets: list[Target] = []
+    notes: list[str] = []
+    refused: list[InputError] = []
+    for name in concepts:
+        concept = data.concept(name)
+        missing: Any = np.nan if concept.kind == "continuous" else None
+        try:
+            data.check_words(name)
+            if folds is None and concept.kind != "continuous":
+                raise InputError(f"protocol: paper is for continuous concepts, {name} is categorical.")
+            values = np.where(keep, concept.values, missing)
+            target, note = usable_target(name, concept.kind, values, groups, folds, placing)
+        except InputError as error:
+            refused.append(error)
+        else:
+            targets.append(target)
+            notes += [note] if note else []
+    if not targets:
+        raise refused[0]
+    return targets, [*notes, *(f"Skipped: {error}" for error in refused)]
+
+
 def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return confounder → (n,) numbers, or text with ``None`` where missing; ``stain`` is every stain measure."""
     names: list[str] = []
@@ -333,8 +367,8 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
         check_distinct("adjust", names)
     for name in names:
         data.column("adjust", name)
-        if name in concepts:
-            raise InputError(f"adjust: {name} is probed itself; a concept cannot be adjusted for itself.")
+    if len(names) == 1 and list(concepts) == names:
+        raise InputError(f"adjust: {names[0]} is probed itself; a concept cannot be adjusted for itself.")
     return {name: data.concept(name).values for name in names}
 
 

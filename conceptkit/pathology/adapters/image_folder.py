@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -14,18 +15,20 @@ from conceptkit.pathology.scales import SCALES
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
-def image_folder(root: Path, *, out: Path, mpp: float | None = None) -> Adapted:
-    """Return one row per image of ``root/CLASS/…``: ``image``, ``label`` (the class), ``mpp`` where given.
+def image_folder(root: Path, *, out: Path, mpp: float | None = None, patient: str | None = None) -> Adapted:
+    """Return one row per image of ``root/CLASS/…``: ``image``, ``label``, and ``mpp`` and ``patient`` where given.
 
     Parameters
     ----------
     root : the folder; images deeper than its class folders count too
     out : where the table will be written: paths are as seen from there
+    patient : regular expression that is searched in each file's name; its group (or all of it) is the patient
 
     Raises
     ------
     InputError
-        when there is no such folder, no image in a class folder, or mpp is not that of a microscope's image
+        when there is no such folder, no image in a class folder, a name without the pattern, or mpp is not that of a
+        microscope's image
     """
     low, high = SCALES
     if mpp is not None and not low <= mpp <= high:
@@ -44,8 +47,30 @@ def image_folder(root: Path, *, out: Path, mpp: float | None = None) -> Adapted:
     table = pd.DataFrame(rows)
     if mpp is not None:
         table["mpp"] = mpp
+    if patient is not None:
+        table["patient"] = _patients([Path(name).name for name in table["patch_id"]], patient)
     loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir() if p.is_file())
-    notes = ["No patient or slide is known: rows will be taken as independent unless a column group is added."]
+    counted = ", ".join(f"{name} {n}" for name, n in table["label"].value_counts().sort_index().items())
+    notes = [f"Images per class: {counted}."]
+    if patient is None:
+        notes.append("No patient is known: rows are taken as independent; --patient PATTERN takes it from file names.")
+    else:
+        notes.append(f"{table['patient'].nunique()} patients, such as {table['patient'].iloc[0]!r}.")
     if loose:
         notes.append(f"{loose} images that lie in no class folder were left out.")
     return Adapted(table, tuple(notes))
+
+
+def _patients(names: list[str], pattern: str) -> list[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"patient: {pattern!r} must be a regular expression ({error}).") from None
+    if compiled.groups > 1:
+        raise InputError(f"patient: {pattern!r} must have at most one group in brackets, it has {compiled.groups}.")
+    found = [compiled.search(name) for name in names]
+    patients = [(match.group(compiled.groups) or "") if match else "" for match in found]
+    if "" in patients:
+        name = names[patients.index("")]
+        raise InputError(f"patient: {pattern!r} finds nothing in {name} ({patients.count('')} of {len(names)} files).")
+    return patients

@@ -1,0 +1,55 @@
+"""What of a concept can be probed: rows of classes that several groups hold, in folds that can be fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit._checks import InputError
+from conceptkit.probe.targets import Target, make_target
+
+
+def usable_target(
+    name: str,
+    kind: str,
+    values: NDArray[Any],
+    groups: NDArray[Any] | None,
+    folds: int | None,
+    placing: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Target, str | None]:
+    """Return a concept as a target, and a note on the classes whose rows are skipped: those of one group only.
+
+    Parameters
+    ----------
+    values, groups : as for :func:`conceptkit.probe.targets.make_target`
+    placing : the keywords of that function
+    folds : of the cross-validation, which is refused here where it would fail later; ``None`` for none
+
+    Raises
+    ------
+    InputError
+        when the concept cannot be probed: too few groups, classes or values
+    """
+    note = None
+    if kind == "categorical" and groups is not None:
+        labels = sorted({str(v) for v in values if v is not None})
+        held = {label: np.unique(groups[values == label].astype(str)).size for label in labels}
+        lone = [label for label, n in held.items() if n < 2]
+        if lone and len(labels) - len(lone) >= 2:
+            skipped = np.isin(values.astype(str), lone)
+            values = values.copy()
+            values[skipped] = None
+            named = ", ".join(lone[:5]) + (" and others" if len(lone) > 5 else "")
+            note = f"{name}: {int(skipped.sum())} rows skipped, as each of these classes is in one group only: {named}."
+    target = make_target(name, kind, values, groups, **placing)
+    if folds is not None:
+        for train, _ in target.folds(folds):
+            if target.groups is not None and len(np.unique(target.groups[train])) < 2:
+                raise InputError(f"folds: {name} needs at least 3 groups, so that each training part has two.")
+            if kind == "categorical" and len(np.unique(target.y[train])) < 2:
+                raise InputError(f"concept: {name} has one class only in one training part; name fewer --folds.")
+    return target, note

@@ -1,0 +1,228 @@
+"""Tables, feature files and arrays that are easily misread: each with its right value, or refused."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import conceptkit as ck
+from conceptkit._checks import InputError
+from conceptkit.patches import load_table
+from conceptkit.pathology.adapters.image_folder import image_folder
+from conceptkit.probe.usable import usable_target
+from conceptkit.workflow.given_arrays import check_same_order, given_column, given_features, given_labels
+from conceptkit.workflow.own_features import read_features, with_features
+
+N = 60
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, **options):
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        return load_table(tmp_path / "t.csv", **options)
+
+    return load
+
+
+def test_a_saved_index_is_skipped_and_said(load, tmp_path):
+    frame = pd.DataFrame({"patch_id": ["b", "a", "c"], "count": [3, 1, 2]})
+    frame.to_csv(tmp_path / "saved.csv")
+    frame.rename_axis("__index_level_0__").reset_index().to_parquet(tmp_path / "saved.parquet")
+    for name in ("saved.csv", "saved.parquet"):
+        table = load_table(tmp_path / name)
+        assert table.concept_names == ["count"]
+        assert "without a name" in table.notes[0]
+    frame.set_index("patch_id").to_parquet(tmp_path / "named.parquet")
+    assert load_table(tmp_path / "named.parquet").patch_ids == ["a", "b", "c"]
+
+
+def test_blanks_around_names_and_cells_are_no_part_of_them(load):
+    table = load("patch_id , label, count\na,tumor ,1\nb, tumor,2\nc,tumor,3\n")
+    assert table.concept("label").values.tolist() == ["tumor"] * 3
+    assert table.concept_names == ["count"]
+    assert "Blanks around text were removed in label" in table.notes[0]
+    with pytest.raises(InputError, match="column count stands more than once"):
+        load("patch_id,count,count \na,1,2\n")
+
+
+def test_coordinates_ids_row_numbers_and_dates_are_probed_only_when_named(load):
+    rows = "".join(
+        f"p{i},{i * 7 % 5},{i},{i * 3 % 7},{i},{i + 1},2020-01-{i + 1:02d},{i * 5 % 11}\n" for i in range(12)
+    )
+    table = load("patch_id,x_um,Y_um,sobel_x,slide_id,number,visit,count\n" + rows)
+    assert table.concept_names == ["sobel_x", "count"]
+    assert table.aside["number"] == "row numbers"
+    assert table.aside["x_um"] == table.aside["Y_um"] == "coordinates"
+    assert "slide_id (ids)" in table.aside_note
+    assert len(table.concept("number").values) == 12
+    with pytest.raises(InputError, match="concept: visit holds dates"):
+        table.concept("visit")
+
+
+def test_ids_stay_apart(load, tmp_path):
+    table = load("patch_id,donor,case\na,001,12345678901234567\nb,1,12345678901234568\nc,2,3\n")
+    assert table.groups("donor").tolist() == ["001", "1", "2"]
+    assert len(set(table.groups("case"))) == 3
+    assert table.spelled_alike("donor") is not None
+    with pytest.raises(InputError, match=r"patient holds '1' and '1\.0'"):
+        load("patch_id,patient\na,1\nb,1.0\n").groups("patient")
+    ids = pd.array([2**60, 2**60 + 1, None], dtype="Int64")
+    pd.DataFrame({"patch_id": list("abc"), "donor": ids}).to_parquet(tmp_path / "t.parquet")
+    whole = load_table(tmp_path / "t.parquet", kinds={"donor": "categorical"})
+    assert whole.concept("donor").values.tolist() == [str(2**60), str(2**60 + 1), None]
+
+
+def test_a_slide_beside_an_image_is_a_name(load):
+    table = load("image,slide,count\na.png,s1,1\nb.png,s2,2\n")
+    assert (table.location, table.concept_names) == ("image", ["count"])
+    assert table.groups("slide").tolist() == ["s1", "s2"]
+
+
+@given(st.lists(st.one_of(st.floats(allow_nan=False), st.integers(-(10**15), 10**15)), min_size=1, max_size=20))
+def test_numbers_are_those_that_pandas_reads(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("t") / "t.csv"
+    pd.DataFrame({"patch_id": range(len(values)), "v": values}).to_csv(path, index=False)
+    table = load_table(path).frame
+    expected = pd.read_csv(path, dtype={"patch_id": "str"}).sort_values("patch_id")["v"].to_numpy(dtype=float)
+    np.testing.assert_array_equal(table["v"].to_numpy(dtype=float), expected)
+
+
+# Feature files
+
+
+def test_what_the_table_has_is_no_feature(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [f"p{i:02d}" for i in range(N)]
+    count = rng.normal(size=N)
+    pd.DataFrame({"patch_id": ids, "count": count}).to_csv(tmp_path / "t.csv", index=False)
+    X = rng.normal(size=(N, 3)).astype(np.float32)
+    file = pd.DataFrame(X, columns=["0_a", "1_a", "2_a"]).assign(
+        patch_id=ids, x=rng.integers(0, 9, N), MPP=0.25, Count=count, slide_id=7, tissue="t"
+    )
+    file.to_parquet(tmp_path / "f.parquet")
+    table = with_features(load_table(tmp_path / "t.csv"), tmp_path / "f.parquet")
+    found = read_features(table, np.arange(N))
+    np.testing.assert_array_equal(found.X, X)
+    [note] = found.notes
+    for name in (
+        "x (reserved)",
+        "MPP (reserved)",
+        "Count (a column of the table)",
+        "slide_id (ids)",
+        "tissue (no numbers)",
+    ):
+        assert name in note
+    file.rename(columns={"Count": "n"}).to_parquet(tmp_path / "f.parquet")
+    assert "equals the table's column count" in read_features(table, np.arange(N)).notes[1]
+    pd.DataFrame({"patch_id": ids, "e": list(X), "x": 1.0}).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(InputError, match="column e holds ndarray in a cell"):
+        read_features(table, np.arange(N))
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.array([True, None, False], dtype="boolean"),
+        pd.array(["a", None, "b"], dtype="string"),
+        pd.Categorical([1, None, 2]),
+        ["a", float("nan"), "b"],
+    ],
+)
+def test_classes_of_every_library(column):
+    values = given_column("c", column, 3)
+    assert values.dtype == object
+    assert values[1] is None
+    assert len({*values}) == 3
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.array([1, None, 3], dtype="Int64"),
+        np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+        pd.Series([1.0, None, 3.0], dtype="double[pyarrow]"),
+        torch.tensor([1.0, float("nan"), 3.0], requires_grad=True),
+        torch.tensor([1.0, float("nan"), 3.0]).bfloat16(),
+    ],
+)
+def test_numbers_of_every_library(column):
+    np.testing.assert_array_equal(given_column("c", column, 3), [1, np.nan, 3])
+
+
+def test_polars_is_read_without_depending_on_it():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"y": [1, None, 3], "c": ["a", None, "b"]})
+    np.testing.assert_array_equal(given_features("X", frame[["y"]])[:, 0], [1, np.nan, 3])
+    for dtype in (polars.String, polars.Categorical):
+        assert given_column("c", frame["c"].cast(dtype), 3).tolist() == ["a", None, "b"]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ([datetime.date(2020, 1, 1)] * 3, "dates or durations"),
+        (np.array([1j, 2j, 3j]), "complex numbers"),
+        ([1, "a", None], "numbers and text"),
+        (["a", "a ", "b"], "differ only in blanks"),
+    ],
+)
+def test_columns_without_one_meaning_are_refused(column, told):
+    with pytest.raises(InputError, match=told):
+        given_column("c", column, 3)
+
+
+def test_groups_of_several_types_and_rows_in_another_order_are_refused():
+    with pytest.raises(InputError, match="numbers and text"):
+        given_labels("groups", np.array([1, 1.0, "1"], dtype=object), 3)
+    with pytest.raises(InputError, match="every row needs a group, 1 of 3"):
+        given_labels("groups", pd.array([1, None, 2], dtype="Int64"), 3)
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0]})
+    with pytest.raises(InputError, match="matched by position"):
+        check_same_order(X=frame, groups=frame["a"][::-1])
+
+
+# What the table alone shows
+
+
+def test_a_class_of_one_group_is_skipped_and_the_others_go_on():
+    groups = np.repeat([f"g{i}" for i in range(6)], 4)
+    values = np.array([*(["a", "b"] * 10), *(["only"] * 4)], dtype=object)
+    target, note = usable_target("c", "categorical", values, groups, 3)
+    assert target.classes == ("a", "b")
+    assert len(target.y) == 20
+    assert "4 rows skipped" in note
+    with pytest.raises(InputError, match="7 folds need at least 7 groups"):
+        usable_target("c", "categorical", values, groups, 7)
+
+
+def test_a_concept_is_not_adjusted_for_itself():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(N, 4))
+    y = X[:, 0] + rng.normal(size=N)
+    options = {"permutations": 0, "n_resamples": 50}
+    row = ck.probe_arrays(X, {"y": y}, np.arange(N) // 5, adjust={"y": y, "z": X[:, 1]}, **options).rows[0]
+    assert row.adjusted_for == ("z",)
+    alone = ck.probe_arrays(X, {"y": y}, np.arange(N) // 5, adjust={"y": y}, **options).rows[0]
+    assert alone.score_adjusted is None
+    assert "only confounder itself" in alone.notes[-1]
+
+
+def test_patients_are_taken_from_file_names(tmp_path):
+    for name in ("tumor/P1_a.png", "tumor/P2_a.png", "normal/P1_b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = image_folder(tmp_path, out=tmp_path / "t.csv", patient="^([^_]+)_")
+    assert found.table["patient"].tolist() == ["P1", "P1", "P2"]
+    assert "normal 1, tumor 2" in found.notes[0]
+    with pytest.raises(InputError, match=r"patient: 'Q' finds nothing in P1_b\.png"):
+        image_folder(tmp_path, out=tmp_path / "t.csv", patient="Q")
