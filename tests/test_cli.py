@@ -262,7 +262,7 @@ MISTAKES = [
     (f"{PROBE} --concept constant", ["concept", "constant", "1.5"]),
     (f"{PROBE} --concept void", ["concept", "void", "no value"]),
     (f"{PROBE} --concept only", ["concept", "only", "one class", "'x'"]),
-    (f"probe --table one-center.csv {TABLE},center", ["concept", "center", "one class", "'A'"]),
+    (f"probe --table one-center.csv {TABLE.replace('count', 'center')}", ["concept", "center", "one class", "'A'"]),
     (f"probe --table infinite.csv {TABLE}", ["concept", "count", "finite"]),
     (f"{PROBE} --folds 25", ["folds", "25", "24"]),
     (f"{PROBE} --folds 1", ["folds", "at least 2", "1"]),

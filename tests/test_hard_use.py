@@ -334,7 +334,7 @@ def test_metadata_that_lie(weights, tmp_path, metadata):
 
 def test_a_state_dict_without_names(tmp_path):
     torch.save({1: torch.zeros(2)}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="1 is no name of a tensor"):
+    with pytest.raises(InputError, match="does not hold a dictionary of tensors by name"):
         backbones.open_backbone("test_resnet", str(tmp_path / "w.pt"))
 
 

@@ -117,9 +117,9 @@ def test_held_out_scores_are_those_of_the_run_that_wrote_the_checkpoint(checkpoi
     run = next(run for run in record.runs if run.name == "guided")
     tasks = load_checkpoint(checkpoint).module.tasks
     found = held_out_scores(checkpoint, tasks)
-    assert set(found) == {"probability_normal", "probability_tumor", "count", "grade"}
-    assert found["count"].text == f"held-out R² = {number(run.concepts['count']['head'])} (internal)"
-    assert found["count"].above_chance == (run.concepts["count"]["head"] > 0.05)
+    assert set(found) == {"probability_normal", "probability_tumor", "count_predicted", "grade_predicted"}
+    assert found["count_predicted"].text == f"held-out R² = {number(run.concepts['count']['head'])} (internal)"
+    assert found["count_predicted"].above_chance == (run.concepts["count"]["head"] > 0.05)
     assert f"AUC = {number(run.metrics['internal']['auc'])}" in found["probability_tumor"].text
     alone = tmp_path / "checkpoints" / "guided-seed0"
     shutil.copytree(checkpoint, alone)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, cross_val_predict
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, PredefinedSplit, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
@@ -78,6 +79,9 @@ def test_the_real_probe_agrees_with_scikit_learn(real, concept):
     known = np.isfinite(y)
     X, y, groups = X[known], y[known], groups[known]
     alphas = np.logspace(-1, 6, 20)
+    with h5py.File(folder / "run" / "context.h5") as file:  # the folds of the run, where no patient is in two
+        folds = file[f"folds/{concept}"][:][known]
+    assert all(len(set(folds[groups == group])) == 1 for group in np.unique(groups))
 
     def vector(alpha):
         return make_pipeline(StandardScaler(), Ridge(alpha=alpha))
@@ -92,7 +96,7 @@ def test_the_real_probe_agrees_with_scikit_learn(real, concept):
 
     def held_out(choose):
         out = np.empty(len(y))
-        for train, test in GroupKFold(5).split(X, y, groups):
+        for train, test in PredefinedSplit(folds).split():
             model = vector(choose(X[train], y[train], groups[train])).fit(X[train], y[train])
             out[test] = model.predict(X[test])
         return r2_score(y, out)

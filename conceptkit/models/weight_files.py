@@ -58,7 +58,7 @@ def read_weights(path: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # a bag of options that many trainings store
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, Mapping) or not any(True for _ in _states(content)):
-            raise ValueError("it holds no dictionary of tensors by name")
+            raise ValueError("it does not hold a dictionary of tensors by name")
         return {}, content
     except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -100,6 +100,7 @@ def run_guide(
         raise InputError("nodes: several machines need one run folder that all of them see; name it by --out.")
     engine.check()
     check_at_least("search", search, 0)
+    check_at_least("folds", folds, 2)
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
