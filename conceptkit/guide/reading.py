@@ -25,7 +25,9 @@ from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.patches import PatchTable
-from conceptkit.probe.validation import Target, held_out, held_out_mlp, make_target
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.usable import usable_target
+from conceptkit.probe.validation import Target, held_out, held_out_mlp
 from conceptkit.records import Difference, GuideRun
 from conceptkit.study import Study
 
@@ -79,7 +81,7 @@ class Reading:
         Raises
         ------
         InputError
-            when there is no such column, or it holds numbers
+            when there is no such column, or it holds numbers, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
         if meant.splits.read in plan.rows:
@@ -89,7 +91,11 @@ class Reading:
             rows = np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
         part = data.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
-        centers = part.concept(CENTER).values if known else None
+        placing = {"centers": part.concept(CENTER).values if known else None}
+        groups = part.groups(meant.group)
+        if (encourage or discourage) and groups is not None and len(set(groups)) > 1:
+            numbers = np.unique(groups.astype(str), return_inverse=True)[1]
+            make_folds(len(rows), numbers, folds, what=f"the {where} rows")
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -97,12 +103,12 @@ class Reading:
             for name in names:
                 try:
                     concept = part.concept(name)
-                    target = make_target(name, concept.kind, concept.values, part.groups(meant.group), centers=centers)
-                    target.folds(folds)
+                    target, note = usable_target(name, concept.kind, concept.values, groups, folds, placing)
                 except InputError as error:
                     notes.append(f"{name} cannot be read on the {where} rows: {error}")
                 else:
                     found[name] = target
+                    notes.extend([f"Read on the {where} rows, {note}"] if note else [])
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)

@@ -80,7 +80,7 @@ def run_guide(
     allow_leakage : whether groups may have rows in several splits
     out : run folder; ``None`` for the next free ``runs/guide-NNN``, which several machines cannot find together. A
         folder that a killed run left is gone on with
-    tell : receives the sentence that says what will be trained, before the training
+    tell : receives, before the training, what will be trained and which concepts and classes are skipped, a line each
     progress : told of the work
 
     Raises
@@ -105,13 +105,13 @@ def run_guide(
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
     data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage), progress=progress)
     setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
-    if tell is not None:
-        tell(setup.trains)
     plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
     check_processes(setup.training, tasks, engine)
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
+    if tell is not None:
+        tell("\n".join([setup.trains, *setup.skipped, *reading.notes]))
     notes = [*setup.notes, *([latent.note()] if latent else []), *reading.notes]
     bench = Bench(data, meant, setup, reading, engine, progress)
     tried = bench.search(search, seeds[0]) if search else ()
