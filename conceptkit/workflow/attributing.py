@@ -320,6 +320,8 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
             "The output changes in opposite directions along the vector and along the pattern: the vector also cancels "
             "noise, so its sign does not describe the concept here."
         )
+    if math.isfinite(analysis.score) and not math.isfinite(analysis.score_low):
+        notes.append(f"Decoding of {target.name}: {analysis.score_note or 'the interval is not estimable'}.")
     if one.zero_gradients:
         notes.append(f"At {one.zero_gradients} of {one.n} images the output does not depend on the layer.")
     return AttributeRow(

@@ -165,6 +165,7 @@ def run_bags(
             "command": "bags",
             "table": meant.table.name,
             "label": meant.label,
+            "classes": list(plan.classes),
             "by": by,
             "group": meant.group,
             "categorical": list(categorical),

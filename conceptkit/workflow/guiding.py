@@ -161,6 +161,7 @@ def run_guide(
             "weights": backbone.weights,
             "weights_sha256": backbone.fingerprint(),
             "label": meant.label,
+            "classes": list(plan.classes),
             "group": meant.group,
             "categorical": list(categorical),
             "encourage": [wish.name for wish in wishes if not wish.discouraged],
