@@ -147,6 +147,16 @@ def test_a_discouraged_concept_of_one_patient_per_center_is_said_first(table, no
     assert "center cannot be read on the internal rows: concept: center has the class 'A' in one group only" in said[0]
 
 
+@pytest.mark.parametrize("concept", ["latent:2", "latent:2+mixed10"])
+def test_folds_are_counted_before_latent_domains_are_read(concept, study, checkpoint, nothing_read, tmp_path):
+    with pytest.raises(InputError, match="50 folds need at least 50 groups, the internal rows have 8"):
+        run_guide(study, discourage=[concept], folds=50, out=tmp_path / "run")
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        run_guide(study, encourage=["nothing"], discourage=[concept], folds=3, out=tmp_path / "run")
+    with pytest.raises(InputError, match="50 folds need at least 50 groups"):
+        ck.run_audit(checkpoint, concept, study=study, folds=50, out=tmp_path / "run")
+
+
 def test_models_of_a_grid_with_an_impossible_concept_are_skipped(study, nothing_read, tmp_path):
     cells = outline_grid(study, ablate="count; void; count, -center")
     assert {name for cell in cells for name in cell.encourage} == {"count", "random target"}

@@ -42,6 +42,21 @@ LEAST_SPOKEN = 0.02
 """Share of the read rows on which a unit must not be 0 to be read by a probe"""
 
 
+def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
+    """Return the name and the numbers of the rows on which concepts are read."""
+    if meant.splits.read in plan.rows:
+        return meant.splits.read, plan.rows[meant.splits.read]
+    return " + ".join(plan.evaluation), np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+
+
+def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> None:
+    """Refuse more folds than the read rows have groups; rows of a single group can be read with no number of folds."""
+    where, rows = read_rows(meant, plan)
+    groups = data.select(rows).groups(meant.group)
+    if groups is not None and len(set(groups)) > 1:
+        make_folds(len(rows), np.unique(groups.astype(str), return_inverse=True)[1], folds, what=f"the {where} rows")
+
+
 @dataclass(frozen=True)
 class Reading:
     """What is read from trained networks by fresh probes, on which rows."""
@@ -84,18 +99,13 @@ class Reading:
             when there is no such column, or it holds numbers, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
-        if meant.splits.read in plan.rows:
-            where, rows = meant.splits.read, plan.rows[meant.splits.read]
-        else:
-            where = " + ".join(plan.evaluation)
-            rows = np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+        where, rows = read_rows(meant, plan)
         part = data.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
         placing = {"centers": part.concept(CENTER).values if known else None}
         groups = part.groups(meant.group)
-        if (encourage or discourage) and groups is not None and len(set(groups)) > 1:
-            numbers = np.unique(groups.astype(str), return_inverse=True)[1]
-            make_folds(len(rows), numbers, folds, what=f"the {where} rows")
+        if encourage or discourage:
+            check_read_folds(data, meant, plan, folds)
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:

@@ -91,6 +91,7 @@ def run_audit(
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
     from conceptkit.models.inference import choose_device
+    from conceptkit.probe.folds import make_folds
     from conceptkit.probe.permutation import level_of
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations
@@ -107,15 +108,17 @@ def run_audit(
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {checkpoint} holds no guided network.")
     tasks = {task.name: task for task in model.tasks}
+    keep, groups = _rows(data, meant, split), data.groups(meant.group)
+    numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
+    make_folds(int(keep.sum()), numbers, folds)  # before latent domains are read from pixels, or from activations
     data, (wish,), latent = with_latent(data, meant, [Wish(concept, None, True)], progress=progress)
     concept = wish.concept
     data.column("concept", concept)
     if concept == meant.label:
         raise InputError(f"concept: {concept} is the main task itself.")
-    keep = _rows(data, meant, split)
     center = center_column(data, None)
     placing = {**placed_in(data, meant, center=center), "seed": seed}
-    (target,), skipped = table_targets(data, [concept], keep, data.groups(meant.group), folds, placing)
+    (target,), skipped = table_targets(data, [concept], keep, groups, folds, placing)
     rows = target.rows
     names = list(layers) if layers else _default_layers(backbone)
     check_distinct("layer", names)

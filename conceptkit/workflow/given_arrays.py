@@ -320,10 +320,8 @@ def _labels(column: pd.Series[Any]) -> NDArray[Any]:
 
 def _check_exact(argument: str, column: pd.Series[Any]) -> None:
     """Refuse whole numbers that are too large for their floats, which make one of several ids."""
-    if column.dtype not in (np.float16, np.float32, np.float64):
-        return
-    limit = 2.0 ** (np.finfo(column.dtype).nmant + 1)
-    if (inexact := column[column.abs() >= limit]).size:
+    digits = {"float16": 11, "float32": 24, "float64": 53}.get(str(column.dtype).lower())
+    if digits is not None and (inexact := column[column.abs() >= 2.0**digits].dropna()).size:
         raise InputError(
             f"{argument}: {inexact.iloc[0]:.0f} is too large to be exact as {column.dtype}, so that several values may "
             "have become one; give integers or text."
