@@ -275,7 +275,10 @@ def test_the_papers_protocol_is_in_sample_and_says_so():
     assert "in-sample" in record.notes[0]
     assert record.rows[1].score > 0.03  # noise scores, which is why it is no evidence
     with pytest.raises(ck.InputError, match="protocol: paper is for continuous concepts, center is categorical"):
-        probed(X, concepts, groups, protocol="paper")
+        probed(X, concepts[["center"]], groups, protocol="paper")
+    some = probed(X, concepts[["count", "center"]], groups, protocol="paper")
+    assert [row.concept for row in some.rows] == ["count"]
+    assert "Skipped: protocol: paper is for continuous concepts, center is categorical." in some.notes
 
 
 # What is refused

@@ -71,6 +71,8 @@ class Analysis:
     score_low: float
     """Lower end of its 95 % interval, as of ``probe``"""
     score_high: float
+    score_note: str | None
+    """Of that interval; ``None``: nothing"""
     permuted: str
     refits: int
     cosines: Floats
@@ -141,6 +143,7 @@ def analyse(
         score=read.score,
         score_low=read.low,
         score_high=read.high,
+        score_note=read.interval_note,
         permuted=level_of(target).name,
         refits=len(kept),
         cosines=cosines,

@@ -49,6 +49,11 @@ class Plan:
         return np.setdiff1d(self.concept_rows, np.concatenate(list(self.rows.values())))
 
     @property
+    def scaled_on(self) -> NDArray[np.intp]:
+        """Return the row numbers by which concepts are scaled, and which give the classes of categorical ones."""
+        return np.union1d(self.rows["train"], self.without_split)
+
+    @property
     def evaluation(self) -> list[str]:
         """Return the names of the evaluation splits."""
         return [name for name in self.rows if name not in ("train", "val")]

@@ -25,7 +25,9 @@ from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.patches import PatchTable
-from conceptkit.probe.validation import Target, held_out, held_out_mlp, make_target
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.usable import usable_target
+from conceptkit.probe.validation import Target, held_out, held_out_mlp
 from conceptkit.records import Difference, GuideRun
 from conceptkit.study import Study
 
@@ -38,6 +40,21 @@ CENTER = "center"
 
 LEAST_SPOKEN = 0.02
 """Share of the read rows on which a unit must not be 0 to be read by a probe"""
+
+
+def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
+    """Return the name and the numbers of the rows on which concepts are read."""
+    if meant.splits.read in plan.rows:
+        return meant.splits.read, plan.rows[meant.splits.read]
+    return " + ".join(plan.evaluation), np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+
+
+def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> None:
+    """Refuse more folds than the read rows have groups; rows of a single group can be read with no number of folds."""
+    where, rows = read_rows(meant, plan)
+    groups = data.select(rows).groups(meant.group)
+    if groups is not None and len(set(groups)) > 1:
+        make_folds(len(rows), np.unique(groups.astype(str), return_inverse=True)[1], folds, what=f"the {where} rows")
 
 
 @dataclass(frozen=True)
@@ -79,17 +96,16 @@ class Reading:
         Raises
         ------
         InputError
-            when there is no such column, or it holds numbers
+            when there is no such column, or it holds numbers, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
-        if meant.splits.read in plan.rows:
-            where, rows = meant.splits.read, plan.rows[meant.splits.read]
-        else:
-            where = " + ".join(plan.evaluation)
-            rows = np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+        where, rows = read_rows(meant, plan)
         part = data.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
-        centers = part.concept(CENTER).values if known else None
+        placing = {"centers": part.concept(CENTER).values if known else None}
+        groups = part.groups(meant.group)
+        if encourage or discourage:
+            check_read_folds(data, meant, plan, folds)
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -97,12 +113,12 @@ class Reading:
             for name in names:
                 try:
                     concept = part.concept(name)
-                    target = make_target(name, concept.kind, concept.values, part.groups(meant.group), centers=centers)
-                    target.folds(folds)
+                    target, note = usable_target(name, concept.kind, concept.values, groups, folds, placing)
                 except InputError as error:
                     notes.append(f"{name} cannot be read on the {where} rows: {error}")
                 else:
                     found[name] = target
+                    notes.extend([f"Read on the {where} rows, {note}"] if note else [])
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)

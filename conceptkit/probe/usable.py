@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
 from conceptkit.probe.targets import Target, make_target
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def usable(items: Iterable[Item], make: Callable[[Item], Made]) -> tuple[list[Made], list[str]]:
+    """Return what ``make`` returns for the items that it does not refuse, and a note on each of the others.
+
+    Raises
+    ------
+    InputError
+        when every item is refused: what was said of the first
+    """
+    made: list[Made] = []
+    refused: list[InputError] = []
+    for item in items:
+        try:
+            made.append(make(item))
+        except InputError as error:
+            refused.append(error)
+    if refused and not made:
+        raise refused[0]
+    return made, [f"Skipped: {error}" for error in dict.fromkeys(map(str, refused))]
+
+
+def usable_targets(
+    concepts: Iterable[str],
+    values_of: Callable[[str], tuple[str, NDArray[Any]]],
+    groups: NDArray[Any] | None,
+    folds: int | None,
+    placing: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[list[Target], list[str]]:
+    """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
+
+    Parameters
+    ----------
+    values_of : returns the kind and the values of a concept, or refuses it
+    groups, placing : as for :func:`usable_target`
+    folds : of the cross-validation; ``None`` for the paper's protocol, which has none
+
+    Raises
+    ------
+    InputError
+        when no concept can be probed
+    """
+
+    def make(name: str) -> tuple[Target, str | None]:
+        kind, values = values_of(name)
+        if folds is None and kind != "continuous":
+            raise InputError(f"protocol: paper is for continuous concepts, {name} is categorical.")
+        return usable_target(name, kind, values, groups, folds, placing)
+
+    made, skipped = usable(concepts, make)
+    return [target for target, _ in made], [*(note for _, note in made if note), *skipped]
 
 
 def usable_target(

@@ -52,15 +52,16 @@ def attention_table(record: BagsRecord) -> Table:
             "attention AUC low": one.low,
             "attention AUC high": one.high,
             "bags": one.n,
-            "verdict": judge_attention(one, record.group).mark,
+            "verdict": judge_attention(one, record.group, _positive(record)).mark,
         }
         for one in record.attention
     ]
     return Table(
         name="attention",
         title="Where attention lies",
-        caption="In bags with positive and other patches: the share of pairs in which the positive patch gets more "
-        "attention. No network was trained on which patches are positive; 0.5 is chance. 95 % interval over "
+        caption=f"In bags with {_positive(record)} and other patches: the share of pairs in which the "
+        f"{_positive(record)} patch gets more attention. Training does not use the labels of patches; 0.5 is chance. "
+        "95 % interval over "
         f"{groups_word(record.group)}.",
         frame=tidy(
             rows,
@@ -72,16 +73,21 @@ def attention_table(record: BagsRecord) -> Table:
 def bag_verdicts(record: BagsRecord) -> list[Verdict]:
     """Return the verdicts of guided training, and one on the attention of each network."""
     here = [one for one in record.attention if one.split == record.evaluated_on] or list(record.attention)
-    attention = [judge_attention(one, record.group) for one in here if is_finite(one.auc)]
+    attention = [judge_attention(one, record.group, _positive(record)) for one in here if is_finite(one.auc)]
     return [*guide_verdicts(record), *attention]
 
 
-def judge_attention(one: AttentionScore, group: str | None) -> Verdict:
-    """Return whether a network attends to the patches that make a bag positive."""
+def _positive(record: BagsRecord) -> str:
+    """Return the class of the patches that make a bag positive."""
+    return str(record.settings.get("positive") or "positive")
+
+
+def judge_attention(one: AttentionScore, group: str | None, positive: str = "positive") -> Verdict:
+    """Return whether a network attends to the patches that make a bag positive, of the class ``positive``."""
     few, side = are_few(one.n_groups, group), side_of(one.auc, one.low, one.high, 0.5)
     mark = mark_of(side, None, few=few)
     who = f"{one.run} (seed {one.seed})"
     answer = f"{who} attends" if mark == "established" else f"Open whether {who} attends"
     size = interval(one.auc, one.low, one.high) + {"below": ", below chance"}.get(side, "")
-    text = f"{answer} to the positive patches on {one.split}: AUC {size} ({one.n} bags)."
+    text = f"{answer} to the {positive} patches on {one.split}: AUC {size} ({one.n} bags)."
     return Verdict(text=f"{text} {few_words(one.n_groups, group)}." if few else text, mark=mark)

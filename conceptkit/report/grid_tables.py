@@ -10,7 +10,7 @@ from conceptkit.records import GridRecord
 from conceptkit.report.judging import Verdict, are_few, few_words, side_of
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.verdicts import difference_mark
-from conceptkit.report.wording import groups_word, interval, is_finite, metric_name, number, with_unit
+from conceptkit.report.wording import f1_words, groups_word, interval, is_finite, metric_name, number, with_unit
 
 if TYPE_CHECKING:
     from conceptkit.records import Difference
@@ -100,8 +100,8 @@ def metric_table(record: GridRecord) -> Table:
     return Table(
         name="table5",
         title="The main task in full",
-        caption="Mean ± SD over seeds, by split. F1 and balanced accuracy at the threshold chosen on validation rows. "
-        "The paper's Table 5 is one of these splits.",
+        caption="Mean ± SD over seeds, by split. F1 and balanced accuracy at the threshold chosen on validation "
+        f"rows.{f1_words(record.settings)} The paper's Table 5 is one of these splits.",
         frame=tidy(rows, list(rows[0]) if rows else ["split", "network"]),
         digits=3,
     )

@@ -8,7 +8,7 @@ from conceptkit.records import GuideRecord
 from conceptkit.report.contents import compared_runs, difference_name, names_in, over_seeds, reference_run, run_names
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.verdicts import difference_mark
-from conceptkit.report.wording import MISSING, groups_word, metric_name, with_unit
+from conceptkit.report.wording import MISSING, f1_words, groups_word, metric_name, with_unit
 
 
 def comparison_table(record: GuideRecord) -> Table:
@@ -68,7 +68,8 @@ def main_task_table(record: GuideRecord) -> Table:
         title="Main task",
         caption=f"Mean{_seeds_words(record)}."
         + (" The SD is the spread over refits." if several else "")
-        + f" The intervals of the differences show the uncertainty over {groups_word(record.group)}.",
+        + f" The intervals of the differences show the uncertainty over {groups_word(record.group)}."
+        + f1_words(record.settings),
         frame=tidy(rows, columns),
         digits=3,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 MISSING = "–"
 """What stands where a number is missing."""
@@ -58,6 +59,12 @@ def metric_name(metric: str) -> str:
     """Return a metric's name as people write it."""
     within = metric.removeprefix("auc_within_")
     return f"AUC within {within}" if within != metric else _METRICS.get(metric, metric)
+
+
+def f1_words(settings: Mapping[str, Any]) -> str:
+    """Return the sentence, after a blank, that says of which class F1 is; none where it is the mean over classes."""
+    classes = settings.get("classes", ())
+    return f" F1 is that of {classes[1]}." if len(classes) == 2 else ""
 
 
 def groups_word(group: str | None, n: int = 2) -> str:

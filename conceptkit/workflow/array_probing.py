@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from conceptkit._checks import InputError, check_at_least, check_choice
 from conceptkit.records import ProbeRecord
 from conceptkit.workflow.given_arrays import (
+    check_features,
     check_same_order,
     given_column,
     given_columns,
@@ -90,7 +91,7 @@ def probe_arrays(
     """
     from conceptkit.probe.adjustment import TERMS, ceiling
     from conceptkit.probe.ridge import ALPHAS
-    from conceptkit.probe.targets import make_target
+    from conceptkit.probe.usable import usable_targets
     from conceptkit.workflow.context import LEFT_OUT_PARTS
     from conceptkit.workflow.probe_rows import (
         PAPER_NOTE,
@@ -129,9 +130,13 @@ def probe_arrays(
         "centers": None if centers is None else given_column("centers", centers, n, categorical=True)[order],
         "nested": None if nested is None else given_labels("nested", nested, n)[order],
     }
-    targets = [
-        make_target(name, _kind(column), column, of, **placing, seed=random_state) for name, column in named.items()
-    ]
+    targets, skipped = usable_targets(
+        named,
+        lambda name: (_kind(named[name]), named[name]),
+        of,
+        folds if protocol != "paper" else None,
+        {**placing, "seed": random_state},
+    )
     ceilings = {}
     for name, values in (repeat or {}).items():
         second = given_column(f"repeat[{name!r}]", values, n)[order]
@@ -158,11 +163,18 @@ def probe_arrays(
         ceilings=ceilings,
     )
     layers, controls = _ordered(features, random, order, n)
+    same = [
+        note
+        for each in layers
+        for where, own in [(f"X[{each.name!r}]", X[each.name]) if isinstance(X, Mapping) else ("X", X)]
+        for note in check_features(where, own, each.X, named)
+    ]
     of_random: BaselineScores = {}
     for network in controls:
         add_random_network(of_random, network, targets, asked)
     rows = probe_rows(layers, targets, asked, random=of_random, progress=progress)
     notes = [] if groups is not None else ["No groups: rows were taken as independent."]
+    notes += [*same, *skipped]
     if of is not None and (few := len(np.unique(of))) < 10:
         notes.append(f"Only {few} groups: the intervals, which resample them, are not to be trusted.")
     if protocol == "paper":
@@ -184,7 +196,7 @@ def probe_arrays(
             "leave_out": leave_out is not None,
             "repeat": list(repeat or {}),
             "random_state": random_state,
-            "concepts": list(named),
+            "concepts": [target.name for target in targets],
             "folds": folds,
             "alphas": asked.alphas.tolist(),
             "permutations": permutations,

@@ -18,7 +18,7 @@ from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, S
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.attribution_maps import ImageReader, MapDrawer
-from conceptkit.workflow.context import center_column, names_kept, placed_in, write_context
+from conceptkit.workflow.context import center_column, names_kept, placed_in, table_targets, write_context
 from conceptkit.workflow.opening import (
     Progress,
     at_stage,
@@ -110,7 +110,7 @@ def run_attribute(
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.models.pooling import POOLINGS
-    from conceptkit.probe.targets import check_activations, check_varying, make_target
+    from conceptkit.probe.targets import check_activations, check_varying
 
     check_choice("pool", pool, POOLINGS)
     check_choice("method", method, METHODS)
@@ -129,21 +129,17 @@ def run_attribute(
     guided = is_checkpoint(meant.model)
     split = _default_split(data, meant, guided) if split is None else split
     keep = split_rows(data, meant, None if split == ALL else split)
-    notes = list(notes_on(meant, data, concepts))
-    if guided and split not in (ALL, meant.splits.train, meant.splits.val):
-        notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
     confounders = {name: _confounder(data, name, concepts) for name in adjust}
     for values in confounders.values():
         keep = keep & values.there
-    asked = {}
     groups = data.groups(meant.group)
-    placing = placed_in(data, meant, center=center_column(data, None))
-    for name in concepts:
-        concept = data.concept(name)
-        missing: Any = np.nan if concept.kind == "continuous" else None
-        values_here = np.where(keep, concept.values, missing)
-        asked[name] = make_target(name, concept.kind, values_here, groups, **placing, seed=seed)
-    rows = np.unique(np.concatenate([target.rows for target in asked.values()]))
+    placing = {**placed_in(data, meant, center=center_column(data, None)), "seed": seed}
+    targets_read, skipped = table_targets(data, concepts, keep, groups, folds, placing)
+    concepts = [target.name for target in targets_read]
+    notes = [*notes_on(meant, data, concepts), *skipped]
+    if guided and split not in (ALL, meant.splits.train, meant.splits.val):
+        notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
+    rows = np.unique(np.concatenate([target.rows for target in targets_read]))
     labels = _labels(data, meant, rows)
     named = _among(labels, among, meant.label)
 
@@ -187,9 +183,9 @@ def run_attribute(
                 method=method,
                 progress=None if tell is None else lambda done, tell=tell: tell(done, len(rows)),  # type: ignore[misc]
             )
-            for i, target in enumerate(asked.values()):
+            for i, target in enumerate(targets_read):
                 if progress is not None:
-                    progress(f"concepts at {layer}", i, len(asked))
+                    progress(f"concepts at {layer}", i, len(concepts))
                 at = np.searchsorted(rows, target.rows)
                 analysis = analyse(
                     X[at],
@@ -214,7 +210,7 @@ def run_attribute(
                 moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
                 drawn.draw(backbone, dotted, layer, analysis, X[at], images, groups)
             if progress is not None:
-                progress(f"concepts at {layer}", len(asked), len(asked))
+                progress(f"concepts at {layer}", len(concepts), len(concepts))
     backbone.module.cpu()
     record = AttributeRecord(
         study=meant.name,
@@ -324,6 +320,8 @@ def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapp
             "The output changes in opposite directions along the vector and along the pattern: the vector also cancels "
             "noise, so its sign does not describe the concept here."
         )
+    if math.isfinite(analysis.score) and not math.isfinite(analysis.score_low):
+        notes.append(f"Decoding of {target.name}: {analysis.score_note or 'the interval is not estimable'}.")
     if one.zero_gradients:
         notes.append(f"At {one.zero_gradients} of {one.n} images the output does not depend on the layer.")
     return AttributeRow(

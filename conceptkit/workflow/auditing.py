@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.report.judging import SIGNIFICANT
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
-from conceptkit.workflow.context import center_column, placed_in
+from conceptkit.workflow.context import center_column, placed_in, table_targets
 from conceptkit.workflow.guide_setup import Wish
 from conceptkit.workflow.latent import with_latent
 from conceptkit.workflow.opening import (
@@ -91,9 +91,10 @@ def run_audit(
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
     from conceptkit.models.inference import choose_device
+    from conceptkit.probe.folds import make_folds
     from conceptkit.probe.permutation import level_of
     from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
-    from conceptkit.probe.targets import check_activations, make_target
+    from conceptkit.probe.targets import check_activations
     from conceptkit.workflow.pixels import read_pixel_statistics
 
     check_at_least("permutations", permutations, 0)
@@ -107,18 +108,17 @@ def run_audit(
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {checkpoint} holds no guided network.")
     tasks = {task.name: task for task in model.tasks}
+    keep, groups = _rows(data, meant, split), data.groups(meant.group)
+    numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
+    make_folds(int(keep.sum()), numbers, folds)  # before latent domains are read from pixels, or from activations
     data, (wish,), latent = with_latent(data, meant, [Wish(concept, None, True)], progress=progress)
     concept = wish.concept
     data.column("concept", concept)
     if concept == meant.label:
         raise InputError(f"concept: {concept} is the main task itself.")
-    keep = _rows(data, meant, split)
-    column = data.concept(concept)
-    missing: Any = np.nan if column.kind == "continuous" else None
     center = center_column(data, None)
-    placing = placed_in(data, meant, center=center)
-    values = np.where(keep, column.values, missing)
-    target = make_target(concept, column.kind, values, data.groups(meant.group), **placing, seed=seed)
+    placing = {**placed_in(data, meant, center=center), "seed": seed}
+    (target,), skipped = table_targets(data, [concept], keep, groups, folds, placing)
     rows = target.rows
     names = list(layers) if layers else _default_layers(backbone)
     check_distinct("layer", names)
@@ -145,7 +145,8 @@ def run_audit(
     score = logits[:, 0] if logits.shape[1] == 1 else logits
     found: list[AuditRow] = []
     whole: list[AuditLayer] = []
-    notes = [*checkpoint_notes(backbone, data), *notes_on(meant, data, [concept]), *([latent.note()] if latent else [])]
+    notes = [*checkpoint_notes(backbone, data), *notes_on(meant, data, [concept]), *skipped]
+    notes += [latent.note()] if latent else []
     for k, (place, X) in enumerate(places.items()):
         check_activations(X, place)
         if progress is not None:
@@ -192,7 +193,8 @@ def run_audit(
             f"{permutations} permutations are too few for any probe to reach significance: set {least:.0f} or more."
         )
     labelled = label >= 0
-    levels = scores_within(label, score, list(column.values[rows])) if target.kind == "categorical" else {}
+    own = list(data.concept(concept).values[rows])
+    levels = scores_within(label, score, own) if target.kind == "categorical" else {}
     record = AuditRecord(
         study=meant.name,
         synthetic=meant.synthetic,

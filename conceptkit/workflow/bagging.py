@@ -18,7 +18,7 @@ from conceptkit.patches import PatchTable
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
 from conceptkit.study import Study
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
-from conceptkit.workflow.guide_setup import Wish, balance_notes, read_wishes
+from conceptkit.workflow.guide_setup import Wish, balance_notes, concept_tasks, read_wishes
 from conceptkit.workflow.latent import refuse_latent
 from conceptkit.workflow.opening import Progress, at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 
@@ -98,7 +98,7 @@ def run_bags(
     """
     from conceptkit.guide.bag_table import make_bags
     from conceptkit.guide.options import TrainingOptions
-    from conceptkit.guide.plan import concept_task, make_plan
+    from conceptkit.guide.plan import make_plan
     from conceptkit.guide.reading import Reading, paired_differences
     from conceptkit.models.bags import ATTENTIONS
     from conceptkit.models.guided import MAIN, Task
@@ -130,17 +130,12 @@ def run_bags(
     columns = dict.fromkeys([*names, *within])
     bags = make_bags(data, meant, by, list(columns), positive=positive, share=share)
     plan = make_plan(meant, bags.table, concepts=names)
-    notes = [*notes_on(meant, bags.table, names), *notes, *plan.notes]
+    learned, skipped = concept_tasks(bags.table, plan, wishes)
+    notes = [*notes_on(meant, bags.table, [task.name for task in learned]), *notes, *plan.notes, *skipped]
     outside = len(data) - sum(len(rows) for rows in bags.members)
     if outside:
         notes.append(f"{outside} patches without a {by} are in no bag.")
-    tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes)]
-    tasks += [
-        concept_task(
-            bags.table, w.concept, np.union1d(plan.rows["train"], plan.without_split), adversarial=w.discouraged
-        )
-        for w in wishes
-    ]
+    tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
@@ -170,6 +165,7 @@ def run_bags(
             "command": "bags",
             "table": meant.table.name,
             "label": meant.label,
+            "classes": list(plan.classes),
             "by": by,
             "group": meant.group,
             "categorical": list(categorical),

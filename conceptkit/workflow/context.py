@@ -7,7 +7,7 @@ import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from conceptkit._checks import InputError
 from conceptkit._hdf5 import replacing_hdf5
 from conceptkit.patches import PatchTable
 from conceptkit.probe.targets import Target
+from conceptkit.probe.usable import usable_targets
 from conceptkit.records import CONTEXT_FILE
 from conceptkit.study import Study
 
@@ -138,6 +139,38 @@ def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str
         if missing:
             raise InputError(f"nested: every row needs a value of {nested}, {missing} of {len(data)} rows have none.")
     return found
+
+
+def table_targets(
+    data: PatchTable,
+    concepts: Sequence[str],
+    keep: NDArray[np.bool_],
+    groups: NDArray[Any] | None,
+    folds: int | None,
+    placing: Mapping[str, Any],
+) -> tuple[list[Target], list[str]]:
+    """Return the concepts that can be probed on some rows, and notes on concepts and classes that are skipped.
+
+    Parameters
+    ----------
+    keep : (n rows of the table,) which rows are used
+    folds : of the cross-validation; ``None`` for the paper's protocol, which has none
+    placing : centers, nested units, labels and seed, as :func:`conceptkit.probe.targets.make_target` takes them
+
+    Raises
+    ------
+    InputError
+        when there is no such column, or no concept can be probed
+    """
+    columns = {name: data.concept(name) for name in concepts}
+
+    def values_of(name: str) -> tuple[str, NDArray[Any]]:
+        data.check_words(name)
+        column = columns[name]
+        missing: Any = np.nan if column.kind == "continuous" else None
+        return column.kind, np.where(keep, column.values, missing)
+
+    return usable_targets(concepts, values_of, groups, folds, placing)
 
 
 def text_of(data: PatchTable, argument: str, name: str) -> NDArray[Any]:

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit._checks import InputError
-from conceptkit.table_reading import check_spelling, label_of
+from conceptkit.table_reading import check_spelling, is_number, label_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
+
+_COMPARED = 100
+"""Rows in which every feature is compared with a concept"""
 
 Values = NDArray[Any]
 """(n,) float64 with NaN where missing (continuous), or objects, text with ``None`` where missing (categorical)"""
@@ -67,6 +70,7 @@ def given_column(argument: str, given: Any, n: int, *, categorical: bool = False
     kind = "categorical" if categorical else _kind_of(argument, column)
     if kind == "continuous":
         return _numbers(column)
+    _check_exact(argument, column)
     labels = _labels(column)
     _check_blanks(argument, labels)
     check_spelling(argument, "it", labels)
@@ -83,6 +87,7 @@ def given_labels(argument: str, given: Any, n: int) -> Values:
         )
     if "complex numbers" in families:
         raise InputError(f"{argument}: must be text or numbers, got complex numbers.")
+    _check_exact(argument, column)
     labels = _labels(column)
     missing = sum(label is None for label in labels)
     if missing:
@@ -90,6 +95,57 @@ def given_labels(argument: str, given: Any, n: int) -> Values:
     _check_blanks(argument, labels)
     check_spelling(argument, "it", labels)
     return labels
+
+
+def check_features(argument: str, given: Any, X: NDArray[Any], concepts: Mapping[str, Values]) -> list[str]:
+    """Return a note on each feature that equals a concept; of a dataframe, refuse such a column.
+
+    Parameters
+    ----------
+    given : the features as they were given
+    X : (n, d) these features
+    concepts : name → (n,) values, rows in the order of X
+
+    Raises
+    ------
+    InputError
+        when a dataframe has a column that has the name or the values of a concept
+    """
+    frame = _frame(given)
+    names = [str(name) for name in frame.columns] if _is_pandas(frame, "DataFrame") else []
+    notes = []
+    for concept, values in concepts.items():
+        at = names.index(concept) if concept in names else _equal_column(X, values)
+        if at is None:
+            continue
+        if names:
+            raise InputError(
+                f"{argument}: column {names[at]!r} is the concept {concept!r}, which would be predicted from itself; "
+                "drop it from the features."
+            )
+        notes.append(
+            f"Feature {at} (counted from 0) of {argument} equals the concept {concept} in every row: a score of "
+            f"{concept} says nothing about the other features."
+        )
+    return notes
+
+
+def _equal_column(X: NDArray[Any], values: Values) -> int | None:
+    """Return the number of a column (n,) that equals a concept wherever this is known, and varies there."""
+    if values.dtype == object:
+        if not all(v is None or is_number(v) for v in values):
+            return None
+        values = np.array([np.nan if v is None else float(v) for v in values])
+    known = np.flatnonzero(np.isfinite(values))
+    with np.errstate(over="ignore"):
+        values = values[known].astype(X.dtype)
+    if not len(known) or not np.ptp(values) > 0:
+        return None
+    few = slice(0, _COMPARED)  # which rules out nearly all columns without a copy of X
+    for at in np.flatnonzero((X[known[few]] == values[few, None]).all(axis=0)):
+        if (X[known, at] == values).all():
+            return int(at)
+    return None
 
 
 def check_same_order(**given: Any) -> None:
@@ -260,6 +316,16 @@ def _labels(column: pd.Series[Any]) -> NDArray[Any]:
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else label_of(value)
 
     return np.array([name(v) for v in column], dtype=object)
+
+
+def _check_exact(argument: str, column: pd.Series[Any]) -> None:
+    """Refuse whole numbers that are too large for their floats, which make one of several ids."""
+    digits = {"float16": 11, "float32": 24, "float64": 53}.get(str(column.dtype).lower())
+    if digits is not None and (inexact := column[column.abs() >= 2.0**digits].dropna()).size:
+        raise InputError(
+            f"{argument}: {inexact.iloc[0]:.0f} is too large to be exact as {column.dtype}, so that several values may "
+            "have become one; give integers or text."
+        )
 
 
 def _check_blanks(argument: str, labels: NDArray[Any]) -> None:

@@ -88,6 +88,7 @@ def write_grid_record(
             "weights": bench.setup.backbone.weights,
             "weights_sha256": bench.setup.backbone.fingerprint(),
             "label": meant.label,
+            "classes": list(plan.classes),
             "train": meant.splits.train,
             "val": meant.splits.val,
             "seeds": list(spec.seeds),

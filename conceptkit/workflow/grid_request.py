@@ -20,7 +20,7 @@ from conceptkit.workflow.grid_plan import (
     is_trained,
     plan_cells,
 )
-from conceptkit.workflow.guide_setup import Wish
+from conceptkit.workflow.guide_setup import Wish, concept_tasks
 from conceptkit.workflow.latent import refuse_latent
 from conceptkit.workflow.opening import open_study
 
@@ -43,6 +43,8 @@ class GridRequest:
     wishes: tuple[Wish, ...]
     """Of all cells, each once; those of curves and affinities too"""
     notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Notes on the concepts that cannot be learned; they are among ``notes`` too"""
 
 
 def read_request(
@@ -95,8 +97,9 @@ def read_request(
     )
     wishes = _wishes(cells, meant if curves else None)
     _check_columns(data, grid, wishes)
+    wishes, cells, skipped = _learnable(data, meant, wishes, cells)
     _check_weightings(wishes, cells)
-    return GridRequest(meant, network, tuple(second), grid, tuple(cells), wishes, tuple(notes))
+    return GridRequest(meant, network, tuple(second), grid, tuple(cells), wishes, (*notes, *skipped), tuple(skipped))
 
 
 def _check_given(
@@ -138,6 +141,34 @@ def _check_columns(data: PatchTable, grid: str, wishes: Iterable[Wish]) -> None:
     for wish in wishes:
         refuse_latent(argument, wish.concept, "in a grid")
         data.column(argument, wish.concept)
+
+
+def _learnable(
+    data: PatchTable, meant: Study, wishes: tuple[Wish, ...], cells: Sequence[GridCell]
+) -> tuple[tuple[Wish, ...], list[GridCell], list[str]]:
+    """Return wishes and cells without the concepts that cannot be learned, and notes on these.
+
+    Raises
+    ------
+    InputError
+        when no concept can be learned, or no model is left
+    """
+    from conceptkit.guide.plan import make_plan, read_wish
+
+    plan = make_plan(meant, data, concepts=list(dict.fromkeys(wish.concept for wish in wishes)))
+    learned, notes = concept_tasks(data, plan, wishes)
+    lost = {wish.concept for wish in wishes} - {task.name for task in learned}
+    if not lost:
+        return wishes, list(cells), notes
+
+    def concepts(cell: GridCell) -> set[str]:
+        return {read_wish(name)[0] for name in (*cell.encourage, *cell.discourage)}
+
+    kept = [cell for cell in cells if not concepts(cell) & lost]
+    if not any(concepts(cell) for cell in kept if is_trained(cell) and cell.control == ""):
+        raise InputError(f"ablate: no model is left without {', '.join(sorted(lost))}. {notes[0]}")
+    notes.append(f"{len(cells) - len(kept)} of {len(cells)} models with {', '.join(sorted(lost))} are skipped.")
+    return tuple(wish for wish in wishes if wish.concept not in lost), kept, notes
 
 
 def _with_wishes(meant: Study, encourage: Sequence[str] | None, discourage: Sequence[str] | None) -> Study:

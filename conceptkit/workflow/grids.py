@@ -126,7 +126,7 @@ def run_grid(
                 cells = [cell for cell in cells if cell.model != name]
                 notes.append(f"Models R1 and R8 were left out: {error}")
         if tell is not None:
-            tell(bench.setup.trains)
+            tell("\n".join([bench.setup.trains, *asked.skipped, *bench.reading.notes]))
         with locked(folder):
             networks = dict.fromkeys(cell.model for cell in cells if cell.model)
             weights_of = {name: bench_of(spec, name).setup.backbone.fingerprint() for name in networks}

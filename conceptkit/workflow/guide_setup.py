@@ -50,6 +50,8 @@ class Setup:
     """The guided network whose training goes on"""
     training: TrainingOptions
     notes: list[str]
+    skipped: list[str]
+    """Notes on the concepts that cannot be learned; they are among ``notes`` too"""
     trains: str
     """In one sentence, what is trained"""
 
@@ -98,7 +100,7 @@ def set_up(
     from conceptkit.guide.building import build_model
     from conceptkit.guide.options import TrainingOptions
     from conceptkit.guide.outline import trained_sentence
-    from conceptkit.guide.plan import concept_task, make_plan
+    from conceptkit.guide.plan import make_plan
     from conceptkit.guide.prefix import frozen_layers
     from conceptkit.guide.recipes import recipe_options
     from conceptkit.guide.weighting import parse_weighting
@@ -113,18 +115,14 @@ def set_up(
     if meant.model is None:
         raise InputError("model: none is named, neither by --model nor in the study.")
     check_seeds(seeds)
-    notes = list(notes_on(meant, data, [*names, meant.label]))
     plan = make_plan(meant, data, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
-    notes += plan.notes
-    scaled_on = np.union1d(plan.rows["train"], plan.without_split)
-    tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes)]
-    tasks += [
-        concept_task(data, wish.concept, scaled_on, adversarial=wish.discouraged, layer=wish.layer) for wish in wishes
-    ]
+    learned, skipped = concept_tasks(data, plan, wishes)
+    tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
+    names = list(dict.fromkeys(task.name for task in learned))
+    notes = [*notes_on(meant, data, [*names, meant.label]), *plan.notes, *skipped]
     # Of the rows that a concept's scale comes from: an outlier among the others crushes nothing.
-    continuous = [name for name in names if data.kind(name) == "continuous"]
-    notes += outlier_notes({name: data.concept(name).values[scaled_on] for name in continuous})
-    _check_finite(data, tasks[1:], np.concatenate([plan.training, plan.rows["val"]]))
+    continuous = [task.name for task in learned if task.kind == "continuous"]
+    notes += outlier_notes({name: data.concept(name).values[plan.scaled_on] for name in continuous})
     if not wishes:
         notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
     backbone, origin = inside(open_model(meant.model, meant.weights, seed=seeds[0]))
@@ -137,7 +135,7 @@ def set_up(
             f"Training of {meant.model} goes on: trunk, heads and scales are kept, in the baseline with the tasks it "
             "had, in the guided network with what was added."
         )
-    discouraged = list(dict.fromkeys(wish.concept for wish in wishes if wish.discouraged))
+    discouraged = list(dict.fromkeys(task.name for task in learned if task.adversarial))
     given = dict(options or {})
     set_by_recipe = {k: v for k, v in recipe_options(recipe, backbone, discouraged).items() if k not in given}
     if origin is not None:
@@ -168,7 +166,29 @@ def set_up(
                 f"{'discourage' if task.adversarial else 'encourage'}: {task.name}@{task.layer} lies before every "
                 f"layer that is trained, so that nothing would change; unfreeze {task.layer} or a layer before it."
             )
-    return Setup(plan, tasks, kept, backbone, origin, training, notes, trains)
+    return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains)
+
+
+def concept_tasks(data: PatchTable, plan: Plan, wishes: Sequence[Wish]) -> tuple[list[Task], list[str]]:
+    """Return the tasks of the concepts that the rows can teach, and notes on those that are skipped.
+
+    Raises
+    ------
+    InputError
+        when there are concepts, and none can be learned
+    """
+    from conceptkit.guide.plan import concept_task
+    from conceptkit.probe.usable import usable
+
+    rows = np.concatenate([plan.training, plan.rows["val"]])
+
+    def make(wish: Wish) -> Task:
+        data.check_words(wish.concept)
+        task = concept_task(data, wish.concept, plan.scaled_on, adversarial=wish.discouraged, layer=wish.layer)
+        _check_finite(data, task, rows)
+        return task
+
+    return usable(wishes, make)
 
 
 def unbalanced_notes(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
@@ -188,16 +208,15 @@ def unbalanced_notes(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> lis
     return notes
 
 
-def _check_finite(data: PatchTable, tasks: Sequence[Task], rows: NDArray[np.intp]) -> None:
+def _check_finite(data: PatchTable, task: Task, rows: NDArray[np.intp]) -> None:
     """Refuse infinite values among the rows that train and validate: they are no measurements, and not missing."""
-    for task in tasks:
-        if task.kind == "continuous":
-            infinite = int(np.isinf(data.concept(task.name).values[rows]).sum())
-            if infinite:
-                raise InputError(
-                    f"concept: {task.name} is infinite in {infinite} of the rows that train or validate; leave empty "
-                    "what was not measured."
-                )
+    if task.kind == "continuous":
+        infinite = int(np.isinf(data.concept(task.name).values[rows]).sum())
+        if infinite:
+            raise InputError(
+                f"concept: {task.name} is infinite in {infinite} of the rows that train or validate; leave empty "
+                "what was not measured."
+            )
 
 
 def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]:

@@ -15,7 +15,7 @@ from conceptkit.records import GuideRecord
 from conceptkit.study import Study
 from conceptkit.workflow.context import names_kept, write_context
 from conceptkit.workflow.guide_setup import Wish, balance_notes, read_wishes, set_up
-from conceptkit.workflow.latent import with_latent
+from conceptkit.workflow.latent import is_latent, with_latent
 from conceptkit.workflow.opening import UNFINISHED, Progress, in_own_folder, open_study, run_folder, versions
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run_guide(
     allow_leakage : whether groups may have rows in several splits
     out : run folder; ``None`` for the next free ``runs/guide-NNN``, which several machines cannot find together. A
         folder that a killed run left is gone on with
-    tell : receives the sentence that says what will be trained, before the training
+    tell : receives, before the training, what will be trained and which concepts and classes are skipped, a line each
     progress : told of the work
 
     Raises
@@ -90,7 +90,8 @@ def run_guide(
     """
     from conceptkit.guide.embeddings import write_embeddings
     from conceptkit.guide.engine import TrainingEngine
-    from conceptkit.guide.reading import Reading, TrainedRun, paired_differences
+    from conceptkit.guide.plan import make_plan
+    from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, paired_differences
     from conceptkit.guide.training import check_processes
     from conceptkit.pathology.disturbances import disturbed
     from conceptkit.workflow.guide_bench import Bench, Spaces
@@ -104,15 +105,19 @@ def run_guide(
     folder = run_folder(out, "guide")
     meant, data = open_study(study, table, model, weights, group, categorical)
     data = disturbed(data, disturb, seed=DISTURBED_SEED) if disturb else data
-    data, wishes, latent = with_latent(data, meant, _wishes(meant, encourage, discourage), progress=progress)
+    wishes = _wishes(meant, encourage, discourage)
+    others = [wish.concept for wish in wishes if not is_latent(wish)]
+    if len(others) < len(wishes):  # the domains are read from pixels, or from activations
+        check_read_folds(data, meant, make_plan(meant, data, concepts=others, allow_leakage=allow_leakage), folds)
+    data, wishes, latent = with_latent(data, meant, wishes, progress=progress)
     setup = set_up(meant, data, wishes, recipe, options, seeds, transductive=transductive, allow_leakage=allow_leakage)
-    if tell is not None:
-        tell(setup.trains)
     plan, backbone, tasks = setup.plan, setup.backbone, setup.tasks
     check_processes(setup.training, tasks, engine)
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
+    if tell is not None:
+        tell("\n".join([setup.trains, *setup.skipped, *reading.notes]))
     notes = [*setup.notes, *([latent.note()] if latent else []), *reading.notes]
     bench = Bench(data, meant, setup, reading, engine, progress)
     tried = bench.search(search, seeds[0]) if search else ()
@@ -162,6 +167,7 @@ def run_guide(
             "weights": backbone.weights,
             "weights_sha256": backbone.fingerprint(),
             "label": meant.label,
+            "classes": list(plan.classes),
             "group": meant.group,
             "categorical": list(categorical),
             "encourage": [wish.name for wish in wishes if not wish.discouraged],

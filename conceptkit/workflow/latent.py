@@ -73,6 +73,11 @@ class Latent:
         return text + "."
 
 
+def is_latent(wish: Wish) -> bool:
+    """Tell whether a wish is for domains that are to be proposed."""
+    return wish.concept.startswith(f"{LATENT}:")
+
+
 def with_latent(
     data: PatchTable, meant: Study, wishes: Sequence[Wish], *, progress: Progress | None = None
 ) -> tuple[PatchTable, list[Wish], Latent | None]:
@@ -85,7 +90,7 @@ def with_latent(
     InputError
         when the wish is malformed, the table has such a column already or no pixels, or no split to train on
     """
-    asked = [wish for wish in wishes if wish.concept.startswith(f"{LATENT}:")]
+    asked = [wish for wish in wishes if is_latent(wish)]
     if not asked:
         return data, list(wishes), None
     if len(asked) > 1:

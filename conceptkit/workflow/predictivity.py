@@ -51,6 +51,8 @@ def run_predictivity(
     from conceptkit.guide.concept_network import Column, design, fit_concept_network
     from conceptkit.guide.plan import make_plan
     from conceptkit.guide.reading import evaluated
+    from conceptkit.probe.targets import make_target
+    from conceptkit.probe.usable import usable
 
     check_seeds(seeds)
     folder = run_folder(out, "predictivity")
@@ -67,7 +69,16 @@ def run_predictivity(
         if name == meant.label:
             raise InputError(f"concept: {name} is the main label itself.")
     plan = make_plan(meant, data)
-    part = data.select(plan.used)
+    part, training = data.select(plan.used), data.select(plan.rows["train"])
+
+    def varies(name: str) -> str:
+        data.check_words(name)
+        own = training.concept(name)
+        return make_target(name, own.kind, own.values, None).name
+
+    learned, skipped = usable([*concepts, *alone], varies)
+    concepts = [name for name in concepts if name in learned]
+    alone = [name for name in alone if name in learned]
     at = {name: np.searchsorted(plan.used, rows) for name, rows in plan.rows.items()}
     columns = {name: Column((own := part.concept(name)).kind, own.values) for name in (*concepts, *alone)}
     sets: list[tuple[str, tuple[str, ...]]] = [("random", (RANDOM,)), *(("concept", (name,)) for name in concepts)]
@@ -108,7 +119,7 @@ def run_predictivity(
         study=meant.name,
         synthetic=meant.synthetic,
         group=meant.group,
-        notes=notes_on(meant, data, [*concepts, *alone, meant.label]),
+        notes=(*notes_on(meant, data, [*concepts, *alone, meant.label]), *skipped),
         settings={
             "command": "predictivity",
             "table": meant.table.name,

@@ -33,10 +33,6 @@ PAPER_NOTE = (
 )
 
 
-LEAST_LOW = -10.0
-"""An interval of R² that begins below this says nothing: it is not estimable."""
-
-
 def check_protocol(protocol: str, adjust: Collection[str], leave_out: object) -> None:
     """Raise :class:`InputError` for a protocol that is not known, or that has no place for what is asked."""
     check_choice("protocol", protocol, PROTOCOLS)
@@ -284,8 +280,6 @@ def _paper_row(X: NDArray[Any], layer: str, target: Target, asked: Asked) -> Pro
 
 def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     """Return R² of ordinary least squares on the rows that it was fitted on."""
-    if target.kind != "continuous":
-        raise InputError(f"protocol: paper is for continuous concepts, {target.name} is categorical.")
     A = np.asarray(X, dtype=np.float64)
     A = np.column_stack([np.ones(len(A)), A - A.mean(0)])
     weights = np.linalg.lstsq(A, target.y, rcond=None)[0]
@@ -414,12 +408,12 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
             seed=asked.seed,
         )
         score, low, high, alone = found.score, found.interval.low, found.interval.high, found.confounders
-        if low < LEAST_LOW:
+        if math.isfinite(score) and not math.isfinite(low):
+            why = f" ({found.interval.note})" if found.interval.note else ""
             notes.append(
-                f"adjusted for {', '.join(here)}: interval not estimable; it would begin at {low:.0f}, as the "
-                f"confounders leave too little of {target.name} unexplained, or too few groups are left."
+                f"adjusted for {', '.join(here)}: interval not estimable{why}, as the confounders leave too little of "
+                f"{target.name} unexplained, or too few groups are left."
             )
-            low, high = nan, nan
         notes += [] if found.note is None else [f"adjusted for {', '.join(here)}: {found.note}"]
     except InputError as error:
         notes.append(f"adjusted for {', '.join(here)}: not estimable ({error})")

@@ -21,6 +21,7 @@ from conceptkit.workflow.context import (
     center_column,
     names_kept,
     placed_in,
+    table_targets,
     text_of,
     write_context,
 )
@@ -37,7 +38,6 @@ from conceptkit.workflow.opening import (
 
 if TYPE_CHECKING:
     from conceptkit.models.backbones import Backbone
-    from conceptkit.probe.targets import Target
 
 RANDOM_NETWORKS = 3
 """Networks of random weights whose mean score is the control."""
@@ -160,7 +160,7 @@ def run_probe(
     center = center_column(data, center)
     placing = placed_in(data, meant, center=center, nested=nested)
     usable_folds = folds if protocol != "paper" else None
-    targets, skipped = usable_targets(data, concepts, keep, groups, usable_folds, {**placing, "seed": seed})
+    targets, skipped = table_targets(data, concepts, keep, groups, usable_folds, {**placing, "seed": seed})
     concepts = [target.name for target in targets]
     aside = (data.aside_note,) if data.aside_note and not chosen else ()
     notes = (*notes_on(meant, data, concepts), *aside, *skipped)
@@ -306,47 +306,6 @@ def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:
     """Return whether the rows have centers to hold out."""
     centers = placing["centers"]
     return centers is not None and len({name for name in centers[keep] if name is not None}) > 1
-
-
-def usable_targets(
-    data: PatchTable,
-    concepts: Sequence[str],
-    keep: NDArray[np.bool_],
-    groups: NDArray[Any] | None,
-    folds: int | None,
-    placing: Mapping[str, Any],
-) -> tuple[list[Target], list[str]]:
-    """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
-
-    ``placing``: centers, nested units, labels and seed, as :func:`conceptkit.probe.targets.make_target` takes them.
-
-    Raises
-    ------
-    InputError
-        when there is no such column, or no concept can be probed
-    """
-    from conceptkit.probe.usable import usable_target
-
-    targets: list[Target] = []
-    notes: list[str] = []
-    refused: list[InputError] = []
-    for name in concepts:
-        concept = data.concept(name)
-        missing: Any = np.nan if concept.kind == "continuous" else None
-        try:
-            data.check_words(name)
-            if folds is None and concept.kind != "continuous":
-                raise InputError(f"protocol: paper is for continuous concepts, {name} is categorical.")
-            values = np.where(keep, concept.values, missing)
-            target, note = usable_target(name, concept.kind, values, groups, folds, placing)
-        except InputError as error:
-            refused.append(error)
-        else:
-            targets.append(target)
-            notes += [note] if note else []
-    if not targets:
-        raise refused[0]
-    return targets, [*notes, *(f"Skipped: {error}" for error in refused)]
 
 
 def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
