@@ -17,6 +17,7 @@ import conceptkit as ck
 from conceptkit._checks import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.records import GuideRecord, load_record
+from conceptkit.report.guide_tables import main_task_table
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 
@@ -86,6 +87,11 @@ def test_the_settings_say_how_it_was_made(record, table):
     }
     assert settings["rows"] == table.split.value_counts().to_dict()
     assert settings["weights"] == "bundled"
+
+
+def test_f1_is_shown_with_its_class(record):
+    assert record.settings["classes"] == ["normal", "tumor"]
+    assert main_task_table(record).caption.endswith(" F1 is that of tumor.")
 
 
 def test_every_option_stands_in_the_settings(record):

@@ -165,6 +165,8 @@ def test_models_of_a_grid_with_an_impossible_concept_are_skipped(study, nothing_
     with pytest.raises(Read):
         run_grid(study, ablate="count; void", folds=3, out=tmp_path / "grid", tell=said.append)
     assert "Skipped: concept: void has no value among the training rows" in said[0]
+    measured = outline_grid(study, ablate=None, affinity=True, encourage=["count", "void"], discourage=["center"])
+    assert [cell.name for cell in measured if cell.encourage or cell.discourage] == []
     with pytest.raises(InputError, match="ablate: no model is left without void"):
         outline_grid(study, ablate="count, void")
 

@@ -397,6 +397,7 @@ def test_an_auc_says_on_which_side_of_one_half_it_lies(ends, n_groups, missing):
     row = PredictivityRow(inputs=("center",), role="confounder", sd=0.0, seeds=(0.5,), **common)
     attention = AttentionScore(run="guided", seed=0, n=9, **common)
     clear = low > 0.5 and n_groups == 30
+    assert " to the tumor patches on external" in judge_attention(attention, "patient", "tumor").text
     for verdict in (judge_auc(row, "patient", "A network may rely on it"), judge_attention(attention, "patient")):
         well_formed(verdict.text)
         assert verdict.mark == ("established" if clear else "open")

@@ -164,10 +164,15 @@ def _learnable(
     def concepts(cell: GridCell) -> set[str]:
         return {read_wish(name)[0] for name in (*cell.encourage, *cell.discourage)}
 
+    def models(some: Sequence[GridCell]) -> int:
+        return sum(bool(concepts(cell)) and is_trained(cell) and not cell.control for cell in some)
+
     kept = [cell for cell in cells if not concepts(cell) & lost]
-    if not any(concepts(cell) for cell in kept if is_trained(cell) and cell.control == ""):
-        raise InputError(f"ablate: no model is left without {', '.join(sorted(lost))}. {notes[0]}")
-    notes.append(f"{len(cells) - len(kept)} of {len(cells)} models with {', '.join(sorted(lost))} are skipped.")
+    named = ", ".join(sorted(lost))
+    if models(cells) and not models(kept):
+        raise InputError(f"ablate: no model is left without {named}. {notes[0]}")
+    if len(kept) < len(cells):
+        notes.append(f"Skipped: {len(cells) - len(kept)} of {len(cells)} models and controls, which name {named}.")
     return tuple(wish for wish in wishes if wish.concept not in lost), kept, notes
 
 
