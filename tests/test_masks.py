@@ -351,3 +351,15 @@ def test_real_masks_are_masks_and_their_classes_are_not(folder, shared_data, tmp
         Image.fromarray(np.where(labels > 0, labels % 2 + 1, 0).astype(np.uint8)).save(tmp_path / "classes.png")
         with pytest.raises(InputError, match="looks like a class map"):
             read_mask(tmp_path / "classes.png")
+
+
+@pytest.mark.parametrize(("kind", "first"), [("float16", 2047), ("float32", 2**24 - 1)])
+def test_float_labels_that_their_type_cannot_tell_apart_are_refused(tmp_path, kind, first):
+    labels = np.zeros((8, 8), dtype=np.int64)
+    labels[0, 0], labels[3, 3], labels[6, 6] = 1, 2, first
+    np.save(tmp_path / "exact.npy", labels.astype(kind))
+    assert np.array_equal(read_mask(tmp_path / "exact.npy"), labels)
+    labels[3, 3], labels[6, 6] = first + 1, first + 2  # the type rounds both to one value
+    np.save(tmp_path / "rounded.npy", labels.astype(kind))
+    with pytest.raises(InputError, match=f"{kind} keeps whole numbers apart only below {first + 1}; save the labels"):
+        read_mask(tmp_path / "rounded.npy")

@@ -185,10 +185,14 @@ def _as_labels(values: NDArray[Any], path: Path) -> Labels:
         raise InputError(f"{path} is not a label image ({found}).")
     if values.dtype.kind == "f":
         # Float files hold whole numbers where the program that wrote them knows no integers.
-        if not (
-            np.isfinite(values).all() and (values == np.rint(values)).all() and float(np.abs(values).max()) < 2.0**53
-        ):
+        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
             raise InputError(f"{path} is not a label image: its values are not whole numbers ({found}).")
+        exact = 2 ** min(np.finfo(values.dtype).nmant + 1, 53)
+        if (largest := int(np.abs(values).max())) >= exact:  # neighbouring labels are rounded to one
+            raise InputError(
+                f"{path} has labels up to {largest}, and {values.dtype} keeps whole numbers apart only below {exact}; "
+                "save the labels as integers."
+            )
         values = values.astype(np.int64)
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
