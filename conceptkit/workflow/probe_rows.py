@@ -250,10 +250,12 @@ def _center_notes(result: Validated) -> tuple[str, ...]:
     notes = []
     if result.unseen:
         named = list(result.unseen)
+        one, counts = len(named) == 1, set(result.unseen.values())
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         notes.append(
-            f"{'centers' if len(named) > 1 else 'center'} {', '.join(named[:_NAMED])}{more}: at least one fold scores "
-            "rows of such a center without any training row of it, so part of the score is for unseen centers."
+            f"center{'' if one else 's'} {', '.join(named[:_NAMED])}{more}: {'up to ' if len(counts) > 1 else ''}"
+            f"{max(counts)} of {len(result.fold_alphas)} folds score {'it' if one else 'each'} without a training row "
+            f"of it, so that part of the score is for {'a center' if one else 'centers'} that the vector has not seen."
         )
     if math.isfinite(result.tested.p_across):
         notes.append(
