@@ -279,3 +279,18 @@ def test_an_array_with_fields_is_refused():
     fields = np.array([(1.0, 2.0)] * 3, dtype=[("a", float), ("b", float)])
     with pytest.raises(InputError, match="has the fields a, b"):
         given_column("y", fields, 3)
+
+
+@pytest.mark.parametrize("change", [lambda v: v, lambda v: 255 - 2 * v, lambda v: v.round(3)])
+def test_a_feature_that_is_a_concept_on_another_scale_is_said(change, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"patch_id": [f"s{i:02d}" for i in range(N)], "v": rng.normal(size=N)})
+    table.loc[3, "v"] = np.nan
+    table.to_csv(tmp_path / "t.csv", index=False)
+    features = pd.DataFrame(rng.normal(size=(N, 2)), columns=list("ab"))
+    features = features.assign(close=table.v.fillna(0) + rng.normal(size=N) * 0.01)  # the control: r = 0.9999
+    for name, extra in (("without", {}), ("with", {"other": change(table.v.fillna(1.0))})):
+        features.assign(patch_id=table.patch_id, **extra).to_parquet(tmp_path / f"{name}.parquet")
+        data = with_features(load_table(tmp_path / "t.csv"), tmp_path / f"{name}.parquet")
+        said = [note for note in read_features(data, np.arange(N)).notes if "says nothing about" in note]
+        assert [note[:9] for note in said] == (["Feature 3"] if extra else [])
