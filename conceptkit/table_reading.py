@@ -68,7 +68,7 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if not parquet and empty.any():  # spreadsheets write them below a table
         frame = frame[~empty].reset_index(drop=True)
     frame, notes = _without_index(frame)
-    notes += [f"{int(empty.sum())} rows without any value skipped."] if not parquet and empty.any() else []
+    notes += [f"Rows without any value skipped: {int(empty.sum())}."] if not parquet and empty.any() else []
     names = list(frame.columns)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

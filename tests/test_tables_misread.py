@@ -94,7 +94,7 @@ def test_a_nan_with_a_sign_is_missing(load):
 def test_empty_rows_below_a_spreadsheet_are_skipped(load):
     table = load("patch_id,count,,\na,3,,\nb,4,,\n,,,\n,,,\n")
     assert table.patch_ids == ["a", "b"]
-    assert any("2 rows without any value" in note for note in table.notes)
+    assert any("without any value skipped: 2" in note for note in table.notes)
 
 
 def test_characters_without_a_width_make_no_second_patient(load):

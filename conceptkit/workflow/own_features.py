@@ -177,13 +177,13 @@ def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
         if found is not None:
             relation = "equals" if (sample[here, found] == values[here]).all() else "is a linear function of"
             yield (
-                f"Feature {found} (counted from 0) {relation} the table's column {name} in every row: a score of {name} "
-                "says nothing about the other features; remove it from the file."
+                f"Feature {found} (counted from 0) {relation} the table's column {name} in every row: a score of "
+                f"{name} says nothing about the other features; remove it from the file."
             )
 
 
 def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> int | None:
-    """Return the number of the first feature that is ``y`` on another scale, or rounded; ``None`` for no such feature."""
+    """Return the number of the first feature that is ``y`` on another scale or rounded, or ``None``."""
     centered = X - X.mean(axis=0, dtype=np.float64)
     values = y - y.mean(dtype=np.float64)
     scale = np.sqrt((centered**2).sum(axis=0) * (values @ values))
