@@ -26,8 +26,11 @@ TEXT = (
 _NUMBERS = ("row", "x", "y", "size", "side", "mpp", "tissue_share", "tumor_share")
 """Columns of numbers, however they are written: x may be 00512."""
 
-NO_NUMBER = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")
+NO_NUMBER = ("na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none")
 """What stands for a missing number, in whatever case; in a column of text these are words like any other."""
+
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+"""Characters without a width, which web pages and spreadsheets leave beside words"""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf(?:inity)?"
 
@@ -61,7 +64,11 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """
     parquet = path.suffix.lower() in (".parquet", ".pq")
     frame = _read_parquet(path) if parquet else _read_csv(path)
+    empty = frame.isna().all(axis=1)
+    if not parquet and empty.any():  # spreadsheets write them below a table
+        frame = frame[~empty].reset_index(drop=True)
     frame, notes = _without_index(frame)
+    notes += [f"Rows without any value skipped: {int(empty.sum())}."] if not parquet and empty.any() else []
     names = list(frame.columns)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -156,7 +163,7 @@ def _stripped(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if not of_text and not isinstance(column.dtype, pd.StringDtype):
             continue
         words = column.astype("str")
-        bare = words.str.strip()
+        bare = words.str.strip().str.strip(_INVISIBLE).str.strip()
         differs = (bare != words) & words.notna()
         if differs.any():
             changed[name] = bare.mask(bare == "")
@@ -181,8 +188,8 @@ def _typed(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, tuple[s
             typed[name] = column.astype("float64")
         elif not len(here) or not here.str.fullmatch(_NUMBER).all():
             flags = {"true": True, "false": False}
-            if words.dropna().isin(list(flags)).all():
-                typed[name] = words.map(flags) if words.notna().all() else words.map(flags).astype("object")
+            if len(here) and here.isin(list(flags)).all():
+                typed[name] = words.map(flags).astype("object") if missing.any() else words.map(flags)
         elif name not in _NUMBERS and _are_names(here):
             example = here[here.str.fullmatch(_NAME)].iloc[0]
             notes.append(

@@ -270,6 +270,16 @@ def test_a_training_part_without_a_center_is_noted_and_centers_are_held_out():
     assert unseen_levels(np.array(["a", "", "b"]), [(np.array([0]), np.array([1, 2]))]) == {"b": 1}
 
 
+def test_many_centers_that_training_lacks_are_one_note():
+    X, y, names, centers = numbered_in_turn()
+    numbers = names.astype(str)
+    lonely = np.where(np.isin(numbers, sorted(set(numbers))[:8]), numbers, centers.astype(str)).astype(object)
+    record = ck.probe_arrays(X, {"c": y}, names, centers=lonely, permutations=0, n_resamples=50)
+    said = [note for note in record.rows[0].notes if "without a training row" in note]
+    assert len(said) == 1
+    assert " and 3 more: 1 of 5 folds score each without a training row of it" in said[0]
+
+
 def test_many_centers_are_held_out_in_ten_parts():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(36), 3)

@@ -226,6 +226,25 @@ def test_measuring_leaves_the_network_and_the_random_state_alone():
     assert not any(part._forward_hooks for part in module.modules())
 
 
+class Joined(nn.Module):
+    """Two branches, joined into a map whose width no module of its own states; 3×3 at 96 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(3, width, 3, stride=32, padding=1) for width in (4, 6)])
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+def test_a_small_map_that_keeps_one_side_at_the_second_size_is_measured_at_a_third():
+    module = nn.Sequential(Joined(), nn.AdaptiveAvgPool2d(1)).eval()
+    images = noise(96)
+    assert module[0](images[:1, :, :48, :72]).shape[2:] == (2, 3)  # the control: one side stays
+    assert measure_views(module, ["0"], images)["0"].channels == 1
+    assert pooled_activations(module, images, ["0"])["0"].shape == (2, 10)
+
+
 # Tokens
 
 

@@ -79,6 +79,43 @@ def test_ids_stay_apart(load, tmp_path):
     assert whole.concept("donor").values.tolist() == [str(2**60), str(2**60 + 1), None]
 
 
+def test_r_writes_missing_truth_as_na(load):
+    column = load("patch_id,tumor\na,TRUE\nb,FALSE\nc,NA\nd,TRUE\n").concept("tumor")
+    assert column.kind == "categorical"
+    assert column.values.tolist() == ["True", "False", None, "True"]
+
+
+def test_a_nan_with_a_sign_is_missing(load):
+    column = load("patch_id,v\na,1.5\nb,-nan\nc,-NaN\n").concept("v")
+    assert column.kind == "continuous"
+    np.testing.assert_array_equal(column.values, [1.5, np.nan, np.nan])
+
+
+def test_empty_rows_below_a_spreadsheet_are_skipped(load):
+    table = load("patch_id,count,,\na,3,,\nb,4,,\n,,,\n,,,\n")
+    assert table.patch_ids == ["a", "b"]
+    assert any("without any value skipped: 2" in note for note in table.notes)
+
+
+def test_characters_without_a_width_make_no_second_patient(load):
+    table = load("patch_id,patient\na,p1\u200b\nb,p1\nc,\ufeffp1\n")
+    assert set(table.groups("patient")) == {"p1"}
+
+
+def test_the_column_of_the_groups_is_probed_only_when_named(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"patch_id": [f"s{i:02d}" for i in range(N)], "case": np.arange(N) // 6 * 1.5})
+    table = table.assign(v=rng.normal(size=N))
+    table.to_csv(tmp_path / "t.csv", index=False)
+    features = pd.DataFrame(rng.normal(size=(N, 3)), columns=list("abc")).assign(patch_id=table.patch_id)
+    features.to_parquet(tmp_path / "f.parquet")
+    given = {"table": tmp_path / "t.csv", "features": tmp_path / "f.parquet", "group": "case", "permutations": 0}
+    found = ck.run_probe(**given, out=tmp_path / "default")
+    assert [row.concept for row in found.rows] == ["v"]
+    named = ck.run_probe(**given, concepts=["case"], out=tmp_path / "named")
+    assert [row.concept for row in named.rows] == ["case"]
+
+
 def test_a_slide_beside_an_image_is_a_name(load):
     table = load("image,slide,count\na.png,s1,1\nb.png,s2,2\n")
     assert (table.location, table.concept_names) == ("image", ["count"])
@@ -226,3 +263,34 @@ def test_patients_are_taken_from_file_names(tmp_path):
     assert "normal 1, tumor 2" in found.notes[0]
     with pytest.raises(InputError, match=r"patient: 'Q' finds nothing in P1_b\.png"):
         image_folder(tmp_path, out=tmp_path / "t.csv", patient="Q")
+
+
+def test_series_in_a_mapping_are_matched_by_position_too():
+    X = pd.DataFrame(np.zeros((4, 2)))
+    turned = pd.Series(np.arange(4.0), index=[3, 2, 1, 0])
+    with pytest.raises(InputError, match=r"concepts\['y'\]: rows are matched by position"):
+        check_same_order(X=X, concepts={"y": turned})
+    with pytest.raises(InputError, match="centers: rows are matched by position"):
+        ck.probe_arrays(X, {"y": np.arange(4.0)}, centers=turned)
+    check_same_order(X=X, concepts={"y": turned.reset_index(drop=True)})
+
+
+def test_an_array_with_fields_is_refused():
+    fields = np.array([(1.0, 2.0)] * 3, dtype=[("a", float), ("b", float)])
+    with pytest.raises(InputError, match="has the fields a, b"):
+        given_column("y", fields, 3)
+
+
+@pytest.mark.parametrize("change", [lambda v: v, lambda v: 255 - 2 * v, lambda v: v.round(3)])
+def test_a_feature_that_is_a_concept_on_another_scale_is_said(change, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"patch_id": [f"s{i:02d}" for i in range(N)], "v": rng.normal(size=N)})
+    table.loc[3, "v"] = np.nan
+    table.to_csv(tmp_path / "t.csv", index=False)
+    features = pd.DataFrame(rng.normal(size=(N, 2)), columns=list("ab"))
+    features = features.assign(close=table.v.fillna(0) + rng.normal(size=N) * 0.01)  # the control: r = 0.9999
+    for name, extra in (("without", {}), ("with", {"other": change(table.v.fillna(1.0))})):
+        features.assign(patch_id=table.patch_id, **extra).to_parquet(tmp_path / f"{name}.parquet")
+        data = with_features(load_table(tmp_path / "t.csv"), tmp_path / f"{name}.parquet")
+        said = [note for note in read_features(data, np.arange(N)).notes if "says nothing about" in note]
+        assert [note[:9] for note in said] == (["Feature 3"] if extra else [])

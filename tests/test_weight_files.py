@@ -14,6 +14,7 @@ from torch import nn
 from conceptkit._checks import InputError
 from conceptkit.models.backbones import build, open_backbone, same_architecture
 from conceptkit.models.checkpoints import mark_notes
+from conceptkit.models.weight_files import match_weights, read_weights
 
 MODEL = "test_resnet"
 
@@ -159,3 +160,13 @@ def test_a_network_of_ones_own_takes_any_number_of_classes(tmp_path):
     backbone = open_backbone(f"{__name__}:small", str(saved(tmp_path, body)))
     assert all(torch.equal(backbone.module.state_dict()[name], value) for name, value in body.items())
     assert "holds no classification head" in backbone.notes[0]
+
+
+def test_a_head_without_its_bias_is_not_filled_with_chance(tmp_path):
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "w.pth")
+    content = read_weights(tmp_path / "w.pth")[1]
+    found = match_weights(content, timm.create_model("test_resnet", num_classes=10), "test_resnet", tmp_path / "w.pth")
+    assert found.classes is None
+    assert "a head of another form (fc.weight), which was not read" in found.notes[0]

@@ -19,7 +19,8 @@ _SPATIAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Adap
 """Modules whose output is (n, c, h, w) by their definition"""
 
 _OTHER_SIZES = ((1 / 2, 3 / 4), (3 / 2, 2.0), (1 / 2, 1 / 2), (2.0, 2.0))
-"""Height and width of the second image as shares of the first's; the first pair that the network takes is used"""
+"""Height and width of the second image as shares of the first's; the first pair that the network takes
+is used, and where it leaves a layer unclear the next"""
 
 _LEAST_SIDE = 32
 
@@ -104,11 +105,14 @@ def measure_views(module: nn.Module, layers: Sequence[str], images: Tensor) -> d
     first = _run(module, layers, images, 2, images.shape[-2:])
     for layer in layers:
         _check_rows(layer, first)
-    other = None
-    if any(len(first.shapes[layer]) > 2 for layer in layers):
-        other = _other_size(module, layers, images)
-    evidence = _Evidence(module, first, other)
-    return {layer: evidence.view(layer) for layer in layers}
+    views: dict[str, View] = {}
+    for sizes in (_OTHER_SIZES, _OTHER_SIZES[1:]):  # a map of 3×3 may keep one side at three quarters of the size
+        left = [layer for layer in layers if layer not in views or views[layer].unclear]
+        several = any(len(first.shapes[layer]) > 2 for layer in left)
+        other = _other_size(module, layers, images, sizes) if several else None
+        evidence = _Evidence(module, first, other)
+        views |= {layer: evidence.view(layer) for layer in left}
+    return {layer: views[layer] for layer in layers}
 
 
 def _check_rows(layer: str, first: _Pass) -> None:
@@ -121,9 +125,11 @@ def _check_rows(layer: str, first: _Pass) -> None:
         )
 
 
-def _other_size(module: nn.Module, layers: Sequence[str], images: Tensor) -> _Pass | None:
+def _other_size(
+    module: nn.Module, layers: Sequence[str], images: Tensor, sizes: Sequence[tuple[float, float]]
+) -> _Pass | None:
     height, width = images.shape[-2:]
-    for tall, wide in _OTHER_SIZES:
+    for tall, wide in sizes:
         size = (int(height * tall), int(width * wide))
         if min(size) < min(_LEAST_SIDE, height, width):
             continue

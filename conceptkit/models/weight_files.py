@@ -100,7 +100,8 @@ def match_weights(content: Mapping[str, Any], module: nn.Module, model: str, pat
     where = [f"from {place!r}"] if place else []
     where += [f"without the prefix {prefix!r}"] if prefix else []
     notes = [f"The weights were read {' and '.join(where)} of {path.name}."] if where else []
-    classes = _classes(head, heads)
+    whole = all(k in head for k in own if k not in body)  # else a bias would stay random
+    classes = _classes(head, heads) if whole else None
     if heads and classes is None and (head or len(own) > len(body)):
         what = f"a head of another form ({min(head)}), which was not read" if head else "no classification head"
         notes.append(f"{path.name} holds {what}: only the layers before {', '.join(heads)} have its weights.")

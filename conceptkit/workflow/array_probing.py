@@ -105,7 +105,9 @@ def probe_arrays(
     given = {} if adjust is None else given_columns("adjust", adjust)
     check_protocol(protocol, list(given), leave_out)
     check_at_least("permutations", permutations, 0)
-    check_same_order(X=X, concepts=concepts, groups=groups, adjust=adjust)
+    check_same_order(
+        X=X, concepts=concepts, groups=groups, adjust=adjust, centers=centers, nested=nested, leave_out=leave_out
+    )
     if isinstance(X, Mapping):
         features = {k: given_features(f"X[{k!r}]", v) for k, v in X.items()}
     else:

@@ -18,7 +18,14 @@ from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, S
 from conceptkit.study import Study
 from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.attribution_maps import ImageReader, MapDrawer
-from conceptkit.workflow.context import center_column, names_kept, placed_in, table_targets, write_context
+from conceptkit.workflow.context import (
+    center_column,
+    default_concepts,
+    names_kept,
+    placed_in,
+    table_targets,
+    write_context,
+)
 from conceptkit.workflow.opening import (
     Progress,
     at_stage,
@@ -121,7 +128,7 @@ def run_attribute(
     where = choose_device(device)
     meant, data = open_study(study, table, model, weights, group, categorical)
     folder = run_folder(out, "attribute")
-    layers, concepts = list(layers or meant.layers), list(concepts or meant.concepts or data.concept_names)
+    layers, concepts = list(layers or meant.layers), list(concepts or meant.concepts or default_concepts(data, meant))
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
     if meant.model is None:

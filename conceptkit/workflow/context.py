@@ -117,6 +117,11 @@ def center_column(data: PatchTable, center: str | None) -> str | None:
     return center
 
 
+def default_concepts(data: PatchTable, study: Study) -> list[str]:
+    """Return the concepts that are used when none are named: those of the table, without the column of the groups."""
+    return [name for name in data.concept_names if name != study.group]
+
+
 def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str | None = None) -> dict[str, Any]:
     """Return what :func:`conceptkit.probe.targets.make_target` has to know of the rows beside their groups.
 

@@ -151,7 +151,12 @@ def _equal_column(X: NDArray[Any], values: Values) -> int | None:
 def check_same_order(**given: Any) -> None:
     """Refuse pandas objects whose indexes hold the same labels in another order: rows are matched by position."""
     first: tuple[str, Any] | None = None
-    for argument, value in given.items():
+    flat = [
+        (f"{argument}[{key!r}]" if isinstance(value, Mapping) else argument, one)
+        for argument, value in given.items()
+        for key, one in (value.items() if isinstance(value, Mapping) else [("", value)])
+    ]
+    for argument, value in flat:
         if not _is_pandas(value, "DataFrame") and not _is_pandas(value, "Series"):
             continue
         if first is None:
@@ -213,6 +218,8 @@ def _array(argument: str, given: Any) -> NDArray[Any]:
         array = np.asarray(given)
     except Exception as error:  # every library raises its own
         raise InputError(f"{argument}: cannot be read as an array ({str(error).splitlines()[0]}).") from None
+    if array.dtype.names is not None:
+        raise InputError(f"{argument}: has the fields {', '.join(array.dtype.names)}; give one of them.")
     if array.ndim == 0:
         raise InputError(f"{argument}: must be a dense array, got {type(given).__name__}; convert it to NumPy.")
     return array

@@ -31,6 +31,9 @@ _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 _COMPARED = 2**22
 """Values of features that are compared with columns of the table"""
 
+_ROUNDED = 1e-6
+"""A feature whose correlation with a column is 1 up to this is the column itself, rounded or on another scale."""
+
 _FEW_VALUES = 10
 """A column of up to so many values may equal a feature by chance."""
 
@@ -170,12 +173,24 @@ def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
         with np.errstate(over="ignore"):
             values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
         here = np.isfinite(values)
-        same = np.flatnonzero((sample[here] == values[here, None]).all(axis=0))
-        if len(same):
+        found = _linear_in(sample[here], values[here])
+        if found is not None:
+            relation = "equals" if (sample[here, found] == values[here]).all() else "is a linear function of"
             yield (
-                f"Feature {same[0]} (counted from 0) equals the table's column {name} in every row: a score of {name} "
-                "says nothing about the other features; remove it from the file."
+                f"Feature {found} (counted from 0) {relation} the table's column {name} in every row: a score of "
+                f"{name} says nothing about the other features; remove it from the file."
             )
+
+
+def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> int | None:
+    """Return the number of the first feature that is ``y`` on another scale or rounded, or ``None``."""
+    centered = X - X.mean(axis=0, dtype=np.float64)
+    values = y - y.mean(dtype=np.float64)
+    scale = np.sqrt((centered**2).sum(axis=0) * (values @ values))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = np.abs(values @ centered) / scale
+    same = np.flatnonzero(correlation > 1 - _ROUNDED)
+    return int(same[0]) if len(same) else None
 
 
 def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:

@@ -32,6 +32,9 @@ PAPER_NOTE = (
     "comparable with published ones, and no evidence of what holds on other patients."
 )
 
+_NAMED = 5
+"""Centers that one note names"""
+
 
 def check_protocol(protocol: str, adjust: Collection[str], leave_out: object) -> None:
     """Raise :class:`InputError` for a protocol that is not known, or that has no place for what is asked."""
@@ -244,11 +247,16 @@ def _row(layer: str, target: Target, result: Validated, asked: Asked) -> ProbeRo
 
 def _center_notes(result: Validated) -> tuple[str, ...]:
     """Return what has to be said of centers: folds that train without one, tests that are coarse within them."""
-    notes = [
-        f"center {name}: {folds} of {len(result.fold_alphas)} folds score it without a training row of it, so that "
-        "part of the score is for a center that the vector has not seen."
-        for name, folds in result.unseen.items()
-    ]
+    notes = []
+    if result.unseen:
+        named = list(result.unseen)
+        one, counts = len(named) == 1, set(result.unseen.values())
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        notes.append(
+            f"center{'' if one else 's'} {', '.join(named[:_NAMED])}{more}: {'up to ' if len(counts) > 1 else ''}"
+            f"{max(counts)} of {len(result.fold_alphas)} folds score {'it' if one else 'each'} without a training row "
+            f"of it, so that part of the score is for {'a center' if one else 'centers'} that the vector has not seen."
+        )
     if math.isfinite(result.tested.p_across):
         notes.append(
             f"p is primary and permutes groups within centers, where few permutations exist (smallest p "

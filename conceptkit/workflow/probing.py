@@ -19,6 +19,7 @@ from conceptkit.synthetic import cache_folder
 from conceptkit.workflow.context import (
     LEFT_OUT_PARTS,
     center_column,
+    default_concepts,
     names_kept,
     placed_in,
     table_targets,
@@ -151,7 +152,7 @@ def run_probe(
     else:
         layers = list(layers or meant.layers) if not own else [LAYER]
     chosen = bool(concepts or meant.concepts)
-    concepts = list(concepts or meant.concepts or data.concept_names)
+    concepts = list(concepts or meant.concepts or default_concepts(data, meant))
     check_distinct("layer", layers)
     check_distinct("concept", concepts)
     check_choice("adjust_terms", adjust_terms, TERMS)
