@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
 
-    study = write_study(options, make_table(options))
+    table = make_table(options)
+    study = write_study(options, table)
     runs = []
     for name in ("predictivity", "probe"):  # one after the other; a finished one is not made again
         folder = options.out / name
@@ -117,6 +118,8 @@ def main(arguments: list[str] | None = None) -> Path:
                 ck.run_probe(study, permutations=options.permutations, out=folder)
         runs.append(folder)
     epochs = {} if options.epochs is None else {"epochs": options.epochs}
+    rows = pd.read_csv(table, dtype={"patient": str})
+    patients = int(rows[rows["split"] == "internal"]["patient"].nunique())  # the released internal test has four
     ck.run_grid(  # Tables 4 to 6; goes on where it was left
         study,
         ablate=options.models or "paper",
@@ -124,6 +127,7 @@ def main(arguments: list[str] | None = None) -> Path:
         recipe=options.recipe,
         options=epochs,
         within=["center"],
+        folds=min(5, patients),
         seeds=options.seeds,
         out=options.out / "grid",
     )

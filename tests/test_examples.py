@@ -102,7 +102,7 @@ def test_the_papers_experiment(tmp_path: Path, embedded: ck.Study) -> None:
     arguments = [*paper_layout(tmp_path, embedded), *small]
     page = script.main(arguments)
     text = page.read_text(encoding="utf-8")
-    for title in ("The main label from concept values alone", "AUC of the main task by network", "Patches of the run"):
+    for title in ("The main label from concept values only", "AUC of the main task by network", "Patches of the run"):
         assert title in text
     table = pd.read_csv(tmp_path / "run" / "patches.csv", dtype={"patient": str})
     assert (table.groupby("patient")["split"].nunique() == 1).all()

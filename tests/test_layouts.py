@@ -148,7 +148,7 @@ def test_layers_are_pooled_to_the_width_that_they_state(name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", LARGE)
 def test_layers_of_more_networks_are_pooled_to_the_width_that_they_state(name):
-    assert conforms(*LARGE[name]) > 10
+    assert conforms(*LARGE[name]) > 5  # vgg11 has eight convolutions and no other layer of known width
 
 
 # Layouts one by one
