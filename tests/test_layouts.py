@@ -148,7 +148,8 @@ def test_layers_are_pooled_to_the_width_that_they_state(name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", LARGE)
 def test_layers_of_more_networks_are_pooled_to_the_width_that_they_state(name):
-    assert conforms(*LARGE[name]) > 5  # vgg11 has eight convolutions and no other layer of known width
+    least = 7 if name == "vgg11" else 10  # vgg11 has eight convolutions and no other layer of known width
+    assert conforms(*LARGE[name]) > least
 
 
 # Layouts one by one
