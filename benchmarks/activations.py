@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 import conceptkit as ck
-from conceptkit.models.activations import Job, fill, store_rows
+from conceptkit.features.activations import Job, fill, store_rows
+from conceptkit.features.stores import ActivationStore
 from conceptkit.models.backbones import Backbone, build
 from conceptkit.models.inference import Reader, provenance
-from conceptkit.patches import PatchTable, load_table
-from conceptkit.stores import ActivationStore
+from conceptkit.tables.patches import PatchTable, load_table
 
 SIDE = 224
 MODEL = "inception_v3"

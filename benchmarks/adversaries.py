@@ -39,8 +39,8 @@ from conceptkit.guide.plan import concept_task
 from conceptkit.guide.recipes import recipe_options
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
-from conceptkit.patches import load_table
 from conceptkit.probe.regression import RegressionConceptVector
+from conceptkit.tables.patches import load_table
 
 CONCEPTS = (("area", False), ("count", False))
 BOTH = (*CONCEPTS, ("center", True))

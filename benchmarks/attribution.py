@@ -19,7 +19,7 @@ from conceptkit.attribution.directions import fit_concept, patterns
 from conceptkit.attribution.outputs import Output, choose_outputs
 from conceptkit.attribution.sensitivity import pooled_gradients
 from conceptkit.evaluate.resampling import draw_groups
-from conceptkit.models.activations import read_activations, read_pixels
+from conceptkit.features.activations import read_activations, read_pixels
 from conceptkit.models.checkpoints import open_model
 from conceptkit.probe.adjustment import design
 from conceptkit.probe.targets import make_target

@@ -174,7 +174,7 @@ def chain(data, options):
     The images are listed ten times over, each time under other names: two processes need seconds to import what they
     use, as long as they then need for 480 tiles.
     """
-    from conceptkit.workflow.measuring import run_measure
+    from conceptkit.commands.measure import run_measure
 
     with tempfile.TemporaryDirectory() as folder:
 
@@ -210,7 +210,7 @@ def tiling(data, options):
     """Tiles with their pixels kept, against a loop that reads the same windows and keeps nothing."""
     import openslide
 
-    from conceptkit.workflow.tiling import run_tile
+    from conceptkit.commands.tile import run_tile
 
     for path in sorted((data / "wsi").glob("*.svs")):
         for overlap in (0, 112):

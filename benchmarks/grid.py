@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 import conceptkit as ck
+from conceptkit.commands.grid import outline_grid
 from conceptkit.records import GridRecord
-from conceptkit.workflow.grids import outline_grid
 
 WANTED_MINUTES = 40
 """On two cores"""

@@ -112,8 +112,8 @@ def wild_child(work: Path, family: str, start: int, stop: int, seed: int) -> Non
     from hard_use_input import FAMILIES, Case
     from typer.testing import CliRunner
 
-    import conceptkit.workflow.guiding
-    import conceptkit.workflow.probing  # noqa: F401 - heavy imports come before the limit of space
+    import conceptkit.commands.guide
+    import conceptkit.commands.probe  # noqa: F401 - heavy imports come before the limit of space
     from conceptkit.cli import app
 
     sizes = Path("/proc/self/status").read_text().splitlines()
@@ -395,8 +395,8 @@ def _bench(work: Path) -> Path:
     import timm
     import torch
 
-    import conceptkit.workflow.guiding
-    import conceptkit.workflow.probing  # noqa: F401 - each child finds it imported
+    import conceptkit.commands.guide
+    import conceptkit.commands.probe  # noqa: F401 - each child finds it imported
 
     torch.set_num_threads(1)
     del captum, lightning, skimage, statsmodels, timm
@@ -654,7 +654,7 @@ def _escapes(work: Path, bench: Path, place: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
     import conceptkit as ck
-    from conceptkit.workflow.reporting import write_report
+    from conceptkit.commands.report import write_report
 
     nasty = '"><script>run()</script><img src=x onerror=run()>'
     frame = pd.read_csv(bench / "patches.csv").rename(
@@ -734,7 +734,7 @@ def _downloads(work: Path, place: Path) -> list[dict[str, Any]]:
     from huggingface_hub import constants
     from safetensors.torch import save_file
 
-    from conceptkit._checks import InputError
+    from conceptkit.errors import InputError
     from conceptkit.models.backbones import open_backbone
 
     constants.HF_HUB_CACHE = str(place / "hub")

@@ -105,7 +105,7 @@ def write_bench(folder: Path, data: Path) -> None:
     ck.run_probe(study, features=folder / "features.npy", permutations=0, folds=2, out=folder / "probed")
     options = {"epochs": 1, "warmup": 0, "trunk": (8,), "unfreeze": ()}
     ck.run_guide(study, options=options, folds=2, out=folder / "guided")
-    from conceptkit.workflow.extracting import extract
+    from conceptkit.commands.extract import extract
 
     extract("mini_inception", folder / "patches.csv", layers=["mixed0"], store=folder / "store.h5", device="cpu")
     torch.manual_seed(0)
@@ -872,7 +872,7 @@ def _plain_rows(path: Path) -> list[dict[str, str]]:
 
 def _table_kept(path: Path) -> str | None:
     """Return what a table that was accepted lost of the file's cells."""
-    from conceptkit.patches import load_table
+    from conceptkit.tables.patches import load_table
 
     plain = _plain_rows(path)
     frame = load_table(path).frame

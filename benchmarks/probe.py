@@ -239,7 +239,7 @@ def study(quick: bool) -> None:
     measured, and the time of 11 is taken from theirs.
     """
     import conceptkit as ck
-    from conceptkit.workflow.probing import RANDOM_NETWORKS
+    from conceptkit.commands.probe import RANDOM_NETWORKS
 
     n, d, layers = (1000, 256, 2) if quick else (5000, 2048, layers_timed)
     X, Y, groups = features(n, d, 6, 100)

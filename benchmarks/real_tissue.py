@@ -38,11 +38,11 @@ from conceptkit.guide.recipes import recipe_options
 from conceptkit.guide.training import predict, train
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
-from conceptkit.patches import load_table
 from conceptkit.pathology.disturbances import restain
 from conceptkit.probe.regression import RegressionConceptVector
 from conceptkit.probe.validation import held_out, make_target
-from conceptkit.study import Study
+from conceptkit.tables.patches import load_table
+from conceptkit.tables.study import Study
 
 TILE = 250
 UROGENITAL = {"kidney", "prostate", "bladder"}

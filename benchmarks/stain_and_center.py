@@ -21,14 +21,14 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 import conceptkit as ck
-from conceptkit.models.activations import read_activations
+from conceptkit.commands.extract import as_table
+from conceptkit.features.activations import read_activations
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.pathology.domains import propose_domains, stain_profile
 from conceptkit.pathology.stain import METHODS
 from conceptkit.probe.controls import pixel_statistics
 from conceptkit.probe.remnants import read_remnant
 from conceptkit.probe.targets import make_target
-from conceptkit.workflow.extracting import as_table
 
 PERMUTATIONS = 199
 

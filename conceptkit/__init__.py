@@ -6,7 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conceptkit._checks import InputError
+    from conceptkit.commands.attribute import run_attribute
+    from conceptkit.commands.audit import run_audit
+    from conceptkit.commands.bags import run_bags
+    from conceptkit.commands.extract import extract
+    from conceptkit.commands.grid import run_grid
+    from conceptkit.commands.guide import run_guide
+    from conceptkit.commands.measure import run_measure
+    from conceptkit.commands.predict import predict
+    from conceptkit.commands.predictivity import run_predictivity
+    from conceptkit.commands.probe import run_probe
+    from conceptkit.commands.probe_arrays import probe_arrays
+    from conceptkit.commands.report import write_report
+    from conceptkit.commands.tile import run_tile
+    from conceptkit.errors import InputError
     from conceptkit.models.guided import GradientReversal, GuidedModel
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
@@ -19,21 +32,8 @@ if TYPE_CHECKING:
     from conceptkit.records.loading import load_record
     from conceptkit.records.predictivity import PredictivityRecord
     from conceptkit.records.probe import ProbeRecord
-    from conceptkit.study import Study, load_study
     from conceptkit.synthetic import embedded_study
-    from conceptkit.workflow.array_probing import probe_arrays
-    from conceptkit.workflow.attributing import run_attribute
-    from conceptkit.workflow.auditing import run_audit
-    from conceptkit.workflow.bagging import run_bags
-    from conceptkit.workflow.extracting import extract
-    from conceptkit.workflow.grids import run_grid
-    from conceptkit.workflow.guiding import run_guide
-    from conceptkit.workflow.measuring import run_measure
-    from conceptkit.workflow.predicting import predict
-    from conceptkit.workflow.predictivity import run_predictivity
-    from conceptkit.workflow.probing import run_probe
-    from conceptkit.workflow.reporting import write_report
-    from conceptkit.workflow.tiling import run_tile
+    from conceptkit.tables.study import Study, load_study
 
 __version__ = "0.1.0"
 
@@ -47,27 +47,27 @@ _HOMES = {
     "GridRecord": "records.grid",
     "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
-    "InputError": "_checks",
+    "InputError": "errors",
     "PredictivityRecord": "records.predictivity",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
-    "Study": "study",
+    "Study": "tables.study",
     "embedded_study": "synthetic",
-    "extract": "workflow.extracting",
+    "extract": "commands.extract",
     "load_record": "records.loading",
-    "load_study": "study",
-    "predict": "workflow.predicting",
-    "probe_arrays": "workflow.array_probing",
-    "run_attribute": "workflow.attributing",
-    "run_audit": "workflow.auditing",
-    "run_bags": "workflow.bagging",
-    "run_grid": "workflow.grids",
-    "run_guide": "workflow.guiding",
-    "run_measure": "workflow.measuring",
-    "run_predictivity": "workflow.predictivity",
-    "run_probe": "workflow.probing",
-    "run_tile": "workflow.tiling",
-    "write_report": "workflow.reporting",
+    "load_study": "tables.study",
+    "predict": "commands.predict",
+    "probe_arrays": "commands.probe_arrays",
+    "run_attribute": "commands.attribute",
+    "run_audit": "commands.audit",
+    "run_bags": "commands.bags",
+    "run_grid": "commands.grid",
+    "run_guide": "commands.guide",
+    "run_measure": "commands.measure",
+    "run_predictivity": "commands.predictivity",
+    "run_probe": "commands.probe",
+    "run_tile": "commands.tile",
+    "write_report": "commands.report",
 }
 
 __all__ = [

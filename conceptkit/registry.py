@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 T = TypeVar("T")
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit.decoding import Pixels
-from conceptkit.patches import PatchTable
+from conceptkit.errors import InputError
+from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.texture import haralick, luma
-from conceptkit.study import Study
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 VERSION = 1
 """Counts the changes of the parameters below; each is argued in docs/embedded-study.md."""

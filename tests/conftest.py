@@ -14,8 +14,8 @@ from report_records import flat_projections
 from small_study import small_table, write_study
 
 import conceptkit as ck
+from conceptkit.commands import probe as probing
 from conceptkit.report import umap_parts
-from conceptkit.workflow import probing
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

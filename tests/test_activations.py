@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptkit._checks import InputError
-from conceptkit.models.activations import read_activations, read_pixels
+from conceptkit.errors import InputError
+from conceptkit.features.activations import read_activations, read_pixels
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.inference import Reader
-from conceptkit.patches import PatchTable, load_table
+from conceptkit.tables.patches import PatchTable, load_table
 
 SIDE, N = 64, 11
 

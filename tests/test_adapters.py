@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.patches import load_table
+from conceptkit.commands.measure import run_measure
+from conceptkit.errors import InputError
 from conceptkit.pathology.adapters.camelyon import camelyon
 from conceptkit.pathology.adapters.coords import coords_table
 from conceptkit.pathology.adapters.image_folder import image_folder
 from conceptkit.pathology.adapters.pannuke import TYPES, pannuke
 from conceptkit.pathology.adapters.paper_hdf5 import MEASURES, paper_table, read_concepts
 from conceptkit.pathology.measuring import write_table
-from conceptkit.workflow.measuring import run_measure
+from conceptkit.tables.patches import load_table
 
 # ImageFolder
 

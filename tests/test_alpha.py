@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.probe import alpha as alpha_module
 from conceptkit.probe.alpha import choose_alpha, deleted_residuals, left_out_error
 from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, mean_cosine, read_fold

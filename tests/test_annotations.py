@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from shapely.geometry import mapping
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.tile import run_tile
+from conceptkit.errors import InputError
 from conceptkit.pathology.annotation_files import read_drawing
 from conceptkit.pathology.annotations import classes_in, read_annotations
 from conceptkit.pathology.slides import bounds, open_slide
 from conceptkit.pathology.tiling import Tiling, tile_slide
-from conceptkit.workflow.tiling import run_tile
 
 CMU, TCGA = "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"
 

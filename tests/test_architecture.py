@@ -16,31 +16,8 @@ import conceptkit
 PACKAGE = Path(conceptkit.__file__).parent
 
 ROOMS = (
-    *(
-        "_checks",
-        "registry",
-        "_files",
-        "_hdf5",
-        "records",
-        "evaluate",
-        "pixel_values",
-        "tiff_pages",
-        "tiff_images",
-        "image_files",
-        "pyramid",
-        "decoding",
-        "file_matrix",
-        "table_reading",
-        "patches",
-        "resolution",
-        "store_files",
-        "stores",
-        "store_reading",
-        "study",
-        "pathology",
-        "synthetic",
-    ),
-    *("models", "probe", "attribution", "guide", "report", "workflow", "cli", "__main__"),
+    *("errors", "registry", "files", "records", "evaluate", "images", "tables", "jobs", "pathology", "synthetic"),
+    *("models", "probe", "features", "runs", "attribution", "guide", "grid", "report", "commands", "cli", "__main__"),
 )
 """From the ground floor up: a room imports from rooms before it, and from itself."""
 
@@ -73,7 +50,7 @@ def imports(source, name="conceptkit.some", *, package=False):
                 parts = name.split(".")
                 parts = parts[: len(parts) - node.level + package]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
-            # "from conceptkit.models import layers" imports a module, "from conceptkit.study import Study" does not.
+            # "from conceptkit.models import layers" imports a module; "from conceptkit.errors import InputError" does not.
             found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
     return found
 
@@ -122,9 +99,9 @@ def test_the_walk_sees_an_import_that_leads_upward():
     source = "def f():\n    from conceptkit.models import backbones\n    from ..guide.training import train\n"
     seen = imports(source, "conceptkit.probe.ridge")
     assert upward("conceptkit.probe.ridge", seen) == {"conceptkit.guide.training"}
-    assert upward("conceptkit.study", seen) == {"conceptkit.models.backbones", "conceptkit.guide.training"}
-    assert upward("conceptkit.study", imports("if TYPE_CHECKING:\n    import conceptkit.workflow\n")) == {
-        "conceptkit.workflow"
+    assert upward("conceptkit.tables.study", seen) == {"conceptkit.models.backbones", "conceptkit.guide.training"}
+    assert upward("conceptkit.tables.study", imports("if TYPE_CHECKING:\n    import conceptkit.commands\n")) == {
+        "conceptkit.commands"
     }
 
 
@@ -167,7 +144,7 @@ def listed():
 
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
-ALONE = ("synthetic", "study", "store_reading, stores, patches", "_hdf5", "_files", "_checks")
+ALONE = ("synthetic", "jobs", "registry", "errors")
 """Rooms of a single file each, as the page lists them"""
 
 
@@ -204,19 +181,19 @@ def outside(names):
 @pytest.mark.parametrize("name", [n for n in INSIDE if room(n) in ARRAYS_ONLY])
 def test_probe_and_evaluate_know_arrays_only(name):
     assert not outside(closure(name)) & set(HEAVY)
-    assert not {m for m in closure(name) if room(m) not in (*ARRAYS_ONLY, "_checks")}
+    assert not {m for m in closure(name) if room(m) not in (*ARRAYS_ONLY, "errors", "records", "files")}
 
 
 @pytest.mark.parametrize("name", [n for n in INSIDE if room(n) == "report"])
 def test_the_report_never_loads_a_network_or_a_slide(name):
     assert not outside(closure(name)) & {*HEAVY, "openslide"}
-    upstairs = {"models", "patches", "stores", "store_files", "store_reading", "pathology", "guide", "workflow"}
+    upstairs = {"models", "tables", "features", "runs", "pathology", "guide", "grid", "commands"}
     assert not {m for m in closure(name) if room(m) in upstairs}
 
 
 def test_the_walk_sees_torch():
-    assert "torch" in outside(closure("conceptkit.models.activations"))
-    assert "torch" in outside(closure("conceptkit.workflow.probing"))
+    assert "torch" in outside(closure("conceptkit.features.activations"))
+    assert "torch" in outside(closure("conceptkit.commands.probe"))
 
 
 @pytest.mark.parametrize("name", ["utils", "util", "common", "helpers", "helper", "misc", "manager"])
@@ -242,8 +219,8 @@ def run(code):
 LIGHT = (
     "conceptkit",
     "conceptkit.cli",
-    "conceptkit.workflow.probing",
-    "conceptkit.study",
+    "conceptkit.commands.probe",
+    "conceptkit.tables.study",
     "conceptkit.probe.validation",
 )
 

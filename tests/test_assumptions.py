@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import effective_number
 from conceptkit.evaluate.intervals import coverage_note
 from conceptkit.evaluate.paired import Scored, paired_interval, scored_r2

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
 from conceptkit.attribution.captum_adapter import ConceptClassifier
 from conceptkit.attribution.outputs import choose_outputs
 from conceptkit.attribution.sensitivity import pooled_gradients
 from conceptkit.attribution.tcav import directional_derivatives, magnitude, mean, sign_count
+from conceptkit.errors import InputError
 from conceptkit.models.inference import pooled_activations
 from conceptkit.probe.classification import ConceptActivationVector
 

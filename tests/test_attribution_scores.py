@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import conceptkit as ck
-from conceptkit._checks import InputError
 from conceptkit.attribution.analysis import analyse
 from conceptkit.attribution.directions import fit_concept, fit_shuffled, patterns, refit
 from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
 from conceptkit.attribution.tcav import directional_derivatives, magnitude, mean, relevance, sign_count
+from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
 from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.probe.targets import make_target

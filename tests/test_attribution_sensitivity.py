@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError
 from conceptkit.attribution.outputs import choose_outputs, watch_outputs
 from conceptkit.attribution.sensitivity import Layout, check_layer, moved_by, pooled_gradients
+from conceptkit.errors import InputError
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 
 HEIGHT, WIDTH, CHANNELS = 4, 6, 5

@@ -13,19 +13,19 @@ from recorded_options import forgotten
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit._checks import InputError
 from conceptkit.attribution.maps import concept_maps, extremes
 from conceptkit.cli import app
-from conceptkit.models.activations import read_pixels
+from conceptkit.commands import attribute as attributing
+from conceptkit.commands.attribute import round_step
+from conceptkit.errors import InputError
+from conceptkit.features.activations import read_pixels
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.records import AttributeRecord, load_record
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.table import shown
-from conceptkit.workflow import attributing
-from conceptkit.workflow.attributing import round_step
-from conceptkit.workflow.opening import find_study
+from conceptkit.runs.opening import find_study
 
 OPTIONS = {"refits": 10, "permutations": 199, "folds": 3}
 FEWER = {**OPTIONS, "permutations": 49}

@@ -11,8 +11,11 @@ from recorded_options import forgotten
 from small_study import TAKEN, small_table, write_study
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.audit import run_audit
+from conceptkit.commands.guide import run_guide
+from conceptkit.commands.report import write_report
+from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import balanced_accuracy
 from conceptkit.probe.remnants import (
     READERS,
@@ -27,9 +30,6 @@ from conceptkit.records import AuditRecord, load_record, to_json
 from conceptkit.records.audit import AuditRow
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts, holm, readers, remnant_table
 from conceptkit.report.table import shown
-from conceptkit.workflow.auditing import run_audit
-from conceptkit.workflow.guiding import run_guide
-from conceptkit.workflow.reporting import write_report
 
 DRAWS = 80
 """Data sets of the simulation of all probes; each costs 12 small fits"""

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models import downloads
 from conceptkit.models.backbones import Preprocessing, build, from_module, open_backbone, same_architecture
 from conceptkit.models.layers import INCEPTION_V3, last_block, resolve_layer

@@ -11,8 +11,9 @@ import torch
 from recorded_options import forgotten
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.bags import run_bags
+from conceptkit.errors import InputError
 from conceptkit.evaluate.paired import auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.guide.bag_table import make_bags
@@ -24,9 +25,8 @@ from conceptkit.models.guided import MAIN, Task
 from conceptkit.records import BagsRecord, load_record, to_json
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.table import shown
-from conceptkit.study import Study
 from conceptkit.synthetic import SLIDE, with_slides
-from conceptkit.workflow.bagging import run_bags
+from conceptkit.tables.study import Study
 
 LABEL = Task(name=MAIN, kind="categorical", classes=("no", "yes"))
 
@@ -135,7 +135,7 @@ def test_the_control_a_mean_does_not():
 def rows(**columns):
     n = len(next(iter(columns.values())))
     plain = {"patch_id": [f"p{i:02d}" for i in range(n)], "split": ["train"] * n}
-    from conceptkit.patches import PatchTable
+    from conceptkit.tables.patches import PatchTable
 
     return PatchTable(pd.DataFrame({**plain, **columns}), None)
 
@@ -241,7 +241,7 @@ def test_attention_sums_to_one_in_every_bag_and_the_checkpoint_gives_it_again(re
     model, made_with = load_bag_model(record.folder / "checkpoints" / "guided-seed0")
     assert made_with["by"] == SLIDE
     assert made_with["layer"] == "mixed10"
-    from conceptkit.models.activations import read_activations
+    from conceptkit.features.activations import read_activations
     from conceptkit.models.backbones import open_backbone
     from conceptkit.synthetic import cache_folder
 
@@ -323,7 +323,7 @@ def test_no_checkpoint_and_a_broken_one(record, tmp_path):
 
 
 def test_the_report_has_a_section_of_bags(record, tmp_path):
-    from conceptkit.workflow.reporting import write_report
+    from conceptkit.commands.report import write_report
 
     page = write_report([record.folder], out=tmp_path / "r.html")
     text = page.read_text(encoding="utf-8")

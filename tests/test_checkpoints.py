@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conceptkit import GradientReversal
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.building import build_model
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import build, open_backbone

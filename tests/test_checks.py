@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conceptkit._checks import InputError, check_choice, check_place, near_names
+from conceptkit.errors import InputError, check_choice, check_place, near_names
 
 FEW = ["gap", "max", "flatten"]
 MANY = [f"mixed{i}" for i in range(11)] + [f"block{i}" for i in range(11)]

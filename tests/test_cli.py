@@ -20,13 +20,13 @@ from PIL import Image
 from small_study import write_study
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app, console
 from conceptkit.cli.examples import EXAMPLES
 from conceptkit.cli.options import name_list, name_pairs
+from conceptkit.commands import probe as probing
+from conceptkit.errors import InputError
 from conceptkit.records import ProbeRecord, load_record
-from conceptkit.study import load_study
-from conceptkit.workflow import probing
+from conceptkit.tables.study import load_study
 
 pytestmark = pytest.mark.usefixtures("one_random_network", "no_layout")
 
@@ -166,7 +166,7 @@ def test_measure_prints_one_object(here):
 
 
 def test_demo_prints_one_object_and_says_that_it_is_synthetic(study, here, monkeypatch):
-    from conceptkit.workflow import reporting
+    from conceptkit.commands import report as reporting
 
     # The demonstration itself takes minutes; what is tried here is that it hands all three on.
     options = {"epochs": 2, "warmup": 1, "trunk": (8,)}

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
+from conceptkit.commands.doctor import examine
 from conceptkit.guide.affinity import measure_affinity
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
@@ -25,7 +26,6 @@ from conceptkit.models.folding import AGREEMENT
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.inference import Reader, ieee_float32
 from conceptkit.pathology.maskrcnn import build, load_maskrcnn, save_maskrcnn, train_maskrcnn
-from conceptkit.workflow.doctor import examine
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

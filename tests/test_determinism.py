@@ -57,7 +57,7 @@ THREADS = """
 import json, sys
 import numpy as np, torch
 import conceptkit as ck
-from conceptkit.workflow import probing
+from conceptkit.commands import probe as probing
 probing.RANDOM_NETWORKS = 1
 rng = np.random.default_rng(0)
 groups = np.repeat(np.arange(20), 10)

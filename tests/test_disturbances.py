@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conceptkit._checks import InputError
-from conceptkit.patches import load_table
+from conceptkit.errors import InputError
 from conceptkit.pathology.colour import hematoxylin
 from conceptkit.pathology.disturbances import DISTURBANCES, blur, compress, disturbed, rescale, restain, rotate
 from conceptkit.pathology.nuisances import blur as blurriness
+from conceptkit.tables.patches import load_table
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conceptkit._checks import InputError
-from conceptkit.pathology.engines import Engine, run_jobs
-from conceptkit.workflow.measuring import run_measure
-from conceptkit.workflow.tiling import run_tile
+from conceptkit.commands.measure import run_measure
+from conceptkit.commands.tile import run_tile
+from conceptkit.errors import InputError
+from conceptkit.jobs import Engine, run_jobs
 
 
 def square(number):
@@ -158,7 +158,7 @@ def test_tile_and_measure_on_a_cluster_that_loses_a_worker(shared_data, tmp_path
 
 
 def test_a_scheduler_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setattr("conceptkit.pathology.engines._TIMEOUT", "1s")
+    monkeypatch.setattr("conceptkit.jobs._TIMEOUT", "1s")
     pytest.importorskip("distributed", reason="dask's distributed is not installed")
     with pytest.raises(InputError, match="scheduler: nowhere-at-all:1 does not answer"):
         results(square, [1], Engine("dask", scheduler="nowhere-at-all:1"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import balanced_accuracy
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.erasure import fit_eraser, indicators

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from conceptkit import ConceptActivationVector, ConceptRegion, RegressionConceptVector
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.logistic import PENALTIES
 from conceptkit.probe.ridge import ALPHAS

@@ -15,8 +15,8 @@ import pytest
 from small_study import small_table
 
 import conceptkit as ck
+from conceptkit.commands import probe as probing
 from conceptkit.records import load_record
-from conceptkit.workflow import probing
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

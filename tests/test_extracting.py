@@ -18,12 +18,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.extract import as_table, find_layers
+from conceptkit.errors import InputError
 from conceptkit.models.backbones import Preprocessing, from_module, open_backbone, same_architecture
 from conceptkit.models.inference import Reader, pooled_activations
-from conceptkit.patches import load_table
-from conceptkit.workflow.extracting import as_table, find_layers
+from conceptkit.tables.patches import load_table
 
 ROOT = Path(__file__).parents[1]
 SIDE, N = 64, 11
@@ -258,8 +258,13 @@ def test_a_folder_is_no_store(table):
 KILLS = """
 import os, random, signal, sys, time
 import torch, timm, h5py, pandas
-from conceptkit.models import activations, checkpoints, inference, mini_inception
-from conceptkit.workflow import extracting, sharding, cluster
+from conceptkit.features import activations
+from conceptkit.models import checkpoints
+from conceptkit.models import inference
+from conceptkit.models import mini_inception
+from conceptkit.commands import extract as extracting
+from conceptkit.features import sharding
+from conceptkit.features import cluster
 torch.set_num_threads(1)
 clock = random.Random(int(sys.argv[3]))
 for batches in (0, 1, 2, 3):

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import conceptkit as ck
-from conceptkit import file_matrix
-from conceptkit._checks import InputError
-from conceptkit.file_matrix import FileMatrix, gather, in_blocks, rows_of
+from conceptkit.errors import InputError
+from conceptkit.features import own_files as own_features
+from conceptkit.files import matrix as file_matrix
+from conceptkit.files.matrix import FileMatrix, gather, in_blocks, rows_of
 from conceptkit.probe import ridge
-from conceptkit.workflow import own_features
 
 X = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
 
@@ -117,7 +117,7 @@ def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_ra
     put = []
     monkeypatch.setattr(own_features, "gather", lambda *a: pytest.fail("a network's activations come another way"))
     real = file_matrix.gather
-    monkeypatch.setattr("conceptkit.models.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
+    monkeypatch.setattr("conceptkit.features.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
     monkeypatch.setattr(ridge, "_KEPT", 0)
     beside, real_beside = [], FileMatrix.beside
     monkeypatch.setattr(FileMatrix, "beside", lambda *a: beside.append(real_beside(*a)) or beside[-1])
@@ -127,7 +127,7 @@ def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_ra
     full = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "no room beside")
     assert found.to_frame().equals(full.to_frame())
     monkeypatch.undo()
-    monkeypatch.setattr("conceptkit.models.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
+    monkeypatch.setattr("conceptkit.features.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
     assert {type(matrix) for matrix in put} == {FileMatrix}
     expected = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "held")
     assert isinstance(put[-1], np.ndarray)

@@ -15,13 +15,13 @@ import slide_files
 from PIL import Image
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.tile import run_tile
+from conceptkit.errors import InputError
 from conceptkit.pathology.adapters.coords import coords_table
 from conceptkit.pathology.finding import find_slides, same_slides, slide_facts
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.tiling import Tiling, tile_slide
-from conceptkit.workflow.tiling import run_tile
 
 
 @pytest.fixture(scope="module")

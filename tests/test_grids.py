@@ -21,17 +21,21 @@ from sklearn.metrics import roc_auc_score
 from small_study import write_study
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands import grid as grids
+from conceptkit.commands.grid import outline_grid, run_grid
+from conceptkit.errors import InputError
+from conceptkit.grid import plan as grid_plan
+from conceptkit.grid import request as grid_request
+from conceptkit.grid import run as grid_run
+from conceptkit.grid import training as grid_training
+from conceptkit.grid.columns import altered, random_values
+from conceptkit.grid.folder import claim, locked
+from conceptkit.grid.plan import PAPER_MODELS, folder_name, read_models
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
-from conceptkit.patches import PatchTable
-from conceptkit.pathology.engines import Engine
+from conceptkit.jobs import Engine
 from conceptkit.records import GridCell, load_record, to_json
-from conceptkit.workflow import grid_plan, grid_request, grid_run, grid_training, grids
-from conceptkit.workflow.grid_columns import altered, random_values
-from conceptkit.workflow.grid_folder import claim, locked
-from conceptkit.workflow.grid_plan import PAPER_MODELS, folder_name, read_models
-from conceptkit.workflow.grids import outline_grid, run_grid
+from conceptkit.tables.patches import PatchTable
 
 OPTIONS = {"epochs": 2, "warmup": 1, "trunk": (8,)}
 SEEDS = (0, 3)

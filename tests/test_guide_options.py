@@ -16,12 +16,12 @@ from small_study import write_study
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.errors import InputError
+from conceptkit.guide import bench as guide_bench
 from conceptkit.guide import loop
 from conceptkit.models.checkpoints import open_model
 from conceptkit.records import load_record
-from conceptkit.workflow import guide_bench
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 

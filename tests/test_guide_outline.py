@@ -12,10 +12,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.errors import InputError
 from conceptkit.models.checkpoints import load_checkpoint
-from conceptkit.workflow.guiding import outline_guide, run_guide
 
 PATIENTS = {"train": 6, "val": 4, "internal": 6}
 

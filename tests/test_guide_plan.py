@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.plan import concept_task, make_plan
-from conceptkit.patches import PatchTable, load_table
-from conceptkit.study import Splits, Study
-from conceptkit.workflow.guide_setup import unbalanced_notes
+from conceptkit.guide.setup import unbalanced_notes
+from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.tables.study import Splits, Study
 
 PATIENTS = {"train": 3, "val": 2, "internal": 2, "external": 1}
 

@@ -10,12 +10,12 @@ import pytest
 from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, r2_score, roc_auc_score
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.plan import make_plan
 from conceptkit.guide.reading import Reading, paired_differences, read_run
 from conceptkit.models.guided import MAIN, Task
-from conceptkit.patches import load_table
-from conceptkit.study import Splits, Study
+from conceptkit.tables.patches import load_table
+from conceptkit.tables.study import Splits, Study
 
 PATIENTS = {"train": 4, "val": 2, "internal": 12, "external": 6}
 WIDTH = 8

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from small_study import write_study
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.records import GuideRecord, load_record
 from conceptkit.report.guide_tables import main_task_table

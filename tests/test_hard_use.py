@@ -22,19 +22,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import conceptkit as ck
-from conceptkit import _files, _hdf5
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
+from conceptkit.features.store_files import Rows
+from conceptkit.features.store_reading import open_activations
+from conceptkit.features.stores import ActivationStore
+from conceptkit.files import atomic as _files
+from conceptkit.files import hdf5 as _hdf5
+from conceptkit.jobs import Engine, run_jobs
 from conceptkit.models import backbones, downloads
 from conceptkit.models.checkpoints import load_checkpoint, save_checkpoint
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.patches import load_table
 from conceptkit.pathology.annotations import read_annotations
-from conceptkit.pathology.engines import Engine, run_jobs
 from conceptkit.records import load_record
-from conceptkit.store_files import Rows
-from conceptkit.store_reading import open_activations
-from conceptkit.stores import ActivationStore
-from conceptkit.workflow.opening import in_own_folder, open_study
+from conceptkit.runs.opening import in_own_folder, open_study
+from conceptkit.tables.patches import load_table
 
 DEEP = "[" * 200_000
 
@@ -90,7 +91,7 @@ def test_a_name_as_long_as_can_be(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from conceptkit._files import held
+from conceptkit.files.atomic import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -305,7 +306,7 @@ def write_features(path, kind):
 
 @pytest.mark.parametrize("kind", ["group", "loop", "references"])
 def test_features_that_are_none(tmp_path, kind):
-    from conceptkit.workflow.own_features import read_features
+    from conceptkit.features.own_files import read_features
 
     write_features(tmp_path / "f.h5", kind)
     pd.DataFrame({"patch_id": ["a", "b"], "row": [0, 1], "features": "f.h5"}).to_csv(tmp_path / "t.csv", index=False)
@@ -467,7 +468,7 @@ def test_a_damaged_heap_is_told_before_hdf5_walks_it(texts):
     code = """if True:
         import sys
         from pathlib import Path
-        from conceptkit._hdf5 import open_hdf5
+        from conceptkit.files.hdf5 import open_hdf5
         try:
             open_hdf5(Path(sys.argv[1]))["patch_ids"].asstr()[:]
         except OSError as error:
@@ -481,8 +482,8 @@ def test_a_store_has_no_heap_and_reads_none(store, texts):
     code = """if True:
         import sys
         from pathlib import Path
-        from conceptkit._checks import InputError
-        from conceptkit.store_reading import is_store, open_activations
+        from conceptkit.errors import InputError
+        from conceptkit.features.store_reading import is_store, open_activations
         print(is_store(Path(sys.argv[1])))
         try:
             open_activations(Path(sys.argv[1]))

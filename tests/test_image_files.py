@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from conceptkit._checks import InputError
-from conceptkit.decoding import read_pixels
-from conceptkit.image_files import image_shape, read_rgb
+from conceptkit.errors import InputError
+from conceptkit.images.decoding import read_pixels
+from conceptkit.images.image_files import image_shape, read_rgb
+from conceptkit.images.tiff_pages import tiff_pages
 from conceptkit.pathology.images import read_image, read_quality
-from conceptkit.tiff_pages import tiff_pages
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (24, 17, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models import folding
 from conceptkit.models.backbones import Backbone, Preprocessing, build, open_backbone
 from conceptkit.models.folding import AGREEMENT, folded

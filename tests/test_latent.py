@@ -10,14 +10,14 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.patches import PatchTable
+from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.errors import InputError
+from conceptkit.guide.latent import with_latent
+from conceptkit.guide.setup import read_wishes
 from conceptkit.pathology.domains import REFERENCES, STAIN_PROFILE, propose_domains, stain_profile
-from conceptkit.study import Study
-from conceptkit.workflow.guide_setup import read_wishes
-from conceptkit.workflow.guiding import outline_guide, run_guide
-from conceptkit.workflow.latent import with_latent
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 
 def stained(n_groups=30, per=8, seed=0, within=3.0):

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models.guided import layer_width
 from conceptkit.models.inference import pooled_activations
 from conceptkit.models.layouts import measure_views

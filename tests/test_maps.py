@@ -14,15 +14,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
+from conceptkit.commands.guide import run_guide
+from conceptkit.commands.maps import held_out_scores, write_maps
 from conceptkit.models.checkpoints import load_checkpoint
-from conceptkit.patches import PatchTable, load_table
 from conceptkit.records import load_record
 from conceptkit.report.concept_maps import Shown, contact_sheet
 from conceptkit.report.drawing import to_bytes
 from conceptkit.report.slide_maps import MapLayer, Place, slide_map
 from conceptkit.report.wording import number
-from conceptkit.workflow.guiding import run_guide
-from conceptkit.workflow.mapping import held_out_scores, write_maps
+from conceptkit.tables.patches import PatchTable, load_table
 
 
 def grid(n=4, step=10, size=10):

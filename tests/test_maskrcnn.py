@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology import maskrcnn
 from conceptkit.pathology.maskrcnn import MaskRCNN, build, load_maskrcnn, save_maskrcnn, train_maskrcnn
 from conceptkit.pathology.nuclei import open_method

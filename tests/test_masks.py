@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import ndimage
 from scipy.io import savemat
 
-from conceptkit._checks import InputError
+from conceptkit.commands.measure import run_measure
+from conceptkit.errors import InputError
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
-from conceptkit.workflow.measuring import run_measure
 
 
 def blocks(height=40, width=60, step=6, first=1):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.batch import Batch, Measure
 from conceptkit.pathology.measures import CORE, MEASURES, area_px, check_names, count, measure, names_for, spell_out
 from conceptkit.pathology.texture import haralick, luma

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.hematoxylin import segment
 from conceptkit.pathology.maskrcnn import MaskRCNN
 from conceptkit.pathology.measures import MEASURES

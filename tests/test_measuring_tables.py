@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 from typer.testing import CliRunner
 
-from conceptkit import decoding
-from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.patches import load_table
+from conceptkit.commands.measure import run_measure
+from conceptkit.errors import InputError
+from conceptkit.images import decoding
 from conceptkit.pathology import measuring, measuring_tables
 from conceptkit.pathology.images import read_quality, tiff_quality
 from conceptkit.pathology.measures import measure
 from conceptkit.pathology.measuring_tables import is_patch_table
 from conceptkit.pathology.outliers import outlier_note
-from conceptkit.workflow.measuring import run_measure
+from conceptkit.tables.patches import load_table
 
 CMU, TCGA = "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"
 

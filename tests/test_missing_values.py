@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conceptkit._checks import InputError
-from conceptkit.patches import PatchTable, load_table
-from conceptkit.study import Study
-from conceptkit.workflow.opening import notes_on
+from conceptkit.errors import InputError
+from conceptkit.runs.opening import notes_on
+from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.tables.study import Study
 
 WORDS = ["NA", "None", "null", "nan", "n/a"]
 

@@ -10,7 +10,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import ellipse
 
-from conceptkit._checks import InputError
+from conceptkit.commands.measure import run_measure
+from conceptkit.errors import InputError
 from conceptkit.pathology import nuclei
 from conceptkit.pathology.agreement import agreement
 from conceptkit.pathology.hematoxylin import segment
@@ -18,7 +19,6 @@ from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measuring import Segmentation, measure_images
 from conceptkit.pathology.nuclei import write_labels
 from conceptkit.pathology.regions import FEATURES, Fields, best_set, candidates, describe, drawn
-from conceptkit.workflow.measuring import run_measure
 
 HEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.objective import (
     REVERSALS,
     balance_factors,

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit import file_matrix
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.errors import InputError
+from conceptkit.features.own_files import read_features, read_store
+from conceptkit.files import matrix as file_matrix
 from conceptkit.models import backbones, checkpoints
-from conceptkit.patches import load_table
-from conceptkit.workflow.own_features import read_features, read_store
+from conceptkit.tables.patches import load_table
 
 N, D = 60, 6
 

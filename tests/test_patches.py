@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conceptkit._checks import InputError
-from conceptkit.patches import RESERVED, load_table
+from conceptkit.errors import InputError
+from conceptkit.tables.patches import RESERVED, load_table
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from recorded_options import forgotten
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
+from conceptkit.commands.predictivity import run_predictivity
+from conceptkit.errors import InputError
 from conceptkit.guide import concept_network
 from conceptkit.records import load_record
-from conceptkit.study import Study
-from conceptkit.workflow.predictivity import run_predictivity
+from conceptkit.tables.study import Study
 
 PATIENTS = {"train": 24, "val": 12, "internal": 24, "external": 12}
 

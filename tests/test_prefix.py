@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
+from conceptkit.grid.folder import kept_inputs
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
@@ -21,7 +22,6 @@ from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
-from conceptkit.workflow.grid_folder import kept_inputs
 
 TASKS = (Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),)
 

@@ -13,11 +13,11 @@ from recorded_options import forgotten
 from small_study import write_study
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.commands import probe as probing
+from conceptkit.commands.probe import _missing_by_label
+from conceptkit.errors import InputError
 from conceptkit.records import ProbeRecord, load_record
-from conceptkit.study import load_study
-from conceptkit.workflow import probing
-from conceptkit.workflow.probing import _missing_by_label
+from conceptkit.tables.study import load_study
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 
@@ -282,7 +282,7 @@ def test_the_activations_of_random_networks_are_held_one_at_a_time(study, tmp_pa
         read.append(weakref.ref(values))
         return dict.fromkeys(layers, values)
 
-    monkeypatch.setattr("conceptkit.models.activations.read_activations", drawn)
+    monkeypatch.setattr("conceptkit.features.activations.read_activations", drawn)
     monkeypatch.setattr(probing, "RANDOM_NETWORKS", 3)
     record = ck.run_probe(study, concepts=["count"], permutations=0, out=tmp_path / "run")
     assert held == [0, 1, 1, 1]  # the trained network's own stay; those of the random one before are gone

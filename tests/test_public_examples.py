@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import conceptkit as ck
-from conceptkit.workflow import probing
+from conceptkit.commands import probe as probing
 
 PAGE = Path(__file__).parents[1] / "docs" / "examples.md"
 

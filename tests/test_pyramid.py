@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conceptkit._checks import InputError
-from conceptkit.patches import load_table
+from conceptkit.errors import InputError
+from conceptkit.images.pyramid import true_factors
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.tiling import Tiling, tile_slide
-from conceptkit.pyramid import true_factors
+from conceptkit.tables.patches import load_table
 
 FACTORS = (1, 2, 4, 8, 16)
 WIDTH, HEIGHT, TILE = 7_200, 1_300, 128
@@ -113,7 +113,7 @@ def test_large_windows_are_read_in_parts(slides, monkeypatch):
     window = (0, 0, WIDTH, HEIGHT)
     with open_slide(slides["padded"]) as slide:
         whole = slide.region(*window, scale=16)
-        monkeypatch.setattr("conceptkit.pyramid._MOST_READ", 3000)
+        monkeypatch.setattr("conceptkit.images.pyramid._MOST_READ", 3000)
         sizes = []
         read = slide.handle.read_region
         monkeypatch.setattr(

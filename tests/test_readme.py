@@ -10,7 +10,7 @@ from typer.main import get_command
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.workflow import probing
+from conceptkit.commands import probe as probing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,13 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
-from conceptkit.models.activations import read_activations
+from conceptkit.features.activations import read_activations
 from conceptkit.models.checkpoints import open_model
-from conceptkit.patches import load_table
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.validation import validate
 from conceptkit.synthetic import cache_folder
+from conceptkit.tables.patches import load_table
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from conceptkit import registry
-from conceptkit._checks import InputError, check_choice
+from conceptkit.errors import InputError, check_choice
 from conceptkit.registry import Registry
 
 PLUGIN = Path(__file__).parent / "plugin"

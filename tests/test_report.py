@@ -30,8 +30,8 @@ from report_records import (
 )
 from rich.console import Console
 
-from conceptkit._checks import InputError
 from conceptkit.cli.console import show_record
+from conceptkit.errors import InputError
 from conceptkit.records import GuideRun, ProbeRecord, ProbeRow
 from conceptkit.report import (
     contents,

@@ -22,7 +22,7 @@ from report_records import (
 )
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.report import umap_parts
 from conceptkit.report.data_figures import (
     LEVELS_MOST,
@@ -216,7 +216,7 @@ def test_the_report_opens_without_torch_networks_or_slides(tmp_path: Path) -> No
     write_embeddings(run, n=12)
     write_context(run)
     code = (
-        "import sys; from pathlib import Path; from conceptkit.workflow.reporting import write_report;"
+        "import sys; from pathlib import Path; from conceptkit.commands.report import write_report;"
         "write_report([sys.argv[1]], sys.argv[2], csv=sys.argv[3]);"
         "assert not {'torch', 'timm', 'openslide', 'lightning'} & set(sys.modules)"
     )

@@ -14,7 +14,7 @@ import pytest
 from report_records import NASTY, flat_projections, guide_record, probe_record, saved, write_context, write_embeddings
 
 from conceptkit import write_report
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.report import umap_parts
 from conceptkit.report.files import slug
 from conceptkit.report.table import Table

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.commands.guide import run_guide
+from conceptkit.commands.maps import _title
+from conceptkit.errors import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import DESCRIPTION, checkpoint_notes, load_checkpoint, save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
-from conceptkit.patches import PatchTable, load_table
-from conceptkit.resolution import Resolution, at_resolution, mixture_notes, resolution_of
-from conceptkit.workflow.guiding import run_guide
-from conceptkit.workflow.mapping import _title
+from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.tables.resolution import Resolution, at_resolution, mixture_notes, resolution_of
 
 FINE = Resolution(finest=0.25, coarsest=0.25, side=64)
 TASKS = (

@@ -10,7 +10,7 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.probe import ridge
 from conceptkit.probe.crossfit import cross_predict_at
 from conceptkit.probe.folds import inner_folds, leave_out_folds, make_folds

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.search import search
 

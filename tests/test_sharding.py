@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import conceptkit as ck
-from conceptkit._checks import InputError
-from conceptkit.workflow.sharding import Ranks, _share
+from conceptkit.errors import InputError
+from conceptkit.features.sharding import Ranks, _share
 
 ROOT = Path(__file__).parents[1]
 SIDE, N, BATCH = 64, 83, 16
@@ -177,8 +177,8 @@ def test_a_cluster_is_given_a_few_parts_at_a_time(table, single, tmp_path, clust
 
     monkeypatch.setattr(distributed.Client, "submit", submit)
     monkeypatch.setattr(distributed.Future, "release", release)
-    monkeypatch.setattr("conceptkit.workflow.cluster.BATCHES_AT_ONCE", 1)
-    monkeypatch.setattr("conceptkit.workflow.cluster.PARTS_PER_WORKER", 1)
+    monkeypatch.setattr("conceptkit.features.cluster.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("conceptkit.features.cluster.PARTS_PER_WORKER", 1)
     store = tmp_path / "store.h5"
     extract(table, store, engine="dask", scheduler=cluster.scheduler_address)
     assert store.read_bytes() == single.read_bytes()
@@ -207,7 +207,7 @@ def test_a_cluster_gives_the_same_file(table, single, tmp_path, cluster):
 
 
 def test_a_scheduler_that_does_not_answer(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("conceptkit.workflow.cluster.PATIENCE", 1)
+    monkeypatch.setattr("conceptkit.features.cluster.PATIENCE", 1)
     pytest.importorskip("distributed", reason="dask and distributed are not installed")
     for address in ("nonsense", "tcp://127.0.0.1:1"):
         with pytest.raises(InputError, match="scheduler: no Dask scheduler answers at"):

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from conceptkit._checks import InputError
 from conceptkit.cli import app
-from conceptkit.patches import load_table
+from conceptkit.commands import tile as tiling
+from conceptkit.commands.tile import run_tile
+from conceptkit.errors import InputError
 from conceptkit.pathology.annotations import Annotations, Polygon, classes_in, read_annotations
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import METHODS, Macenko, lab_statistics
 from conceptkit.pathology.tiling import Tiling, read_tiles, tile_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
-from conceptkit.workflow import tiling as workflow
-from conceptkit.workflow.tiling import run_tile
+from conceptkit.tables.patches import load_table
 
 PINK = (210, 130, 180)
 
@@ -473,7 +473,7 @@ def test_a_cut_off_slide_in_a_folder_is_listed_too(wsi, tmp_path):
 
 
 def test_an_interrupted_run_is_taken_up_where_it_was_left(wsi, tmp_path, monkeypatch):
-    cut = workflow.tile_one
+    cut = tiling.tile_one
     seen = []
 
     def stop(job):
@@ -482,12 +482,12 @@ def test_an_interrupted_run_is_taken_up_where_it_was_left(wsi, tmp_path, monkeyp
             raise KeyboardInterrupt
         return cut(job)
 
-    monkeypatch.setattr(workflow, "tile_one", stop)
+    monkeypatch.setattr(tiling, "tile_one", stop)
     out = tmp_path / "t.csv"
     with pytest.raises(KeyboardInterrupt):
         run_tile([wsi], out=out)
     assert not out.exists()  # nothing that looks whole
-    monkeypatch.setattr(workflow, "tile_one", lambda job: seen.append(job.slide.name) or cut(job))
+    monkeypatch.setattr(tiling, "tile_one", lambda job: seen.append(job.slide.name) or cut(job))
     tiled = run_tile([wsi], out=out)
     assert seen == [CMU, TCGA, TCGA]
     assert tiled.resumed == 1

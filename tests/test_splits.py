@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
+from conceptkit.commands.splits import count_splits
 from conceptkit.pathology.outliers import outlier_note
-from conceptkit.study import table_study
-from conceptkit.workflow.splits import count_splits
+from conceptkit.tables.study import table_study
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.colour import lab, tissue_weight
 from conceptkit.pathology.stain import METHODS, Macenko, Reinhard, lab_statistics, stain_statistics
 

@@ -20,13 +20,14 @@ from report_records import grid_record, guide_record, probe_record, saved
 from typer.testing import CliRunner
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit import jobs as engines
 from conceptkit.cli import app
-from conceptkit.pathology import engines
-from conceptkit.workflow import doctor, probing
-from conceptkit.workflow.grid_folder import note_plan
-from conceptkit.workflow.starting import start_study
-from conceptkit.workflow.status import read_status
+from conceptkit.commands import doctor
+from conceptkit.commands import probe as probing
+from conceptkit.commands.init import start_study
+from conceptkit.commands.status import read_status
+from conceptkit.errors import InputError
+from conceptkit.grid.folder import note_plan
 
 
 def call(*arguments: object) -> tuple[int, dict, str]:

@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 import pytest
 
-from conceptkit import store_files
-from conceptkit._checks import InputError
-from conceptkit.store_files import SCHEMA, Rows, predicted_bytes
-from conceptkit.store_reading import is_store, open_activations
-from conceptkit.stores import ActivationStore
-from conceptkit.workflow.sharding import absorb_shards
+from conceptkit.errors import InputError
+from conceptkit.features import store_files
+from conceptkit.features.sharding import absorb_shards
+from conceptkit.features.store_files import SCHEMA, Rows, predicted_bytes
+from conceptkit.features.store_reading import is_store, open_activations
+from conceptkit.features.stores import ActivationStore
 
 N, WIDTH = 12, 5
 PROVENANCE = {"architecture": "net", "layer": "mixed10", "pool": "gap", "preprocessing": {"mean": [0.5], "std": [1.0]}}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import conceptkit as ck
-from conceptkit._checks import InputError
-from conceptkit.study import Splits, load_study, table_study
-from conceptkit.workflow.opening import find_study
+from conceptkit.errors import InputError
+from conceptkit.runs.opening import find_study
+from conceptkit.tables.study import Splits, load_study, table_study
 
 WHOLE = """
 name = "colon"

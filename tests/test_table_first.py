@@ -11,19 +11,19 @@ import torch
 from small_study import write_study
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.commands.bags import run_bags
+from conceptkit.commands.grid import outline_grid, run_grid
+from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.commands.probe_arrays import probe_arrays
+from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import LEAST_LOW, r2_interval
-from conceptkit.models import activations
+from conceptkit.features import activations
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
-from conceptkit.patches import PatchTable
 from conceptkit.records import to_json
 from conceptkit.report.verdicts import probe_verdicts
-from conceptkit.workflow.array_probing import probe_arrays
-from conceptkit.workflow.bagging import run_bags
-from conceptkit.workflow.grids import outline_grid, run_grid
-from conceptkit.workflow.guiding import outline_guide, run_guide
+from conceptkit.tables.patches import PatchTable
 
 
 class Read(Exception):  # noqa: N818  # what a run reaches that the table lets pass

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from skimage.feature import graycomatrix, graycoprops
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.texture import ANGLES, cooccurrence, haralick, luma
 
 MONUSEG = Path(__file__).parents[1].parent / "shared" / "data" / "monuseg"

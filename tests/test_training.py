@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide import loop
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import conceptkit as ck
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.probe import crossfit, permutation, ridge
 from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.folds import make_folds

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models.backbones import build, open_backbone, same_architecture
 from conceptkit.models.checkpoints import mark_notes
 from conceptkit.models.weight_files import match_weights, read_weights

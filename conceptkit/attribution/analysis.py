@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least
 from conceptkit.attribution.directions import Fitted, Vectors, fit_concept, fit_shuffled, refit
 from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
 from conceptkit.attribution.tcav import (
@@ -22,6 +21,7 @@ from conceptkit.attribution.tcav import (
     is_same_for_all,
     share_interval,
 )
+from conceptkit.errors import InputError, check_at_least
 from conceptkit.evaluate.clustering import effective_number
 from conceptkit.evaluate.intervals import coverage_note, student_reach
 from conceptkit.evaluate.resampling import draw_groups

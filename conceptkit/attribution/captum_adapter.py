@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.probe.classification import ConceptActivationVector
 
 

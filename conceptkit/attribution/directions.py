@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.resampling import Resamples
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import choose_alpha

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, near_names
+from conceptkit.errors import InputError, near_names
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 
 MOST_CLASSES = 10

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_choice
 from conceptkit.attribution.outputs import Output
+from conceptkit.errors import InputError, check_choice
 from conceptkit.models.layouts import measure_views
 from conceptkit.models.pooling import POOLINGS, shape_text
 

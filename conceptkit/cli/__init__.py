@@ -1,4 +1,4 @@
-"""The command line: one file per command, holding its options and its printing; the work is in ``workflow``."""
+"""The command line: one file per command, holding its options and its printing; the work is in ``commands``."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from conceptkit._checks import InputError, check_place
 from conceptkit.cli.console import reading_console, sentences, write_json_result
 from conceptkit.cli.options import DebugOption, JsonOption
+from conceptkit.errors import InputError, check_place
 
 if TYPE_CHECKING:
     from conceptkit.pathology.adapters import Adapted
@@ -89,8 +89,8 @@ def camelyon(
     """Complete tiles of Camelyon16 and 17: patient, center, stage, labels of negative slides."""
 
     def make(path: Path) -> Adapted:
-        from conceptkit.patches import load_table
         from conceptkit.pathology.adapters.camelyon import camelyon as complete
+        from conceptkit.tables.patches import load_table
 
         if path.resolve().parent != Path(tiles).resolve().parent:
             raise InputError(f"out: must lie in the folder of {tiles}, from which its paths are read; got {out}.")

@@ -80,9 +80,9 @@ def attribute(
 ) -> None:
     """Measure how a network's outputs depend on concepts: change per unit, TCAV, Br, and where they are read."""
     with sentences(debug), reading_console(json) as console:
+        from conceptkit.commands.attribute import run_attribute
         from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
-        from conceptkit.workflow.attributing import run_attribute
-        from conceptkit.workflow.opening import find_study
+        from conceptkit.runs.opening import find_study
 
         meant = find_study(study, table)
         introduce(console, meant)

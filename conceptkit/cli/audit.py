@@ -53,9 +53,9 @@ def audit(
 ) -> None:
     """Look for a concept that should be gone: fresh probes from the input to the logit, and what erasing it costs."""
     with sentences(debug), reading_console(json) as console:
+        from conceptkit.commands.audit import run_audit
         from conceptkit.report.audit_tables import audit_tables, audit_verdicts
-        from conceptkit.workflow.auditing import run_audit
-        from conceptkit.workflow.opening import find_study
+        from conceptkit.runs.opening import find_study
 
         meant = find_study(study, table)
         introduce(console, meant)

@@ -95,9 +95,9 @@ def bags(
 ) -> None:
     """Train attention over the patches of slides or patients, guided by concepts of the whole bag."""
     with sentences(debug), reading_console(json) as console:
+        from conceptkit.commands.bags import run_bags
         from conceptkit.report.bag_tables import bag_tables, bag_verdicts
-        from conceptkit.workflow.bagging import run_bags
-        from conceptkit.workflow.opening import find_study
+        from conceptkit.runs.opening import find_study
 
         chosen = {
             "trunk": None if trunk is None else whole_numbers("trunk", trunk),

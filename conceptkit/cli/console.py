@@ -18,14 +18,14 @@ from rich.table import Table as RichTable
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from conceptkit._checks import InputError, check_place
+from conceptkit.errors import InputError, check_place
 
 if TYPE_CHECKING:
     from conceptkit.records import GuideRecord, ProbeRecord, Record
     from conceptkit.report.judging import Verdict
     from conceptkit.report.table import Table
-    from conceptkit.study import Study
-    from conceptkit.workflow.opening import Progress
+    from conceptkit.runs.opening import Progress
+    from conceptkit.tables.study import Study
 
 PLAIN_WIDTH = 150
 """Columns of a table that goes into a file or a pipe."""

@@ -19,7 +19,7 @@ def demo(
 ) -> None:
     """Probe, guide and report on the embedded synthetic study, in one go."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.reporting import run_demo
+        from conceptkit.commands.report import run_demo
 
         console.print(SYNTHETIC, style="bold yellow")
         with progress_bars() as progress:

@@ -20,7 +20,7 @@ def doctor(
 ) -> None:
     """Check the installation, and say what each missing piece would disable; exit code 1 when it is unusable."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.doctor import examine
+        from conceptkit.commands.doctor import examine
 
         found = examine(offline=offline)
         for finding in found.findings:

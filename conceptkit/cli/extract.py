@@ -47,11 +47,11 @@ def extract(
 ) -> None:
     """Compute activations of layers, once, into a store on disk; a killed run is finished by the next."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit._checks import InputError
+        from conceptkit.commands import extract as extracting
+        from conceptkit.errors import InputError
+        from conceptkit.features.sharding import ranks
         from conceptkit.models.backbones import is_factory
-        from conceptkit.workflow import extracting
-        from conceptkit.workflow.opening import find_study, open_study
-        from conceptkit.workflow.sharding import ranks
+        from conceptkit.runs.opening import find_study, open_study
 
         own = ranks()
         console.quiet = own is not None and own.rank > 0  # one of several processes speaks for all

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from conceptkit._checks import InputError
 from conceptkit.cli.console import (
     introduce,
     progress_bars,
@@ -42,6 +41,7 @@ from conceptkit.cli.options import (
     shares,
     whole_numbers,
 )
+from conceptkit.errors import InputError
 
 if TYPE_CHECKING:
     from conceptkit.guide.outline import Outline
@@ -177,8 +177,8 @@ def guide(
 ) -> None:
     """Train a baseline and a guided network alike, and measure what guiding changed."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.guiding import outline_guide, run_guide
-        from conceptkit.workflow.opening import find_study
+        from conceptkit.commands.guide import outline_guide, run_guide
+        from conceptkit.runs.opening import find_study
 
         chosen = {
             "unfreeze": None if unfreeze is None else tuple(n for n in name_list(unfreeze) if n != "none"),
@@ -231,9 +231,9 @@ def guide(
         }
         gridded = ablate is not None or concept_noise is not None or concept_fraction is not None or affinity
         if gridded:
-            from conceptkit.pathology.engines import Engine
+            from conceptkit.commands.grid import grid_folder, outline_grid, run_grid
+            from conceptkit.jobs import Engine
             from conceptkit.report.grid_tables import grid_split_table, grid_tables, grid_verdicts
-            from conceptkit.workflow.grids import grid_folder, outline_grid, run_grid
 
             _refuse_for_a_grid({**alone, **engine_of_one, "seed": seed})
             grid: dict[str, Any] = {

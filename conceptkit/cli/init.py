@@ -21,7 +21,7 @@ def init(
 ) -> None:
     """Write a commented conceptkit.toml from what lies in a folder."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.starting import start_study
+        from conceptkit.commands.init import start_study
 
         started = start_study(folder, table=table)
         console.print(f"study file written to {escape(str(started.path))}")

@@ -21,9 +21,9 @@ def layers(
 ) -> None:
     """List the layers of a network, with the shape of their output and their other names; needs no weights."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit._checks import InputError
+        from conceptkit.commands.extract import find_layers
+        from conceptkit.errors import InputError
         from conceptkit.models.backbones import is_factory
-        from conceptkit.workflow.extracting import find_layers
 
         if model is None:
             raise InputError("model: none is named; --model takes one.")

@@ -46,8 +46,8 @@ def measure(
     Cellpose's _seg.npy is a pickle and is refused: save PNG or TIFF masks.
     """
     with sentences(debug), reading_console(json) as console:
-        from conceptkit._checks import check_choice, check_place
-        from conceptkit.workflow.measuring import run_measure
+        from conceptkit.commands.measure import run_measure
+        from conceptkit.errors import check_choice, check_place
 
         check_choice("on-error", on_error, ("fail", "skip"))
         check_place("out", Path(out))

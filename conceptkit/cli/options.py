@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 StudyOption = Annotated[
     str | None,

@@ -25,8 +25,8 @@ def predict(
 ) -> None:
     """Predict main task and concepts of patches with a guided network."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow import predicting
-        from conceptkit.workflow.opening import find_study
+        from conceptkit.commands import predict as predicting
+        from conceptkit.runs.opening import find_study
 
         study = find_study(None, table)
         introduce(console, study)

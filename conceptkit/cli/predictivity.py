@@ -41,8 +41,8 @@ def predictivity(
 ) -> None:
     """Measure how far concept values alone tell the main label: from chance, each concept, growing sets, the center."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.opening import find_study
-        from conceptkit.workflow.predictivity import run_predictivity
+        from conceptkit.commands.predictivity import run_predictivity
+        from conceptkit.runs.opening import find_study
 
         meant = find_study(study, table)
         introduce(console, meant)

@@ -80,8 +80,8 @@ def probe(
 ) -> None:
     """Measure how well concepts are read from layers, on patients the vectors have not seen."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.opening import find_study
-        from conceptkit.workflow.probing import run_probe
+        from conceptkit.commands.probe import run_probe
+        from conceptkit.runs.opening import find_study
 
         meant = find_study(study, table)
         introduce(console, meant)

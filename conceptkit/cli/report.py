@@ -24,8 +24,8 @@ def report(
 ) -> None:
     """Write one offline HTML page from finished runs."""
     with sentences(debug), reading_console(json) as console:
+        from conceptkit.commands.report import write_report
         from conceptkit.records import load_record
-        from conceptkit.workflow.reporting import write_report
 
         names = list(dict.fromkeys(load_record(Path(run)).study for run in runs))
         path = write_report(runs, out, latex=latex, csv=csv, figures=figures, seed=seed)

@@ -17,8 +17,8 @@ def splits(
 ) -> None:
     """Print how many patches, patients and slides each split, center and label has."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.opening import find_study
-        from conceptkit.workflow.splits import count_splits
+        from conceptkit.commands.splits import count_splits
+        from conceptkit.runs.opening import find_study
 
         opened = find_study(study, table)
         introduce(console, opened)

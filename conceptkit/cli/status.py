@@ -20,7 +20,7 @@ def status(
 ) -> None:
     """Say how far a run is; the process that works on it is not disturbed."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.status import read_status
+        from conceptkit.commands.status import read_status
 
         found = read_status(run)
         what = f"{found.kind} " if found.kind else ""

@@ -55,7 +55,7 @@ def tile(
 ) -> None:
     """Cut slides into tiles that hold tissue: a patch table, read from the slides on demand or exported."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.workflow.tiling import run_tile
+        from conceptkit.commands.tile import run_tile
 
         with progress_bars() as progress:
             tiled = run_tile(

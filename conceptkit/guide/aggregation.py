@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 AGGREGATORS: Mapping[str, str] = {
     "jd-upgrad": "UPGrad",

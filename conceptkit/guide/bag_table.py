@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, near_names
-from conceptkit.patches import PatchTable
-from conceptkit.study import Study
+from conceptkit.errors import InputError, check_at_least, near_names
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import Backbone

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit._hdf5 import replacing_hdf5
 from conceptkit.evaluate.scores import Floats
-from conceptkit.patches import PatchTable
+from conceptkit.files.hdf5 import replacing_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
-from conceptkit.study import Study
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 if TYPE_CHECKING:
     from conceptkit.guide.inputs import Inputs

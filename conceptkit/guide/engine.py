@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from conceptkit._checks import InputError, check_at_least, check_choice
+from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.models.inference import choose_device
 
 PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError
-from conceptkit.decoding import Pixels
+from conceptkit.errors import InputError
 from conceptkit.guide.prefix import Frozen, Pooled, cached, split
+from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone, Preprocessing
 from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import choose_device, ieee_float32

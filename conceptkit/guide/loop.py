@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.aggregation import aggregator, backward
 from conceptkit.guide.discouraging import METHODS, pressure
 from conceptkit.guide.inputs import Inputs

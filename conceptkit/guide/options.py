@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from conceptkit._checks import InputError, check_at_least, check_at_most, check_choice
+from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice
 from conceptkit.guide.discouraging import METHODS, OTHER_NAMES
 from conceptkit.guide.inputs import CACHES
 from conceptkit.guide.objective import REVERSALS

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.backbones import Backbone

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models.guided import Task
-from conceptkit.patches import PatchTable
-from conceptkit.study import Study
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least
+from conceptkit.errors import InputError, check_at_least
 from conceptkit.evaluate.paired import (
     PairedInterval,
     Scored,
@@ -24,12 +24,12 @@ from conceptkit.evaluate.paired import (
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold, main_task_scores
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
-from conceptkit.patches import PatchTable
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.usable import usable_target
 from conceptkit.probe.validation import Target, held_out, held_out_mlp
 from conceptkit.records import Difference, GuideRun
-from conceptkit.study import Study
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
 
 OVERALL = "overall"
 """Name of all evaluation splits taken together"""

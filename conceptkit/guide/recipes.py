@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from conceptkit._checks import check_choice
+from conceptkit.errors import check_choice
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.layers import last_block
 from conceptkit.registry import Registry

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conceptkit._checks import check_at_least
+from conceptkit.errors import check_at_least
 from conceptkit.guide.options import TrainingOptions
 
 TRUNKS = ((64,), (256,), (256, 64), (512, 128), (1024, 256, 64))

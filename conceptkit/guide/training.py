@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.engine import TrainingEngine, quiet_lightning
 from conceptkit.guide.inputs import Inputs, on_device

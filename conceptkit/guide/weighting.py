@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_choice
+from conceptkit.errors import InputError, check_choice
 from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.models.guided import CONTINUOUS, Task
 from conceptkit.registry import Registry

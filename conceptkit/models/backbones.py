@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, near_names
-from conceptkit.decoding import Pixels
+from conceptkit.errors import InputError, near_names
+from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
-from conceptkit.resolution import Resolution
+from conceptkit.tables.resolution import Resolution
 
 BUNDLED = "mini_inception"
 """The network that comes with the package."""

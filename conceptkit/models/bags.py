@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_choice
+from conceptkit.errors import InputError, check_choice
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.records import to_json, write_atomically
 

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from conceptkit._checks import InputError
-from conceptkit._files import replacing
+from conceptkit.errors import InputError
+from conceptkit.files.atomic import replacing
 from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.patches import PatchTable
 from conceptkit.records import to_json, write_atomically
 from conceptkit.records.fitting import misfit
-from conceptkit.resolution import Resolution, resolution_notes
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.resolution import Resolution, resolution_notes
 
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"

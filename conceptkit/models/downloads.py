@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 
 def cannot_download(model: str, reason: str) -> InputError:

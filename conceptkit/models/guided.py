@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.models.layouts import measure_views
 
 MAIN = "main"

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, check_at_least, check_choice
-from conceptkit.decoding import Pixels
+from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
 from conceptkit.models.layouts import Enough, measure_views

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError, near_names
+from conceptkit.errors import InputError, near_names
 
 INCEPTION_V3 = {
     "mixed0": "Mixed_5b",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 State = Mapping[str, Tensor]
 """Name of a parameter or buffer → its value."""

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 SUFFIXES = (".xml", ".annotations", ".geojson", ".geojson.gz", ".json")
 """Kinds of annotation file; of several that match one slide the first kind is read."""

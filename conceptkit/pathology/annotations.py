@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.annotation_files import Drawing, Points, Polygon, read_drawing
 
 EXCLUSION = ("exclusion", "exclude", "normal", "none of interest", "ignore", "_2")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology import colour
 from conceptkit.pathology.morphology import Nuclei, find_nuclei
 from conceptkit.pathology.stain import stain_statistics

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 _MPP_OF_ONE = 10.0
 """Microns per pixel at a magnification of 1: 40x is about 0.25."""

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit._checks import InputError, check_choice, check_distinct
-from conceptkit.decoding import Pixels
-from conceptkit.patches import PatchTable
+from conceptkit.errors import InputError, check_choice, check_distinct
+from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.colour import RUIFROK, optical_density
+from conceptkit.tables.patches import PatchTable
 
 PREFIX = "made_"
 """Of the columns that hold the amounts"""

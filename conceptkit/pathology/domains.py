@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least
-from conceptkit.decoding import Pixels
+from conceptkit.errors import InputError, check_at_least
+from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.stain import lab_statistics, stain_statistics
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit._files import scratch, take_space
+from conceptkit.errors import InputError
+from conceptkit.files.atomic import scratch, take_space
+from conceptkit.images.pyramid import Pixels
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import METHODS, StainMethod
 from conceptkit.pathology.tiling import read_tiles
-from conceptkit.pyramid import Pixels
 
 _BATCH = 64
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.images.pixel_values import check_enlarged
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
 from conceptkit.pathology.regions import Fields, Labels, best_set, candidates, split_touching
-from conceptkit.pixel_values import check_enlarged
 
 WORKING_MPP = 0.5
 """Microns per pixel at which nuclei are looked for, whatever the image's own: sizes below mean the same everywhere."""

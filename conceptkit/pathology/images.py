@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit import image_files
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
+from conceptkit.images import image_files
+from conceptkit.images.tiff_pages import first_page, is_tiff
 from conceptkit.pathology.nuisances import jpeg_quality
-from conceptkit.tiff_pages import first_page, is_tiff
 
 _JPEG_IN_TIFF = 7
 
@@ -25,7 +25,7 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
     Raises
     ------
     InputError
-        as :func:`conceptkit.image_files.read_rgb`
+        as :func:`conceptkit.images.image_files.read_rgb`
     """
     try:
         pixels = image_files.read_rgb(path)

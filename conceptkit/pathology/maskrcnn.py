@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from conceptkit._checks import InputError, check_at_least, check_choice
-from conceptkit.pixel_values import check_enlarged
+from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.images.pixel_values import check_enlarged
 
 SCHEMA = "conceptkit/maskrcnn/1"
 

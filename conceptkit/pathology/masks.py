@@ -13,12 +13,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit.image_files import is_deep, load, orientation_of, pillow_image, readable
+from conceptkit.errors import InputError
+from conceptkit.images.image_files import is_deep, load, orientation_of, pillow_image, readable
+from conceptkit.images.pixel_values import MOST_PIXELS, upright
+from conceptkit.images.tiff_images import check_single
+from conceptkit.images.tiff_pages import COMPRESSION, LOSSY, ORIENTATION, PHOTOMETRIC, is_tiff, tiff_pages
 from conceptkit.pathology.contours import read_contours
-from conceptkit.pixel_values import MOST_PIXELS, upright
-from conceptkit.tiff_images import check_single
-from conceptkit.tiff_pages import COMPRESSION, LOSSY, ORIENTATION, PHOTOMETRIC, is_tiff, tiff_pages
 
 Labels = NDArray[Any]
 

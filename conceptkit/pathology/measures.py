@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_choice, check_distinct
+from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.pathology import nuisances
 from conceptkit.pathology.batch import Batch, Measure, Values
 from conceptkit.pathology.colour import check_images

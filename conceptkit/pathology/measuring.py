@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_choice, near_names
-from conceptkit._files import replacing
-from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.errors import InputError, check_at_least, check_choice, near_names
+from conceptkit.files.atomic import replacing
+from conceptkit.jobs import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for, spell_out

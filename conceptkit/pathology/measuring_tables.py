@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit.patches import PatchTable, load_table
-from conceptkit.pathology.engines import Engine, run_jobs
+from conceptkit.errors import InputError
+from conceptkit.jobs import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
 from conceptkit.pathology.measures import CORE, MEASURES, check_names, measure, names_for, spell_out
@@ -31,6 +30,7 @@ from conceptkit.pathology.nuclei import Segmenter, find_in
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
+from conceptkit.tables.patches import PatchTable, load_table
 
 _CHUNK = 64
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_choice
-from conceptkit._files import replacing
+from conceptkit.errors import InputError, check_choice
+from conceptkit.files.atomic import replacing
 from conceptkit.pathology.colour import check_images
 from conceptkit.registry import Registry
 

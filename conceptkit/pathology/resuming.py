@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from conceptkit._files import replacing
+from conceptkit.files.atomic import replacing
 
 
 def parts_folder(out: Path) -> Path:

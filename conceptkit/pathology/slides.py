@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
+from conceptkit.images.pyramid import Pixels, Pyramid
 from conceptkit.pathology.scales import SCALES
-from conceptkit.pyramid import Pixels, Pyramid
 
 PICTURE_MPP = 8.0
 """Microns per pixel of the small picture in which tissue is detected."""

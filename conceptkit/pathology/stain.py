@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.colour import (
     LAB_OF_ROOTS,
     Floats,

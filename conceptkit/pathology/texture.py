@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 
 ANGLES = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 """Directions of the pixel pairs, in radians: 0, 45, 90 and 135 degrees."""

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least
+from conceptkit.errors import InputError, check_at_least
+from conceptkit.images.pyramid import Pixels
 from conceptkit.pathology.annotations import Annotations, extents, read_annotations, touches
 from conceptkit.pathology.slides import Slide, bounds, open_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
-from conceptkit.pyramid import Pixels
 
 _RUN = 8
 """Tiles side by side that are read at once: neighbours share compressed blocks of the file."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Response
 

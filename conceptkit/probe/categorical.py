@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import Interval, accuracy_interval, auc_interval, refit_inflation
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy
 from conceptkit.probe.classification import ConceptActivationVector

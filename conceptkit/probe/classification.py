@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from conceptkit._checks import check_choice
+from conceptkit.errors import check_choice
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.regression import group_numbers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least
+from conceptkit.errors import InputError, check_at_least
 from conceptkit.probe.ridge import Split
 
 

@@ -156,7 +156,7 @@ class Eigenbasis:
         """
         if self._small:
             return self._projected(rows)
-        beside = getattr(self.X, "beside", None)  # of conceptkit.file_matrix, which is not known here
+        beside = getattr(self.X, "beside", None)  # of conceptkit.files.matrix, which is not known here
         return None if beside is None else beside(len(rows), self._in_blocks(rows))
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:

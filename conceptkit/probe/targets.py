@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
 from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from conceptkit._files import replacing
+from conceptkit.files.atomic import replacing
 
 RECORD_FILE = "record.json"
 """Name of the record in a run folder."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.records.attribute import AttributeRecord
 from conceptkit.records.audit import AuditRecord
 from conceptkit.records.bags import BagsRecord

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.records import Record, load_record, write_atomically
 from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import write_csv, write_figures, write_latex

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit._hdf5 import open_hdf5
+from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.scores import auc
+from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
 
 BINS = 10

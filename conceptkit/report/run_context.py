@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError
-from conceptkit._hdf5 import open_hdf5
+from conceptkit.errors import InputError
+from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.records import CONTEXT_FILE
 
 SCHEMA = "conceptkit/context/1"

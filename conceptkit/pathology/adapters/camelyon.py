@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.adapters import Adapted
 
 _NODE = re.compile(r"patient_(\d{3})_node_(\d)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from conceptkit._checks import InputError
+from conceptkit.errors import InputError
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
 from conceptkit.pathology.scales import SCALES

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit._checks import InputError, check_at_least, check_choice
-from conceptkit._files import replacing
+from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.files.atomic import replacing
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.masks import check_instances
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from conceptkit._checks import InputError
-from conceptkit._hdf5 import open_hdf5
+from conceptkit.errors import InputError
+from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
 

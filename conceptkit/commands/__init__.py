@@ -1,0 +1,1 @@
+"""What each command does: options as a dataclass, and what is run with them."""

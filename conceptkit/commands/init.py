@@ -1,0 +1,253 @@
+"""A study file to begin with: written from what lies in a folder, every guess said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from conceptkit.errors import InputError, check_place
+from conceptkit.probe.targets import make_target
+from conceptkit.records import write_atomically
+from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.tables.study import STUDY_FILE, Splits
+
+TABLES = (".csv", ".parquet")
+
+SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
+
+GROUPS = ("patient", "group", "case", "slide", "donor")
+"""Columns that patients may stand in, the likeliest first"""
+
+NUISANCES = ("center", "scanner", "site", "hospital", "stain")
+"""Columns that one would rather not have a network know"""
+
+_SMALLEST_SLIDE = 2**22
+
+_NO_CONCEPT = {"patch_id", "image_id", "x", "y", "size", "mpp", "row", "h5", "key", "image", "mask", "slide"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What was written, and what it was made of."""
+
+    path: Path
+    table: str | None
+    """The patch table that was found; ``None``: there is none yet"""
+    notes: tuple[str, ...]
+    """What has to be looked at, or done first"""
+
+
+def start_study(folder: str | Path, *, table: str | Path | None = None) -> Started:
+    """Write a commented ``conceptkit.toml`` into a folder.
+
+    Parameters
+    ----------
+    folder : of the study; made when it is not there
+    table : the patch table; ``None`` for the one that is found in the folder
+
+    Raises
+    ------
+    InputError
+        when the folder has a study file already, holds several tables and none was named, or a table cannot be read
+    """
+    place = Path(folder)
+    out = place / STUDY_FILE
+    if place.exists() and not place.is_dir():
+        raise InputError(f"folder: {place} is a file; name a folder.")
+    if out.exists():
+        raise InputError(f"folder: {out} is there already; remove it first to have it written anew.")
+    check_place("folder", out)
+    found = _table(place, table)
+    if found is None:
+        text, notes = _without_table(place)
+        write_atomically(out, text)
+        return Started(path=out, table=None, notes=tuple(notes))
+    data = load_table(found)
+    text, notes = _with_table(place, found, data)
+    write_atomically(out, text)
+    return Started(path=out, table=_relative(found, place), notes=tuple(notes))
+
+
+def _table(place: Path, named: str | Path | None) -> Path | None:
+    if named is not None:
+        if not Path(named).is_file():
+            raise InputError(f"table: there is no file {named}.")
+        return Path(named)
+    found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in TABLES and _is_patch_table(p)]
+    if len(found) > 1:
+        raise InputError(f"table: {', '.join(p.name for p in found)} may all be meant; --table names one.")
+    return found[0] if found else None
+
+
+def _is_patch_table(path: Path) -> bool:
+    """Return whether a table says where pixels or features are."""
+    try:
+        if path.suffix.lower() == ".csv":
+            columns = set(pd.read_csv(path, nrows=0).columns)
+        else:
+            import pyarrow.parquet
+
+            columns = set(pyarrow.parquet.read_schema(path).names)
+    except (OSError, ValueError):
+        return False
+    # A column slide alone is a group: windows of slides have a place.
+    return bool(columns & {"image", "h5", "patch_id"} or columns >= {"slide", "x", "y"})
+
+
+def _relative(path: Path, place: Path) -> str:
+    try:
+        return path.resolve().relative_to(place.resolve()).as_posix()
+    except ValueError:
+        return str(path.resolve())
+
+
+def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[str]]:
+    columns = [str(c) for c in data.frame.columns]
+    notes = []
+    group = next((name for name in GROUPS if name in columns), None)
+    if group is None:
+        notes.append("no column names the patients: without one rows are taken as independent, and scores flatter")
+    label = next((name for name in ("label", "class", "target", "diagnosis") if name in columns), None)
+    if label is None:
+        notes.append("no column holds the main label: probe works without one, guide does not")
+    whole = group is not None and bool(data.frame[group].notna().all())
+    if group is not None and not whole:
+        notes.append(f"column {group} has empty cells: every patch needs a {group} before anything is probed")
+    nuisances = [name for name in NUISANCES if name in columns]
+    reserved = {*_NO_CONCEPT, *GROUPS, *NUISANCES, "split", label}
+    rest = [name for name in columns if name not in reserved]
+    numbers = [name for name in rest if data.kind(name) == "continuous" and data.frame[name].notna().any()]
+    classes = [name for name in rest if data.kind(name) == "categorical" and 2 <= data.frame[name].nunique() <= 20]
+    notes += [note for name in numbers if (note := data.looks_categorical(name))]
+    groups = group if whole else None
+    concepts = [name for name in (*numbers, *classes, *nuisances) if _can_be_read(data, name, groups, notes)]
+    if not concepts:
+        notes.append("no column looks like a concept: conceptkit measure adds some")
+    lines = [
+        f"# Study file of conceptkit, begun from {path.name}: {len(data)} patches.",
+        "# Every command finds it in the current folder, or by --study. Lines after # are remarks or choices.",
+        "",
+        f"table = {_quoted(_relative(path, place))}",
+        "",
+        "# The network: any name of timm's, a checkpoint's folder, hf-hub:…, or package.module:factory.",
+        *_model(columns, notes),
+        "",
+        "# Column of patients or slides; no value of it is ever on both sides of a split.",
+        f"group = {_quoted(group)}" if group else '# group = "patient"',
+        "",
+        "# Column of the main task.",
+        f"label = {_quoted(label)}" if label else '# label = "label"',
+        "",
+        "[concepts]",
+        "# Read by conceptkit probe.",
+        f"probe = {_list(concepts)}",
+        "# What conceptkit guide encourages and discourages: choose a few that probe shows to be worth it.",
+        f"# encourage = {_list([name for name in numbers if name in concepts][:2])}",
+        f"# discourage = {_list(nuisances[:1])}",
+        '# kind = { grade = "categorical" }',
+        '# unit = { area_um2 = "µm²" }',
+        "",
+        *_splits(data, columns, notes),
+    ]
+    return "\n".join(lines).rstrip() + "\n", notes
+
+
+def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str]) -> bool:
+    """Tell whether a probe takes a concept; if not, note why."""
+    concept = data.concept(name)
+    try:
+        make_target(name, concept.kind, concept.values, data.groups(group))
+    except InputError as error:
+        notes.append(f"{name} is left out of probe. {error}")
+        return False
+    return True
+
+
+def _model(columns: Sequence[str], notes: list[str]) -> list[str]:
+    if "features" in columns:
+        return ["# The table has features of your own: no network is needed.", '# model = "inception_v3"']
+    notes.append("the network is a first choice; conceptkit layers --model NAME lists the layers of another")
+    return ['model = "inception_v3"', 'weights = "imagenet"', 'layers = ["mixed7", "mixed10"]']
+
+
+def _splits(data: PatchTable, columns: Sequence[str], notes: list[str]) -> list[str]:
+    usual = Splits()
+    lines = ["# Needed by conceptkit guide: rows to train, to stop by, and to evaluate on; patients apart.", "[splits]"]
+    if "split" not in columns:
+        notes.append("there is no split column: guide needs one with train, val and at least one more")
+        return [lines[0], "# [splits]", '# column = "split"', '# train = "train"', '# val = "val"']
+    values = [str(v) for v in dict.fromkeys(data.frame["split"].dropna())]
+    for role, names in (("train", ("train", "training")), ("val", ("val", "valid", "validation", "dev"))):
+        name = next((v for v in values if v.lower() in names), None)
+        if name is None:
+            notes.append(f"no value of the column split stands for {role}: {', '.join(values)}")
+            lines.append(f'# {role} = "{getattr(usual, role)}"')
+        else:
+            lines.append(f"{role} = {_quoted(name)}")
+    others = [v for v in values if v.lower() not in ("train", "training", "val", "valid", "validation", "dev")]
+    read = "internal" if "internal" in others else others[0] if others else None
+    lines.append(f"read = {_quoted(read)}" if read else '# read = "internal"')
+    return lines
+
+
+def _without_table(place: Path) -> tuple[str, list[str]]:
+    """Return a file for a folder without a patch table, and the commands that make one from what lies there."""
+    files = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else []
+    slides = [p for p in files if p.suffix.lower() in SLIDES]
+    images = [p for p in files if p.suffix.lower() in IMAGES]
+    lists = [p for p in files if p.suffix.lower() in TABLES]
+    classes = {p.parent for p in (*slides, *images)}
+    group = "patient"
+    # Slides lie in folders of centers too, but are no files of a few megabytes.
+    patches = all(p.parent.parent == place and p.stat().st_size < _SMALLEST_SLIDE for p in (*slides, *images))
+    if len(classes) > 1 and patches:
+        steps = [f"conceptkit adapt classes {place} --out patches.csv"]
+        found = f"{len(slides) + len(images)} images in {len(classes)} folders, which may be their classes"
+    elif slides:
+        pattern = f"{_relative(slides[0].parent, place)}/*{slides[0].suffix}".removeprefix("./")
+        steps = [
+            f"conceptkit tile {pattern} --tile-mpp 0.5 --out tiles.csv",
+            "conceptkit measure tiles.csv --nuclei hematoxylin --out patches.csv",
+        ]
+        found = f"{len(slides)} slides"
+        group = "group"  # where tile writes the slide; only its owner knows the patient
+    elif images:
+        steps = ["conceptkit measure images.csv --out patches.csv"]
+        found = f"{len(images)} images; list them in images.csv first: image, mask, patient, mpp"
+    else:
+        steps = ["conceptkit measure images.csv --out patches.csv"]
+        found = "no slides and no images"
+    notes = [f"there is no patch table yet ({found})", *(f"next: {step}" for step in steps)]
+    if lists:
+        notes.append(f"{lists[0].name} does not say where pixels are: image, h5, or slide with x and y")
+    text = [
+        "# Study file of conceptkit. There was no patch table when it was written; make one:",
+        *(f"#   {step}" for step in steps),
+        'table = "patches.csv"',
+        "",
+        'model = "inception_v3"',
+        'weights = "imagenet"',
+        'layers = ["mixed7", "mixed10"]',
+        "",
+        "# Column of patients or slides; no value of it is ever on both sides of a split.",
+        f"group = {_quoted(group)}",
+        "",
+        "[concepts]",
+        'probe = ["count", "area_px", "contrast", "correlation"]',
+    ]
+    return "\n".join(text) + "\n", notes
+
+
+def _quoted(text: str | None) -> str:
+    """Return ``text`` as a basic string of TOML, whose escapes are JSON's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(map(_quoted, names)) + "]"

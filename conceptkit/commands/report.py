@@ -1,0 +1,96 @@
+"""The page from finished runs, and the demonstration that makes them all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from conceptkit.commands.guide import run_guide
+from conceptkit.commands.probe import run_probe
+from conceptkit.errors import InputError, check_at_least, check_place
+from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
+from conceptkit.runs.opening import Progress
+from conceptkit.synthetic import embedded_study
+
+
+def write_report(
+    runs: Sequence[str | Path | Record],
+    out: str | Path = "report.html",
+    *,
+    latex: str | Path | None = None,
+    csv: str | Path | None = None,
+    figures: str | Path | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write one offline HTML page from run folders.
+
+    Parameters
+    ----------
+    runs : run folders, or records that were just made
+    out : the page
+    latex : folder for the tables as LaTeX (packages booktabs, graphicx)
+    csv : folder for the tables as CSV, numbers in full
+    figures : folder for the figures as SVG and PDF
+    seed : of the UMAPs
+
+    Returns
+    -------
+    the page's path
+
+    Raises
+    ------
+    InputError
+        when a folder holds no record that can be read
+    """
+    from conceptkit.report.page import write_page
+
+    if Path(out).suffix.lower() not in (".html", ".htm"):  # a run's own record must not be written over
+        raise InputError(f"out: must end in .html, got {str(out)!r}.")
+    check_place("out", Path(out))
+    check_at_least("seed", seed, 0)
+    places = {"latex": latex, "csv": csv, "figures": figures}
+    for name, place in places.items():
+        if place is not None:
+            if Path(place).exists() and not Path(place).is_dir():
+                raise InputError(f"{name}: {place} is a file; name a folder.")
+            check_place(name, Path(place) / "a table")
+    folders = []
+    for run in runs:
+        if isinstance(run, Record):
+            if run.folder is None:
+                raise InputError("run: this record was not saved to a run folder.")
+            folders.append(run.folder)
+        else:
+            folders.append(Path(run))
+    into = {name: None if place is None else Path(place) for name, place in places.items()}
+    return write_page(folders, Path(out), seed=seed, **into)
+
+
+def run_demo(
+    out: str | Path = "runs/demo", *, seed: int = 0, progress: Progress | None = None
+) -> tuple[ProbeRecord, GuideRecord, Path]:
+    """Probe, guide and report on the embedded study.
+
+    Parameters
+    ----------
+    out : folder for the two runs and the page; what an earlier demo left there is replaced
+    seed : of training and resamples
+
+    Returns
+    -------
+    the probe's record, the guide's record, the page
+    """
+    check_at_least("seed", seed, 0)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: {folder} is a file; name a folder.")
+    check_place("out", folder)
+    for name in ("probe", "guide"):
+        if (folder / name / RECORD_FILE).exists():
+            shutil.rmtree(folder / name)
+    study = embedded_study()
+    layers = ["mixed2", "mixed4", "mixed7", "mixed10"]
+    probed = run_probe(study, layers=layers, seed=seed, out=folder / "probe", progress=progress)
+    guided = run_guide(study, seeds=[seed], out=folder / "guide", progress=progress)
+    return probed, guided, write_report([probed, guided], folder / "report.html")

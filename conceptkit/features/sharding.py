@@ -1,0 +1,157 @@
+"""Extraction by several ranks under torchrun: each computes its rows into a shard, the first merges them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.errors import InputError
+from conceptkit.features.store_files import BrokenError
+from conceptkit.features.stores import ActivationStore
+
+if TYPE_CHECKING:
+    from conceptkit.features.activations import Job
+
+Skipped = list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started."""
+
+    rank: int
+    world: int
+    local: int
+    """Number of this process on its machine: which of its GPUs it takes"""
+
+
+def ranks() -> Ranks | None:
+    """Return which of torchrun's processes this is; ``None`` without torchrun."""
+    try:
+        rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except (KeyError, ValueError):
+        return None
+    return Ranks(rank, world, local) if world > 1 and "MASTER_ADDR" in os.environ else None
+
+
+def absorb_shards(path: Path, store: ActivationStore) -> None:
+    """Take over what ranks finished that were killed before they could be merged, and remove their files."""
+    for shard in sorted(path.parent.glob(f"{path.name}.shard*")):
+        with contextlib.suppress(BrokenError):  # it holds nothing to take over; on a full disk it stays
+            store.absorb(shard)
+        shard.unlink()
+
+
+def extract_shards(
+    own: Ranks,
+    job: Job,
+    path: Path,
+    opened: Callable[[Path, Job], ActivationStore],
+    progress: Callable[[int], Callable[[int], None] | None],
+) -> tuple[int, Skipped]:
+    """Compute the rows that the store lacks, shared among the ranks; return rows written and skipped by all of them.
+
+    Parameters
+    ----------
+    own : this process
+    job : the whole table's
+    path : the store
+    opened : opens a store for a job's table; the first rank alone opens ``path``
+    progress : rows to do → what is told of rows done
+
+    Raises
+    ------
+    InputError
+        on every rank when one of them met a mistake; what the others finished is kept
+    """
+    with _exchange() as exchange, contextlib.ExitStack() as stack:
+        store: ActivationStore | None = None
+        plan: tuple[NDArray[np.intp], Any] | str = ""
+        if own.rank == 0:
+            try:
+                store = stack.enter_context(opened(path, job))
+                absorb_shards(path, store)
+                missing = store.missing(np.arange(len(job.table)))
+                plan = missing, job.shape if len(missing) else None
+            except (InputError, OSError) as error:
+                plan = str(error)
+        plan = exchange(plan)[0]
+        if isinstance(plan, str):
+            raise InputError(plan)
+        missing, shape = plan
+        share = _share(missing, own, int(job.options["batch_size"]))
+        result: tuple[int, Skipped] | str = (0, [])
+        if len(share):
+            part = dataclasses.replace(
+                job, table=job.table.select(share), stated_shape=shape, options=_on_own_device(job.options, own)
+            )
+            try:
+                with opened(path.with_name(f"{path.name}.shard{own.rank}of{own.world}"), part) as shard:
+                    tell = progress(len(share)) if own.rank == 0 else None
+                    written, skipped = _fill(shard, part, tell)
+                result = written, [(int(share[row]), reason) for row, reason in skipped]
+            except (InputError, OSError) as error:
+                result = str(error)
+        results = exchange(result)
+        done = [r for r in results if not isinstance(r, str)]
+        skipped = [bad for _, skipped in done for bad in skipped]
+        if store is not None:
+            absorb_shards(path, store)
+            store.skip(np.array([row for row, _ in skipped], dtype=np.intp))
+        stack.close()
+        exchange(None)  # nobody reads the store before it is merged
+    if told := [r for r in results if isinstance(r, str)]:
+        raise InputError(told[0])
+    return sum(written for written, _ in done), skipped
+
+
+def _fill(shard: ActivationStore, job: Job, tell: Callable[[int], None] | None) -> tuple[int, Skipped]:
+    from conceptkit.features.activations import fill
+
+    return fill([shard], job.computed(np.arange(len(job.table))), progress=tell)
+
+
+def _share(rows: NDArray[np.intp], own: Ranks, size: int) -> NDArray[np.intp]:
+    """Return this rank's rows: every so many batches, so that only one rank has a batch to pad."""
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)][own.rank :: own.world]
+    return np.concatenate(batches) if batches else rows[:0]
+
+
+def _on_own_device(options: Mapping[str, Any], own: Ranks) -> dict[str, Any]:
+    """Give each rank of a machine a GPU of its own, where one is meant and none is named."""
+    import torch
+
+    if options["device"] in ("auto", "cuda") and torch.cuda.is_available():
+        return {**options, "device": f"cuda:{own.local % torch.cuda.device_count()}"}
+    return dict(options)
+
+
+@contextlib.contextmanager
+def _exchange() -> Iterator[Callable[[Any], list[Any]]]:
+    """Join the ranks, and give a function from each rank's object to the list of all ranks' objects."""
+    import torch.distributed as dist
+
+    joined = not dist.is_initialized()
+    if joined:
+        # Only plans and results are exchanged, so gloo does on GPUs too; a rank may wait long for the slowest.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+
+    def exchange(value: Any) -> list[Any]:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
+
+    try:
+        yield exchange
+    finally:
+        if joined:
+            dist.destroy_process_group()

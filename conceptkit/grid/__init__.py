@@ -1,0 +1,1 @@
+"""Many guided trainings compared: which are planned, run and kept."""

@@ -1,0 +1,93 @@
+"""The runs of a grid that are not there yet, handed to processes or to a cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from conceptkit.errors import InputError
+from conceptkit.grid.folder import is_kept
+from conceptkit.grid.plan import is_trained
+from conceptkit.grid.run import GridJob, GridSpec, bench_of, train_run
+from conceptkit.jobs import Engine, run_jobs, usable_processors
+from conceptkit.records import GridCell
+from conceptkit.runs.opening import Progress
+
+APPEARS_WITHIN = 10.0
+"""Seconds within which the folder of a run that another machine finished has to be seen here"""
+
+
+def train_missing(
+    spec: GridSpec, cells: Sequence[GridCell], engine: Engine, progress: Progress | None
+) -> dict[str, str]:
+    """Train what is not in the folder yet, and return run → why it failed.
+
+    Raises
+    ------
+    InputError
+        when no run at all could be trained
+    """
+    threads = _threads(engine)
+    todo = [
+        GridJob(spec, cell, seed, threads)
+        for cell in cells
+        if is_trained(cell)
+        for seed in spec.seeds
+        if not is_kept(spec.folder, cell, seed)
+    ]
+    if not todo:
+        return {}
+    for model in dict.fromkeys(job.cell.model for job in todo):
+        bench = bench_of(spec, model)  # the cut's values are computed once, here, and mapped by every process
+        bench.progress = progress
+        bench.inputs(bench.build(bench.setup.tasks[:1], bench.setup.training, 0))
+        bench.progress = None
+    runs = sum(is_trained(cell) for cell in cells) * len(spec.seeds)
+    epochs = bench.setup.training.epochs
+    done = runs - len(todo)
+    stage = f"grid of {runs} runs, epochs"
+
+    def tell(within: int = 0) -> None:
+        if progress is not None:
+            progress(stage, min(done * epochs + within, runs * epochs), runs * epochs)
+
+    tell()
+    if engine.name == "processes" and engine.workers == 1 and progress is not None:
+        for model in dict.fromkeys(job.cell.model for job in todo):
+            bench_of(spec, model).progress = lambda stage, at, of: tell(at) if stage.startswith("training") else None
+    failed: dict[str, str] = {}
+    missed = False
+    for outcome in run_jobs(train_run, todo, engine):
+        done += 1
+        tell()
+        job = todo[outcome.index]
+        error = outcome.error
+        if error is None and not _appears(spec.folder, job.cell, job.seed, 0.0 if missed else APPEARS_WITHIN):
+            missed = True  # the next would not appear either: it is not waited for
+            error = f"its worker finished it, but not in {spec.folder}: workers must see that folder under this path."
+        if error is not None:
+            failed[f"{job.cell.name}, seed {job.seed}"] = error
+    if len(failed) == runs:
+        raise InputError(f"guide: no run of the grid could be trained: {next(iter(failed.values()))}")
+    return failed
+
+
+def _appears(folder: Path, cell: GridCell, seed: int, within: float) -> bool:
+    """Return whether a run that was finished is seen in the folder within so many seconds, as shared disks are slow."""
+    until = time.monotonic() + within
+    while not is_kept(folder, cell, seed):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _threads(engine: Engine) -> int | None:
+    """Return the threads of each process of this machine's pool, so that together they have its processors."""
+    cores = usable_processors()
+    workers = engine.workers or cores
+    if engine.name != "processes" or workers == 1:
+        return None
+    return max(1, min(cores // workers, int(os.environ.get("OMP_NUM_THREADS") or cores)))

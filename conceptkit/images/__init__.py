@@ -1,0 +1,1 @@
+"""Image files and slides as upright 8-bit RGB on white."""

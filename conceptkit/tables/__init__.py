@@ -1,0 +1,1 @@
+"""The patch table and the study file."""

@@ -1,0 +1,169 @@
+"""The study file: table, model, layer, concepts, group, main task and splits, named once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conceptkit.errors import InputError, near_names
+from conceptkit.tables.patches import PatchTable, load_table
+
+STUDY_FILE = "conceptkit.toml"
+"""Name under which commands look for a study in the current folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Which values of the split column mean what; every other value is an evaluation split."""
+
+    column: str = "split"
+    train: str = "train"
+    val: str = "val"
+    read: str = "internal"
+    """The evaluation split on which concepts and leakage of trained networks are read; all evaluation rows without
+    it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is studied; commands take what they are not told from here."""
+
+    name: str
+    table: Path
+    model: str | None = None
+    weights: str | None = None
+    layers: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+    """Concepts to probe"""
+    encourage: tuple[str, ...] = ()
+    discourage: tuple[str, ...] = ()
+    grid: tuple[str, ...] = ()
+    """Models of ``guide --ablate study``, such as ``count, -center``"""
+    group: str | None = None
+    label: str = "label"
+    """Column of the main task"""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Concept → ``continuous`` or ``categorical``, overriding the column's type"""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Concept → unit, for people to read"""
+    splits: Splits = field(default_factory=Splits)
+    synthetic: bool = False
+    """True for generated tissue"""
+    stated_in: Path | None = field(default=None, compare=False)
+    """The study file it was read from, which may come from a stranger: code that it names as its model is not run"""
+
+    def load_table(self) -> PatchTable:
+        """Load the study's patch table."""
+        return load_table(self.table, kinds=self.kinds)
+
+    def replace(self, **changes: Any) -> Study:
+        """Return the study with some of its parts named anew; ``None`` leaves a part as it is."""
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+
+_TOP = ("name", "table", "model", "weights", "layers", "group", "label", "concepts", "splits", "grid")
+_CONCEPTS = ("probe", "encourage", "discourage", "kind", "unit")
+_GRID = ("models",)
+_SPLITS = tuple(f.name for f in dataclasses.fields(Splits))
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path : the TOML file, or a folder that holds a ``conceptkit.toml``; paths in it are relative to its folder
+
+    Raises
+    ------
+    InputError
+        when the file is missing, is not TOML, names an unknown key, lacks ``table``, or a value has the wrong type
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / STUDY_FILE
+    if not path.is_file():
+        raise InputError(f"study: there is no file {path}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:  # numbers and nesting without end among them
+        raise InputError(f"study: {path} is not a TOML file ({error}).") from None
+    _check_keys(path, "", values, _TOP)
+    if "table" not in values:
+        raise InputError(f'study: {path} names no table; write a line such as table = "patches.csv".')
+    concepts = _section(path, values, "concepts", _CONCEPTS)
+    splits = _section(path, values, "splits", _SPLITS)
+    grid = _section(path, values, "grid", _GRID)
+    folder = path.parent
+    text = {
+        k: _text(path, k, values[k]) for k in ("name", "table", "model", "weights", "group", "label") if k in values
+    }
+    return Study(
+        name=text.get("name", folder.resolve().name),
+        table=folder / text["table"],
+        model=_local(folder, text.get("model")),
+        weights=_local(folder, text.get("weights")),
+        layers=_names(path, "layers", values.get("layers", [])),
+        concepts=_names(path, "concepts.probe", concepts.get("probe", [])),
+        encourage=_names(path, "concepts.encourage", concepts.get("encourage", [])),
+        discourage=_names(path, "concepts.discourage", concepts.get("discourage", [])),
+        grid=_names(path, "grid.models", grid.get("models", [])),
+        group=text.get("group"),
+        label=text.get("label", "label"),
+        kinds=_pairs(path, "concepts.kind", concepts.get("kind", {})),
+        units=_pairs(path, "concepts.unit", concepts.get("unit", {})),
+        splits=Splits(**_pairs(path, "splits", splits)),
+        stated_in=path,
+    )
+
+
+def table_study(table: Path) -> Study:
+    """Return the study that a bare patch table makes: its name, and ``group`` or ``patient`` as groups if there."""
+    columns = load_table(table).frame.columns
+    group = next((c for c in ("group", "patient") if c in columns), None)
+    return Study(name=table.stem, table=table, group=group)
+
+
+def _local(folder: Path, name: str | None) -> str | None:
+    """Resolve a checkpoint or weights file beside the study; names such as ``imagenet`` stay as they are."""
+    if name is None or not (folder / name).exists():
+        return name
+    return str(folder / name)
+
+
+def _check_keys(path: Path, section: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in known:
+            raise InputError(f"study: {path} has an unknown key {section + key!r}; {near_names(key, known)}.")
+
+
+def _section(path: Path, values: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    section = values.get(name, {})
+    if not isinstance(section, dict):
+        raise InputError(f"study: {name} in {path} must be a section [{name}], got {section!r}.")
+    _check_keys(path, f"{name}.", section, known)
+    return section
+
+
+def _text(path: Path, key: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"study: {key} in {path} must be text, got {value!r}.")
+    return value
+
+
+def _names(path: Path, key: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [v.strip() for v in value.split(",") if v.strip()]
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise InputError(f"study: {key} in {path} must be a list of names, got {value!r}.")
+    return tuple(value)
+
+
+def _pairs(path: Path, key: str, value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise InputError(f'study: {key} in {path} must be name = "text" pairs, got {value!r}.')
+    return value

@@ -1,1 +1,0 @@
-"""What the commands and the Python functions come to: the only place where the rooms are wired together."""
