@@ -50,7 +50,7 @@ def imports(source, name="conceptkit.some", *, package=False):
                 parts = name.split(".")
                 parts = parts[: len(parts) - node.level + package]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
-            # "from conceptkit.models import layers" imports a module; "from conceptkit.errors import InputError" does not.
+            # "from conceptkit.models import layers" imports a module; "… .errors import InputError" does not.
             found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
     return found
 

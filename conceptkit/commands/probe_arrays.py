@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.commands.given_arrays import (
     check_features,
     check_same_order,
@@ -17,6 +16,7 @@ from conceptkit.commands.given_arrays import (
     given_features,
     given_labels,
 )
+from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.records import ProbeRecord
 from conceptkit.runs.opening import N_RESAMPLES, versions
 
