@@ -10,7 +10,7 @@ from typing import Any
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.records import Record
 
-ELSEWHERE = ("study", "out", "progress", "tell")
+ELSEWHERE = ("study", "out", "progress", "notify")
 """Arguments that are no options: the study and the folder are in the record itself, the others are callbacks"""
 
 

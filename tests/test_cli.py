@@ -467,9 +467,9 @@ def test_a_command_in_an_empty_folder_says_first_that_it_uses_the_embedded_study
 def test_a_long_run_tells_a_pipe_now_and_then(monkeypatch, capsys):
     clock = iter([0.0, 10.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    with console.progress_bars() as tell:
+    with console.progress_bars() as notify:
         for done in (1, 2, 3):
-            tell("probing", done, 9)
+            notify("probing", done, 9)
     told = capsys.readouterr()
     assert told.err == "probing: 2 of 9\n"  # at 10 s nothing, at 31 s a line
     assert told.out == ""

@@ -268,9 +268,9 @@ from conceptkit.features import cluster
 torch.set_num_threads(1)
 clock = random.Random(int(sys.argv[3]))
 for batches in (0, 1, 2, 3):
-    told, tell = os.pipe()
+    told, notify = os.pipe()
     if (child := os.fork()) == 0:
-        def say(*_): os.write(tell, b".")
+        def say(*_): os.write(notify, b".")
         say()
         extracting.extract(
             "mini_inception", sys.argv[1], layers=["mixed3", "mixed10"], store=sys.argv[2], batch_size=4, device="cpu",

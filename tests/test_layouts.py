@@ -364,7 +364,7 @@ def test_a_network_at_another_size_than_it_was_built_for():
 def test_inferred_tokens_are_said_where_activations_are_read(tmp_path):
     said = []
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    options = {"layers": ["layer"], "store": tmp_path / "a.h5", "device": "cpu", "tell": said.append}
+    options = {"layers": ["layer"], "store": tmp_path / "a.h5", "device": "cpu", "notify": said.append}
     for _ in range(2):  # the second time all rows are there
         said.clear()
         found = ck.extract(Encoder({"latent_query": 1}), images, **options)

@@ -259,7 +259,7 @@ def test_the_size_of_the_cache_is_told_before_it_is_filled(study, tmp_path, monk
             concepts=["count"],
             permutations=0,
             out=tmp_path / name,
-            tell=lambda sentence: seen.append((sentence, len(list(cache.rglob("activations/*"))))),
+            notify=lambda sentence: seen.append((sentence, len(list(cache.rglob("activations/*"))))),
         )
 
     run("a")

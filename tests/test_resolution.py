@@ -175,7 +175,7 @@ def test_other_commands_say_that_a_checkpoint_reads_another_resolution(tmp_path,
     assert checkpoint_notes(opened, load_table(image_table(tmp_path, 0.25))) == ()
     assert checkpoint_notes(network[1], load_table(image_table(tmp_path, 0.5))) == ()
     said = []
-    ck.extract(checkpoint(), image_table(tmp_path, 0.5), layers=["mixed0"], store=tmp_path / "s.h5", tell=said.append)
+    ck.extract(checkpoint(), image_table(tmp_path, 0.5), layers=["mixed0"], store=tmp_path / "s.h5", notify=said.append)
     assert note in said
 
 

@@ -127,7 +127,7 @@ def test_guiding_says_first_what_it_cannot_learn_and_read(table, nothing_read, t
     said = []
     options = {"encourage": ["count", "void"], "discourage": ["center"], "folds": 3}
     with pytest.raises(Read):
-        run_guide(study, **options, out=tmp_path / "run", tell=said.append)
+        run_guide(study, **options, out=tmp_path / "run", notify=said.append)
     (text,) = said
     assert "\nSkipped: concept: void has no value among the training rows" in text
     assert "\nRead on the internal rows, center: " in text
@@ -143,7 +143,7 @@ def test_a_discouraged_concept_of_one_patient_per_center_is_said_first(table, no
     study = write_study(tmp_path, table[~internal | table.patient.isin(kept)])
     said = []
     with pytest.raises(Read):
-        run_guide(study, discourage=["center"], folds=3, out=tmp_path / "run", tell=said.append)
+        run_guide(study, discourage=["center"], folds=3, out=tmp_path / "run", notify=said.append)
     assert "center cannot be read on the internal rows: concept: center has the class 'A' in one group only" in said[0]
 
 
@@ -163,7 +163,7 @@ def test_models_of_a_grid_with_an_impossible_concept_are_skipped(study, nothing_
     assert {name for cell in cells for name in cell.discourage} == {"center"}
     said = []
     with pytest.raises(Read):
-        run_grid(study, ablate="count; void", folds=3, out=tmp_path / "grid", tell=said.append)
+        run_grid(study, ablate="count; void", folds=3, out=tmp_path / "grid", notify=said.append)
     assert "Skipped: concept: void has no value among the training rows" in said[0]
     measured = outline_grid(study, ablate=None, affinity=True, encourage=["count", "void"], discourage=["center"])
     assert [cell.name for cell in measured if cell.encourage or cell.discourage] == []

@@ -136,24 +136,24 @@ def progress_bars() -> Iterator[Progress | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=14400) as bars:
         tasks: dict[str, Any] = {}
 
-        def tell(stage: str, done: int, todo: int) -> None:
+        def notify(stage: str, done: int, todo: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(escape(stage), total=todo)
             bars.update(tasks[stage], completed=done, total=todo, visible=done < todo)
 
-        yield tell
+        yield notify
 
 
 def _now_and_then() -> Progress:
     last = time.monotonic()
 
-    def tell(stage: str, done: int, todo: int) -> None:
+    def notify(stage: str, done: int, todo: int) -> None:
         nonlocal last
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
             print(f"{stage}: {done} of {todo}", file=sys.stderr, flush=True)
 
-    return tell
+    return notify
 
 
 def introduce(console: Console, study: Study) -> None:

@@ -80,7 +80,7 @@ def extract(
                 refresh=refresh,
                 engine=engine,
                 scheduler=scheduler,
-                tell=lambda sentence: console.print(escape(sentence)),
+                notify=lambda sentence: console.print(escape(sentence)),
                 progress=None if console.quiet else progress,
             )
         for what, reason in found.skipped:

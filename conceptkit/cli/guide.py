@@ -272,7 +272,7 @@ def guide(
                     device=device,
                     engine=Engine(name=engine, workers=workers, scheduler=scheduler),
                     out=folder,
-                    tell=say_trained,
+                    notify=say_trained,
                     progress=progress,
                 )
             show_findings(console, found, [grid_split_table(found), *grid_tables(found)], grid_verdicts(found))
@@ -309,7 +309,7 @@ def guide(
                 seeds=[seed] if seeds is None else seed_list(seeds),
                 device=device,
                 out=out,
-                tell=begin,
+                notify=begin,
                 progress=progress,
             )
         show_record(console, record)

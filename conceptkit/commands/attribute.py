@@ -180,7 +180,7 @@ def run_attribute(
             check_activations(X, layer)
             check_varying(X, layer)
             backbone.module.to(where)
-            tell = None if progress is None else at_stage(progress, f"derivatives at {layer}")
+            notify = None if progress is None else at_stage(progress, f"derivatives at {layer}")
             G = pooled_gradients(
                 backbone.module,
                 dotted,
@@ -188,7 +188,7 @@ def run_attribute(
                 images.batches(rows),
                 pool=pool,
                 method=method,
-                progress=None if tell is None else lambda done, tell=tell: tell(done, len(rows)),  # type: ignore[misc]
+                progress=None if notify is None else lambda done, step=notify: step(done, len(rows)),  # type: ignore[misc]
             )
             for i, target in enumerate(targets_read):
                 if progress is not None:

@@ -151,8 +151,8 @@ def run_bags(
         for name, own in arms.items():
             checkpoint = folder / "checkpoints" / f"{name}-seed{seed}"
             stage = f"training {name}, seed {seed}"
-            tell = None if progress is None else at_stage(progress, stage)
-            trained.append(bench.train(name, own, training, shape, seed, checkpoint, device, tell))
+            notify = None if progress is None else at_stage(progress, stage)
+            trained.append(bench.train(name, own, training, shape, seed, checkpoint, device, notify))
     notes += ["Baseline and guided networks share data, order, seeds, options and the weighting of losses."]
     notes += balance_notes(training, tasks)
     sizes = np.array([len(rows) for rows in bags.members])
@@ -246,9 +246,16 @@ def _features(
         if layer is None and not meant.layers:
             raise InputError("layer: name one, as the study has none.")
         backbone, name = open_model(meant.model, meant.weights), layer or meant.layers[0]
-        tell = None if progress is None else at_stage(progress, "reading activations")
+        notify = None if progress is None else at_stage(progress, "reading activations")
         read = read_activations(
-            data, backbone, [name], cache=cache_folder(), rows=rows, batch_size=batch_size, device=device, progress=tell
+            data,
+            backbone,
+            [name],
+            cache=cache_folder(),
+            rows=rows,
+            batch_size=batch_size,
+            device=device,
+            progress=notify,
         )
         values, notes = read[name], checkpoint_notes(backbone, data.select(rows))
         made_with = {"model": meant.model, "layer": name, "weights": backbone.weights}
@@ -288,7 +295,7 @@ class _Bench:
         seed: int,
         checkpoint: Path,
         device: str,
-        tell: Any,
+        notify: Any,
     ) -> Any:
         """Train one network, keep it, and read it."""
         from conceptkit.guide.bags import bag_inputs, build_bag_model, read_attention
@@ -310,7 +317,7 @@ class _Bench:
         rows = {**at, "train": np.searchsorted(used, plan.training)}
         engine = TrainingEngine(device=device)
         try:
-            result = train(network, inputs, targets, rows, options, seed=seed, engine=engine, progress=tell)
+            result = train(network, inputs, targets, rows, options, seed=seed, engine=engine, progress=notify)
         except DivergedError as error:
             if error.kept is not None and isinstance(error.kept.model, BagModel):
                 save_bag_model(error.kept.model, checkpoint, self.made_with)

@@ -47,7 +47,7 @@ def extract(
     refresh: bool = False,
     engine: str = "local",
     scheduler: str | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Activations:
     """Compute activations of layers, once, into a store on disk, and return it for lazy reading.
@@ -74,7 +74,7 @@ def extract(
     refresh : begin anew when the store is of another network, table or preprocessing, or broken
     engine : ``local``, or ``dask`` for the workers of a Dask cluster
     scheduler : the Dask scheduler's address
-    tell : receives sentences: how large the store will be, before it is created, and notes on the network
+    notify : receives sentences: how large the store will be, before it is created, and notes on the network
     progress : told of the work
 
     Raises
@@ -98,9 +98,9 @@ def extract(
     if verify:
         forget_files()
     backbone = as_backbone(model, weights, seed)
-    if tell is not None:
+    if notify is not None:
         for note in (*checkpoint_notes(backbone, table), *token_notes(table, backbone, layers)):
-            tell(note)
+            notify(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
     path = cached_store(cache_folder(), {**made_with, "dtype": dtype}, table) if store is None else Path(store)
@@ -111,9 +111,9 @@ def extract(
     def opened(where: Path, job: Job) -> ActivationStore:
         def widths() -> dict[str, int]:
             found = job.reader.widths
-            if tell is not None and where == path:
+            if notify is not None and where == path:
                 size = size_text(predicted_bytes(table.patch_ids, found, dtype))
-                tell(f"{path} will take {size}: {len(table)} rows of {sum(found.values())} values, {dtype}.")
+                notify(f"{path} will take {size}: {len(table)} rows of {sum(found.values())} values, {dtype}.")
             return found
 
         rows = store_rows(job.table)

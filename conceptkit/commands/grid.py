@@ -46,7 +46,7 @@ def run_grid(
     device: str = "auto",
     engine: Engine | None = None,
     out: str | Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> GridRecord:
     """Train a grid of networks with its controls; one that was interrupted goes on where it was.
@@ -69,7 +69,7 @@ def run_grid(
     engine : where runs are trained; ``None`` for one after the other in this process
     out : the grid's folder, which a second call with the same settings goes on with; ``None`` for the next free
         ``runs/grid-NNN``
-    tell : receives a sentence per network that says what will be trained, before the training
+    notify : receives a sentence per network that says what will be trained, before the training
     progress : told of the work
 
     Raises
@@ -125,8 +125,8 @@ def run_grid(
             except InputError as error:
                 cells = [cell for cell in cells if cell.model != name]
                 notes.append(f"Models R1 and R8 were left out: {error}")
-        if tell is not None:
-            tell("\n".join([bench.setup.trains, *asked.skipped, *bench.reading.notes]))
+        if notify is not None:
+            notify("\n".join([bench.setup.trains, *asked.skipped, *bench.reading.notes]))
         with locked(folder):
             networks = dict.fromkeys(cell.model for cell in cells if cell.model)
             weights_of = {name: bench_of(spec, name).setup.backbone.fingerprint() for name in networks}

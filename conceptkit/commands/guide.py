@@ -53,7 +53,7 @@ def run_guide(
     transductive: bool = False,
     allow_leakage: bool = False,
     out: str | Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> GuideRecord:
     """Train a baseline and a guided network alike, and measure what guiding changed.
@@ -80,7 +80,7 @@ def run_guide(
     allow_leakage : whether groups may have rows in several splits
     out : run folder; ``None`` for the next free ``runs/guide-NNN``, which several machines cannot find together. A
         folder that a killed run left is gone on with
-    tell : receives, before the training, what will be trained and which concepts and classes are skipped, a line each
+    notify : receives, before the training, what will be trained and which concepts and classes are skipped, a line each
     progress : told of the work
 
     Raises
@@ -116,8 +116,8 @@ def run_guide(
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(data, meant, plan, encouraged, discouraged, folds, within)
-    if tell is not None:
-        tell("\n".join([setup.trains, *setup.skipped, *reading.notes]))
+    if notify is not None:
+        notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
     notes = [*setup.notes, *([latent.note()] if latent else []), *reading.notes]
     bench = Bench(data, meant, setup, reading, engine, progress)
     tried = bench.search(search, seeds[0]) if search else ()

@@ -74,7 +74,7 @@ def run_probe(
     device: str = "auto",
     batch_size: int = 16,
     out: str | Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ProbeRecord:
     """Measure how well concepts are read from layers of a network, on patients that the vectors have not seen.
@@ -104,7 +104,7 @@ def run_probe(
     device : ``auto``, ``cpu``, ``cuda``, …
     batch_size : images per forward pass
     out : run folder; ``None`` for the next free ``runs/probe-NNN``
-    tell : told in a sentence how much room the activations will take, before they are read
+    notify : told in a sentence how much room the activations will take, before they are read
     progress : told of the work
 
     Raises
@@ -181,12 +181,12 @@ def run_probe(
     place[rows] = np.arange(len(rows))
 
     def say_size(size: int) -> None:
-        if tell is not None:
+        if notify is not None:
             more = f", and as much for each of {RANDOM_NETWORKS} random networks" if RANDOM_NETWORKS else ""
-            tell(f"Activations will take {size_text(size)} in {cache_folder()}{more}.")
+            notify(f"Activations will take {size_text(size)} in {cache_folder()}{more}.")
 
     def activations(
-        network: Backbone, what: str, tell_size: Callable[[int], None] | None = None
+        network: Backbone, what: str, notify_size: Callable[[int], None] | None = None
     ) -> dict[str, NDArray[np.float32]]:
         return read_activations(
             data,
@@ -198,7 +198,7 @@ def run_probe(
             batch_size=batch_size,
             device=device,
             away=cache_folder(),
-            tell=tell_size,
+            notify=notify_size,
             progress=None if progress is None else lambda done, todo: progress(what, done, todo),
         )
 

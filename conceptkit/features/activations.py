@@ -237,7 +237,7 @@ def read_activations(
     batch_size: int = 16,
     device: str = "auto",
     away: Path | None = None,
-    tell: Callable[[int], None] | None = None,
+    notify: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the activations of ``layers``, computing what the stores in ``cache`` lack.
@@ -254,7 +254,7 @@ def read_activations(
     batch_size : images per forward pass
     away : folder of the files that large matrices lie in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
         all of them in memory
-    tell : told how many bytes the stores will take that are not there yet, before any is made
+    notify : told how many bytes the stores will take that are not there yet, before any is made
     progress : told of rows done and rows to do
 
     Returns
@@ -277,8 +277,8 @@ def read_activations(
     of_layer = {own: {**made_with, "layers": [own]} for own in made_with["layers"]}
     places = {own: cached_store(cache, stated, table) for own, stated in of_layer.items()}
     new = [own for own, path in places.items() if not path.exists()]
-    if new and tell is not None:
-        tell(sum(predicted_bytes(table.patch_ids, widths(own)) for own in new))
+    if new and notify is not None:
+        notify(sum(predicted_bytes(table.patch_ids, widths(own)) for own in new))
     with contextlib.ExitStack() as stack:
         stores: dict[str, ActivationStore] = {}
         # In one order everywhere: two processes that need two stores each never wait for each other.
@@ -290,7 +290,7 @@ def read_activations(
         wanted = [own for own in stores if len(absent[own])]
         if wanted:
             todo = np.unique(np.concatenate([absent[own] for own in wanted]))
-            tell = None if progress is None else lambda done: progress(done, len(todo))
-            fill([stores[own] for own in wanted], job(*wanted).computed(todo), progress=tell)
+            notify = None if progress is None else lambda done: progress(done, len(todo))
+            fill([stores[own] for own in wanted], job(*wanted).computed(todo), progress=notify)
         named = zip(layers, made_with["layers"], strict=True)
         return {layer: gather(len(rows), stores[own].parts(own, rows), away) for layer, own in named}

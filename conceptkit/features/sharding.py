@@ -96,8 +96,8 @@ def extract_shards(
             )
             try:
                 with opened(path.with_name(f"{path.name}.shard{own.rank}of{own.world}"), part) as shard:
-                    tell = progress(len(share)) if own.rank == 0 else None
-                    written, skipped = _fill(shard, part, tell)
+                    notify = progress(len(share)) if own.rank == 0 else None
+                    written, skipped = _fill(shard, part, notify)
                 result = written, [(int(share[row]), reason) for row, reason in skipped]
             except (InputError, OSError) as error:
                 result = str(error)
@@ -114,10 +114,10 @@ def extract_shards(
     return sum(written for written, _ in done), skipped
 
 
-def _fill(shard: ActivationStore, job: Job, tell: Callable[[int], None] | None) -> tuple[int, Skipped]:
+def _fill(shard: ActivationStore, job: Job, notify: Callable[[int], None] | None) -> tuple[int, Skipped]:
     from conceptkit.features.activations import fill
 
-    return fill([shard], job.computed(np.arange(len(job.table))), progress=tell)
+    return fill([shard], job.computed(np.arange(len(job.table))), progress=notify)
 
 
 def _share(rows: NDArray[np.intp], own: Ranks, size: int) -> NDArray[np.intp]:

@@ -49,19 +49,19 @@ def train_missing(
     done = runs - len(todo)
     stage = f"grid of {runs} runs, epochs"
 
-    def tell(within: int = 0) -> None:
+    def notify(within: int = 0) -> None:
         if progress is not None:
             progress(stage, min(done * epochs + within, runs * epochs), runs * epochs)
 
-    tell()
+    notify()
     if engine.name == "processes" and engine.workers == 1 and progress is not None:
         for model in dict.fromkeys(job.cell.model for job in todo):
-            bench_of(spec, model).progress = lambda stage, at, of: tell(at) if stage.startswith("training") else None
+            bench_of(spec, model).progress = lambda stage, at, of: notify(at) if stage.startswith("training") else None
     failed: dict[str, str] = {}
     missed = False
     for outcome in run_jobs(train_run, todo, engine):
         done += 1
-        tell()
+        notify()
         job = todo[outcome.index]
         error = outcome.error
         if error is None and not _appears(spec.folder, job.cell, job.seed, 0.0 if missed else APPEARS_WITHIN):

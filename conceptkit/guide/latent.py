@@ -133,8 +133,8 @@ def _propose(
 
     split = data.column("split", meant.splits.column)
     fitted = (split == meant.splits.train).to_numpy(dtype=bool)
-    tell = None if progress is None else at_stage(progress, "stain")
-    profiles = read_stain_profiles(data, np.arange(len(data)), cache=cache_folder(), progress=tell)
+    notify = None if progress is None else at_stage(progress, "stain")
+    profiles = read_stain_profiles(data, np.arange(len(data)), cache=cache_folder(), progress=notify)
     if profiles is None:
         raise InputError(f"{LATENT}: domains are read from pixels, and the table has none.")
     groups = data.groups(meant.group)
@@ -180,5 +180,5 @@ def _features(data: PatchTable, meant: Study, layer: str, progress: Progress | N
     if meant.model is None:
         raise InputError(f"{LATENT}: features at {layer} need a network; name it by --model.")
     backbone = open_model(meant.model, meant.weights)
-    tell = None if progress is None else at_stage(progress, f"features at {layer}")
-    return read_activations(data, backbone, [layer], cache=cache_folder(), progress=tell)[layer]
+    notify = None if progress is None else at_stage(progress, f"features at {layer}")
+    return read_activations(data, backbone, [layer], cache=cache_folder(), progress=notify)[layer]
