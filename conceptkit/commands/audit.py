@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
+from conceptkit.families import PROBES
 from conceptkit.guide.latent import with_latent
 from conceptkit.guide.setup import Wish
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
@@ -94,7 +95,7 @@ def run_audit(
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.folds import make_folds
     from conceptkit.probe.permutation import level_of
-    from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
+    from conceptkit.probe.remnants import a_distance, cost_of_erasure, read_remnant, scores_within
     from conceptkit.probe.targets import check_activations
 
     check_at_least("permutations", permutations, 0)
@@ -152,7 +153,7 @@ def run_audit(
         if progress is not None:
             progress("probing", k, len(places))
         for erased in (False, True) if place != LOGIT else (False,):
-            for reader in READERS:
+            for reader in PROBES:
                 one = read_remnant(X, target, reader, erased=erased, folds=folds, permutations=permutations, seed=seed)
                 found.append(
                     AuditRow(
@@ -187,7 +188,7 @@ def run_audit(
             "fitted on some patients does not hold for others."
         )
     # Holm multiplies the least p, 1 / (permutations + 1), by the number of probes; two levels have doubled it.
-    least = len(READERS) * (2 if level_of(target).both else 1) / SIGNIFICANT
+    least = len(PROBES) * (2 if level_of(target).both else 1) / SIGNIFICANT
     if 0 < permutations < least:
         notes.append(
             f"{permutations} permutations are too few for any probe to reach significance: set {least:.0f} or more."
