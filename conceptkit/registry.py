@@ -56,7 +56,7 @@ class Registry(MutableMapping[str, T]):
         """
 
         def add(member: T) -> T:
-            if name in self:
+            if name in self._built_in or name in self._loaded:
                 raise InputError(f"{self.group}: the name {name!r} is taken; choose another one.")
             self[name] = member
             return member

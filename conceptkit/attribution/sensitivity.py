@@ -45,6 +45,13 @@ POOLED = ("gap", "max", "flatten", "cls", "tokens")
 """Poolings under which moving all pooled positions by a step moves the pooled activation by that step"""
 
 
+def check_pool(pool: str) -> str:
+    """Return a pooling by which gradients can be pooled; raise :class:`InputError` for another one."""
+    if POOLINGS.check("pool", pool) not in POOLED:
+        raise InputError(f"pool: gradients can be pooled by {', '.join(POOLED)}, got {pool!r}.")
+    return pool
+
+
 class Layout:
     """How a layer's output lies in memory, and which part of it a pooled activation stands for.
 
@@ -60,10 +67,7 @@ class Layout:
     """
 
     def __init__(self, module: nn.Module, layer: str, images: Tensor, *, pool: str = "gap") -> None:
-        POOLINGS.check("pool", pool)
-        if pool not in POOLED:
-            raise InputError(f"pool: gradients can be pooled by {', '.join(POOLED)}, got {pool!r}.")
-        self.pool = pool
+        self.pool = check_pool(pool)
         self.layer = layer
         self.own = module.get_submodule(layer)
         self.view = measure_views(module, [layer], images)[layer]
@@ -166,7 +170,8 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
     """
     take = ATTRIBUTIONS.choose("method", method)
     try:
-        return take(output.forward, module.get_submodule(layer), images)
+        derivative: Tensor = take(output.forward, module.get_submodule(layer), images)
+        return derivative
     except RuntimeError as error:
         if "does not require grad" not in str(error) and "have been used in the graph" not in str(error):
             raise

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
 from conceptkit.errors import InputError, check_at_least, check_distinct, near_names
-from conceptkit.families import ATTRIBUTIONS, POOLINGS
+from conceptkit.families import ATTRIBUTIONS
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.runs.context import (
     center_column,
@@ -113,13 +113,13 @@ def run_attribute(
     """
     from conceptkit.attribution.analysis import LEAST_REFITS, analyse
     from conceptkit.attribution.outputs import choose_outputs
-    from conceptkit.attribution.sensitivity import check_layer, pooled_gradients
+    from conceptkit.attribution.sensitivity import check_layer, check_pool, pooled_gradients
     from conceptkit.features.activations import read_activations, token_notes
     from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.probe.targets import check_activations, check_varying
 
-    POOLINGS.check("pool", pool)
+    check_pool(pool)
     ATTRIBUTIONS.check("method", method)
     check_at_least("refits", refits, LEAST_REFITS)
     for name, value in (("permutations", permutations), ("maps", maps), ("seed", seed)):

@@ -334,7 +334,7 @@ def jpeg_blocks(batch: Batch) -> Values:
 )
 def jpeg_quality(batch: Batch) -> Values:
     """Return the JPEG quality of the file of each patch, (n,)."""
-    return batch.file
+    return np.asarray(batch.file)
 
 
 def _mpp(batch: Batch) -> Values:

@@ -171,8 +171,9 @@ def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
     best, p = max(found or rows, key=lambda pair: _sortable(pair[0].score))
     mark = judge_audit(best, p, record.group)
     still = "still " if record.discouraged else ""
+    probe = PROBES.get(best.probe, best.probe)
     size = (
-        f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({PROBES.get(best.probe, best.probe)} probe), "
+        f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({probe} probe), "
         f"chance {number(best.chance)}"
     )
     tested = f" ({p_words(p)})" if is_finite(p) else ""
