@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -75,8 +76,6 @@ def paper_table(concepts: Path, *, out: Path, lists: Sequence[Path] = (), patche
 
 def read_concepts(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
     """Return (db, entry path, patch number) → measure → value; byte strings are decoded, what is empty is left out."""
-    import h5py
-
     found: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def visit(name: str, item: Any) -> None:
