@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ class Registry(MutableMapping[str, T]):
 
     def __setitem__(self, name: str, member: T) -> None:
         """Add or replace a member."""
-        fits = callable(member) if self._member is None else isinstance(member, _object(self._member))
+        fits = callable(member) if self._member is None else isinstance(member, load(self._member))
         if not fits:
             kind = "a function" if self._member is None else f"a {self._member.rpartition(':')[2]}"
             raise InputError(f"{self.group}: {name!r} must be {kind}, got {type(member).__name__}.")
@@ -101,10 +102,6 @@ class Registry(MutableMapping[str, T]):
         return points
 
 
-def _object(place: str) -> Any:
-    return EntryPoint("", place, "").load()
-
-
 @functools.cache
 def _installed(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name; reading them takes milliseconds."""
@@ -129,3 +126,9 @@ def _load(point: EntryPoint) -> Any:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else point.module
+
+
+def load(place: str) -> Any:
+    """Return the object that ``module:object`` names, and import its module."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
