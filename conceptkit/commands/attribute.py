@@ -75,6 +75,7 @@ class _Plan:
     layers: list[str]
     concepts: list[str]
     notes: list[str]
+    center: str | None
 
 
 @in_own_folder("attribute")
@@ -142,6 +143,7 @@ def attribute(
             targets=[output.name for output in outputs],
             among=list(plan.among),
             split=plan.split,
+            center=plan.center,
             device=str(device),
         ),
         rows=_with_q(found),
@@ -170,7 +172,8 @@ def _plan(options: Attribute, study: Any) -> _Plan:
     for values in confounders.values():
         keep = keep & values.there
     groups = table.groups(study.group)
-    placing = placed_in(table, study, center=center_column(table, None), nested=options.nested)
+    center = center_column(table, None)
+    placing = placed_in(table, study, center=center, nested=options.nested)
     targets, skipped = table_targets(table, concepts, keep, groups, options.folds, {**placing, "seed": options.seed})
     concepts = [target.name for target in targets]
     notes = [*notes_on(study, table, concepts), *skipped]
@@ -178,7 +181,7 @@ def _plan(options: Attribute, study: Any) -> _Plan:
         notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
     rows = np.unique(np.concatenate([target.rows for target in targets]))
     among = _among(_labels(table, study, rows), options.among or None, study.label)
-    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes)
+    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes, center)
 
 
 def _read_layer(

@@ -205,6 +205,7 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         p_between=one.p_between if math.isfinite(one.p_between) else None,
         p_within=one.p_within if math.isfinite(one.p_within) else None,
         decided_by=one.decided_by,
+        assumed=one.assumed,
     )
 
 
