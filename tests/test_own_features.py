@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import conceptkit as ck
 from conceptkit.cli import app
 from conceptkit.errors import InputError
-from conceptkit.features.own_files import read_features, read_store
+from conceptkit.features.own_files import read_features
+from conceptkit.features.sources import StoreFeatures
 from conceptkit.files import matrix as file_matrix
 from conceptkit.models import backbones, checkpoints
 from conceptkit.tables.patches import load_table
@@ -254,7 +255,8 @@ def test_layers_of_a_store_are_chosen_and_rows_found_by_name(study, store, table
     no_network(monkeypatch)
     shuffled = table.sample(frac=0.9, random_state=1)
     shuffled.to_csv(tmp_path / "table.csv", index=False)
-    found = read_store(load_table(tmp_path / "table.csv"), store, ["mixed4"], np.array([5, 3]), away=tmp_path)
+    features = StoreFeatures(load_table(tmp_path / "table.csv"), store, ["mixed4"])
+    found = features.read(np.array([5, 3]))
     place = [store.patch_ids.index(load_table(tmp_path / "table.csv").patch_ids[i]) for i in (5, 3)]
     np.testing.assert_array_equal(found["mixed4"], store["mixed4"][:][place])
     arguments = ["probe", "--study", study, "--features", store.path, "--layer", "mixed4", "--permutations", "0"]

@@ -33,7 +33,6 @@ from conceptkit.runs.opening import (
     split_rows,
     versions,
 )
-from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -113,8 +112,8 @@ def run_attribute(
     from conceptkit.attribution.analysis import LEAST_REFITS, analyse
     from conceptkit.attribution.outputs import choose_outputs
     from conceptkit.attribution.sensitivity import METHODS, check_layer, pooled_gradients
-    from conceptkit.features.activations import read_activations, token_notes
-    from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
+    from conceptkit.features.sources import open_features
+    from conceptkit.models.checkpoints import is_checkpoint
     from conceptkit.models.inference import choose_device, ieee_float32
     from conceptkit.models.pooling import POOLINGS
     from conceptkit.probe.targets import check_activations, check_varying
@@ -150,8 +149,9 @@ def run_attribute(
     labels = _labels(data, meant, rows)
     named = _among(labels, among, meant.label)
 
-    backbone = open_model(meant.model, meant.weights, seed=seed)
-    notes = [*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes]
+    features = open_features(data, meant, layers=layers, pool=pool, batch_size=batch_size, device=device, seed=seed)
+    backbone = features.network()
+    notes = [*features.notes(), *notes]
     images = ImageReader(data, backbone, where, batch_size)
     few = images.of(rows[:2])
     with ieee_float32():
@@ -166,17 +166,8 @@ def run_attribute(
         moved: list[Moved] = []
         for layer, dotted in own.items():
             backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
-            X = read_activations(
-                data,
-                backbone,
-                [layer],
-                cache=cache_folder(),
-                rows=rows,
-                pool=pool,
-                batch_size=batch_size,
-                device=device,
-                progress=None if progress is None else lambda done, todo: progress("reading activations", done, todo),
-            )[layer].astype(np.float64)
+            reading = None if progress is None else at_stage(progress, "reading activations")
+            X = np.asarray(features.read(rows, [layer], progress=reading)[layer], np.float64)
             check_activations(X, layer)
             check_varying(X, layer)
             backbone.module.to(where)
@@ -227,9 +218,7 @@ def run_attribute(
         settings={
             "command": "attribute",
             "table": meant.table.name,
-            "model": meant.model,
-            "weights": backbone.weights,
-            "weights_sha256": backbone.fingerprint(),
+            **features.settings(),
             "group": meant.group,
             "categorical": list(categorical),
             "layers": layers,

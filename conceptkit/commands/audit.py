@@ -27,11 +27,11 @@ from conceptkit.runs.opening import (
     split_rows,
     versions,
 )
-from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 if TYPE_CHECKING:
+    from conceptkit.features.sources import Features
     from conceptkit.models.backbones import Backbone
     from conceptkit.models.guided import Task
     from conceptkit.probe.targets import Target
@@ -87,9 +87,8 @@ def run_audit(
     InputError
         when something that was given cannot be used
     """
-    from conceptkit.features.activations import read_activations
-    from conceptkit.features.pixels import read_pixel_statistics
-    from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
+    from conceptkit.features.sources import PIXELS, NetworkFeatures, PixelFeatures
+    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint
     from conceptkit.models.guided import MAIN, GuidedModel
     from conceptkit.models.inference import choose_device
     from conceptkit.probe.folds import make_folds
@@ -123,29 +122,18 @@ def run_audit(
     names = list(layers) if layers else _default_layers(backbone)
     check_distinct("layer", names)
     head = f"heads.{MAIN}"
-    activations = read_activations(
-        data,
-        backbone,
-        [*names, head],
-        cache=cache_folder(),
-        rows=rows,
-        batch_size=batch_size,
-        device=device,
-        progress=None if progress is None else at_stage(progress, "reading activations"),
-    )
-    logits = activations.pop(head).astype(np.float64)
-    places: dict[str, NDArray[np.float64]] = {}
-    statistics = read_pixel_statistics(data, rows, cache=cache_folder())
-    if statistics is not None:
-        places[INPUT] = statistics
-    places |= {name: activations[name].astype(np.float64) for name in names}
-    places[LOGIT] = logits
+    features = NetworkFeatures(data, backbone, [*names, head], batch_size=batch_size, device=device)
+    notify = None if progress is None else at_stage(progress, "reading activations")
+    read = {PIXELS: INPUT, **{name: name for name in names}, head: LOGIT}
+    values = PixelFeatures(data).read(rows) | features.read(rows, progress=notify)
+    places = {place: np.asarray(values[name], np.float64) for name, place in read.items() if name in values}
+    logits = places[LOGIT]
     label = _label_codes(data, meant, tasks[MAIN], rows)
     n_classes = len(tasks[MAIN].classes)
     score = logits[:, 0] if logits.shape[1] == 1 else logits
     found: list[AuditRow] = []
     whole: list[AuditLayer] = []
-    notes = [*checkpoint_notes(backbone, data), *notes_on(meant, data, [concept]), *skipped]
+    notes = [*features.notes(), *notes_on(meant, data, [concept]), *skipped]
     notes += [latent.note()] if latent else []
     for k, (place, X) in enumerate(places.items()):
         check_activations(X, place)
@@ -204,7 +192,7 @@ def run_audit(
             "command": "audit",
             "table": meant.table.name,
             "checkpoint": str(checkpoint),
-            "weights_sha256": backbone.fingerprint(),
+            "weights_sha256": features.digest(),
             "group": meant.group,
             "categorical": list(categorical),
             "concept": concept,
@@ -222,7 +210,7 @@ def run_audit(
         concept=concept,
         kind=target.kind,
         discouraged=concept in tasks and tasks[concept].adversarial,
-        head=_head_score(data, backbone, target, tasks.get(concept), batch_size, device),
+        head=_head_score(features, target, tasks.get(concept)),
         rows=tuple(found),
         layers=tuple(whole),
         levels=tuple(AuditLevel(level=k, n=n, auc=value) for k, (n, value) in levels.items()),
@@ -269,24 +257,14 @@ def _label_codes(data: PatchTable, meant: Study, main: Task, rows: NDArray[np.in
     return np.array([-1 if v is None else number.get(str(v), -1) for v in values])
 
 
-def _head_score(
-    data: PatchTable,
-    backbone: Backbone,
-    target: Target,
-    task: Task | None,
-    batch_size: int,
-    device: str,
-) -> float | None:
+def _head_score(features: Features, target: Target, task: Task | None) -> float | None:
     """Return the score of the network's own head, over rows of a class that it has; ``None`` without a head."""
-    from conceptkit.features.activations import read_activations
     from conceptkit.models.guided import CONTINUOUS
 
     if task is None or task.kind != target.kind:
         return None
     name = f"heads.{task.name}"
-    read = read_activations(
-        data, backbone, [name], cache=cache_folder(), rows=target.rows, batch_size=batch_size, device=device
-    )[name].astype(np.float64)
+    read = np.asarray(features.read(target.rows, [name])[name], np.float64)
     if task.kind == CONTINUOUS:
         return target.score(read[:, 0] * task.deviation + task.mean)
     number = {name: code for code, name in enumerate(task.classes)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_choice
-from conceptkit.features.store_files import Rows
-from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
+from conceptkit.errors import InputError
 from conceptkit.files.matrix import Part, gather, in_blocks
 from conceptkit.tables.patches import CATEGORICAL, RESERVED, PatchTable
 from conceptkit.tables.table_reading import read_frame, set_aside
@@ -57,64 +55,10 @@ class OwnFeatures:
         return digest.hexdigest()
 
 
-def has_own_features(data: PatchTable, model: str | None) -> bool:
-    """Return whether a table is probed by its features: it has them, and no network or no pixels."""
-    return "features" in data.frame.columns and (model is None or data.location is None)
-
-
 def with_features(data: PatchTable, path: str | Path) -> PatchTable:
     """Return the table with one features file for all of its rows."""
     place = str(Path(path).absolute())
     return dataclasses.replace(data, frame=data.frame.assign(features=place))
-
-
-def open_own_store(path: str | Path) -> Activations | None:
-    """Open a features file that is an activation store of ours, whole; ``None`` where it is something else."""
-    place = Path(path)
-    return open_activations(place) if place.suffix.lower() in _HDF5 and is_store(place) else None
-
-
-def chosen_layers(store: Activations, layers: Sequence[str] | None) -> list[str]:
-    """Return the layers of a store that are meant: those named, or all."""
-    for name in layers or ():
-        check_choice("layer", name, store.layers)
-    return list(layers or store.layers)
-
-
-def read_store(
-    data: PatchTable, store: Activations, layers: Sequence[str], rows: NDArray[np.intp], *, away: Path
-) -> dict[str, NDArray[np.float32]]:
-    """Return layer → (len(rows), d) of some rows of a table, found in a store by ``patch_id``.
-
-    Large matrices lie in the folder ``away``, see :func:`conceptkit.files.matrix.gather`.
-
-    Raises
-    ------
-    InputError
-        when the store lacks a row, or it was computed from other pixels than the table has now
-    """
-    place = {name: i for i, name in enumerate(store.patch_ids)}
-    part = data.select(rows)
-    absent = [name for name in part.patch_ids if name not in place]
-    if absent:
-        raise InputError(
-            f"features: {store.path} has no row for patch {absent[0]} ({len(absent)} of {len(part)} are missing); "
-            "extract from this table."
-        )
-    if part.location is not None:
-        now = Rows(patch_ids=part.patch_ids, stamps=part.identities(), digest=part.digest)
-        if changed := changed_since(store.path, now):
-            raise InputError(
-                f"features: {store.path} was computed from another image of patch {changed[0]} "
-                f"({len(changed)} of {len(part)} have changed); extract again."
-            )
-    at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
-
-    def taken(layer: str) -> Any:
-        values = store[layer]
-        return in_blocks(len(at), values.shape[1], lambda rows: np.asarray(values[at[rows]], dtype=np.float32))
-
-    return {layer: gather(len(at), taken(layer), away) for layer in layers}
 
 
 def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:

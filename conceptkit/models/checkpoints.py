@@ -15,7 +15,15 @@ from torch import nn
 
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
-from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
+from conceptkit.models.backbones import (
+    Backbone,
+    Preprocessing,
+    build,
+    from_module,
+    is_factory,
+    open_backbone,
+    same_architecture,
+)
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.records import to_json, write_atomically
 from conceptkit.records.fitting import misfit
@@ -41,13 +49,13 @@ LARGEST = 4096
 """Side in pixels that a checkpoint may ask images to be resized to; no encoder wants as much"""
 
 
-def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Backbone:
-    """Open a network by name, or a checkpoint by its folder.
+def open_model(model: Any, weights: str | None = None, *, seed: int = 0) -> Backbone:
+    """Open a network by name, a checkpoint by its folder, or a network that was built elsewhere.
 
     Parameters
     ----------
-    model : ``mini_inception``, a name of timm's, or the folder of a checkpoint; of one that was built on a function of
-        your own, ``package.module:factory@FOLDER``, as that function is run
+    model : ``mini_inception``, a name of timm's, a torch module, a backbone, or the folder of a checkpoint; of one that
+        was built on a function of your own, ``package.module:factory@FOLDER``, as that function is run
     weights : see :func:`conceptkit.models.backbones.open_backbone`; a checkpoint has its own, or ``random``
     seed : of random weights
 
@@ -56,6 +64,13 @@ def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Back
     InputError
         when it cannot be opened
     """
+    if not isinstance(model, str | Path):
+        if weights is not None:
+            raise InputError(f"weights: a network that was built already has its own, got {weights!r}.")
+        if not isinstance(model, Backbone | nn.Module):
+            raise InputError(f"model: must be a name, a torch module or a backbone, got a {type(model).__name__}.")
+        return model if isinstance(model, Backbone) else from_module(model)
+    model = str(model)
     if not model.strip():
         raise InputError("model: the name is empty.")
     if not is_checkpoint(model):
