@@ -1,4 +1,4 @@
-"""Bring your own embeddings: rows of features read from files, so that no network is needed."""
+"""Feature files of your own: embeddings read from HDF5, NumPy or Parquet, so that no network is needed."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from pandas.api import types
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 from conceptkit.files.matrix import Part, gather, in_blocks
 from conceptkit.tables.patches import CATEGORICAL, RESERVED, PatchTable
 from conceptkit.tables.table_reading import read_frame, set_aside
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LAYER = "features"
-"""What features that come without a network are called where layers are named."""
+"""Name of the one layer of a feature file."""
 
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 
 _COMPARED = 2**22
-"""Values of features that are compared with columns of the table"""
+"""Largest number of feature values that are compared with columns of the table"""
 
 _ROUNDED = 1e-6
-"""A feature whose correlation with a column is 1 up to this is the column itself, rounded or on another scale."""
+"""A feature whose correlation with a column is this close to 1 is the column, rounded or on another scale."""
 
 _FEW_VALUES = 10
-"""A column of up to so many values may equal a feature by chance."""
+"""A column with at most this many values may equal a feature by chance."""
 
 
 @dataclass(frozen=True)
 class OwnFeatures:
-    """Features of some rows of a table, and where they came from."""
+    """Features of some rows of a table, and their origin."""
 
     X: Any
     """(n, d) float32, an array or a :class:`conceptkit.files.matrix.FileMatrix`"""
     name: str
-    """Name of the file, or how many there are"""
+    """Name of the file, or number of files"""
     notes: tuple[str, ...] = ()
-    """Which columns of the files are not used as features, and which features are columns of the table"""
+    """Columns of the files that are not used as features, and features that are columns of the table"""
 
     def digest(self) -> str:
         """Return a digest of the values."""
@@ -65,22 +65,19 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     """Read the features of some rows from the files that column ``features`` names.
 
     A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
-    ``.npy`` (n, d), or Parquet (``patch_id`` and numbers). A row of the table finds its own there by ``row``; else by
-    ``x`` and ``y`` among ``coords``; in Parquet by ``patch_id``. Columns of a Parquet file that are reserved in a patch
-    table, that the table has too, or that hold ids, coordinates, row numbers, dates or text are not used; a note
-    names them.
+    ``.npy`` (n, d), or Parquet (``patch_id`` and numbers). A row of the table is joined by ``row``; else by ``x`` and
+    ``y`` to ``coords``; in Parquet by ``patch_id``. Columns of a Parquet file that are reserved in a patch table, that
+    the table has too, or that hold ids, coordinates, row numbers, dates or text are not used; a note names them.
 
     Parameters
     ----------
-    data : the patch table
     rows : row numbers
-    away : folder of the file that a large matrix lies in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
-        all of it in memory
+    away : folder of the file for a large matrix, see :func:`conceptkit.files.matrix.gather`; ``None``: in memory
 
     Raises
     ------
     InputError
-        when a file cannot be read, a row is not found in it, or widths differ
+        when a file cannot be read, a row is missing in it, or widths differ
     """
     part = data.frame.iloc[rows].reset_index(drop=True)
     if part["features"].isna().any():
@@ -106,9 +103,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
 
 
 def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence for each column of the table that is a feature too, under another name or without one."""
-    from pandas.api import types
-
+    """Yield a sentence for each column of the table that is also a feature."""
     at = np.unique(np.linspace(0, len(X) - 1, min(len(X), max(_COMPARED // max(X.shape[1], 1), 20))).astype(np.intp))
     sample = np.asarray(X[at], dtype=np.float32)
     for name, column in part.iloc[at].items():
@@ -116,18 +111,18 @@ def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
             continue
         with np.errstate(over="ignore"):
             values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
-        here = np.isfinite(values)
-        found = _linear_in(sample[here], values[here])
-        if found is not None:
-            relation = "equals" if (sample[here, found] == values[here]).all() else "is a linear function of"
+        known = np.isfinite(values)
+        feature = _linear_in(sample[known], values[known])
+        if feature is not None:
+            relation = "equals" if (sample[known, feature] == values[known]).all() else "is a linear function of"
             yield (
-                f"Feature {found} (counted from 0) {relation} the table's column {name} in every row: a score of "
+                f"Feature {feature} (counted from 0) {relation} the table's column {name} in every row: a score of "
                 f"{name} says nothing about the other features; remove it from the file."
             )
 
 
 def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> int | None:
-    """Return the number of the first feature that is ``y`` on another scale or rounded, or ``None``."""
+    """Return the number of the first feature that is ``y``, rounded or on another scale; else ``None``."""
     centered = X - X.mean(axis=0, dtype=np.float64)
     values = y - y.mean(dtype=np.float64)
     scale = np.sqrt((centered**2).sum(axis=0) * (values @ values))
@@ -138,9 +133,9 @@ def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> int | None:
 
 
 def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
-    """Yield the rows of one file, numbered within ``part``, with their features; add columns that are not used."""
+    """Yield rows, numbered within ``part``, with their features in one file; add its unused columns to ``skipped``."""
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
-        raise InputError(f"features: there is no file {path}.")
+        raise InputError(f"features: file {path} not found.")
     kind = path.suffix.lower()
     try:
         if kind in _HDF5:
@@ -149,7 +144,7 @@ def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Itera
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
             _check_kind(matrix.dtype, path.name)
             at = _by_row(part, len(matrix), path, "a .npy file has no names: ")
-            # opened for every block: what is mapped of a file counts as memory until it is closed
+            # opened for every block: mapped pages count as memory until the file is closed
             yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
         elif kind in _TABLES:
             yield from _from_parquet(path, part, skipped)
@@ -158,19 +153,16 @@ def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Itera
     except InputError:
         raise
     except Exception as error:  # h5py, NumPy and Arrow raise many kinds for a broken file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"features: {path} cannot be read ({reason}).") from None
+        raise InputError(f"features: {path} cannot be read ({reason_of(error)}).") from None
 
 
 def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
-    import h5py
-
     with h5py.File(path, "r") as file:
         if "features" not in file:
-            raise InputError(f"features: {path} holds {', '.join(file) or 'nothing'}, no dataset features.")
+            raise InputError(f"features: {path} has no dataset features, only {', '.join(file) or 'nothing'}.")
         matrix = file["features"]
         if not isinstance(matrix, h5py.Dataset):
-            raise InputError(f"features: features of {path} is a group, no dataset.")
+            raise InputError(f"features: features of {path} is a group, not a dataset.")
         _check_numbers(matrix, path)
         matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
         if "row" in part.columns:
@@ -191,19 +183,17 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
 
 
 def _check_numbers(data: Any, path: Path) -> None:
-    """Refuse what is not to be read: other kinds may lie in a heap; where that is damaged HDF5 may never come back."""
+    """Refuse other types before they are read: HDF5 may hang in the damaged heap of a text or object."""
     if hasattr(data, "dtype"):
         _check_kind(data.dtype, f"{data.name[1:]} of {path}")
 
 
 def _check_kind(dtype: np.dtype[Any], what: str) -> None:
     if dtype.kind not in "iufb":
-        raise InputError(f"features: {what} must hold numbers, it holds {dtype}.")
+        raise InputError(f"features: {what} must hold numbers, got {dtype}.")
 
 
 def _from_parquet(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
-    import pandas as pd
-
     frame, notes = read_frame(path)
     other = _other_columns(frame, part.columns)
     skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
@@ -232,8 +222,6 @@ def _from_parquet(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> It
 
 def _other_columns(frame: pd.DataFrame, of_table: Iterable[Any]) -> dict[str, str]:
     """Return column → why it is not used as a feature."""
-    from pandas.api import types
-
     table = {str(name).lower() for name in of_table}
     found = set_aside(frame)
     for name, column in frame.items():
@@ -274,10 +262,10 @@ def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[n
 
 
 def _chosen(opened: Callable[[], Any], at: NDArray[np.intp], path: Path) -> Iterator[Part]:
-    """Yield rows of an array or an HDF5 dataset (n, d), some at a time; the latter wants them in order, each once."""
+    """Yield rows of an array or an HDF5 dataset (n, d) in blocks; HDF5 needs rows in order, each once."""
     shape = tuple(opened().shape)
     if len(shape) != 2:
-        raise InputError(f"features: {path} must hold (n, d) numbers, it holds {shape}.")
+        raise InputError(f"features: {path} must hold (n, d) numbers, got {shape}.")
 
     def take(rows: NDArray[np.intp]) -> NDArray[np.float32]:
         once, back = np.unique(at[rows], return_inverse=True)

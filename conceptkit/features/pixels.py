@@ -1,4 +1,4 @@
-"""What is read of a table's patches without a network, pixel statistics and stain profiles, kept in the cache."""
+"""Pixel statistics and stain profiles of a table's patches, kept in the cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conceptkit.probe.controls import PIXEL_STATISTICS, pixel_statistics
 from conceptkit.tables.patches import PatchTable
 
 VERSION = 1
-"""Counts the changes of the statistics; kept ones of another version are not taken."""
+"""Version of the statistics; files of another version are not read."""
 
 _AT_ONCE = 64
 
