@@ -6,8 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conceptkit.commands.attribute import run_attribute
-    from conceptkit.commands.audit import run_audit
     from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
     from conceptkit.commands.grid import run_grid
@@ -15,12 +13,15 @@ if TYPE_CHECKING:
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
     from conceptkit.commands.predictivity import run_predictivity
-    from conceptkit.commands.probe import run_probe
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
     from conceptkit.commands.tile import run_tile
     from conceptkit.errors import InputError
     from conceptkit.models.guided import GradientReversal, GuidedModel
+    from conceptkit.options import from_settings
+    from conceptkit.options.attribute import Attribute
+    from conceptkit.options.audit import Audit
+    from conceptkit.options.probe import Probe, run_probe
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attribute": "options.attribute",
     "AttributeRecord": "records.attribute",
+    "Audit": "options.audit",
     "AuditRecord": "records.audit",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
@@ -49,29 +52,31 @@ _HOMES = {
     "GuidedModel": "models.guided",
     "InputError": "errors",
     "PredictivityRecord": "records.predictivity",
+    "Probe": "options.probe",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
     "embedded_study": "synthetic",
+    "from_settings": "options",
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_attribute": "commands.attribute",
-    "run_audit": "commands.audit",
     "run_bags": "commands.bags",
     "run_grid": "commands.grid",
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
     "run_predictivity": "commands.predictivity",
-    "run_probe": "commands.probe",
+    "run_probe": "options.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
 }
 
 __all__ = [
+    "Attribute",
     "AttributeRecord",
+    "Audit",
     "AuditRecord",
     "BagsRecord",
     "ConceptActivationVector",
@@ -82,18 +87,18 @@ __all__ = [
     "GuidedModel",
     "InputError",
     "PredictivityRecord",
+    "Probe",
     "ProbeRecord",
     "RegressionConceptVector",
     "Study",
     "__version__",
     "embedded_study",
     "extract",
+    "from_settings",
     "load_record",
     "load_study",
     "predict",
     "probe_arrays",
-    "run_attribute",
-    "run_audit",
     "run_bags",
     "run_grid",
     "run_guide",

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from conceptkit.cli.adapt import adapt
-from conceptkit.cli.attribute import attribute
-from conceptkit.cli.audit import audit
 from conceptkit.cli.bags import bags
+from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
@@ -24,11 +23,14 @@ from conceptkit.cli.measure import measure
 from conceptkit.cli.options import with_cache_dir
 from conceptkit.cli.predict import predict
 from conceptkit.cli.predictivity import predictivity
-from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
 from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
+from conceptkit.options.attribute import Attribute
+from conceptkit.options.audit import Audit
+from conceptkit.options.base import Command
+from conceptkit.options.probe import Probe
 
 app = typer.Typer(
     name="conceptkit",
@@ -52,14 +54,16 @@ def _version(
         raise typer.Exit
 
 
+def _declare(options: type[Command]) -> None:
+    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+
+
+_declare(Probe)
 for command in (
-    probe,
     guide,
     bags,
     predict,
     predictivity,
-    attribute,
-    audit,
     tile,
     measure,
     splits,
@@ -73,6 +77,8 @@ for command in (
 ):
     keeps = command not in (tile, measure, layers, report, init, status)
     app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
+_declare(Attribute)
+_declare(Audit)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -6,14 +6,29 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_at_least, check_choice, check_distinct
+from conceptkit.errors import InputError, check_distinct
+from conceptkit.features.sources import PIXELS, Features, PixelFeatures, open_features
 from conceptkit.features.store_files import size_text
-from conceptkit.records import ProbeRecord
+from conceptkit.models.inference import choose_device
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.probe import Probe
+from conceptkit.probe.adjustment import ceiling
+from conceptkit.probe.rows import (
+    PAPER_NOTE,
+    Asked,
+    BaselineScores,
+    Layer,
+    add_random_network,
+    check_protocol,
+    probe_rows,
+)
+from conceptkit.probe.targets import Target, check_activations
+from conceptkit.records.probe import ProbeRecord, ProbeRow
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
     center_column,
@@ -26,152 +41,39 @@ from conceptkit.runs.context import (
 )
 from conceptkit.runs.opening import (
     N_RESAMPLES,
-    Progress,
     at_stage,
+    header,
     in_own_folder,
     notes_on,
-    open_study,
+    open_source,
     run_folder,
     split_rows,
-    versions,
 )
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
-if TYPE_CHECKING:
-    from conceptkit.features.sources import Features
-    from conceptkit.probe.targets import Target
-    from conceptkit.records.probe import ProbeRow
-
 RANDOM_NETWORKS = 3
-"""Networks of random weights whose mean score is the control."""
+"""Randomly initialised networks whose mean score is the control."""
 
 STAIN = "stain"
-"""Stands for every column of stain measures among the confounders."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    """The options of :func:`run_probe`, which describes them."""
-
-    layers: Sequence[str] | None
-    concepts: Sequence[str] | None
-    table: str | Path | None
-    model: str | None
-    weights: str | None
-    features: str | Path | None
-    group: str | None
-    center: str | None
-    nested: str | None
-    categorical: Sequence[str]
-    split: str | None
-    pool: str
-    folds: int
-    permutations: int
-    adjust: Sequence[str]
-    adjust_terms: str
-    leave_out: str | None
-    repeat: Mapping[str, str] | None
-    protocol: str
-    seed: int
-    device: str
-    batch_size: int
-
-    def check(self) -> None:
-        """Raise :class:`InputError` for a value that no table allows."""
-        from conceptkit.probe.adjustment import TERMS
-        from conceptkit.probe.rows import check_protocol
-
-        check_protocol(self.protocol, self.adjust, self.leave_out)
-        check_at_least("permutations", self.permutations, 0)
-        check_at_least("seed", self.seed, 0)
-        check_choice("adjust_terms", self.adjust_terms, TERMS)
+"""Confounder that stands for every column of stain measures."""
 
 
 @in_own_folder("probe")
-def run_probe(
-    study: Study | str | Path | None = None,
+def probe(
+    options: Probe,
+    study: Any = None,
     *,
-    layers: Sequence[str] | None = None,
-    concepts: Sequence[str] | None = None,
-    table: str | Path | None = None,
-    model: str | None = None,
-    weights: str | None = None,
-    features: str | Path | None = None,
-    group: str | None = None,
-    center: str | None = None,
-    nested: str | None = None,
-    categorical: Sequence[str] = (),
-    split: str | None = None,
-    pool: str = "gap",
-    folds: int = 5,
-    permutations: int = 1000,
-    adjust: Sequence[str] = (),
-    adjust_terms: str = "linear",
-    leave_out: str | None = None,
-    repeat: Mapping[str, str] | None = None,
-    protocol: str = "cross-validated",
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int = 16,
     out: str | Path | None = None,
-    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-) -> ProbeRecord:
-    """Measure how well concepts are read from layers of a network, on patients that the vectors have not seen.
-
-    Parameters
-    ----------
-    study : a study, its file, or ``None`` for the current folder's and else the embedded one
-    layers, concepts : names; ``None`` for the study's
-    table, model, weights, group : instead of the study's; a model without weights means ``imagenet``
-    features : an activation store that ``extract`` wrote, of which ``layers`` names some (``None``: all), or a file of
-        features of one's own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet), instead of a network
-    center : column of the centers: groups are permuted within them, the folds are stratified by them, and each is held
-        out for one more score. ``None`` for the column ``center`` where the table has it, ``none`` for no centers
-    nested : column of units nested in the groups, such as slides of patients: rows are permuted within them only
-    categorical : concepts to take as classes whatever their type
-    split : the only split whose rows are used; ``None`` for all rows
-    pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
-    folds : of the cross-validation
-    permutations : of each concept, for p; 0 for none
-    adjust : confounders (columns) for a partial R²; ``stain`` stands for every stain measure of the table
-    adjust_terms : ``linear``, or ``quadratic``: squares and pairwise interactions of the confounders too
-    leave_out : column each of whose levels is held out in turn, for one more score; ``None`` for the centers, of which
-        several are held out together where there are more than ten
-    repeat : concept → column of its repeated measurement, for the reliability ceiling
-    protocol : ``cross-validated``, or ``paper``: least squares fitted and scored on the same rows
-    seed : of the folds, the resamples, the permutations and the randomly initialised networks
-    device : ``auto``, ``cpu``, ``cuda``, …
-    batch_size : images per forward pass
-    out : run folder; ``None`` for the next free ``runs/probe-NNN``
-    notify : told in a sentence how much room the activations will take, before they are read
-    progress : told of the work
-
-    Raises
-    ------
-    InputError
-        when something that was given cannot be used; nothing is written then
-    """
-    given = {k: v for k, v in locals().items() if k not in ("study", "out", "notify", "progress")}
-    return _probe(_Options(**given), study, run_folder(out, "probe"), notify, progress)
-
-
-def _probe(
-    options: _Options,
-    study: Study | str | Path | None,
-    folder: Path,
-    notify: Callable[[str], None] | None,
-    progress: Progress | None,
+    notify: Notify | None = None,
 ) -> ProbeRecord:
     """Check and plan, read features, probe, record."""
-    from conceptkit.features.sources import open_features
-    from conceptkit.models.inference import choose_device
-
-    options.check()
+    check_protocol(options.protocol, options.adjust, options.leave_out)
     device = choose_device(options.device)
     plan = _plan(options, study)
+    folder = run_folder(out, options.name)
     features = open_features(
         plan.table,
         plan.study,
@@ -183,32 +85,24 @@ def _probe(
         seed=options.seed,
     )
     rows = _probe_features(options, plan, features, notify, progress)
-    settings = {
-        **dataclasses.asdict(options),
-        **features.settings(),
-        "command": "probe",
-        "table": plan.study.table.name,
-        "features": None if options.features is None else Path(options.features).name,
-        "group": plan.study.group,
-        "categorical": list(options.categorical),
-        "layers": list(features.layers),
-        "concepts": plan.concepts,
-        "pool": features.pool,
-        "adjust": list(plan.confounders),
-        "center": plan.center,
-        "leave_out": None if plan.leave_out is None else plan.leave_out[0],
-        "repeat": dict(options.repeat or {}),
-        "device": str(device),
-        "n_resamples": N_RESAMPLES,
-    }
+    notes = (*features.notes(), *plan.notes)
     record = ProbeRecord(
-        study=plan.study.name,
-        synthetic=plan.study.synthetic,
-        group=plan.study.group,
-        notes=(*features.notes(), *plan.notes),
-        settings=settings,
-        versions=versions(),
-        folder=folder,
+        **header(
+            options,
+            plan.study,
+            folder,
+            notes,
+            **features.settings(),
+            layers=list(features.layers),
+            concepts=plan.concepts,
+            pool=features.pool,
+            adjust=list(plan.confounders),
+            center=plan.center,
+            leave_out=None if plan.leave_out is None else plan.leave_out[0],
+            repeat=dict(options.repeat or {}),
+            device=str(device),
+            n_resamples=N_RESAMPLES,
+        ),
         rows=rows,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
@@ -241,11 +135,9 @@ class _Plan:
         return [dataclasses.replace(target, rows=np.searchsorted(self.rows, target.rows)) for target in self.targets]
 
 
-def _plan(options: _Options, given: Study | str | Path | None) -> _Plan:
+def _plan(options: Probe, study: Any) -> _Plan:
     """Return what is probed; refuse what the table does not have."""
-    from conceptkit.probe.rows import PAPER_NOTE
-
-    study, table = open_study(given, options.table, options.model, options.weights, options.group, options.categorical)
+    study, table = open_source(options, study)
     paper = options.protocol == "paper"
     chosen = bool(options.concepts or study.concepts)
     concepts = list(options.concepts or study.concepts or default_concepts(table, study))
@@ -279,16 +171,13 @@ def _plan(options: _Options, given: Study | str | Path | None) -> _Plan:
 
 
 def _probe_features(
-    options: _Options,
+    options: Probe,
     plan: _Plan,
     features: Features,
-    notify: Callable[[str], None] | None,
+    notify: Notify | None,
     progress: Progress | None,
 ) -> tuple[ProbeRow, ...]:
     """Read the features, those of random networks and pixel statistics, and probe them."""
-    from conceptkit.features.sources import PIXELS, PixelFeatures
-    from conceptkit.probe.rows import Asked, BaselineScores, Layer, add_random_network, probe_rows
-    from conceptkit.probe.targets import check_activations
 
     def step(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else at_stage(progress, stage)
@@ -357,8 +246,6 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
 def _ceilings(
     data: PatchTable, repeat: Mapping[str, str], concepts: Sequence[str], keep: NDArray[np.bool_]
 ) -> dict[str, tuple[str, float, int]]:
-    from conceptkit.probe.adjustment import ceiling
-
     found = {}
     for name, other in repeat.items():
         if name not in concepts:
