@@ -123,3 +123,11 @@ def test_bags_read_a_store(study, opened, store_file, tmp_path):
     )
     assert (found.settings["model"], found.settings["layer"]) == ("mini_inception", "mixed4")
     assert found.settings["weights_sha256"] == store.digest()
+
+
+def test_settings_of_a_probe_of_a_store_repeat_it(study, store_file, tmp_path):
+    command = ck.Probe(features=store_file, layers="mixed4", concepts=["count"], permutations=0, repeat="count=area")
+    record = command.run(study, out=tmp_path / "first")
+    again = ck.from_settings(record.settings).run(study, out=tmp_path / "again")
+    assert again.to_frame().equals(record.to_frame())
+    assert (record.settings["features"], record.settings["layers"]) == (str(store_file), ["mixed4"])

@@ -125,8 +125,9 @@ def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
     norm: Any = module.get_submodule(norm_name)
     given = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     with torch.no_grad():  # in float64, so that folding itself costs no digit
-        exact: Any = [None if v is None else v.detach().double() for v in given]
-        fused = fuse_conv_bn_weights(*exact[:4], norm.eps, *exact[4:])
+        exact: list[Any] = [None if v is None else v.detach().double() for v in given]
+        weight, bias, mean, variance, scale, shift = exact
+        fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
         conv.weight, conv.bias = (nn.Parameter(v.to(conv.weight.dtype), requires_grad=False) for v in fused)
     rest = nn.Sequential(OrderedDict(norm.named_children()))
     parent, _, own = norm_name.rpartition(".")
