@@ -125,7 +125,8 @@ def test_bags_read_a_store(study, opened, store_file, tmp_path):
     assert found.settings["weights_sha256"] == store.digest()
 
 
-def test_settings_of_a_probe_of_a_store_repeat_it(study, store_file, tmp_path):
+def test_settings_of_a_probe_of_a_store_repeat_it(study, store_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(study.parent)  # where the settings find the table
     command = ck.Probe(features=store_file, layers="mixed4", concepts=["count"], permutations=0, repeat="count=area")
     record = command.run(study, out=tmp_path / "first")
     again = ck.from_settings(record.settings).run(study, out=tmp_path / "again")

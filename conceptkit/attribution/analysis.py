@@ -47,10 +47,8 @@ class Found:
     n_groups: int
     per_unit: float
     """Change of the output per unit of the concept, along its pattern"""
-    error: float
-    """Standard error of the change per unit, over resamples of the groups"""
     reach: float
-    """Half the width of its 95 % interval"""
+    """Half the width of its 95 % interval over groups"""
     note: str | None
     p: float
     scores: Mapping[str, Score]
@@ -202,7 +200,6 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
         n=len(rows),
         n_groups=n_groups,
         per_unit=per_unit,
-        error=error,
         reach=student_reach(effective) * error if n_groups > 1 else math.nan,
         note=coverage_note(n_groups, effective=effective),
         p=p,

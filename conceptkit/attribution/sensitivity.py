@@ -148,9 +148,9 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
     InputError
         when no gradient of the output reaches the layer
     """
-    take = METHODS[check_choice("method", method, METHODS)]
+    check_choice("method", method, METHODS)
     try:
-        return take(output.forward, module.get_submodule(layer), images)
+        return METHODS[method](output.forward, module.get_submodule(layer), images)
     except RuntimeError as error:
         if "does not require grad" not in str(error) and "have been used in the graph" not in str(error):
             raise
