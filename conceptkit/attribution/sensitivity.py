@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.attribution.outputs import Output
-from conceptkit.errors import InputError, check_choice
+from conceptkit.errors import InputError
+from conceptkit.families import ATTRIBUTIONS, POOLINGS
 from conceptkit.models.layouts import hooked, measure_views
-from conceptkit.models.pooling import POOLINGS, shape_text
+from conceptkit.models.pooling import shape_text
 
 Floats = NDArray[np.float64]
 
@@ -23,13 +24,13 @@ INTEGRATION_STEPS = 20
 """Points between the baseline's activations and the image's at which the gradient is taken."""
 
 
-def _gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+def gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
     """∂z/∂A at the image's activations A."""
     found: Tensor = LayerGradientXActivation(forward, layer, multiply_by_inputs=False).attribute(images)
     return found
 
 
-def _integrated(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+def integrated_gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
     """∂z/∂A averaged between the activations of an image of the mean colour and the image's."""
     found: Tensor = LayerIntegratedGradients(forward, layer, multiply_by_inputs=False).attribute(
         images, baselines=torch.zeros_like(images), n_steps=INTEGRATION_STEPS, internal_batch_size=len(images)
@@ -37,11 +38,15 @@ def _integrated(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: T
     return found
 
 
-METHODS: Mapping[str, Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor]] = {
-    "gradient": _gradient,
-    "integrated": _integrated,
-}
-"""Method → function from logit (n,), layer and images to derivatives, of the shape of the layer's output."""
+POOLED = ("gap", "max", "flatten", "cls", "tokens")
+"""Poolings under which moving all pooled positions by a step moves the pooled activation by that step"""
+
+
+def check_pool(pool: str) -> str:
+    """Return a pooling by which gradients can be pooled; raise :class:`InputError` for another one."""
+    if POOLINGS.check("pool", pool) not in POOLED:
+        raise InputError(f"pool: gradients can be pooled by {', '.join(POOLED)}, got {pool!r}.")
+    return pool
 
 
 class Layout:
@@ -53,11 +58,11 @@ class Layout:
     ----------
     layer : dotted name
     images : (n, 3, h, w) normalised, of the size that the network will be given
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     """
 
     def __init__(self, module: nn.Module, layer: str, images: Tensor, *, pool: str = "gap") -> None:
-        self.pool = check_choice("pool", pool, POOLINGS)
+        self.pool = check_pool(pool)
         self.module, self.layer = module, layer
         self.own = module.get_submodule(layer)
         self.view = measure_views(module, [layer], images)[layer]
@@ -141,16 +146,17 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
     module : at rest, see :func:`at_rest`
     layer : dotted name
     images : (n, 3, h, w) normalised, on the network's device
-    method : one of :data:`METHODS`
+    method : one of :data:`conceptkit.families.ATTRIBUTIONS`
 
     Raises
     ------
     InputError
         when no gradient of the output reaches the layer
     """
-    check_choice("method", method, METHODS)
+    take = ATTRIBUTIONS.choose("method", method)
     try:
-        return METHODS[method](output.forward, module.get_submodule(layer), images)
+        derivative: Tensor = take(output.forward, module.get_submodule(layer), images)
+        return derivative
     except RuntimeError as error:
         if "does not require grad" not in str(error) and "have been used in the graph" not in str(error):
             raise
@@ -192,7 +198,7 @@ def pooled_gradients(
     layer : dotted name
     batches : images (n, 3, h, w) normalised, on the network's device
     pool : pooling of the probe's activations
-    method : one of :data:`METHODS`
+    method : one of :data:`conceptkit.families.ATTRIBUTIONS`
     progress : receives the number of images done
 
     Returns

@@ -102,7 +102,7 @@ class NetworkFeatures(Features):
     ----------
     model, weights, seed : see :func:`conceptkit.models.checkpoints.open_model`
     layers : names or aliases
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
     """
