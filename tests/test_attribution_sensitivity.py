@@ -296,7 +296,7 @@ class Pair(nn.Module):
 SENTENCES = [
     ("early", r"layer: no gradient of 0 reaches early, because a step between"),
     ("side", r"layer: 0 does not depend on side, which is after it"),
-    ("rounded", r"layer: rounded returns torch\.int64, through which no gradient"),
+    ("rounded", r"layer: rounded returns torch\.int64, which has no gradient"),
     ("pair", r"layer: pair returns a tuple, not one tensor"),
     ("shared", r"layer: shared runs 2 times in one forward pass"),
     ("behind", r"layer: behind takes no part in the network's forward pass to 0"),
@@ -334,7 +334,7 @@ def test_targets_that_do_not_exist_are_told_with_those_that_do():
         InputError, match="model: must return one logit per class and image, this network returns tuple"
     ):
         choose_outputs(Pair(), x)
-    with pytest.raises(InputError, match=f"this network gives 3×{HEIGHT}×{WIDTH}"):
+    with pytest.raises(InputError, match=f"this network returns 3×{HEIGHT}×{WIDTH}"):
         choose_outputs(nn.Identity(), x)
 
 

@@ -125,7 +125,7 @@ def test_a_checkpoint_is_opened_like_any_model(folder, tmp_path):
     assert open_model("mini_inception").architecture == "mini_inception"
     (tmp_path / "empty").mkdir()
     assert not is_checkpoint(tmp_path / "empty")
-    with pytest.raises(InputError, match=f"model: the folder .*empty holds no {DESCRIPTION}"):
+    with pytest.raises(InputError, match=r"model: the folder .*empty is not a guide checkpoint"):
         open_model(str(tmp_path / "empty"))
     with pytest.raises(InputError, match=r"weights: the checkpoint .* has its own \(or random\), got 'imagenet'"):
         open_model(str(folder), "imagenet")
