@@ -109,7 +109,7 @@ def attribute(
         backbone.module.to(device)
         few = images.of(rows[:2])
         outputs = choose_outputs(backbone.module, few, options.targets or None)
-        dotted = {layer: backbone.layer(layer) for layer in plan.layers}
+        dotted = {layer: backbone.layer(layer) for layer in features.layers}
         for module in dotted.values():
             for output in outputs:
                 check_layer(backbone.module, module, output, few)
@@ -142,7 +142,7 @@ def attribute(
             folder,
             notes,
             **features.settings(),
-            layers=plan.layers,
+            layers=list(features.layers),
             concepts=plan.concepts,
             targets=[output.name for output in outputs],
             among=list(plan.among),

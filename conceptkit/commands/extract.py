@@ -96,10 +96,10 @@ def extract(
     table = as_table(images_or_table)
     if verify:
         forget_files()
-    features = NetworkFeatures(table, model, layers, weights=weights, seed=seed)
-    backbone = features.network()
+    features = NetworkFeatures(table, model, layers, weights=weights, seed=seed, pool=pool)
+    backbone, layers, notes = features.network(), features.layers, features.notes()
     if notify is not None:
-        for note in features.notes():
+        for note in notes:
             notify(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
@@ -136,7 +136,7 @@ def extract(
             written, skipped = fill([kept], parts, progress=done(len(missing)))
     found = open_activations(path, names={layer: backbone.layer(layer) for layer in layers})
     told = tuple((table.patch_ids[row], reason) for row, reason in sorted(skipped))
-    return dataclasses.replace(found, skipped=told, rows_written=written)
+    return dataclasses.replace(found, skipped=told, rows_written=written, notes=notes)
 
 
 def _told(progress: Progress, todo: int, done: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class Features(abc.ABC):
 
 
 class NetworkFeatures(Features):
-    """Activations of a network, kept in the cache folder.
+    """Activations of a network, kept in the cache folder; of several layers, those that can be pooled.
 
     Parameters
     ----------
@@ -119,20 +120,21 @@ class NetworkFeatures(Features):
         batch_size: int = 16,
         device: str = "auto",
     ) -> None:
-        self.table, self.layers, self.pool = table, tuple(layers), pool
+        self.table, self.pool = table, pool
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._backbone = open_model(model, weights, seed=seed)
         self.name, self.made_by = self._backbone.name, self._backbone.weights
         self.model = str(model) if isinstance(model, str | Path) else self.name
+        kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
+        self.layers = tuple(kept)
 
     def network(self) -> Backbone:
         """Return the network."""
         return self._backbone
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a checkpoint states of its training, and tokens whose role was inferred."""
-        tokens = activations.token_notes(self.table, self._backbone, self.layers)
-        return (*checkpoint_notes(self._backbone, self.table), *tokens)
+        """Return what a checkpoint states of its training, layers that cannot be pooled, and inferred class tokens."""
+        return (*checkpoint_notes(self._backbone, self.table), *self._notes)
 
     def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
         return activations.read_activations(
@@ -156,15 +158,10 @@ class NetworkFeatures(Features):
     def random_controls(self, n: int) -> Iterator[Features]:
         """Yield the features of ``n`` networks built alike, with the seeds that follow this network's."""
         for seed in range(self._seed + 1, self._seed + 1 + n):
-            yield NetworkFeatures(
-                self.table,
-                random_control(self.model, self._backbone, seed=seed),
-                self.layers,
-                seed=seed,
-                pool=self.pool,
-                batch_size=self._batch_size,
-                device=self._device,
-            )
+            control = copy.copy(self)
+            control._seed, control._backbone = seed, random_control(self.model, self._backbone, seed=seed)
+            control.made_by = control._backbone.weights
+            yield control
 
 
 class StoreFeatures(Features):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,7 @@ from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
 from conceptkit.models.layouts import Enough, hooked, measure_views, refused_size
-from conceptkit.models.pooling import View
+from conceptkit.models.pooling import View, readable
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Lower precisions of forward passes."""
@@ -41,7 +42,8 @@ def pooled_activations(
     images : (n, 3, h, w) normalised
     layers : dotted module names, each once
     pool : one of :data:`conceptkit.families.POOLINGS`
-    views : layer → how it is read, of images of that size; measured when not given
+    views : layer → how it is read, of images of that size; measured when not given, and of several layers those that
+        cannot be pooled are then left out with a warning
 
     Returns
     -------
@@ -53,6 +55,10 @@ def pooled_activations(
         when a layer did not run, does not return one tensor with a row per image, or cannot be pooled this way
     """
     known = measure_views(module, layers, images) if views is None else views
+    if views is None:
+        layers, skipped = readable(known, pool)
+        for sentence in skipped:
+            warnings.warn(sentence, stacklevel=2)
     seen: dict[str, Tensor] = {}
 
     def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
