@@ -308,7 +308,7 @@ MISTAKES = [
     ({"refits": 3}, r"refits: must be at least 10, got 3"),
     ({"maps": -1}, r"maps: must be at least 0, got -1"),
     ({"split": "nowhere"}, r"split: no row has split 'nowhere'"),
-    ({"model": "mini_inception"}, r"model: this network gives features and no classes"),
+    ({"model": "mini_inception"}, r"model: this network returns features, not classes"),
     ({"model": TIMM, "weights": "random", "layers": ["layer4"]}, r"target: the network has 1000 classes"),
     ({"model": TIMM, "weights": "random", "layers": ["fc"], "targets": ["3"]}, r"layer: fc is the target 3 itself"),
 ]

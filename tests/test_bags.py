@@ -316,7 +316,7 @@ def test_mistakes_are_one_sentence(name, tmp_path):
 
 
 def test_no_checkpoint_and_a_broken_one(record, tmp_path):
-    with pytest.raises(InputError, match="name a folder that bags wrote"):
+    with pytest.raises(InputError, match="is not a bags checkpoint"):
         load_bag_model(tmp_path)
     stated = json.loads((record.folder / "checkpoints" / "guided-seed0" / "bags.json").read_text())
     (tmp_path / "bags.json").write_text(json.dumps({**stated, "schema": "conceptkit/bag-checkpoint/9"}))
