@@ -72,6 +72,30 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
 
 
+def gain_interval(
+    own: Scored, ends: tuple[float, float], chance: float, rivals: Sequence[Sequence[Scored]]
+) -> tuple[float, float, float]:
+    """Return the gain of a score over the best of chance and its rivals, with a 95 % interval.
+
+    A gain over the best baseline is a gain over each: every number is the smallest one over the baselines.
+
+    Parameters
+    ----------
+    own : the score
+    ends : of its own 95 % interval
+    chance : the score without any information
+    rivals : for each baseline its models, whose mean is taken
+
+    Returns
+    -------
+    gain, low, high; the ends are not numbers where one of the intervals has none
+    """
+    paired = [paired_interval([own] * len(rival), rival) for rival in rivals if rival]
+    gain = min([own.value - chance, *(one.mean for one in paired)])
+    low = float(np.min([ends[0] - chance, *(one.low for one in paired)]))
+    return gain, low, float(np.min([ends[1] - chance, *(one.high for one in paired)]))
+
+
 def mean_interval(scored: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
     """Return the mean of AUCs over models with the interval of :func:`paired_interval`, cut where no AUC lies."""
     zero = Scored(0.0, np.zeros(len(scored[0].deleted)))

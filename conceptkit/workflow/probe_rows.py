@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from conceptkit._checks import InputError, check_choice
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.evaluate.paired import Scored, paired_interval, scored_balanced_accuracy, scored_r2
+from conceptkit.evaluate.paired import Scored, gain_interval, scored_balanced_accuracy, scored_r2
 from conceptkit.evaluate.scores import Floats
 from conceptkit.file_matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
@@ -312,10 +312,7 @@ def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked
 def _against_baselines(
     row: ProbeRow, own: Scored | None, networks: Sequence[Scored], pixels: Scored | None
 ) -> ProbeRow:
-    """Fill in the baselines, and the gain over the best of chance, the random networks and the pixels.
-
-    A gain over the best baseline is a gain over each: the interval takes the lowest of each end of their intervals.
-    """
+    """Fill in the baselines, and the gain over the best of chance, the random networks and the pixels."""
     row = dataclasses.replace(
         row,
         score_random_network=float(np.mean([one.value for one in networks])) if networks else None,
@@ -323,16 +320,10 @@ def _against_baselines(
     )
     if own is None:
         return row
-    rivals = [rival for rival in (list(networks), [pixels] if pixels is not None else []) if rival]
-    paired = [paired_interval([own] * len(rival), rival) for rival in rivals]
-    gains = [row.score - row.chance, *(one.mean for one in paired)]
-    lows = [row.score_low - row.chance, *(one.low for one in paired)]
-    highs = [row.score_high - row.chance, *(one.high for one in paired)]
+    rivals = [networks, [] if pixels is None else [pixels]]
+    gain, low, high = gain_interval(own, (row.score_low, row.score_high), row.chance, rivals)
     return dataclasses.replace(
-        row,
-        r2_above_baseline=min(gains),
-        r2_above_baseline_low=_or_none(float(np.min(lows))),
-        r2_above_baseline_high=_or_none(float(np.min(highs))),
+        row, r2_above_baseline=gain, r2_above_baseline_low=_or_none(low), r2_above_baseline_high=_or_none(high)
     )
 
 
