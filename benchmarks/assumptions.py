@@ -195,7 +195,7 @@ GAINS = {
 
 
 def gain(sets):
-    """How often the interval of the gain over the best baseline holds the true gain; unpaired scores are the control."""
+    """How often the interval of the gain over the best baseline holds the true gain; unpaired scores as the control."""
     report(f"coverage of the interval of the gain ({sets} sets)", "ours", "low too high", "unpaired", "true gain")
     for name, noises in GAINS.items():
         for n_groups in (8, 12, 30, 60):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import effective_size
-from conceptkit.evaluate.intervals import coverage_note, student_reach
+from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, student_reach
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
 
 
@@ -70,6 +70,20 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     effective = float(g) if sizes is None else effective_size(sizes)
     reach = student_reach(effective, level=level) * error
     return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
+
+
+def estimable(found: PairedInterval) -> PairedInterval:
+    """Return a difference of two R² by the rule of :func:`conceptkit.evaluate.intervals.r2_interval`.
+
+    Returns
+    -------
+    without ends (not a number) where the interval would reach beyond ±:data:`LEAST_LOW`, as one of the R² then says
+    nothing
+    """
+    if not max(-found.low, found.high) > -LEAST_LOW:
+        return found
+    nan, ends = float("nan"), f"{found.low:.4g} to {found.high:.4g}"
+    return dataclasses.replace(found, low=nan, high=nan, note=f"the interval is not estimable: it would be {ends}")
 
 
 def gain_interval(
