@@ -14,8 +14,9 @@ from conceptkit.attribution.directions import fit_concept, fit_shuffled, pattern
 from conceptkit.attribution.nulls import score_all, shuffle_rows, two_sided_p
 from conceptkit.attribution.tcav import directional_derivatives, magnitude, mean, relevance, sign_count
 from conceptkit.errors import InputError
-from conceptkit.evaluate.clustering import intraclass_correlation
+from conceptkit.evaluate.clustering import group_means, intraclass_correlation
 from conceptkit.evaluate.many_tests import adjust_for_many
+from conceptkit.probe.permutation import level_of
 from conceptkit.probe.targets import make_target
 
 GROUPS, EACH, WIDTH = 20, 8, 6
@@ -159,6 +160,48 @@ def test_a_concept_that_varies_within_groups_is_shuffled_inside_them():
             rows = np.flatnonzero(own.groups == g)
             assert sorted(order[rows]) == list(rows)
     assert len(X) == len(own.y)
+
+
+def on_slides(values):
+    """A concept of 8 patients of 3 slides of 2 to 4 rows; ``values(patient, slide, rng)`` are its values."""
+    slide = np.repeat(np.arange(24), np.resize([2, 3, 4], 24))
+    patient = slide // 3
+    names = np.array([f"P{p}" for p in patient], dtype=object)
+    y = values(patient, slide, np.random.default_rng(0))
+    return make_target("c", "continuous", y, names, nested=slide), patient, slide
+
+
+def within_patients(values, patient):
+    """Values without what the rows of a patient have in common."""
+    return values - group_means(values[:, None], patient)[patient, 0]
+
+
+def test_slides_are_shuffled_whole_where_the_concept_is_the_slides():
+    target, patient, slide = on_slides(lambda patient, slide, rng: within_patients(rng.normal(size=24)[slide], patient))
+    assert level_of(target).permuted == "within"
+    orders = shuffle_rows(target, 20, 0)
+    assert (patient[orders] == patient).all()
+    assert all(len(np.unique(order_of[slide == s])) == 1 for order_of in slide[orders] for s in range(24))
+    assert (slide[orders] != slide).any()  # the control: slides change places
+
+
+def test_slides_stay_together_where_patients_change_places():
+    target, patient, slide = on_slides(
+        lambda patient, slide, rng: 2 * rng.normal(size=8)[patient] + rng.normal(size=24)[slide]
+    )
+    assert level_of(target).permuted == "groups and within"
+    for order in shuffle_rows(target, 20, 0):
+        for units, of in ((24, slide), (8, patient)):
+            assert all(len(np.unique(of[order][of == unit])) == 1 for unit in range(units))
+    free = dataclasses.replace(target, nested=None)  # the control
+    assert any(len(np.unique(slide[order][slide == 0])) > 1 for order in shuffle_rows(free, 20, 0))
+
+
+def test_rows_are_shuffled_within_slides_where_the_concept_varies_in_them():
+    target, _, slide = on_slides(lambda patient, slide, rng: within_patients(rng.normal(size=len(slide)), patient))
+    assert level_of(target).permuted == "within"
+    for order in shuffle_rows(target, 5, 0):
+        np.testing.assert_array_equal(slide[order], slide)
 
 
 def test_a_concept_of_both_levels_keeps_its_likeness_within_groups():

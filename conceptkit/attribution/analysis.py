@@ -144,7 +144,7 @@ def analyse(
         score_low=read.low,
         score_high=read.high,
         score_note=read.interval_note,
-        permuted=level_of(target).name,
+        permuted=level_of(target).permuted,
         refits=len(kept),
         cosines=cosines,
         found=found,

@@ -67,6 +67,7 @@ def run_attribute(
     weights: str | None = None,
     group: str | None = None,
     categorical: Sequence[str] = (),
+    nested: str | None = None,
     split: str | None = None,
     pool: str = "gap",
     method: str = "gradient",
@@ -90,7 +91,7 @@ def run_attribute(
         ``None`` for the second class of two, else for all
     among : labels whose images are scored apart; ``None`` for all images and each label
     adjust : columns that are held fixed in the change per unit
-    table, model, weights, group, categorical : as for :func:`run_probe`
+    table, model, weights, group, categorical, nested : as for :func:`run_probe`
     split : the only split whose rows are used, or ``all``; ``None``: of a checkpoint that guide wrote the study's
         evaluation split, as it was trained on others, and else all rows
     pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
@@ -140,7 +141,8 @@ def run_attribute(
     for values in confounders.values():
         keep = keep & values.there
     groups = data.groups(meant.group)
-    placing = {**placed_in(data, meant, center=center_column(data, None)), "seed": seed}
+    center = center_column(data, None)
+    placing = {**placed_in(data, meant, center=center, nested=nested), "seed": seed}
     targets_read, skipped = table_targets(data, concepts, keep, groups, folds, placing)
     concepts = [target.name for target in targets_read]
     notes = [*notes_on(meant, data, concepts), *skipped]
@@ -232,6 +234,8 @@ def run_attribute(
             "weights_sha256": backbone.fingerprint(),
             "group": meant.group,
             "categorical": list(categorical),
+            "center": center,
+            "nested": nested,
             "layers": layers,
             "concepts": concepts,
             "targets": [output.name for output in outputs],

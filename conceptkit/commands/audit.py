@@ -59,6 +59,7 @@ def run_audit(
     table: str | Path | None = None,
     group: str | None = None,
     categorical: Sequence[str] = (),
+    nested: str | None = None,
     split: str | None = None,
     folds: int = 5,
     permutations: int = 1000,
@@ -74,7 +75,7 @@ def run_audit(
     ----------
     checkpoint : folder that ``guide`` wrote
     concept : column of the table, or ``latent:3`` for domains proposed from stain, as :func:`run_guide` has them
-    study, table, group, categorical : as for :func:`run_probe`
+    study, table, group, categorical, nested : as for :func:`run_probe`
     layers : names; ``None`` for blocks of the backbone and the trunk. Input and logit are always there
     split : the split whose rows are used; ``None`` for all rows outside training and validation, ``all`` too
     folds : of the cross-validation of the probes, by group
@@ -117,7 +118,7 @@ def run_audit(
     if concept == meant.label:
         raise InputError(f"concept: {concept} is the main task itself.")
     center = center_column(data, None)
-    placing = {**placed_in(data, meant, center=center), "seed": seed}
+    placing = {**placed_in(data, meant, center=center, nested=nested), "seed": seed}
     (target,), skipped = table_targets(data, [concept], keep, groups, folds, placing)
     rows = target.rows
     names = list(layers) if layers else _default_layers(backbone)
@@ -173,6 +174,7 @@ def run_audit(
                         p_between=one.p_between if math.isfinite(one.p_between) else None,
                         p_within=one.p_within if math.isfinite(one.p_within) else None,
                         decided_by=one.decided_by,
+                        assumed=one.assumed,
                     )
                 )
         before, after = cost_of_erasure(X, target, label, n_classes, folds=folds) if place != LOGIT else (np.nan,) * 2
@@ -211,6 +213,7 @@ def run_audit(
             "layers": list(places),
             "split": split or ALL,
             "center": center,
+            "nested": nested,
             "folds": folds,
             "permutations": permutations,
             "seed": seed,
