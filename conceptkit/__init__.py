@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import conceptkit.records.base as _records
+
 if TYPE_CHECKING:
     from conceptkit.commands.attribute import run_attribute
     from conceptkit.commands.audit import run_audit
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from conceptkit.records.loading import load_record
     from conceptkit.records.predictivity import PredictivityRecord
     from conceptkit.records.probe import ProbeRecord
+    from conceptkit.report.plotting import plot
     from conceptkit.synthetic import embedded_study
     from conceptkit.tables.study import Study, load_study
 
@@ -56,6 +59,7 @@ _HOMES = {
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
+    "plot": "report.plotting",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
     "run_attribute": "commands.attribute",
@@ -90,6 +94,7 @@ __all__ = [
     "extract",
     "load_record",
     "load_study",
+    "plot",
     "predict",
     "probe_arrays",
     "run_attribute",
@@ -109,9 +114,20 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"conceptkit.{_HOMES[name]}"), name)
+    return getattr(_module(_HOMES[name]), name)
+
+
+def _module(home: str) -> Any:
+    return importlib.import_module(f"conceptkit.{home}")
 
 
 def __dir__() -> list[str]:
     """List the public names."""
     return __all__
+
+
+# Records lie below the report, which draws them: the package, above both, joins them when a record is first shown.
+_records.show_by(
+    plot=lambda record: _module("report.plotting").plot(record),
+    html=lambda record: _module("report.plotting").to_html(record),
+)

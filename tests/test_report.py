@@ -38,8 +38,8 @@ from conceptkit.report import (
     figures,
     guide_tables,
     probe_tables,
+    sections,
     table,
-    tables,
     umap_figures,
     verdicts,
     wording,
@@ -79,7 +79,7 @@ def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
     assert wording.interval(0.05, math.nan, math.nan) == "0.05"
     assert wording.interval(math.nan, 0.1, 0.2) == "–"
     assert wording.interval(0.0217, -0.0006, 0.0434, signed=True) == "+0.022 [−0.001, 0.043]"
-    assert wording.interval(0.22083, 0.000002, 0.99969) == "0.221 [0.000, 1.000]"  # no more than three decimals
+    assert wording.interval(0.22083, 0.000002, 0.99969) == "0.22 [0.00, 1.00]"  # three decimals would show no more
     assert wording.interval(0.0217, -0.0001, 0.0434, most=5, signed=True) == "+0.0217 [−0.0001, 0.0434]"
     assert wording.interval(0.5, 0.0, 0.9) == "0.50 [0.00, 0.90]"  # an end that is 0
 
@@ -310,10 +310,13 @@ def test_no_cell_ever_shows_nan(seeds: tuple[int, ...]) -> None:
     lost = difference("auc", math.nan)
     records = [guide_record(runs=tuple(runs), differences=(lost,)), ProbeRecord(study="s", rows=(empty,))]
     for record in records:
-        for one in tables.tables(record):
+        for one in sections.KINDS[type(record)].tables(record):
             cells = table.shown(one).to_numpy().ravel().tolist()
             assert not [c for c in cells if re.search("nan|None", c)]
-    assert "–" in table.shown(probe_tables.probe_table(records[1])).to_numpy()  # type: ignore[arg-type]
+    # what no row has needs no column; what some row lacks is a dash
+    assert "held out" not in table.shown(probe_tables.probe_table(records[1])).columns  # type: ignore[arg-type]
+    some = ProbeRecord(study="s", rows=(empty, probe_row(score=0.5, score_random_network=None)))
+    assert table.shown(probe_tables.probe_table(some))["held out"].tolist() == ["–", "0.50 [0.42, 0.57]"]
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from conceptkit.files.atomic import replacing
 from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.records import to_json, write_atomically
-from conceptkit.records.fitting import misfit
+from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import Resolution, resolution_notes
 
@@ -223,12 +223,11 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     """Build the backbone with random weights; a checkpoint's own are loaded over them."""
     stated = description["preprocessing"]
     try:
-        preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+        preprocessing: Preprocessing = read(stated, Preprocessing, "preprocessing")
     except InputError as error:
         raise ValueError(str(error).rstrip(".")) from None
-    wrong = misfit(preprocessing, Preprocessing, "preprocessing")
-    if wrong or not 1 <= (preprocessing.size or 1) <= LARGEST:
-        raise ValueError(wrong or f"the size of the preprocessing must be from 1 to {LARGEST}")
+    if not 1 <= (preprocessing.size or 1) <= LARGEST:
+        raise ValueError(f"the size of the preprocessing must be from 1 to {LARGEST}")
     built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
     return dataclasses.replace(built, marks=_marks(description), trained_on=_trained_on(description))
 
@@ -245,9 +244,7 @@ def _trained_on(description: dict[str, Any]) -> Resolution | None:
     stated = description.get("patches")  # absent from checkpoints of versions that did not state it
     if stated is None:
         return None
-    trained_on = Resolution(**stated)
-    if (wrong := misfit(trained_on, Resolution, "patches")) is not None:
-        raise ValueError(wrong)
+    trained_on: Resolution = read(stated, Resolution, "patches")
     return trained_on
 
 
@@ -266,10 +263,7 @@ def _check_size(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
-    tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
-    for task in tasks:
-        if (wrong := misfit(task, Task, "task")) is not None:
-            raise ValueError(wrong)
+    tasks: Sequence[Task] = read(description["tasks"], tuple[Task, ...], "tasks")
     trunk, dropout = description["trunk"], description["dropout"]
     widths = description.get("widths", {})  # absent from checkpoints whose heads all read the trunk's end
     erases = description.get("erases", False)

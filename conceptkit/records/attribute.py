@@ -1,14 +1,15 @@
-"""What ``attribute`` found."""
+"""The result of ``attribute``."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
+from conceptkit.records.base import RowsRecord, frame_of
+from conceptkit.records.texts import Note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +111,10 @@ class AttributeRow:
     same_derivative: bool = False
     """Whether the derivative is the same at every image, so that ``sign_count`` is 0 or 1 for any direction."""
     notes: tuple[str, ...] = ()
-    """Sentences a reader of this row has to know."""
+    """Sentences that a reader of this row has to know, each a :class:`conceptkit.records.Note`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(Note.of, self.notes)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +132,18 @@ class Moved:
     """Output → its mean over the images at each step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributeRecord(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttributeRecord(RowsRecord):
     """The result of ``attribute``: one row per layer, concept (and class of it), output and set of images."""
 
     schema: ClassVar[str] = "conceptkit/attribute/1"
     rows: tuple[AttributeRow, ...]
     moved: tuple[Moved, ...] = ()
-    figures: tuple[str, ...] = field(default_factory=tuple)
+    figures: tuple[str, ...] = ()
     """Names of the pictures in the run folder."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a tidy table; scores in columns such as ``sign_count``, ``sign_count_p``."""
-        import pandas as pd
-
         flat = []
         for row in self.rows:
             values = dataclasses.asdict(row)
@@ -149,18 +151,4 @@ class AttributeRecord(Record):
                 values[name] = score.pop("value")
                 values |= {f"{name}_{key}": value for key, value in score.items()}
             flat.append(values)
-        return pd.DataFrame(flat)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        rows = tuple(
-            read_fields(AttributeRow, {**row, "scores": {k: read_fields(Score, v) for k, v in row["scores"].items()}})
-            for row in values["rows"]
-        )
-        moved = tuple(
-            read_fields(Moved, {**one, "outputs": {k: tuple(v) for k, v in one["outputs"].items()}})
-            for one in values["moved"]
-        )
-        fields: dict[str, Any] = {**common_fields(values), "rows": rows, "moved": moved}
-        return cls(**{**fields, "figures": tuple(values["figures"])})
+        return frame_of(flat)

@@ -1,16 +1,11 @@
-"""What ``audit`` found."""
+"""The result of ``audit``."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
-
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.records.base import RowsRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +68,8 @@ class AuditLevel:
     """NaN where they are of one class."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditRecord(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AuditRecord(RowsRecord):
     """The result of ``audit``: what is left of a concept from a network's input to its logit."""
 
     schema: ClassVar[str] = "conceptkit/audit/1"
@@ -90,19 +85,3 @@ class AuditRecord(Record):
     levels: tuple[AuditLevel, ...] = ()
     auc: float
     """Of the main task over all rows."""
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a tidy table, one per layer, probe and whether the concept was erased."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(row) for row in self.rows])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        kinds = {"rows": AuditRow, "layers": AuditLayer, "levels": AuditLevel}
-        parts = {name: tuple(read_fields(kind, one) for one in values[name]) for name, kind in kinds.items()}
-        fields: dict[str, Any] = {**common_fields(values), **parts}
-        if fields["auc"] is None:
-            fields["auc"] = float("nan")
-        return cls(**fields)

@@ -1,12 +1,11 @@
-"""What ``bags`` trained and found."""
+"""The result of ``bags``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-from conceptkit.records.base import read_fields
 from conceptkit.records.guide import GuideRecord
 
 
@@ -42,7 +41,7 @@ class AttentionScore:
     n_groups: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BagsRecord(GuideRecord):
     """The result of ``bags``: trained networks on bags, their differences, and where they look."""
 
@@ -58,10 +57,3 @@ class BagsRecord(GuideRecord):
     scores: tuple[BagScore, ...] = ()
     attention: tuple[AttentionScore, ...] = ()
     """Empty where patches have no label of their own, and for means."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        kinds = {"scores": BagScore, "attention": AttentionScore}
-        parts = {name: tuple(read_fields(kind, one) for one in values[name]) for name, kind in kinds.items()}
-        return super().from_dict({**values, **parts, "patches_per_bag": tuple(values["patches_per_bag"])})

@@ -1,18 +1,13 @@
-"""What ``probe`` found."""
+"""The result of ``probe``."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from conceptkit.records.base import RowsRecord
+from conceptkit.records.texts import Note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +110,10 @@ class ProbeRow:
     """Pearson r of the two measurements: the highest R² that can be reached if their errors are equal and
     independent."""
     notes: tuple[str, ...] = ()
-    """Sentences a reader of this row has to know."""
+    """Sentences that a reader of this row has to know, each a :class:`conceptkit.records.Note`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(Note.of, self.notes)))
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
@@ -127,28 +125,9 @@ class ProbeRow:
         return [f.name for f in dataclasses.fields(self)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeRecord(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ProbeRecord(RowsRecord):
     """The result of ``probe``: one row per layer and concept."""
 
     schema: ClassVar[str] = "conceptkit/probe/1"
     rows: tuple[ProbeRow, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a tidy table, one row per layer and concept."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(r) for r in self.rows])
-
-    def plot(self) -> list[Figure]:
-        """Draw the score by layer with its interval and its controls: one matplotlib figure per network and concept."""
-        # The report room lies above this one: a record is drawn by it, and knows nothing of how.
-        figures = importlib.import_module("conceptkit.report.figures")
-        return [drawing.figure for drawing in figures.probe_figures(self)]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        rows = tuple(read_fields(ProbeRow, row) for row in values["rows"])
-        fields: dict[str, Any] = {**common_fields(values), "rows": rows}
-        return cls(**fields)

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
-from conceptkit.report.ordering import natural
 from conceptkit.report.run_context import Context, Samples, is_drawable
-from conceptkit.report.wording import number, with_unit
+from conceptkit.report.wording import natural, number, with_unit
 
 if TYPE_CHECKING:
     import pandas as pd

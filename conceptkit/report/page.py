@@ -1,4 +1,4 @@
-"""One self-contained page from saved records: it opens offline and asks no network for anything."""
+"""One self-contained page from saved records, which opens offline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import write_csv, write_figures, write_latex
 from conceptkit.report.judging import LEGEND
 from conceptkit.report.part import Part, SavedPicture
-from conceptkit.report.sections import NAMES, Section, section
+from conceptkit.report.sections import KINDS, Section, section
 from conceptkit.report.table import Table, numeric_columns, shown
 
 SYNTHETIC = "Synthetic tissue, generated: not real histology."
-"""What stands above every number that was made on generated patches."""
+"""Banner above numbers that were made on generated patches."""
 
 
 def write_page(
@@ -35,20 +35,10 @@ def write_page(
 
     Parameters
     ----------
-    runs
-        Run folders (or record files) that a command wrote, in the order in which they are to be read.
-        No model, image or slide is opened: all comes from the records and the files saved beside them.
-    out
-        The HTML file. It is written in one step; an older one is replaced.
-    seed
-        Seed of the rows drawn for the UMAP and of its layout.
-    latex, csv, figures
-        Folders for the tables as LaTeX and as CSV, and for the figures as SVG and PDF; ``None`` for none of them.
-
-    Returns
-    -------
-    Path
-        ``out``.
+    runs : run folders (or record files), in the order of the page; no model, image or slide is opened
+    out : the HTML file, written in one step; an older one is replaced
+    seed : of the rows drawn for the UMAP and of its layout
+    latex, csv, figures : folders for the tables as LaTeX and as CSV, and for the figures as SVG and PDF
 
     Raises
     ------
@@ -78,7 +68,7 @@ def write_page(
 
 def _titles(records: Sequence[Record], folders: Sequence[Path]) -> list[str]:
     """Return ``Probe`` or ``Guide`` where there is one of it, and the folder's name with it where there are several."""
-    kinds = [NAMES[type(record)] for record in records]
+    kinds = [KINDS[type(record)].title for record in records]
     names = [folder.resolve().name for folder in folders]
     return [k if kinds.count(k) == 1 else f"{k}: {name}" for k, name in zip(kinds, names, strict=True)]
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from conceptkit.report.drawing import COLOURS, Drawing, apart, new_figure, short, styled
 from conceptkit.report.embedding import Embeddings, Projection
-from conceptkit.report.ordering import natural
-from conceptkit.report.wording import number
+from conceptkit.report.wording import natural, number
 
 _MARKERS = ("circle", "triangle", "square", "diamond", "inverted_triangle", "hex", "star", "plus")
 _MARKERS_MATPLOTLIB = ("o", "^", "s", "D", "v", "h", "*", "P")

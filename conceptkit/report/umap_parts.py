@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.records import EMBEDDINGS_FILE, GridRecord, GuideRecord
-from conceptkit.report.contents import wishes
+from conceptkit.report.contents import trained_concepts
 from conceptkit.report.embedding import NEIGHBOURS, Embeddings, Projection, project, read_embeddings
 from conceptkit.report.part import Part, PlotRow
 from conceptkit.report.umap_figures import umap_figure, umap_plots
@@ -96,10 +96,10 @@ def _runs_to_draw(record: GuideRecord | GridRecord, names: Sequence[str]) -> dic
 
 def _colours(record: GuideRecord | GridRecord, embeddings: Embeddings) -> Sequence[str]:
     texts = [name for name, values in embeddings.concepts.items() if values.dtype.kind == "U"]
-    discouraged = [name for name in [*wishes(record)[1], "center"] if name in texts]
+    discouraged = [name for name in [*trained_concepts(record)[1], "center"] if name in texts]
     return ["label", *list(dict.fromkeys(discouraged))[:1]]
 
 
 def _size(record: GuideRecord | GridRecord, embeddings: Embeddings) -> str | None:
     numbers = [name for name, values in embeddings.concepts.items() if values.dtype.kind != "U"]
-    return next((name for name in [*wishes(record)[0], *numbers] if name in numbers), None)
+    return next((name for name in [*trained_concepts(record)[0], *numbers] if name in numbers), None)
