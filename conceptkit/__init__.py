@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import conceptkit.records.base as _records
 
 if TYPE_CHECKING:
-    from conceptkit.commands.attribute import run_attribute
-    from conceptkit.commands.audit import run_audit
     from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
     from conceptkit.commands.grid import run_grid
@@ -23,6 +21,9 @@ if TYPE_CHECKING:
     from conceptkit.commands.tile import run_tile
     from conceptkit.errors import InputError
     from conceptkit.models.guided import GradientReversal, GuidedModel
+    from conceptkit.options import from_settings
+    from conceptkit.options.attribute import Attribute
+    from conceptkit.options.audit import Audit
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attribute": "options.attribute",
     "AttributeRecord": "records.attribute",
+    "Audit": "options.audit",
     "AuditRecord": "records.audit",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
@@ -56,14 +59,13 @@ _HOMES = {
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
     "embedded_study": "synthetic",
+    "from_settings": "options",
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
     "plot": "report.plotting",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_attribute": "commands.attribute",
-    "run_audit": "commands.audit",
     "run_bags": "commands.bags",
     "run_grid": "commands.grid",
     "run_guide": "commands.guide",
@@ -75,7 +77,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attribute",
     "AttributeRecord",
+    "Audit",
     "AuditRecord",
     "BagsRecord",
     "ConceptActivationVector",
@@ -92,13 +96,12 @@ __all__ = [
     "__version__",
     "embedded_study",
     "extract",
+    "from_settings",
     "load_record",
     "load_study",
     "plot",
     "predict",
     "probe_arrays",
-    "run_attribute",
-    "run_audit",
     "run_bags",
     "run_grid",
     "run_guide",

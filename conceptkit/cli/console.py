@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from conceptkit.errors import InputError, check_place
+from conceptkit.options.base import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from conceptkit.records import Record
     from conceptkit.report.judging import Verdict
     from conceptkit.report.table import Table
-    from conceptkit.runs.opening import Progress
     from conceptkit.tables.study import Study
 
 WIDTH = 100

@@ -33,6 +33,10 @@ _READERS = {**READERS, "probe": "linear probe", "head": "own head"}
 _METRICS = ("f1", "f1_at_half", "balanced_accuracy", "brier", "ece")
 
 
+GRID_SPLITS = "grid splits"
+"""Name of the table of patches by split, center and label"""
+
+
 def grid_tables(record: GridRecord) -> list[Table]:
     """Return the tables of a grid, in the order in which they are read."""
     tables = [main_table(record), metric_table(record), concept_table(record)]
@@ -45,7 +49,7 @@ def grid_split_table(record: GridRecord) -> Table:
     """Return the patches by split, center and label; the page has a fuller one, from the run folder's own rows."""
     columns = dict.fromkeys(key for row in record.splits for key in row)
     return make_table(
-        "grid splits",
+        GRID_SPLITS,
         "Patches by split, center and label",
         "Where a split has centers of one class only, its AUC rewards a network that recognises the center.",
         [{column: row.get(column) for column in columns} for row in record.splits],

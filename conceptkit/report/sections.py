@@ -26,7 +26,7 @@ from conceptkit.report.contents import difference_kind, notes_of
 from conceptkit.report.data_parts import data_parts
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
 from conceptkit.report.grid_figures import grid_figures
-from conceptkit.report.grid_tables import grid_tables, grid_verdicts
+from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
 from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
 from conceptkit.report.part import Part, saved_pictures, table_part
@@ -76,7 +76,10 @@ def section(
     """Return the section of one record; its interactive plots are added to ``plots``."""
     run = Run(folder=folder, anchor=anchor, seed=seed, context=read_context(folder), seen=seen, plots=plots)
     kind = KINDS[type(record)]
-    parts = [*kind.above(record, run), *map(table_part, kind.tables(record)), *kind.parts(record, run)]
+    tables = kind.tables(record)
+    if run.context is not None:  # the rows that it holds are counted in a fuller table
+        tables = [table for table in tables if table.name != GRID_SPLITS]
+    parts = [*kind.above(record, run), *map(table_part, tables), *kind.parts(record, run)]
     if kind.data:
         parts += data_parts(run.context, record.group, run.seen)
     return Section(
@@ -129,6 +132,10 @@ def _training(record: GuideRecord) -> list[Part]:
         "rows (R² of a value, from −1 upwards; balanced accuracy of classes), and the weight of the task in the total."
     )
     return [Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)]
+
+
+def _grid_tables(record: GridRecord) -> list[Table]:
+    return [*([grid_split_table(record)] if record.splits else []), *grid_tables(record)]
 
 
 def _grid(record: GridRecord, run: Run) -> list[Part]:
@@ -184,7 +191,7 @@ class Kind:
 KINDS: Mapping[type[Record], Kind] = {
     ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, _layers),
     GuideRecord: Kind("Guide", guide_tables, guide_verdicts, parts=_guide),
-    GridRecord: Kind("Grid", grid_tables, grid_verdicts, parts=_grid),
+    GridRecord: Kind("Grid", _grid_tables, grid_verdicts, parts=_grid),
     PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
     AttributeRecord: Kind("Attribution", attribution_tables, attribution_verdicts, parts=_concept_maps),
     AuditRecord: Kind("Audit", audit_tables, audit_verdicts, data=False),
