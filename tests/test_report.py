@@ -22,6 +22,7 @@ from report_records import (
     difference,
     guide_record,
     guide_run,
+    noted_rows,
     probe_record,
     probe_row,
     saved,
@@ -116,13 +117,7 @@ def test_a_concept_that_could_not_be_scored_is_open() -> None:
 
 
 def noted_record() -> ProbeRecord:
-    """Return a record of two layers whose rows say something, one of them markup; nothing was adjusted for."""
-    few, gone = "the interval rests on 7 groups only", "adjusted for center: not estimable <b>."
-    rows = [probe_row(layer, concept, interval_note=few) for layer in ("a", "b") for concept in ("count", "area")]
-    rows[2] = dataclasses.replace(rows[2], notes=(gone,))
-    rows[1] = dataclasses.replace(rows[1], notes=("ceiling: if errors are equal and independent.",))
-    rows[3] = dataclasses.replace(rows[3], notes=("ceiling: if errors are equal and independent.",))
-    return probe_record(rows=tuple(rows), notes=("Of the record.",))
+    return probe_record(rows=noted_rows(), notes=("Of the record.",))
 
 
 def test_what_rows_have_to_say_is_told_once_with_whom_it_concerns() -> None:

@@ -17,7 +17,7 @@ from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
 from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.records import to_json, write_atomically
+from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import Resolution, resolution_notes
@@ -26,11 +26,17 @@ SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 
-MARKS: Mapping[str, str] = {
-    "transductive": "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are "
-    "not those of new data.",
-    "allow_leakage": "LEAKAGE: patients or other groups had rows in several splits when this network was trained; "
-    "scores on these splits overstate what it does on new ones.",
+MARKS: Mapping[str, Note] = {
+    "transductive": Note(
+        "transductive",
+        "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are not those of "
+        "new data.",
+    ),
+    "allow_leakage": Note(
+        "leakage",
+        "LEAKAGE: patients or other groups had rows in several splits when this network was trained; scores on these "
+        "splits overstate what it does on new ones.",
+    ),
 }
 """Option of a training that makes its network's scores worth less → the sentence in every result of the network"""
 

@@ -22,14 +22,15 @@ from conceptkit.probe.folds import leave_out_folds
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, held_out, held_out_each, validate
-from conceptkit.records import ProbeRow
+from conceptkit.records import Note, ProbeRow
 
 PROTOCOLS = ("cross-validated", "paper")
 """``paper``: least squares, fitted and scored on the same rows, as Table 6 of Graziani et al. (2023)."""
 
-PAPER_NOTE = (
+PAPER_NOTE = Note(
+    "protocol",
     "Protocol of the paper: least squares fitted and scored on the same rows. These scores are in-sample: they are "
-    "comparable with published ones, and no evidence of what holds on other patients."
+    "comparable with published ones, and do not show what holds for other patients.",
 )
 
 _NAMED = 5
@@ -167,7 +168,7 @@ def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) ->
     for target, result, (name, score, why) in zip(part, results, left_out, strict=True):
         row = dataclasses.replace(_row(layer, target, result, asked), leave_out=name, score_leave_out=score)
         row = _adjusted(X, target, row, asked)
-        row = dataclasses.replace(row, notes=(*row.notes, why)) if why else row
+        row = dataclasses.replace(row, notes=(*row.notes, Note("leave_out", why))) if why else row
         rows.append((row, scored(target, result.predicted)))
     return rows
 
@@ -203,7 +204,7 @@ def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
         "n_groups": target.n_groups,
         "repeated_as": None if repeated is None else repeated[0],
         "ceiling": None if repeated is None else _or_none(repeated[1]),
-        "notes": tuple(notes),
+        "notes": tuple(Note("ceiling", note) for note in notes),
     }
 
 
@@ -263,7 +264,7 @@ def _center_notes(result: Validated) -> tuple[str, ...]:
             f"{result.tested.p_min:.2g}). p_across_centers = {result.tested.p_across:.2g} permutes groups across "
             "centers, and holds only if no center differs from the others in both concept and activations."
         )
-    return tuple(notes)
+    return tuple(Note("centers", note) for note in notes)
 
 
 def _paper_row(X: NDArray[Any], layer: str, target: Target, asked: Asked) -> ProbeRow:
@@ -387,9 +388,9 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
     here = {name: values[target.rows] for name, values in asked.confounders.items() if name != target.name}
     if not here:
         note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
-        return dataclasses.replace(row, notes=(*row.notes, note))
+        return dataclasses.replace(row, notes=(*row.notes, Note("adjusted", note)))
     there = np.flatnonzero(np.all([_is_there(values) for values in here.values()], axis=0))
-    notes = list(row.notes)
+    notes: list[str] = []
     if len(there) < len(target.y):
         notes.append(f"adjusted on the {len(there)} of {len(target.y)} rows that have every confounder.")
     nan = float("nan")
@@ -423,7 +424,7 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
         score_adjusted_low=_or_none(low),
         score_adjusted_high=_or_none(high),
         score_confounders=_or_none(alone),
-        notes=tuple(notes),
+        notes=(*row.notes, *(Note("adjusted", note) for note in notes)),
     )
 
 

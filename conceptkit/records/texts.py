@@ -115,7 +115,10 @@ def from_typed(body: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(body)
     kinds, parts = out.pop("note_kinds", None), out.pop("metric_parts", None)
     if kinds is not None:
-        out["notes"] = [Note(kind, str(text)) for kind, text in zip(kinds, out["notes"], strict=True)]
+        if len(kinds) != len(out["notes"]):
+            raise ValueError(f"notes are {len(out['notes'])}, their kinds {len(kinds)}")
+        pairs = zip(kinds, out["notes"], strict=True)
+        out["notes"] = [Note(kind, text) if isinstance(text, str) else text for kind, text in pairs]
     if parts is not None:
         name, others = parts["name"], {key: value for key, value in parts.items() if key != "name"}
         out["metric"] = Metric(name, **others)
