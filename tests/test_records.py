@@ -6,8 +6,11 @@ import copy
 import dataclasses
 import json
 import pickle
+import re
 import time
 from io import StringIO
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from matplotlib.figure import Figure
@@ -22,7 +25,7 @@ from conceptkit.errors import InputError
 from conceptkit.records import AttributeRecord, AuditRecord, Metric, Note, PredictivityRecord, ProbeRecord, load_record
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.predictivity import PredictivityRow
-from conceptkit.records.texts import DOUBTS
+from conceptkit.records.texts import DOUBTS, NoteKind
 from conceptkit.report.contents import notes_of
 
 
@@ -83,6 +86,12 @@ def test_a_record_without_the_typed_forms_is_read_too(kind, tmp_path):
     assert [(note, note.kind) for note in again.notes] == [("LEAKAGE: odd.", "note")]
     for d in getattr(again, "differences", ()):
         assert isinstance(d.metric, Metric)
+
+
+def test_the_page_of_the_json_names_every_kind_of_note():
+    text = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    table = text.partition("### Kinds of notes")[2].partition("## probe")[0]
+    assert set(re.findall(r"`(\w+)`", table.partition("| --- | --- |")[2])) - {"probe"} == set(get_args(NoteKind))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,6 @@ def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
         labels = inside.groupby("center")[study.label].nunique()
         if inside[study.label].nunique() > 1 and len(labels) > 1 and (labels == 1).any():
             single = ", ".join(sorted(str(c) for c in labels[labels == 1].index))
-            text = f"Split {value[0]}: center {single} has one label only; the center by itself predicts much of the label"
+            text = f"Split {value[0]}: center {single} has one label only; the center by itself predicts much of it"
             notes.append(Note("confounded", f"{text}."))
     return notes

@@ -16,8 +16,6 @@ NoteKind = Literal[
     "leave_out",
     "note",
     "protocol",
-    "resolution",
-    "skipped",
     "transductive",
 ]
 """What a note is about; ``note`` for everything else. The page of the JSON files explains each."""

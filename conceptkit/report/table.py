@@ -113,7 +113,9 @@ def _cell(value: object, column: str, digits: int) -> str:
         return "< 0.0001" if value < 0.0001 else number(value, digits=4)
     if column in ("alpha", "noise", "fraction") and isinstance(value, float):  # they may span decades
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")
-    return str(value) if isinstance(value, int) else number(value, digits=digits)
+    if isinstance(value, int):
+        return str(value)
+    return number(value, digits=digits, signed=column.startswith("difference"))
 
 
 def numeric_columns(table: Table) -> set[str]:
