@@ -205,6 +205,7 @@ def test_the_controls_come_with_verbose_and_columns_of_dashes_do_not_come():
 def test_long_names_that_differ_stay_different():
     names = [f"Medical Centre of Somewhere-on-the-River, scanner {k} Hamamatsu" for k in range(2)]
     text = printed(probe_record(rows=tuple(probe_row("mixed0", name) for name in names)))
-    assert "Centre of Somewhere-on-the-River" not in text
-    assert "0 Hamamatsu" in text
-    assert "1 Hamamatsu" in text
+    table = "".join(line for line in text.splitlines() if line.startswith("│"))
+    assert "Centre of Somewhere-on-the-River" not in table
+    assert "0 Hamamatsu" in table
+    assert "1 Hamamatsu" in table

@@ -540,7 +540,7 @@ def test_missing_pieces_are_said_not_hidden(tmp_path: Path) -> None:
     write_embeddings(folder, ("other-seed0",))
     assert "holds no features of these runs" in write_page([folder], tmp_path / "out.html").read_text(encoding="utf-8")
     nothing = saved(guide_record(runs=(), differences=()), tmp_path / "nothing")
-    assert "Nothing of this was recorded." in write_page([nothing], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "Not recorded." in write_page([nothing], tmp_path / "out.html").read_text(encoding="utf-8")
     no_rows = saved(ProbeRecord(study="s", rows=()), tmp_path / "no_rows")
     assert "This record holds no result." in write_page([no_rows], tmp_path / "out.html").read_text(encoding="utf-8")
 

@@ -72,7 +72,7 @@ def sentences(debug: bool) -> Iterator[None]:
 
 
 class OneSentence(TyperGroup):
-    """The group of all commands: a wrong call is told like any mistake, where typer's box leaves the value out."""
+    """The group of all commands; a wrong call ends with one sentence that includes the value, unlike typer's box."""
 
     def main(
         self,

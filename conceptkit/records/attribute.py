@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One score along a concept vector, and what it has to be read against."""
+    """One score along a concept vector, with its refits and controls."""
 
     value: float
-    """NaN where the score has none, as a ratio to a spread of zero."""
+    """NaN where the score is not defined, as a ratio to a spread of zero."""
     refits_mean: float
     """Mean over vectors fitted on resamples of the groups."""
     refits_sd: float
@@ -48,7 +48,7 @@ class AttributeRow:
     layer: str
     concept: str
     concept_class: str | None
-    """Class that the vector stands for, of a categorical concept."""
+    """Class of the vector, for a categorical concept."""
     kind: str
     """``continuous`` or ``categorical``."""
     target: str
@@ -64,7 +64,7 @@ class AttributeRow:
     metric: str
     """``r2`` or ``balanced_accuracy``."""
     score: float
-    """How well the concept is read at the layer, held out by group."""
+    """How well the concept is decoded at the layer, held out by group."""
     per_unit: float
     """Change of the output per unit of the concept, along its pattern; of a categorical concept from the mean of all
     other classes to that of the class."""
@@ -80,12 +80,12 @@ class AttributeRow:
     unit: str
     """Unit of the concept; empty where none is known."""
     round_step: float
-    """A round number of units near the standard deviation, for people to read ``per_unit`` by; 1 for a class."""
+    """A round number of units near the standard deviation, for which ``per_unit`` is shown; 1 for a class."""
     per_unit_p: float
     """Share of shuffled concepts whose change of the output is at least as large, the concept itself included."""
     per_unit_q: float
     interval_note: str | None
-    """What has to be said of the intervals; ``None``: nothing."""
+    """Caveat of the intervals; ``None`` without one."""
     scores: Mapping[str, Score]
     """``sign_count``, ``magnitude``, ``mean`` and ``relevance`` along the vector; the last for continuous concepts."""
     alpha: float

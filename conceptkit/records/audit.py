@@ -10,7 +10,7 @@ from conceptkit.records.base import RowsRecord
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """What one kind of fresh probe reads of the concept at one place, on groups it was not fitted on."""
+    """How well one kind of fresh probe decodes the concept at one place, held out by group."""
 
     layer: str
     """``input`` for plain pixel statistics, a layer's name, or ``logit`` for the main task's output."""
@@ -22,7 +22,7 @@ class AuditRow:
     n_groups: int
     """Equal to ``n`` where no group was named."""
     width: int
-    """Numbers per row that were read from."""
+    """Features per row."""
     metric: str
     """``r2`` or ``balanced_accuracy``."""
     score: float
@@ -46,7 +46,7 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditLayer:
-    """What holds of a layer as a whole."""
+    """Distance between classes and cost of erasure at one layer."""
 
     layer: str
     a_distance: float
@@ -70,14 +70,14 @@ class AuditLevel:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AuditRecord(RowsRecord):
-    """The result of ``audit``: what is left of a concept from a network's input to its logit."""
+    """The result of ``audit``: how decodable a concept is from a network's input to its logit."""
 
     schema: ClassVar[str] = "conceptkit/audit/1"
     concept: str
     kind: str
     """``continuous`` or ``categorical``."""
     discouraged: bool
-    """Whether the network was trained not to know it."""
+    """Whether the network was trained to discourage it."""
     head: float | None
     """Score of the network's own head of the concept on the same rows; ``None`` where it has none."""
     rows: tuple[AuditRow, ...]

@@ -11,7 +11,7 @@ from conceptkit.records.guide import GuideRecord
 
 @dataclass(frozen=True, kw_only=True)
 class BagScore:
-    """How one network tells the label of the bags of one split."""
+    """How well one network predicts the label of the bags of one split."""
 
     run: str
     seed: int
@@ -43,13 +43,13 @@ class AttentionScore:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class BagsRecord(GuideRecord):
-    """The result of ``bags``: trained networks on bags, their differences, and where they look."""
+    """The result of ``bags``: trained networks on bags, their differences, and their attention."""
 
     schema: ClassVar[str] = "conceptkit/bags/1"
     by: str
     """Column that names the bag of each patch."""
     label_rule: str
-    """How a bag's label came about, in words."""
+    """How a bag's label is derived, in words."""
     n_bags: Mapping[str, int] = field(default_factory=dict)
     """Split → bags."""
     patches_per_bag: tuple[int, float, int] = (0, 0.0, 0)

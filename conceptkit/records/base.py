@@ -54,7 +54,7 @@ def to_json(value: object) -> str:
 
 
 def as_body(value: Any) -> Any:
-    """Return dataclasses as dicts, wherever they are; typed notes and metrics stand beside their text."""
+    """Return dataclasses as dicts, wherever they are; with the typed forms of notes and metrics."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return with_typed({f.name: as_body(getattr(value, f.name)) for f in dataclasses.fields(value)})
     if isinstance(value, Mapping):

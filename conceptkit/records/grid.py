@@ -30,7 +30,7 @@ class GridCell:
     """Of the losses; empty where nothing is trained"""
     model: str = ""
     control: str = ""
-    """What it is a control for: ``random target``, ``single task``, ``shuffled concept``, ``confounder only``,
+    """Kind of control: ``random target``, ``single task``, ``shuffled concept``, ``confounder only``,
     ``multimodal``; empty for a model of the grid"""
     curve: str = ""
     """``noise`` or ``fraction`` for a point of such a curve"""
@@ -52,18 +52,18 @@ class PatchLevel:
     sd: float
     difference: float
     p: float | None
-    """Two-sided Wilcoxon over paired resamples; it says nothing of new patients. ``None``: no difference in any"""
+    """Two-sided Wilcoxon over paired resamples; it does not describe new patients. ``None``: no difference in any"""
     resamples: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Affinity:
-    """What one task's step does to another's loss."""
+    """The effect of one task's step on another's loss."""
 
     step: str
     """Task whose step is taken"""
     on: str
-    """Task whose validation loss is looked at"""
+    """Task whose validation loss is measured"""
     value: float
     """1 − loss after / loss before, mean over steps and seeds: above 0, the step helps"""
     sd: float
@@ -76,12 +76,12 @@ class GridRecord(RunsRecord):
 
     schema: ClassVar[str] = "conceptkit/grid/1"
     grid: str
-    """``paper``, ``pairs``, ``list``, or ``none`` for curves and affinities alone"""
+    """``paper``, ``pairs``, ``list``, or ``none`` for curves and affinities only"""
     cells: tuple[GridCell, ...]
     splits: tuple[Mapping[str, Any], ...] = ()
     """Patches by split, center and label, as ``conceptkit splits`` counts them"""
     patch_level: tuple[PatchLevel, ...] = ()
-    """Of ``--protocol paper`` alone"""
+    """With ``--protocol paper`` only"""
     affinity: tuple[Affinity, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     """Run → why it gave no result"""

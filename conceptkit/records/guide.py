@@ -19,7 +19,7 @@ What = Literal["metrics", "concepts", "leakage"]
 
 @dataclass(frozen=True, kw_only=True)
 class GuideRun:
-    """One trained network: what it predicts, and what can be read from it."""
+    """One trained network: its scores, and those of fresh probes on it."""
 
     name: str
     """``baseline``, ``guided``, or the name of a grid's cell."""
@@ -30,7 +30,7 @@ class GuideRun:
     """Split, and ``overall`` for all evaluation splits together → the main task's ``auc``, ``auc_within_COLUMN``,
     ``f1`` and ``balanced_accuracy`` at the ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``."""
     concepts: Mapping[str, Mapping[str, float | None]]
-    """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head); ``None``: not there."""
+    """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head), or ``None``."""
     leakage: Mapping[str, Mapping[str, float | None]]
     """Discouraged concept → ``linear`` and ``mlp`` (fresh probes, held-out) and ``chance``."""
     history: tuple[Mapping[str, float], ...] = ()
@@ -66,7 +66,7 @@ class RunsRecord(Record):
     units: Mapping[str, str] = field(default_factory=dict)
     """Concept → unit, where it is known."""
     evaluated_on: str = "internal"
-    """The rows on which ``concepts`` and ``leakage`` are read."""
+    """The rows on which ``concepts`` and ``leakage`` are measured."""
 
     @property
     def run_names(self) -> list[str]:

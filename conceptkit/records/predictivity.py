@@ -18,7 +18,7 @@ class PredictivityRow:
 
     inputs: tuple[str, ...]
     role: str
-    """``random`` (a column of chance), ``concept``, ``growing`` set, or ``confounder`` (a discouraged column alone)"""
+    """``random`` (random numbers), ``concept``, ``growing`` set, or ``confounder`` (a discouraged column by itself)"""
     split: str
     auc: float
     """Mean over seeds"""

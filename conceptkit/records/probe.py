@@ -44,9 +44,9 @@ class ProbeScore:
     score_high: float
     """Upper end of the 95 % interval from resampling groups."""
     score_in_sample: float
-    """Score on the very rows that the vector was fitted on: what a reader must not take for knowledge."""
+    """Training fit: score on the rows that the vector was fitted on; for comparison only."""
     score_patchwise: float
-    """Held-out score when groups are ignored and rows of one patient lie on both sides."""
+    """Held-out score of a random split, with rows of one patient on both sides."""
     alpha: float
     """Penalty of the vector fitted on all rows, chosen by leave-one-group-out error."""
     alpha_folds: tuple[float, ...] = ()
@@ -54,7 +54,7 @@ class ProbeScore:
     cosine: float | None = None
     """Mean cosine between the directions that the folds found, in the original activation space."""
     interval_note: str | None = None
-    """What has to be said of the interval; ``None``: nothing."""
+    """Caveat of the interval; ``None`` without one."""
     auc: float | None = None
     """Of categorical concepts: held-out AUC, for several classes the mean over one against the rest."""
     auc_low: float | None = None
@@ -98,7 +98,7 @@ class ProbeRow(ProbeScore, _Place):
     score_random_network: float | None
     """Held-out score of the same architecture with random weights, mean of 3 seeds; ``None`` without a network."""
     chance: float
-    """Score of knowing nothing: 0 for R², one over the number of classes for balanced accuracy."""
+    """Score by chance: 0 for R², one over the number of classes for balanced accuracy."""
     protocol: str = "cross-validated"
     """``cross-validated``, or ``paper (in-sample)``: least squares fitted and scored on the same rows."""
     score_pixels: float | None = None
@@ -115,7 +115,7 @@ class ProbeRow(ProbeScore, _Place):
     adjusted_for: tuple[str, ...] = ()
     """Confounders taken out of concept and activations in ``score_adjusted``."""
     score_adjusted: float | None = None
-    """Held-out partial R² given the confounders; ``None`` when not asked for, or not estimable (``notes`` says why)."""
+    """Held-out partial R² given the confounders; ``None`` without confounders, or if not estimable (see ``notes``)."""
     score_adjusted_low: float | None = None
     score_adjusted_high: float | None = None
     score_confounders: float | None = None
@@ -145,7 +145,7 @@ class ProbeRow(ProbeScore, _Place):
         return getattr(self, key)
 
     def keys(self) -> list[str]:
-        """Return the names of the values: a row can be read like a dict of the JSON, and made one by ``dict(row)``."""
+        """Return the names of the values, so that ``row[name]`` and ``dict(row)`` work."""
         return [f.name for f in dataclasses.fields(self)]
 
 

@@ -153,8 +153,8 @@ def project(features: Mapping[str, NDArray[np.float32]], *, seed: int = 0) -> tu
     others from the first one's picture (same rows), and are then turned and mirrored onto it by orthogonal Procrustes:
     neither changes a distance within a picture.
 
-    With too few rows for a UMAP the principal components stand in its place, with a note. Nearest neighbours are exact,
-    from one matrix product, instead of the approximate search of umap-learn.
+    With too few rows for a UMAP it uses the principal components and adds a note. Nearest neighbours are exact, from
+    one matrix product, instead of the approximate search of umap-learn.
 
     Parameters
     ----------

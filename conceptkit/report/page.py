@@ -14,7 +14,7 @@ from conceptkit.records import Record, load_record, write_atomically
 from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import write_csv, write_figures, write_latex
 from conceptkit.report.judging import LEGEND
-from conceptkit.report.part import Part, SavedPicture
+from conceptkit.report.part import SavedPicture
 from conceptkit.report.sections import KINDS, Section, section
 from conceptkit.report.table import Table, numeric_columns, shown
 
@@ -84,6 +84,7 @@ def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(cells=_cells, drawn=_picture, saved=_saved, zip=zip)
     synthetic = [section.title for section in sections if section.synthetic]
     banner = SYNTHETIC if synthetic else ""
     if synthetic and len(synthetic) < len(sections):
@@ -93,30 +94,11 @@ def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
         title=", ".join(dict.fromkeys(section.study for section in sections)),
         banner=banner,
         legend=LEGEND,
-        sections=[(section, [_part(part) for part in section.parts]) for section in sections],
+        sections=sections,
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=script,
         divs=divs,
     )
-
-
-def _part(part: Part) -> dict[str, Any]:
-    """Return a part as the template takes it."""
-    return {
-        "title": part.title,
-        "text": part.text,
-        "folded": part.folded,
-        "table": None if part.table is None else _cells(part.table),
-        "pictures": [*map(_picture, part.drawings), *map(_saved, part.pictures)],
-        "rows": [
-            {
-                "heading": row.heading,
-                "plots": list(zip(row.keys, row.titles, row.beneath, strict=True)),
-                "picture": _picture(row.drawing, kind="png", dpi=150),
-            }
-            for row in part.plots
-        ],
-    }
 
 
 def _cells(table: Table) -> dict[str, Any]:

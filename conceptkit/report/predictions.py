@@ -1,4 +1,4 @@
-"""What networks predicted of the evaluation rows: read from a run folder, and scored with intervals by patient."""
+"""Predictions of networks on the evaluation rows: read from a run folder, and scored with intervals by patient."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def score(predictions: Predictions, run: str, split: str) -> SplitScore | None:
     ends = auc_interval(y, probability, groups, groups)
     n_groups = int(groups.max()) + 1
     area = auc(y, probability)
-    # One group alone, or an area so near to 1 that no group's absence moves it, give nothing to judge by.
+    # There is no interval for one group, or for an area so near to 1 that no group changes it.
     known = ends.low < area < ends.high
     return SplitScore(
         auc=area,

@@ -1,4 +1,4 @@
-"""What a run saved of its patches: rows, folds, samples and colour histograms, read from the run folder."""
+"""The patches of a run: rows, folds, samples and colour histograms, read from the run folder."""
 
 from __future__ import annotations
 
@@ -71,15 +71,7 @@ class Context:
 
 
 def read_context(folder: Path) -> Context | None:
-    """Read what a run saved of its patches.
-
-    Parameters
-    ----------
-    folder : the run folder
-
-    Returns
-    -------
-    ``None`` when the folder holds no such file, as runs of earlier versions do
+    """Read the patches that a run saved; ``None`` for a folder without such a file, as of earlier versions.
 
     Raises
     ------
