@@ -80,7 +80,7 @@ def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
     """Say where a center has only one label while another has others: then the center tells the label."""
     if split is None or "center" not in named or study.label not in named or study.label == "center":
         return []
-    notes = []
+    notes: list[str] = []
     for value, part in _parts(named, [split]):
         inside = named.loc[part]
         inside = inside[inside[study.label] != "(none)"]

@@ -37,6 +37,11 @@ def step_name(row: AttributeRow) -> str:
     return f"+{row.round_step:g} {row.unit}".rstrip()
 
 
+def change(row: AttributeRow) -> tuple[float, float, float]:
+    """Return the change of the output for one step, with the ends of its interval."""
+    return row.per_unit * row.round_step, row.per_unit_low * row.round_step, row.per_unit_high * row.round_step
+
+
 def attribution_tables(record: AttributeRecord) -> list[Table]:
     """Return the tables of a record: the change of the outputs, the scores, and the effect of moving activations."""
     tables = [change_table(record), score_table(record), moved_table(record) if record.moved else None]
@@ -58,12 +63,11 @@ def change_table(record: AttributeRecord) -> Table:
     same = _same_everywhere(record.rows)
     rows = []
     for row in record.rows:
-        change = [value * row.round_step for value in (row.per_unit, row.per_unit_low, row.per_unit_high)]
         rows.append(
             {
                 **_place(row),
                 "step": step_name(row),
-                **ends("difference", *change),
+                **ends("difference", *change(row)),
                 **ends("difference per SD", row.per_sd, row.per_sd_low, row.per_sd_high),
                 "p": row.per_unit_p,
                 "q": row.per_unit_q,
@@ -217,13 +221,12 @@ def _side(row: AttributeRow) -> Side:
 
 def _size(row: AttributeRow) -> str:
     """Return the change for one step, with its interval where it has one."""
-    change = [value * row.round_step for value in (row.per_unit, row.per_unit_low, row.per_unit_high)]
     by = (
         f"{step_name(row)} of {row.concept}"
         if row.concept_class is None
         else f"going from the others to {concept_name(row)}"
     )
-    return f"{interval(*change, most=_MOST_DIGITS, signed=True)} for {by}"
+    return f"{interval(*change(row), most=_MOST_DIGITS, signed=True)} for {by}"
 
 
 def judge_change(row: AttributeRow, group: str | None) -> Verdict:

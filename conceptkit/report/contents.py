@@ -26,7 +26,7 @@ def networks(rows: Sequence[ProbeRow]) -> list[tuple[str, str]]:
 def notes_of(record: Record) -> list[Note]:
     """Return the notes of a record, then those of its rows, each once with the rows that it concerns."""
     if not isinstance(record, ProbeRecord):
-        return list(record.notes)
+        return [*map(Note.of, record.notes)]
     concerned: dict[Note, list[ProbeRow]] = {}
     for row in record.rows:
         for text in (row.interval_note, *row.notes):
@@ -36,7 +36,7 @@ def notes_of(record: Record) -> list[Note]:
         Note(note.kind, f"{_places(rows, record.rows)}: {note}{'' if note.endswith(('.', ')')) else '.'}")
         for note, rows in concerned.items()
     ]
-    return [*record.notes, *own]
+    return [*map(Note.of, record.notes), *own]
 
 
 def _places(rows: Sequence[ProbeRow], among: Sequence[ProbeRow]) -> str:

@@ -147,9 +147,8 @@ class Estimate:
     """A number with its interval and mark, as one line of a figure."""
 
     label: str
-    value: float
-    low: float
-    high: float
+    ends: tuple[float, float, float]
+    """Value, lower and upper end"""
     mark: Mark
     colour: str = COLOURS[0]
 
@@ -159,7 +158,7 @@ def difference_estimates(record: RunsRecord) -> list[Estimate]:
     return [
         Estimate(
             f"{short(parts[0], 30)}\n{', '.join(short(part, 30) for part in parts[1:] if part)}",
-            *(d.mean, d.low, d.high),
+            (d.mean, d.low, d.high),
             difference_mark(d, record.group),
             DIFFERENCE_COLOURS[difference_kind(d)][0],
         )
@@ -174,8 +173,9 @@ def draw_estimates(axes: Axes, estimates: Sequence[Estimate], *, reference: floa
 
     axes.axvline(reference, color=FAINT, lw=1)
     for at, one in enumerate(estimates):
-        axes.plot([one.low, one.high], [at, at], color=one.colour, lw=2)
-        axes.plot(one.value, at, ms=6, mew=1.5, **point_style(one.mark, one.colour))
+        value, low, high = one.ends
+        axes.plot([low, high], [at, at], color=one.colour, lw=2)
+        axes.plot(value, at, ms=6, mew=1.5, **point_style(one.mark, one.colour))
     axes.set_yticks(range(len(estimates)), [one.label for one in estimates], linespacing=1.05, fontsize=9)
     axes.set_ylim(len(estimates) - 0.5, -0.5)
     axes.set_xlabel(label)

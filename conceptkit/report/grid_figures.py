@@ -95,7 +95,8 @@ def draw_curve(figure: FigureBase, record: GridRecord, kind: str) -> None:
     splits = [split for split in record.evaluation if split in set(points["split"])]
     single = next((record.reference(cell) for cell in record.cells if cell.curve == kind), None)
     legend: dict[str, Any] = {}
-    for axes, split in zip(figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
+    panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    for axes, split in zip(panels, splits, strict=True):
         for multimodal, colour, marker, name in _KINDS:
             own = points[(points["split"] == split) & (points["multimodal"] == multimodal)].sort_values("level")
             if len(own):
@@ -113,5 +114,5 @@ def draw_curve(figure: FigureBase, record: GridRecord, kind: str) -> None:
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(short(split))
         axes.set_xlabel(_ALONG[kind])
-    figure.axes[0].set_ylabel("AUC of the main task")
+    panels[0].set_ylabel("AUC of the main task")
     figure.legend(list(legend.values()), list(legend), loc="outside lower left", ncols=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from conceptkit.records import (
     RunsRecord,
 )
 from conceptkit.records.base import RowsRecord
-from conceptkit.report.attribution_tables import concept_name, judge_change
+from conceptkit.report.attribution_tables import change, concept_name, judge_change
 from conceptkit.report.audit_tables import PROBES, judge_audit
 from conceptkit.report.drawing import apart, new_figure, short, styled
 from conceptkit.report.figures import Estimate, by_concept, difference_estimates, draw_estimates, draw_probe
@@ -61,7 +61,7 @@ def _probe(record: ProbeRecord) -> Figure:
     columns = min(3, max(1, len(by)))
     lines = -(-len(by) // columns)
     figure = new_figure(4.4 * columns, 3.2 * max(1, lines) + 0.6)
-    legend = {}
+    legend: dict[str, Any] = {}
     for k, (title, rows) in enumerate(by.items()):
         legend |= draw_probe(figure.add_subplot(lines, columns, k + 1), rows, title, record.group)
     figure.legend(list(legend.values()), list(legend), loc="outside lower left", ncols=2 * columns)
@@ -124,7 +124,7 @@ def _rows(record: Record) -> Figure:
         found = [
             Estimate(
                 f"{short(row.layer, 24)}, {PROBES.get(row.probe, row.probe)}",
-                *(row.score, row.low, row.high),
+                (row.score, row.low, row.high),
                 judge_audit(row, row.p, group),
             )
             for row in before
@@ -135,7 +135,7 @@ def _rows(record: Record) -> Figure:
         found = [
             Estimate(
                 f"{short(concept_name(row), 30)}\n{short(f'{row.target}, {row.layer}, {row.among}', 36)}",
-                *(value * row.round_step for value in (row.per_unit, row.per_unit_low, row.per_unit_high)),
+                change(row),
                 judge_change(row, group).mark,
             )
             for row in record.rows
@@ -145,7 +145,7 @@ def _rows(record: Record) -> Figure:
         found = [
             Estimate(
                 f"{short(' + '.join(row.inputs), 30)}\n{short(row.split, 30)}",
-                *(row.auc, row.low, row.high),
+                (row.auc, row.low, row.high),
                 judge_auc(row, group, "").mark,
             )
             for row in record.rows

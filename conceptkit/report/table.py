@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from conceptkit.report.wording import MISSING, as_float, interval, is_finite, number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENDS = ("low", "high")
 
@@ -50,8 +49,6 @@ def make_table(
     details: bool = False,
 ) -> Table:
     """Return a table of rows; columns without a single value are dropped, and those of ``without``."""
-    import pandas as pd
-
     kept = list(rows)
     columns = [column for column in (kept[0] if kept else ()) if any(_has_value(row[column]) for row in kept)]
     dropped = {*without, *(f"{column} {end}" for column in without for end in (*ENDS, "sd"))}
@@ -83,8 +80,6 @@ def spread(column: str, value: float, sd: float) -> dict[str, float]:
 
 def shown(table: Table) -> pd.DataFrame:
     """Return the table as people read it: every cell a text, intervals and spreads beside their number."""
-    import pandas as pd
-
     frame, digits = table.frame, table.digits
     parts = {f"{column} {end}" for column in frame.columns for end in (*ENDS, "sd")}
 
@@ -120,6 +115,4 @@ def _cell(value: object, column: str, digits: int) -> str:
 
 def numeric_columns(table: Table) -> set[str]:
     """Return the columns of :func:`shown` that hold numbers, to be set flush right."""
-    from pandas.api.types import is_numeric_dtype
-
     return {str(c) for c in table.frame.columns if is_numeric_dtype(table.frame[c])}
