@@ -318,7 +318,7 @@ def paired_differences(
 
 
 def _is_r2(metric: str, reading: Reading) -> bool:
-    concept = metric.partition(":")[2]
+    concept = Metric.of(metric).concept
     target = reading.concepts.get(concept) or reading.leaks.get(concept)
     return target is not None and target.kind == "continuous"
 

@@ -20,25 +20,18 @@ class BagScore:
     low: float
     high: float
     n: int
-    """Bags with a label."""
+    """Bags that were scored."""
     n_groups: int
     interval_note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionScore:
-    """Whether one network attends to the patches that make a bag positive."""
+class AttentionScore(BagScore):
+    """Whether one network attends to the patches that make a bag positive.
 
-    run: str
-    seed: int
-    split: str
-    auc: float
-    """Share of pairs of a positive and another patch of one bag in which the positive one has more attention."""
-    low: float
-    high: float
-    n: int
-    """Bags that hold both."""
-    n_groups: int
+    ``auc`` is the share of pairs of a positive and another patch of one bag in which the positive one has more
+    attention, over the bags that hold both.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
-from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
+from conceptkit.report.run_context import reading
 
 SCHEMA = "conceptkit/embeddings/1"
 """Schema of the files that :func:`read_embeddings` reads."""
@@ -92,24 +92,11 @@ def read_embeddings(
     path = folder / EMBEDDINGS_FILE
     if not path.is_file():
         return None
-    try:
-        with open_hdf5(path) as file:
-            return _read(file, runs, rows_most, seed)
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"run: {path} cannot be read as saved features ({_first_line(error)}).") from None
-    except ValueError as error:
-        raise InputError(f"run: {path} {_first_line(error)}.") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error.args[0]) if error.args else str(error)).strip().split("\n")[0].rstrip(".")
+    with reading(path, "saved features", schema=SCHEMA) as file:
+        return _read(file, runs, rows_most, seed)
 
 
 def _read(file: h5py.File, runs: Sequence[str] | None, rows_most: int, seed: int) -> Embeddings:
-    schema = file.attrs.get("schema")
-    schema = schema.decode() if isinstance(schema, bytes) else schema
-    if schema != SCHEMA:
-        raise ValueError(f"has schema {schema!r}; this version reads {SCHEMA}")
     n = file["patch_id"].shape[0]
     rows = np.arange(n)
     if n > rows_most:
