@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
     from conceptkit.commands.predictivity import run_predictivity
-    from conceptkit.commands.probe import run_probe
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
     from conceptkit.commands.tile import run_tile
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from conceptkit.options import from_settings
     from conceptkit.options.attribute import Attribute
     from conceptkit.options.audit import Audit
+    from conceptkit.options.probe import Probe, run_probe
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -55,6 +55,7 @@ _HOMES = {
     "GuidedModel": "models.guided",
     "InputError": "errors",
     "PredictivityRecord": "records.predictivity",
+    "Probe": "options.probe",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
@@ -71,7 +72,7 @@ _HOMES = {
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
     "run_predictivity": "commands.predictivity",
-    "run_probe": "commands.probe",
+    "run_probe": "options.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
 }
@@ -90,6 +91,7 @@ __all__ = [
     "GuidedModel",
     "InputError",
     "PredictivityRecord",
+    "Probe",
     "ProbeRecord",
     "RegressionConceptVector",
     "Study",

@@ -23,13 +23,14 @@ from conceptkit.cli.measure import measure
 from conceptkit.cli.options import with_cache_dir
 from conceptkit.cli.predict import predict
 from conceptkit.cli.predictivity import predictivity
-from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
 from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.audit import Audit
+from conceptkit.options.base import Command
+from conceptkit.options.probe import Probe
 
 app = typer.Typer(
     name="conceptkit",
@@ -53,8 +54,12 @@ def _version(
         raise typer.Exit
 
 
+def _declare(options: type[Command]) -> None:
+    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+
+
+_declare(Probe)
 for command in (
-    probe,
     guide,
     bags,
     predict,
@@ -72,8 +77,8 @@ for command in (
 ):
     keeps = command not in (tile, measure, layers, report, init, status)
     app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
-for options in (Attribute, Audit):
-    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+_declare(Attribute)
+_declare(Audit)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -19,11 +19,12 @@ from conceptkit.guide.setup import Wish, balance_notes, concept_tasks, read_wish
 from conceptkit.options.base import Progress
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, Note, write_atomically
 from conceptkit.runs.opening import at_stage, in_own_folder, notes_on, open_study, run_folder, versions
-from conceptkit.synthetic import SLIDE, cache_folder, with_slides
+from conceptkit.synthetic import SLIDE, with_slides
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 if TYPE_CHECKING:
+    from conceptkit.features.sources import Features
     from conceptkit.guide.bag_table import Bags
     from conceptkit.guide.options import TrainingOptions
     from conceptkit.guide.plan import Plan
@@ -97,6 +98,7 @@ def run_bags(
     InputError
         when something that was given cannot be used
     """
+    from conceptkit.features.sources import open_features
     from conceptkit.guide.bag_table import make_bags
     from conceptkit.guide.options import TrainingOptions
     from conceptkit.guide.plan import make_plan
@@ -142,8 +144,11 @@ def run_bags(
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(bags.table, meant, plan, encouraged, discouraged, folds, within)
-    X, made_with, of_network = _features(data, meant, bags, plan, features, layer, batch_size, device, progress)
-    notes += of_network
+    chosen = None if layer is None else [layer]
+    source = open_features(data, meant, layers=chosen, features=features, batch_size=batch_size, device=device)
+    X = _features(data, bags, plan, source, source.layers[0], progress)
+    made_with = {**source.settings(), "layer": source.layers[0]}
+    notes += source.notes()
     arms: dict[str, list[Task]] = {"baseline": tasks[:1], **({"guided": tasks} if wishes else {})}
     bench = _Bench(data, meant, bags, plan, reading, X, {**made_with, "by": by, "label_rule": bags.label_rule})
     shape = {"embedding": embedding, "hidden": hidden, "attention": attention}
@@ -217,54 +222,18 @@ def _checked(wishes: Sequence[Wish], meant: Study) -> Sequence[Wish]:
 
 
 def _features(
-    data: PatchTable,
-    meant: Study,
-    bags: Bags,
-    plan: Plan,
-    features: str | Path | None,
-    layer: str | None,
-    batch_size: int,
-    device: str,
-    progress: Progress | None,
-) -> tuple[NDArray[np.float32], dict[str, Any], tuple[str, ...]]:
-    """Return the patches' features (n patches, d), 0 outside used bags, where they are from, and notes on that."""
-    from conceptkit.features.activations import read_activations
-    from conceptkit.features.own_files import LAYER, has_own_features, read_features, with_features
-    from conceptkit.models.checkpoints import checkpoint_notes, open_model
+    data: PatchTable, bags: Bags, plan: Plan, features: Features, layer: str, progress: Progress | None
+) -> NDArray[np.float32]:
+    """Return the patches' features (n patches, d), 0 outside used bags."""
     from conceptkit.probe.targets import check_activations
 
     rows = np.sort(np.concatenate([bags.members[i] for i in plan.used]))
-    notes: tuple[str, ...] = ()
-    if features is not None or has_own_features(data, meant.model):
-        data = with_features(data, features) if features is not None else data
-        given = read_features(data, rows)
-        values, name, notes = given.X, LAYER, given.notes
-        made_with: dict[str, Any] = {"model": LAYER, "layer": LAYER, "weights": given.name}
-        made_with["weights_sha256"] = given.digest()
-    else:
-        if meant.model is None:
-            raise InputError("model: none is named, neither by --model nor in the study; --features takes your own.")
-        if layer is None and not meant.layers:
-            raise InputError("layer: name one, as the study has none.")
-        backbone, name = open_model(meant.model, meant.weights), layer or meant.layers[0]
-        notify = None if progress is None else at_stage(progress, "reading activations")
-        read = read_activations(
-            data,
-            backbone,
-            [name],
-            cache=cache_folder(),
-            rows=rows,
-            batch_size=batch_size,
-            device=device,
-            progress=notify,
-        )
-        values, notes = read[name], checkpoint_notes(backbone, data.select(rows))
-        made_with = {"model": meant.model, "layer": name, "weights": backbone.weights}
-        made_with["weights_sha256"] = backbone.fingerprint()
-    check_activations(values, name)
+    notify = None if progress is None else at_stage(progress, "reading activations")
+    values = features.read(rows, [layer], progress=notify)[layer]
+    check_activations(values, layer)
     everywhere = np.zeros((len(data), values.shape[1]), np.float32)
     everywhere[rows] = values
-    return everywhere, made_with, notes
+    return everywhere
 
 
 class _Bench:

@@ -175,11 +175,8 @@ def _propose(
 
 def _features(data: PatchTable, meant: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
     """Return the channel means (n, d) of the study's network, which has not learned of any domain yet."""
-    from conceptkit.features.activations import read_activations
-    from conceptkit.models.checkpoints import open_model
+    from conceptkit.features.sources import open_features
 
-    if meant.model is None:
-        raise InputError(f"{LATENT}: features at {layer} need a network; name it by --model.")
-    backbone = open_model(meant.model, meant.weights)
     notify = None if progress is None else at_stage(progress, f"features at {layer}")
-    return read_activations(data, backbone, [layer], cache=cache_folder(), progress=notify)[layer]
+    found = open_features(data, meant, layers=[layer]).read(np.arange(len(data)), progress=notify)
+    return np.asarray(found[layer])

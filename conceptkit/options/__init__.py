@@ -10,6 +10,7 @@ from conceptkit.options.base import Command, described
 from conceptkit.registry import load
 
 COMMANDS: Mapping[str, str] = {
+    "probe": "conceptkit.options.probe:Probe",
     "attribute": "conceptkit.options.attribute:Attribute",
     "audit": "conceptkit.options.audit:Audit",
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from conceptkit.records.audit import AuditRecord, AuditRow
 from conceptkit.report.judging import (
+    MARKS,
     Mark,
     Verdict,
     are_few,
@@ -148,10 +149,12 @@ def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
     rows = [row for row in record.rows if row.layer == layer and not row.erased]
     if not rows:
         return None
-    decoding = readers(rows, record.group) or _adjusted(rows)
-    # The size is that of a probe that decodes the concept, where there is one.
-    best, p = max(decoding, key=lambda pair: pair[0].score if math.isfinite(pair[0].score) else -math.inf)
-    mark = judge_audit(best, p, record.group)
+    judged = [(judge_audit(row, p, record.group), row, p) for row, p in _adjusted(rows)]
+    strength = list(MARKS)
+    # The probe with the strongest evidence, as for the layers of ``probe``.
+    mark, best, p = max(
+        judged, key=lambda one: (-strength.index(one[0]), one[1].score if math.isfinite(one[1].score) else -math.inf)
+    )
     still = "still " if record.discouraged else ""
     probe = PROBES.get(best.probe, best.probe)
     size = (
