@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import conceptkit.records.base as _records
+
 if TYPE_CHECKING:
     from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from conceptkit.records.loading import load_record
     from conceptkit.records.predictivity import PredictivityRecord
     from conceptkit.records.probe import ProbeRecord
+    from conceptkit.report.plotting import plot
     from conceptkit.synthetic import embedded_study
     from conceptkit.tables.study import Study, load_study
 
@@ -61,6 +64,7 @@ _HOMES = {
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
+    "plot": "report.plotting",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
     "run_bags": "commands.bags",
@@ -97,6 +101,7 @@ __all__ = [
     "from_settings",
     "load_record",
     "load_study",
+    "plot",
     "predict",
     "probe_arrays",
     "run_bags",
@@ -114,9 +119,20 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"conceptkit.{_HOMES[name]}"), name)
+    return getattr(_module(_HOMES[name]), name)
+
+
+def _module(home: str) -> Any:
+    return importlib.import_module(f"conceptkit.{home}")
 
 
 def __dir__() -> list[str]:
     """List the public names."""
     return __all__
+
+
+# Records lie below the report, which draws them: the package, above both, joins them when a record is first shown.
+_records.show_by(
+    plot=lambda record: _module("report.plotting").plot(record),
+    html=lambda record: _module("report.plotting").to_html(record),
+)

@@ -146,8 +146,8 @@ def test_where_centers_leave_few_permutations_both_tests_are_reported():
     found = p_of(X, y, groups, centers=centers)
     assert found.p_min == pytest.approx(1 / 2**4)
     assert found.p == found.p_between >= found.p_min
-    assert np.isfinite(found.p_across)
-    assert found.p_across == p_of(X, y, groups).p
+    assert np.isfinite(found.p_across_centers)
+    assert found.p_across_centers == p_of(X, y, groups).p
     record = ck.probe_arrays(X, {"c": y}, groups, centers=centers, permutations=99, n_resamples=50)
     assert any("p is primary and permutes groups within centers" in note for note in record.rows[0].notes)
     assert record.rows[0].p_across_centers == found.p_across

@@ -318,7 +318,7 @@ MISTAKES = [
     ("measure cut-images.csv --out new.csv --on-error ignore", ["on-error", "'ignore'", "fail, skip"]),
     ("report gone", ["run", "gone", "record.json"]),
     ("report broken", ["run", "broken/record.json", "no JSON object"]),
-    ("report earlier", ["run", "earlier/record.json", "lacks a part"]),
+    ("report earlier", ["run", "earlier/record.json", "lacks 'study'"]),
     ("report broken -o broken/record.json", ["run"]),
     ("demo --out file", ["out", "file", "name a folder"]),
     ("demo --seed -1 --out new", ["seed", "at least 0", "-1"]),
@@ -483,7 +483,7 @@ def test_a_long_run_tells_a_pipe_now_and_then(monkeypatch, capsys):
 
 
 def test_a_narrow_table_cuts_no_name(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(console, "PLAIN_WIDTH", 60)
+    monkeypatch.setattr(console, "WIDTH", 60)
     result = call("probe", "--study", study, "--layer", "mixed10", *QUICK, "--out", tmp_path / "run")
     assert result.exit_code == 0
     assert "…" not in result.stdout

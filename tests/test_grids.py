@@ -372,7 +372,7 @@ def test_a_multimodal_control_builds_on_the_single_task_of_its_own_weighting(pla
 
 
 def test_affinities_and_curves_are_drawn(grid):
-    assert len(grid.plot()) == 3
+    assert len(grid.plot().subfigs) == 4  # differences, affinities and two curves
     for name in ("affinity", "concept-noise", "concept-fraction"):
         assert b"</svg>" in (grid.folder / f"{name}.svg").read_bytes()
 

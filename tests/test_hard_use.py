@@ -396,7 +396,7 @@ def test_a_record_of_other_types(tmp_path):
     body = record.to_dict()
     for key, value in (("notes", [3]), ("group", {}), ("settings", []), ("study", None), ("synthetic", "no")):
         (tmp_path / "record.json").write_text(json.dumps({**body, key: value}))
-        with pytest.raises(InputError, match=r"is no conceptkit/probe/|lacks a part"):
+        with pytest.raises(InputError, match=rf"is not a valid conceptkit/probe/1 record: .*{key}"):
             load_record(tmp_path)
 
 

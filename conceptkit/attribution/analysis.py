@@ -137,8 +137,8 @@ def analyse(
     return Analysis(
         fitted=fitted,
         score=read.score,
-        score_low=read.low,
-        score_high=read.high,
+        score_low=read.score_low,
+        score_high=read.score_high,
         score_note=read.interval_note,
         permuted=level_of(target).permuted,
         refits=len(kept),

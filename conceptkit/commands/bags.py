@@ -17,7 +17,7 @@ from conceptkit.evaluate.scores import auc
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.setup import Wish, balance_notes, concept_tasks, read_wishes
 from conceptkit.options.base import Progress
-from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
+from conceptkit.records import AttentionScore, BagScore, BagsRecord, Note, write_atomically
 from conceptkit.runs.opening import at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.synthetic import SLIDE, with_slides
 from conceptkit.tables.patches import PatchTable
@@ -140,7 +140,7 @@ def run_bags(
         notes.append(f"{outside} patches without a {by} are in no bag.")
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
     if not wishes:
-        notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
+        notes.append(Note("baseline_only", "No concept was encouraged or discouraged: only the baseline was trained."))
     encouraged = [task.name for task in tasks[1:] if not task.adversarial]
     discouraged = [task.name for task in tasks[1:] if task.adversarial]
     reading = Reading.of(bags.table, meant, plan, encouraged, discouraged, folds, within)

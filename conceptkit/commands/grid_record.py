@@ -14,7 +14,7 @@ from conceptkit.errors import InputError
 from conceptkit.grid.plan import is_trained
 from conceptkit.guide.setup import balance_notes
 from conceptkit.options.base import Progress
-from conceptkit.records import Affinity, GridCell, GridRecord, PatchLevel
+from conceptkit.records import Affinity, GridCell, GridRecord, Note, PatchLevel
 from conceptkit.runs.context import names_kept, write_context
 from conceptkit.runs.opening import versions
 
@@ -117,13 +117,13 @@ def write_grid_record(
     )
     counted = count_splits(meant)
     notes = [
-        *(note for note in bench.setup.notes if "No concept was encouraged" not in note),
+        *(note for note in bench.setup.notes if Note.of(note).kind != "baseline_only"),
         *reading.notes,
         *bench.notes,
         *balance_notes(bench.setup.training, bench.setup.tasks),
         *notes,
-        *(note for note in counted.notes if note.startswith("Split ")),
-        *(f"{run} failed: {why}" for run, why in failed.items()),
+        *(note for note in counted.notes if Note.of(note).kind == "confounded"),
+        *(Note("failed", f"{run} failed: {why}") for run, why in failed.items()),
         "Thresholds and epochs were chosen on validation rows; internal and external rows had no say.",
     ]
     pairs = _pairs(record)

@@ -9,6 +9,7 @@ import numpy as np
 
 from conceptkit.errors import InputError, check_distinct, check_seeds
 from conceptkit.options.base import Progress
+from conceptkit.records import concept_of
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.runs.opening import in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.tables.study import Study
@@ -60,9 +61,9 @@ def run_predictivity(
     meant, data = open_study(study, table, None, None, group, categorical, opens_model=False)
     if alone is None:
         center = [CENTER] if CENTER in data.frame.columns and meant.label != CENTER else []
-        alone = list(dict.fromkeys([*(c.partition("@")[0] for c in meant.discourage), *center]))
+        alone = list(dict.fromkeys([*map(concept_of, meant.discourage), *center]))
     if concepts is None:
-        named = [c.partition("@")[0] for c in meant.encourage] + list(meant.concepts)
+        named = [concept_of(c) for c in meant.encourage] + list(meant.concepts)
         concepts = [c for c in dict.fromkeys(named) if c not in (*alone, meant.label)]
     check_distinct("concept", list(concepts))
     for name in (*concepts, *alone):

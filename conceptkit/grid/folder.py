@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 from conceptkit.grid.plan import folder_name
 from conceptkit.records import RECORD_FILE, GridCell, GuideRun, to_json, write_atomically
-from conceptkit.records.base import read_fields
+from conceptkit.records.reading import read
 
 if TYPE_CHECKING:
     from conceptkit.guide.inputs import Inputs
@@ -197,7 +197,7 @@ def load_run(folder: Path, cell: GridCell, seed: int) -> KeptRun:
     try:
         body = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         same = body["cell"] == json.loads(to_json(dataclasses.asdict(cell)))
-        run = read_fields(GuideRun, body["run"])
+        run: GuideRun = read(body["run"], GuideRun, "run", null_is_nan=True)
         arrays = load_file(path / ARRAYS_FILE)
         probability = arrays["probability"]
     except Exception as error:  # safetensors and a malformed file raise many kinds

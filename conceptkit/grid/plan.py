@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptkit.errors import InputError, check_distinct
-from conceptkit.records import GridCell
+from conceptkit.records import GridCell, concept_of
 from conceptkit.tables.study import Study
 
 PAPER = "paper"
@@ -88,7 +88,7 @@ def _split(signed: Sequence[tuple[str, bool]]) -> tuple[tuple[str, ...], tuple[s
     encourage = tuple(name for name, discouraged in signed if not discouraged)
     discourage = tuple(name for name, discouraged in signed if discouraged)
     if signed:
-        check_distinct("ablate", [name.partition("@")[0] for name in (*encourage, *discourage)])
+        check_distinct("ablate", [concept_of(name) for name in (*encourage, *discourage)])
     return encourage, discourage
 
 
@@ -158,7 +158,7 @@ def plan_cells(
             add((RANDOM_TARGET,), (), weighting, control=RANDOM_TARGET)
             if first is not None:
                 add((first,), (), weighting, called=f"{first} shuffled", control=SHUFFLED)
-        for concept in dict.fromkeys(c.partition("@")[0] for _, unwanted in models for c in unwanted):
+        for concept in dict.fromkeys(concept_of(c) for _, unwanted in models for c in unwanted):
             title = f"{CONFOUNDER}: {concept}"
             cells.append(GridCell(name=title, discourage=(concept,), control=CONFOUNDER))
     for kind, levels in ((NOISE, noise), (FRACTION, fraction)):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.models.guided import Task
+from conceptkit.records import Note
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -123,8 +124,11 @@ def make_plan(
     if straddling:
         marks.append("allow_leakage")
         notes.append(
-            f"LEAKAGE: {len(straddling)} of {len(home)} {meant.group}s have rows in several splits (--allow-leakage); "
-            "the scores overstate what the network does on new ones."
+            Note(
+                "leakage",
+                f"LEAKAGE: {len(straddling)} of {len(home)} {meant.group}s have rows in several splits "
+                "(--allow-leakage); the scores overstate what the network does on new ones.",
+            )
         )
     numbers = np.unique(names, return_inverse=True)[1] if groups is not None else np.arange(len(data))
     free = (split == None) & (codes < 0) & _any_value(data, concepts)  # noqa: E711  # elementwise
@@ -141,8 +145,11 @@ def make_plan(
         marks.append("transductive")
         concept_rows = np.unique(np.concatenate([concept_rows, *(rows[name] for name in others)]))
         notes.append(
-            f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); scores "
-            "on them are not those of new data."
+            Note(
+                "transductive",
+                f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); "
+                "scores on them are not those of new data.",
+            )
         )
     return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes), tuple(marks))
 

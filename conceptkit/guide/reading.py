@@ -28,7 +28,7 @@ from conceptkit.models.guided import MAIN, Task
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.usable import usable_target
 from conceptkit.probe.validation import Target, held_out, held_out_mlp
-from conceptkit.records import Difference, GuideRun
+from conceptkit.records import Difference, GuideRun, Metric
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -318,7 +318,7 @@ def paired_differences(
 
 
 def _is_r2(metric: str, reading: Reading) -> bool:
-    concept = metric.partition(":")[2]
+    concept = Metric.of(metric).concept
     target = reading.concepts.get(concept) or reading.leaks.get(concept)
     return target is not None and target.kind == "continuous"
 
@@ -340,9 +340,9 @@ def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, st
         for column, levels in reading.strata.items():
             inside = scored_auc_within(y, run.probability[place], groups, levels[place])
             if np.isfinite(inside.value):
-                found[split, f"auc_within_{column}"] = inside
+                found[split, Metric("auc", within=column)] = inside
     for metric, predicted in run.fresh.items():
-        concept = metric.split(":", 1)[1]
+        concept = Metric.of(metric).concept
         target = reading.concepts.get(concept) or reading.leaks[concept]
         if target.kind == "continuous":
             found[reading.where, metric] = scored_r2(target.y.astype(np.float64), predicted, target.clusters)
@@ -357,7 +357,7 @@ def _difference(run: str, against: str, split: str, metric: str, found: PairedIn
         run=run,
         against=against,
         split=split,
-        metric=metric,
+        metric=Metric.of(metric),
         mean=found.mean,
         low=found.low,
         high=found.high,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_distinct, check_seeds, near_names
+from conceptkit.records import Note
 from conceptkit.runs.opening import notes_on
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -124,7 +125,7 @@ def set_up(
     continuous = [task.name for task in learned if task.kind == "continuous"]
     notes += outlier_notes({name: data.concept(name).values[plan.scaled_on] for name in continuous})
     if not wishes:
-        notes.append("No concept was encouraged or discouraged: only the baseline was trained.")
+        notes.append(Note("baseline_only", "No concept was encouraged or discouraged: only the baseline was trained."))
     backbone, origin = inside(open_model(meant.model, meant.weights, seed=seeds[0]))
     notes += checkpoint_notes(backbone, data)
     kept = 1

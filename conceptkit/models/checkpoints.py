@@ -25,8 +25,8 @@ from conceptkit.models.backbones import (
     same_architecture,
 )
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.records import to_json, write_atomically
-from conceptkit.records.fitting import misfit
+from conceptkit.records import Note, to_json, write_atomically
+from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import Resolution, resolution_notes
 
@@ -34,11 +34,17 @@ SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 
-MARKS: Mapping[str, str] = {
-    "transductive": "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are "
-    "not those of new data.",
-    "allow_leakage": "LEAKAGE: patients or other groups had rows in several splits when this network was trained; "
-    "scores on these splits overstate what it does on new ones.",
+MARKS: Mapping[str, Note] = {
+    "transductive": Note(
+        "transductive",
+        "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are not those of "
+        "new data.",
+    ),
+    "allow_leakage": Note(
+        "leakage",
+        "LEAKAGE: patients or other groups had rows in several splits when this network was trained; scores on these "
+        "splits overstate what it does on new ones.",
+    ),
 }
 """Training option that weakens what scores show → sentence in every result of the network"""
 
@@ -240,12 +246,11 @@ def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
     """Build the backbone with random weights, which the checkpoint's replace."""
     stated = description["preprocessing"]
     try:
-        preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+        preprocessing: Preprocessing = read(stated, Preprocessing, "preprocessing")
     except InputError as error:
         raise ValueError(str(error).rstrip(".")) from None
-    wrong = misfit(preprocessing, Preprocessing, "preprocessing")
-    if wrong or not 1 <= (preprocessing.size or 1) <= LARGEST:
-        raise ValueError(wrong or f"the size of the preprocessing must be from 1 to {LARGEST}")
+    if not 1 <= (preprocessing.size or 1) <= LARGEST:
+        raise ValueError(f"the size of the preprocessing must be from 1 to {LARGEST}")
     built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
     return dataclasses.replace(built, marks=_marks(description), trained_on=_trained_on(description))
 
@@ -262,9 +267,7 @@ def _trained_on(description: dict[str, Any]) -> Resolution | None:
     stated = description.get("patches")  # absent from early checkpoints
     if stated is None:
         return None
-    trained_on = Resolution(**stated)
-    if (wrong := misfit(trained_on, Resolution, "patches")) is not None:
-        raise ValueError(wrong)
+    trained_on: Resolution = read(stated, Resolution, "patches")
     return trained_on
 
 
@@ -283,10 +286,7 @@ def _check_size(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
-    tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
-    for task in tasks:
-        if (wrong := misfit(task, Task, "task")) is not None:
-            raise ValueError(wrong)
+    tasks: Sequence[Task] = read(description["tasks"], tuple[Task, ...], "tasks")
     trunk, dropout = description["trunk"], description["dropout"]
     widths = description.get("widths", {})  # absent if all heads read the trunk's end
     erases = description.get("erases", False)

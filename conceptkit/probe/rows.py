@@ -22,14 +22,15 @@ from conceptkit.probe.folds import leave_out_folds
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, held_out, held_out_each, validate
-from conceptkit.records import ProbeRow
+from conceptkit.records import Note, ProbeRow
 
 PROTOCOLS = ("cross-validated", "paper")
 """``paper``: least squares, fitted and scored on the same rows, as Table 6 of Graziani et al. (2023)."""
 
-PAPER_NOTE = (
+PAPER_NOTE = Note(
+    "protocol",
     "Protocol of the paper: least squares fitted and scored on the same rows. These scores are in-sample: they are "
-    "comparable with published ones, and no evidence of what holds on other patients."
+    "comparable with published ones, and do not show what holds for other patients.",
 )
 
 _NAMED = 5
@@ -167,7 +168,7 @@ def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) ->
     for target, result, (name, score, why) in zip(part, results, left_out, strict=True):
         row = dataclasses.replace(_row(layer, target, result, asked), leave_out=name, score_leave_out=score)
         row = _adjusted(X, target, row, asked)
-        row = dataclasses.replace(row, notes=(*row.notes, why)) if why else row
+        row = dataclasses.replace(row, notes=(*row.notes, Note("leave_out", why))) if why else row
         rows.append((row, scored(target, result.predicted)))
     return rows
 
@@ -202,46 +203,25 @@ def _common(layer: str, target: Target, asked: Asked) -> dict[str, Any]:
         "n": len(target.y),
         "n_groups": target.n_groups,
         "repeated_as": None if repeated is None else repeated[0],
-        "ceiling": None if repeated is None else _or_none(repeated[1]),
-        "notes": tuple(notes),
+        "ceiling": None if repeated is None else repeated[1],
+        "notes": tuple(Note("ceiling", note) for note in notes),
     }
 
 
 def _row(layer: str, target: Target, result: Validated, asked: Asked) -> ProbeRow:
-    tested = result.tested
     common = _common(layer, target, asked)
     common["notes"] += _center_notes(result)
+    numbers = result.numbers()
+    if not asked.permutations:
+        numbers["permuted"] = None
     return ProbeRow(
         **common,
+        **numbers,
         folds=asked.folds,
         metric=target.metric,
-        score=result.score,
-        score_low=result.low,
-        score_high=result.high,
-        score_in_sample=result.in_sample,
-        score_patchwise=result.patchwise,
         score_random_network=None,
         chance=target.chance,
-        alpha=result.alpha,
-        alpha_folds=result.fold_alphas,
-        cosine=_or_none(result.cosine),
-        interval_note=result.interval_note,
-        auc=_or_none(result.auc),
-        auc_low=_or_none(result.auc_low),
-        auc_high=_or_none(result.auc_high),
-        score_shuffled=_or_none(result.shuffled),
-        score_random_concept=_or_none(result.random_concept),
-        selectivity=_or_none(result.score - max(result.random_concept, target.chance)),
-        icc=_or_none(tested.icc),
-        permuted=tested.permuted if asked.permutations else None,
         permutations=asked.permutations,
-        p=_or_none(tested.p),
-        p_between=_or_none(tested.p_between),
-        p_within=_or_none(tested.p_within),
-        p_across_centers=_or_none(tested.p_across),
-        decided_by=tested.decided_by,
-        assumed=tested.assumed,
-        p_min=_or_none(tested.p_min),
     )
 
 
@@ -254,16 +234,16 @@ def _center_notes(result: Validated) -> tuple[str, ...]:
         more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         notes.append(
             f"center{'' if one else 's'} {', '.join(named[:_NAMED])}{more}: {'up to ' if len(counts) > 1 else ''}"
-            f"{max(counts)} of {len(result.fold_alphas)} folds score {'it' if one else 'each'} without a training row "
+            f"{max(counts)} of {len(result.alpha_folds)} folds score {'it' if one else 'each'} without a training row "
             f"of it, so that part of the score is for {'a center' if one else 'centers'} that the vector has not seen."
         )
-    if math.isfinite(result.tested.p_across):
+    if result.p_across_centers is not None and math.isfinite(result.p_across_centers):
         notes.append(
             f"p is primary and permutes groups within centers, where few permutations exist (smallest p "
-            f"{result.tested.p_min:.2g}). p_across_centers = {result.tested.p_across:.2g} permutes groups across "
+            f"{result.p_min:.2g}). p_across_centers = {result.p_across_centers:.2g} permutes groups across "
             "centers, and holds only if no center differs from the others in both concept and activations."
         )
-    return tuple(notes)
+    return tuple(Note("centers", note) for note in notes)
 
 
 def _paper_row(X: NDArray[Any], layer: str, target: Target, asked: Asked) -> ProbeRow:
@@ -322,9 +302,7 @@ def _against_baselines(
         return row
     rivals = [networks, [] if pixels is None else [pixels]]
     gain, low, high = gain_interval(own, (row.score_low, row.score_high), row.chance, rivals)
-    return dataclasses.replace(
-        row, r2_above_baseline=gain, r2_above_baseline_low=_or_none(low), r2_above_baseline_high=_or_none(high)
-    )
+    return dataclasses.replace(row, r2_above_baseline=gain, r2_above_baseline_low=low, r2_above_baseline_high=high)
 
 
 def _left_out(
@@ -387,9 +365,9 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
     here = {name: values[target.rows] for name, values in asked.confounders.items() if name != target.name}
     if not here:
         note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
-        return dataclasses.replace(row, notes=(*row.notes, note))
+        return dataclasses.replace(row, notes=(*row.notes, Note("adjusted", note)))
     there = np.flatnonzero(np.all([_is_there(values) for values in here.values()], axis=0))
-    notes = list(row.notes)
+    notes: list[str] = []
     if len(there) < len(target.y):
         notes.append(f"adjusted on the {len(there)} of {len(target.y)} rows that have every confounder.")
     nan = float("nan")
@@ -419,11 +397,11 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
     return dataclasses.replace(
         row,
         adjusted_for=tuple(here),
-        score_adjusted=_or_none(score),
-        score_adjusted_low=_or_none(low),
-        score_adjusted_high=_or_none(high),
-        score_confounders=_or_none(alone),
-        notes=tuple(notes),
+        score_adjusted=score,
+        score_adjusted_low=low,
+        score_adjusted_high=high,
+        score_confounders=alone,
+        notes=(*row.notes, *(Note("adjusted", note) for note in notes)),
     )
 
 
@@ -444,8 +422,4 @@ def _on(target: Target, there: NDArray[np.intp]) -> Target:
 def adjusted_for_many(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
     """Fill in q over all rows that have a p."""
     q = adjust_for_many([row.p for row in rows])
-    return tuple(dataclasses.replace(row, q=_or_none(value)) for row, value in zip(rows, q, strict=True))
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return tuple(dataclasses.replace(row, q=value) for row, value in zip(rows, q, strict=True))

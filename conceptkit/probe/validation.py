@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from conceptkit.probe.folds import unseen_levels
 from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.ridge import ALPHAS, Split
 from conceptkit.probe.targets import Target, batches, check_activations, make_target, values_of
-from conceptkit.probe.testing import Tested
+from conceptkit.records.probe import ProbeScore
 
 __all__ = [
     "Target",
@@ -31,29 +32,11 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validated:
-    """How well a target is read from one set of activations; NaN stands for what was not asked or does not apply."""
+class Validated(ProbeScore):
+    """How well a target is decoded from one set of activations."""
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
-    score: float
-    low: float
-    high: float
-    interval_note: str | None
-    auc: float
-    """Of categorical concepts"""
-    auc_low: float
-    auc_high: float
-    in_sample: float
-    patchwise: float
-    shuffled: float
-    random_concept: float
-    alpha: float
-    fold_alphas: tuple[float, ...]
-    cosine: float
-    """Mean cosine between the directions that the folds found"""
-    tested: Tested
-    """The permutation tests"""
     unseen: Mapping[str, int]
     """Center → number of folds that score rows of it and train on none"""
 
@@ -156,46 +139,45 @@ def validate(
 
 
 def _of_continuous(found: Continuous, target: Target, i: int, unseen: Mapping[str, int]) -> Validated:
-    interval = found.intervals[i]
-    nan = float("nan")
+    score, random_concept = target.score(found.predicted[:, i]), float(found.random_concept[i])
     return Validated(
         predicted=found.predicted[:, i],
-        score=target.score(found.predicted[:, i]),
-        low=interval.low,
-        high=interval.high,
-        interval_note=interval.note,
-        auc=nan,
-        auc_low=nan,
-        auc_high=nan,
-        in_sample=target.score(found.fitted[:, i]),
-        patchwise=target.score(found.patchwise[:, i]),
-        shuffled=float(found.shuffled[i]),
-        random_concept=float(found.random_concept[i]),
-        alpha=float(found.alpha[i]),
-        fold_alphas=tuple(found.fold_alpha[:, i].tolist()),
-        cosine=float(found.cosine[i]),
-        tested=found.tested[i],
         unseen=unseen,
+        score=score,
+        score_low=found.intervals[i].low,
+        score_high=found.intervals[i].high,
+        interval_note=found.intervals[i].note,
+        score_in_sample=target.score(found.fitted[:, i]),
+        score_patchwise=target.score(found.patchwise[:, i]),
+        score_shuffled=float(found.shuffled[i]),
+        score_random_concept=random_concept,
+        selectivity=score - max(random_concept, target.chance),
+        alpha=float(found.alpha[i]),
+        alpha_folds=tuple(found.fold_alpha[:, i].tolist()),
+        cosine=float(found.cosine[i]),
+        **dataclasses.asdict(found.tested[i]),
     )
 
 
 def _of_categorical(found: Categorical, target: Target, unseen: Mapping[str, int]) -> Validated:
+    score = target.score(found.held_out.predicted)
     return Validated(
         predicted=found.held_out.predicted,
-        score=target.score(found.held_out.predicted),
-        low=found.interval.low,
-        high=found.interval.high,
+        unseen=unseen,
+        score=score,
+        score_low=found.interval.low,
+        score_high=found.interval.high,
         interval_note=found.interval.note,
         auc=found.auc,
         auc_low=found.auc_interval.low,
         auc_high=found.auc_interval.high,
-        in_sample=target.score(found.fitted),
-        patchwise=target.score(found.patchwise),
-        shuffled=found.shuffled,
-        random_concept=found.random_concept,
+        score_in_sample=target.score(found.fitted),
+        score_patchwise=target.score(found.patchwise),
+        score_shuffled=found.shuffled,
+        score_random_concept=found.random_concept,
+        selectivity=score - max(found.random_concept, target.chance),
         alpha=found.alpha,
-        fold_alphas=tuple(found.held_out.alpha.tolist()),
+        alpha_folds=tuple(found.held_out.alpha.tolist()),
         cosine=found.cosine,
-        tested=found.tested,
-        unseen=unseen,
+        **dataclasses.asdict(found.tested),
     )
