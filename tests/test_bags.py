@@ -22,6 +22,7 @@ from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.training import predict, train
 from conceptkit.models.bags import ATTENTIONS, AttentionPooling, load_bag_model
 from conceptkit.models.guided import MAIN, Task
+from conceptkit.options.bags import Bags
 from conceptkit.records import BagsRecord, load_record, to_json
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.table import shown
@@ -159,7 +160,7 @@ def test_a_bag_has_the_mean_of_a_value_and_the_class_that_it_is_of():
     assert [m.tolist() for m in bags.members] == [[1, 2], [0, 3]]
     parted = make_bags(data, MEANT, "slide", [], positive="t", share=0.4).table.frame["label"]
     assert parted.tolist() == ["t at most 0.4", "t over 0.4"]
-    with pytest.raises(InputError, match=r"share: 0.5 parts no .* t are 0 to 0.5 of the patches, 0.25 in the middle"):
+    with pytest.raises(InputError, match=r"share: 0.5 .* t are 0 to 0.5 of their patches, 0.25 in the median"):
         make_bags(data, MEANT, "slide", [], positive="t", share=0.5)  # one half is not more than one half
     cut = make_bags(data, Study(name="s", table=None, label="count"), "slide", []).table.frame["count"]
     assert cut.tolist() == ["count over 2", "count at most 2"]
@@ -204,7 +205,7 @@ def record(embedded, tmp_path_factory):
 def test_every_option_stands_in_the_settings(record):
     settings = load_record(record.folder).settings
     assert settings["images_per_pass"] == 16  # `batch_size` is that of training
-    assert forgotten(run_bags, settings) == {
+    assert forgotten(Bags, settings) == {
         "unfreeze",
         "cache",
     }  # there is nothing to unfreeze or to keep of a frozen network
@@ -291,7 +292,7 @@ def test_the_command_writes_what_it_says(tmp_path):
 MISTAKES = {
     "no such column": (["--by", "slice"], "by: the table has no column 'slice'"),
     "patients have no label": (["--by", "patient"], "label: label varies within patient"),
-    "patients are alike": (["--by", "patient", "--positive", "tumor"], "tumor are 0.1 to 0.9 of the patches"),
+    "patients are alike": (["--by", "patient", "--positive", "tumor"], "tumor are 0.1 to 0.9 of their patches"),
     "the label itself": (["--label", "area"], "is the main task itself"),
     "a layer of heads": (["--encourage", "count@mixed8"], "what attention pooled"),
     "a seed below 0": (["--seeds", "1,-2"], "seeds: must be at least 0, got -2"),

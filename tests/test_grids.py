@@ -25,15 +25,17 @@ from conceptkit.cli import app
 from conceptkit.commands import grid as grids
 from conceptkit.commands.grid import outline_grid, run_grid
 from conceptkit.errors import InputError
+from conceptkit.files.atomic import held
 from conceptkit.grid import plan as grid_plan
 from conceptkit.grid import request as grid_request
 from conceptkit.grid import run as grid_run
 from conceptkit.grid import training as grid_training
 from conceptkit.grid.columns import altered, random_values
-from conceptkit.grid.folder import claim, locked
+from conceptkit.grid.folder import claim
 from conceptkit.grid.plan import PAPER_MODELS, folder_name, read_models
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.jobs import Engine
+from conceptkit.options.grid import Grid
 from conceptkit.records import GridCell, load_record, to_json
 from conceptkit.tables.patches import PatchTable
 
@@ -289,7 +291,7 @@ def test_on_the_papers_own_split_the_center_alone_scores_0925(monkeypatch):
     split, center, label = map(np.array, zip(*rows, strict=True))
     at = {name: np.flatnonzero(split == name) for name in PAPER_TABLE_1}
     plan = SimpleNamespace(used=np.arange(len(rows)), codes=label, rows=at, classes=("normal", "tumor"))
-    monkeypatch.setattr("conceptkit.guide.reading.split_scores", lambda probability, plan, reading: {})
+    monkeypatch.setattr("conceptkit.grid.run.split_scores", lambda probability, plan, reading: {})
     found = grid_run.confounder_run(GridCell(name="c"), center.astype(object), plan, None, 0).probability
     inside = at["internal"]
     assert roc_auc_score(label[inside], found[inside]) == pytest.approx(0.925, abs=5e-4)
@@ -345,7 +347,7 @@ def test_curves_and_affinities_are_frames(grid):
 
 
 def test_every_option_stands_in_the_settings(plain):
-    assert forgotten(run_grid, load_record(plain.folder).settings) == {"weighting"}  # it is the cells'
+    assert forgotten(Grid, load_record(plain.folder).settings) == {"weighting"}  # it is the cells'
 
 
 @pytest.mark.long
@@ -527,8 +529,8 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
 
     def with_second(name, weights):
         monkeypatch.setattr(grid_plan, "SECOND_NETWORK", {name: ("1", "8")})
-        monkeypatch.setattr(grid_request, "_second_networks", lambda ablate, meant: ([name], []))
-        monkeypatch.setattr(grids, "_weights_of_second", lambda meant: weights)
+        monkeypatch.setattr(grid_request, "_second_networks", lambda ablate, study: ([name], []))
+        monkeypatch.setattr(grids, "_weights_of_second", lambda study: weights)
 
     with_second("resnet18", "random")
     found = run_grid(study, **wanted, out=tmp_path / "two")
@@ -762,7 +764,7 @@ def test_a_run_that_cannot_be_read_is_named(plain, study, tmp_path):
 
 
 def test_two_processes_on_one_grid_are_told(plain, study):
-    with locked(plain.folder):
+    with held(plain.folder):
         refused(study, "out: another process works on .*; wait for it or name another folder", plain.folder)
     run_grid(study, **WANTED, controls=False, out=plain.folder)  # the control: it is let go of
 

@@ -16,6 +16,7 @@ from small_study import write_study
 import conceptkit as ck
 from conceptkit.errors import InputError
 from conceptkit.models.backbones import open_backbone
+from conceptkit.options.guide import Guide
 from conceptkit.records import GuideRecord, load_record
 from conceptkit.report.guide_tables import main_task_table
 
@@ -95,7 +96,7 @@ def test_f1_is_shown_with_its_class(record):
 
 
 def test_every_option_stands_in_the_settings(record):
-    assert forgotten(ck.run_guide, load_record(record.folder).settings) == set()
+    assert forgotten(Guide, load_record(record.folder).settings) == set()
 
 
 def test_the_record_is_frozen_and_the_saved_one_is_the_same(record):

@@ -15,6 +15,7 @@ from conceptkit.cli import app
 from conceptkit.commands.predictivity import run_predictivity
 from conceptkit.errors import InputError
 from conceptkit.guide import concept_network
+from conceptkit.options.predictivity import Predictivity
 from conceptkit.records import load_record
 from conceptkit.tables.study import Study
 
@@ -63,7 +64,7 @@ def test_the_small_network_is_the_papers():
 
 
 def test_every_option_stands_in_the_settings(record):
-    assert forgotten(run_predictivity, load_record(record.folder).settings) == set()
+    assert forgotten(Predictivity, load_record(record.folder).settings) == set()
 
 
 def test_all_sets_are_there(record):

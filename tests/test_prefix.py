@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conceptkit.errors import InputError
-from conceptkit.grid.folder import kept_inputs
+from conceptkit.grid.kept import kept_inputs
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import inputs_for, prepare_inputs

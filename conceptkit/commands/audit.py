@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_at_least, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
+from conceptkit.guide.goals import Goal
 from conceptkit.guide.latent import with_latent
-from conceptkit.guide.setup import Wish
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.report.judging import SIGNIFICANT
 from conceptkit.runs.context import center_column, placed_in, table_targets
@@ -111,8 +111,8 @@ def run_audit(
     keep, groups = _rows(data, meant, split), data.groups(meant.group)
     numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
     make_folds(int(keep.sum()), numbers, folds)  # before latent domains are read from pixels, or from activations
-    data, (wish,), latent = with_latent(data, meant, [Wish(concept, None, True)], progress=progress)
-    concept = wish.concept
+    data, (goal,), latent = with_latent(data, meant, [Goal(concept, None, discouraged=True)], progress=progress)
+    concept = goal.concept
     data.column("concept", concept)
     if concept == meant.label:
         raise InputError(f"concept: {concept} is the main task itself.")

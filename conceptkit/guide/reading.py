@@ -165,6 +165,11 @@ class TrainedRun:
     fresh: dict[str, NDArray[Any]]
     """``probe:count`` and ``linear:center`` → out-of-fold predictions on the read rows"""
 
+    @property
+    def label(self) -> str:
+        """Return name and seed, as files name the run."""
+        return f"{self.record.name}-seed{self.record.seed}"
+
 
 def read_run(
     name: str,
