@@ -759,7 +759,7 @@ def test_a_run_that_cannot_be_read_is_named(plain, study, tmp_path):
     path = next((tmp_path / "broken" / "runs").glob("*/run.json"))
     path.write_text("{", encoding="utf-8")
     refused(
-        study, f"{path.parent.name} cannot be read .*; remove it to train anew", tmp_path / "broken", controls=False
+        study, f"{path.parent.name} cannot be read .*; remove it to train the run again", tmp_path / "broken", controls=False
     )
 
 

@@ -227,7 +227,7 @@ def test_a_run_that_diverges_keeps_a_checkpoint_and_names_it(study, tmp_path, mo
     monkeypatch.setattr(guide_bench, "train", spoiled)
     folder = tmp_path / "run" / "checkpoints" / "guided-seed0"
     with pytest.raises(
-        InputError, match=r"the loss of count is not finite in epoch 3; .*, of epoch 2, is kept in "
+        InputError, match=r"the loss of count is not finite in epoch 3; .*, of epoch 2, is saved in "
     ) as e:
         run(study, tmp_path / "run")
     assert str(e.value).endswith(f"{folder}.")

@@ -262,7 +262,7 @@ def test_before_a_best_state_the_last_good_one_is_kept():
     with pytest.raises(DivergedError) as raised:
         fit(dataclasses.replace(DIVERGING, lr=1e30))
     assert raised.value.kept is None
-    assert "nothing was kept" in str(raised.value.kept_in("folder"))
+    assert "no checkpoint was saved" in str(raised.value.kept_in("folder"))
 
 
 def test_what_is_given_is_named_where_it_is_not_finite():

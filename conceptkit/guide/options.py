@@ -1,4 +1,4 @@
-"""How a guided network is trained: the options, and their ranges."""
+"""Options of a training, and their ranges."""
 
 from __future__ import annotations
 

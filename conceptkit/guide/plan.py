@@ -1,4 +1,4 @@
-"""What a guided training is made of: rows by split, the main task, the concepts' tasks."""
+"""The plan of a guided training: rows by split, the main task, and the tasks of concepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conceptkit.tables.study import Study
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows train, which hold back, which evaluate."""
+    """Rows that train, validate and evaluate."""
 
     classes: tuple[str, ...]
     """Classes of the main task"""
@@ -28,31 +28,26 @@ class Plan:
     rows: dict[str, NDArray[np.intp]]
     """``train``, ``val`` and the evaluation splits → row numbers of the table"""
     concept_rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-    """Rows that train the concepts and not the main task, beside those of ``train``: without a split and a main label;
-    and the evaluation splits' own, where training is transductive"""
+    """Rows that train only concepts: those without a split and a main label, and the evaluation splits if training is
+    transductive"""
     notes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
-    """What stays with every network that these rows train, see :data:`conceptkit.models.checkpoints.MARKS`"""
+    """Marks of every network that these rows train, see :data:`conceptkit.models.checkpoints.MARKS`"""
 
     @property
     def used(self) -> NDArray[np.intp]:
-        """Return the row numbers that take part, in order."""
+        """Return all row numbers, in order."""
         return np.unique(np.concatenate([*self.rows.values(), self.concept_rows]))
 
     @property
     def training(self) -> NDArray[np.intp]:
-        """Return the row numbers that train anything, in order."""
+        """Return the row numbers that train, in order."""
         return np.unique(np.concatenate([self.rows["train"], self.concept_rows]))
 
     @property
-    def without_split(self) -> NDArray[np.intp]:
-        """Return the row numbers that train concepts and belong to no split."""
-        return np.setdiff1d(self.concept_rows, np.concatenate(list(self.rows.values())))
-
-    @property
     def scaled_on(self) -> NDArray[np.intp]:
-        """Return the row numbers by which concepts are scaled, and which give the classes of categorical ones."""
-        return np.union1d(self.rows["train"], self.without_split)
+        """Return the row numbers that scale concepts and define classes: training rows and those without a split."""
+        return np.union1d(self.rows["train"], np.setdiff1d(self.concept_rows, np.concatenate([*self.rows.values()])))
 
     @property
     def evaluation(self) -> list[str]:
@@ -185,7 +180,7 @@ def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
 def concept_task(
     data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool, layer: str | None = None
 ) -> Task:
-    """Return a concept's task, scaled by the training rows alone."""
+    """Return the task of a concept, scaled by some rows."""
     concept = data.concept(name)
     if "." in name:
         raise InputError(f"concept: a concept to train on cannot have a dot in its name, got {name!r}.")
@@ -198,6 +193,6 @@ def concept_task(
     known = known[~np.isnan(known)]
     if not len(known) or not np.isfinite(known).all() or np.ptp(known) == 0:
         what = "no value" if not len(known) else "infinite values" if not np.isfinite(known).all() else "one value only"
-        raise InputError(f"concept: {name} has {what} among the training rows; there is nothing to learn.")
+        raise InputError(f"concept: {name} has {what} among the training rows; it cannot be learned.")
     mean, deviation = float(known.mean()), float(known.std())
     return Task(name=name, kind="continuous", mean=mean, deviation=deviation, adversarial=adversarial, layer=layer)

@@ -1,4 +1,4 @@
-"""What trained networks have learned: scores per split, fresh probes, paired differences."""
+"""Reading trained networks: scores by split, fresh probes, paired differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.evaluate.paired import (
-    PairedInterval,
     Scored,
     auc_within,
     paired_interval,
@@ -32,14 +32,14 @@ from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 OVERALL = "overall"
-"""Name of all evaluation splits taken together"""
+"""Name of all evaluation splits together"""
 
 CENTER = "center"
-"""Column within whose levels the AUC is taken wherever the table has it"""
+"""Column within whose levels AUCs are computed, if the table has it"""
 
 
-LEAST_SPOKEN = 0.02
-"""Share of the read rows on which a unit must not be 0 to be read by a probe"""
+LEAST_ACTIVE = 0.02
+"""Minimum share of rows on which a unit must not be 0 for a probe to read it"""
 
 
 def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
@@ -50,7 +50,7 @@ def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
 
 
 def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> None:
-    """Refuse more folds than the read rows have groups; rows of a single group can be read with no number of folds."""
+    """Refuse more folds than the read rows have groups, unless they have a single one, which cannot be read at all."""
     where, rows = read_rows(meant, plan)
     groups = data.select(rows).groups(meant.group)
     if groups is not None and len(set(groups)) > 1:
@@ -59,7 +59,7 @@ def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read from trained networks by fresh probes, on which rows."""
+    """What fresh probes read from trained networks, and on which rows."""
 
     where: str
     """Name of the rows"""
@@ -74,7 +74,7 @@ class Reading:
     folds: int
     notes: tuple[str, ...]
     strata: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
-    """Column → level (n used rows,) within which AUCs are taken, −1 where it is not known"""
+    """Column → level (n used rows,) within which AUCs are computed, −1 where unknown"""
 
     @classmethod
     def of(
@@ -87,16 +87,16 @@ class Reading:
         folds: int,
         within: Sequence[str] = (),
     ) -> Reading:
-        """Choose the rows and make the targets; a concept that cannot be read there is noted, and stays without.
+        """Choose the rows and make the targets; a concept that cannot be read there gets a note instead.
 
         Parameters
         ----------
-        within : columns within whose levels AUCs are taken, beside the discouraged categories and the center
+        within : columns within whose levels AUCs are computed, beside the discouraged categories and the center
 
         Raises
         ------
         InputError
-            when there is no such column, or it holds numbers, or the rows have fewer groups than folds
+            when such a column is missing or continuous, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
         where, rows = read_rows(meant, plan)
@@ -131,7 +131,7 @@ def _strata(
 ) -> dict[str, NDArray[np.intp]]:
     for name in within:
         if data.concept(name).kind != "categorical":
-            raise InputError(f"within: {name} must be categorical; --categorical {name} takes it as classes.")
+            raise InputError(f"within: {name} must be categorical; use --categorical {name}.")
     known = [CENTER] if CENTER in data.frame.columns else []
     found = {}
     for name in dict.fromkeys([*within, *discourage, *known]):
@@ -145,7 +145,7 @@ def _strata(
 
 
 def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
-    """Return evaluation split → its labelled rows, and all of them as ``overall`` where there are several."""
+    """Return evaluation split → its labelled rows, and ``overall`` if there are several splits."""
     rows = {name: plan.rows[name] for name in plan.evaluation}
     if len(rows) > 1 and OVERALL not in plan.rows:
         rows[OVERALL] = np.sort(np.concatenate(list(rows.values())))
@@ -155,7 +155,7 @@ def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One trained network with the predictions that paired differences are made of."""
+    """One trained network with the predictions for paired differences."""
 
     record: GuideRun
     probability: Floats
@@ -186,7 +186,7 @@ def read_run(
     probability = _probability(raw[MAIN])
     metrics = split_scores(probability, plan, reading)
     place = np.searchsorted(plan.used, reading.split_rows)
-    features = _speaking(trunk[place].astype(np.float64))
+    features = _active(trunk[place].astype(np.float64))
     heads = {task.name: task for task in tasks}
     fresh: dict[str, NDArray[Any]] = {}
     concepts: dict[str, dict[str, float | None]] = {}
@@ -225,37 +225,35 @@ def read_run(
     return TrainedRun(run, probability, trunk, fresh)
 
 
-def _speaking(features: Floats) -> Floats:
-    """Return the units (n, ≤ width) that are not silent on nearly all rows; all of them when every one is.
+def _active(features: Floats) -> Floats:
+    """Return the units (n, ≤ width) that are not 0 on nearly all rows; all of them if every unit is.
 
-    Of a unit whose ReLU lets through one row in a hundred, a probe that standardises makes a number of ten standard
-    deviations: what is fitted on such a row of one patient is thrown far off by that of another.
+    Standardised, a unit that is active on one row in a hundred is an outlier of ten standard deviations there, which
+    spoils the probe's predictions for other patients.
     """
-    kept = (features != 0).mean(0) >= LEAST_SPOKEN
+    kept = (features != 0).mean(0) >= LEAST_ACTIVE
     return features[:, kept] if kept.any() else features
 
 
 def _probability(logits: Floats) -> Floats:
     """Return the probability of class 1 (n,) from one logit, or of every class (n, k) from k logits."""
-    from scipy.special import expit, softmax
-
     out: Floats = expit(logits[:, 0]) if logits.shape[1] == 1 else softmax(logits, axis=1)
     return out
 
 
 def _head_score(task: Task, output: Floats, target: Target) -> float:
-    """Return the score of a network's own head on the read rows."""
+    """Return the score of the head of a network on the read rows."""
     if task.kind == "continuous":
         return target.score(output[:, 0] * task.deviation + task.mean)
     number = {name: code for code, name in enumerate(target.classes)}
-    # A class that the read rows lack gets a number of its own: such a prediction is wrong, whatever the truth.
+    # A predicted class that the read rows do not have is wrong, whatever the truth.
     foreign = target.n_classes
     predicted = np.array([number.get(task.classes[k], foreign) for k in output.argmax(1)])
     return balanced_accuracy(target.y.astype(np.intp), predicted, foreign + 1)
 
 
 def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str, dict[str, float]]:
-    """Return split → scores of the main task; what threshold counts as class 1 is chosen on the validation rows.
+    """Return split → scores of the main task; the threshold of class 1 is chosen on the validation rows.
 
     Parameters
     ----------
@@ -291,8 +289,8 @@ def paired_differences(
 
     Parameters
     ----------
-    pairs : names (run, against); ``None`` for every other run against ``baseline``. A run of one seed is paired with
-        each seed of the other
+    pairs : names (run, against); ``None`` for all others against ``baseline``. A run of one seed is paired with each
+        seed of the other
     """
     by_name: dict[str, dict[int, TrainedRun]] = {}
     for run in trained:
@@ -315,12 +313,24 @@ def paired_differences(
             if not all((split, metric) in one for pair in both for one in pair):
                 continue
             first, second = ([pair[k][split, metric] for pair in both] for k in (0, 1))
-            found.append(_difference(name, against, split, metric, paired_interval(first, second)))
+            interval = paired_interval(first, second)
+            found.append(
+                Difference(
+                    run=name,
+                    against=against,
+                    split=split,
+                    metric=metric,
+                    mean=interval.mean,
+                    low=interval.low,
+                    high=interval.high,
+                    n_groups=interval.n_groups,
+                )
+            )
     return found
 
 
 def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list[tuple[TrainedRun, TrainedRun]]:
-    """Return pairs of one seed; what has one seed only stands beside every seed of the other."""
+    """Return pairs of the same seed; a computed run of one seed is paired with every seed of the other."""
     if len(runs) == 1 and len(others) > 1 and not next(iter(runs.values())).record.history:
         return [(run, other) for run in runs.values() for other in others.values()]
     return [(run, others[seed]) for seed, run in runs.items() if seed in others]
@@ -346,16 +356,3 @@ def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, st
             y = target.y.astype(np.intp)
             found[reading.where, metric] = scored_balanced_accuracy(y, predicted, target.clusters, target.n_classes)
     return found
-
-
-def _difference(run: str, against: str, split: str, metric: str, found: PairedInterval) -> Difference:
-    return Difference(
-        run=run,
-        against=against,
-        split=split,
-        metric=metric,
-        mean=found.mean,
-        low=found.low,
-        high=found.high,
-        n_groups=found.n_groups,
-    )
