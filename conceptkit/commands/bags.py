@@ -33,9 +33,10 @@ from conceptkit.models.bags import ATTENTIONS
 from conceptkit.models.checkpoints import checkpoint_notes, open_model
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.bags import Bags
+from conceptkit.options.base import Progress
 from conceptkit.probe.targets import check_activations
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
-from conceptkit.runs.opening import Progress, at_stage, in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study

@@ -17,7 +17,7 @@ from conceptkit.features.store_files import predicted_bytes, size_text
 from conceptkit.features.store_reading import Activations, open_activations
 from conceptkit.features.stores import ActivationStore
 from conceptkit.images.decoding import Pixels, forget_files
-from conceptkit.runs.opening import Progress
+from conceptkit.options.base import Progress
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable, load_table
 

@@ -18,9 +18,10 @@ from conceptkit.grid.request import GridRequest, read_request
 from conceptkit.grid.run import GridSpec, bench_of, forget, remove_cache
 from conceptkit.grid.training import train_missing
 from conceptkit.jobs import Engine
+from conceptkit.options.base import Progress
 from conceptkit.options.grid import Grid
 from conceptkit.records import GridCell, GridRecord
-from conceptkit.runs.opening import Progress, versions
+from conceptkit.runs.opening import versions
 from conceptkit.tables.study import Study
 
 

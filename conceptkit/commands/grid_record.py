@@ -23,10 +23,11 @@ from conceptkit.guide.embeddings import drawn_rows
 from conceptkit.guide.reading import TrainedRun, evaluated, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes
 from conceptkit.jobs import Engine
+from conceptkit.options.base import Progress
 from conceptkit.records import Affinity, GridRecord, PatchLevel
 from conceptkit.report.drawing import to_bytes
 from conceptkit.report.grid_figures import grid_figures
-from conceptkit.runs.opening import Progress, versions
+from conceptkit.runs.opening import versions
 
 PATCH_LEVEL_NOTE = (
     "Protocol paper: resamples of patches, two-sided Wilcoxon on paired resamples. It takes the patches of one patient "

@@ -23,10 +23,11 @@ from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, pair
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
+from conceptkit.options.base import Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
 from conceptkit.records import GuideRecord
-from conceptkit.runs.opening import UNFINISHED, Progress, in_own_folder, open_study, run_folder, versions
+from conceptkit.runs.opening import UNFINISHED, in_own_folder, open_study, run_folder, versions
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from conceptkit.runs.opening import Progress, at_stage
+from conceptkit.options.base import Progress
+from conceptkit.runs.opening import at_stage
 
 if TYPE_CHECKING:
     from conceptkit.pathology.measuring import Measured

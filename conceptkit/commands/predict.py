@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conceptkit.errors import InputError, check_at_least
-from conceptkit.runs.opening import Progress, find_study
+from conceptkit.options.base import Progress
+from conceptkit.runs.opening import find_study
 from conceptkit.tables.resolution import at_resolution, mixture_notes
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.guide.goals import Goal
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import evaluated
+from conceptkit.options.base import Progress
 from conceptkit.options.predictivity import Predictivity
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.usable import usable
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
-from conceptkit.runs.opening import Progress, in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 

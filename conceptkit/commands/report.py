@@ -9,8 +9,8 @@ from pathlib import Path
 from conceptkit.commands.guide import run_guide
 from conceptkit.commands.probe import run_probe
 from conceptkit.errors import InputError, check_at_least, check_place
+from conceptkit.options.base import Progress
 from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
-from conceptkit.runs.opening import Progress
 from conceptkit.synthetic import embedded_study
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import InputError, check_choice, check_place
 from conceptkit.files.atomic import held, replacing
+from conceptkit.options.base import Progress
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
-from conceptkit.runs.opening import Progress
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,8 +19,9 @@ from conceptkit.features import activations
 from conceptkit.features.pixels import read_stain_profiles
 from conceptkit.guide.goals import Goal
 from conceptkit.models.checkpoints import open_model
+from conceptkit.options.base import Progress
 from conceptkit.pathology.domains import propose_domains
-from conceptkit.runs.opening import Progress, at_stage
+from conceptkit.runs.opening import at_stage
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
