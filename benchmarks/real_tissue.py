@@ -32,7 +32,7 @@ from conceptkit.evaluate.scores import auc, balanced_accuracy, r2
 from conceptkit.guide.building import build_model
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.objective import encode
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.plan import concept_task, make_plan
 from conceptkit.guide.recipes import recipe_options
 from conceptkit.guide.training import predict, train

@@ -18,7 +18,7 @@ from conceptkit.evaluate.paired import auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.guide.bag_table import make_bags
 from conceptkit.guide.bags import bag_inputs, build_bag_model, read_attention
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.training import predict, train
 from conceptkit.models.bags import ATTENTIONS, AttentionPooling, load_bag_model
 from conceptkit.models.guided import MAIN, Task

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from conceptkit import GradientReversal
 from conceptkit.errors import InputError
 from conceptkit.guide.building import build_model
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.checkpoints import (
     DESCRIPTION,

@@ -17,7 +17,7 @@ from conceptkit.guide.affinity import measure_affinity
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, prepare_inputs
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.prefix import Pooled
 from conceptkit.guide.training import Trained, predict, train
 from conceptkit.models.backbones import open_backbone

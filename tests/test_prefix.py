@@ -16,7 +16,7 @@ from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.objective import task_loss
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.prefix import Frozen, frozen_layers, split
 from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train

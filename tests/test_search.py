@@ -7,7 +7,7 @@ import math
 import pytest
 
 from conceptkit.errors import InputError
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.search import search
 
 START = TrainingOptions(lr=1e-3)

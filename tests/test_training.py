@@ -17,7 +17,7 @@ from conceptkit.errors import InputError
 from conceptkit.guide import loop
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.prefix import Pooled
 from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.guided import MAIN, GuidedModel, Task

@@ -9,20 +9,18 @@ from typing import Annotated
 import typer
 
 from conceptkit.cli.adapt import adapt
-from conceptkit.cli.bags import bags
 from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
 from conceptkit.cli.examples import epilog
 from conceptkit.cli.extract import extract
-from conceptkit.cli.guide import guide
+from conceptkit.cli.guide import GRID, GUIDE
 from conceptkit.cli.init import init
 from conceptkit.cli.layers import layers
 from conceptkit.cli.measure import measure
 from conceptkit.cli.options import with_cache_dir
 from conceptkit.cli.predict import predict
-from conceptkit.cli.predictivity import predictivity
 from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
@@ -30,6 +28,10 @@ from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.audit import Audit
+from conceptkit.options.bags import Bags
+from conceptkit.options.grid import Grid
+from conceptkit.options.guide import Guide
+from conceptkit.options.predictivity import Predictivity
 
 app = typer.Typer(
     name="conceptkit",
@@ -55,10 +57,7 @@ def _version(
 
 for command in (
     probe,
-    guide,
-    bags,
     predict,
-    predictivity,
     tile,
     measure,
     splits,
@@ -72,8 +71,15 @@ for command in (
 ):
     keeps = command not in (tile, measure, layers, report, init, status)
     app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
-for options in (Attribute, Audit):
-    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+for options, line in (
+    (Guide, GUIDE),
+    (Grid, GRID),
+    (Bags, command_line(Bags)),
+    (Predictivity, command_line(Predictivity)),
+    (Attribute, command_line(Attribute)),
+    (Audit, command_line(Audit)),
+):
+    app.command(epilog=f"Example: conceptkit {options.example}")(line)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_at_least, check_choice, check_seeds
+from conceptkit.errors import InputError, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
@@ -25,27 +25,23 @@ from conceptkit.guide.bench import ALIKE, arms_of
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import refuse_latent
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import Reading, TrainedRun, evaluated, paired_differences
-from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, concept_tasks, signed_names
-from conceptkit.models.bags import ATTENTIONS
+from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, check_families, concept_tasks, signed_names
 from conceptkit.models.checkpoints import checkpoint_notes, open_model
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.bags import Bags
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.training import BAG_DEFAULTS, TrainingOptions
 from conceptkit.probe.targets import check_activations
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
-from conceptkit.runs.opening import at_stage, in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import at_stage, header, in_own_folder, notes_on, open_source, run_folder
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 ATTENTION_FILE = "attention.csv"
 """Name of the file in a run folder with the attention to each patch, a column per network"""
-
-DEFAULTS: Mapping[str, Any] = {"trunk": (32,), "dropout": 0.2, "lr": 1e-3, "epochs": 60, "batch_size": 16}
-"""Training options that differ from those of patches: bags are few"""
 
 MADE_SLIDES = (
     f"Bags are slides made of each patient's patches ({SLIDE}): patients of the evaluation splits have tumor in "
@@ -68,56 +64,46 @@ class _Opened:
 
 
 @in_own_folder("bags")
-def run_bags(
-    study: Study | str | Path | None = None,
+def bags(
+    options: Bags,
+    study: Any = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    notify: Notify | None = None,
 ) -> BagsRecord:
-    """Train a baseline and a guided network on bags of patches alike, and measure what guiding changed.
-
-    Parameters
-    ----------
-    study, out, progress : as for :func:`run_guide`
-    options : fields of :class:`conceptkit.options.bags.Bags`
-
-    Raises
-    ------
-    InputError
-        when an option cannot be used
-    """
-    chosen = Bags(**options)
-    training = _training(chosen)
-    folder = run_folder(out, "bags")
-    opened = _open(study, chosen)
+    """Train a baseline and a guided network on bags of patches alike, and measure what guiding changed."""
+    check_seeds(options.seeds)
+    training = _training(options)
+    folder = run_folder(out, options.name)
+    opened = _open(study, options)
     data, plan = opened.data, opened.plan
     reading = Reading.of(
-        opened.bags.table, opened.study, plan, *signed_names(opened.tasks), chosen.folds, chosen.within
+        opened.bags.table, opened.study, plan, *signed_names(opened.tasks), options.folds, options.within
     )
-    features, made_with, notes = _features(opened, chosen, progress)
+    features, made_with, notes = _features(opened, options, progress)
     bench = BagBench(
         opened.bags.table,
         opened.study,
         plan,
         reading,
-        TrainingEngine(device=chosen.device),
+        TrainingEngine(device=options.device),
         progress,
         features=features,
         members=opened.bags.members,
-        shape={"embedding": chosen.embedding, "hidden": chosen.hidden, "attention": chosen.attention},
+        shape={"embedding": options.embedding, "hidden": options.hidden, "attention": options.attention},
         made_with={**made_with, "by": opened.by, "label_rule": opened.bags.label_rule},
     )
     arms = {"baseline": opened.tasks[:1], **({"guided": opened.tasks} if len(opened.tasks) > 1 else {})}
     trained: list[TrainedRun] = []
     attention: dict[str, NDArray[np.float64]] = {}
-    for arm, places in arms_of(arms, training, chosen.seeds, folder):
+    for arm, places in arms_of(arms, training, options.seeds, folder):
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
         attention[arm.label] = bench.attention(outcome.model)
     all_notes = [*opened.notes, *notes, ALIKE, *balance_notes(training, opened.tasks), *reading.notes]
-    record = _record(bench, opened, chosen, training, trained, folder, all_notes)
-    if chosen.attention != "mean" and opened.bags.positive is not None:
+    record = _record(bench, opened, options, training, trained, folder, all_notes)
+    if options.attention != "mean" and opened.bags.positive is not None:
         scores = [score for run in trained for score in _attention_scores(opened, run, attention[run.label])]
         record = dataclasses.replace(record, attention=tuple(scores))
     write_atomically(folder / ATTENTION_FILE, _attention_csv(data, bench, attention))
@@ -126,18 +112,13 @@ def run_bags(
 
 
 def _training(options: Bags) -> TrainingOptions:
-    """Return the options of the training; refuse options that need no table to be refused."""
-    check_choice("attention", options.attention, ATTENTIONS)
-    check_at_least("embedding", options.embedding, 1)
-    check_at_least("hidden", options.hidden, 1)
-    check_seeds(options.seeds)
-    training = TrainingOptions(**{**DEFAULTS, **options.options})
-    training.check()
+    training = TrainingOptions(**{**BAG_DEFAULTS, **options.overrides()})
+    check_families(training)
     return training
 
 
-def _open(study: Study | str | Path | None, options: Bags) -> _Opened:
-    opened, data = open_study(study, options.table, options.model, options.weights, options.group, options.categorical)
+def _open(study: Any, options: Bags) -> _Opened:
+    opened, data = open_source(options, study)
     opened = opened.replace(label=options.label)
     by, positive, notes = options.by, options.positive, []
     if by is None and opened.synthetic and opened.label == "label" and positive is None:
@@ -203,7 +184,7 @@ def _features(
             [name],
             cache=cache_folder(),
             rows=rows,
-            batch_size=options.batch_size,
+            batch_size=options.images_per_pass,
             device=options.device,
             progress=None if progress is None else at_stage(progress, "reading activations"),
         )[name]
@@ -229,36 +210,23 @@ def _record(
     sizes = np.array([len(rows) for rows in opened.bags.members])
     made_with = {k: v for k, v in bench.made_with.items() if k not in ("by", "label_rule")}
     return BagsRecord(
-        study=study.name,
-        synthetic=study.synthetic,
-        group=study.group or opened.by,
-        notes=tuple(notes),
-        settings={
-            "command": "bags",
-            "table": study.table.name,
-            "label": study.label,
-            "classes": list(plan.classes),
-            "by": opened.by,
-            "group": study.group,
-            "categorical": list(options.categorical),
-            "encourage": list(reading.encourage),
-            "discourage": list(reading.discourage),
-            "features": None if options.features is None else Path(options.features).name,
-            "positive": opened.positive,
-            "share": options.share,
+        **header(
+            options,
+            study,
+            folder,
+            notes,
+            label=study.label,
+            classes=list(plan.classes),
+            by=opened.by,
+            encourage=list(reading.encourage),
+            discourage=list(reading.discourage),
+            features=None if options.features is None else Path(options.features).name,
+            positive=opened.positive,
             **made_with,
-            **bench.shape,
-            "seeds": list(options.seeds),
-            "folds": options.folds,
-            "within": list(options.within),
-            "device": options.device,
-            "images_per_pass": options.batch_size,
-            "n_resamples": 0,
-            "rows": {name: len(rows) for name, rows in plan.rows.items()},
+            n_resamples=0,
+            rows={name: len(rows) for name, rows in plan.rows.items()},
             **{k: v for k, v in dataclasses.asdict(training).items() if k not in ("unfreeze", "cache")},
-        },
-        versions=versions(),
-        folder=folder,
+        ),
         encourage=reading.encourage,
         discourage=reading.discourage,
         units={k: v for k, v in study.units.items() if k in (*reading.encourage, *reading.discourage)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,49 @@ from conceptkit.grid.request import GridRequest, read_request
 from conceptkit.grid.run import GridSpec, bench_of, forget, remove_cache
 from conceptkit.grid.training import train_missing
 from conceptkit.jobs import Engine
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
 from conceptkit.options.grid import Grid
 from conceptkit.records import GridCell, GridRecord
 from conceptkit.runs.opening import versions
 from conceptkit.tables.study import Study
 
 
-def run_grid(
-    study: Study | str | Path | None = None,
+@dataclass(frozen=True)
+class GridOutline:
+    """The cells that a grid would train or compute."""
+
+    study: str
+    cells: tuple[GridCell, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and lists."""
+        cells = [dataclasses.asdict(cell) for cell in self.cells]
+        return {"schema": "conceptkit/grid-outline/1", "study": self.study, "cells": cells}
+
+
+def grid(
+    options: Grid,
+    study: Any = None,
     *,
-    engine: Engine | None = None,
     out: str | Path | None = None,
-    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-    **options: Any,
-) -> GridRecord:
-    """Train a grid of networks with its controls; an interrupted grid is resumed.
+    notify: Notify | None = None,
+) -> GridRecord | GridOutline:
+    """Train a grid of networks with its controls; an interrupted grid is resumed. A dry run returns the outline.
 
     Parameters
     ----------
-    study : as for :func:`run_guide`
-    engine : where runs are trained; ``None`` for one after the other in this process
-    out : the grid's folder, which a second call with the same settings resumes; ``None`` for the next free
-        ``runs/grid-NNN``
-    notify : receives before the training what will be trained and which concepts are skipped, one line each
-    progress : receives counts of the work
-    options : fields of :class:`conceptkit.options.grid.Grid`
-
-    Raises
-    ------
-    InputError
-        when an option cannot be used, the folder is another grid's, or another process works on it
+    out : the grid's folder, which the same command resumes; ``None`` for the next free ``runs/grid-NNN``
+    notify : receives before the training what will be trained and which concepts are skipped
     """
-    chosen, engine = Grid(**options), engine or Engine()
+    engine = Engine(name=options.engine, workers=options.workers, scheduler=options.scheduler)
     folder = grid_folder(out)
-    request = read_request(study, chosen)
-    spec = _spec(request, chosen, folder)
+    request = read_request(study, options)
+    if options.dry_run:
+        return GridOutline(request.study.name, request.cells)
+    if notify is not None:
+        notify(f"Each finished run is kept in {folder}; the same command with --out {folder} resumes the grid.")
+    spec = _spec(request, folder)
     try:
         bench = bench_of(spec, str(request.study.model))
         request = _without_missing_networks(spec, request)
@@ -65,18 +71,13 @@ def run_grid(
             digests = {name: bench_of(spec, name).setup.backbone.fingerprint() for name in networks}
             claim(folder, _common(spec), digests)
             remove_partial(folder)
-            note_plan(folder, sum(is_trained(cell) for cell in request.cells) * len(chosen.seeds))
+            note_plan(folder, sum(is_trained(cell) for cell in request.cells) * len(options.seeds))
             failed = train_missing(spec, request.cells, engine, progress)
-            record = write_grid_record(spec, request, folder, failed, engine, progress)
+            record = write_grid_record(spec, request, folder, failed, progress)
             remove_cache(folder)
     finally:
         forget(spec)
     return record
-
-
-def outline_grid(study: Study | str | Path | None = None, **options: Any) -> list[GridCell]:
-    """Return the cells of :func:`run_grid`, without training; it refuses the same mistakes."""
-    return list(read_request(study, Grid(**options)).cells)
 
 
 def grid_folder(out: str | Path | None) -> Path:
@@ -91,15 +92,13 @@ def grid_folder(out: str | Path | None) -> Path:
     return folder
 
 
-def _spec(request: GridRequest, options: Grid, folder: Path) -> GridSpec:
-    study = request.study
+def _spec(request: GridRequest, folder: Path) -> GridSpec:
+    study, options = request.study, request.options
     second = dict.fromkeys(request.second, _weights_of_second(study))
-    # Without a weighting, so that the recipe's is known; each cell has one. The recipe ours has none.
-    training = {name: value for name, value in options.options.items() if name != "weighting"}
-    training |= {"weighting": "vanilla"} if options.recipe == "ours" else {}
     return GridSpec(
         study=study,
-        options=dataclasses.replace(options, options=training),
+        # Each cell has a weighting. Without one here that of the recipe is known; the recipe ours has none.
+        options=options.replace(weighting="vanilla" if options.recipe == "ours" else None),
         folder=folder.absolute(),
         goals=request.goals,
         weights={str(study.model): study.weights, **second},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from conceptkit.guide.bench import PatchBench
 from conceptkit.guide.embeddings import drawn_rows
 from conceptkit.guide.reading import TrainedRun, evaluated, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes
-from conceptkit.jobs import Engine
 from conceptkit.options.base import Progress
 from conceptkit.records import Affinity, GridRecord, PatchLevel
 from conceptkit.report.drawing import to_bytes
 from conceptkit.report.grid_figures import grid_figures
-from conceptkit.runs.opening import versions
+from conceptkit.runs.opening import header
 
 PATCH_LEVEL_NOTE = (
     "Protocol paper: resamples of patches, two-sided Wilcoxon on paired resamples. It takes the patches of one patient "
@@ -36,12 +35,7 @@ PATCH_LEVEL_NOTE = (
 
 
 def write_grid_record(
-    spec: GridSpec,
-    request: GridRequest,
-    folder: Path,
-    failed: dict[str, str],
-    engine: Engine,
-    progress: Progress | None,
+    spec: GridSpec, request: GridRequest, folder: Path, failed: dict[str, str], progress: Progress | None
 ) -> GridRecord:
     """Make the record of all finished runs, and write it with the files of its report.
 
@@ -60,13 +54,19 @@ def write_grid_record(
     trained = _with_computed(spec, request, [run.trained for run in kept], failed)
     study, reading, counted = bench.study, bench.reading, count_splits(bench.study)
     paper = options.protocol == "paper"
+    notes = (
+        *(note for note in bench.setup.notes if note != ONLY_BASELINE),
+        *reading.notes,
+        *bench.notes,
+        *balance_notes(bench.setup.training, bench.setup.tasks),
+        *request.notes,
+        *(note for note in counted.notes if note.startswith("Split ")),
+        *(f"{run} failed: {why}" for run, why in failed.items()),
+        "Thresholds and epochs were chosen on validation rows only.",
+        *([PATCH_LEVEL_NOTE] if paper else []),
+    )
     record = GridRecord(
-        study=study.name,
-        synthetic=study.synthetic,
-        group=study.group,
-        settings=_settings(spec, request, bench, engine),
-        versions=versions(),
-        folder=folder,
+        **header(request.options, study, folder, notes, **_settings(request, bench)),
         grid=request.grid,
         cells=request.cells,
         runs=tuple(run.record for run in trained),
@@ -75,17 +75,6 @@ def write_grid_record(
         failed=failed,
         splits=counted.rows,
         affinity=tuple(_affinities(spec, bench, progress)) if options.affinity else (),
-        notes=(
-            *(note for note in bench.setup.notes if note != ONLY_BASELINE),
-            *reading.notes,
-            *bench.notes,
-            *balance_notes(bench.setup.training, bench.setup.tasks),
-            *request.notes,
-            *(note for note in counted.notes if note.startswith("Split ")),
-            *(f"{run} failed: {why}" for run, why in failed.items()),
-            "Thresholds and epochs were chosen on validation rows only.",
-            *([PATCH_LEVEL_NOTE] if paper else []),
-        ),
     )
     pairs = _pairs(record)
     record = dataclasses.replace(
@@ -114,12 +103,11 @@ def _with_computed(
     return sorted(trained, key=lambda run: order[run.record.name])
 
 
-def _settings(spec: GridSpec, request: GridRequest, bench: PatchBench, engine: Engine) -> Mapping[str, Any]:
-    study, options, plan = bench.study, spec.options, bench.plan
+def _settings(request: GridRequest, bench: PatchBench) -> dict[str, Any]:
+    """Return what the options leave to the study, the recipe and the network."""
+    study, plan = bench.study, bench.plan
     return {
-        "command": "guide",
         "ablate": request.grid,
-        "table": study.table.name,
         "model": study.model,
         "weights": bench.setup.backbone.weights,
         "weights_sha256": bench.setup.backbone.fingerprint(),
@@ -127,24 +115,11 @@ def _settings(spec: GridSpec, request: GridRequest, bench: PatchBench, engine: E
         "classes": list(plan.classes),
         "train": study.splits.train,
         "val": study.splits.val,
-        "seeds": list(options.seeds),
-        "folds": options.folds,
         "within": list(bench.reading.strata),
-        "protocol": options.protocol,
-        "affinity": options.affinity,
-        "group": study.group,
-        "categorical": list(options.categorical),
-        "device": options.device,
-        "weightings": None if options.weightings is None else list(options.weightings),
-        "controls": options.controls,
-        "noise": list(options.noise),
-        "fraction": list(options.fraction),
         "encourage": [goal.name for goal in request.goals if not goal.discouraged],
         "discourage": [goal.name for goal in request.goals if goal.discouraged],
-        "engine": dataclasses.asdict(engine),
         "rows": {name: len(rows) for name, rows in plan.rows.items()},
         "groups": {name: len(np.unique(plan.groups[rows])) for name, rows in plan.rows.items()},
-        "recipe": options.recipe,
         **{k: v for k, v in dataclasses.asdict(bench.setup.training).items() if k != "weighting"},
     }
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conceptkit.errors import InputError, check_at_least
+from conceptkit.errors import InputError
 from conceptkit.guide.bench import ALIKE, PatchBench, Spaces, arms_of
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
@@ -21,13 +21,13 @@ from conceptkit.guide.outline import Outline, branches, trained_parameters, unfr
 from conceptkit.guide.plan import make_plan
 from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, paired_differences
 from conceptkit.guide.search import Trial
-from conceptkit.guide.setup import balance_notes, set_up, signed_names
+from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
 from conceptkit.records import GuideRecord
-from conceptkit.runs.opening import UNFINISHED, in_own_folder, open_study, run_folder, versions
+from conceptkit.runs.opening import UNFINISHED, header, in_own_folder, open_source, run_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -41,7 +41,10 @@ class _Opened:
 
     study: Study
     data: PatchTable
+    stated: list[Goal]
+    """As options name them"""
     goals: list[Goal]
+    """With the column of latent domains"""
     latent: Latent | None
 
     @property
@@ -49,63 +52,31 @@ class _Opened:
         return [self.latent.note()] if self.latent else []
 
 
-@in_own_folder("guide")
-def run_guide(
-    study: Study | str | Path | None = None,
+def guide(
+    options: Guide,
+    study: Any = None,
     *,
     out: str | Path | None = None,
-    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-    **options: Any,
-) -> GuideRecord:
-    """Train a baseline and a guided network alike, and measure what guiding changed.
-
-    Parameters
-    ----------
-    study : a study, its file, or ``None`` for that of the current folder, or else the embedded one
-    out : run folder; ``None`` for the next free ``runs/guide-NNN``. The run of a killed process is resumed. Several
-        machines need one folder; the first one writes into it, and all return the same record
-    notify : receives before the training what will be trained and which concepts are skipped, one line each
-    progress : receives counts of the work
-    options : fields of :class:`conceptkit.options.guide.Guide`
-
-    Raises
-    ------
-    InputError
-        when an option cannot be used
-    """
-    chosen = Guide(**options)
-    engine = _engine(chosen, out)
-    folder = run_folder(out, "guide")
-    opened = _open(study, chosen, progress)
-    setup = set_up(opened.study, opened.data, opened.goals, chosen)
-    check_processes(setup.training, setup.tasks, engine)
-    reading = Reading.of(opened.data, opened.study, setup.plan, *signed_names(setup.tasks), chosen.folds, chosen.within)
+    notify: Notify | None = None,
+) -> GuideRecord | Outline:
+    """Train a baseline and a guided network alike, and measure what guiding changed; a dry run returns the outline."""
+    if not options.dry_run:
+        return _guide(options, study, out=out, progress=progress, notify=notify)
+    opened = _open(study, options, None)
+    setup = _set_up(opened, options)
     if notify is not None:
-        notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
-    bench = PatchBench(opened.data, opened.study, setup.plan, reading, engine, progress, setup=setup)
-    trials = bench.search(chosen.search, chosen.seeds[0]) if chosen.search else ()
-    trained, spaces = _train(bench, chosen, folder)
-    record = _record(bench, chosen, opened, trials, trained, folder)
-    if engine.first:
-        at = np.searchsorted(bench.used, bench.evaluated)
-        bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
-        record.save(folder)
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    return record
+        notify(setup.trains)
+    return _outline(opened, setup, options)
 
 
-def outline_guide(study: Study | str | Path | None = None, **options: Any) -> Outline:
-    """Return what :func:`run_guide` would train, without training; it refuses the same mistakes."""
-    chosen = Guide(**options)
-    opened = _open(study, chosen, None)
-    setup = set_up(opened.study, opened.data, opened.goals, chosen)
+def _outline(opened: _Opened, setup: Setup, options: Guide) -> Outline:
     network = build_model(setup.backbone, setup.tasks, setup.training, seed=0)
     numbers = trained_parameters(network, setup.training)
     return Outline(
         study=opened.study.name,
         model=setup.backbone.name,
-        recipe=chosen.recipe,
+        recipe=options.recipe,
         settings=dataclasses.asdict(setup.training),
         unfrozen=unfrozen(network, setup.backbone, setup.training),
         trunk=network.trunk_widths,
@@ -116,6 +87,60 @@ def outline_guide(study: Study | str | Path | None = None, **options: Any) -> Ou
         rows={name: len(rows) for name, rows in setup.plan.rows.items()},
         trains=setup.trains,
         notes=(*setup.notes, *opened.notes),
+    )
+
+
+@in_own_folder("guide")
+def _guide(
+    options: Guide, study: Any, *, out: str | Path | None, progress: Progress | None, notify: Notify | None
+) -> GuideRecord:
+    engine = _engine(options, out)
+    folder = run_folder(out, options.name)
+    opened = _open(study, options, progress)
+    setup = _set_up(opened, options)
+    check_processes(setup.training, setup.tasks, engine)
+    names = signed_names(setup.tasks)
+    reading = Reading.of(opened.data, opened.study, setup.plan, *names, options.folds, options.within)
+    if notify is not None:
+        notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
+    bench = PatchBench(opened.data, opened.study, setup.plan, reading, engine, progress, setup=setup)
+    trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
+    trained, spaces = _train(bench, options, folder)
+    record = _record(bench, options, opened, trials, trained, folder)
+    if engine.first:
+        at = np.searchsorted(bench.used, bench.evaluated)
+        bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
+        record.save(folder)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return record
+
+
+def run_guide(
+    study: Any = None,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+    **options: Any,
+) -> GuideRecord:
+    """Make a :class:`conceptkit.Guide` of the options and run it; see there."""
+    record: GuideRecord = Guide(**options).run(study, out=out, progress=progress, notify=notify)
+    return record
+
+
+def _seeds(options: Guide) -> tuple[int, ...]:
+    return (options.seed,) if options.seeds is None else options.seeds
+
+
+def _set_up(opened: _Opened, options: Guide) -> Setup:
+    return set_up(
+        opened.study,
+        opened.data,
+        opened.goals,
+        options,
+        _seeds(options),
+        transductive=options.transductive,
+        allow_leakage=options.allow_leakage,
     )
 
 
@@ -131,22 +156,20 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
     if options.nodes > 1 and out is None:
         raise InputError("nodes: several machines need one run folder that all of them see; set --out.")
     engine.check()
-    check_at_least("search", options.search, 0)
-    check_at_least("folds", options.folds, 2)
     return engine
 
 
-def _open(study: Study | str | Path | None, options: Guide, progress: Progress | None) -> _Opened:
-    opened, data = open_study(study, options.table, options.model, options.weights, options.group, options.categorical)
+def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
+    opened, data = open_source(options, study)
     data = disturbed(data, options.disturb, seed=DISTURBED_SEED) if options.disturb else data
     both = options.encourage, options.discourage
-    goals = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both))
-    stated = [goal for goal in goals if not is_latent(goal)]
-    if len(stated) < len(goals):  # before latent domains are read from pixels or activations, which takes time
-        plan = make_plan(opened, data, concepts=concept_names(stated), allow_leakage=options.allow_leakage)
+    stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both))
+    others = [goal for goal in stated if not is_latent(goal)]
+    if len(others) < len(stated):  # before latent domains are read from pixels or activations, which takes time
+        plan = make_plan(opened, data, concepts=concept_names(others), allow_leakage=options.allow_leakage)
         check_read_folds(data, opened, plan, options.folds)
-    data, goals, latent = with_latent(data, opened, goals, progress=progress)
-    return _Opened(opened, data, goals, latent)
+    data, goals, latent = with_latent(data, opened, stated, progress=progress)
+    return _Opened(opened, data, stated, goals, latent)
 
 
 def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[TrainedRun], dict[str, Spaces]]:
@@ -156,7 +179,7 @@ def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[Traine
     if len(setup.tasks) > setup.kept:
         arms["guided"] = setup.tasks
     trained, spaces = [], {}
-    for arm, places in arms_of(arms, setup.training, options.seeds, folder):
+    for arm, places in arms_of(arms, setup.training, _seeds(options), folder):
         places = dataclasses.replace(
             places,
             state=folder / UNFINISHED / f"{arm.label}-{bench.digest(arm)}.ckpt",
@@ -164,7 +187,7 @@ def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[Traine
         )
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
-        if arm.seed == options.seeds[0]:
+        if arm.seed == _seeds(options)[0]:
             spaces[arm.label] = bench.spaces(outcome)
     return trained, spaces
 
@@ -193,44 +216,27 @@ def _record(
 ) -> GuideRecord:
     study, setup, plan, reading = bench.study, bench.setup, bench.plan, bench.reading
     return GuideRecord(
-        study=study.name,
-        synthetic=study.synthetic,
-        group=study.group,
-        notes=tuple(_notes(bench, options, opened, trials)),
-        settings={
-            "command": "guide",
-            "table": study.table.name,
-            "model": study.model,
-            "weights": setup.backbone.weights,
-            "weights_sha256": setup.backbone.fingerprint(),
-            "label": study.label,
-            "classes": list(plan.classes),
-            "group": study.group,
-            "categorical": list(options.categorical),
-            "encourage": [goal.name for goal in opened.goals if not goal.discouraged],
-            "discourage": [goal.name for goal in opened.goals if goal.discouraged],
-            "seeds": list(options.seeds),
-            "folds": options.folds,
-            "within": list(options.within),
-            "device": options.device,
-            "devices": options.devices,
-            "nodes": options.nodes,
-            "precision": options.precision,
-            "log": list(options.log),
-            "n_resamples": 0,
-            "rows": {name: len(rows) for name, rows in plan.rows.items()},
-            "recipe": options.recipe,
-            "engine": dataclasses.asdict(bench.engine),
-            "disturb": list(options.disturb),
-            "latent": None if opened.latent is None else dataclasses.asdict(opened.latent),
-            "search": [dataclasses.asdict(trial) for trial in trials],
-            "transductive": options.transductive,
-            "allow_leakage": options.allow_leakage,
-            "layers": {task.name: task.layer for task in setup.tasks if task.layer is not None},
+        **header(
+            options,
+            study,
+            folder,
+            _notes(bench, options, opened, trials),
+            model=study.model,
+            weights=setup.backbone.weights,
+            weights_sha256=setup.backbone.fingerprint(),
+            label=study.label,
+            classes=list(plan.classes),
+            encourage=[goal.name for goal in opened.stated if not goal.discouraged],
+            discourage=[goal.name for goal in opened.stated if goal.discouraged],
+            seeds=list(_seeds(options)),
+            n_resamples=0,
+            rows={name: len(rows) for name, rows in plan.rows.items()},
+            engine=dataclasses.asdict(bench.engine),
+            latent=None if opened.latent is None else dataclasses.asdict(opened.latent),
+            search=[dataclasses.asdict(trial) for trial in trials],
+            layers={task.name: task.layer for task in setup.tasks if task.layer is not None},
             **dataclasses.asdict(setup.training),
-        },
-        versions=versions(),
-        folder=folder,
+        ),
         encourage=reading.encourage,
         discourage=reading.discourage,
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},

@@ -15,12 +15,12 @@ from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.guide.goals import Goal
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import evaluated
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
 from conceptkit.options.predictivity import Predictivity
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.usable import usable
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
-from conceptkit.runs.opening import in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import header, in_own_folder, notes_on, open_source, run_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -29,32 +29,22 @@ CENTER = "center"
 
 
 @in_own_folder("predictivity")
-def run_predictivity(
-    study: Study | str | Path | None = None,
+def predictivity(
+    options: Predictivity,
+    study: Any = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    notify: Notify | None = None,
 ) -> PredictivityRecord:
     """Train a small network (20 units) from columns of the table to the main label, and score it on evaluation splits.
 
     Its inputs are in turn a random column, each concept, growing sets of concepts, and each confounder alone.
-
-    Parameters
-    ----------
-    study, out, progress : as for :func:`run_guide`
-    options : fields of :class:`conceptkit.options.predictivity.Predictivity`
-
-    Raises
-    ------
-    InputError
-        when an option cannot be used
     """
-    chosen = Predictivity(**options)
-    check_seeds(chosen.seeds)
-    folder = run_folder(out, "predictivity")
-    study, data = open_study(study, chosen.table, None, None, chosen.group, chosen.categorical, opens_model=False)
-    concepts, alone = _columns(study, data, chosen)
+    check_seeds(options.seeds)
+    folder = run_folder(out, options.name)
+    study, data = open_source(options, study, opens_model=False)
+    concepts, alone = _columns(study, data, options)
     plan = make_plan(study, data)
     training = data.select(plan.rows["train"])
 
@@ -72,28 +62,21 @@ def run_predictivity(
     for done, (role, names) in enumerate(sets):
         if progress is not None:
             progress("sets of columns", done, len(sets))
-        predicted = [_predicted(data, plan, role, names, seed) for seed in chosen.seeds]
+        predicted = [_predicted(data, plan, role, names, seed) for seed in options.seeds]
         rows += _rows(plan, role, names, predicted)
     if progress is not None:
         progress("sets of columns", len(sets), len(sets))
     record = PredictivityRecord(
-        study=study.name,
-        synthetic=study.synthetic,
-        group=study.group,
-        notes=(*notes_on(study, data, [*concepts, *alone, study.label]), *skipped),
-        settings={
-            "command": "predictivity",
-            "table": study.table.name,
-            "group": study.group,
-            "categorical": list(chosen.categorical),
-            "label": study.label,
-            "concepts": list(concepts),
-            "alone": list(alone),
-            "seeds": list(chosen.seeds),
-            "rows": {name: len(members) for name, members in plan.rows.items()},
-        },
-        versions=versions(),
-        folder=folder,
+        **header(
+            options,
+            study,
+            folder,
+            (*notes_on(study, data, [*concepts, *alone, study.label]), *skipped),
+            label=study.label,
+            concepts=concepts,
+            alone=alone,
+            rows={name: len(members) for name, members in plan.rows.items()},
+        ),
         rows=tuple(rows),
     )
     record.save(folder)

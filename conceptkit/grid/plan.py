@@ -127,6 +127,12 @@ class _Cells:
         self.by_name.setdefault(cell.name, cell)
 
 
+def models_of(options: Grid) -> str | None:
+    """Return the text that names the models; the paper's by default, none with curves or affinities."""
+    curves = options.noise or options.fraction or options.affinity
+    return PAPER if options.ablate is None and not curves else options.ablate
+
+
 def plan_cells(
     study: Study, options: Grid, *, weightings: Sequence[str], second: Sequence[str] = ()
 ) -> tuple[str, list[GridCell]]:
@@ -138,7 +144,7 @@ def plan_cells(
     weightings : of the losses; every model is trained with each
     second : the paper's networks that are trained beside the study's
     """
-    name, models = ("none", []) if options.ablate is None else read_models(options.ablate, study)
+    name, models = ("none", []) if (text := models_of(options)) is None else read_models(text, study)
     cells = _Cells(str(study.model), numbered=name == PAPER)
     for weighting in weightings:
         cells.add((), (), weighting)

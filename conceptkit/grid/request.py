@@ -5,32 +5,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice, check_seeds, near_names
-from conceptkit.grid.plan import PAPER, PAPER_WEIGHTINGS, RANDOM_TARGET, SECOND_NETWORK, is_trained, plan_cells
+from conceptkit.grid.plan import (
+    PAPER,
+    PAPER_WEIGHTINGS,
+    RANDOM_TARGET,
+    SECOND_NETWORK,
+    is_trained,
+    models_of,
+    plan_cells,
+)
 from conceptkit.guide.goals import Goal, concept_names
 from conceptkit.guide.latent import refuse_latent
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import make_plan
 from conceptkit.guide.recipes import RECIPES
-from conceptkit.guide.setup import concept_tasks
+from conceptkit.guide.setup import check_families, concept_tasks
 from conceptkit.guide.weighting import Weighting, parse_weighting
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.grid import Grid
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import GridCell
-from conceptkit.runs.opening import open_study
+from conceptkit.runs.opening import open_source
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
-
-PROTOCOLS = ("groups", "paper")
-"""How models are compared: over groups only, or by the paper's resamples of patches too"""
 
 
 @dataclass(frozen=True)
 class GridRequest:
     """What is to be trained, and of which study."""
 
+    options: Grid
     study: Study
     """With the concepts of the options"""
     second: tuple[str, ...]
@@ -45,10 +51,10 @@ class GridRequest:
     """Notes on the concepts that cannot be learned, which are among ``notes`` too"""
 
 
-def read_request(study: Study | str | Path | None, options: Grid) -> GridRequest:
+def read_request(study: Any, options: Grid) -> GridRequest:
     """Return the request that options make of a study; :class:`InputError` when they cannot be used."""
     _check_options(options)
-    opened, data = open_study(study, options.table, options.model, options.weights, options.group, options.categorical)
+    opened, data = open_source(options, study)
     if options.encourage is not None or options.discourage is not None:
         opened = dataclasses.replace(
             opened, encourage=tuple(options.encourage or ()), discourage=tuple(options.discourage or ())
@@ -58,7 +64,7 @@ def read_request(study: Study | str | Path | None, options: Grid) -> GridRequest
     curves = bool(options.noise or options.fraction or options.affinity)
     if curves and not opened.encourage:
         raise InputError("encourage: curves and affinities need a concept to encourage, none is given.")
-    second, notes = _second_networks(options.ablate, opened)
+    second, notes = _second_networks(models_of(options), opened)
     grid, cells = plan_cells(opened, options, weightings=_weightings(options), second=second)
     goals = _goals(cells, opened if curves else None)
     argument = "ablate" if grid != "none" else "encourage"
@@ -67,12 +73,11 @@ def read_request(study: Study | str | Path | None, options: Grid) -> GridRequest
         data.column(argument, goal.concept)
     goals, cells, skipped = _learnable(data, opened, goals, cells)
     _check_weightings(goals, cells)
-    return GridRequest(opened, tuple(second), grid, tuple(cells), goals, (*notes, *skipped), tuple(skipped))
+    return GridRequest(options, opened, tuple(second), grid, tuple(cells), goals, (*notes, *skipped), tuple(skipped))
 
 
 def _check_options(options: Grid) -> None:
     """Refuse options that are wrong whatever the table."""
-    check_choice("protocol", options.protocol, PROTOCOLS)
     for name, levels in (("concept-noise", options.noise), ("concept-fraction", options.fraction)):
         for level in levels:
             check_at_least(name, level, 0)
@@ -83,7 +88,7 @@ def _check_options(options: Grid) -> None:
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
     check_seeds(options.seeds)
     check_choice("recipe", options.recipe, RECIPES)
-    TrainingOptions(**options.options).check()
+    check_families(TrainingOptions(**options.overrides()))
 
 
 def _learnable(
@@ -123,9 +128,9 @@ def _weightings(options: Grid) -> tuple[str, ...]:
         if not options.weightings:
             raise InputError("weightings: at least one is needed, got none.")
         return tuple(dict.fromkeys(options.weightings))
-    if "weighting" in options.options:
-        return (options.options["weighting"],)
-    return PAPER_WEIGHTINGS if options.ablate == PAPER else ("uncertainty-bounded",)
+    if options.weighting is not None:
+        return (options.weighting,)
+    return PAPER_WEIGHTINGS if models_of(options) == PAPER else ("uncertainty-bounded",)
 
 
 def _second_networks(ablate: str | None, study: Study) -> tuple[list[str], list[str]]:

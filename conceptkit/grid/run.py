@@ -25,7 +25,6 @@ from conceptkit.guide.bench import Arm, PatchBench, Places
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import Plan
 from conceptkit.guide.reading import Reading, TrainedRun, split_scores
 from conceptkit.guide.setup import set_up
@@ -34,6 +33,7 @@ from conceptkit.guide.weighting import parse_weighting
 from conceptkit.models.checkpoints import inside, load_checkpoint
 from conceptkit.models.guided import Task
 from conceptkit.options.grid import Grid
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import GridCell, GuideRun
 from conceptkit.runs.opening import open_study
 from conceptkit.tables.study import Study
@@ -84,7 +84,7 @@ def bench_of(spec: GridSpec, model: str) -> PatchBench:
             del _benches[other]
         options = spec.options
         study, data = open_study(spec.study, None, model, spec.weights[model], None, options.categorical)
-        setup = set_up(study, data, spec.goals, options)
+        setup = set_up(study, data, spec.goals, options, options.seeds)
         if setup.origin is not None:
             raise InputError(f"model: a grid starts from a plain network; {model} is a checkpoint of a guided one.")
         encourage, discourage = (concept_names([g for g in spec.goals if g.discouraged is d]) for d in (False, True))

@@ -15,9 +15,9 @@ from torch import Tensor
 from conceptkit.guide.bench import Bench
 from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.inputs import Inputs, on_device
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.bags import AttentionPooling, BagModel, save_bag_model
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.options.training import TrainingOptions
 
 Members = Sequence[NDArray[np.intp]]
 """Of each bag, the row numbers of its patches; no bag is empty"""

@@ -21,7 +21,6 @@ from conceptkit.guide.embeddings import drawn_rows, read_spaces, write_embedding
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
 from conceptkit.guide.objective import encode
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import Plan
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
@@ -30,6 +29,7 @@ from conceptkit.guide.training import DivergedError, Trained, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.options.base import Progress
+from conceptkit.options.training import TrainingOptions
 from conceptkit.runs.context import names_kept, write_context
 from conceptkit.runs.opening import at_stage
 from conceptkit.tables.patches import PatchTable

@@ -11,9 +11,9 @@ from torch import nn
 
 from conceptkit.errors import InputError
 from conceptkit.guide.discouraging import METHODS
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task, layer_width
+from conceptkit.options.training import TrainingOptions
 
 
 def build_model(

@@ -19,11 +19,11 @@ from conceptkit.guide.aggregation import aggregator, backward
 from conceptkit.guide.discouraging import METHODS, pressure
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.objective import REVERSALS, balance_factors, class_weights, joint_codes, task_loss
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.guided import CATEGORICAL, MAIN, Erasure, GuidedModel
 from conceptkit.models.inference import ieee_float32
+from conceptkit.options.training import TrainingOptions
 from conceptkit.probe.erasure import fit_eraser
 
 EpochProgress = Callable[[int, int], None]

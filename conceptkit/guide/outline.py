@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from conceptkit.errors import InputError
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
+from conceptkit.options.training import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

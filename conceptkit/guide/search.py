@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conceptkit.errors import check_at_least
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 
 TRUNKS = ((64,), (256,), (256, 64), (512, 128), (1024, 256, 64))
 DROPOUTS = (0.0, 0.2, 0.5)

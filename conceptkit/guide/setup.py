@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from conceptkit.errors import InputError, check_seeds, near_names
+from conceptkit.errors import InputError, check_choice, check_seeds, near_names
 from conceptkit.guide.building import build_model
+from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.goals import Goal, concept_names
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.guide.objective import REVERSALS
 from conceptkit.guide.outline import trained_sentence
 from conceptkit.guide.plan import Plan, concept_task, make_plan
 from conceptkit.guide.prefix import frozen_layers
@@ -21,7 +22,8 @@ from conceptkit.guide.weighting import parse_weighting
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import checkpoint_notes, inside, open_model
 from conceptkit.models.guided import MAIN, GuidedModel, Task
-from conceptkit.options.guide import Guide
+from conceptkit.options.guide import Guided
+from conceptkit.options.training import LoopOptions, TrainingOptions
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.probe.usable import usable
 from conceptkit.runs.opening import notes_on
@@ -51,12 +53,22 @@ class Setup:
     """One sentence that says what is trained"""
 
 
-def set_up(study: Study, data: PatchTable, goals: Sequence[Goal], options: Guide) -> Setup:
+def set_up(
+    study: Study,
+    data: PatchTable,
+    goals: Sequence[Goal],
+    options: Guided,
+    seeds: Sequence[int],
+    *,
+    transductive: bool = False,
+    allow_leakage: bool = False,
+) -> Setup:
     """Make the tasks of some goals, and refuse what cannot be trained.
 
     Parameters
     ----------
     goals : of all networks that are compared; one may encourage a concept that another discourages
+    transductive, allow_leakage : see :func:`conceptkit.guide.plan.make_plan`
 
     Raises
     ------
@@ -69,17 +81,15 @@ def set_up(study: Study, data: PatchTable, goals: Sequence[Goal], options: Guide
             raise InputError(f"encourage and discourage: {name} is the main task itself.")
     if study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
-    check_seeds(options.seeds)
-    plan = make_plan(
-        study, data, concepts=names, transductive=options.transductive, allow_leakage=options.allow_leakage
-    )
+    check_seeds(seeds)
+    plan = make_plan(study, data, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
     learned, skipped = concept_tasks(data, plan, goals)
     notes = [*notes_on(study, data, [*dict.fromkeys(t.name for t in learned), study.label]), *plan.notes, *skipped]
     # Only the rows that scale a concept matter: an outlier among the others does not compress its values.
     continuous = [task.name for task in learned if task.kind == "continuous"]
     notes += outlier_notes({name: data.concept(name).values[plan.scaled_on] for name in continuous})
     notes += [] if goals else [ONLY_BASELINE]
-    backbone, origin = inside(open_model(study.model, study.weights, seed=options.seeds[0]))
+    backbone, origin = inside(open_model(study.model, study.weights, seed=seeds[0]))
     notes += checkpoint_notes(backbone, data)
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
     kept = 1
@@ -94,23 +104,31 @@ def set_up(study: Study, data: PatchTable, goals: Sequence[Goal], options: Guide
     notes += _training_notes(options, training, from_recipe, study.model, guided=len(tasks) > 1)
     notes += unbalanced_notes(data, plan, tasks) if training.balance or training.balance_main else []
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
-    trains = trained_sentence(network, backbone, training, chosen="unfreeze" in options.options)
+    trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)
     _check_layers(tasks, backbone, frozen_layers(network))
     return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains)
 
 
 def _training(
-    options: Guide, backbone: Backbone, origin: GuidedModel | None, learned: Sequence[Task]
+    options: Guided, backbone: Backbone, origin: GuidedModel | None, learned: Sequence[Task]
 ) -> tuple[TrainingOptions, dict[str, Any]]:
     """Return the options of the training, checked, and those of them that the recipe sets."""
     discouraged = list(dict.fromkeys(task.name for task in learned if task.adversarial))
+    given = options.overrides()
     stated = recipe_options(options.recipe, backbone, discouraged)
     if origin is not None:
         stated |= {"trunk": origin.trunk_widths, "dropout": origin.dropout}
-    stated = {name: value for name, value in stated.items() if name not in options.options}
-    training = TrainingOptions(**{**stated, **options.options})
-    training.check()
+    stated = {name: value for name, value in stated.items() if name not in given}
+    training = TrainingOptions(**{**stated, **given})
+    check_families(training)
     return training, stated
+
+
+def check_families(training: LoopOptions) -> None:
+    """Refuse unknown members of families."""
+    parse_weighting(training.weighting)
+    check_choice("reversal", training.reversal, REVERSALS)
+    check_choice("method", training.method, METHODS)
 
 
 def _check_weighting(training: TrainingOptions, tasks: Sequence[str]) -> None:
@@ -130,10 +148,10 @@ def _check_layers(tasks: Sequence[Task], backbone: Backbone, frozen: Sequence[st
 
 
 def _training_notes(
-    options: Guide, training: TrainingOptions, from_recipe: Mapping[str, Any], model: str, *, guided: bool
+    options: Guided, training: TrainingOptions, from_recipe: Mapping[str, Any], model: str, *, guided: bool
 ) -> list[str]:
     notes = []
-    if not training.unfreeze and "unfreeze" not in options.options:
+    if not training.unfreeze and options.unfreeze is None:
         notes.append(f"The last block of {model} is not known: no layer of the backbone was trained.")
     if options.recipe != "ours":
         shown = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in from_recipe.items()}

@@ -18,9 +18,9 @@ from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.engine import TrainingEngine, quiet_lightning
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.models.inference import choose_device, forked_rng, ieee_float32
+from conceptkit.options.training import TrainingOptions
 
 
 @dataclass(frozen=True)

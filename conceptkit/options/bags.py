@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
+from conceptkit.options.shared import NetworkOptions, TableOptions
+from conceptkit.options.training import BagOverrides
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bags:
+@declare
+class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
     """Train attention over the patches of slides or patients, guided by concepts of the whole bag."""
 
+    name = "bags"
+    example = "bags --table tiles.csv --by slide --encourage count --discourage center"
+    runner = "conceptkit.commands.bags:bags"
+
     by: str | None = None
-    encourage: Sequence[str] | None = None
-    discourage: Sequence[str] | None = None
+    """Column that names the bag of each patch: slide, patient, …; default: the group, or made slides of the embedded
+    study."""
+    encourage: Names | None = None
+    """Concepts of a bag to encourage, comma-separated; default: the study's."""
+    discourage: Names | None = None
+    """Concepts of a bag to discourage, comma-separated; default: the study's."""
     label: str | None = None
+    """Column of the main task, instead of the study's; a continuous one is split at the median of training bags."""
     positive: str | None = None
-    share: float = 0.0
+    """Class of the label that makes a bag positive, if the label varies within bags."""
+    share: float = option(0.0, minimum=0)
+    """Share of a bag's labelled patches above which the class makes it positive; 0 for any patch."""
     layer: str | None = None
+    """Layer whose pooled output is the features of a patch; default: the study's first."""
     features: str | Path | None = None
-    table: str | Path | None = None
-    model: str | None = None
-    weights: str | None = None
-    group: str | None = None
-    categorical: Sequence[str] = ()
-    attention: str = "gated"
-    embedding: int = 64
-    hidden: int = 32
-    options: Mapping[str, Any] = field(default_factory=dict)
-    folds: int = 5
-    within: Sequence[str] = ()
-    seeds: Sequence[int] = (0,)
+    """Your own features (.h5, .npy, .parquet), instead of a network's."""
+    attention: str = option("gated", choices=("gated", "plain", "mean"))
+    """Pooling of patches; mean for no attention."""
+    embedding: int = option(64, minimum=1)
+    """Width of an embedded patch."""
+    hidden: int = option(32, minimum=1)
+    """Width inside the attention."""
+    folds: int = option(5, minimum=2)
+    """Number of cross-validation folds of the probes that read the trained networks."""
+    within: Names = ()
+    """Columns within whose levels AUCs are computed too, comma-separated."""
+    seeds: tuple[int, ...] = option((0,), parse=seed_list)
+    """Number of seeds (5), or a list (1001,822): one pair of networks per seed."""
     device: str = "auto"
-    batch_size: int = 16
+    """auto, cpu, cuda, …"""
+    images_per_pass: int = option(16, minimum=1)
+    """Images per forward pass of the frozen network."""

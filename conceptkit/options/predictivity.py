@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
+from conceptkit.options.shared import TableOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictivity:
+@declare
+class Predictivity(TableOptions, RecordCommand):
     """Measure how well concept values predict the main label without any image."""
 
-    concepts: Sequence[str] | None = None
-    alone: Sequence[str] | None = None
-    table: str | Path | None = None
-    group: str | None = None
-    categorical: Sequence[str] = ()
-    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    name = "predictivity"
+    example = "predictivity --table patches.csv --concept area_um2,count"
+    runner = "conceptkit.commands.predictivity:predictivity"
+
+    concepts: Names | None = option(None, flag="--concept")
+    """Concepts, in the order in which sets of them grow, comma-separated; default: the study's."""
+    alone: Names | None = None
+    """Confounders, each of which is the only input; default: the concepts that the study discourages, and center."""
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), parse=seed_list)
+    """Number of seeds (5), or a list (1001,822)."""
