@@ -6,13 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
-    from conceptkit.commands.grid import run_grid
     from conceptkit.commands.guide import run_guide
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
-    from conceptkit.commands.predictivity import run_predictivity
     from conceptkit.commands.probe import run_probe
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
@@ -22,6 +19,10 @@ if TYPE_CHECKING:
     from conceptkit.options import from_settings
     from conceptkit.options.attribute import Attribute
     from conceptkit.options.audit import Audit
+    from conceptkit.options.bags import Bags
+    from conceptkit.options.grid import Grid
+    from conceptkit.options.guide import Guide
+    from conceptkit.options.predictivity import Predictivity
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -43,14 +44,18 @@ _HOMES = {
     "AttributeRecord": "records.attribute",
     "Audit": "options.audit",
     "AuditRecord": "records.audit",
+    "Bags": "options.bags",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
+    "Grid": "options.grid",
     "GridRecord": "records.grid",
+    "Guide": "options.guide",
     "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
     "InputError": "errors",
+    "Predictivity": "options.predictivity",
     "PredictivityRecord": "records.predictivity",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
@@ -62,11 +67,8 @@ _HOMES = {
     "load_study": "tables.study",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_bags": "commands.bags",
-    "run_grid": "commands.grid",
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
-    "run_predictivity": "commands.predictivity",
     "run_probe": "commands.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
@@ -77,14 +79,18 @@ __all__ = [
     "AttributeRecord",
     "Audit",
     "AuditRecord",
+    "Bags",
     "BagsRecord",
     "ConceptActivationVector",
     "ConceptRegion",
     "GradientReversal",
+    "Grid",
     "GridRecord",
+    "Guide",
     "GuideRecord",
     "GuidedModel",
     "InputError",
+    "Predictivity",
     "PredictivityRecord",
     "ProbeRecord",
     "RegressionConceptVector",
@@ -97,11 +103,8 @@ __all__ = [
     "load_study",
     "predict",
     "probe_arrays",
-    "run_bags",
-    "run_grid",
     "run_guide",
     "run_measure",
-    "run_predictivity",
     "run_probe",
     "run_tile",
     "write_report",

@@ -11,18 +11,18 @@ import torch
 from recorded_options import forgotten
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.bags import run_bags
 from conceptkit.errors import InputError
 from conceptkit.evaluate.paired import auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.guide.bag_table import make_bags
 from conceptkit.guide.bags import bag_inputs, build_bag_model, read_attention
-from conceptkit.options.training import TrainingOptions
 from conceptkit.guide.training import predict, train
 from conceptkit.models.bags import ATTENTIONS, AttentionPooling, load_bag_model
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.bags import Bags
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import BagsRecord, load_record, to_json
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.table import shown
@@ -199,16 +199,13 @@ def test_made_slides_keep_every_patch_and_give_each_patient_both_labels(embedded
 @pytest.fixture(scope="module")
 def record(embedded, tmp_path_factory):
     out = tmp_path_factory.mktemp("bags") / "run"
-    return run_bags(embedded, options={"epochs": 25, "warmup": 5}, out=out)
+    return ck.Bags(epochs=25, warmup=5).run(embedded, out=out)
 
 
 def test_every_option_stands_in_the_settings(record):
     settings = load_record(record.folder).settings
     assert settings["images_per_pass"] == 16  # `batch_size` is that of training
-    assert forgotten(Bags, settings) == {
-        "unfreeze",
-        "cache",
-    }  # there is nothing to unfreeze or to keep of a frozen network
+    assert forgotten(Bags, settings) == set()
 
 
 def test_the_embedded_studys_bags(record):
@@ -261,16 +258,16 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
     data = embedded.load_table()
     features = np.column_stack([data.frame["area"].fillna(45), rng.normal(size=(len(data), 3))]).astype(np.float32)
     pd.DataFrame(features, columns=list("abcd")).assign(patch_id=data.patch_ids).to_parquet(tmp_path / "f.parquet")
-    found = run_bags(
-        embedded,
+    found = ck.Bags(
         by="patient",
         label="area",
         encourage=["count"],
         discourage=["center"],
         features=tmp_path / "f.parquet",
-        options={"epochs": 25, "warmup": 5, "batch_size": 8},
-        out=tmp_path / "run",
-    )
+        epochs=25,
+        warmup=5,
+        batch_size=8,
+    ).run(embedded, out=tmp_path / "run")
     assert found.attention == ()
     assert {s.n for s in found.scores if s.split == "internal"} == {36}
     assert next(s for s in found.scores if s.run == "baseline" and s.split == "internal").auc > 0.8

@@ -177,7 +177,7 @@ def test_demo_prints_one_object_and_says_that_it_is_synthetic(study, here, monke
     monkeypatch.setattr(reporting, "embedded_study", lambda: small)
     less = {"layers": ["mixed2"], "concepts": ["count"], "permutations": 0}
     monkeypatch.setattr(reporting, "run_probe", lambda s, **given: run_probe(s, **{**given, **less}))
-    monkeypatch.setattr(reporting, "run_guide", functools.partial(run_guide, options=options))
+    monkeypatch.setattr(reporting, "run_guide", functools.partial(run_guide, **options))
     result = call("demo", "--out", "all", "--json", "-")
     body = json.loads(result.stdout)
     assert (body["schema"], body["study"], body["path"]) == ("conceptkit/demo/1", "small", "all/report.html")

@@ -10,8 +10,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError
 from conceptkit.guide.goals import read_goals
 from conceptkit.guide.latent import with_latent
@@ -162,20 +163,20 @@ def test_a_profile_says_stain(embedded):
 
 def test_guide_discourages_them(study, tmp_path):
     options = {"unfreeze": (), "trunk": (8,), "epochs": 2, "warmup": 1}
-    outline = outline_guide(study, encourage=["count"], discourage=["latent:2"], options=options)
+    outline = ck.Guide(encourage=["count"], discourage=["latent:2"], **options, dry_run=True).run(study)
     assert [b.task for b in outline.branches] == ["main", "count", "latent"]
     assert any("2 latent domains" in note for note in outline.notes)
-    outline = outline_guide(study, encourage=["count"], discourage=["latent:2+mixed0"], options=options)
+    outline = ck.Guide(encourage=["count"], discourage=["latent:2+mixed0"], **options, dry_run=True).run(study)
     assert [b.task for b in outline.branches] == ["main", "count", "latent"]
     assert any("from the features of mini_inception at mixed0" in note for note in outline.notes)
-    record = run_guide(study, encourage=["count"], discourage=["latent:2"], options=options, out=tmp_path / "run")
+    record = run_guide(study, encourage=["count"], discourage=["latent:2"], **options, out=tmp_path / "run")
     assert record.discourage == ("latent",)
     assert record.settings["latent"]["domains"] == 2
     assert set(record.settings["latent"]["agreement"]) == {"training", "other"}
     guided = next(run for run in record.runs if run.name == "guided")
     assert "auc_within_latent" in guided.metrics["internal"]
     assert (
-        run_guide(study, discourage=[], encourage=["count"], options=options, out=tmp_path / "other").settings["latent"]
+        run_guide(study, discourage=[], encourage=["count"], **options, out=tmp_path / "other").settings["latent"]
         is None
     )
 
