@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from recorded_options import forgotten
+from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -268,13 +270,72 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
         warmup=5,
         batch_size=8,
     ).run(embedded, out=tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "baseline-seed0"
+    out = ["--out", tmp_path / "p.csv"]
+    refused = invoke("predict", checkpoint, *out)
+    assert "set --features" in refused.output, refused.output
+    result = invoke("predict", checkpoint, "--features", tmp_path / "f.parquet", *out)
+    assert result.exit_code == 0, result.output
+    predicted = pd.read_csv(tmp_path / "p.csv").set_index("bag")
+    area = data.frame.groupby("patient")["area"].mean()
+    evaluated = data.frame.loc[data.frame.split == "internal", "patient"].unique()
+    label = area[evaluated] > area[data.frame.loc[data.frame.split == "train", "patient"].unique()].median()
+    (name,) = (c for c in predicted if c.startswith("probability_"))
+    expected = next(s.auc for s in found.scores if s.run == "baseline" and s.split == "internal")
+    assert roc_auc_score(label, predicted.loc[evaluated, name]) == pytest.approx(expected)
+    wider = pd.read_parquet(tmp_path / "f.parquet").assign(e=0.5 * np.arange(len(data)))
+    wider.to_parquet(tmp_path / "wider.parquet")
+    assert (
+        "on 4 features per patch"
+        in invoke("predict", checkpoint, "--features", tmp_path / "wider.parquet", *out).output
+    )
     assert found.attention == ()
     assert {s.n for s in found.scores if s.split == "internal"} == {36}
     assert next(s for s in found.scores if s.run == "baseline" and s.split == "internal").auc > 0.8
 
 
+def invoke(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
 def call(*arguments):
-    return CliRunner().invoke(app, ["bags", *map(str, arguments)])
+    return invoke("bags", *arguments)
+
+
+def test_a_checkpoint_predicts_bags_as_it_was_scored(record, embedded, tmp_path):
+    predicted = ck.predict(record.folder / "checkpoints" / "guided-seed0", table=None).set_index("bag")
+    patches = pd.read_csv(record.folder / "attention.csv")
+    assert predicted["patches"].sum() == len(patches)
+    assert "count_predicted" in predicted
+    assert not any(name.startswith("center") for name in predicted)  # it was discouraged
+    label = (patches.label == "tumor").groupby(patches.bag).any()
+    for split, bags in patches.groupby("split").bag.unique().items():
+        expected = [s.auc for s in record.scores if (s.run, s.split) == ("guided", split)]
+        if expected:
+            score = predicted.loc[bags, "probability_tumor over 0"]
+            assert roc_auc_score(label[bags], score) == pytest.approx(expected[0])
+
+
+def test_what_a_checkpoint_of_bags_cannot_do_is_a_sentence(record, tmp_path):
+    checkpoint = record.folder / "checkpoints" / "guided-seed0"
+    assert "map: not available" in invoke("predict", checkpoint, "--out", tmp_path / "p.csv", "--map", tmp_path).output
+    copied = tmp_path / "copied"
+    shutil.copytree(checkpoint, copied)
+    stated = json.loads((copied / "bags.json").read_text())
+    for changes, words in (
+        ({"weights_sha256": "0"}, "has other weights now"),
+        ({"model": "os:getcwd"}, "code that opening it would run"),
+        ({"weights": "gone.safetensors"}, "cannot be opened"),
+    ):
+        (copied / "bags.json").write_text(json.dumps({**stated, "made_with": {**stated["made_with"], **changes}}))
+        result = invoke("predict", copied, "--out", tmp_path / "p.csv")
+        assert (result.exit_code, words in result.output) == (2, True), result.output
+
+
+def test_the_report_of_a_checkpoint_is_that_of_its_run(record, tmp_path):
+    result = invoke("report", record.folder / "checkpoints" / "guided-seed0", "--out", tmp_path / "r.html")
+    assert result.exit_code == 0, result.output
+    assert "Where attention lies" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_the_command_writes_what_it_says(tmp_path):

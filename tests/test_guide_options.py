@@ -107,7 +107,7 @@ def test_the_search_serves_all_networks_and_is_said(study, tmp_path):
     assert record.settings["lr"] == best["lr"]
     assert any("are the best of 3 sets by the baseline's validation loss" in note for note in record.notes)
     checkpoint = record.folder / "checkpoints" / "guided-seed0"
-    with pytest.raises(InputError, match="search: .* a checkpoint, which fixes the trunk"):
+    with pytest.raises(InputError, match=r"search: .* a checkpoint, which fixes the trunk"):
         ck.run_guide(study, model=str(checkpoint), discourage=["center"], search=2, out=tmp_path / "again")
 
 

@@ -37,7 +37,7 @@ def guide_or_grid(**given: Any) -> Command:
     return Guide(**{name: value for name, value in given.items() if name in shared}, **of_guide)
 
 
-def _other_than_default(cls: type[Command], given: dict[str, Any], shared: set[str]) -> dict[str, Any]:
+def _other_than_default(cls: Any, given: dict[str, Any], shared: set[str]) -> dict[str, Any]:
     defaults = {field.name: field.default for field in fields(cls) if field.name not in shared}
     return {
         name: given[name]

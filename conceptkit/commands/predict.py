@@ -2,118 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
+from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
+from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.errors import InputError, check_at_least
+from conceptkit.features import activations
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.bags import is_bag_checkpoint
+from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
+from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
+from conceptkit.models.inference import choose_device, ieee_float32
 from conceptkit.options.base import Progress
+from conceptkit.pathology.measuring import check_out, write_table
 from conceptkit.runs.opening import find_study
+from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import at_resolution, mixture_notes
-
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.tables.study import Study
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
+
+IDENTITY = ("patch_id", "bag", "patches", *CARRIED)
+"""Columns of the predictions that are no predictions"""
 
 
 def predict(
     checkpoint: str | Path,
     *,
     table: str | Path | None = None,
+    features: str | Path | None = None,
     out: str | Path | None = None,
     maps: str | Path | None = None,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Let a guided network predict the main task and the concepts it was encouraged to know.
+    """Predict the main task and the encouraged concepts with a guided network, on patches or on bags.
 
     Parameters
     ----------
-    checkpoint : folder that ``guide`` wrote
+    checkpoint : folder that ``guide`` or ``bags`` wrote
     table : patches; no concept column is needed. ``None`` for the current folder's study and else the embedded one
+    features : file of the features of patches, for a checkpoint of ``bags``; ``None`` for those of the table, or of the
+        network that the checkpoint was trained on
     out : ``.csv`` or ``.parquet`` file to write; ``None`` writes nothing
-    maps : folder for a picture per slide or image, its predictions where the patches lie; ``None`` for none
+    maps : folder for one picture per slide or image, with the predictions at the patches; ``None`` for none
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
-    progress : told of the work
+    progress : receives counts of the work
 
     Returns
     -------
-    one row per patch: ``patch_id``, where the patch lies, ``probability_CLASS`` of the main task (of the second class
-    when there are two), ``CONCEPT_predicted`` of each encouraged concept: the value in its unit, or the most
-    probable class. Discouraged concepts are not predicted. Patches of slides are read at the resolution and field of
-    view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say how each was read.
-    ``attrs["notes"]`` says what limits the predictions.
+    one row per patch (``patch_id`` and its place) or bag (``bag`` and its number of ``patches``), with
+    ``probability_CLASS`` of the main task (of the second class of two), and ``CONCEPT_predicted`` of each encouraged
+    concept: the value in its unit, or the most probable class. Discouraged concepts are not predicted. Patches of
+    slides are read at the resolution and field of view that the checkpoint was trained on, so that ``x``, ``y``,
+    ``size`` and ``mpp`` say how each was read. ``attrs["notes"]`` says what limits the predictions.
 
     Raises
     ------
     InputError
         when the checkpoint or the table cannot be used
     """
-    import pandas as pd
-    import torch
-    from scipy.special import expit, softmax
-
-    from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
-    from conceptkit.features.activations import read_pixels
-    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
-    from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
-    from conceptkit.models.inference import choose_device, ieee_float32
-    from conceptkit.pathology.measuring import check_out, write_table
-
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
         check_out(Path(out))
     folder = Path(checkpoint)
+    study = find_study(None, table)
+    if is_bag_checkpoint(folder):
+        if maps is not None:
+            raise InputError("map: not available for a checkpoint of bags; attention.csv of its run has the patches.")
+        read = bag_outputs(folder, study, features=features, batch_size=batch_size, device=device, progress=progress)
+        columns = {"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)}
+        frame = pd.DataFrame(columns)
+        frame.attrs["notes"] = list(read.notes)
+    else:
+        if features is not None:
+            raise InputError("features: only a checkpoint of bags reads features; one of guide reads images.")
+        frame = _predict_patches(folder, study, maps, batch_size, device, progress)
+    if out is not None:
+        write_table(frame, Path(out))
+    return frame
+
+
+def _predict_patches(
+    folder: Path, study: Study, maps: str | Path | None, batch_size: int, device: str, progress: Progress | None
+) -> pd.DataFrame:
     if not is_checkpoint(folder):
-        raise InputError(f"checkpoint: {folder} holds no checkpoint; name a folder that guide wrote.")
+        raise InputError(f"checkpoint: {folder} is not a checkpoint; name a folder that guide or bags wrote.")
     backbone = load_checkpoint(folder)
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    study = find_study(None, table)
     data, resolution = at_resolution(study.load_table(), backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
-    where = choose_device(device)
-    model.to(where).eval()
-    collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
-    with torch.inference_mode(), ieee_float32():
-        for start in range(0, len(data), batch_size):
-            pixels = read_pixels(data, np.arange(start, min(start + batch_size, len(data))))
-            padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
-            outputs = model(backbone.preprocessing(padded, where))
-            for name, output in outputs.items():
-                collected[name].append(output[: len(pixels)].cpu().double().numpy())
-            if progress is not None:
-                progress("predicting", min(start + batch_size, len(data)), len(data))
-    columns: dict[str, object] = {"patch_id": data.patch_ids}
+    raw = _patch_outputs(model, backbone, data, batch_size, device, progress)
+    columns: dict[str, Any] = {"patch_id": data.patch_ids}
     columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
-    for task in model.tasks:
-        raw = np.concatenate(collected[task.name])
-        if task.name == MAIN:
-            if task.nodes == 1:
-                columns[f"probability_{task.classes[1]}"] = expit(raw[:, 0])
-            else:
-                shares = softmax(raw, axis=1)
-                columns |= {f"probability_{c}": shares[:, i] for i, c in enumerate(task.classes)}
-        elif task.adversarial:
-            continue
-        elif task.kind == CONTINUOUS:
-            columns[task.name + PREDICTED] = raw[:, 0] * task.deviation + task.mean
-        else:
-            columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
-    frame = pd.DataFrame(columns)
+    frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
-    if out is not None:
-        write_table(frame, Path(out))
     if maps is not None:
-        predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
+        predicted = [name for name in frame.columns if name not in columns]
         units = {name + PREDICTED: unit for name, unit in study.units.items()}
         scores = held_out_scores(folder, model.tasks)
         write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
     return frame
+
+
+def _patch_outputs(
+    model: GuidedModel,
+    backbone: Backbone,
+    data: PatchTable,
+    batch_size: int,
+    device: str,
+    progress: Progress | None,
+) -> dict[str, NDArray[np.float64]]:
+    """Return task → raw output (n patches, nodes)."""
+    where = choose_device(device)
+    model.to(where).eval()
+    collected: dict[str, list[NDArray[np.float64]]] = {task.name: [] for task in model.tasks}
+    with torch.inference_mode(), ieee_float32():
+        for start in range(0, len(data), batch_size):
+            pixels = activations.read_pixels(data, np.arange(start, min(start + batch_size, len(data))))
+            padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
+            for name, output in model(backbone.preprocessing(padded, where)).items():
+                collected[name].append(output[: len(pixels)].cpu().double().numpy())
+            if progress is not None:
+                progress("predicting", min(start + batch_size, len(data)), len(data))
+    return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+def _predictions(tasks: Sequence[Task], outputs: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the columns of predictions from the raw outputs (n, nodes) of tasks."""
+    columns: dict[str, Any] = {}
+    for task in tasks:
+        raw = outputs[task.name]
+        if task.name == MAIN and task.nodes == 1:
+            columns[f"probability_{task.classes[1]}"] = expit(raw[:, 0])
+        elif task.name == MAIN:
+            shares = softmax(raw, axis=1)
+            columns |= {f"probability_{c}": shares[:, i] for i, c in enumerate(task.classes)}
+        elif task.kind == CONTINUOUS and not task.adversarial:
+            columns[task.name + PREDICTED] = raw[:, 0] * task.deviation + task.mean
+        elif not task.adversarial:
+            columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
+    return columns
