@@ -27,7 +27,8 @@ from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import Reading, TrainedRun, evaluated, paired_differences
-from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, check_families, concept_tasks, signed_names
+from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, concept_tasks, signed_names
+from conceptkit.guide.weighting import parse_weighting
 from conceptkit.models.checkpoints import checkpoint_notes, open_model
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.bags import Bags
@@ -113,7 +114,7 @@ def bags(
 
 def _training(options: Bags) -> TrainingOptions:
     training = TrainingOptions(**{**BAG_DEFAULTS, **options.overrides()})
-    check_families(training)
+    parse_weighting(training.weighting)
     return training
 
 

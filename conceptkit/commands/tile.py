@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import InputError, check_choice, check_place
+from conceptkit.families import STAIN
 from conceptkit.files.atomic import held, replacing
 from conceptkit.options.base import Progress
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
@@ -241,13 +242,11 @@ def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> Non
 
 
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
-    from conceptkit.pathology.stain import METHODS
-
     if name is None:
         if reference is not None:
             raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
         return None
-    check_choice("stain", name, METHODS)
+    STAIN.check("stain", name)
     if export == "none":
         raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")
     if reference is None or not Path(reference).is_file():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice, check_seeds, near_names
+from conceptkit.errors import InputError, check_at_least, check_at_most, check_seeds, near_names
 from conceptkit.grid.plan import (
     PAPER,
     PAPER_WEIGHTINGS,
@@ -20,12 +20,10 @@ from conceptkit.grid.plan import (
 from conceptkit.guide.goals import Goal, concept_names
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.plan import make_plan
-from conceptkit.guide.recipes import RECIPES
-from conceptkit.guide.setup import check_families, concept_tasks
+from conceptkit.guide.setup import concept_tasks
 from conceptkit.guide.weighting import Weighting, parse_weighting
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.grid import Grid
-from conceptkit.options.training import TrainingOptions
 from conceptkit.records import GridCell
 from conceptkit.runs.opening import open_source
 from conceptkit.tables.patches import PatchTable
@@ -87,8 +85,8 @@ def _check_options(options: Grid) -> None:
         if len(set(levels)) < len(levels):
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
     check_seeds(options.seeds)
-    check_choice("recipe", options.recipe, RECIPES)
-    check_families(TrainingOptions(**options.overrides()))
+    if options.weighting is not None:
+        parse_weighting(options.weighting)
 
 
 def _learnable(

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from conceptkit.errors import InputError, check_choice, check_seeds, near_names
+from conceptkit.errors import InputError, check_seeds, near_names
 from conceptkit.guide.building import build_model
-from conceptkit.guide.discouraging import METHODS
 from conceptkit.guide.goals import Goal, concept_names
-from conceptkit.guide.objective import REVERSALS
 from conceptkit.guide.outline import trained_sentence
 from conceptkit.guide.plan import Plan, concept_task, make_plan
 from conceptkit.guide.prefix import frozen_layers
@@ -23,7 +21,7 @@ from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import checkpoint_notes, inside, open_model
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.options.guide import Guided
-from conceptkit.options.training import LoopOptions, TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.probe.usable import usable
 from conceptkit.runs.opening import notes_on
@@ -120,15 +118,7 @@ def _training(
         stated |= {"trunk": origin.trunk_widths, "dropout": origin.dropout}
     stated = {name: value for name, value in stated.items() if name not in given}
     training = TrainingOptions(**{**stated, **given})
-    check_families(training)
     return training, stated
-
-
-def check_families(training: LoopOptions) -> None:
-    """Refuse unknown members of families."""
-    parse_weighting(training.weighting)
-    check_choice("reversal", training.reversal, REVERSALS)
-    check_choice("method", training.method, METHODS)
 
 
 def _check_weighting(training: TrainingOptions, tasks: Sequence[str]) -> None:

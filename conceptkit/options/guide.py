@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conceptkit.families import DISTURBANCES, RECIPES
 from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
 from conceptkit.options.shared import NetworkOptions, TableOptions
 from conceptkit.options.training import TrainingOverrides
@@ -17,8 +18,8 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     """Concepts to encourage: CONCEPT or CONCEPT@LAYER, comma-separated; default: the study's."""
     discourage: Names | None = None
     """Concepts to discourage, as above; default: the study's."""
-    recipe: str = "ours"
-    """Recipe that sets the training options that are not given: ours, paper or paper-code."""
+    recipe: str = option("ours", choices=RECIPES)
+    """Recipe that sets the training options that are not given."""
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds of the probes that read the trained networks."""
     within: Names = ()
@@ -55,11 +56,10 @@ class Guide(Guided):
     """Machines; the command is started on each."""
     precision: str = option("32", choices=("32", "bf16", "16"))
     """Floating-point precision."""
-    log: Names = ()
-    """Loggers of the losses: csv, tensorboard, comma-separated."""
-    disturb: Names = ()
-    """Disturb every patch by a known amount, which becomes the concept made_NAME: rotation, scale, jpeg, blur,
-    hematoxylin, eosin."""
+    log: Names = option((), choices=("csv", "tensorboard"))
+    """Loggers of the losses, comma-separated."""
+    disturb: Names = option((), choices=DISTURBANCES)
+    """Disturb every patch by a known amount, which becomes the concept made_NAME; comma-separated."""
     search: int = option(0, minimum=0, parse=_trials)
     """Number of sets of trunk, dropout, l2 and lr to try on the baseline first."""
     transductive: bool = False

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from conceptkit.errors import InputError
+from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.options.base import Declared, Names, Options, declare, option
 
 C = TypeVar("C", bound="type[Any]")
@@ -31,7 +32,7 @@ class LoopOptions(Options):
     """Dropout rate after each dense layer."""
     l2: float = option(5e-5, minimum=0)
     """λ of the penalty λ‖W‖² on the kernels of the trunk, as in Keras (weight_decay of torch is 2λ)."""
-    optimizer: str = option("adam", choices=("adam", "sgd"))
+    optimizer: str = option("adam", choices=OPTIMIZERS)
     """Optimizer."""
     lr: float = 1e-3
     """Learning rate."""
@@ -51,19 +52,19 @@ class LoopOptions(Options):
     """Loss weighting of all tasks and of single ones, such as uncertainty,center=fixed:0.1."""
     reset_weights: bool = option(False, flag="--reset-weights/--keep-weights")
     """Reset learned loss weights after the warmup."""
-    method: str = "confusion"
-    """Method of discouraging: confusion, reversal (or grl), coral, mmd or leace."""
+    method: str = option("confusion", choices=DISCOURAGING, parse=lambda name: ALIASES.get(name, name))
+    """Method of discouraging; grl is reversal."""
     strength: float = option(1.0, minimum=0)
     """Strength of discouraging at the end of the warmup."""
-    reversal: str = "ramp"
-    """Schedule of the strength: constant, ramp or switched."""
+    reversal: str = option("ramp", choices=SCHEDULES)
+    """Schedule of the strength."""
     balance: bool = option(True, flag="--balance/--no-balance")
     """Reweight the rows of categorical adversaries so that the main label does not predict the concept."""
     balance_main: float = option(0.75, minimum=0, maximum=1)
     """Exponent of the same weights in the main loss, if a categorical concept is discouraged: 0 to 1."""
 
     def __post_init__(self) -> None:
-        """Check the values, and replace an alias of a method."""
+        """Check the values."""
         super().__post_init__()
         for name in ("dropout", "momentum"):
             value = getattr(self, name)
@@ -71,7 +72,6 @@ class LoopOptions(Options):
                 raise InputError(f"{name}: must be below 1, got {value}.")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise InputError(f"lr: must be above 0, got {self.lr}.")
-        object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
 
 
 @declare
