@@ -164,7 +164,15 @@ def test_curves_and_affinities_are_frames(grid):
 
 
 def test_every_option_stands_in_the_settings(plain):
-    assert forgotten(Grid, load_record(plain.folder).settings) == set()
+    settings = load_record(plain.folder).settings
+    assert forgotten(Grid, settings) == set()
+    assert ck.from_settings(settings) == Grid(**WANTED, controls=False, **resolved(settings))
+
+
+def resolved(settings):
+    """What a grid takes from its study and its recipe, as its settings state it."""
+    given = {*WANTED, "controls", "weighting"}
+    return {name: value for name, value in settings.items() if name in Grid().settings() and name not in given}
 
 
 @pytest.mark.long

@@ -109,6 +109,12 @@ def test_the_record_is_frozen_and_the_saved_one_is_the_same(record):
     assert loaded.settings == json.loads(json.dumps(record.settings))
 
 
+def test_the_settings_of_a_record_make_its_numbers_again(record, study, tmp_path):
+    again = ck.from_settings(load_record(record.folder).settings).run(study, out=tmp_path / "again")
+    assert [run.metrics for run in again.runs] == [run.metrics for run in record.runs]
+    assert again.differences == record.differences
+
+
 def test_a_mistake_leaves_an_earlier_run_as_it_was(record, study):
     before = {p: p.read_bytes() for p in record.folder.rglob("*") if p.is_file()}
     for mistake in ({}, {"discourage": ["center"], "encourage": ["center"]}, {"lr": -1.0}):

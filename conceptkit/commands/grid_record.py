@@ -14,7 +14,7 @@ from conceptkit.errors import InputError
 from conceptkit.evaluate.patch_level import compare_patches, patch_resamples
 from conceptkit.grid.folder import is_kept
 from conceptkit.grid.kept import KeptRun, load_run
-from conceptkit.grid.plan import is_trained
+from conceptkit.grid.plan import is_trained, models_of
 from conceptkit.grid.request import GridRequest
 from conceptkit.grid.run import GridSpec, bench_of, computed_runs
 from conceptkit.guide.affinity import measure_affinity
@@ -107,7 +107,7 @@ def _settings(request: GridRequest, bench: PatchBench) -> dict[str, Any]:
     """Return what the options leave to the study, the recipe and the network."""
     study, plan = bench.study, bench.plan
     return {
-        "ablate": request.grid,
+        "ablate": models_of(request.options),
         "model": study.model,
         "weights": bench.setup.backbone.weights,
         "weights_sha256": bench.setup.backbone.fingerprint(),
