@@ -26,9 +26,9 @@ from conceptkit.cli import app
 from conceptkit.errors import InputError
 from conceptkit.families import FAMILIES
 from conceptkit.guide.aggregation import AGGREGATORS
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.guided import Task
 from conceptkit.models.pooling import View
+from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.measures import measure
 
 PLUGIN = Path(__file__).parent / "plugin"
