@@ -260,7 +260,7 @@ def test_mistakes_are_sentences(study, tmp_path, how, words):
 
 
 @pytest.mark.parametrize(
-    ("rank", "words"), [(None, "NODE_RANK must be set in the environment of each of 2"), ("2", "from 0 to 1, got '2'")]
+    ("rank", "words"), [(None, "set NODE_RANK in the environment of each of the 2"), ("2", "from 0 to 1, got '2'")]
 )
 def test_a_machine_that_does_not_know_which_it_is_does_not_wait(study, tmp_path, monkeypatch, rank, words):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
