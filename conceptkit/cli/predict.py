@@ -45,6 +45,8 @@ def predict(
                 device=device,
                 progress=progress,
             )
+        for what, reason in frame.attrs["skipped"]:
+            console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
         columns = [name for name in frame.columns if name not in predicting.IDENTITY]
         rows = "bags" if "bag" in frame.columns else "patches"
         console.print(f"{len(frame)} {rows} written to {escape(out)}: {escape(', '.join(columns))}")
@@ -58,10 +60,12 @@ def predict(
                 "schema": "conceptkit/predict/1",
                 "study": study.name,
                 "rows_written": len(frame),
-                "skipped": [],
+                "skipped": [{"what": what, "reason": reason} for what, reason in frame.attrs["skipped"]],
                 "path": out,
                 "columns": columns,
                 "maps": maps,
                 "notes": frame.attrs["notes"],
             },
         )
+        if frame.attrs["skipped"]:
+            raise typer.Exit(1)

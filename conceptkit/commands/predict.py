@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, wri
 from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.features import activations
+from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.bags import is_bag_checkpoint
 from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
@@ -23,9 +25,10 @@ from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.models.inference import choose_device, ieee_float32
 from conceptkit.options.base import Progress
 from conceptkit.pathology.measuring import check_out, write_table
+from conceptkit.pathology.slides import open_slide
 from conceptkit.runs.opening import find_study
 from conceptkit.tables.patches import PatchTable
-from conceptkit.tables.resolution import at_resolution, mixture_notes
+from conceptkit.tables.resolution import Resolution, at_resolution, mixture_notes
 from conceptkit.tables.study import Study
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
@@ -66,12 +69,13 @@ def predict(
     ``probability_CLASS`` of the main task (of the second class of two), and ``CONCEPT_predicted`` of each encouraged
     concept: the value in its unit, or the most probable class. Discouraged concepts are not predicted. Patches of
     slides are read at the resolution and field of view that the checkpoint was trained on, so that ``x``, ``y``,
-    ``size`` and ``mpp`` say how each was read. ``attrs["notes"]`` says what limits the predictions.
+    ``size`` and ``mpp`` say how each was read. ``attrs["notes"]`` says what limits the predictions. A slide or
+    patch that cannot be used is skipped, and named with the reason in ``attrs["skipped"]``.
 
     Raises
     ------
     InputError
-        when the checkpoint or the table cannot be used
+        when the checkpoint, or no row of the table, can be used
     """
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
@@ -84,7 +88,7 @@ def predict(
         read = bag_outputs(folder, study, features=features, batch_size=batch_size, device=device, progress=progress)
         columns = {"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)}
         frame = pd.DataFrame(columns)
-        frame.attrs["notes"] = list(read.notes)
+        frame.attrs |= {"notes": list(read.notes), "skipped": []}
     else:
         if features is not None:
             raise InputError("features: only a checkpoint of bags reads features; one of guide reads images.")
@@ -103,13 +107,19 @@ def _predict_patches(
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    data, resolution = at_resolution(study.load_table(), backbone.trained_on)
+    usable, skipped = _usable(study.load_table(), backbone.trained_on)
+    data, resolution = at_resolution(usable, backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
-    raw = _patch_outputs(model, backbone, data, batch_size, device, progress)
+    read, raw, faults = _patch_outputs(model, backbone, data, batch_size, device, progress)
+    skipped += faults
+    if not len(read):
+        raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped as {skipped[0][1]}")
+    data = data.select(read)
     columns: dict[str, Any] = {"patch_id": data.patch_ids}
     columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
+    frame.attrs["skipped"] = skipped
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
     if maps is not None:
         predicted = [name for name in frame.columns if name not in columns]
@@ -126,20 +136,27 @@ def _patch_outputs(
     batch_size: int,
     device: str,
     progress: Progress | None,
-) -> dict[str, NDArray[np.float64]]:
-    """Return task → raw output (n patches, nodes)."""
+) -> tuple[NDArray[np.intp], dict[str, NDArray[np.float64]], list[tuple[str, str]]]:
+    """Return the rows that can be read, task → raw output (n of these, nodes), and patch and reason of the others."""
     where = choose_device(device)
     model.to(where).eval()
+    read: list[int] = []
+    skipped: list[tuple[str, str]] = []
     collected: dict[str, list[NDArray[np.float64]]] = {task.name: [] for task in model.tasks}
     with torch.inference_mode(), ieee_float32():
         for start in range(0, len(data), batch_size):
-            pixels = activations.read_pixels(data, np.arange(start, min(start + batch_size, len(data))))
+            batch, pixels, faults = _read(data, np.arange(start, min(start + batch_size, len(data))))
+            skipped += faults
+            if pixels is None:
+                continue
+            read += batch.tolist()
             padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
             for name, output in model(backbone.preprocessing(padded, where)).items():
                 collected[name].append(output[: len(pixels)].cpu().double().numpy())
             if progress is not None:
                 progress("predicting", min(start + batch_size, len(data)), len(data))
-    return {name: np.concatenate(parts) for name, parts in collected.items()}
+    raw = {name: np.concatenate(parts) for name, parts in collected.items() if parts}
+    return np.array(read, dtype=np.intp), raw, skipped
 
 
 def _predictions(tasks: Sequence[Task], outputs: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -157,3 +174,55 @@ def _predictions(tasks: Sequence[Task], outputs: Mapping[str, NDArray[np.float64
         elif not task.adversarial:
             columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
     return columns
+
+
+def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, list[tuple[str, str]]]:
+    """Return the rows of slides, or images of one resolution, that suit a checkpoint, and the others with the reason.
+
+    Raises
+    ------
+    InputError
+        when none suits
+    """
+    by = "slide" if data.location == "slide" else "mpp"
+    if by not in data.frame:
+        return data, []
+    keep = np.ones(len(data), dtype=bool)
+    faults: list[tuple[str, str]] = []
+    for value, places in data.frame.groupby(by).indices.items():
+        rows = np.asarray(places, dtype=np.intp)
+        try:
+            with open_slide(data.folder / str(value)) if by == "slide" else contextlib.nullcontext():
+                at_resolution(data.select(rows), trained)
+        except InputError as error:
+            keep[rows] = False
+            what = str(value) if by == "slide" else f"{len(rows)} patches of {value:.4g} µm per pixel"
+            faults.append((what, str(error)))
+            first = error
+    if not keep.any():
+        raise first
+    return data.select(keep), faults
+
+
+def _read(data: PatchTable, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], Pixels | None, list[tuple[str, str]]]:
+    """Return the rows that can be read, their pixels (n, h, w, 3), and patch and reason of the others."""
+    try:
+        return rows, activations.read_pixels(data, rows), []
+    except InputError:
+        faults = _faults(data, rows.tolist())
+        if not faults:  # such as two sizes
+            raise
+    kept = np.array([row for row in rows.tolist() if row not in faults], dtype=np.intp)
+    named = [(data.patch_ids[row], reason) for row, reason in faults.items()]
+    return kept, activations.read_pixels(data, kept) if len(kept) else None, named
+
+
+def _faults(data: PatchTable, rows: Iterable[int]) -> dict[int, str]:
+    """Return row → why its pixels cannot be read."""
+    faults = {}
+    for row in rows:
+        try:
+            data.pixels(row)
+        except InputError as error:
+            faults[row] = str(error)
+    return faults

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ class _Chosen:
     """File of each slide → its annotations, where there are any."""
     copies: dict[Path, Path]
     notes: list[str]
+    slow: list[str]
+    """A note on slides that take long"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def run_tile(
     engine: str = "processes",
     workers: int | None = 1,
     scheduler: str | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Tiled:
     """Cut slides into tiles that hold tissue, and write the patch table.
@@ -109,6 +112,7 @@ def run_tile(
     stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
         normalised, each slide by its own tissue
     engine, workers, scheduler : as in ``run_measure``
+    notify : receives a sentence on slides that take long, before they are read
 
     Raises
     ------
@@ -132,6 +136,9 @@ def run_tile(
     tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
     normalise = _stain(stain, stain_reference, export)
     chosen = _choose(slides, annotations, stated=mpp is None)
+    if notify is not None:
+        for note in chosen.slow:
+            notify(note)
     drawn, paths = chosen.drawn, list(chosen.drawn)
     read = summaries(drawn, classes)
     drawing_notes = annotation_notes(drawn, read, annotations, tiling)
@@ -216,7 +223,7 @@ def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stat
 
     ``stated``: whether the resolution that a slide states is used.
     """
-    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts
+    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts, slow_note
 
     paths, notes = find_slides(given)
     facts = slide_facts(paths)
@@ -227,7 +234,8 @@ def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stat
     notes += copies_note(copies)
     if stated:
         notes += doubts_note(facts, kept)
-    return _Chosen({path: drawn[path] for path in kept}, copies, notes)
+    slow = slow_note(facts, kept)
+    return _Chosen({path: drawn[path] for path in kept}, copies, [*notes, *slow], slow)
 
 
 def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> None:
