@@ -42,17 +42,17 @@ LEAST_ACTIVE = 0.02
 """Minimum share of rows on which a unit must not be 0 for a probe to read it"""
 
 
-def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
+def read_rows(study: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
     """Return the name and the numbers of the rows on which concepts are read."""
-    if meant.splits.read in plan.rows:
-        return meant.splits.read, plan.rows[meant.splits.read]
+    if study.splits.read in plan.rows:
+        return study.splits.read, plan.rows[study.splits.read]
     return " + ".join(plan.evaluation), np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
 
 
-def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> None:
+def check_read_folds(data: PatchTable, study: Study, plan: Plan, folds: int) -> None:
     """Refuse more folds than the read rows have groups, unless they have a single one, which cannot be read at all."""
-    where, rows = read_rows(meant, plan)
-    groups = data.select(rows).groups(meant.group)
+    where, rows = read_rows(study, plan)
+    groups = data.select(rows).groups(study.group)
     if groups is not None and len(set(groups)) > 1:
         make_folds(len(rows), np.unique(groups.astype(str), return_inverse=True)[1], folds, what=f"the {where} rows")
 
@@ -80,7 +80,7 @@ class Reading:
     def of(
         cls,
         data: PatchTable,
-        meant: Study,
+        study: Study,
         plan: Plan,
         encourage: Sequence[str],
         discourage: Sequence[str],
@@ -99,13 +99,13 @@ class Reading:
             when such a column is missing or continuous, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
-        where, rows = read_rows(meant, plan)
+        where, rows = read_rows(study, plan)
         part = data.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
         placing = {"centers": part.concept(CENTER).values if known else None}
-        groups = part.groups(meant.group)
+        groups = part.groups(study.group)
         if encourage or discourage:
-            check_read_folds(data, meant, plan, folds)
+            check_read_folds(data, study, plan, folds)
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -122,12 +122,12 @@ class Reading:
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)
-        strata = _strata(data, meant, plan, discourage, within)
+        strata = _strata(data, study, plan, discourage, within)
         return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes), strata)
 
 
 def _strata(
-    data: PatchTable, meant: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
+    data: PatchTable, study: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
 ) -> dict[str, NDArray[np.intp]]:
     for name in within:
         if data.concept(name).kind != "categorical":
@@ -136,7 +136,7 @@ def _strata(
     found = {}
     for name in dict.fromkeys([*within, *discourage, *known]):
         concept = data.concept(name)
-        if concept.kind == "categorical" and name != meant.label:
+        if concept.kind == "categorical" and name != study.label:
             values = concept.values[plan.used]
             present = np.array([v is not None for v in values], dtype=bool)
             found[name] = np.full(len(values), -1)
