@@ -284,7 +284,7 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
     (name,) = (c for c in predicted if c.startswith("probability_"))
     expected = next(s.auc for s in found.scores if s.run == "baseline" and s.split == "internal")
     assert roc_auc_score(label, predicted.loc[evaluated, name]) == pytest.approx(expected)
-    wider = pd.read_parquet(tmp_path / "f.parquet").assign(e=0.5 * np.arange(len(data)))
+    wider = pd.read_parquet(tmp_path / "f.parquet").assign(e=rng.normal(size=len(data)))
     wider.to_parquet(tmp_path / "wider.parquet")
     assert (
         "on 4 features per patch"

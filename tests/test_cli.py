@@ -299,7 +299,7 @@ MISTAKES = [
     (f"{GUIDE} --epochs 0", ["epochs", "at least 1", "0"]),
     (f"{GUIDE} --lr 0", ["lr", "above 0"]),
     (f"{GUIDE} --lr fast", ["--lr", "'fast'"]),
-    (f"{GUIDE} --trunk 8,wide", ["trunk", "'8,wide'"]),
+    (f"{GUIDE} --trunk 8,wide", ["trunk", "'wide'"]),
     (f"{GUIDE} --seeds 1,1", ["seeds", "[1, 1]"]),
     (f"{GUIDE} --folds 1", ["folds", "at least 2"]),
     (f"{GUIDE} --device tpu", ["device", "'tpu'"]),

@@ -239,5 +239,5 @@ def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
         ck.Guide(table=table, model=guided.checkpoint, discourage=["area"], dry_run=True).run()
     with pytest.raises(ck.InputError, match="trunk: the checkpoint has"):
         ck.Guide(table=table, model=guided.checkpoint, trunk=(4,), encourage=["contrast"], dry_run=True).run()
-    with pytest.raises(ck.InputError, match="holds no checkpoint"):
+    with pytest.raises(ck.InputError, match="is not a checkpoint"):
         ck.predict(tmp_path, table=tmp_path / "bare.csv")
