@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from conceptkit.commands.guide import run_guide
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
-    from conceptkit.commands.probe import run_probe
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
     from conceptkit.commands.tile import run_tile
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from conceptkit.options.grid import Grid
     from conceptkit.options.guide import Guide
     from conceptkit.options.predictivity import Predictivity
+    from conceptkit.options.probe import Probe, run_probe
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -57,6 +57,7 @@ _HOMES = {
     "InputError": "errors",
     "Predictivity": "options.predictivity",
     "PredictivityRecord": "records.predictivity",
+    "Probe": "options.probe",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
@@ -69,7 +70,7 @@ _HOMES = {
     "probe_arrays": "commands.probe_arrays",
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
-    "run_probe": "commands.probe",
+    "run_probe": "options.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
 }
@@ -92,6 +93,7 @@ __all__ = [
     "InputError",
     "Predictivity",
     "PredictivityRecord",
+    "Probe",
     "ProbeRecord",
     "RegressionConceptVector",
     "Study",

@@ -216,7 +216,7 @@ def run(code):
 LIGHT = (
     "conceptkit",
     "conceptkit.cli",
-    "conceptkit.commands.probe",
+    "conceptkit.options.probe",
     "conceptkit.tables.study",
     "conceptkit.probe.validation",
 )

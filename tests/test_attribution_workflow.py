@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_study import write_study
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -230,6 +231,21 @@ def test_targets_sets_confounders_and_splits_are_those_asked_for(study, checkpoi
     assert record.settings["split"] == "external"
 
 
+def test_nested_slides_go_through_the_study(table, checkpoint, tmp_path):
+    slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
+    path = write_study(tmp_path / "s", table.assign(block=slides))
+    nested, free = (
+        run(path, checkpoint, tmp_path / name, nested=column, permutations=49, split="external")
+        for name, column in (("nested", "block"), ("free", None))
+    )
+    assert (nested.settings["nested"], free.settings["nested"]) == ("block", None)
+    assert nested.rows[0].per_unit == free.rows[0].per_unit
+    drawn = [(row.scores["mean"].null_low, row.scores["mean"].null_high) for row in (nested.rows[0], free.rows[0])]
+    assert drawn[0] != drawn[1]  # rows are shuffled with their slides
+    with pytest.raises(InputError, match="nested: every unit must lie in one group"):
+        run(path, checkpoint, tmp_path / "refused", nested="center")
+
+
 def test_any_classifier_of_timm_has_numbered_classes(study, tmp_path):
     record = run(
         study, TIMM, tmp_path, weights="random", layers=["layer4", "global_pool"], targets=["0", "7"], split="external"
@@ -292,7 +308,7 @@ MISTAKES = [
     ({"refits": 3}, r"refits: must be at least 10, got 3"),
     ({"maps": -1}, r"maps: must be at least 0, got -1"),
     ({"split": "nowhere"}, r"split: no row has split 'nowhere'"),
-    ({"model": "mini_inception"}, r"model: this network gives features and no classes"),
+    ({"model": "mini_inception"}, r"model: this network returns features, not classes"),
     ({"model": TIMM, "weights": "random", "layers": ["layer4"]}, r"target: the network has 1000 classes"),
     ({"model": TIMM, "weights": "random", "layers": ["fc"], "targets": ["3"]}, r"layer: fc is the target 3 itself"),
 ]

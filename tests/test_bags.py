@@ -231,6 +231,10 @@ def test_the_record_loads_back_and_is_shown(record):
     assert loaded.scores == record.scores
     for table in bag_tables(record):
         assert len(shown(table))
+    marks = bag_tables(record)[0].frame
+    sure = (marks["AUC low"] > 0.5) & (marks["groups"] >= 10)
+    assert sure.any()
+    assert marks["verdict"].tolist() == ["established" if one else "open" for one in sure]
     assert any("baseline (seed 0) attends" in verdict.text for verdict in bag_verdicts(record))
 
 
@@ -371,7 +375,7 @@ def test_mistakes_are_one_sentence(name, tmp_path):
 
 
 def test_no_checkpoint_and_a_broken_one(record, tmp_path):
-    with pytest.raises(InputError, match="name a folder that bags wrote"):
+    with pytest.raises(InputError, match="is not a bags checkpoint"):
         load_bag_model(tmp_path)
     stated = json.loads((record.folder / "checkpoints" / "guided-seed0" / "bags.json").read_text())
     (tmp_path / "bags.json").write_text(json.dumps({**stated, "schema": "conceptkit/bag-checkpoint/9"}))

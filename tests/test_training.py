@@ -211,7 +211,7 @@ def test_what_is_given_is_named_where_it_is_not_finite():
         return change
 
     for part, what in (("train", "the loss of main"), ("val", "the validation loss of main")):
-        with pytest.raises(InputError, match=f"{what}.* what the network is given is not finite in 1 of") as raised:
+        with pytest.raises(InputError, match=f"{what}.* the input of the network is not finite in 1 of") as raised:
             fit(change=spoil(part, 3))
         assert "--lr" not in str(raised.value)
 

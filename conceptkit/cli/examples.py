@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 EXAMPLES = {
-    "probe": "probe --table patches.csv --group patient --model mobilenetv2_100 --layer blocks.6 --concept area_um2",
     "predict": "predict runs/guide-001/checkpoints/guided-seed0 --table new.csv --out predicted.csv",
     "tile": "tile slides/ --out tiles.csv --size 224 --tile-mpp 0.5",
     "measure": "measure images.csv --out patches.csv --nuclei hematoxylin",

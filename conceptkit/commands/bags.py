@@ -16,8 +16,7 @@ from conceptkit.errors import InputError, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
-from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, has_own_features, read_features, with_features
+from conceptkit.features.sources import open_features
 from conceptkit.guide.bag_table import Bags as BagTable
 from conceptkit.guide.bag_table import make_bags
 from conceptkit.guide.bags import BagBench
@@ -29,7 +28,6 @@ from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import Reading, TrainedRun, evaluated, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, concept_tasks, signed_names
 from conceptkit.guide.weighting import parse_weighting
-from conceptkit.models.checkpoints import checkpoint_notes, open_model
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.bags import Bags
 from conceptkit.options.base import Notify, Progress
@@ -37,7 +35,7 @@ from conceptkit.options.training import BAG_DEFAULTS, TrainingOptions
 from conceptkit.probe.targets import check_activations
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
 from conceptkit.runs.opening import at_stage, header, in_own_folder, notes_on, open_source, run_folder
-from conceptkit.synthetic import SLIDE, cache_folder, with_slides
+from conceptkit.synthetic import SLIDE, with_slides
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -165,37 +163,24 @@ def _features(
     opened: _Opened, options: Bags, progress: Progress | None
 ) -> tuple[NDArray[np.float32], dict[str, Any], tuple[str, ...]]:
     """Return the features of patches (n patches, d), 0 outside used bags, what they are from, and notes on that."""
-    study, data = opened.study, opened.data
+    data = opened.data
+    source = open_features(
+        data,
+        opened.study,
+        layers=None if options.layer is None else [options.layer],
+        features=options.features,
+        batch_size=options.images_per_pass,
+        device=options.device,
+    )
+    name = source.layers[0]
     rows = np.sort(np.concatenate([opened.bags.members[i] for i in opened.plan.used]))
-    notes: tuple[str, ...] = ()
-    if options.features is not None or has_own_features(data, study.model):
-        data = with_features(data, options.features) if options.features is not None else data
-        given = read_features(data, rows)
-        values, name, notes = given.X, LAYER, given.notes
-        made_with = {"model": LAYER, "layer": LAYER, "weights": given.name, "weights_sha256": given.digest()}
-    else:
-        if study.model is None:
-            raise InputError("model: no model given; set --model, or model in the study file, or --features FILE.")
-        if options.layer is None and not study.layers:
-            raise InputError("layer: no layer given; set --layer, or layers in the study file.")
-        backbone, name = open_model(study.model, study.weights), options.layer or study.layers[0]
-        values = activations.read_activations(
-            data,
-            backbone,
-            [name],
-            cache=cache_folder(),
-            rows=rows,
-            batch_size=options.images_per_pass,
-            device=options.device,
-            progress=None if progress is None else at_stage(progress, "reading activations"),
-        )[name]
-        notes = checkpoint_notes(backbone, data.select(rows))
-        made_with = {"model": study.model, "layer": name, "weights": backbone.weights}
-        made_with["weights_sha256"] = backbone.fingerprint()
+    counted = None if progress is None else at_stage(progress, "reading activations")
+    values = np.asarray(source.read(rows, [name], progress=counted)[name])
+    made_with: dict[str, Any] = {**source.settings(), "layer": name}
     check_activations(values, name)
     everywhere = np.zeros((len(data), values.shape[1]), np.float32)
     everywhere[rows] = values
-    return everywhere, made_with, notes
+    return everywhere, made_with, source.notes()
 
 
 def _record(

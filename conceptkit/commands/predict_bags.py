@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, has_own_features, read_features, with_features
+from conceptkit.features.own_files import LAYER, read_features, with_features
 from conceptkit.guide.bag_table import bag_members
 from conceptkit.guide.bags import bag_inputs
 from conceptkit.guide.training import predict
@@ -68,7 +68,9 @@ def bag_outputs(
     bags, members = bag_members(data, by)
     rows = np.sort(np.concatenate(members))
     notes: tuple[str, ...] = ()
-    if features is not None or has_own_features(data, None if made_with["model"] == LAYER else str(made_with["model"])):
+    if features is not None or (
+        "features" in data.frame.columns and (made_with["model"] == LAYER or data.location is None)
+    ):
         given = read_features(data if features is None else with_features(data, features), rows)
         values, name, notes = given.X, LAYER, given.notes
     else:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptkit.commands.guide import run_guide
-from conceptkit.commands.probe import run_probe
 from conceptkit.errors import InputError, check_at_least, check_place
 from conceptkit.options.base import Progress
+from conceptkit.options.probe import run_probe
 from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
 from conceptkit.synthetic import embedded_study
 

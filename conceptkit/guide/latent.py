@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from conceptkit.errors import InputError
-from conceptkit.features import activations
 from conceptkit.features.pixels import read_stain_profiles
+from conceptkit.features.sources import open_features
 from conceptkit.guide.goals import Goal
-from conceptkit.models.checkpoints import open_model
 from conceptkit.options.base import Progress
 from conceptkit.pathology.domains import propose_domains
 from conceptkit.runs.opening import at_stage
@@ -173,8 +172,6 @@ def _agreement(data: PatchTable, codes: NDArray[np.intp], fitted: NDArray[np.boo
 
 def _features(data: PatchTable, study: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
     """Return the channel means (n, d) of the study's network at a layer."""
-    if study.model is None:
-        raise InputError(f"{LATENT}: features at {layer} need a network; set --model.")
-    backbone = open_model(study.model, study.weights)
     counted = None if progress is None else at_stage(progress, f"features at {layer}")
-    return activations.read_activations(data, backbone, [layer], cache=cache_folder(), progress=counted)[layer]
+    read = open_features(data, study, layers=[layer]).read(np.arange(len(data)), progress=counted)
+    return np.asarray(read[layer])

@@ -15,6 +15,7 @@ from conceptkit.errors import InputError, check_at_least
 from conceptkit.evaluate.paired import (
     Scored,
     auc_within,
+    estimable,
     paired_interval,
     scored_auc,
     scored_auc_within,
@@ -314,6 +315,7 @@ def paired_differences(
                 continue
             first, second = ([pair[k][split, metric] for pair in both] for k in (0, 1))
             interval = paired_interval(first, second)
+            interval = estimable(interval) if _is_r2(metric, reading) else interval
             found.append(
                 Difference(
                     run=name,
@@ -327,6 +329,12 @@ def paired_differences(
                 )
             )
     return found
+
+
+def _is_r2(metric: str, reading: Reading) -> bool:
+    concept = metric.partition(":")[2]
+    target = reading.concepts.get(concept) or reading.leaks.get(concept)
+    return target is not None and target.kind == "continuous"
 
 
 def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list[tuple[TrainedRun, TrainedRun]]:

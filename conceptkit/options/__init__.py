@@ -10,6 +10,7 @@ from conceptkit.options.base import Command, described
 from conceptkit.registry import load
 
 COMMANDS: Mapping[str, str] = {
+    "probe": "conceptkit.options.probe:Probe",
     "guide": "conceptkit.options.guide:Guide",
     "grid": "conceptkit.options.grid:Grid",
     "bags": "conceptkit.options.bags:Bags",
