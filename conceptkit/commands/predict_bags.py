@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, read_features, with_features
+from conceptkit.features.own_files import LAYER
+from conceptkit.features.sources import open_features
 from conceptkit.guide.bag_table import bag_members
 from conceptkit.guide.bags import bag_inputs
 from conceptkit.guide.training import predict
@@ -68,11 +69,11 @@ def bag_outputs(
     bags, members = bag_members(data, by)
     rows = np.sort(np.concatenate(members))
     notes: tuple[str, ...] = ()
-    if features is not None or (
-        "features" in data.frame.columns and (made_with["model"] == LAYER or data.location is None)
-    ):
-        given = read_features(data if features is None else with_features(data, features), rows)
-        values, name, notes = given.X, LAYER, given.notes
+    column = "features" in data.frame.columns and (made_with["model"] == LAYER or data.location is None)
+    if features is not None or column:
+        source = open_features(data, replace(study, model=None), features=features)
+        name = made_with["layer"] if made_with["layer"] in source.layers else source.layers[0]
+        values, notes = np.asarray(source.read(rows, [name])[name]), source.notes()
     else:
         values, name = _activations(folder, made_with, data, rows, batch_size, device, progress), made_with["layer"]
     check_activations(values, name)
@@ -135,4 +136,6 @@ def _network(folder: Path, model: str, weights: str) -> Backbone:
             return open_model(model, "random", seed=int(seed or 0))
         return open_model(model, None if kind == TRAINED else weights)
     except InputError as error:
-        raise InputError(f"checkpoint: the network of {folder} cannot be opened ({str(error).rstrip('.')}).") from None
+        raise InputError(
+            f"checkpoint: the network of {folder} cannot be opened ({str(error).rstrip('.')}); set --features."
+        ) from None
