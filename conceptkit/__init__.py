@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import conceptkit.records.base as _records
 
 if TYPE_CHECKING:
-    from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
-    from conceptkit.commands.grid import run_grid
     from conceptkit.commands.guide import run_guide
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
-    from conceptkit.commands.predictivity import run_predictivity
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
     from conceptkit.commands.tile import run_tile
@@ -23,6 +20,10 @@ if TYPE_CHECKING:
     from conceptkit.options import from_settings
     from conceptkit.options.attribute import Attribute
     from conceptkit.options.audit import Audit
+    from conceptkit.options.bags import Bags
+    from conceptkit.options.grid import Grid
+    from conceptkit.options.guide import Guide
+    from conceptkit.options.predictivity import Predictivity
     from conceptkit.options.probe import Probe, run_probe
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
@@ -46,14 +47,18 @@ _HOMES = {
     "AttributeRecord": "records.attribute",
     "Audit": "options.audit",
     "AuditRecord": "records.audit",
+    "Bags": "options.bags",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
+    "Grid": "options.grid",
     "GridRecord": "records.grid",
+    "Guide": "options.guide",
     "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
     "InputError": "errors",
+    "Predictivity": "options.predictivity",
     "PredictivityRecord": "records.predictivity",
     "Probe": "options.probe",
     "ProbeRecord": "records.probe",
@@ -67,11 +72,8 @@ _HOMES = {
     "plot": "report.plotting",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_bags": "commands.bags",
-    "run_grid": "commands.grid",
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
-    "run_predictivity": "commands.predictivity",
     "run_probe": "options.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
@@ -82,14 +84,18 @@ __all__ = [
     "AttributeRecord",
     "Audit",
     "AuditRecord",
+    "Bags",
     "BagsRecord",
     "ConceptActivationVector",
     "ConceptRegion",
     "GradientReversal",
+    "Grid",
     "GridRecord",
+    "Guide",
     "GuideRecord",
     "GuidedModel",
     "InputError",
+    "Predictivity",
     "PredictivityRecord",
     "Probe",
     "ProbeRecord",
@@ -104,11 +110,8 @@ __all__ = [
     "plot",
     "predict",
     "probe_arrays",
-    "run_bags",
-    "run_grid",
     "run_guide",
     "run_measure",
-    "run_predictivity",
     "run_probe",
     "run_tile",
     "write_report",

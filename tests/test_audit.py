@@ -153,7 +153,7 @@ def test_scores_within_levels_leave_out_what_is_missing():
 def checkpoints(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit") / "run"
     options = {"unfreeze": (), "trunk": (16,), "epochs": 6, "warmup": 1}
-    run_guide(study, encourage=["count"], discourage=["center"], options=options, out=folder)
+    run_guide(study, encourage=["count"], discourage=["center"], **options, out=folder)
     return folder / "checkpoints"
 
 
@@ -218,7 +218,7 @@ def confounded(embedded, tmp_path_factory):
         rows = small_table(embedded)
     path = write_study(folder / "study", rows)
     options = {"unfreeze": (), "trunk": (24,), "epochs": 15, "warmup": 2, "weighting": "vanilla"}
-    run = run_guide(path, encourage=[], discourage=["center"], options=options, out=folder / "run")
+    run = run_guide(path, encourage=[], discourage=["center"], **options, out=folder / "run")
     audits = {
         name: ck.Audit(
             checkpoint=run.folder / "checkpoints" / f"{name}-seed0",

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from conceptkit import GradientReversal
 from conceptkit.errors import InputError
 from conceptkit.guide.building import build_model
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import build, open_backbone
 from conceptkit.models.checkpoints import (
     DESCRIPTION,
@@ -27,6 +26,7 @@ from conceptkit.models.checkpoints import (
 )
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.models.inference import pooled_activations
+from conceptkit.options.training import TrainingOptions
 
 TASKS = (
     Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),

@@ -178,7 +178,7 @@ def test_demo_prints_one_object_and_says_that_it_is_synthetic(study, here, monke
     monkeypatch.setattr(reporting, "embedded_study", lambda: small)
     less = {"layers": ["mixed2"], "concepts": ["count"], "permutations": 0}
     monkeypatch.setattr(reporting, "run_probe", lambda s, **given: run_probe(s, **{**given, **less}))
-    monkeypatch.setattr(reporting, "run_guide", functools.partial(run_guide, options=options))
+    monkeypatch.setattr(reporting, "run_guide", functools.partial(run_guide, **options))
     result = call("demo", "--out", "all", "--json", "-")
     body = json.loads(result.stdout)
     assert (body["schema"], body["study"], body["path"]) == ("conceptkit/demo/1", "small", "all/report.html")
@@ -300,7 +300,7 @@ MISTAKES = [
     (f"{GUIDE} --epochs 0", ["epochs", "at least 1", "0"]),
     (f"{GUIDE} --lr 0", ["lr", "above 0"]),
     (f"{GUIDE} --lr fast", ["--lr", "'fast'"]),
-    (f"{GUIDE} --trunk 8,wide", ["trunk", "'8,wide'"]),
+    (f"{GUIDE} --trunk 8,wide", ["trunk", "'wide'"]),
     (f"{GUIDE} --seeds 1,1", ["seeds", "[1, 1]"]),
     (f"{GUIDE} --folds 1", ["folds", "at least 2"]),
     (f"{GUIDE} --device tpu", ["device", "'tpu'"]),

@@ -110,19 +110,24 @@ def test_what_cannot_be_opened_is_refused(opened, study):
 
 def test_bags_read_a_store(study, opened, store_file, tmp_path):
     store = opened["store"]
-    found = ck.run_bags(
-        study,
+    found = ck.Bags(
         features=store_file,
         layer="mixed4",
         by="patient",
         label="count",
         encourage=["area"],
         discourage=[],
-        options={"epochs": 1, "warmup": 0, "batch_size": 8},
-        out=tmp_path / "run",
-    )
+        epochs=1,
+        warmup=0,
+        batch_size=8,
+    ).run(study, out=tmp_path / "run")
     assert (found.settings["model"], found.settings["layer"]) == ("mini_inception", "mixed4")
     assert found.settings["weights_sha256"] == store.digest()
+    checkpoint, table = found.folder / "checkpoints" / "baseline-seed0", study.parent / "patches.csv"
+    of_store = ck.predict(checkpoint, table=table, features=store_file)
+    assert np.isfinite(of_store.filter(like="probability").to_numpy()).all()
+    with pytest.raises(InputError, match="set --features"):  # the store names its file, not the weights of a network
+        ck.predict(checkpoint, table=table)
 
 
 def test_settings_of_a_probe_of_a_store_repeat_it(study, store_file, tmp_path, monkeypatch):

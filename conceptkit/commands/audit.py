@@ -15,8 +15,8 @@ from conceptkit.errors import InputError, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.families import PROBES
 from conceptkit.features.sources import PIXELS, Features, NetworkFeatures, PixelFeatures
+from conceptkit.guide.goals import Goal
 from conceptkit.guide.latent import with_latent
-from conceptkit.guide.setup import Wish
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
@@ -71,9 +71,9 @@ def audit(
     numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
     # Before latent domains are computed from pixels or activations.
     make_folds(int(keep.sum()), numbers, options.folds)
-    wish = Wish(options.concept, None, True)
-    table, (wish,), latent = with_latent(table, study, [wish], progress=progress)
-    concept = wish.concept
+    goals = [Goal(options.concept, None, discouraged=True)]
+    table, (goal,), latent = with_latent(table, study, goals, progress=progress)
+    concept = goal.concept
     table.column("concept", concept)
     if concept == study.label:
         raise InputError(f"concept: {concept} is the main task itself.")

@@ -162,6 +162,11 @@ def save_bag_model(model: BagModel, folder: Path, made_with: Mapping[str, Any]) 
     write_network(model, folder, DESCRIPTION, description)
 
 
+def is_bag_checkpoint(path: str | Path) -> bool:
+    """Return whether ``path`` is a folder that holds a network on bags."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
 def load_bag_model(folder: Path) -> tuple[BagModel, Mapping[str, Any]]:
     """Open a network on bags; return it with ``made_with``.
 
