@@ -211,15 +211,12 @@ class ImageArray(PatchTable):
 def find_layers(model: str, size: int | None = None) -> tuple[list[Layer], int]:
     """Return the layers of a network, and the side in pixels of the images that they were found with.
 
+    Raises :class:`InputError` when there is no such network, or it does not take images of that size.
+
     Parameters
     ----------
     model : as for :func:`extract`; its weights are not needed and not downloaded
     size : side of the images; ``None`` for what the network states, else 224
-
-    Raises
-    ------
-    InputError
-        when there is no such network, or it does not take images of that size
     """
     import torch
 

@@ -46,15 +46,13 @@ class Started:
 def start_study(folder: str | Path, *, table: str | Path | None = None) -> Started:
     """Write a commented ``conceptkit.toml`` into a folder.
 
+    Raises :class:`InputError` when the folder has a study file already, holds several tables and none was named, or a
+    table cannot be read.
+
     Parameters
     ----------
     folder : of the study; made when it is not there
     table : the patch table; ``None`` for the one that is found in the folder
-
-    Raises
-    ------
-    InputError
-        when the folder has a study file already, holds several tables and none was named, or a table cannot be read
     """
     place = Path(folder)
     out = place / STUDY_FILE

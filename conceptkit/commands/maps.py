@@ -33,10 +33,7 @@ PICTURE = 900
 def check_maps(data: PatchTable, folder: Path) -> str:
     """Return the column that names the whole of each patch; refuse what cannot be drawn, before the work.
 
-    Raises
-    ------
-    InputError
-        when the table does not say where patches lie, or nothing can be written into the folder
+    Raises :class:`InputError` when the table does not say where patches lie, or nothing can be written into the folder.
     """
     columns = set(data.frame.columns)
     whole = next((name for name in WHOLES if name in columns), None)

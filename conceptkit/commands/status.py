@@ -65,14 +65,11 @@ class Status:
 def read_status(run: str | Path) -> Status:
     """Return how far a run is.
 
+    Raises :class:`InputError` when there is nothing of that name, or a record cannot be read.
+
     Parameters
     ----------
     run : a run folder, an activation store (``.h5``), or the table that ``tile`` or ``measure`` is writing
-
-    Raises
-    ------
-    InputError
-        when there is nothing of that name, or a record cannot be read
     """
     path = Path(run)
     parts = path.with_name(path.name + ".parts")

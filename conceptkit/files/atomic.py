@@ -91,10 +91,7 @@ def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
 
     The folder is made when it is not there, and removed again when nothing was written into it.
 
-    Raises
-    ------
-    InputError
-        when another process has it: which one
+    Raises :class:`InputError` when another process has it: which one.
     """
     try:
         import fcntl

@@ -35,10 +35,7 @@ def open_hdf5(path: Path) -> Any:
     that it has none; nothing in Python can end that. The heaps are walked here first. The whole file is looked through
     for them: a file of many gigabytes should have texts of fixed length, and be opened without this.
 
-    Raises
-    ------
-    OSError
-        when h5py does, or a heap is damaged
+    Raises :class:`OSError` when h5py does, or a heap is damaged.
     """
     import h5py
 

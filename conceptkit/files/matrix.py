@@ -30,6 +30,8 @@ def gather(n: int, parts: Iterable[Part], folder: Path | None) -> Any:
 
     The file is gone when it is not used.
 
+    Raises :class:`InputError` when there is no room for it.
+
     Parameters
     ----------
     n : rows
@@ -39,11 +41,6 @@ def gather(n: int, parts: Iterable[Part], folder: Path | None) -> Any:
     Returns
     -------
     an array, or what behaves as it does where rows, columns or all of it are asked for: see :class:`FileMatrix`
-
-    Raises
-    ------
-    InputError
-        when there is no room for it
     """
     rest = iter(parts)
     first = next(rest, None)

@@ -36,6 +36,8 @@ _MOST_PIXELS = 20_000**2
 def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str) -> Pixels:
     """Read the pixels of one row of a table.
 
+    Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
+
     Parameters
     ----------
     folder : that paths are relative to
@@ -46,11 +48,6 @@ def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str
     Returns
     -------
     (height, width, 3) uint8, RGB
-
-    Raises
-    ------
-    InputError
-        when the file is missing, cannot be read, or the window lies outside
     """
     value = cells[location]
     if not isinstance(value, str) or not value:

@@ -61,10 +61,8 @@ def read_rgb(path: Path) -> Pixels:
     says so; 0 to 1 for floats. Of a pyramid the first page is read, which must be the largest. Three pages of one
     colour each are one image where OME-XML says so.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or damaged, holds several images, or does not say which colours its values stand for
+    Raises :class:`InputError` when the file is missing or damaged, holds several images, or does not say which colours
+    its values stand for.
     """
     with readable(path):
         bits = 16
@@ -85,10 +83,7 @@ def read_rgb(path: Path) -> Pixels:
 def image_shape(path: Path) -> tuple[int, int]:
     """Return height and width of an upright image in pixels, without reading its pixels.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
+    Raises :class:`InputError` when the file is missing or is not an image.
     """
     (height, width), orientation = _stored(path)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
@@ -97,10 +92,7 @@ def image_shape(path: Path) -> tuple[int, int]:
 def is_turned(path: Path) -> bool:
     """Tell whether the metadata of an image say that its pixels are stored turned or mirrored.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
+    Raises :class:`InputError` when the file is missing or is not an image.
     """
     return _stored(path)[1] in range(2, 9)
 

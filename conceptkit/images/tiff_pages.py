@@ -98,10 +98,7 @@ class Page:
     def samples(self, file: IO[bytes]) -> NDArray[Any]:
         """Return the samples (h, w, s) of a page that :meth:`is_plain`, in the file's type and the machine's order.
 
-        Raises
-        ------
-        TiffError
-            when the file is cut off, or its tags contradict each other
+        Raises :class:`TiffError` when the file is cut off, or its tags contradict each other.
         """
         (height, width), count = self.size, self.samples_per_pixel
         if min(height, width, count) < 1:
@@ -174,10 +171,7 @@ def is_tiff(path: Path) -> bool:
 def tiff_pages(file: IO[bytes]) -> list[Page]:
     """Return all pages of an open TIFF file, without their pixels.
 
-    Raises
-    ------
-    TiffError
-        when the file is cut off or its list of pages has no end
+    Raises :class:`TiffError` when the file is cut off or its list of pages has no end.
     """
     return list(_walk(file))
 
@@ -185,10 +179,7 @@ def tiff_pages(file: IO[bytes]) -> list[Page]:
 def first_page(file: IO[bytes]) -> Page:
     """Return the first page of an open TIFF file, without its pixels.
 
-    Raises
-    ------
-    TiffError
-        when the file is cut off
+    Raises :class:`TiffError` when the file is cut off.
     """
     return next(_walk(file))
 

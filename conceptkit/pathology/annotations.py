@@ -85,15 +85,12 @@ def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:
 
     A ring may touch or cross itself: it is filled by the even-odd rule. Inner rings are cut out of their polygon.
 
+    Raises :class:`InputError` when the file cannot be read, or a ring winds twice around a part of its area.
+
     Parameters
     ----------
     path : the file: XML of ASAP, ImageScope or HALO, GeoJSON, or Camelyon's JSON
     classes : as in :func:`select`
-
-    Raises
-    ------
-    InputError
-        when the file cannot be read, or a ring winds twice around a part of its area
     """
     found = select(read_drawing(path), classes)
     for polygon in (*found.areas, *found.holes):

@@ -134,10 +134,8 @@ def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> Patc
     An amount depends on seed, disturbance and ``patch_id`` alone: the same patch is disturbed alike in every order and
     every subset of the table.
 
-    Raises
-    ------
-    InputError
-        for a name that is not in :data:`DISTURBANCES`, a repeat, or a table that has such a column
+    Raises :class:`InputError` for a name that is not in :data:`DISTURBANCES`, a repeat, or a table that has such a
+    column.
     """
     check_distinct("disturb", names)
     for name in names:

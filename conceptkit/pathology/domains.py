@@ -73,6 +73,8 @@ def propose_domains(
     k-means finds domains in anything. What they explain is therefore compared with what it explains of draws from one
     Gaussian, turned and scaled to the very covariance of what was fitted (after Liu et al., 2008).
 
+    Raises :class:`InputError` when there are fewer distinct profiles than domains.
+
     Parameters
     ----------
     profiles : (n, p), rows that hold what is not a number say nothing
@@ -80,11 +82,6 @@ def propose_domains(
     groups : (n,) group numbers; ``None``: every row by itself
     domains : how many, at least 2
     features : (n, d) statistics of a network's activations, such as channel means; ``None`` for stain alone
-
-    Raises
-    ------
-    InputError
-        when there are fewer distinct profiles than domains
     """
     from sklearn.cluster import KMeans
 

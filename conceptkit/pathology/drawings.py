@@ -28,10 +28,8 @@ def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[
 
     A file is named like the slide, with or without the slide's suffix: ``case.geojson`` or ``case.svs.geojson``.
 
-    Raises
-    ------
-    InputError
-        when there is no such folder, no file for any slide, or two of one kind for the same slide
+    Raises :class:`InputError` when there is no such folder, no file for any slide, or two of one kind for the same
+    slide.
     """
     if folder is None:
         return [None] * len(slides)
@@ -117,10 +115,7 @@ def annotation_notes(
 ) -> list[str]:
     """Return what to say of annotations before slides are cut: classes, objects skipped, shifts, files not read.
 
-    Raises
-    ------
-    InputError
-        when no file has any of the classes that were named
+    Raises :class:`InputError` when no file has any of the classes that were named.
     """
     if folder is None:
         return []

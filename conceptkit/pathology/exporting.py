@@ -32,10 +32,7 @@ Starts = NDArray[np.intp]
 def read_reference(path: Path) -> NDArray[np.uint8]:
     """Return a reference image (h, w, 3) from an ``.npy`` file or an image.
 
-    Raises
-    ------
-    InputError
-        when the file cannot be read or is no RGB image
+    Raises :class:`InputError` when the file cannot be read or is no RGB image.
     """
     if path.suffix.lower() != ".npy":
         from conceptkit.pathology.images import read_image

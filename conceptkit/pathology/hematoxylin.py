@@ -38,10 +38,8 @@ def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.in
 
     Parameters
     ----------
-    image
-        (h, w, 3) RGB.
-    mpp
-        Microns per pixel; ``None``: taken for :data:`ASSUMED_MPP`.
+    image : (h, w, 3) RGB.
+    mpp : Microns per pixel; ``None``: taken for :data:`ASSUMED_MPP`.
     """
     height, width = image.shape[:2]
     fields = prepare(image, mpp)

@@ -22,10 +22,7 @@ _JPEG_HEAD = 4096
 def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
     """Return an image as RGB, (h, w, 3), and its JPEG quality as :func:`read_quality` does.
 
-    Raises
-    ------
-    InputError
-        as :func:`conceptkit.images.image_files.read_rgb`
+    Raises :class:`InputError` as :func:`conceptkit.images.image_files.read_rgb`.
     """
     try:
         pixels = image_files.read_rgb(path)
@@ -37,10 +34,7 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image in pixels, without reading its pixels.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
+    Raises :class:`InputError` when the file is missing or is not an image.
     """
     try:
         return image_files.image_shape(path)
@@ -64,10 +58,7 @@ def check_upright(path: Path) -> None:
 def read_quality(path: Path) -> float:
     """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its head alone; NaN for others.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
+    Raises :class:`InputError` when the file is missing or is not an image.
     """
     try:
         with image_files.readable(path):

@@ -137,17 +137,14 @@ def train_maskrcnn(
 
     As in the paper: ResNet50 from ImageNet, SGD with learning rate 0.001 and momentum 0.9, Dice watched.
 
+    Raises :class:`InputError` when images and labels do not fit, or none is left to train on.
+
     Parameters
     ----------
     images, labels : (h, w, 3) RGB and (h, w) labels each, all at ``mpp``; windows of them are turned and mirrored
     held_out : the last so many images are not trained on; Dice is watched on them
     network : instead of :func:`build`
     progress : told the epoch, their number, and Dice
-
-    Raises
-    ------
-    InputError
-        when images and labels do not fit, or none is left to train on
     """
     check_at_least("epochs", epochs, 1)
     if len(images) != len(labels) or any(a.shape[:2] != b.shape for a, b in zip(images, labels, strict=False)):
@@ -208,10 +205,7 @@ def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
 def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
     """Open what :func:`save_maskrcnn` wrote.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not such a checkpoint
+    Raises :class:`InputError` when the file is missing or is not such a checkpoint.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -96,40 +96,28 @@ def measure_images(
 
     Tiles do not overlap, start in the top-left corner and are whole: 1000 x 1000 pixels hold 4 x 4 tiles of 224.
 
+    Raises :class:`InputError` when the list or an option is at fault, when no tile is left and, unless ``on_error`` is
+    ``skip``, when an image, a mask or an mpp is at fault.
+
     Parameters
     ----------
-    images_csv
-        One row per image. Columns: ``image`` (path relative to this file); optionally ``mask`` (path of a nucleus
-        label image: 0 is background, each nucleus its own integer), ``image_id`` (default: the image's file name
-        without suffix), ``mpp`` (microns per pixel), and others. :data:`CARRIED` and columns of text are carried over
-        to the tiles; other numbers are not, as what was measured on the whole image is not so of a tile.
-    out
-        Where the table will be written: paths in it are relative to that folder. :func:`write_table` writes it.
-    patch_size
-        Side of a tile in pixels.
-    names
-        Measures to compute, or groups of them; ``None``: of the paper's measures all for which at least one image has
-        what they need.
-    on_error
-        ``skip``: an image that cannot be measured is listed in ``skipped`` and the rest is finished.
-    nuclei
-        How nuclei are found; it takes the place of the ``mask`` column. ``None``: the masks are those listed.
-    engine
-        Where images are measured; ``None``: in this process, one after the other.
-    progress
-        Called after each image with the number done and the number of all.
-    parts
-        Folder in which every image's measures are kept, and found by the next run; ``None``: they are not.
+    images_csv : One row per image. Columns: ``image`` (path relative to this file); optionally ``mask`` (path of a
+        nucleus label image: 0 is background, each nucleus its own integer), ``image_id`` (default: the image's file
+        name without suffix), ``mpp`` (microns per pixel), and others. :data:`CARRIED` and columns of text are carried
+        over to the tiles; other numbers are not, as what was measured on the whole image is not so of a tile.
+    out : Where the table will be written: paths in it are relative to that folder. :func:`write_table` writes it.
+    patch_size : Side of a tile in pixels.
+    names : Measures to compute, or groups of them; ``None``: of the paper's measures all for which at least one image
+        has what they need.
+    on_error : ``skip``: an image that cannot be measured is listed in ``skipped`` and the rest is finished.
+    nuclei : How nuclei are found; it takes the place of the ``mask`` column. ``None``: the masks are those listed.
+    engine : Where images are measured; ``None``: in this process, one after the other.
+    progress : Called after each image with the number done and the number of all.
+    parts : Folder in which every image's measures are kept, and found by the next run; ``None``: they are not.
 
     Returns
     -------
     The table; the images left out, those smaller than a tile among them; notes.
-
-    Raises
-    ------
-    InputError
-        when the list or an option is at fault, when no tile is left and, unless ``on_error`` is ``skip``, when an
-        image, a mask or an mpp is at fault.
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -219,10 +207,7 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
 
     Numbers keep their full precision. Folders that lack are made.
 
-    Raises
-    ------
-    InputError
-        when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
+    Raises :class:`InputError` when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
     """
     check_out(out)
     with replacing(out) as temporary:

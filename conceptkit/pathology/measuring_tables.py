@@ -77,6 +77,8 @@ def measure_table(
 ) -> Measured:
     """Measure every patch of a patch table.
 
+    Raises :class:`InputError` as :func:`conceptkit.pathology.measuring.measure_images`.
+
     Parameters
     ----------
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
@@ -84,11 +86,6 @@ def measure_table(
     out : where the new table will be written: paths in it are as seen from there
     names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
     progress : called with the number of patches done and of all
-
-    Raises
-    ------
-    InputError
-        as :func:`conceptkit.pathology.measuring.measure_images`
     """
     path = path.absolute()
     table = load_table(path)

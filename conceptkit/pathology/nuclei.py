@@ -46,16 +46,13 @@ METHODS: Registry[Callable[[Path | None, str], Segmenter]] = Registry(
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
     """Return a method, ready to be called on images.
 
+    Raises :class:`InputError` when the name is unknown, or weights are missing, superfluous or unreadable.
+
     Parameters
     ----------
     name : one of :data:`METHODS`
     weights : the checkpoint of a method that was trained
     device : ``auto``, ``cpu``, ``cuda``, …
-
-    Raises
-    ------
-    InputError
-        when the name is unknown, or weights are missing, superfluous or unreadable
     """
     return METHODS[check_choice("nuclei", name, METHODS)](weights, device)
 
@@ -63,10 +60,8 @@ def open_method(name: str, *, weights: Path | None = None, device: str = "auto")
 def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Labels:
     """Return the nuclei of one image (h, w, 3) as labels 1 … n, (h, w).
 
-    Raises
-    ------
-    InputError
-        when pixels are too large to show nuclei, or the image would need too much memory at the method's resolution
+    Raises :class:`InputError` when pixels are too large to show nuclei, or the image would need too much memory at the
+    method's resolution.
     """
     check_images(image[None])
     if mpp is not None and mpp > COARSEST:
@@ -80,10 +75,7 @@ def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = Non
 def write_labels(labels: NDArray[np.integer], path: Path) -> None:
     """Write a label image as 16-bit PNG, in one step.
 
-    Raises
-    ------
-    InputError
-        when there are more than 65,535 labels
+    Raises :class:`InputError` when there are more than 65,535 labels.
     """
     from PIL import Image
 
@@ -97,10 +89,7 @@ def write_labels(labels: NDArray[np.integer], path: Path) -> None:
 def mask_name(image_id: str) -> str:
     """Return the file name of an image's mask.
 
-    Raises
-    ------
-    InputError
-        when the id is no plain file name: a table never says where to write
+    Raises :class:`InputError` when the id is no plain file name: a table never says where to write.
     """
     plain = (
         image_id and not image_id.startswith(".") and not set(image_id) & set('/\\:*?"<>|\0') and len(image_id) < 200

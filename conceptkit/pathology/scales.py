@@ -18,10 +18,7 @@ NEEDED = f"must be at least {SCALES[0]} microns per pixel, or empty"
 def scale_of(mpp: float) -> float:
     """Return microns per pixel, NaN where they are too large to be those of a microscope's image.
 
-    Raises
-    ------
-    ValueError
-        when the number is not a resolution at all
+    Raises :class:`ValueError` when the number is not a resolution at all.
     """
     if not SCALES[0] <= mpp < math.inf:
         raise ValueError(mpp)

@@ -70,15 +70,12 @@ class Slide:
 def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     """Open a slide and close it again; what goes wrong while it is open becomes an :class:`InputError`.
 
+    Raises :class:`InputError` when the file is missing, is not a slide, or cannot be read.
+
     Parameters
     ----------
     path : any format that OpenSlide reads
     mpp : microns per pixel of level 0, instead of what the slide states
-
-    Raises
-    ------
-    InputError
-        when the file is missing, is not a slide, or cannot be read
     """
     import openslide
 

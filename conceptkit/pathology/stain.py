@@ -87,10 +87,7 @@ class Reinhard:
     def fit(cls, reference: NDArray[np.uint8]) -> Self:
         """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images.
 
-        Raises
-        ------
-        InputError
-            when the reference is no RGB image or shows no tissue
+        Raises :class:`InputError` when the reference is no RGB image or shows no tissue.
         """
         return cls(_required(lab_statistics(_batch(reference))))
 
@@ -141,10 +138,7 @@ class Macenko:
     def fit(cls, reference: NDArray[np.uint8]) -> Self:
         """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images.
 
-        Raises
-        ------
-        InputError
-            when the reference is no RGB image or shows no tissue
+        Raises :class:`InputError` when the reference is no RGB image or shows no tissue.
         """
         return cls(_required(stain_statistics(_batch(reference))))
 

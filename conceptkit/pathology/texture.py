@@ -38,19 +38,15 @@ class Cooccurrence(Haralick):
 def luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the 8-bit luma of RGB patches, bit for bit what Pillow's ``convert("L")`` gives.
 
+    Raises :class:`InputError` when ``images`` is not uint8 of shape (n, h, w, 3).
+
     Parameters
     ----------
-    images
-        (n, h, w, 3) RGB.
+    images : (n, h, w, 3) RGB.
 
     Returns
     -------
     (n, h, w) luma: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in 16-bit fixed point, rounded.
-
-    Raises
-    ------
-    InputError
-        when ``images`` is not uint8 of shape (n, h, w, 3).
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -76,21 +72,17 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
 
     Both are then averaged over :data:`ANGLES`. Pairs are those of ``skimage.feature.graycomatrix``.
 
+    Raises :class:`InputError` when ``luma`` is not uint8 of shape (n, h, w), ``distance`` is below 1, or a direction
+    has no pair.
+
     Parameters
     ----------
-    luma
-        (n, h, w) grey levels 0 to 255.
-    distance
-        Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
+    luma : (n, h, w) grey levels 0 to 255.
+    distance : Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
 
     Returns
     -------
     The two properties, (n,) each. A flat patch has no correlation: it is NaN (scikit-image says 1).
-
-    Raises
-    ------
-    InputError
-        when ``luma`` is not uint8 of shape (n, h, w), ``distance`` is below 1, or a direction has no pair.
 
     Notes
     -----
@@ -125,24 +117,18 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
 def cooccurrence(luma: NDArray[np.uint8], labels: NDArray[Any] | None = None, *, distance: int = 1) -> Cooccurrence:
     """Return four properties of the symmetric grey-level co-occurrence matrix with 256 levels.
 
+    Raises :class:`InputError` as :func:`haralick`.
+
     Parameters
     ----------
-    luma
-        (n, h, w) grey levels 0 to 255.
-    labels
-        (n, h, w) nucleus labels. With them only pairs count whose two pixels lie in the same nucleus: the matrix of
-        the chromatin, without the nuclear border.
-    distance
-        Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
+    luma : (n, h, w) grey levels 0 to 255.
+    labels : (n, h, w) nucleus labels. With them only pairs count whose two pixels lie in the same nucleus: the matrix
+        of the chromatin, without the nuclear border.
+    distance : Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
 
     Returns
     -------
     The properties, (n,) each; NaN where a direction has no pair, and for the correlation where it is of one grey level.
-
-    Raises
-    ------
-    InputError
-        as :func:`haralick`.
     """
     luma = _check(luma, distance)
     n = len(luma)

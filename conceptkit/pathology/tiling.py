@@ -56,6 +56,9 @@ class Tiling:
 def tile_slide(path: Path, tiling: Tiling, *, annotations: Path | None = None) -> pd.DataFrame:
     """Return the tiles of a slide that hold enough tissue.
 
+    Raises :class:`InputError` when slide or annotations cannot be read, all annotated areas lie outside the scanned
+    area, a target mpp meets a slide without mpp, or there is no tile of tissue.
+
     Parameters
     ----------
     path : the slide
@@ -68,12 +71,6 @@ def tile_slide(path: Path, tiling: Tiling, *, annotations: Path | None = None) -
     level 0), ``side`` (pixels of its side when read), ``mpp`` (of the pixels read; empty where unknown),
     ``tissue_share``, and with annotations ``tumor_share`` and ``label``: ``tumor`` from the least share on, ``normal``
     where there is none of it, empty between.
-
-    Raises
-    ------
-    InputError
-        when slide or annotations cannot be read, all annotated areas lie outside the scanned area, a target mpp meets
-        a slide without mpp, or there is no tile of tissue
     """
     drawn = None if annotations is None else read_annotations(annotations, classes=tiling.classes)
     with open_slide(path, mpp=tiling.slide_mpp) as slide:

@@ -155,10 +155,8 @@ class PatchTable:
     def concept(self, name: str) -> Concept:
         """Return a concept's values.
 
-        Raises
-        ------
-        InputError
-            when there is no such column, or the column says where pixels are, or text was declared continuous
+        Raises :class:`InputError` when there is no such column, or the column says where pixels are, or text was
+        declared continuous.
         """
         column = self.column("concept", name)
         if name in _PLACES:
@@ -227,10 +225,7 @@ class PatchTable:
     def groups(self, name: str | None) -> NDArray[Any] | None:
         """Return the group labels (n,), or ``None`` without a group column.
 
-        Raises
-        ------
-        InputError
-            when the column is not there or a row has no group
+        Raises :class:`InputError` when the column is not there or a row has no group.
         """
         if name is None:
             return None
@@ -259,14 +254,11 @@ class PatchTable:
     def pixels(self, row: int) -> Pixels:
         """Read the pixels of one row.
 
+        Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
+
         Returns
         -------
         (height, width, 3) uint8, RGB
-
-        Raises
-        ------
-        InputError
-            when the file is missing, cannot be read, or the window lies outside
         """
         location = self.location
         if location is None:
@@ -341,10 +333,8 @@ class PatchTable:
 def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
     """Load a patch table from CSV or Parquet.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or unreadable, a column stands twice, there are no rows, or a ``patch_id`` repeats
+    Raises :class:`InputError` when the file is missing or unreadable, a column stands twice, there are no rows, or a
+    ``patch_id`` repeats.
     """
     if path.is_dir():
         raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")

@@ -117,10 +117,7 @@ def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTa
     of view, as a number per patch is one per field of view. Pixels of image files are never resampled: they cannot be
     read with another field of view.
 
-    Raises
-    ------
-    InputError
-        when patches cannot be read so
+    Raises :class:`InputError` when patches cannot be read so.
     """
     notes = resolution_notes(trained, data)
     if trained is None or trained.finest is None or np.isnan(microns_per_pixel(data)).any():

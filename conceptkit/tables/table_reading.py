@@ -57,10 +57,8 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     Names of columns and cells of text lose the blanks around them. In CSV a column is of numbers when every cell is one
     or stands for a missing one, unless its digits can only be names (007).
 
-    Raises
-    ------
-    ValueError, OSError, csv.Error, KeyError, TypeError, NotImplementedError
-        when the file cannot be read, or a name of a column stands twice
+    Raises ValueError, OSError, csv.Error, KeyError, TypeError, NotImplementedError when the file cannot be read, or a
+    name of a column stands twice.
     """
     parquet = path.suffix.lower() in (".parquet", ".pq")
     frame = _read_parquet(path) if parquet else _read_csv(path)
