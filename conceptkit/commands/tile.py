@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from conceptkit.errors import InputError, check_choice, check_place
-from conceptkit.files.atomic import held, replacing
+from conceptkit.files.atomic import held
+from conceptkit.jobs import Engine
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
-from conceptkit.runs.opening import Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from conceptkit.jobs import Engine
-    from conceptkit.pathology.finding import SlideFacts
-    from conceptkit.pathology.tiling import Tiling
+from conceptkit.pathology.exporting import export_tiles
+from conceptkit.pathology.finding import SlideFacts, copies_note, doubts_note, find_slides, same_slides, slide_facts
+from conceptkit.pathology.measuring import check_out, relative_path, write_table
+from conceptkit.pathology.resuming import Part, file_state, part_key, parts_folder, run_in_parts
+from conceptkit.pathology.stain import METHODS
+from conceptkit.pathology.tiling import Tiling, tile_slide
+from conceptkit.runs.opening import Progress, at_stage
 
 EXPORTS = ("none", "png", "h5")
 """Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
@@ -58,12 +61,22 @@ class SlideJob:
     slide: Path
     annotations: Path | None
     tiling: Tiling
-    part: Path
-    """Where its rows go: a Parquet file."""
     export: str
     tiles: Path
     """Folder of exported pixels."""
     stain: tuple[str, Path] | None
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """Return the slide's path."""
+        return (str(self.slide),)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Return a digest of everything that the slide's rows depend on."""
+        stain = None if self.stain is None else [self.stain[0], *file_state(self.stain[1])]
+        drawing = file_state(self.annotations)
+        return part_key([file_state(self.slide), drawing, dataclasses.asdict(self.tiling), self.export, stain])
 
 
 def run_tile(
@@ -114,88 +127,54 @@ def run_tile(
     InputError
         when an option cannot be used, two different slides share a name, or no slide gave a tile
     """
-    import pandas as pd
-
-    from conceptkit.jobs import Engine
-    from conceptkit.pathology.measuring import SUFFIXES, write_table
-    from conceptkit.pathology.resuming import parts_folder
-    from conceptkit.pathology.tiling import Tiling
-
     out = Path(out)
     check_choice("export", export, EXPORTS)
-    if out.suffix.lower() not in SUFFIXES:
-        raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
+    check_out(out)
     check_place("out", out)
     classes = (tumor_class,) if isinstance(tumor_class, str) else tuple(tumor_class)
     labels: dict[str, Any] = {"tumor": tumor, "classes": classes, "shift_geojson": shift_geojson}
     tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
     normalise = _stain(stain, stain_reference, export)
     chosen = _choose(slides, annotations, stated=mpp is None)
-    drawn, paths = chosen.drawn, list(chosen.drawn)
+    drawn = chosen.drawn
     read = summaries(drawn, classes)
     drawing_notes = annotation_notes(drawn, read, annotations, tiling)
     parts = parts_folder(out)
     tiles = parts.with_name(out.stem + "_tiles")
-    jobs = []
-    for path, drawing in drawn.items():
-        key = _key(path, drawing, tiling, export, normalise)
-        jobs.append(SlideJob(path, drawing, tiling, parts / f"{key}.parquet", export, tiles, normalise))
+    jobs = [SlideJob(path, drawing, tiling, export, tiles, normalise) for path, drawing in drawn.items()]
     with held(parts):
-        resumed, faults = _cut(jobs, Engine(engine, workers, scheduler), progress)
-        frames = [_rows(job, out) for job in jobs if job.slide not in faults]
-        skipped = tuple((path.name, faults[path]) for path in paths if path in faults)
-        if not frames:
-            raise InputError(f"slides: no slide gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
-        table = pd.concat(frames, ignore_index=True)
+        finished = run_in_parts(
+            tile_one,
+            jobs,
+            folder=parts,
+            engine=Engine(engine, workers, scheduler),
+            on_error="skip",
+            progress=None if progress is None else at_stage(progress, "cutting slides"),
+        )
+        skipped = tuple((Path(slide).name, reason) for slide, reason in finished.skipped.items())
+        if not finished.rows:
+            raise InputError(f"slides: no slide gave a tile; {skipped[0][0]} was skipped: {skipped[0][1]}")
+        table = pd.concat([_rows(jobs[k], part, out) for k, part in finished.rows.items()], ignore_index=True)
         write_table(table, out)
-        if not faults:
+        if not skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
     warnings = tuple(label_warnings(drawn, read, annotations, table))
     notes = (*warnings, *chosen.notes, *drawing_notes, *_notes(table))
     copies = tuple((str(copy), str(kept)) for copy, kept in chosen.copies.items())
-    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=resumed, copies=copies)
+    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=finished.resumed, copies=copies)
 
 
-def _cut(jobs: list[SlideJob], engine: Engine, progress: Progress | None) -> tuple[int, dict[Path, str]]:
-    """Cut the slides that are not cut yet; return how many were, and slide → reason of those that cannot be."""
-    from conceptkit.jobs import run_jobs
-
-    todo = [job for job in jobs if not job.part.is_file()]
-    there = len(jobs) - len(todo)
-    faults: dict[Path, str] = {}
-    if progress is not None:
-        progress("cutting slides", there, len(jobs))
-    for done, outcome in enumerate(run_jobs(tile_one, todo, engine), start=1):
-        if outcome.error is not None:
-            faults[todo[outcome.index].slide] = outcome.error
-        if progress is not None:
-            progress("cutting slides", there + done, len(jobs))
-    return there, faults
-
-
-def tile_one(job: SlideJob) -> int:
-    """Cut one slide, keep its pixels where wanted, and write its rows; returns their number."""
-    from conceptkit.pathology.tiling import tile_slide
-
+def tile_one(job: SlideJob) -> Part:
+    """Cut one slide, write its pixels where they are exported, and return its rows."""
     table = tile_slide(job.slide, job.tiling, annotations=job.annotations)
     if job.export != "none":
-        from conceptkit.pathology.exporting import export_tiles
-
-        table = export_tiles(
-            job.slide, table, job.tiles, kind=job.export, slide_mpp=job.tiling.slide_mpp, stain=job.stain
-        )
-    with replacing(job.part) as temporary:
-        table.to_parquet(temporary, index=False)
-    return len(table)
+        mpp = job.tiling.slide_mpp
+        table = export_tiles(job.slide, table, job.tiles, kind=job.export, slide_mpp=mpp, stain=job.stain)
+    return Part(table)
 
 
-def _rows(job: SlideJob, out: Path) -> pd.DataFrame:
-    """Return a slide's rows as they stand in the table: named, with paths as seen from its folder."""
-    import pandas as pd
-
-    from conceptkit.pathology.measuring import relative_path
-
-    part = pd.read_parquet(job.part)
+def _rows(job: SlideJob, part: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Return a slide's rows as they stand in the table: with patch ids, and paths relative to its folder."""
     stem = job.slide.stem
     part.insert(0, "patch_id", f"{stem}_x" + part["x"].astype("str") + "_y" + part["y"].astype("str"))
     if job.export == "none":
@@ -215,8 +194,6 @@ def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stat
 
     ``stated``: whether the resolution that a slide states is used.
     """
-    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts
-
     paths, notes = find_slides(given)
     facts = slide_facts(paths)
     drawn = dict(zip(paths, find_annotations(annotations, paths), strict=True))
@@ -241,8 +218,6 @@ def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> Non
 
 
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
-    from conceptkit.pathology.stain import METHODS
-
     if name is None:
         if reference is not None:
             raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
@@ -253,15 +228,6 @@ def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple
     if reference is None or not Path(reference).is_file():
         raise InputError(f"stain-reference: an image or .npy file is needed, got {reference}.")
     return name, Path(reference).absolute()
-
-
-def _key(path: Path, drawing: Path | None, tiling: Tiling, export: str, stain: tuple[str, Path] | None) -> str:
-    """Return a digest of all that a slide's rows follow from: another file or option is another part."""
-    from conceptkit.pathology.resuming import file_state, part_key
-
-    values: list[Any] = [file_state(path), file_state(drawing), dataclasses.asdict(tiling), export]
-    values.append([stain[0], *file_state(stain[1])] if stain else None)
-    return part_key(values)
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
