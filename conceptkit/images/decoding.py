@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
@@ -30,7 +32,7 @@ PLACE_COLUMNS = ("key", "row", "x", "y", "size", "side")
 """What, beside the leading column, says where pixels are"""
 
 _MOST_PIXELS = 20_000**2
-"""Of one patch; a file that says more is broken, or means harm"""
+"""Largest number of pixels of one patch; a file that states more is damaged or malicious."""
 
 
 def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str) -> Pixels:
@@ -131,9 +133,7 @@ def forget_files() -> None:
 
 
 def _window(cells: Mapping[str, Any], name: str) -> tuple[int, int, int] | None:
-    """Return x, y, size of a row; ``None`` when the whole image is meant."""
-    import pandas as pd
-
+    """Return x, y, size of a row; ``None`` stands for the whole image."""
     values = [cells.get(c) for c in ("x", "y", "size")]
     if all(pd.isna(v) for v in values):
         return None
@@ -148,19 +148,23 @@ def _window(cells: Mapping[str, Any], name: str) -> tuple[int, int, int] | None:
 
 
 def _row(value: Any, name: str) -> int:
+    return _at_least(0, value, f"{name}: row must be a whole number from 0 on")  # below, h5py counts from the end
+
+
+def _at_least(least: int, value: Any, rule: str) -> int:
     try:
-        row = _whole(value)
+        whole = _whole(value)
     except (TypeError, ValueError, OverflowError):
-        row = -1
-    if row < 0:  # h5py would count from the end
-        raise InputError(f"{name}: row must be a whole number from 0 on, got {value}.")
-    return row
+        whole = least - 1
+    if whole < least:
+        raise InputError(f"{rule}, got {value}.")
+    return whole
 
 
 def _whole(value: Any) -> int:
     whole = int(value)
     if whole != float(value):
-        raise ValueError(f"{value} is no whole number")
+        raise ValueError(value)
     return whole
 
 
@@ -173,8 +177,6 @@ def _image(path: Path, name: str) -> Pixels:
 
 @functools.lru_cache(maxsize=2)
 def _h5_file(path: Path, stamp: int) -> Any:
-    import h5py
-
     return h5py.File(path, "r")
 
 
@@ -215,15 +217,7 @@ def _from_slide(path: Path, window: tuple[int, int, int], name: str, side: int) 
 
 def _side(cells: Mapping[str, Any], size: int, name: str) -> int:
     """Return the side in pixels that a slide's window has when it is read; its own without a column ``side``."""
-    import pandas as pd
-
     value = cells.get("side")
     if pd.isna(value):
         return size
-    try:
-        side = _whole(value)
-    except (TypeError, ValueError, OverflowError):
-        side = 0
-    if side < 1:
-        raise InputError(f"{name}: side must be a whole number of at least 1 pixel, got {value}.")
-    return side
+    return _at_least(1, value, f"{name}: side must be a whole number of at least 1 pixel")

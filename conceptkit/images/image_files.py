@@ -7,17 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
 from conceptkit.images.tiff_images import tiff_rgb
 from conceptkit.images.tiff_pages import BITS, COMPRESSION, ORIENTATION, first_page, is_tiff
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _QUIET = threading.Lock()
 """Warnings are switched off for the whole process, so only one thread at a time may do it."""
@@ -26,8 +23,6 @@ _QUIET = threading.Lock()
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while an image is read into one sentence that begins with its path."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         yield
     except InputError:
@@ -46,8 +41,6 @@ def readable(path: Path) -> Iterator[None]:
 @contextmanager
 def pillow_image(path: Path) -> Iterator[Image.Image]:
     """Open an image with Pillow, without warnings of odd metadata or of a size that is normal in pathology."""
-    from PIL import Image
-
     with _quiet():
         image = Image.open(path)
     with image:
@@ -110,8 +103,6 @@ def _stored(path: Path) -> tuple[tuple[int, int], int]:
 
 def _check_pillow_reads(path: Path) -> int:
     """Return the bits per sample of a TIFF that Pillow can read."""
-    from PIL import UnidentifiedImageError
-
     with path.open("rb") as file:
         page = first_page(file)
     bits, compression = page.one(BITS, 1), page.one(COMPRESSION, 1)
@@ -126,12 +117,7 @@ def _check_pillow_reads(path: Path) -> int:
 
 
 def _in_rgb(image: Image.Image, path: Path, bits: int) -> Pixels:
-    """Return the colours of an image that Pillow opened, on white.
-
-    Parameters
-    ----------
-    bits : that 16-bit grey has in its file
-    """
+    """Return the colours of an image that Pillow opened, on white; 16-bit grey has ``bits`` bits in its file."""
     mode = image.mode
     if mode in ("CMYK", "LAB", "HSV"):
         raise InputError(f"{path} holds {mode}, which cannot be turned into RGB without a guess; save it as RGB.")

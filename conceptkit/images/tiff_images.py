@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
@@ -144,8 +145,6 @@ def _check_ycbcr(page: Page, path: Path) -> None:
 
 
 def _of_ycbcr(values: Pixels) -> Pixels:
-    from PIL import Image
-
     return np.asarray(Image.merge("YCbCr", [Image.fromarray(values[..., k]) for k in range(3)]).convert("RGB"))
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.images.pixel_values import MOST_PIXELS
 
@@ -252,8 +253,6 @@ def _decompressed(packed: bytes, compression: int, rows: int, wide: int) -> byte
             return zlib.decompressobj().decompress(packed, rows * wide)
         except zlib.error as error:
             raise TiffError(f"a block is damaged ({error})") from None
-    from PIL import Image
-
     # Pillow's libtiff decodes any of these, wrapped as a picture of one byte per pixel.
     tags = {WIDTH: wide, HEIGHT: rows, BITS: 8, COMPRESSION: compression, PHOTOMETRIC: 1, SAMPLES: 1, _ROWS: rows}
     tags |= {_STRIPS: 0, _STRIP_BYTES: len(packed)}
