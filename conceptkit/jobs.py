@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -100,9 +102,6 @@ def _end_with_parent() -> None:
 
 
 def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-
     workers = min(engine.workers or usable_processors(), len(jobs))
     if workers <= 1:
         yield from (_safely(function, k, job) for k, job in enumerate(jobs))

@@ -17,8 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
+import platformdirs
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from conceptkit.errors import InputError
 from conceptkit.images.decoding import Pixels
@@ -128,8 +132,6 @@ class Shift:
 
 def draw_patch(rng: np.random.Generator, tissue: Tissue, center: Center, shift: Shift) -> Patch:
     """Draw one patch of ``tissue`` as ``center`` would show it."""
-    from scipy.ndimage import gaussian_filter
-
     nuclei, chromatin = _draw_nuclei(rng, tissue, shift)
     fibres = _noise(rng, gaussian_filter, (1.5, 5.0) if rng.random() < 0.5 else (5.0, 1.5))
     cloud = _noise(rng, gaussian_filter, (9.0, 9.0))
@@ -150,8 +152,6 @@ def _draw_nuclei(
     rng: np.random.Generator, tissue: Tissue, shift: Shift
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Draw outlines with waves on ellipses; return the label image and the chromatin (H stain) inside."""
-    from scipy.ndimage import gaussian_filter
-
     wanted = tissue.nuclei * np.exp(shift.nuclei + PATCH_SPREAD["nuclei"] * rng.standard_normal())
     mean_area = tissue.area_um2 * np.exp(shift.area + PATCH_SPREAD["area"] * rng.standard_normal()) / MPP**2
     number = min(int(rng.poisson(wanted)), 60)
@@ -271,8 +271,6 @@ def with_slides(data: PatchTable) -> PatchTable:
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again: ``CONCEPTKIT_CACHE``, or the user's cache folder."""
-    import platformdirs
-
     named = os.environ.get("CONCEPTKIT_CACHE")
     return Path(named) if named else Path(platformdirs.user_cache_dir("conceptkit"))
 
@@ -318,9 +316,6 @@ def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Pa
 
 def _write(folder: Path, confounding: float, seed: int) -> None:
     """Write table and pixels beside the final place and move them there whole."""
-    import h5py
-    import pandas as pd
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.features.store_files import predicted_bytes, size_text
@@ -163,8 +164,6 @@ def as_backbone(model: Any, weights: str | None, seed: int) -> Backbone:
 
 def as_table(given: Any) -> PatchTable:
     """Return a patch table of a table, its file, a list of image files, or an array of images."""
-    import pandas as pd
-
     if isinstance(given, PatchTable):
         table = given
     elif isinstance(given, str | Path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.probe.targets import make_target
@@ -89,8 +90,6 @@ def _is_patch_table(path: Path) -> bool:
         if path.suffix.lower() == ".csv":
             columns = set(pd.read_csv(path, nrows=0).columns)
         else:
-            import pyarrow.parquet
-
             columns = set(pyarrow.parquet.read_schema(path).names)
     except (OSError, ValueError):
         return False

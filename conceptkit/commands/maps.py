@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import replacing
@@ -18,8 +20,6 @@ from conceptkit.report.wording import as_float, is_finite, number
 from conceptkit.tables.patches import PatchTable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from conceptkit.models.guided import Task
     from conceptkit.report.slide_maps import Place
 
@@ -180,8 +180,6 @@ def _names(wholes: Sequence[str]) -> dict[str, str]:
 
 def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place:
     """Return where the patches lie, with a picture of the whole where its file can be read."""
-    from PIL import Image
-
     from conceptkit.pathology.slides import open_slide
     from conceptkit.report.slide_maps import Place
 

@@ -11,6 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import LOCK_FILE
 from conceptkit.grid.folder import GRID_FILE, PLAN_FILE, RUN_FILE
@@ -178,9 +183,6 @@ def _trainings(path: Path) -> Iterator[Training]:
 
 
 def _store(path: Path) -> Status:
-    import h5py
-    import numpy as np
-
     try:
         with h5py.File(path, "r", locking=False) as file:
             total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
@@ -193,9 +195,6 @@ def _store(path: Path) -> Status:
 
 def _parts(path: Path, parts: Path) -> Status:
     """Return how far ``tile`` is, which keeps a part per slide, or ``measure``, whose parts hold some patches each."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
     slides = patches = 0
     measuring = False
     for part in parts.glob("*.parquet"):

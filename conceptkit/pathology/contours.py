@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from conceptkit.errors import InputError
 
@@ -34,8 +35,6 @@ def read_contours(path: Path, shape: tuple[int, ...] | None, mpp: float) -> NDAr
     shape : height and width of the image
     mpp : microns per pixel of the image, NaN where unknown
     """
-    from PIL import Image, ImageDraw
-
     if shape is None:
         raise InputError(f"{path} holds contours, which need an image for their size; name a label image instead.")
     contours, magnification = _read(path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.images.decoding import Pixels
@@ -34,8 +35,6 @@ class Disturbance:
 
 def rotate(pixels: Pixels, degrees: float) -> Pixels:
     """Return the patch turned counter-clockwise about its middle; what comes in from outside is its mirror image."""
-    from scipy.ndimage import affine_transform
-
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     middle = (np.array(pixels.shape[:2]) - 1) / 2
@@ -45,8 +44,6 @@ def rotate(pixels: Pixels, degrees: float) -> Pixels:
 
 def rescale(pixels: Pixels, power: float) -> Pixels:
     """Return the patch seen at 2^power times its magnification, about its middle; beyond its edge it is mirrored."""
-    from scipy.ndimage import affine_transform
-
     factor = 2.0**-power
     middle = (np.array(pixels.shape[:2]) - 1) / 2
     return _by_channel(
@@ -63,8 +60,6 @@ def compress(pixels: Pixels, quality: float) -> Pixels:
 
 def blur(pixels: Pixels, sigma: float) -> Pixels:
     """Return the patch after a Gaussian filter of ``sigma`` pixels."""
-    from scipy.ndimage import gaussian_filter
-
     return _by_channel(pixels, lambda c: gaussian_filter(c, sigma, mode="mirror"))
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.stain import lab_statistics, stain_statistics
-
-if TYPE_CHECKING:
-    from sklearn.cluster import KMeans
 
 Floats = NDArray[np.float64]
 
@@ -83,8 +80,6 @@ def propose_domains(
     domains : how many, at least 2
     features : (n, d) statistics of a network's activations, such as channel means; ``None`` for stain alone
     """
-    from sklearn.cluster import KMeans
-
     check_at_least("latent", domains, 2)
     known = np.asarray(np.isfinite(profiles).all(axis=1))
     units = np.arange(len(profiles)) if groups is None else groups

@@ -7,17 +7,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, near_names
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from conceptkit.pathology.tiling import Tiling
+from conceptkit.pathology.annotation_files import SUFFIXES, read_drawing, suffix_of
+from conceptkit.pathology.annotations import classes_in, extents, select, touches
+from conceptkit.pathology.finding import listed
+from conceptkit.pathology.slides import bounds, open_slide
+from conceptkit.pathology.tiling import Tiling
 
 Drawn = Mapping[Path, Path | None]
 """Slide → its annotation file, where there is one."""
@@ -33,7 +33,6 @@ def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[
     """
     if folder is None:
         return [None] * len(slides)
-    from conceptkit.pathology.annotation_files import suffix_of
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,8 +54,6 @@ def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """Return the annotation files of a folder and its sub-folders by name, without suffix; hidden ones left out."""
-    from conceptkit.pathology.annotation_files import suffix_of
-
     found = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         suffix = suffix_of(path)
@@ -67,8 +64,6 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 def _candidates(slide: Path, by_name: Mapping[str, list[Path]]) -> list[Path]:
     """Return the annotation files that are named like a slide, the kind that is read first."""
-    from conceptkit.pathology.annotation_files import SUFFIXES, suffix_of
-
     stem = _same_case(slide.stem)
     names = dict.fromkeys((_same_case(slide.name), stem, stem.removesuffix(".ome")))
     files = [path for name in names for path in by_name.get(name, [])]
@@ -94,9 +89,6 @@ class Summary:
 
 def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
     """Return annotation file → summary; without files that cannot be read, whose slides are skipped with the reason."""
-    from conceptkit.pathology.annotation_files import read_drawing
-    from conceptkit.pathology.annotations import classes_in, extents, select
-
     found = {}
     for path in drawn.values():
         if path is None:
@@ -138,7 +130,7 @@ def _class_notes(read: Mapping[Path, Summary], wanted: tuple[str, ...]) -> Itera
     if names and len(without) == len(read):
         raise InputError(f"tumor-class: no annotation is of {', '.join(wanted)}; {near_names(wanted[0], names)}.")
     if without:
-        yield f"Nothing of {', '.join(wanted)} in {len(without)} of {len(read)} annotations ({_few(without)})."
+        yield f"Nothing of {', '.join(wanted)} in {len(without)} of {len(read)} annotations ({listed(without)})."
 
 
 def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
@@ -147,15 +139,12 @@ def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
         total.update(entry.skipped)
     if total:
         kinds = ", ".join(f"{kind} ({number})" for kind, number in total.items())
-        files = _few([path.name for path, entry in read.items() if entry.skipped])
+        files = listed([path.name for path, entry in read.items() if entry.skipped])
         yield f"Skipped in annotations: {kinds}, in {files}."
 
 
 def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
     """Say where the corner of the scanned area was added to coordinates, where not, and which areas lie outside it."""
-    from conceptkit.pathology.annotations import touches
-    from conceptkit.pathology.slides import bounds, open_slide
-
     moved: list[str] = []
     kept: list[str] = []
     beyond: list[str] = []
@@ -177,20 +166,20 @@ def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> 
             beyond.append(f"{outside} of {len(areas)} in {path.name}")
     if moved:
         yield (
-            f"Shifted by the corner of the scanned area, as QuPath counts from there: {_few(moved)}; "
+            f"Shifted by the corner of the scanned area, as QuPath counts from there: {listed(moved)}; "
             "--no-shift-geojson switches this off."
         )
     if kept:
-        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {_few(kept)}."
+        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {listed(kept)}."
     if beyond:
-        yield f"Annotated areas outside the scanned area of their slide: {_few(beyond)}."
+        yield f"Annotated areas outside the scanned area of their slide: {listed(beyond)}."
 
 
 def _second_notes(drawn: Drawn, folder: Path) -> Iterator[str]:
     by_name = _by_name(folder)
     second = [path for slide in drawn for path in _candidates(slide, by_name)[1:]]
     if second:
-        yield f"Not read, as another kind of annotation goes first: {_few([path.name for path in second])}."
+        yield f"Not read, as another kind of annotation goes first: {listed([path.name for path in second])}."
 
 
 def label_warnings(
@@ -204,7 +193,7 @@ def label_warnings(
         by_name = _by_name(Path(folder))
         matched = {path for slide in drawn for path in _candidates(slide, by_name)}
         unused = [path.name for files in by_name.values() for path in files if path not in matched]
-        more = f" Annotation files that match no slide: {_few(unused)}." if unused else ""
+        more = f" Annotation files that match no slide: {listed(unused)}." if unused else ""
         yield (
             f"No annotations for {len(missing)} of {len(drawn)} slides ({', '.join(missing)}): "
             f"their tiles have no label.{more}"
@@ -215,10 +204,6 @@ def label_warnings(
     ]
     if beside:
         yield (
-            f"No tile of tissue lies in the annotated areas of {_few(beside)}: all tiles there are labelled normal; "
+            f"No tile of tissue lies in the annotated areas of {listed(beside)}: all tiles there are labelled normal; "
             "check that these files belong to their slides and are in pixels of level 0."
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

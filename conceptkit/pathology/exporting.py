@@ -9,13 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import scratch, take_space
 from conceptkit.images.pyramid import Pixels
+from conceptkit.pathology.images import read_image
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import METHODS, StainMethod
 from conceptkit.pathology.tiling import read_tiles
@@ -35,8 +38,6 @@ def read_reference(path: Path) -> NDArray[np.uint8]:
     Raises :class:`InputError` when the file cannot be read or is no RGB image.
     """
     if path.suffix.lower() != ".npy":
-        from conceptkit.pathology.images import read_image
-
         return read_image(path)[0]
     try:
         pixels = np.load(path, allow_pickle=False)
@@ -112,8 +113,6 @@ def _batches(tiles: Iterable[Pixels], method: StainMethod | None, source: Any) -
 def _write_h5(
     batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
 ) -> dict[str, Any]:
-    import h5py
-
     path = temporary / "tiles.h5"
     take_space(path, int(1.02 * len(x) * side * side * 3))  # before HDF5 does, which may crash on a full disk
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -136,8 +135,6 @@ def _write_h5(
 def _write_pngs(
     batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
 ) -> dict[str, Any]:
-    from PIL import Image
-
     files = [f"x{left}_y{top}.png" for left, top in zip(x, y, strict=True)]
     inside = temporary / name
     inside.mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
 
 from conceptkit.images.pixel_values import check_enlarged
 from conceptkit.pathology import colour
@@ -53,8 +55,6 @@ def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.in
 
 def prepare(image: NDArray[np.uint8], mpp: float | None) -> Fields | None:
     """Return what nuclei are looked for in, at 0.5 µm per pixel; ``None`` where nothing stands out."""
-    from scipy import ndimage
-
     own = ASSUMED_MPP if mpp is None or not np.isfinite(mpp) else mpp
     density = colour.optical_density(np.moveaxis(_resized(image, own), 2, 0))  # (3, h, w): planes
     red, green, blue = density
@@ -71,8 +71,6 @@ def prepare(image: NDArray[np.uint8], mpp: float | None) -> Fields | None:
 
 def _resized(image: NDArray[np.uint8], mpp: float) -> NDArray[np.uint8]:
     """Return an image (h, w, 3) at the working resolution; light is averaged, as a scanner of that resolution would."""
-    from PIL import Image
-
     factor = WORKING_MPP / mpp
     height, width = image.shape[:2]
     if abs(factor - 1) <= 0.1:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import ResNet50_Weights
+from torchvision.models.detection import MaskRCNN as Detector
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.images.pixel_values import check_enlarged
@@ -39,8 +47,6 @@ class MaskRCNN:
         The image is brought to the resolution of the training and taken in windows that overlap; a nucleus is taken
         from the window whose inner part holds its centre.
         """
-        from PIL import Image
-
         height, width = image.shape[:2]
         factor = 1.0 if mpp is None else mpp / self.mpp
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -88,12 +94,6 @@ def build(*, weights: str = "imagenet") -> nn.Module:
 
     BatchNorm is frozen, as torchvision has it: batches are too small for statistics of their own.
     """
-    from torchvision.models import ResNet50_Weights
-    from torchvision.models.detection import MaskRCNN as Detector
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops import FrozenBatchNorm2d
-
     check_choice("weights", weights, ("imagenet", "random"))
     start = ResNet50_Weights.IMAGENET1K_V1 if weights == "imagenet" else None
     try:
@@ -193,8 +193,6 @@ def train_maskrcnn(
 
 def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
     """Write a network as one safetensors file that a later version opens."""
-    from safetensors.torch import save_file
-
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -207,8 +205,6 @@ def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
 
     Raises :class:`InputError` when the file is missing or is not such a checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"nuclei-weights: there is no file {path}.")
     try:

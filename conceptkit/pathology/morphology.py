@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import ConvexHull, cKDTree
 
 MOST_LABEL = 1 << 22
 """Largest product of patches and labels that is counted in place; beyond, labels are numbered anew first."""
@@ -83,8 +84,6 @@ class Nuclei:
 
     def neighbour_distance(self) -> NDArray[np.float64]:
         """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN alone."""
-        from scipy.spatial import cKDTree
-
         if len(self.area) == 0:
             return np.empty(0)
         # Patches are laid out far apart, so that one tree serves the batch and no neighbour is of another patch.
@@ -137,8 +136,6 @@ def _mean(
 
 def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
     """Return the area of the convex hull of pixels taken as unit squares; rows come in order."""
-    from scipy.spatial import ConvexHull
-
     y, first = np.unique(rows, return_index=True)
     low, high = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first) + 1
     corners = np.concatenate([np.column_stack([v, e]) for v in (y, y + 1) for e in (low, high)])

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int32]
@@ -167,8 +169,6 @@ def candidates(fields: Fields, *, thresholds: Floats, smallest: int, largest: in
 
     Each region of a higher threshold lies inside one of the lower ones, so that they form trees.
     """
-    from scipy import ndimage
-
     found = []
     for threshold in thresholds:
         mask = fields.dark > threshold
@@ -245,9 +245,6 @@ def split_touching(regions: Regions, fields: Fields, score: Score, *, apart: int
     The parts are those of a watershed on the distance from the region's own rim, with its maxima ``apart`` pixels or
     more apart.
     """
-    from scipy import ndimage
-    from skimage.segmentation import watershed
-
     labels, number = drawn(regions, fields.dark.shape), len(regions.area)
     if number == 0:
         return labels

@@ -9,10 +9,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from pandas.api import types
 
 from conceptkit.errors import InputError, check_choice, near_names
 from conceptkit.images.decoding import (
@@ -34,9 +36,6 @@ from conceptkit.tables.table_reading import (
     set_aside,
     spelling_note,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RESERVED = (
     *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask"),
@@ -142,8 +141,6 @@ class PatchTable:
 
     def kind(self, name: str) -> str:
         """Return ``continuous`` or ``categorical`` for a column."""
-        from pandas.api import types
-
         if name in self.kinds:
             return self.kinds[name]
         column = self.column("concept", name)
@@ -369,8 +366,6 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
 
 
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     location = _location(frame.columns)
     partial = [lead for lead in LOCATIONS if lead in frame.columns]
     # Beside pixels or features a column slide is only a name; beside patch_id it may be one.

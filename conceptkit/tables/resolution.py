@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
@@ -57,8 +58,6 @@ class Resolution:
 
 def microns_per_pixel(data: PatchTable) -> NDArray[np.float64]:
     """Return the microns per pixel (n,) of the pixels as they are read, not a number where the table has none."""
-    import pandas as pd
-
     if "mpp" not in data.frame.columns:
         return np.full(len(data), np.nan)
     values = pd.to_numeric(data.frame["mpp"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)

@@ -8,14 +8,15 @@ import decimal
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+from pandas.api import types
 
 from conceptkit.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEXT = (
     *("patch_id", "image", "slide", "h5", "features", "key", "mask"),
@@ -78,14 +79,10 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def _with(frame: pd.DataFrame, changed: dict[Any, Any]) -> pd.DataFrame:
-    import pandas as pd
-
     return pd.DataFrame({name: changed.get(name, column) for name, column in frame.items()})
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     with path.open(newline="", encoding="utf-8-sig") as stream:
         names = next((line for line in csv.reader(stream) if line), [])
     separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
@@ -99,10 +96,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    import pyarrow
-    import pyarrow.parquet
-
     frame = pd.read_parquet(path)
     if not isinstance(frame.index, pd.RangeIndex):
         levels = enumerate(frame.index.names)
@@ -153,8 +146,6 @@ def _without_index(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _stripped(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Remove blanks around cells of text; a cell of nothing else is empty."""
-    import pandas as pd
-
     changed, examples = {}, []
     for name, column in frame.items():
         of_text = isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_string_dtype(column.cat.categories)
@@ -173,8 +164,6 @@ def _stripped(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _typed(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return columns of text (CSV) as numbers or true and false where all cells are."""
-    import pandas as pd
-
     typed: dict[Any, Any] = {}
     for name, column in frame.items():
         if name in TEXT:
@@ -204,8 +193,6 @@ def _are_names(words: pd.Series[Any]) -> bool:
 
 
 def _as_text(column: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
     return (
         column if isinstance(column.dtype, pd.StringDtype) else column.map(label_of, na_action="ignore").astype("str")
     )
@@ -236,8 +223,6 @@ def set_aside(frame: pd.DataFrame) -> dict[str, str]:
     ----------
     frame : in the order of the file, in which rows were numbered
     """
-    from pandas.api import types
-
     coordinates = _coordinates([str(name) for name in frame.columns])
     found = {}
     for name, column in frame.items():
@@ -279,9 +264,6 @@ def _numbers_rows(name: str, column: pd.Series[Any]) -> bool:
 
 def are_dates(column: pd.Series[Any]) -> bool:
     """Tell whether a column holds dates, times or durations, by its type or as text."""
-    import pandas as pd
-    from pandas.api import types
-
     if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
         return True
     here = column.dropna()
