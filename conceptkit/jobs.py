@@ -64,16 +64,11 @@ def usable_processors() -> int:
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[Outcome[Result]]:
-    """Run ``function`` on every job and yield each outcome as soon as it is there, in whatever order.
+    """Run ``function`` on every job and yield each outcome as soon as it is known, in any order.
 
     An :class:`InputError` becomes the outcome's error; any other exception too, with its type. A job whose worker died
-    is run again on another; after the third death it is given up.
-
-    Parameters
-    ----------
-    function : at the top level of a module, as other processes must find it
-    jobs : must be picklable, as their results
-    engine : where they run
+    is run again on another; after the third death it is given up. Other processes must be able to import ``function``
+    from the top level of a module, and to pickle jobs and results.
     """
     return ENGINES[engine.name](function, jobs, engine)
 

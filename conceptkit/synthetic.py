@@ -210,16 +210,11 @@ def tumor_share(split: str, center: Center, confounding: float) -> float:
 
 
 def generate(*, confounding: float = CONFOUNDING, seed: int = 0) -> Iterator[tuple[dict[str, Any], Patch]]:
-    """Draw the whole study, row by row.
+    """Draw the whole study; yields each row's columns (``patch_id``, ``patient``, ``center``, ``label``, ``split``) and
+    its patch.
 
-    Parameters
-    ----------
-    confounding : 0 (label and center independent in training) to 1 (extreme centers all tumor or all normal)
-    seed : every patch depends on this and on its own place in the plan alone
-
-    Yields
-    ------
-    the row's columns (``patch_id``, ``patient``, ``center``, ``label``, ``split``) and the patch
+    ``confounding`` goes from 0 (label and center independent in training) to 1 (extreme centers all tumor or all
+    normal). A patch depends on the seed and on its own place in the plan only.
     """
     patient_number = 0
     for split, (n_patients, n_patches) in PLAN.items():
@@ -251,7 +246,7 @@ SLIDE_PATCHES = 5
 
 
 def with_slides(data: PatchTable) -> PatchTable:
-    """Return the study's table with each patient's patches dealt to slides, with and without tumor, ``made_slide``.
+    """Return the study's table with each patient's patches on slides, with and without tumor, ``made_slide``.
 
     A patient of the evaluation splits has tumor in exactly half of its patches, so that patients as bags have no label
     of their own; slides have. A patient has one slide for every five patches, of which as large a part holds tumor as
@@ -276,7 +271,7 @@ def cache_folder() -> Path:
 
 
 def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Path | None = None) -> Study:
-    """Return the embedded study, generating it into the cache folder when it is not there.
+    """Return the embedded study, generated into the cache folder when it is not there.
 
     Parameters
     ----------

@@ -26,21 +26,15 @@ Part = tuple[NDArray[np.intp], NDArray[Any]]
 
 
 def gather(n: int, parts: Iterable[Part], folder: Path | None) -> Any:
-    """Return a matrix (n, d) whose rows come in parts: in memory, or, if it is large, in a nameless file.
+    """Return a matrix (n, d) whose rows come in parts: an array, or, if it is large, a :class:`FileMatrix`.
 
-    The file is gone when it is not used.
-
-    Raises :class:`InputError` when there is no room for it.
+    The file has no name, and is gone when it is not used. Raises :class:`InputError` when the disk has no room for it.
 
     Parameters
     ----------
-    n : rows
-    parts : row numbers (k,) and the values (k, d) of these, each row once, some at a time; see :func:`in_blocks`
-    folder : where the file lies; made if need be. ``None`` keeps all in memory
-
-    Returns
-    -------
-    an array, or what behaves as it does where rows, columns or all of it are asked for: see :class:`FileMatrix`
+    n : number of rows
+    parts : row numbers (k,) and the values (k, d) of these, each row once; see :func:`in_blocks`
+    folder : of the file; created if needed. ``None`` keeps all in memory
     """
     rest = iter(parts)
     first = next(rest, None)

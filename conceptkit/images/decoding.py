@@ -36,20 +36,16 @@ _MOST_PIXELS = 20_000**2
 
 
 def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str) -> Pixels:
-    """Read the pixels of one row of a table.
+    """Return the pixels of one row of a table, (height, width, 3) uint8, RGB.
 
     Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
 
     Parameters
     ----------
-    folder : that paths are relative to
+    folder : base of relative paths
     location : leading column, of :data:`LOCATIONS`
-    cells : column → value of the row, of the columns that are there
+    cells : column → value of the row
     name : of the patch, for messages
-
-    Returns
-    -------
-    (height, width, 3) uint8, RGB
     """
     value = cells[location]
     if not isinstance(value, str) or not value:
@@ -80,11 +76,7 @@ def content_digest(folder: Path, location: str, cells: Mapping[str, Any], made: 
     """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
 
     A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
-
-    Parameters
-    ----------
-    folder, location, cells : as for :func:`read_pixels`
-    made : further columns that the pixels depend on
+    ``made`` are further columns that the pixels depend on.
     """
     path = folder / str(cells[location])
     place = [str(cells[c]) for c in (*PLACE_COLUMNS, *made) if c in cells]

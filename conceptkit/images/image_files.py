@@ -74,19 +74,13 @@ def read_rgb(path: Path) -> Pixels:
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Return height and width of an upright image in pixels, without reading its pixels.
-
-    Raises :class:`InputError` when the file is missing or is not an image.
-    """
+    """Return height and width of an upright image in pixels, without reading its pixels."""
     (height, width), orientation = _stored(path)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def is_turned(path: Path) -> bool:
-    """Tell whether the metadata of an image say that its pixels are stored turned or mirrored.
-
-    Raises :class:`InputError` when the file is missing or is not an image.
-    """
+    """Return whether the metadata of an image say that its pixels are stored turned or mirrored."""
     return _stored(path)[1] in range(2, 9)
 
 

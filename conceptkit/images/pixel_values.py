@@ -18,16 +18,11 @@ MOST_PIXELS = 2 * 89_478_485
 
 
 def in_bytes(values: NDArray[Any], path: Path, largest: float | None = None) -> Pixels:
-    """Scale samples to 8 bits.
+    """Scale samples, unsigned integers or floats, to 8 bits.
 
-    Raises :class:`InputError` when values lie outside the range, or use less than a quarter of a range that is not
-    stated: most likely these are 12 bits stored in 16.
-
-    Parameters
-    ----------
-    values : unsigned integers, or floats
-    path : of the file, for messages
-    largest : value of white that the file states; ``None`` for the largest of the integer type, and 1 for floats
+    ``largest`` is the value of white that the file states; ``None`` for the largest of the integer type, and 1 for
+    floats. Raises :class:`InputError` when values lie outside the range, or use less than a quarter of a range that is
+    not stated: most likely these are 12 bits stored in 16.
     """
     kind = values.dtype.kind
     if kind == "i":

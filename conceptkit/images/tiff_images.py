@@ -29,12 +29,8 @@ _CHANNELS = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
 def tiff_rgb(path: Path, file: IO[bytes]) -> Pixels | None:
     """Read a TIFF file as RGB (h, w, 3), upright; ``None`` where its compression is left to Pillow.
 
-    Raises
-    ------
-    InputError
-        when the file holds several images, or does not say which colours its values stand for
-    TiffError
-        when the file is damaged
+    Raises :class:`InputError` when it holds several images, or does not say which colours its values stand for, and
+    :class:`TiffError` when it is damaged.
     """
     pages = tiff_pages(file)
     first = pages[0]

@@ -170,18 +170,12 @@ def is_tiff(path: Path) -> bool:
 
 
 def tiff_pages(file: IO[bytes]) -> list[Page]:
-    """Return all pages of an open TIFF file, without their pixels.
-
-    Raises :class:`TiffError` when the file is cut off or its list of pages has no end.
-    """
+    """Return all pages of an open TIFF file, without their pixels; raises :class:`TiffError` when it is damaged."""
     return list(_walk(file))
 
 
 def first_page(file: IO[bytes]) -> Page:
-    """Return the first page of an open TIFF file, without its pixels.
-
-    Raises :class:`TiffError` when the file is cut off.
-    """
+    """Return the first page of an open TIFF file, without its pixels; raises :class:`TiffError` as above."""
     return next(_walk(file))
 
 

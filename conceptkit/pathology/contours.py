@@ -26,14 +26,9 @@ _REACH = 0.6
 def read_contours(path: Path, shape: tuple[int, ...] | None, mpp: float) -> NDArray[np.int32]:
     """Return the nuclei of a JSON file of HoVer-Net as labels 1 to n, (h, w), in the order of the file.
 
-    Raises :class:`InputError` when the file is damaged or holds something else, or its contours are those of another
-    image or resolution.
-
-    Parameters
-    ----------
-    path : the file, whose table ``nuc`` holds a ``contour`` (n, 2) of x and y for each nucleus
-    shape : height and width of the image
-    mpp : microns per pixel of the image, NaN where unknown
+    The table ``nuc`` holds a ``contour`` (n, 2) of x and y for each nucleus. Raises :class:`InputError` when the file
+    is damaged, holds something else, or its contours do not fit the image's ``shape`` or its ``mpp`` (NaN where
+    unknown).
     """
     if shape is None:
         raise InputError(f"{path} holds contours, which need an image for their size; name a label image instead.")

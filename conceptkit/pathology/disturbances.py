@@ -66,9 +66,7 @@ def blur(pixels: Pixels, sigma: float) -> Pixels:
 def restain(pixels: Pixels, power: float, *, stain: int) -> Pixels:
     """Return the patch with 2^power times as much of one stain (0 hematoxylin, 1 eosin) in every pixel.
 
-    Source
-    ------
-    Ruifrok and Johnston, 2001, for the stain vectors; Tellez et al., 2019, for scaling them
+    Sources: Ruifrok and Johnston, 2001, for the stain vectors; Tellez et al., 2019, for scaling them.
     """
     amounts = optical_density(pixels) @ np.linalg.inv(RUIFROK)
     # A pixel of glass has none of a stain, and noise below none is not more of it.
@@ -126,11 +124,8 @@ class Treatment:
 def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> PatchTable:
     """Return the table with every patch disturbed once, and the amounts as concepts ``made_rotation`` and so on.
 
-    An amount depends on seed, disturbance and ``patch_id`` alone: the same patch is disturbed alike in every order and
-    every subset of the table.
-
-    Raises :class:`InputError` for a name that is not in :data:`DISTURBANCES`, a repeat, or a table that has such a
-    column.
+    An amount depends on seed, disturbance and ``patch_id`` only: the same patch is disturbed alike in every order and
+    subset of the table. Raises :class:`InputError` for an unknown or repeated name, or a table that has such a column.
     """
     check_distinct("disturb", names)
     for name in names:

@@ -26,10 +26,8 @@ Drawn = Mapping[Path, Path | None]
 def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[Path | None]:
     """Return the annotation file of each slide, ``None`` where there is none.
 
-    A file is named like the slide, with or without the slide's suffix: ``case.geojson`` or ``case.svs.geojson``.
-
-    Raises :class:`InputError` when there is no such folder, no file for any slide, or two of one kind for the same
-    slide.
+    A file is named like the slide, with or without its suffix: ``case.geojson`` or ``case.svs.geojson``. Raises
+    :class:`InputError` without such a folder or any matching file, or with two of one kind for the same slide.
     """
     if folder is None:
         return [None] * len(slides)
@@ -105,9 +103,9 @@ def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
 def annotation_notes(
     drawn: Drawn, read: Mapping[Path, Summary], folder: str | Path | None, tiling: Tiling
 ) -> list[str]:
-    """Return what to say of annotations before slides are cut: classes, objects skipped, shifts, files not read.
+    """Return notes on annotations before slides are cut: classes, objects skipped, shifts, files not read.
 
-    Raises :class:`InputError` when no file has any of the classes that were named.
+    Raises :class:`InputError` when no file has any of the named classes.
     """
     if folder is None:
         return []

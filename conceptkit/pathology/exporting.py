@@ -35,7 +35,7 @@ Starts = NDArray[np.intp]
 def read_reference(path: Path) -> NDArray[np.uint8]:
     """Return a reference image (h, w, 3) from an ``.npy`` file or an image.
 
-    Raises :class:`InputError` when the file cannot be read or is no RGB image.
+    Raises :class:`InputError` when the file cannot be read or is not an RGB image.
     """
     if path.suffix.lower() != ".npy":
         return read_image(path)[0]
@@ -57,19 +57,10 @@ def export_tiles(
     slide_mpp: float | None = None,
     stain: tuple[str, Path] | None = None,
 ) -> pd.DataFrame:
-    """Write the pixels of a slide's tiles, and return the table with where they are.
+    """Write the pixels of a slide's tiles; return ``table`` with ``image``, or ``h5``, ``key`` and ``row``.
 
-    Parameters
-    ----------
-    path : the slide
-    table : what :func:`conceptkit.pathology.tiling.tile_slide` gave
-    folder : where ``{name}.h5`` or the folder ``{name}`` of PNGs goes; complete or not there
-    kind : ``png`` or ``h5``
-    stain : a stain method's name and its reference image
-
-    Returns
-    -------
-    The table with ``image``, or ``h5``, ``key`` and ``row``, as seen from ``folder``.
+    ``table`` is that of :func:`conceptkit.pathology.tiling.tile_slide`, ``stain`` a method's name and its reference.
+    ``kind`` is ``png`` or ``h5``: the folder ``{name}`` of images, or ``{name}.h5``, complete or absent.
     """
     name = safe_name(path)
     x, y = table["x"].to_numpy(dtype=np.intp), table["y"].to_numpy(dtype=np.intp)

@@ -30,18 +30,13 @@ _APART = 3
 
 
 def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
-    """Return the nuclei of an image as labels, (h, w), 0 where there is none.
+    """Return the nuclei of an image (h, w, 3) as labels, (h, w), 0 where there is none.
 
-    The image is brought to 0.5 µm per pixel. Its hematoxylin is cut at 6 thresholds between its median and its
-    99.5th percentile; the connected dark regions form trees, each region is given a score (how far it will overlap a
-    nucleus, from ten numbers of shape and darkness, see :mod:`conceptkit.pathology.nucleus_score`), and the set of
-    regions that do not overlap and score best is kept. Regions that are no ellipse are parted by a watershed on the
-    distance to their rim where the parts score better.
-
-    Parameters
-    ----------
-    image : (h, w, 3) RGB.
-    mpp : Microns per pixel; ``None``: taken for :data:`ASSUMED_MPP`.
+    The image is brought to 0.5 µm per pixel; without ``mpp`` it counts as :data:`ASSUMED_MPP`. Its hematoxylin is cut
+    at 6 thresholds between its median and its 99.5th percentile; the connected dark regions form trees, each region has
+    a score (expected overlap with a nucleus, from ten numbers of shape and darkness, see
+    :mod:`conceptkit.pathology.nucleus_score`), and the set of regions that do not overlap and score best is kept.
+    Regions that are not ellipses are split by a watershed on the distance to their rim where the parts score better.
     """
     height, width = image.shape[:2]
     fields = prepare(image, mpp)

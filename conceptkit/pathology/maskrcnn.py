@@ -44,7 +44,7 @@ class MaskRCNN:
     def segment(self, image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
         """Return the nuclei of an image (h, w, 3) as labels, (h, w).
 
-        The image is brought to the resolution of the training and taken in windows that overlap; a nucleus is taken
+        The image is brought to the resolution of the training and processed in overlapping windows; a nucleus is taken
         from the window whose inner part holds its centre.
         """
         height, width = image.shape[:2]
@@ -92,7 +92,7 @@ class MaskRCNN:
 def build(*, weights: str = "imagenet") -> nn.Module:
     """Return torchvision's Mask R-CNN with ResNet50 and two classes; its backbone from ImageNet, or ``random``.
 
-    BatchNorm is frozen, as torchvision has it: batches are too small for statistics of their own.
+    BatchNorm is frozen, as in torchvision: batches are too small for statistics of their own.
     """
     check_choice("weights", weights, ("imagenet", "random"))
     start = ResNet50_Weights.IMAGENET1K_V1 if weights == "imagenet" else None
@@ -135,16 +135,15 @@ def train_maskrcnn(
 ) -> MaskRCNN:
     """Train Mask R-CNN on images with nucleus labels; the epoch of the best Dice is kept.
 
-    As in the paper: ResNet50 from ImageNet, SGD with learning rate 0.001 and momentum 0.9, Dice watched.
-
+    As in the paper: ResNet50 from ImageNet, SGD with learning rate 0.001 and momentum 0.9, validated by Dice.
     Raises :class:`InputError` when images and labels do not fit, or none is left to train on.
 
     Parameters
     ----------
-    images, labels : (h, w, 3) RGB and (h, w) labels each, all at ``mpp``; windows of them are turned and mirrored
-    held_out : the last so many images are not trained on; Dice is watched on them
+    images, labels : (h, w, 3) RGB and (h, w) labels each, all at ``mpp``; windows of them are rotated and mirrored
+    held_out : number of images, the last ones, that Dice is measured on and that are not trained on
     network : instead of :func:`build`
-    progress : told the epoch, their number, and Dice
+    progress : receives the epoch, the number of epochs, and Dice
     """
     check_at_least("epochs", epochs, 1)
     if len(images) != len(labels) or any(a.shape[:2] != b.shape for a, b in zip(images, labels, strict=False)):
@@ -201,10 +200,7 @@ def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
 
 
 def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
-    """Open what :func:`save_maskrcnn` wrote.
-
-    Raises :class:`InputError` when the file is missing or is not such a checkpoint.
-    """
+    """Open a checkpoint of :func:`save_maskrcnn`; raises :class:`InputError` when the file is not one."""
     if not path.is_file():
         raise InputError(f"nuclei-weights: there is no file {path}.")
     try:

@@ -359,30 +359,18 @@ def measure(
     names: Iterable[str] | None = None,
     jpeg_quality: float | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure a batch of patches.
+    """Measure a batch of patches; returns name to (n,) values, in the order of ``names``, NaN where there is none.
+
+    Raises :class:`InputError` when an array has another type or shape, a label is negative, ``mpp`` is not positive, a
+    name is unknown, or a named measure lacks the mask or the ``mpp`` that it needs.
 
     Parameters
     ----------
-    images
-        (n, h, w, 3) RGB.
-    masks
-        (n, h, w) nucleus labels: 0 is background, each nucleus its own integer.
-    mpp
-        Microns per pixel, one for all or one for each patch; NaN where unknown.
-    names
-        Measures to compute, or :data:`GROUPS`; ``None``: of :data:`CORE` all that the given inputs allow.
-    jpeg_quality
-        Quality of the file that all patches are from, 1 to 100; ``None`` where it is no JPEG.
-
-    Returns
-    -------
-    Name to (n,) values, in the order of ``names``; NaN where a patch has no value.
-
-    Raises
-    ------
-    InputError
-        when an array has another type or shape, a label is negative, ``mpp`` is not positive, a name is unknown, or a
-        named measure lacks the mask or the ``mpp`` that it needs.
+    images : (n, h, w, 3) RGB
+    masks : (n, h, w) nucleus labels: 0 is background, each nucleus its own integer
+    mpp : microns per pixel, one for all or one for each patch; NaN where unknown
+    names : measures, or :data:`GROUPS`; ``None``: all of :data:`CORE` that the given inputs allow
+    jpeg_quality : quality of the file of all patches, 1 to 100; ``None`` where it is not a JPEG
     """
     images = check_images(images)
     labels = None if masks is None else _check_masks(masks, images.shape[:3])

@@ -44,15 +44,9 @@ METHODS: Registry[Callable[[Path | None, str], Segmenter]] = Registry(
 
 
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
-    """Return a method, ready to be called on images.
+    """Return the method ``name``, ready to be called on images.
 
-    Raises :class:`InputError` when the name is unknown, or weights are missing, superfluous or unreadable.
-
-    Parameters
-    ----------
-    name : one of :data:`METHODS`
-    weights : the checkpoint of a method that was trained
-    device : ``auto``, ``cpu``, ``cuda``, …
+    Raises :class:`InputError` when weights are missing, superfluous or unreadable.
     """
     return METHODS[check_choice("nuclei", name, METHODS)](weights, device)
 

@@ -240,10 +240,9 @@ def _some(regions: Regions, wanted: NDArray[np.bool_], first: int) -> Regions:
 
 
 def split_touching(regions: Regions, fields: Fields, score: Score, *, apart: int) -> Labels:
-    """Return regions as labels (h, w), parted where their parts look more like nuclei than the whole.
+    """Return regions as labels (h, w), split where their parts look more like nuclei than the whole.
 
-    The parts are those of a watershed on the distance from the region's own rim, with its maxima ``apart`` pixels or
-    more apart.
+    The parts are those of a watershed on the distance to the region's rim, with maxima at least ``apart`` pixels apart.
     """
     labels, number = drawn(regions, fields.dark.shape), len(regions.area)
     if number == 0:

@@ -220,10 +220,7 @@ class PatchTable:
         )
 
     def groups(self, name: str | None) -> NDArray[Any] | None:
-        """Return the group labels (n,), or ``None`` without a group column.
-
-        Raises :class:`InputError` when the column is not there or a row has no group.
-        """
+        """Return the group labels (n,), or ``None`` without a group column; every row needs one."""
         if name is None:
             return None
         column = self.column("group", name)
@@ -249,13 +246,9 @@ class PatchTable:
         return replace(self, kinds={**self.kinds, **kinds})
 
     def pixels(self, row: int) -> Pixels:
-        """Read the pixels of one row.
+        """Return the pixels of one row, (height, width, 3) uint8, RGB.
 
         Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
-
-        Returns
-        -------
-        (height, width, 3) uint8, RGB
         """
         location = self.location
         if location is None:
@@ -272,7 +265,7 @@ class PatchTable:
     def identities(self) -> list[str]:
         """Return, for each row, a digest of where its pixels are and of that file's size and time of change.
 
-        Two rows of the same digest hold the same pixels as long as the file system tells the truth.
+        Two rows with the same digest hold the same pixels, as long as the file system reports changes.
         """
         location = self.location
         if location is None:
@@ -305,10 +298,7 @@ class PatchTable:
         return hexdigest("\n".join(lines).encode())
 
     def digest(self, row: int) -> str:
-        """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
-
-        A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
-        """
+        """Return :func:`conceptkit.images.decoding.content_digest` of a row."""
         location = self.location
         if location is None:
             return ""

@@ -110,13 +110,11 @@ def resolution_notes(trained: Resolution | None, data: PatchTable) -> tuple[str,
 
 
 def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, tuple[str, ...]]:
-    """Return a table whose patches have the resolution and field of view of a checkpoint, and what to say of it.
+    """Return a table whose patches have the resolution and field of view of a checkpoint, and notes.
 
     Patches of slides are read again: around the same middle, at the checkpoint's microns per pixel and with its field
     of view, as a number per patch is one per field of view. Pixels of image files are never resampled: they cannot be
-    read with another field of view.
-
-    Raises :class:`InputError` when patches cannot be read so.
+    read with another field of view. Raises :class:`InputError` when patches cannot be read this way.
     """
     notes = resolution_notes(trained, data)
     if trained is None or trained.finest is None or np.isnan(microns_per_pixel(data)).any():

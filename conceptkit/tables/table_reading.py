@@ -53,13 +53,11 @@ _AXES = {"x": "xy", "y": "xy", "row": "rows", "col": "rows", "column": "rows"}
 
 
 def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return a table as its columns are meant, in the order of the file, and notes on what was changed.
+    """Return a table with typed columns, in the order of the file, and notes on what was changed.
 
     Names of columns and cells of text lose the blanks around them. In CSV a column is of numbers when every cell is one
-    or stands for a missing one, unless its digits can only be names (007).
-
-    Raises ValueError, OSError, csv.Error, KeyError, TypeError, NotImplementedError when the file cannot be read, or a
-    name of a column stands twice.
+    or stands for a missing one, unless its digits can only be names (007). Raises ValueError, OSError, csv.Error,
+    KeyError, TypeError or NotImplementedError when the file cannot be read, or a name of a column stands twice.
     """
     parquet = path.suffix.lower() in (".parquet", ".pq")
     frame = _read_parquet(path) if parquet else _read_csv(path)
@@ -215,13 +213,10 @@ def is_number(value: Any) -> bool:
 
 
 def set_aside(frame: pd.DataFrame) -> dict[str, str]:
-    """Return column → what it holds, of those that say where or which a patch is rather than what is in it.
+    """Return column → content, of those that say where or which a patch is rather than what is in it.
 
-    These are coordinates (that come in pairs, such as ``x_um`` and ``y_um``), ids, row numbers and dates.
-
-    Parameters
-    ----------
-    frame : in the order of the file, in which rows were numbered
+    These are coordinates (in pairs, such as ``x_um`` and ``y_um``), ids, row numbers and dates. Rows of ``frame`` are
+    in the order of the file, in which they were numbered.
     """
     coordinates = _coordinates([str(name) for name in frame.columns])
     found = {}
