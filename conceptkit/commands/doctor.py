@@ -18,6 +18,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from conceptkit.images.decoding import one_line
 from conceptkit.jobs import usable_processors
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Doctor
 from conceptkit.synthetic import cache_folder
 
 GOOD, LESS, BAD = "good", "less", "bad"
@@ -57,6 +59,11 @@ class Examination:
         """Return what ``--json`` writes."""
         body = {"usable": self.is_usable, "findings": [asdict(finding) for finding in self.findings]}
         return {"schema": "conceptkit/doctor/1", **body}
+
+
+def doctor(options: Doctor, *, progress: Progress | None = None, notify: Notify | None = None) -> Examination:
+    """Check the installation, see :func:`examine`."""
+    return examine(offline=options.offline)
 
 
 def examine(*, offline: bool = False) -> Examination:

@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet
 
 from conceptkit.errors import InputError, check_place
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Init
 from conceptkit.probe.targets import make_target
 from conceptkit.records import write_atomically
 from conceptkit.tables.patches import PatchTable, load_table
@@ -41,7 +44,17 @@ class Started:
     table: str | None
     """The patch table that was found; ``None``: there is none yet"""
     notes: tuple[str, ...]
-    """What has to be looked at, or done first"""
+    """What has to be checked, or done first"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        path, notes = str(self.path), list(self.notes)
+        return {"schema": "conceptkit/init/1", "path": path, "table": self.table, "notes": notes}
+
+
+def init(options: Init, *, progress: Progress | None = None, notify: Notify | None = None) -> Started:
+    """Write a study file, see :func:`start_study`."""
+    return start_study(options.folder, table=options.table)
 
 
 def start_study(folder: str | Path, *, table: str | Path | None = None) -> Started:

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit, softmax
 
-from conceptkit.errors import InputError, check_at_least
-from conceptkit.runs.opening import Progress, find_study
+from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
+from conceptkit.errors import InputError
+from conceptkit.features.activations import read_pixels
+from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
+from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
+from conceptkit.models.inference import choose_device, ieee_float32
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.predict import Predict
+from conceptkit.pathology.measuring import check_out, write_table
+from conceptkit.runs.opening import find_study
 from conceptkit.tables.resolution import at_resolution, mixture_notes
-
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.tables.study import Study
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """Predictions that the command wrote."""
+
+    frame: pd.DataFrame
+    """One row per patch, as :func:`predict` returns it"""
+    study: str
+    options: Predict
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the names of the predictions."""
+        return [name for name in self.frame.columns if name not in ("patch_id", *CARRIED)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        places = self.options.settings()
+        return {
+            "schema": "conceptkit/predict/1",
+            "study": self.study,
+            "rows_written": len(self.frame),
+            "skipped": [],
+            "path": places["out"],
+            "columns": self.columns,
+            "maps": places["maps"],
+            "notes": self.frame.attrs["notes"],
+        }
+
+
+def run_predict(
+    options: Predict, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
+) -> Predicted:
+    """Predict the patches of a study, see :func:`predict`."""
+    study = find_study(study, options.table)
+    return Predicted(frame=_predict(options, study, progress), study=study.name, options=options)
 
 
 def predict(
@@ -28,7 +75,7 @@ def predict(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Let a guided network predict the main task and the concepts it was encouraged to know.
+    """Predict the main task and the encouraged concepts with a guided network.
 
     Parameters
     ----------
@@ -38,7 +85,7 @@ def predict(
     maps : folder for a picture per slide or image, its predictions where the patches lie; ``None`` for none
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
-    progress : told of the work
+    progress : receives the stage of the work and how far it is
 
     Returns
     -------
@@ -53,32 +100,26 @@ def predict(
     InputError
         when the checkpoint or the table cannot be used
     """
-    import pandas as pd
-    import torch
-    from scipy.special import expit, softmax
+    given: Any = {"table": table, "out": out, "maps": maps, "batch_size": batch_size, "device": device}
+    options = Predict(checkpoint=checkpoint, **given)
+    return _predict(options, find_study(None, options.table), progress)
 
-    from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
-    from conceptkit.features.activations import read_pixels
-    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
-    from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
-    from conceptkit.models.inference import choose_device, ieee_float32
-    from conceptkit.pathology.measuring import check_out, write_table
 
-    check_at_least("batch_size", batch_size, 1)
+def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:
+    out, maps, batch_size = options.out, options.maps, options.batch_size
     if out is not None:
         check_out(Path(out))
-    folder = Path(checkpoint)
+    folder = Path(options.checkpoint)
     if not is_checkpoint(folder):
         raise InputError(f"checkpoint: {folder} holds no checkpoint; name a folder that guide wrote.")
     backbone = load_checkpoint(folder)
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    study = find_study(None, table)
     data, resolution = at_resolution(study.load_table(), backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
-    where = choose_device(device)
+    where = choose_device(options.device)
     model.to(where).eval()
     collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
     with torch.inference_mode(), ieee_float32():

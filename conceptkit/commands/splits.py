@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from conceptkit.tables.study import Study
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Splits
+from conceptkit.pathology.outliers import outlier_notes
+from conceptkit.runs.opening import find_study
+from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,19 @@ class SplitCounts:
     rows: tuple[Mapping[str, Any], ...]
     """One per split × center × label that occurs, and a sum per split."""
     notes: tuple[str, ...]
+    study: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        rows, notes = list(self.rows), list(self.notes)
+        return {"schema": "conceptkit/splits/1", "study": self.study, "rows": rows, "notes": notes}
+
+
+def splits(
+    options: Splits, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
+) -> SplitCounts:
+    """Count a study's patches, see :func:`count_splits`."""
+    return count_splits(find_study(study, options.table))
 
 
 def count_splits(study: Study) -> SplitCounts:
@@ -25,8 +41,6 @@ def count_splits(study: Study) -> SplitCounts:
 
     A cell without a value counts under ``(none)``; columns that the table lacks are left out.
     """
-    from conceptkit.pathology.outliers import outlier_notes
-
     table = study.load_table()
     frame = table.frame
     keys = [c for c in dict.fromkeys((study.splits.column, "center", study.label)) if c in frame.columns]
@@ -49,7 +63,8 @@ def count_splits(study: Study) -> SplitCounts:
     notes = list(_confounding(named, split, study))
     continuous = [name for name in table.concept_names if table.kind(name) == "continuous"]
     notes += outlier_notes({name: table.concept(name).values for name in continuous})
-    return SplitCounts(columns=(*keys, "patches", *units.values()), rows=tuple(rows), notes=tuple(notes))
+    columns = (*keys, "patches", *units.values())
+    return SplitCounts(columns=columns, rows=tuple(rows), notes=tuple(notes), study=study.name)
 
 
 def _parts(named: Any, keys: list[str]) -> list[tuple[tuple[str, ...], Any]]:

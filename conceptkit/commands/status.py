@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import LOCK_FILE
 from conceptkit.grid.folder import GRID_FILE, PLAN_FILE, RUN_FILE
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Status as Options
 from conceptkit.records import RECORD_FILE, load_record
 from conceptkit.runs.opening import UNFINISHED
 
@@ -65,6 +67,11 @@ class Status:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
         return {"schema": "conceptkit/status/1", **asdict(self)}
+
+
+def status(options: Options, *, progress: Progress | None = None, notify: Notify | None = None) -> Status:
+    """Return how far a run is, see :func:`read_status`."""
+    return read_status(options.path)
 
 
 def read_status(run: str | Path) -> Status:

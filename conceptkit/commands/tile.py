@@ -15,6 +15,8 @@ import pandas as pd
 from conceptkit.errors import InputError, check_choice, check_place
 from conceptkit.files.atomic import held
 from conceptkit.jobs import Engine
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.tile import Tile
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
 from conceptkit.pathology.exporting import export_tiles
 from conceptkit.pathology.finding import SlideFacts, copies_note, doubts_note, find_slides, same_slides, slide_facts
@@ -22,16 +24,15 @@ from conceptkit.pathology.measuring import check_out, relative_path, write_table
 from conceptkit.pathology.resuming import Part, file_state, part_key, parts_folder, run_in_parts
 from conceptkit.pathology.stain import METHODS
 from conceptkit.pathology.tiling import Tiling, tile_slide
-from conceptkit.runs.opening import Progress, at_stage
-
-EXPORTS = ("none", "png", "h5")
-"""Where pixels are kept: in the slide, read on demand; as a PNG per tile; as an HDF5 file per slide."""
+from conceptkit.runs.opening import at_stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiled:
-    """A table of tiles, and what did not get into it."""
+    """A table of tiles, and what is not in it."""
 
+    path: str
+    """File of the table, as the command was given it."""
     table: pd.DataFrame
     skipped: tuple[tuple[str, str], ...]
     """Slide and reason of every slide that has no tile in the table."""
@@ -42,6 +43,19 @@ class Tiled:
     """The first of the notes: those that question the labels."""
     copies: tuple[tuple[str, str], ...] = ()
     """File that opens as the same slide as another, and that other one, which was cut."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {
+            "schema": "conceptkit/tile/1",
+            "rows_written": len(self.table),
+            "resumed": self.resumed,
+            "skipped": [{"what": what, "reason": reason} for what, reason in self.skipped],
+            "copies": [{"what": copy, "same_as": kept} for copy, kept in self.copies],
+            "path": self.path,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
 
 
 @dataclass(frozen=True)
@@ -80,74 +94,48 @@ class SlideJob:
 
 
 def run_tile(
-    slides: Sequence[str | Path],
-    *,
-    out: str | Path,
-    size: int = 224,
-    mpp: float | None = None,
-    tile_mpp: float | None = None,
-    overlap: int = 0,
-    tissue: float = 0.5,
-    annotations: str | Path | None = None,
-    tumor: float = 0.5,
-    tumor_class: Sequence[str] = (),
-    shift_geojson: bool = True,
-    export: str = "none",
-    stain: str | None = None,
-    stain_reference: str | Path | None = None,
-    engine: str = "processes",
-    workers: int | None = 1,
-    scheduler: str | None = None,
-    progress: Progress | None = None,
+    slides: Sequence[str | Path], *, workers: int | None = 1, progress: Progress | None = None, **options: Any
 ) -> Tiled:
-    """Cut slides into tiles that hold tissue, and write the patch table.
+    """Cut slides into tiles, in this process unless ``workers`` or ``engine`` say otherwise.
 
     Parameters
     ----------
-    slides : files and folders; a folder stands for the slides in it and in its sub-folders
-    out : the table to write, ``.csv`` or ``.parquet``; what is finished lies in ``{out}.parts`` until all is
-    size : side of a tile, in pixels
-    mpp : microns per pixel of the slides' level 0, instead of what they say
-    tile_mpp : microns per pixel of the tiles; ``None`` for the highest magnification
-    overlap : pixels that neighbouring tiles share
-    tissue : least share of tissue in a tile
-    annotations : folder of annotation files named like the slides (``case.geojson``, ``case.svs.geojson``), in its
-        sub-folders too: XML of ASAP, ImageScope or HALO, GeoJSON, or Camelyon's JSON; a slide without one has no label
-    tumor : least share of annotated area in a tile labelled ``tumor``; ``normal`` has none of it
-    tumor_class : classes, base classes or groups of annotations that count as tumor; by default all that are not
-        excluded
-    shift_geojson : whether GeoJSON counts from the corner of the scanned area, as QuPath's does
-    export : ``none``, ``png`` or ``h5``: where the tiles' pixels are kept, in a folder beside the table
-    stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
-        normalised, each slide by its own tissue
-    engine, workers, scheduler : as in ``run_measure``
-
-    Raises
-    ------
-    InputError
-        when an option cannot be used, two different slides share a name, or no slide gave a tile
+    slides : files and folders
+    options : of :class:`conceptkit.options.tile.Tile`
     """
-    out = Path(out)
-    check_choice("export", export, EXPORTS)
+    return tile(Tile(slides=slides, workers=workers, **options), progress=progress)
+
+
+def tile(options: Tile, *, progress: Progress | None = None, notify: Notify | None = None) -> Tiled:
+    """Cut slides into tiles that hold tissue, and write the patch table."""
+    out = Path(options.out)
     check_out(out)
     check_place("out", out)
-    classes = (tumor_class,) if isinstance(tumor_class, str) else tuple(tumor_class)
-    labels: dict[str, Any] = {"tumor": tumor, "classes": classes, "shift_geojson": shift_geojson}
-    tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
-    normalise = _stain(stain, stain_reference, export)
-    chosen = _choose(slides, annotations, stated=mpp is None)
+    tiling = Tiling(
+        side=options.size,
+        mpp=options.tile_mpp,
+        slide_mpp=options.mpp,
+        overlap=options.overlap,
+        tissue=options.tissue,
+        tumor=options.tumor,
+        classes=options.tumor_class,
+        shift_geojson=options.shift_geojson,
+    )
+    stain = _stain(options)
+    engine = Engine(options.engine, options.workers, options.scheduler)
+    chosen = _choose(options)
     drawn = chosen.drawn
-    read = summaries(drawn, classes)
-    drawing_notes = annotation_notes(drawn, read, annotations, tiling)
+    read = summaries(drawn, tiling.classes)
+    drawing_notes = annotation_notes(drawn, read, options.annotations, tiling)
     parts = parts_folder(out)
     tiles = parts.with_name(out.stem + "_tiles")
-    jobs = [SlideJob(path, drawing, tiling, export, tiles, normalise) for path, drawing in drawn.items()]
+    jobs = [SlideJob(path, drawing, tiling, options.export, tiles, stain) for path, drawing in drawn.items()]
     with held(parts):
         finished = run_in_parts(
             tile_one,
             jobs,
             folder=parts,
-            engine=Engine(engine, workers, scheduler),
+            engine=engine,
             on_error="skip",
             progress=None if progress is None else at_stage(progress, "cutting slides"),
         )
@@ -158,10 +146,16 @@ def run_tile(
         write_table(table, out)
         if not skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
-    warnings = tuple(label_warnings(drawn, read, annotations, table))
-    notes = (*warnings, *chosen.notes, *drawing_notes, *_notes(table))
-    copies = tuple((str(copy), str(kept)) for copy, kept in chosen.copies.items())
-    return Tiled(table=table, skipped=skipped, notes=notes, warnings=warnings, resumed=finished.resumed, copies=copies)
+    warnings = tuple(label_warnings(drawn, read, options.annotations, table))
+    return Tiled(
+        path=str(options.out),
+        table=table,
+        skipped=skipped,
+        notes=(*warnings, *chosen.notes, *drawing_notes, *_notes(table)),
+        warnings=warnings,
+        resumed=finished.resumed,
+        copies=tuple((str(copy), str(kept)) for copy, kept in chosen.copies.items()),
+    )
 
 
 def tile_one(job: SlideJob) -> Part:
@@ -189,19 +183,16 @@ def _rows(job: SlideJob, part: pd.DataFrame, out: Path) -> pd.DataFrame:
     return part
 
 
-def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stated: bool) -> _Chosen:
-    """Find the slides and their annotations; of several files of one slide keep one, if possible with annotations.
-
-    ``stated``: whether the resolution that a slide states is used.
-    """
-    paths, notes = find_slides(given)
+def _choose(options: Tile) -> _Chosen:
+    """Find the slides and their annotations; of several files of one slide keep one, if possible with annotations."""
+    paths, notes = find_slides(options.slides)
     facts = slide_facts(paths)
-    drawn = dict(zip(paths, find_annotations(annotations, paths), strict=True))
+    drawn = dict(zip(paths, find_annotations(options.annotations, paths), strict=True))
     copies = same_slides(sorted(paths, key=lambda path: drawn[path] is None), facts)
     kept = [path for path in paths if path not in copies]
     _check_names(kept, facts)
     notes += copies_note(copies)
-    if stated:
+    if options.mpp is None:
         notes += doubts_note(facts, kept)
     return _Chosen({path: drawn[path] for path in kept}, copies, notes)
 
@@ -217,13 +208,15 @@ def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> Non
             )
 
 
-def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
+def _stain(options: Tile) -> tuple[str, Path] | None:
+    """Return the stain method and its reference image."""
+    name, reference = options.stain, options.stain_reference
     if name is None:
         if reference is not None:
             raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
         return None
     check_choice("stain", name, METHODS)
-    if export == "none":
+    if options.export == "none":
         raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")
     if reference is None or not Path(reference).is_file():
         raise InputError(f"stain-reference: an image or .npy file is needed, got {reference}.")
@@ -234,7 +227,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
     notes = []
     if "mpp" not in table or table["mpp"].isna().any():
         notes.append(
-            "The microns per pixel of some slides are unknown: areas in µm² are refused there until --mpp gives them."
+            "The microns per pixel of some slides are unknown, so areas in µm² cannot be measured there; set --mpp."
         )
-    notes.append("group is the slide; where a patient has several, name the patient in a column of that name.")
+    notes.append("The column group holds the slide; add a column patient where a patient has several slides.")
     return notes

@@ -103,6 +103,22 @@ class Measured:
     """Sentences that a reader of the table should know."""
     resumed: int = 0
     """Images, or patches of a table, that an earlier run had measured."""
+    source: str = ""
+    """Name of the list of images or of the table."""
+    path: str = ""
+    """File of the table, as the command was given it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {
+            "schema": "conceptkit/measure/1",
+            "study": self.source,
+            "rows_written": len(self.table),
+            "resumed": self.resumed,
+            "skipped": [{"what": what, "reason": reason} for what, reason in self.skipped],
+            "path": self.path,
+            "notes": list(self.notes),
+        }
 
 
 def measure_images(
