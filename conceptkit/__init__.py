@@ -6,8 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conceptkit.commands.attribute import run_attribute
-    from conceptkit.commands.audit import run_audit
     from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
     from conceptkit.commands.grid import run_grid
@@ -21,6 +19,9 @@ if TYPE_CHECKING:
     from conceptkit.commands.tile import run_tile
     from conceptkit.errors import InputError
     from conceptkit.models.guided import GradientReversal, GuidedModel
+    from conceptkit.options import from_settings
+    from conceptkit.options.attribute import Attribute
+    from conceptkit.options.audit import Audit
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attribute": "options.attribute",
     "AttributeRecord": "records.attribute",
+    "Audit": "options.audit",
     "AuditRecord": "records.audit",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
@@ -53,13 +56,12 @@ _HOMES = {
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
     "embedded_study": "synthetic",
+    "from_settings": "options",
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_attribute": "commands.attribute",
-    "run_audit": "commands.audit",
     "run_bags": "commands.bags",
     "run_grid": "commands.grid",
     "run_guide": "commands.guide",
@@ -71,7 +73,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attribute",
     "AttributeRecord",
+    "Audit",
     "AuditRecord",
     "BagsRecord",
     "ConceptActivationVector",
@@ -88,12 +92,11 @@ __all__ = [
     "__version__",
     "embedded_study",
     "extract",
+    "from_settings",
     "load_record",
     "load_study",
     "predict",
     "probe_arrays",
-    "run_attribute",
-    "run_audit",
     "run_bags",
     "run_grid",
     "run_guide",

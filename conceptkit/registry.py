@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -127,3 +128,9 @@ def _load(point: EntryPoint) -> Any:
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else point.module
+
+
+def load(place: str) -> Any:
+    """Return the object that ``module:object`` names, and import its module."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

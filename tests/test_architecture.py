@@ -16,7 +16,20 @@ import conceptkit
 PACKAGE = Path(conceptkit.__file__).parent
 
 ROOMS = (
-    *("errors", "registry", "files", "records", "evaluate", "images", "tables", "jobs", "pathology", "synthetic"),
+    *(
+        "errors",
+        "registry",
+        "families",
+        "options",
+        "files",
+        "records",
+        "evaluate",
+        "images",
+        "tables",
+        "jobs",
+        "pathology",
+        "synthetic",
+    ),
     *("models", "probe", "features", "runs", "attribution", "guide", "grid", "report", "commands", "cli", "__main__"),
 )
 """From the ground floor up: a room imports from rooms before it, and from itself."""

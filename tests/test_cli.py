@@ -25,7 +25,9 @@ from conceptkit.cli.examples import EXAMPLES
 from conceptkit.cli.options import name_list, name_pairs
 from conceptkit.commands import probe as probing
 from conceptkit.errors import InputError
+from conceptkit.options import COMMANDS
 from conceptkit.records import ProbeRecord, load_record
+from conceptkit.registry import load
 from conceptkit.tables.study import load_study
 
 pytestmark = pytest.mark.usefixtures("one_random_network", "no_layout")
@@ -370,8 +372,9 @@ def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, t
 
 def test_every_command_ends_its_help_with_an_example_that_it_understands():
     commands = typer.main.get_command(app).commands
-    assert set(EXAMPLES) == {name for name in commands if name != "adapt"}
-    for name, example in EXAMPLES.items():
+    examples = {**EXAMPLES, **{name: load(place).example for name, place in COMMANDS.items()}}
+    assert set(examples) == {name for name in commands if name != "adapt"}
+    for name, example in examples.items():
         first, *arguments = shlex.split(example)
         assert first == name
         assert f"Example: conceptkit {example}" == commands[name].epilog

@@ -172,8 +172,8 @@ def test_what_a_checkpoint_is_marked_with_is_said_of_all_that_is_read_of_it(whic
     checkpoint = str(request.getfixturevalue(which).folder / "checkpoints" / "guided-seed0")
     probed = ck.run_probe(study, model=checkpoint, layers=["trunk"], permutations=0, out=tmp_path / "probe")
     assert said_of(probed) == said
-    attributed = ck.run_attribute(
-        study, model=checkpoint, layers=["trunk"], refits=10, permutations=0, maps=0, out=tmp_path / "attribute"
+    attributed = ck.Attribute(model=checkpoint, layers=["trunk"], refits=10, permutations=0, maps=0).run(
+        study, out=tmp_path / "attribute"
     )
     assert said_of(attributed) == said
     command = ["audit", checkpoint, "--concept", "center", "--study", str(study), "--layer", "trunk"]

@@ -35,7 +35,7 @@ def nothing_read(monkeypatch):
     def read(*given, **options):
         raise Read
 
-    monkeypatch.setattr(activations, "read_activations", read)
+    monkeypatch.setattr(activations, "gather", read)
     monkeypatch.setattr(activations, "read_pixels", read)
     monkeypatch.setattr(PatchTable, "pixels", read)
 
@@ -60,11 +60,11 @@ def probe(study, checkpoint, concepts, folds, out):
 
 
 def attribute(study, checkpoint, concepts, folds, out):
-    ck.run_attribute(study, model=str(checkpoint), layers=["mixed10"], concepts=concepts, folds=folds, out=out)
+    ck.Attribute(model=str(checkpoint), layers=["mixed10"], concepts=concepts, folds=folds).run(study, out=out)
 
 
 def audit(study, checkpoint, concepts, folds, out):
-    ck.run_audit(checkpoint, concepts[0], study=study, folds=folds, out=out)
+    ck.Audit(checkpoint=checkpoint, concept=concepts[0], folds=folds).run(study=study, out=out)
 
 
 def guide(study, checkpoint, concepts, folds, out):
@@ -154,7 +154,7 @@ def test_folds_are_counted_before_latent_domains_are_read(concept, study, checkp
     with pytest.raises(InputError, match="no column 'nothing'"):
         run_guide(study, encourage=["nothing"], discourage=[concept], folds=3, out=tmp_path / "run")
     with pytest.raises(InputError, match="50 folds need at least 50 groups"):
-        ck.run_audit(checkpoint, concept, study=study, folds=50, out=tmp_path / "run")
+        ck.Audit(checkpoint=checkpoint, concept=concept, folds=50).run(study=study, out=tmp_path / "run")
 
 
 def test_models_of_a_grid_with_an_impossible_concept_are_skipped(study, nothing_read, tmp_path):

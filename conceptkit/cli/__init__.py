@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from conceptkit.cli.adapt import adapt
-from conceptkit.cli.attribute import attribute
-from conceptkit.cli.audit import audit
 from conceptkit.cli.bags import bags
+from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
@@ -29,6 +28,8 @@ from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
 from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
+from conceptkit.options.attribute import Attribute
+from conceptkit.options.audit import Audit
 
 app = typer.Typer(
     name="conceptkit",
@@ -58,8 +59,6 @@ for command in (
     bags,
     predict,
     predictivity,
-    attribute,
-    audit,
     tile,
     measure,
     splits,
@@ -73,6 +72,8 @@ for command in (
 ):
     keeps = command not in (tile, measure, layers, report, init, status)
     app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
+for options in (Attribute, Audit):
+    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

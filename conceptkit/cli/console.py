@@ -19,12 +19,12 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from conceptkit.errors import InputError, check_place
+from conceptkit.options.base import Progress
 
 if TYPE_CHECKING:
-    from conceptkit.records import GuideRecord, ProbeRecord, Record
+    from conceptkit.records import Record
     from conceptkit.report.judging import Verdict
     from conceptkit.report.table import Table
-    from conceptkit.runs.opening import Progress
     from conceptkit.tables.study import Study
 
 PLAIN_WIDTH = 150
@@ -168,14 +168,12 @@ WARNINGS = ("Split ", "LEAKAGE", "TRANSDUCTIVE")
 """Notes that begin so put the comparison itself in doubt."""
 
 
-def show_record(console: Console, record: ProbeRecord | GuideRecord) -> None:
+def show_record(console: Console, record: Record, *, verbose: bool = False) -> None:
     """Print a record's tables, its verdicts and its notes."""
-    from conceptkit.records import ProbeRecord
-    from conceptkit.report.tables import tables
-    from conceptkit.report.verdicts import guide_verdicts, probe_verdicts
+    from conceptkit.report.findings import TABLES, VERDICTS
 
-    verdicts = probe_verdicts(record) if isinstance(record, ProbeRecord) else guide_verdicts(record)
-    show_findings(console, record, tables(record), verdicts)
+    kind = type(record)
+    show_findings(console, record, TABLES[kind](record), VERDICTS[kind](record))
 
 
 def show_findings(console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict]) -> None:

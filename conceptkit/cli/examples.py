@@ -8,8 +8,6 @@ EXAMPLES = {
     "bags": "bags --table tiles.csv --by slide --encourage count --discourage center",
     "predict": "predict runs/guide-001/checkpoints/guided-seed0 --table new.csv --out predicted.csv",
     "predictivity": "predictivity --table patches.csv --concept area_um2,count",
-    "attribute": "attribute --model runs/guide-001/checkpoints/guided-seed0 --layer trunk --concept area_um2,count",
-    "audit": "audit runs/guide-001/checkpoints/guided-seed0 --concept center",
     "tile": "tile slides/ --out tiles.csv --size 224 --tile-mpp 0.5",
     "measure": "measure images.csv --out patches.csv --nuclei hematoxylin",
     "splits": "splits --table patches.csv",

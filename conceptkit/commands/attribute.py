@@ -7,41 +7,34 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.attribution.analysis import Analysis, Found, analyse
+from conceptkit.attribution.directions import Fitted
+from conceptkit.attribution.maps import move_along
+from conceptkit.attribution.outputs import Output, choose_outputs, watch_outputs
+from conceptkit.attribution.sensitivity import Layout, check_layer, pooled_gradients
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
-from conceptkit.errors import InputError, check_at_least, check_choice, check_distinct, near_names
+from conceptkit.errors import InputError, check_choice, check_distinct, near_names
+from conceptkit.evaluate.many_tests import adjust_for_many
+from conceptkit.features.activations import read_activations, token_notes
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
+from conceptkit.models.inference import choose_device, ieee_float32
+from conceptkit.models.pooling import POOLINGS
+from conceptkit.options.attribute import Attribute
+from conceptkit.options.base import Notify, Progress
+from conceptkit.probe.adjustment import design
+from conceptkit.probe.targets import Target, check_activations, check_varying
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
-from conceptkit.runs.context import (
-    center_column,
-    default_concepts,
-    names_kept,
-    placed_in,
-    table_targets,
-    write_context,
-)
-from conceptkit.runs.opening import (
-    Progress,
-    at_stage,
-    in_own_folder,
-    notes_on,
-    open_study,
-    run_folder,
-    split_rows,
-    versions,
-)
+from conceptkit.runs.context import center_column, default_concepts, names_kept, placed_in, table_targets, write_context
+from conceptkit.runs.opening import at_stage, header, in_own_folder, notes_on, open_source, run_folder, split_rows
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
-
-if TYPE_CHECKING:
-    from conceptkit.attribution.analysis import Analysis, Found
-    from conceptkit.attribution.directions import Fitted
-    from conceptkit.attribution.outputs import Output
-    from conceptkit.models.backbones import Backbone
 
 ALL = "all"
 """Stands for every row among splits, and for every image among labels."""
@@ -51,221 +44,6 @@ SIZES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 MOVED_IMAGES = 60
 """Images whose activations are moved: a mean over more would cost time and say the same."""
-
-
-@in_own_folder("attribute")
-def run_attribute(
-    study: Study | str | Path | None = None,
-    *,
-    layers: Sequence[str] | None = None,
-    concepts: Sequence[str] | None = None,
-    targets: Sequence[str] | None = None,
-    among: Sequence[str] | None = None,
-    adjust: Sequence[str] = (),
-    table: str | Path | None = None,
-    model: str | None = None,
-    weights: str | None = None,
-    group: str | None = None,
-    categorical: Sequence[str] = (),
-    split: str | None = None,
-    pool: str = "gap",
-    method: str = "gradient",
-    folds: int = 5,
-    refits: int = 100,
-    permutations: int = 500,
-    maps: int = 6,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int = 16,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-) -> AttributeRecord:
-    """Measure how the outputs of a network depend on concepts at a layer.
-
-    Parameters
-    ----------
-    study : a study, its file, or ``None`` for the current folder's and else the embedded one
-    layers, concepts : names; ``None`` for the study's
-    targets : outputs: classes of a guided network's main task, names of its concept heads, or numbers of classes;
-        ``None`` for the second class of two, else for all
-    among : labels whose images are scored apart; ``None`` for all images and each label
-    adjust : columns that are held fixed in the change per unit
-    table, model, weights, group, categorical : as for :func:`run_probe`
-    split : the only split whose rows are used, or ``all``; ``None``: of a checkpoint that guide wrote the study's
-        evaluation split, as it was trained on others, and else all rows
-    pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
-    method : ``gradient``, or ``integrated`` (averaged on the way from an image of the mean colour)
-    folds : of the held-out score
-    refits : resamples of the groups on which everything is fitted again, at least 10
-    permutations : shuffles of each concept for p; 0 for none
-    maps : patches at each end of the contact sheet; 0 for no pictures
-    seed : of resamples and shuffles
-    device : ``auto``, ``cpu``, ``cuda``, …
-    batch_size : images per pass
-    out : run folder; ``None`` for the next free ``runs/attribute-NNN``
-    progress : told of the work
-
-    Raises
-    ------
-    InputError
-        when something that was given cannot be used; nothing is written then
-    """
-    from conceptkit.attribution.analysis import LEAST_REFITS, analyse
-    from conceptkit.attribution.outputs import choose_outputs
-    from conceptkit.attribution.sensitivity import METHODS, check_layer, pooled_gradients
-    from conceptkit.features.activations import read_activations, token_notes
-    from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
-    from conceptkit.models.inference import choose_device, ieee_float32
-    from conceptkit.models.pooling import POOLINGS
-    from conceptkit.probe.targets import check_activations, check_varying
-
-    check_choice("pool", pool, POOLINGS)
-    check_choice("method", method, METHODS)
-    check_at_least("refits", refits, LEAST_REFITS)
-    for name, value in (("permutations", permutations), ("maps", maps), ("seed", seed)):
-        check_at_least(name, value, 0)
-    check_at_least("batch_size", batch_size, 1)
-    where = choose_device(device)
-    meant, data = open_study(study, table, model, weights, group, categorical)
-    folder = run_folder(out, "attribute")
-    layers, concepts = list(layers or meant.layers), list(concepts or meant.concepts or default_concepts(data, meant))
-    check_distinct("layer", layers)
-    check_distinct("concept", concepts)
-    if meant.model is None:
-        raise InputError("model: none is named, neither by --model nor in the study.")
-    guided = is_checkpoint(meant.model)
-    split = _default_split(data, meant, guided) if split is None else split
-    keep = split_rows(data, meant, None if split == ALL else split)
-    confounders = {name: _confounder(data, name, concepts) for name in adjust}
-    for values in confounders.values():
-        keep = keep & values.there
-    groups = data.groups(meant.group)
-    placing = {**placed_in(data, meant, center=center_column(data, None)), "seed": seed}
-    targets_read, skipped = table_targets(data, concepts, keep, groups, folds, placing)
-    concepts = [target.name for target in targets_read]
-    notes = [*notes_on(meant, data, concepts), *skipped]
-    if guided and split not in (ALL, meant.splits.train, meant.splits.val):
-        notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
-    rows = np.unique(np.concatenate([target.rows for target in targets_read]))
-    labels = _labels(data, meant, rows)
-    named = _among(labels, among, meant.label)
-
-    backbone = open_model(meant.model, meant.weights, seed=seed)
-    notes = [*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes]
-    images = ImageReader(data, backbone, where, batch_size)
-    few = images.of(rows[:2])
-    with ieee_float32():
-        backbone.module.to(where)
-        outputs = choose_outputs(backbone.module, few, targets)
-        own = {layer: backbone.layer(layer) for layer in layers}
-        for layer in own.values():
-            for output in outputs:
-                check_layer(backbone.module, layer, output, few)
-        drawn = MapDrawer(folder=folder, maps=maps, pool=pool, units=meant.units)
-        found: list[AttributeRow] = []
-        moved: list[Moved] = []
-        for layer, dotted in own.items():
-            backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
-            X = read_activations(
-                data,
-                backbone,
-                [layer],
-                cache=cache_folder(),
-                rows=rows,
-                pool=pool,
-                batch_size=batch_size,
-                device=device,
-                progress=None if progress is None else lambda done, todo: progress("reading activations", done, todo),
-            )[layer].astype(np.float64)
-            check_activations(X, layer)
-            check_varying(X, layer)
-            backbone.module.to(where)
-            notify = None if progress is None else at_stage(progress, f"derivatives at {layer}")
-            G = pooled_gradients(
-                backbone.module,
-                dotted,
-                outputs,
-                images.batches(rows),
-                pool=pool,
-                method=method,
-                progress=None if notify is None else lambda done, step=notify: step(done, len(rows)),  # type: ignore[misc]
-            )
-            for i, target in enumerate(targets_read):
-                if progress is not None:
-                    progress(f"concepts at {layer}", i, len(concepts))
-                at = np.searchsorted(rows, target.rows)
-                analysis = analyse(
-                    X[at],
-                    target,
-                    G[:, at],
-                    {name: np.flatnonzero(chosen[at]) for name, chosen in named.items()},
-                    confounders=_design(confounders, target.rows),
-                    folds=folds,
-                    refits=refits,
-                    permutations=permutations,
-                    seed=seed,
-                )
-                common = {
-                    "model": backbone.name,
-                    "weights": backbone.weights,
-                    "layer": layer,
-                    "permutations": permutations,
-                    "adjusted_for": tuple(adjust),
-                    "unit": meant.units.get(target.name, ""),
-                }
-                found += [_row(analysis, one, outputs, common) for one in analysis.found]
-                moved += _moved(backbone, dotted, layer, pool, analysis.fitted, outputs, images, seed)
-                drawn.draw(backbone, dotted, layer, analysis, X[at], images, groups)
-            if progress is not None:
-                progress(f"concepts at {layer}", len(concepts), len(concepts))
-    backbone.module.cpu()
-    record = AttributeRecord(
-        study=meant.name,
-        synthetic=meant.synthetic,
-        group=meant.group,
-        notes=tuple(notes),
-        settings={
-            "command": "attribute",
-            "table": meant.table.name,
-            "model": meant.model,
-            "weights": backbone.weights,
-            "weights_sha256": backbone.fingerprint(),
-            "group": meant.group,
-            "categorical": list(categorical),
-            "layers": layers,
-            "concepts": concepts,
-            "targets": [output.name for output in outputs],
-            "among": list(named),
-            "adjust": list(adjust),
-            "split": split,
-            "pool": pool,
-            "method": method,
-            "folds": folds,
-            "refits": refits,
-            "permutations": permutations,
-            "maps": maps,
-            "seed": seed,
-            "device": str(where),
-            "batch_size": batch_size,
-        },
-        versions=versions(),
-        folder=folder,
-        rows=_with_q(found),
-        moved=tuple(moved),
-        figures=tuple(drawn.names),
-    )
-    drawn.save()
-    write_context(folder, data, meant, rows, concepts=names_kept(meant, data, concepts))
-    record.save(folder)
-    return record
-
-
-def _default_split(data: PatchTable, meant: Study, guided: bool) -> str:
-    """Return the split that a guided network was not trained on, where the table has it."""
-    if not guided or meant.splits.column not in data.frame.columns:
-        return ALL
-    there = set(data.frame[meant.splits.column].dropna().astype("str"))
-    return meant.splits.read if meant.splits.read in there else ALL
 
 
 @dataclass(frozen=True)
@@ -281,24 +59,212 @@ class _Confounder:
         return np.array([v is not None for v in self.values], dtype=bool)
 
 
-def _confounder(data: PatchTable, name: str, concepts: Sequence[str]) -> _Confounder:
-    data.column("adjust", name)
+@dataclass(frozen=True)
+class _Plan:
+    """What is attributed, read from options, study and table before any network is opened."""
+
+    study: Study
+    table: PatchTable
+    split: str
+    targets: list[Target]
+    """With the rows of each"""
+    rows: NDArray[np.intp]
+    """All rows of the targets, ascending"""
+    among: dict[str, NDArray[np.bool_]]
+    """Name → which of the rows are scored together"""
+    confounders: dict[str, _Confounder]
+    layers: list[str]
+    concepts: list[str]
+    notes: list[str]
+
+
+@in_own_folder("attribute")
+def attribute(
+    options: Attribute,
+    study: Any = None,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> AttributeRecord:
+    """Measure how the outputs of a network depend on concepts at its layers, and draw where they are predicted."""
+    check_choice("pool", options.pool, POOLINGS)
+    device = choose_device(options.device)
+    plan = _plan(options, study)
+    folder = run_folder(out, options.name)
+    table, rows = plan.table, plan.rows
+    backbone = open_model(str(plan.study.model), plan.study.weights, seed=options.seed)
+    images = ImageReader(table, backbone, device, options.batch_size)
+    drawer = MapDrawer(folder=folder, maps=options.maps, pool=options.pool, units=plan.study.units)
+    found: list[AttributeRow] = []
+    moved: list[Moved] = []
+    with ieee_float32():
+        backbone.module.to(device)
+        few = images.of(rows[:2])
+        outputs = choose_outputs(backbone.module, few, options.targets or None)
+        dotted = {layer: backbone.layer(layer) for layer in plan.layers}
+        for module in dotted.values():
+            for output in outputs:
+                check_layer(backbone.module, module, output, few)
+        for layer, module in dotted.items():
+            X, G = _read_layer(options, plan, backbone, layer, module, outputs, images, progress)
+            for k, target in enumerate(plan.targets):
+                if progress is not None:
+                    progress(f"concepts at {layer}", k, len(plan.targets))
+                at = np.searchsorted(rows, target.rows)
+                analysis = _analyse(options, plan, X[at], G[:, at], target, at)
+                common = {
+                    "model": backbone.name,
+                    "weights": backbone.weights,
+                    "layer": layer,
+                    "permutations": options.permutations,
+                    "adjusted_for": options.adjust,
+                    "unit": plan.study.units.get(target.name, ""),
+                }
+                found += [_row(analysis, one, outputs, common) for one in analysis.found]
+                moved += _moved(options, backbone, module, layer, analysis.fitted, outputs, images)
+                drawer.draw(backbone, module, layer, analysis, X[at], images, table.groups(plan.study.group))
+            if progress is not None:
+                progress(f"concepts at {layer}", len(plan.targets), len(plan.targets))
+    backbone.module.cpu()
+    notes = [*checkpoint_notes(backbone, table), *token_notes(table, backbone, plan.layers), *plan.notes]
+    record = AttributeRecord(
+        **header(
+            options,
+            plan.study,
+            folder,
+            notes,
+            model=plan.study.model,
+            weights=backbone.weights,
+            weights_sha256=backbone.fingerprint(),
+            layers=plan.layers,
+            concepts=plan.concepts,
+            targets=[output.name for output in outputs],
+            among=list(plan.among),
+            split=plan.split,
+            device=str(device),
+        ),
+        rows=_with_q(found),
+        moved=tuple(moved),
+        figures=tuple(drawer.names),
+    )
+    drawer.save()
+    write_context(folder, table, plan.study, rows, concepts=names_kept(plan.study, table, plan.concepts))
+    record.save(folder)
+    return record
+
+
+def _plan(options: Attribute, study: Any) -> _Plan:
+    """Check what options, study and table show, before a network is opened."""
+    study, table = open_source(options, study)
+    layers = list(options.layers or study.layers)
+    concepts = list(options.concepts or study.concepts or default_concepts(table, study))
+    check_distinct("layer", layers)
+    check_distinct("concept", concepts)
+    if study.model is None:
+        raise InputError("model: no model given; set --model, or model in the study file.")
+    guided = is_checkpoint(study.model)
+    split = options.split or _default_split(table, study, guided)
+    keep = split_rows(table, study, None if split == ALL else split)
+    confounders = {name: _confounder(table, name, concepts) for name in options.adjust}
+    for values in confounders.values():
+        keep = keep & values.there
+    groups = table.groups(study.group)
+    placing = placed_in(table, study, center=center_column(table, None), nested=options.nested)
+    targets, skipped = table_targets(table, concepts, keep, groups, options.folds, {**placing, "seed": options.seed})
+    concepts = [target.name for target in targets]
+    notes = [*notes_on(study, table, concepts), *skipped]
+    if guided and split not in (ALL, study.splits.train, study.splits.val):
+        notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
+    rows = np.unique(np.concatenate([target.rows for target in targets]))
+    among = _among(_labels(table, study, rows), options.among or None, study.label)
+    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes)
+
+
+def _read_layer(
+    options: Attribute,
+    plan: _Plan,
+    backbone: Backbone,
+    layer: str,
+    module: str,
+    outputs: Sequence[Output],
+    images: ImageReader,
+    progress: Progress | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return pooled activations (n, d) at a layer, and the derivatives (o, n, d) of the outputs by them."""
+    backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
+    X = read_activations(
+        plan.table,
+        backbone,
+        [layer],
+        cache=cache_folder(),
+        rows=plan.rows,
+        pool=options.pool,
+        batch_size=options.batch_size,
+        device=options.device,
+        progress=None if progress is None else at_stage(progress, "reading activations"),
+    )[layer].astype(np.float64)
+    check_activations(X, layer)
+    check_varying(X, layer)
+    backbone.module.to(images.where)
+    step = None if progress is None else at_stage(progress, f"derivatives at {layer}")
+    G = pooled_gradients(
+        backbone.module,
+        module,
+        outputs,
+        images.batches(plan.rows),
+        pool=options.pool,
+        method=options.method,
+        progress=None if step is None else lambda done: step(done, len(plan.rows)),
+    )
+    return X, G
+
+
+def _analyse(
+    options: Attribute,
+    plan: _Plan,
+    X: NDArray[np.float64],
+    G: NDArray[np.float64],
+    target: Target,
+    at: NDArray[np.intp],
+) -> Analysis:
+    return analyse(
+        X,
+        target,
+        G,
+        {name: np.flatnonzero(chosen[at]) for name, chosen in plan.among.items()},
+        confounders=_design(plan.confounders, target.rows),
+        folds=options.folds,
+        refits=options.refits,
+        permutations=options.permutations,
+        seed=options.seed,
+    )
+
+
+def _default_split(table: PatchTable, study: Study, guided: bool) -> str:
+    """Return the split that a guided network was not trained on, where the table has it."""
+    if not guided or study.splits.column not in table.frame.columns:
+        return ALL
+    there = set(table.frame[study.splits.column].dropna().astype("str"))
+    return study.splits.read if study.splits.read in there else ALL
+
+
+def _confounder(table: PatchTable, name: str, concepts: Sequence[str]) -> _Confounder:
+    table.column("adjust", name)
     if name in concepts:
         raise InputError(f"adjust: {name} is attributed itself; a concept cannot be held fixed while it moves.")
-    return _Confounder(data.concept(name).values)
+    return _Confounder(table.concept(name).values)
 
 
 def _design(confounders: Mapping[str, _Confounder], rows: NDArray[np.intp]) -> NDArray[np.float64] | None:
-    from conceptkit.probe.adjustment import design
-
     return design({name: c.values[rows] for name, c in confounders.items()}) if confounders else None
 
 
-def _labels(data: PatchTable, meant: Study, rows: NDArray[np.intp]) -> NDArray[Any]:
+def _labels(table: PatchTable, study: Study, rows: NDArray[np.intp]) -> NDArray[Any]:
     """Return the label (n,) of each row, empty where there is none."""
-    if meant.label not in data.frame.columns:
+    if study.label not in table.frame.columns:
         return np.full(len(rows), "", dtype=object)
-    column = data.frame[meant.label].iloc[rows]
+    column = table.frame[study.label].iloc[rows]
     return np.array(["" if m else str(v) for v, m in zip(column, column.isna(), strict=True)], dtype=object)
 
 
@@ -378,8 +344,6 @@ def round_step(sd: float) -> float:
 
 def _with_q(rows: Sequence[AttributeRow]) -> tuple[AttributeRow, ...]:
     """Fill in q, each score's over all rows of the call."""
-    from conceptkit.evaluate.many_tests import adjust_for_many
-
     per_unit = adjust_for_many([row.per_unit_p for row in rows])
     scores: list[dict[str, Score]] = [dict(row.scores) for row in rows]
     for name in dict.fromkeys(name for row in rows for name in row.scores):
@@ -399,25 +363,20 @@ def _step(fitted: Fitted, column: int) -> NDArray[np.float64]:
 
 
 def _moved(
+    options: Attribute,
     backbone: Backbone,
-    dotted: str,
+    module: str,
     layer: str,
-    pool: str,
     fitted: Fitted,
     outputs: Sequence[Output],
     images: ImageReader,
-    seed: int,
 ) -> Iterator[Moved]:
     """Move the activations of some images along the pattern and watch."""
-    from conceptkit.attribution.maps import move_along
-    from conceptkit.attribution.outputs import watch_outputs
-    from conceptkit.attribution.sensitivity import Layout
-
     rows = fitted.target.rows
     if len(rows) > MOVED_IMAGES:
-        rows = np.sort(np.random.default_rng([seed, 4]).choice(rows, MOVED_IMAGES, replace=False))
+        rows = np.sort(np.random.default_rng([options.seed, 4]).choice(rows, MOVED_IMAGES, replace=False))
     batches = list(images.batches(rows))
-    layout = Layout(backbone.module, dotted, batches[0], pool=pool)
+    layout = Layout(backbone.module, module, batches[0], pool=options.pool)
     look = watch_outputs(backbone.module, outputs)
     for column, name in enumerate(fitted.classes):
         yield Moved(

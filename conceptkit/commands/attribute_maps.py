@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from conceptkit.attribution.analysis import Analysis
+from conceptkit.attribution.maps import concept_maps, extremes
 from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import FEW_GROUPS
+from conceptkit.features.activations import read_pixels
 from conceptkit.images.decoding import Pixels
+from conceptkit.models.backbones import Backbone
+from conceptkit.report.concept_maps import Shown, contact_sheet
+from conceptkit.report.drawing import to_bytes
+from conceptkit.report.judging import mark_of, side_of
+from conceptkit.report.wording import interval, metric_name
 from conceptkit.tables.patches import PatchTable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from conceptkit.attribution.analysis import Analysis
-    from conceptkit.models.backbones import Backbone
-    from conceptkit.probe.targets import Target
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,6 @@ class ImageReader:
 
     def pixels(self, rows: NDArray[np.intp]) -> Pixels:
         """Return the pixels of some rows."""
-        from conceptkit.features.activations import read_pixels
-
         return read_pixels(self.data, rows)
 
     def of(self, rows: NDArray[np.intp]) -> Tensor:
@@ -67,12 +67,6 @@ class MapDrawer:
         groups: NDArray[Any] | None,
     ) -> None:
         """Draw where a concept is predicted in the patches at both ends; nothing for a layer without positions."""
-        from conceptkit.attribution.maps import concept_maps, extremes
-        from conceptkit.report.concept_maps import Shown, contact_sheet
-        from conceptkit.report.drawing import to_bytes
-        from conceptkit.report.judging import mark_of, side_of
-        from conceptkit.report.wording import interval, metric_name
-
         if not self._maps or self._pool != "gap":
             return
         fitted, target = analysis.fitted, analysis.fitted.target
@@ -123,9 +117,3 @@ class MapDrawer:
         self._folder.mkdir(parents=True, exist_ok=True)
         for name, content in zip(self.names, self._files, strict=True):
             (self._folder / name).write_bytes(content)
-
-
-def _measured(target: Target, i: int) -> str:
-    if target.kind == "categorical":
-        return str(target.classes[int(target.y[i])])
-    return f"{target.y[i]:.4g}".replace("-", "−")

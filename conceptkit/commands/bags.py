@@ -16,8 +16,9 @@ from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.setup import Wish, balance_notes, concept_tasks, read_wishes
+from conceptkit.options.base import Progress
 from conceptkit.records import AttentionScore, BagScore, BagsRecord, write_atomically
-from conceptkit.runs.opening import Progress, at_stage, in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import at_stage, in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.synthetic import SLIDE, cache_folder, with_slides
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study

@@ -12,8 +12,9 @@ from conceptkit.errors import InputError, check_place
 from conceptkit.grid.plan import is_trained
 from conceptkit.grid.request import read_request
 from conceptkit.jobs import Engine
+from conceptkit.options.base import Progress
 from conceptkit.records import GridCell, GridRecord
-from conceptkit.runs.opening import Progress, versions
+from conceptkit.runs.opening import versions
 from conceptkit.tables.study import Study
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from conceptkit.commands.splits import count_splits
 from conceptkit.errors import InputError
 from conceptkit.grid.plan import is_trained
 from conceptkit.guide.setup import balance_notes
+from conceptkit.options.base import Progress
 from conceptkit.records import Affinity, GridCell, GridRecord, PatchLevel
 from conceptkit.runs.context import names_kept, write_context
-from conceptkit.runs.opening import Progress, versions
+from conceptkit.runs.opening import versions
 
 if TYPE_CHECKING:
     from conceptkit.grid.folder import KeptRun

@@ -13,9 +13,10 @@ import numpy as np
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.guide.latent import is_latent, with_latent
 from conceptkit.guide.setup import Wish, balance_notes, read_wishes, set_up
+from conceptkit.options.base import Progress
 from conceptkit.records import GuideRecord
 from conceptkit.runs.context import names_kept, write_context
-from conceptkit.runs.opening import UNFINISHED, Progress, in_own_folder, open_study, run_folder, versions
+from conceptkit.runs.opening import UNFINISHED, in_own_folder, open_study, run_folder, versions
 from conceptkit.tables.study import Study
 
 if TYPE_CHECKING:

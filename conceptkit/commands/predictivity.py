@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from conceptkit.errors import InputError, check_distinct, check_seeds
+from conceptkit.options.base import Progress
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
-from conceptkit.runs.opening import Progress, in_own_folder, notes_on, open_study, run_folder, versions
+from conceptkit.runs.opening import in_own_folder, notes_on, open_study, run_folder, versions
 from conceptkit.tables.study import Study
 
 RANDOM = "random"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_at_least, check_choice, check_distinct
 from conceptkit.features.store_files import size_text
+from conceptkit.options.base import Progress
 from conceptkit.records import ProbeRecord
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
@@ -25,7 +26,6 @@ from conceptkit.runs.context import (
 )
 from conceptkit.runs.opening import (
     N_RESAMPLES,
-    Progress,
     in_own_folder,
     notes_on,
     open_study,

@@ -12,8 +12,8 @@ from conceptkit.grid.folder import is_kept
 from conceptkit.grid.plan import is_trained
 from conceptkit.grid.run import GridJob, GridSpec, bench_of, train_run
 from conceptkit.jobs import Engine, run_jobs, usable_processors
+from conceptkit.options.base import Progress
 from conceptkit.records import GridCell
-from conceptkit.runs.opening import Progress
 
 APPEARS_WITHIN = 10.0
 """Seconds within which the folder of a run that another machine finished has to be seen here"""

@@ -24,7 +24,8 @@ from conceptkit.guide.setup import Setup
 from conceptkit.guide.training import DivergedError, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN
-from conceptkit.runs.opening import Progress, at_stage
+from conceptkit.options.base import Progress
+from conceptkit.runs.opening import at_stage
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import resolution_of
 from conceptkit.tables.study import Study

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 from conceptkit.features.pixels import read_stain_profiles
 from conceptkit.guide.setup import Wish
-from conceptkit.runs.opening import Progress, at_stage
+from conceptkit.options.base import Progress
+from conceptkit.runs.opening import at_stage
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study

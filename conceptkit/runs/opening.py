@@ -10,13 +10,14 @@ import itertools
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import LOCK_FILE, held
+from conceptkit.options.base import Command, Progress
 from conceptkit.records import RECORD_FILE
 from conceptkit.synthetic import embedded_study
 from conceptkit.tables.patches import PatchTable
@@ -25,9 +26,6 @@ from conceptkit.tables.study import STUDY_FILE, Study, load_study, table_study
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-
-Progress = Callable[[str, int, int], None]
-"""Told the stage of the work, how much of it is done, and how much there is."""
 
 UNFINISHED = "unfinished"
 """Folder, in a run folder, of the states that a killed training goes on from"""
@@ -86,6 +84,37 @@ def open_study(
     return meant, data
 
 
+def open_source(options: Any, study: Any, *, opens_model: bool = True) -> tuple[Study, PatchTable]:
+    """Return the study with what a command's options name instead of its own, and its table; see :func:`open_study`."""
+    model, weights = getattr(options, "model", None), getattr(options, "weights", None)
+    return open_study(study, options.table, model, weights, options.group, options.categorical, opens_model=opens_model)
+
+
+def header(options: Command, study: Study, folder: Path, notes: Iterable[str], **settings: Any) -> dict[str, Any]:
+    """Return what every record begins with.
+
+    Parameters
+    ----------
+    options : the command; its options are the record's settings
+    settings : options that were read from the study or the network, and what else made the numbers
+    """
+    return {
+        "study": study.name,
+        "synthetic": study.synthetic,
+        "group": study.group,
+        "notes": tuple(notes),
+        "settings": {
+            "command": options.name,
+            **options.settings(),
+            "table": study.table.name,
+            "group": study.group,
+            **settings,
+        },
+        "versions": versions(),
+        "folder": folder,
+    }
+
+
 def run_folder(out: str | Path | None, command: str, busy: Collection[Path] = ()) -> Path:
     """Return the folder to write into, which holds no record yet; of numbered ones the first that nobody has used."""
     if out is None:
@@ -114,7 +143,8 @@ def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[
     def decorate(run: Callable[Given, Result]) -> Callable[Given, Result]:
         @functools.wraps(run)
         def alone(*given: Given.args, **options: Given.kwargs) -> Result:
-            if options.get("nodes", 1) != 1:
+            first = given[0] if given else None
+            if getattr(first, "nodes", options.get("nodes", 1)) != 1:
                 return run(*given, **options)
             out = cast("str | Path | None", options.get("out"))
             if out is not None and (Path(out) / RECORD_FILE).exists():

@@ -1,0 +1,167 @@
+"""From a command's dataclass to its command line: every field is an option, declared nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from conceptkit.cli.console import introduce, progress_bars, reading_console, sentences, show_record, write_json_result
+from conceptkit.options.base import Command, Described, RecordCommand, StudyCommand, described, name_list
+
+Show = Callable[[Console, Any], None]
+"""Prints a result for people"""
+
+_STUDY = typer.Option("--study", help="Study file; default: conceptkit.toml here, else the embedded synthetic study.")
+_OUT = typer.Option("--out", "-o", help="Run folder; default: the next free one below runs/.", show_default=False)
+_JSON = typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
+_VERBOSE = typer.Option("--verbose", help="Print the tables of controls and baselines too.")
+_DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
+_CACHE = typer.Option(
+    "--cache-dir",
+    help="Folder for what can be computed again, such as activations; default: CONCEPTKIT_CACHE, else the user's cache "
+    "folder. Delete it, or any file in it, while no run uses it.",
+    show_default=False,
+)
+
+_GENERAL = "General"
+"""Panel of the options that every command has"""
+
+
+def command_line(cls: type[Command], show: Show | None = None) -> Callable[..., None]:
+    """Return the function that typer makes the command from.
+
+    Parameters
+    ----------
+    cls : the command
+    show : prints its result; ``None`` for a record, which prints its tables and verdicts
+    """
+    options = described(cls)
+
+    def run(**given: Any) -> None:
+        invoke(cls, show, given)
+
+    parameters = [_parameter(option) for option in options]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared])
+        for name, kind, default, declared in _general(cls)
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__ = cls.name.replace("-", "_")
+    run.__doc__ = (cls.__doc__ or "").partition("\n\n")[0]
+    return run
+
+
+def _general(cls: type[Command]) -> Iterator[tuple[str, Any, Any, Any]]:
+    text: Any = str | None
+    general = [("json", text, None, _JSON), ("debug", bool, False, _DEBUG)]
+    if issubclass(cls, RecordCommand):
+        general = [("out", text, None, _OUT), *general, ("verbose", bool, False, _VERBOSE)]
+    if issubclass(cls, StudyCommand | RecordCommand):
+        general = [("study", text, None, _STUDY), *general]
+    if cls.caches:
+        general.append(("cache_dir", text, None, _CACHE))
+    for name, kind, default, declared in general:
+        yield name, kind, default, _in_panel(declared, _GENERAL)
+
+
+def _in_panel(declared: Any, panel: str) -> Any:
+    declared.rich_help_panel = panel
+    return declared
+
+
+def _parameter(option: Described) -> inspect.Parameter:
+    """Return the parameter of typer's function that stands for one option."""
+    declared, several = option.declared, option.many or option.pairs
+    plain = option.type if option.type in (int, float, bool) else str
+    kind: Any = plain
+    if several:
+        kind = str if declared.parse else list[str]
+    shown: bool | str = not several
+    if several and isinstance(option.default, tuple) and option.default:
+        shown = ",".join(map(str, option.default))
+    about: dict[str, Any] = {"help": option.help.replace("`", ""), "metavar": _metavar(option), "show_default": shown}
+    default = inspect.Parameter.empty if option.required else option.default
+    if several or not isinstance(default, str | int | float | bool) or default == "":
+        default = inspect.Parameter.empty if option.required else None
+    if default is None:
+        kind, about["show_default"] = kind | None, shown if isinstance(shown, str) else False
+    if declared.argument:
+        info: Any = typer.Argument(**about)
+    else:
+        info = typer.Option(*option.flag.split(" "), rich_help_panel=option.panel, **about)
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def _metavar(option: Described) -> str | None:
+    """Return what stands for the value in the help."""
+    if option.declared.metavar or option.type is bool:
+        return option.declared.metavar
+    if choices := option.choices():
+        return f"<{'|'.join(choices)}>"
+    if option.pairs:
+        return "<name=name,…>"
+    word = {int: "int", float: "float"}.get(option.type, "text")
+    return f"<{word},…>" if option.many else f"<{word}>"
+
+
+def invoke(cls: type[Command], show: Show | None, given: dict[str, Any]) -> None:
+    """Run a command with the values of its command line, print its result and write it as JSON."""
+    debug, json, verbose = given.pop("debug"), given.pop("json"), given.pop("verbose", False)
+    about = {name: given.pop(name) for name in ("study", "out") if name in given and name not in _names(cls)}
+    with sentences(debug), cache_folder(given.pop("cache_dir", None)), reading_console(json) as console:
+        options = cls(**_values(cls, given))
+        where: dict[str, Any] = {}
+        if "study" in about:
+            from conceptkit.runs.opening import find_study
+
+            where["study"] = find_study(about["study"], getattr(options, "table", None))
+            introduce(console, where["study"])
+        if "out" in about:
+            where["out"] = about["out"]
+        with progress_bars() as progress:
+            result = options.run(**where, progress=progress, notify=lambda text: console.print(escape(text)))
+        if show is None:
+            show_record(console, result, verbose=verbose)
+        else:
+            show(console, result)
+        write_json_result(json, result.to_dict())
+        if getattr(result, "skipped", None):  # one unusable file among many
+            raise typer.Exit(1)
+
+
+def _values(cls: type[Command], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; of those that may be repeated and hold commas, every name."""
+    values = {name: value for name, value in given.items() if value is not None}
+    for option in described(cls):
+        if isinstance(values.get(option.name), list) and not option.declared.argument:
+            values[option.name] = [n for text in values[option.name] for n in name_list(option.name, text)]
+    return values
+
+
+def _names(cls: type[Command]) -> set[str]:
+    return {option.name for option in described(cls)}
+
+
+@contextlib.contextmanager
+def cache_folder(given: str | None) -> Iterator[None]:
+    """Use another cache folder while a command runs."""
+    before = os.environ.get("CONCEPTKIT_CACHE")
+    if given:
+        os.environ["CONCEPTKIT_CACHE"] = given
+    try:
+        yield
+    finally:
+        if given:
+            os.environ.pop("CONCEPTKIT_CACHE")
+            if before is not None:
+                os.environ["CONCEPTKIT_CACHE"] = before

@@ -1,0 +1,43 @@
+"""Options of ``attribute``."""
+
+from __future__ import annotations
+
+from conceptkit.options.base import Names, RecordCommand, declare, option
+from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
+
+
+@declare
+class Attribute(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
+    """Measure how a network's outputs depend on concepts: change per unit, TCAV, Br, and maps."""
+
+    name = "attribute"
+    example = "attribute --model runs/guide-001/checkpoints/guided-seed0 --layer trunk --concept area_um2,count"
+    runner = "conceptkit.commands.attribute:attribute"
+
+    layers: Names = option((), flag="--layer")
+    """Layers, comma-separated; conceptkit layers lists a network's."""
+    concepts: Names = option((), flag="--concept")
+    """Concepts: columns of the table, comma-separated."""
+    targets: Names = option((), flag="--target")
+    """Outputs: classes (a checkpoint's by name, else by number) or a checkpoint's heads; default: the second of two
+    classes, else all."""
+    among: Names = ()
+    """Labels whose images are scored separately; all stands for every image."""
+    adjust: Names = ()
+    """Columns held fixed in the change per unit, comma-separated."""
+    split: str | None = None
+    """Split whose rows are used, or all; default for a checkpoint: the rows it was not trained on."""
+    nested: str | None = None
+    """Column of units nested in the groups, such as slides of patients."""
+    pool: str = "gap"
+    """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
+    method: str = option("gradient", choices=("gradient", "integrated"))
+    """gradient, or integrated: averaged on the way from an empty image."""
+    folds: int = option(5, minimum=2)
+    """Number of cross-validation folds."""
+    refits: int = option(100, minimum=10)
+    """Resamples of the groups on which everything is fitted again."""
+    permutations: int = option(500, minimum=0)
+    """Permutations of each concept, for p; 0 for none."""
+    maps: int = option(6, minimum=0)
+    """Patches at each end of a contact sheet; 0 for none."""

@@ -1,0 +1,211 @@
+"""Commands as dataclasses: every option reaches its field, is refused when wrong, and stands in the settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import conceptkit as ck
+from conceptkit.cli import app
+from conceptkit.errors import InputError
+from conceptkit.options import COMMANDS, from_settings
+from conceptkit.options.base import Names, Options, RecordCommand, StudyCommand, declare, described, option, seed_list
+from conceptkit.registry import load
+
+CLASSES = {name: load(place) for name, place in COMMANDS.items()}
+ALL = [(name, one.name) for name, cls in CLASSES.items() for one in described(cls)]
+
+
+class RanError(Exception):
+    """A command has been made from its command line."""
+
+
+def sample(one):
+    """A value that differs from the default, as text and as the field should hold it."""
+    if one.choices():
+        text = next(choice for choice in one.choices() if choice != one.default)
+        return text, (text,) if one.many else text
+    if one.pairs:
+        return "a=b", {"a": "b"}
+    if one.type in (int, float):
+        number = one.type(max(one.declared.minimum or 0, 0) + (1 if one.type is int else 0.5))
+        if one.declared.maximum is not None:
+            number = one.type(one.declared.maximum)
+        number = number + 1 if number == one.default and one.declared.maximum is None else number
+        text = f"{number},{number + 1}" if one.declared.parse is not None and one.many else str(number)
+        return text, (number, *([number + 1] if "," in text else [])) if one.many else number
+    return "given", ("given",) if one.many else "given"
+
+
+def arguments(cls, name):
+    """The command line that gives one option, with whatever else must be given, and the value it should have."""
+    words, wanted = [], None
+    for one in described(cls):
+        if not (one.required or one.name == name):
+            continue
+        if one.type is bool:
+            flags = one.flag.split("/")
+            words.append(flags[-1] if one.default is True else flags[0])
+            value = one.default is not True
+        else:
+            text, value = sample(one)
+            words += [text] if one.declared.argument else [one.flag.split(" ")[0], text]
+        wanted = value if one.name == name else wanted
+    return words, wanted
+
+
+@pytest.mark.parametrize(("command", "name"), ALL)
+def test_every_option_reaches_its_field(monkeypatch, tmp_path, command, name):
+    monkeypatch.chdir(tmp_path)
+    Path("given").write_text("image,count\na.png,1\n")  # for options that name a file
+    seen = []
+
+    def run(self, *args, **kwargs):
+        seen.append(self)
+        raise RanError
+
+    cls = CLASSES[command]
+    monkeypatch.setattr(cls, "run", run)
+    words, wanted = arguments(cls, name)
+    result = CliRunner().invoke(app, [command, *words])
+    assert isinstance(result.exception, RanError), result.output
+    value = getattr(seen[0], name)
+    assert (str(value) if isinstance(value, Path) else value) == wanted
+    others = [one for one in described(cls) if one.name != name and not one.required]
+    assert all(getattr(seen[0], one.name) == one.checked(one.default) for one in others)
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_settings_hold_every_option_and_make_the_same_command(command):
+    cls = CLASSES[command]
+    required = {one.name: sample(one)[1] for one in described(cls) if one.required}
+    made = cls(**required)
+    assert set(made.settings()) == {field.name for field in dataclasses.fields(cls)}
+    assert from_settings({"command": command, "weights_sha256": "0", **made.settings()}) == made
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_help_shows_defaults_and_choices(command):
+    cls = CLASSES[command]
+    parameters = {p.name: p for p in typer.main.get_command(app).commands[command].params}
+    for one in described(cls):
+        shown = parameters[one.name]
+        assert shown.help == one.help.replace("`", "")
+        assert one.help[-1] in ".…", (command, one.name)
+        for choice in one.choices():
+            assert choice in (one.declared.metavar or shown.metavar)
+    general = set(parameters) - {one.name for one in described(cls)}
+    assert {"json", "debug"} <= general
+    assert ("study" in general) == issubclass(cls, StudyCommand | RecordCommand)
+
+
+@declare
+class Shared(Options):
+    """Shared options."""
+
+    panel = "Data"
+    names: Names = option((), flag="--name")
+    """Names."""
+
+
+@declare
+class Example(Shared, RecordCommand):
+    """An example."""
+
+    name = "example"
+    example = "example"
+    runner = "nowhere:run"
+
+    size: int = option(3, minimum=1, maximum=9)
+    """Size."""
+    share: float | None = None
+    """Share."""
+    way: str = option("fast", choices=lambda: ("fast", "slow"))
+    """Way."""
+    pairs: dict[str, str] | None = None
+    """Pairs."""
+    seeds: tuple[int, ...] = option((0,), parse=seed_list)
+    """Seeds."""
+    flag: bool = False
+    """Flag."""
+
+
+RIGHT: list[tuple[str, Any, Any]] = [
+    ("names", "a, b", ("a", "b")),
+    ("names", '"a, b",c', ("a, b", "c")),
+    ("names", ["a, b"], ("a, b",)),
+    ("names", np.array(["a"]).tolist(), ("a",)),
+    ("size", np.int64(4), 4),
+    ("size", "4", 4),
+    ("share", 1, 1.0),
+    ("share", np.float32(0.5), 0.5),
+    ("share", None, None),
+    ("pairs", "a=b,c=d", {"a": "b", "c": "d"}),
+    ("seeds", 3, (0, 1, 2)),
+    ("seeds", "3", (0, 1, 2)),
+    ("seeds", "7,9", (7, 9)),
+    ("seeds", [7], (7,)),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "wanted"), RIGHT)
+def test_values_come_into_their_type(name, given, wanted):
+    assert getattr(Example(**{name: given}), name) == wanted
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"nmes": "a"}, "names"),
+    ({"size": 0}, "at least 1"),
+    ({"size": 10}, "at most 9"),
+    ({"size": 2.5}, "whole number"),
+    ({"size": True}, "whole number"),
+    ({"size": None}, "must be given"),
+    ({"share": "much"}, "a number"),
+    ({"share": [0.1]}, "a number"),
+    ({"way": "fats"}, "near names: fast"),
+    ({"names": 3}, "list"),
+    ({"names": [3]}, "text"),
+    ({"pairs": "a"}, "NAME=OTHER"),
+    ({"flag": 1}, "True or False"),
+    ({"seeds": "x"}, "whole number"),
+    ({"seeds": 0}, "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG)
+def test_wrong_values_are_refused_in_a_sentence(given, words):
+    with pytest.raises(InputError, match=words) as error:
+        Example(**given)
+    assert str(error.value).endswith(".")
+
+
+def test_options_without_a_name_or_a_needed_value_are_refused():
+    with pytest.raises(InputError, match="by name"):
+        Example("a")
+    with pytest.raises(InputError, match="concept: must be given"):
+        ck.Audit(checkpoint="x")
+
+
+def test_commands_are_frozen_and_can_be_replaced():
+    one = Example(names="a")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.size = 4
+    assert one.replace(size=4) == Example(names="a", size=4)
+    with pytest.raises(InputError, match="at most"):
+        one.replace(size=40)
+
+
+def test_own_options_come_before_shared_ones():
+    assert [one.name for one in described(Example)][-1] == "names"
+    assert {one.panel for one in described(Example)} == {"Options", "Data"}
+
+
+def test_settings_of_another_command_are_refused():
+    with pytest.raises(InputError, match="near names: audit"):
+        from_settings({"command": "adit"})
