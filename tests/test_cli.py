@@ -314,7 +314,7 @@ MISTAKES = [
     ("measure cut-images.csv --out new.txt", ["out", ".csv or .parquet", "new.txt"]),
     ("measure cut-images.csv --out file/new.csv", ["out", "file/new.csv"]),
     ("measure cut-images.csv --out new.csv --measure cuont", ["'cuont'", "near names: count"]),
-    ("measure cut-images.csv --out new.csv --on-error ignore", ["on-error", "'ignore'", "fail, skip"]),
+    ("measure cut-images.csv --out new.csv --on-error ignore", ["on_error", "'ignore'", "fail, skip"]),
     ("report gone", ["run", "gone", "record.json"]),
     ("report broken", ["run", "broken/record.json", "no JSON object"]),
     ("report earlier", ["run", "earlier/record.json", "lacks a part"]),

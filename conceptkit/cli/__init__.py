@@ -12,24 +12,14 @@ from conceptkit.cli.adapt import adapt
 from conceptkit.cli.bags import bags
 from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
-from conceptkit.cli.demo import demo
-from conceptkit.cli.doctor import doctor
 from conceptkit.cli.examples import epilog
-from conceptkit.cli.extract import extract
 from conceptkit.cli.guide import guide
-from conceptkit.cli.init import init
-from conceptkit.cli.layers import layers
-from conceptkit.cli.measure import measure
 from conceptkit.cli.options import with_cache_dir
-from conceptkit.cli.predict import predict
 from conceptkit.cli.predictivity import predictivity
+from conceptkit.cli.printing import SHOWS
 from conceptkit.cli.probe import probe
-from conceptkit.cli.report import report
-from conceptkit.cli.splits import splits
-from conceptkit.cli.status import status
-from conceptkit.cli.tile import tile
-from conceptkit.options.attribute import Attribute
-from conceptkit.options.audit import Audit
+from conceptkit.options import COMMANDS
+from conceptkit.registry import load
 
 app = typer.Typer(
     name="conceptkit",
@@ -53,27 +43,11 @@ def _version(
         raise typer.Exit
 
 
-for command in (
-    probe,
-    guide,
-    bags,
-    predict,
-    predictivity,
-    tile,
-    measure,
-    splits,
-    extract,
-    layers,
-    report,
-    demo,
-    init,
-    status,
-    doctor,
-):
-    keeps = command not in (tile, measure, layers, report, init, status)
-    app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
-for options in (Attribute, Audit):
-    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+for command in (probe, guide, bags, predictivity):
+    app.command(epilog=epilog(command.__name__))(with_cache_dir(command))
+for name, place in COMMANDS.items():
+    options = load(place)
+    app.command(name, epilog=f"Example: conceptkit {options.example}")(command_line(options, SHOWS.get(name)))
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

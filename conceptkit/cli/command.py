@@ -134,8 +134,9 @@ def invoke(cls: type[Command], show: Show | None, given: dict[str, Any]) -> None
             show_record(console, result, verbose=verbose)
         else:
             show(console, result)
-        write_json_result(json, result.to_dict())
-        if getattr(result, "skipped", None):  # one unusable file among many
+        if not console.quiet:
+            write_json_result(json, result.to_dict())
+        if getattr(result, "skipped", None) or not getattr(result, "is_usable", True):  # one file among many, say
             raise typer.Exit(1)
 
 

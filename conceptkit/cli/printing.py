@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -158,3 +159,19 @@ def _duration(minutes: float) -> str:
     if minutes < 1:
         return f"{60 * minutes:.0f} seconds"
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+
+
+SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
+    "predict": show_predicted,
+    "tile": show_tiled,
+    "measure": show_measured,
+    "splits": show_splits,
+    "extract": show_extracted,
+    "layers": show_layers,
+    "report": show_report,
+    "demo": show_demo,
+    "init": show_started,
+    "status": show_status,
+    "doctor": show_doctor,
+}
+"""Command → what prints its result; commands without one here print a record"""

@@ -12,6 +12,17 @@ from conceptkit.registry import load
 COMMANDS: Mapping[str, str] = {
     "attribute": "conceptkit.options.attribute:Attribute",
     "audit": "conceptkit.options.audit:Audit",
+    "predict": "conceptkit.options.predict:Predict",
+    "tile": "conceptkit.options.tile:Tile",
+    "measure": "conceptkit.options.measure:Measure",
+    "splits": "conceptkit.options.study:Splits",
+    "extract": "conceptkit.options.extract:Extract",
+    "layers": "conceptkit.options.layers:Layers",
+    "report": "conceptkit.options.report:Report",
+    "demo": "conceptkit.options.report:Demo",
+    "init": "conceptkit.options.study:Init",
+    "status": "conceptkit.options.study:Status",
+    "doctor": "conceptkit.options.study:Doctor",
 }
 """Name of a command → ``module:class``, in the order of the help"""
 

@@ -10,11 +10,7 @@ from conceptkit.options.shared import JobOptions
 
 @declare
 class Measure(JobOptions, Command):
-    """Cut images into patches and measure the concepts of each.
-
-    The column mask names label images: PNG, TIFF or .npy, HoVer-Net's .mat (its inst_map), Cellpose's _cp_masks.png.
-    Cellpose's _seg.npy is a pickle and is refused: save PNG or TIFF masks.
-    """
+    """Cut images into patches and measure the concepts of each."""
 
     name = "measure"
     example = "measure images.csv --out patches.csv --nuclei hematoxylin"
@@ -22,7 +18,9 @@ class Measure(JobOptions, Command):
     caches = False
 
     images: str | Path = option(argument=True, metavar="IMAGES.csv")
-    """One row per image: image, mask, mpp, patient, …; or a patch table, whose patches are measured as they are."""
+    """One row per image: image, mask, mpp, patient, …; or a patch table, whose patches are measured as they are. Masks
+    are label images: PNG, TIFF, .npy, HoVer-Net's .mat (its inst_map), Cellpose's _cp_masks.png (its _seg.npy is a
+    pickle and is refused)."""
     out: str | Path = option(flag="--out -o")
     """Patch table to write, .csv or .parquet; finished images are kept in OUT.parts until all are finished."""
     patch_size: int = 224
