@@ -112,8 +112,6 @@ def run_extract(
 
 def _extract(options: Extract, table: PatchTable, progress: Progress | None, notify: Notify | None) -> Activations:
     layers, dtype, scheduler = options.layers, options.dtype, options.scheduler
-    if not layers:
-        raise InputError("layer: at least one is needed, got none; conceptkit layers lists those of a network.")
     check_distinct("layer", list(layers))
     if (options.engine == "dask") != (scheduler is not None):
         raise InputError("scheduler: the engine dask needs the address of one, and no other engine does.")
