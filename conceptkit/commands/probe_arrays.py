@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from conceptkit.commands.given_arrays import (
@@ -16,14 +17,23 @@ from conceptkit.commands.given_arrays import (
     given_features,
     given_labels,
 )
-from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.errors import InputError, check_choice
+from conceptkit.options.probe_arrays import ArrayProbe
+from conceptkit.probe.adjustment import ceiling
+from conceptkit.probe.ridge import ALPHAS
+from conceptkit.probe.rows import (
+    PAPER_NOTE,
+    Asked,
+    BaselineScores,
+    Layer,
+    add_random_network,
+    check_protocol,
+    probe_rows,
+)
+from conceptkit.probe.usable import usable_targets
 from conceptkit.records import ProbeRecord
-from conceptkit.runs.opening import N_RESAMPLES, versions
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from conceptkit.probe.rows import Layer
+from conceptkit.runs.context import LEFT_OUT_PARTS
+from conceptkit.runs.opening import versions
 
 _BASELINES = ("pixels", "random_network")
 
@@ -33,25 +43,17 @@ def probe_arrays(
     concepts: pd.DataFrame | Mapping[str, ArrayLike],
     groups: ArrayLike | None = None,
     *,
-    folds: int = 5,
-    alphas: ArrayLike | None = None,
-    permutations: int = 1000,
     baseline_features: ArrayLike | Mapping[str, Any] | None = None,
-    random_state: int = 0,
     ids: ArrayLike | None = None,
-    categorical: Sequence[str] = (),
     centers: ArrayLike | None = None,
     nested: ArrayLike | None = None,
     adjust: pd.DataFrame | Mapping[str, ArrayLike] | None = None,
-    adjust_terms: str = "linear",
     leave_out: ArrayLike | None = None,
     repeat: Mapping[str, ArrayLike] | None = None,
-    protocol: str = "cross-validated",
-    n_resamples: int = N_RESAMPLES,
-    layer: str = "features",
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> ProbeRecord:
-    """Measure how well concepts are read from features, on groups that the vectors have not seen.
+    """Measure how well concepts are decoded from features, held out by group.
 
     Parameters
     ----------
@@ -59,26 +61,18 @@ def probe_arrays(
     concepts : columns of n values, as a mapping or a dataframe (pandas, polars, Arrow); numbers are continuous; text,
         booleans and categories are classes; NaN, ``None`` and ``NA`` are missing; dates are refused
     groups : (n,) patients or slides, never split; ``None``: rows are taken as independent
-    folds : of the cross-validation
-    alphas : penalties to choose from; ``None`` for 20 values from 0.1 to 10⁶
-    permutations : of each concept, for p; 0 for none
-    baseline_features : what the features have to beat: (n, k) raw pixel and colour statistics, or a mapping with
+    baseline_features : what the features are compared with: (n, k) raw pixel and colour statistics, or a mapping with
         ``pixels`` and ``random_network``, the latter (n, d), a list of such, or layer → either
-    random_state : seed of all that is drawn
     ids : (n,) unique names by which rows are ordered first, so that no result depends on the order given
-    categorical : concepts to take as classes whatever their type
     centers : (n,) centers: groups are permuted within them, the folds are stratified by them, and each is held out for
         one more score; missing values share a center of their own
     nested : (n,) units nested in the groups, such as slides of patients: rows are permuted within them only
     adjust : columns of confounders, for a partial R²
-    adjust_terms : ``linear``, or ``quadratic``: squares and pairwise interactions of the confounders too
     leave_out : (n,) levels each of which is held out in turn, for one more score; ``None`` for the centers, of which
         several are held out together where there are more than ten
     repeat : concept → (n,) repeated measurement, for the reliability ceiling
-    protocol : ``cross-validated``, or ``paper``: least squares fitted and scored on the same rows
-    n_resamples : bootstrap resamples behind each interval
-    layer : name of the features in the result, when X is one array
-    progress : told of batches done and batches to do
+    progress : called with batches done and batches to do
+    options : the fields of :class:`conceptkit.options.probe_arrays.ArrayProbe`: ``folds``, ``permutations`` and others
 
     Returns
     -------
@@ -87,47 +81,19 @@ def probe_arrays(
     Raises
     ------
     InputError
-        when something that was given cannot be used
+        when something cannot be used
     """
-    from conceptkit.probe.adjustment import TERMS, ceiling
-    from conceptkit.probe.ridge import ALPHAS
-    from conceptkit.probe.rows import (
-        PAPER_NOTE,
-        Asked,
-        BaselineScores,
-        add_random_network,
-        check_protocol,
-        probe_rows,
-    )
-    from conceptkit.probe.usable import usable_targets
-    from conceptkit.runs.context import LEFT_OUT_PARTS
-
+    chosen = ArrayProbe(**options)
     given = {} if adjust is None else given_columns("adjust", adjust)
-    check_protocol(protocol, list(given), leave_out)
-    check_at_least("permutations", permutations, 0)
+    check_protocol(chosen.protocol, list(given), leave_out)
     check_same_order(
         X=X, concepts=concepts, groups=groups, adjust=adjust, centers=centers, nested=nested, leave_out=leave_out
     )
-    if isinstance(X, Mapping):
-        features = {k: given_features(f"X[{k!r}]", v) for k, v in X.items()}
-    else:
-        features = {layer: given_features("X", X)}
-    if not features:
-        raise InputError("X: at least one layer is needed, got none.")
+    features = _features(X, chosen.layer)
     n = len(next(iter(features.values())))
     order = _order(ids, n)
-    columns = given_columns("concepts", concepts)
-    named = {
-        name: given_column(f"concepts[{name!r}]", column, n, categorical=name in categorical)[order]
-        for name, column in columns.items()
-    }
-    if not named:
-        raise InputError("concepts: at least one column is needed, got none.")
-    unknown = [name for name in (*categorical, *(repeat or {})) if name not in named]
-    if unknown:
-        raise InputError(f"concepts: there is no column {unknown[0]!r}; known: {', '.join(named)}.")
+    named = _concepts(concepts, n, chosen.categorical, repeat or {}, order)
     of = None if groups is None else given_labels("groups", groups, n)[order]
-    check_choice("adjust_terms", adjust_terms, TERMS)
     placing = {
         "centers": None if centers is None else given_column("centers", centers, n, categorical=True)[order],
         "nested": None if nested is None else given_labels("nested", nested, n)[order],
@@ -136,33 +102,26 @@ def probe_arrays(
         named,
         lambda name: (_kind(named[name]), named[name]),
         of,
-        folds if protocol != "paper" else None,
-        {**placing, "seed": random_state},
+        chosen.folds if chosen.protocol != "paper" else None,
+        {**placing, "seed": chosen.random_state},
     )
-    ceilings = {}
-    for name, values in (repeat or {}).items():
-        second = given_column(f"repeat[{name!r}]", values, n)[order]
-        if "categorical" in (_kind(named[name]), _kind(second)):
-            raise InputError(f"repeat: {name} and its repeated measurement must both be continuous.")
-        ceilings[name] = (f"repeated {name}", *ceiling(named[name], second))
-    confounders = {name: given_column(f"adjust[{name!r}]", column, n)[order] for name, column in given.items()}
     levels = None if leave_out is None else given_column("leave_out", leave_out, n, categorical=True)[order]
     pixels, random = _baselines(baseline_features, list(features))
     asked = Asked(
         model="arrays",
         weights="given",
-        folds=folds,
-        alphas=ALPHAS if alphas is None else _penalties(alphas),
-        permutations=permutations,
-        n_resamples=n_resamples,
-        seed=random_state,
-        protocol=protocol,
+        folds=chosen.folds,
+        alphas=ALPHAS if chosen.alphas is None else _penalties(chosen.alphas),
+        permutations=chosen.permutations,
+        n_resamples=chosen.n_resamples,
+        seed=chosen.random_state,
+        protocol=chosen.protocol,
         pixels=None if pixels is None else pixels[order],
-        confounders=confounders,
-        terms=adjust_terms,
-        leave_out=_left_out(levels, placing["centers"], protocol),
+        confounders={name: given_column(f"adjust[{name!r}]", column, n)[order] for name, column in given.items()},
+        terms=chosen.adjust_terms,
+        leave_out=_left_out(levels, placing["centers"], chosen.protocol),
         leave_out_parts=LEFT_OUT_PARTS if leave_out is None else None,
-        ceilings=ceilings,
+        ceilings=_ceilings(repeat or {}, named, n, order),
     )
     layers, controls = _ordered(features, random, order, n)
     same = [
@@ -175,44 +134,75 @@ def probe_arrays(
     for network in controls:
         add_random_network(of_random, network, targets, asked)
     rows = probe_rows(layers, targets, asked, random=of_random, progress=progress)
-    notes = [] if groups is not None else ["No groups: rows were taken as independent."]
-    notes += [*same, *skipped]
-    if of is not None and (few := len(np.unique(of))) < 10:
-        notes.append(f"Only {few} groups: the intervals, which resample them, are not to be trusted.")
-    if protocol == "paper":
-        notes.insert(0, PAPER_NOTE)
     return ProbeRecord(
         study="arrays",
         group=None if groups is None else "groups",
-        notes=tuple(notes),
+        notes=(*([PAPER_NOTE] if chosen.protocol == "paper" else []), *_group_notes(of), *same, *skipped),
         settings={
             "command": "probe_arrays",
+            **chosen.settings(),
             "layers": list(features),
-            "layer": layer,
             "groups": groups is not None,
             "ids": ids is not None,
-            "categorical": list(categorical),
             "baseline_features": [
                 name for name, there in (("pixels", pixels), ("random_network", random)) if _given(there)
             ],
             "leave_out": leave_out is not None,
             "repeat": list(repeat or {}),
-            "random_state": random_state,
             "concepts": [target.name for target in targets],
-            "folds": folds,
             "alphas": asked.alphas.tolist(),
-            "permutations": permutations,
-            "adjust": list(confounders),
-            "adjust_terms": adjust_terms,
+            "adjust": list(asked.confounders),
             "centers": centers is not None,
             "nested": None if nested is None else "nested",
-            "protocol": protocol,
-            "seed": random_state,
-            "n_resamples": n_resamples,
+            "seed": chosen.random_state,
         },
         versions=versions(),
         rows=rows,
     )
+
+
+def _features(X: Any, layer: str) -> dict[str, NDArray[Any]]:
+    """Return layer → features (n, d)."""
+    if not isinstance(X, Mapping):
+        return {layer: given_features("X", X)}
+    if not X:
+        raise InputError("X: at least one layer is needed, got none.")
+    return {name: given_features(f"X[{name!r}]", values) for name, values in X.items()}
+
+
+def _concepts(
+    given: Any, n: int, categorical: Sequence[str], repeat: Mapping[str, Any], order: NDArray[np.intp]
+) -> dict[str, NDArray[Any]]:
+    """Return concept → values (n,) in the order of the rows."""
+    named = {
+        name: given_column(f"concepts[{name!r}]", column, n, categorical=name in categorical)[order]
+        for name, column in given_columns("concepts", given).items()
+    }
+    if not named:
+        raise InputError("concepts: at least one column is needed, got none.")
+    if unknown := [name for name in (*categorical, *repeat) if name not in named]:
+        raise InputError(f"concepts: there is no column {unknown[0]!r}; known: {', '.join(named)}.")
+    return named
+
+
+def _ceilings(
+    repeat: Mapping[str, Any], named: Mapping[str, NDArray[Any]], n: int, order: NDArray[np.intp]
+) -> dict[str, tuple[str, float, int]]:
+    """Return concept → name, reliability and rows of its repeated measurement."""
+    ceilings = {}
+    for name, values in repeat.items():
+        second = given_column(f"repeat[{name!r}]", values, n)[order]
+        if "categorical" in (_kind(named[name]), _kind(second)):
+            raise InputError(f"repeat: {name} and its repeated measurement must both be continuous.")
+        ceilings[name] = (f"repeated {name}", *ceiling(named[name], second))
+    return ceilings
+
+
+def _group_notes(groups: NDArray[Any] | None) -> list[str]:
+    if groups is None:
+        return ["No groups: rows were taken as independent."]
+    few = len(np.unique(groups))
+    return [f"Only {few} groups: the intervals, which resample them, are unreliable below 10."] if few < 10 else []
 
 
 def _given(baseline: Any) -> bool:
@@ -274,8 +264,6 @@ def _ordered(
     features: Mapping[str, NDArray[Any]], random: Mapping[str, list[NDArray[Any]]], order: NDArray[np.intp], n: int
 ) -> tuple[list[Layer], Iterator[dict[str, NDArray[Any]]]]:
     """Return the layers in the order of rows, and layer → features of random networks, one after the other."""
-    from conceptkit.probe.rows import Layer
-
     moved = not np.array_equal(order, np.arange(n))  # a copy is made only where rows really move
     networks = [
         {name: random[name][i] for name in features if len(random.get(name, ())) > i}

@@ -1,0 +1,88 @@
+"""Sphinx directives whose content is read from the package: the files of its rooms, the options of its commands.
+
+```{files}
+```
+```{options} audit
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+import conceptkit
+from conceptkit.options import COMMANDS
+from conceptkit.options.base import Described, described
+from conceptkit.registry import load
+
+PACKAGE = Path(conceptkit.__file__).parent
+
+
+def files() -> dict[str, list[str]]:
+    """Return room → its files; a file that is a room by itself has none."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if path.name == "__init__.py" or room == "__main__":
+            continue
+        inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        found.setdefault(room, [])
+        if inside != room:
+            found[room].append(inside.removeprefix(f"{room}/"))
+    return found
+
+
+class Files(Directive):
+    """List the files of every room."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = [[[nodes.literal(text=room)], [nodes.Text(", ".join(names))]] for room, names in files().items()]
+        return [_table(["room", "files"], rows, [20, 80])]
+
+
+class Options(Directive):
+    """Tabulate the options of a command: spelling, what it does, default and choices."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        rows = [
+            [[nodes.literal(text=one.flag_text)], [nodes.Text(one.help_text)], [nodes.Text(one.default_text)]]
+            for one in map(_Row, described(load(COMMANDS[self.arguments[0]])))
+        ]
+        return [_table(["option", "", "default"], rows, [25, 60, 15])]
+
+
+class _Row:
+    def __init__(self, option: Described) -> None:
+        self.flag_text = option.name if option.declared.argument else option.flag
+        choices = option.choices()
+        self.help_text = option.help.replace("`", "") + (f" One of {', '.join(choices)}." if choices else "")
+        default = option.default
+        if option.required:
+            self.default_text = "required"
+        elif default in (None, (), ""):
+            self.default_text = ""
+        else:
+            self.default_text = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _table(titles: list[str], rows: list[list[list[nodes.Node]]], widths: list[int]) -> nodes.table:
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in widths), cols=len(widths))
+    group += nodes.thead("", _row([[nodes.Text(title)] for title in titles]))
+    group += nodes.tbody("", *(_row(cells) for cells in rows))
+    return nodes.table("", group)
+
+
+def _row(cells: list[list[nodes.Node]]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("files", Files)
+    app.add_directive("options", Options)
+    return {"parallel_read_safe": True}
