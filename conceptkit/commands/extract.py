@@ -101,7 +101,8 @@ def run_extract(
     options: Extract, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
 ) -> Extracted:
     """Extract the activations of a study's patches."""
-    study, table = open_study(study, options.table, options.model, options.weights, None, ())
+    weights = None if options.weights is None else str(options.weights)
+    study, table = open_study(study, options.table, options.model, weights, None, ())
     if study.model is None:
         raise InputError("model: no model given; set --model or model in the study file.")
     if notify is not None and is_factory(study.model):
@@ -117,7 +118,7 @@ def _extract(options: Extract, table: PatchTable, progress: Progress | None, not
         raise InputError("scheduler: the engine dask needs the address of one, and no other engine does.")
     if options.verify:
         forget_files()
-    backbone = as_backbone(options.model, options.weights, options.seed)
+    backbone = as_backbone(options.model, None if options.weights is None else str(options.weights), options.seed)
     if notify is not None:
         for note in (*checkpoint_notes(backbone, table), *token_notes(table, backbone, layers)):
             notify(note)

@@ -103,7 +103,7 @@ def run_tile(
     slides : files and folders
     options : of :class:`conceptkit.options.tile.Tile`
     """
-    return tile(Tile(slides=slides, workers=workers, **options), progress=progress)
+    return tile(Tile(**{"slides": slides, "workers": workers, **options}), progress=progress)
 
 
 def tile(options: Tile, *, progress: Progress | None = None, notify: Notify | None = None) -> Tiled:

@@ -143,7 +143,7 @@ def _jobs(table: PatchTable, path: Path, names: tuple[str, ...], nuclei: Segment
         return TableJob(path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, tuple(ids[k] for k in rows), key)
 
     return [
-        job(rows)
+        job(rows.tolist())
         for _, index in frame.groupby(table.location, sort=True).indices.items()
         for rows in np.array_split(index, math.ceil(len(index) / _CHUNK))
     ]
