@@ -16,15 +16,14 @@ from conceptkit.attribution.analysis import Analysis, Found, analyse
 from conceptkit.attribution.directions import Fitted
 from conceptkit.attribution.maps import move_along
 from conceptkit.attribution.outputs import Output, choose_outputs, watch_outputs
-from conceptkit.attribution.sensitivity import Layout, check_layer, pooled_gradients
+from conceptkit.attribution.sensitivity import Layout, check_layer, check_pool, pooled_gradients
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
-from conceptkit.errors import InputError, check_choice, check_distinct, near_names
+from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.features.activations import read_activations, token_notes
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
 from conceptkit.models.inference import choose_device, ieee_float32
-from conceptkit.models.pooling import POOLINGS
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.base import Notify, Progress
 from conceptkit.probe.adjustment import design
@@ -88,7 +87,7 @@ def attribute(
     notify: Notify | None = None,
 ) -> AttributeRecord:
     """Measure how the outputs of a network depend on concepts at its layers, and draw where they are predicted."""
-    check_choice("pool", options.pool, POOLINGS)
+    check_pool(options.pool)
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)

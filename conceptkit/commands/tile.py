@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from conceptkit.errors import InputError, check_choice, check_place
+from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import held
 from conceptkit.jobs import Engine
 from conceptkit.options.base import Notify, Progress
@@ -22,7 +22,6 @@ from conceptkit.pathology.exporting import export_tiles
 from conceptkit.pathology.finding import SlideFacts, copies_note, doubts_note, find_slides, same_slides, slide_facts
 from conceptkit.pathology.measuring import check_out, relative_path, write_table
 from conceptkit.pathology.resuming import Part, file_state, part_key, parts_folder, run_in_parts
-from conceptkit.pathology.stain import METHODS
 from conceptkit.pathology.tiling import Tiling, tile_slide
 from conceptkit.runs.opening import at_stage
 
@@ -215,7 +214,6 @@ def _stain(options: Tile) -> tuple[str, Path] | None:
         if reference is not None:
             raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
         return None
-    check_choice("stain", name, METHODS)
     if options.export == "none":
         raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")
     if reference is None or not Path(reference).is_file():

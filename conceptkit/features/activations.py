@@ -250,7 +250,7 @@ def read_activations(
     layers : names or aliases, each once
     cache : folder of activation stores
     rows : row numbers of the table; all by default
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     batch_size : images per forward pass
     away : folder of the files that large matrices lie in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
         all of them in memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conceptkit.families import NUCLEI
 from conceptkit.options.base import Command, Names, declare, option
 from conceptkit.options.shared import JobOptions
 
@@ -27,8 +28,8 @@ class Measure(JobOptions, Command):
     """Side of a patch, in pixels."""
     names: Names | None = option(None, flag="--measure")
     """Measures, comma-separated; or core, nuisances, all; default: the paper's, as far as the images allow."""
-    nuclei: str | None = None
-    """Method that finds nuclei, instead of reading masks: hematoxylin or maskrcnn."""
+    nuclei: str | None = option(None, choices=lambda: NUCLEI)
+    """Method that finds nuclei, instead of reading masks."""
     nuclei_weights: str | Path | None = None
     """Checkpoint of maskrcnn."""
     masks_out: str | Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conceptkit.families import STAIN
 from conceptkit.options.base import Command, Names, declare, option
 from conceptkit.options.shared import JobOptions
 
@@ -43,7 +44,7 @@ class Tile(JobOptions, Command):
     """Whether GeoJSON counts from the corner of the scanned area, as QuPath's does."""
     export: str = option("none", choices=("none", "png", "h5"))
     """Where pixels are kept: in the slides, read on demand; as a PNG per tile; as an HDF5 file per slide."""
-    stain: str | None = None
-    """Stain normalisation of exported pixels, each slide by its own tissue: reinhard or macenko."""
+    stain: str | None = option(None, choices=lambda: STAIN)
+    """Stain normalisation of exported pixels, each slide by its own tissue."""
     stain_reference: str | Path | None = None
     """Image or .npy file that the stain is fitted on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.intervals import Interval, accuracy_interval, r2_interval, refit_inflation
 from conceptkit.evaluate.scores import Floats, auc
+from conceptkit.families import PROBES
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
 from conceptkit.probe.erasure import fit_eraser, indicators
@@ -26,21 +27,20 @@ from conceptkit.probe.ridge import ALPHAS, Split, factorise
 from conceptkit.probe.targets import Target
 from conceptkit.probe.testing import Blocks, Tested, blocks_between, blocks_within, permutation_tests, together
 
-Fit = Callable[[Floats, NDArray[Any], "NDArray[np.intp] | None", bool], Any]
-"""From training activations (n, d), values or class numbers (n,), groups (n,) and whether they are classes to something
-that predicts"""
 
-
-def _linear(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_linear(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+    """Fit a ridge or logistic vector."""
     vector = ConceptActivationVector() if classes else RegressionConceptVector()
     return vector.fit(X, y, groups=groups)
 
 
-def _mlp(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_mlp(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+    """Fit a perceptron with one hidden layer of 64 units."""
     return Perceptron(classes=classes).fit(X, y)
 
 
-def _kernel(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_kernel(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+    """Fit a probe with a radial kernel."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
@@ -48,10 +48,6 @@ def _kernel(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes
     if not classes:
         return ConceptRegion().fit(X, y, groups=groups)
     return make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced")).fit(X, y)
-
-
-READERS: Mapping[str, Fit] = {"linear": _linear, "mlp": _mlp, "kernel": _kernel}
-"""Name → fresh probe: ridge or logistic vector; one hidden layer of 64 units; a radial kernel"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def read_remnant(
     Parameters
     ----------
     X : (n, d) activations of the target's rows
-    reader : one of :data:`READERS`
+    reader : one of :data:`conceptkit.families.PROBES`
     erased : whether the concept is erased first (LEACE), fitted in each training part and applied to both
     permutations : of the concept's values, at the level at which it varies
     """
@@ -208,7 +204,7 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
         if classes and len(present) == 1:  # a fold's training part may lack all classes but one
             out[test] = present[0]
             continue
-        out[test] = READERS[reader](A, target.y[train], groups, classes).predict(B)
+        out[test] = PROBES[reader](A, target.y[train], groups, classes).predict(B)
     return out
 
 
