@@ -67,3 +67,11 @@ def check_enlarged(size: tuple[int, int]) -> None:
             f"nuclei: the image would have {size[0]} x {size[1]} pixels at the resolution at which nuclei are looked "
             f"for, at most {MOST_PIXELS:,} in all; cut it into smaller images first."
         )
+
+
+def nearest(labels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Return labels (h, w) at another size, each pixel with the label nearest to its centre."""
+    rows, columns = labels.shape
+    y = np.minimum(((np.arange(height) + 0.5) * rows / height).astype(np.intp), rows - 1)
+    x = np.minimum(((np.arange(width) + 0.5) * columns / width).astype(np.intp), columns - 1)
+    return np.asarray(labels[y][:, x])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -91,14 +92,8 @@ def safe_name(path: Path) -> str:
     return plain if same else f"{plain}-{hashlib.sha256(path.stem.encode()).hexdigest()[:8]}"
 
 
-def _batches(tiles: Iterable[Pixels], method: StainMethod | None, source: Any) -> Iterator[Pixels]:
-    batch: list[NDArray[np.uint8]] = []
-    for tile in tiles:
-        batch.append(tile)
-        if len(batch) == _BATCH:
-            yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
-            batch = []
-    if batch:
+def _batches(tiles: Iterator[Pixels], method: StainMethod | None, source: Any) -> Iterator[Pixels]:
+    while batch := list(itertools.islice(tiles, _BATCH)):
         yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
 
 

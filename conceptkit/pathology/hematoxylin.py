@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from conceptkit.images.pixel_values import check_enlarged
+from conceptkit.images.pixel_values import check_enlarged, nearest
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
 from conceptkit.pathology.regions import Fields, Labels, best_set, candidates, split_touching
@@ -85,9 +85,7 @@ def _enlarged(labels: Labels, height: int, width: int) -> NDArray[np.int32]:
         return labels
     if (2 * rows, 2 * columns) == (height, width):
         return labels.repeat(2, axis=0).repeat(2, axis=1)
-    y = np.minimum(((np.arange(height) + 0.5) * rows / height).astype(np.intp), rows - 1)
-    x = np.minimum(((np.arange(width) + 0.5) * columns / width).astype(np.intp), columns - 1)
-    return np.asarray(labels[y][:, x])
+    return nearest(labels, height, width)
 
 
 def _numbered(labels: Labels) -> Labels:

@@ -24,7 +24,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from conceptkit.errors import InputError, check_at_least, check_choice
-from conceptkit.images.pixel_values import check_enlarged
+from conceptkit.images.pixel_values import check_enlarged, nearest
 
 SCHEMA = "conceptkit/maskrcnn/1"
 
@@ -54,11 +54,7 @@ class MaskRCNN:
         same = abs(factor - 1) <= 0.05
         pixels = image if same else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         labels = self._in_windows(pixels)
-        if same:
-            return labels
-        y = np.minimum(((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp), labels.shape[0] - 1)
-        x = np.minimum(((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp), labels.shape[1] - 1)
-        return np.asarray(labels[y][:, x])
+        return labels if same else nearest(labels, height, width)
 
     def _in_windows(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         height, width = image.shape[:2]

@@ -39,7 +39,13 @@ class Nuclei:
 
     def mean(self, values: NDArray[np.float64], which: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Return the mean of (m,) values over the nuclei of each patch, (n,); NaN where there is none."""
-        return _mean(values, self.patch, self.n, which)
+        patch = self.patch
+        if which is not None:
+            values, patch = values[which], patch[which]
+        out = np.full(self.n, np.nan)
+        number = np.bincount(patch, minlength=self.n)
+        np.divide(np.bincount(patch, values, self.n), number, out=out, where=number > 0)
+        return out
 
     def sd(self, values: NDArray[np.float64], which: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Return their standard deviation (n - 1) in each patch, (n,); NaN below two nuclei."""
@@ -121,17 +127,6 @@ def find_nuclei(masks: NDArray[np.integer]) -> Nuclei:
     whole = np.ones(m, dtype=np.bool_)
     whole[owner[border]] = False
     return Nuclei(n, present // top, area, y, x, moments, whole, pixels, owner, (height, width))
-
-
-def _mean(
-    values: NDArray[np.float64], patch: NDArray[np.intp], n: int, which: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    if which is not None:
-        values, patch = values[which], patch[which]
-    out = np.full(n, np.nan)
-    number = np.bincount(patch, minlength=n)
-    np.divide(np.bincount(patch, values, n), number, out=out, where=number > 0)
-    return out
 
 
 def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:

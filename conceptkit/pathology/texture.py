@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
+from conceptkit.pathology.colour import check_images
 
 ANGLES = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 """Directions of the pixel pairs, in radians: 0, 45, 90 and 135 degrees."""
@@ -40,9 +41,7 @@ def luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in 16-bit fixed point, rounded.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(f"images: must be uint8 of shape (n, h, w, 3), got {images.dtype} of shape {images.shape}.")
+    images = check_images(images)
     grey = np.empty(images.shape[:-1], dtype=np.uint8)
     weights = np.array([19595, 38470, 7471], dtype=np.uint32)  # the rounded weights times 2^16; they sum to 2^16
     for image, out in zip(images, grey, strict=True):  # one by one: the 32-bit products are four times the patch

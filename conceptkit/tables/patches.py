@@ -272,8 +272,7 @@ class PatchTable:
             return [""] * len(self)
         files: dict[str, str] = {}
         out = []
-        made = () if self.treatment is None else self.treatment.columns
-        places = [c for c in (*PLACE_COLUMNS, *made) if c in self.frame.columns]
+        places = [c for c in (*PLACE_COLUMNS, *self._made) if c in self.frame.columns]
         columns = [self.frame[c].tolist() for c in (location, *places)]
         for file, *place in zip(*columns, strict=True):
             if file not in files:
@@ -299,18 +298,18 @@ class PatchTable:
 
     def digest(self, row: int) -> str:
         """Return :func:`conceptkit.images.decoding.content_digest` of a row."""
-        location = self.location
-        if location is None:
-            return ""
-        made = () if self.treatment is None else self.treatment.columns
-        return content_digest(self.folder, location, self._cells(row), made)
+        return "" if self.location is None else content_digest(self.folder, self.location, self._cells(row), self._made)
+
+    @property
+    def _made(self) -> tuple[str, ...]:
+        """Return the columns that the treatment of pixels reads."""
+        return () if self.treatment is None else self.treatment.columns
 
     @functools.cached_property
     def _places(self) -> Mapping[str, list[Any]]:
         """Return the columns that say where pixels are: a cell of a list is found a hundred times faster."""
-        made = () if self.treatment is None else self.treatment.columns
         whole = self.location == "image" and "size" not in self.frame.columns
-        wanted = ("patch_id", *LOCATIONS, *(c for c in PLACE_COLUMNS if not (whole and c in ("x", "y"))), *made)
+        wanted = ("patch_id", *LOCATIONS, *(c for c in PLACE_COLUMNS if not (whole and c in ("x", "y"))), *self._made)
         return {name: self.frame[name].tolist() for name in wanted if name in self.frame.columns}
 
     def _cells(self, row: int) -> dict[str, Any]:
