@@ -51,7 +51,7 @@ def study(tmp_path):
     return write
 
 
-BESIDE = "36% of the images' pixels lie beside whole tiles of 16, on the right and at the bottom, and were not used."
+BESIDE = "36% of the images' pixels lie outside whole tiles of 16, on the right and at the bottom, and were not used."
 """40 x 40 pixels hold 2 x 2 tiles: 1,600 − 1,024 of 1,600"""
 
 

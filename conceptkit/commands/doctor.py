@@ -71,7 +71,7 @@ def examine(*, offline: bool = False) -> Examination:
 
     Parameters
     ----------
-    offline : leave the hub out: no network is asked for anything
+    offline : do not check the hub: no network access
     """
     checks: list[Callable[[], Finding]] = [_python, _packages, _torch, _cuda, _openslide, _cache, _processors]
     checks += [] if offline else [_hub]

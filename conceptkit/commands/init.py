@@ -26,10 +26,10 @@ SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".v
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 
 GROUPS = ("patient", "group", "case", "slide", "donor")
-"""Columns that patients may stand in, the likeliest first"""
+"""Possible columns of patients, the likeliest first"""
 
 NUISANCES = ("center", "scanner", "site", "hospital", "stain")
-"""Columns that one would rather not have a network know"""
+"""Columns that a network should not encode"""
 
 _SMALLEST_SLIDE = 2**22
 
@@ -73,7 +73,7 @@ def start_study(folder: str | Path, *, table: str | Path | None = None) -> Start
     if place.exists() and not place.is_dir():
         raise InputError(f"folder: {place} is a file; name a folder.")
     if out.exists():
-        raise InputError(f"folder: {out} is there already; remove it first to have it written anew.")
+        raise InputError(f"folder: {out} exists already; remove it first to write a new one.")
     check_place("folder", out)
     found = _table(place, table)
     if found is None:
@@ -93,7 +93,9 @@ def _table(place: Path, named: str | Path | None) -> Path | None:
         return Path(named)
     found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in TABLES and _is_patch_table(p)]
     if len(found) > 1:
-        raise InputError(f"table: {', '.join(p.name for p in found)} may all be meant; --table names one.")
+        raise InputError(
+            f"table: {', '.join(p.name for p in found)} could all be the patch table; choose one with --table."
+        )
     return found[0] if found else None
 
 
@@ -122,13 +124,13 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
     notes = []
     group = next((name for name in GROUPS if name in columns), None)
     if group is None:
-        notes.append("no column names the patients: without one rows are taken as independent, and scores flatter")
+        notes.append("no column of patients: rows count as independent, and scores are too optimistic")
     label = next((name for name in ("label", "class", "target", "diagnosis") if name in columns), None)
     if label is None:
         notes.append("no column holds the main label: probe works without one, guide does not")
     whole = group is not None and bool(data.frame[group].notna().all())
     if group is not None and not whole:
-        notes.append(f"column {group} has empty cells: every patch needs a {group} before anything is probed")
+        notes.append(f"column {group} has empty cells: probe needs a {group} for every patch")
     nuisances = [name for name in NUISANCES if name in columns]
     reserved = {*_NO_CONCEPT, *GROUPS, *NUISANCES, "split", label}
     rest = [name for name in columns if name not in reserved]
@@ -174,7 +176,7 @@ def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str
     try:
         make_target(name, concept.kind, concept.values, data.groups(group))
     except InputError as error:
-        notes.append(f"{name} is left out of probe. {error}")
+        notes.append(f"{name} is not in the list for probe. {error}")
         return False
     return True
 

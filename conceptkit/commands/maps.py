@@ -40,7 +40,7 @@ def check_maps(data: PatchTable, folder: Path) -> str:
     absent = [name for name in ("x", "y", "size") if name not in columns]
     if whole is None or absent:
         lacks = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
-        raise InputError(f"map: a map needs columns that say where patches lie; the table lacks {lacks}.")
+        raise InputError(f"map: a map needs columns that say where patches lie; the table has no {lacks}.")
     if not data.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
         raise InputError(f"map: no row has values in all of x, y, size and {whole}.")
     if folder.is_file():

@@ -39,7 +39,7 @@ def splits(
 def count_splits(study: Study) -> SplitCounts:
     """Count a study's patches by split, center and label, with the patients and slides behind them.
 
-    A cell without a value counts under ``(none)``; columns that the table lacks are left out.
+    A cell without a value counts under ``(none)``; columns that are not in the table are not counted.
     """
     table = study.load_table()
     frame = table.frame
@@ -90,7 +90,7 @@ def _count(frame: Any, index: Any, values: dict[str, Any], units: Mapping[str, s
 
 
 def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
-    """Say where a center has only one label while another has others: then the center tells the label."""
+    """Return notes on centers that have only one label while others have several."""
     if split is None or "center" not in named or study.label not in named or study.label == "center":
         return []
     notes = []
@@ -100,7 +100,5 @@ def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
         labels = inside.groupby("center")[study.label].nunique()
         if inside[study.label].nunique() > 1 and len(labels) > 1 and (labels == 1).any():
             single = ", ".join(sorted(str(c) for c in labels[labels == 1].index))
-            notes.append(
-                f"Split {value[0]}: center {single} has one label only; the center alone tells much of the label."
-            )
+            notes.append(f"Split {value[0]}: center {single} has one label only, so the center predicts the label.")
     return notes

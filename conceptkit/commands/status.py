@@ -1,4 +1,4 @@
-"""How far a run is: read from its folder, beside the process that works on it and without disturbing it."""
+"""How far a run is: read from its folder, without disturbing the process that works on it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _unfinished(path: Path) -> Status:
     notes = [f"{len(begun)} in training" if busy else f"{len(begun)} begun"] if begun else []
     written = bool(finished or begun or trainings or grid)
     if written and not busy:
-        notes.append(f"the same command with --out {path} goes on where it was left")
+        notes.append(f"run the same command with --out {path} to continue")
     # A process that holds the folder works, though a probe writes nothing there before its end.
     state = "running" if busy and (written or held) else "stopped" if written else "empty"
     return Status(
@@ -194,7 +194,7 @@ def _store(path: Path) -> Status:
         with h5py.File(path, "r", locking=False) as file:
             total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
     except (OSError, RuntimeError, KeyError, ValueError):
-        raise InputError(f"run: {path} is no activation store, or is being written at this moment.") from None
+        raise InputError(f"run: {path} is not an activation store, or is being written at the moment.") from None
     quiet = (time.time() - path.stat().st_mtime) / 60
     state = "finished" if done == total else "running" if quiet < QUIET_MINUTES else "stopped"
     return Status(path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet)

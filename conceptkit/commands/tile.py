@@ -197,7 +197,7 @@ def _choose(options: Tile) -> _Chosen:
 
 
 def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> None:
-    """Refuse slides of one name: their patches could not be told apart."""
+    """Refuse two slides of one name: their patches would have the same ids."""
     first: dict[str, Path] = {}
     for path in paths:
         # A file that cannot be opened is skipped later, and its name with it.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 
 HELD = 2**27
-"""Matrices of up to so many values (512 MiB as float32) stay in memory."""
+"""Number of values (512 MiB as float32) up to which a matrix stays in memory."""
 
 _BLOCK = 2**22
 """Values read or written at a time"""

@@ -75,7 +75,7 @@ class Batch:
 
     @cached_property
     def stains(self) -> Values:
-        """(n, 2, 3) stain vectors; NaN where a patch has too little tissue to tell."""
+        """(n, 2, 3) stain vectors; NaN where a patch has too little tissue."""
         found = [stain_statistics(p[None]) for p in self.pixels]
         return np.reshape([np.full((2, 3), np.nan) if s is None else s.vectors for s in found], (-1, 2, 3))
 

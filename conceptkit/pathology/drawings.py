@@ -1,4 +1,4 @@
-"""Annotation files found for slides, and what to say of them."""
+"""Annotation files of slides, and notes on them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _same_case(name: str) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of an annotation file; its polygons are read again by whoever cuts the slide."""
+    """Facts of an annotation file; its polygons are read again when the slide is cut."""
 
     classes: tuple[str, ...]
     """Classes that count when none is named."""
@@ -118,11 +118,11 @@ def annotation_notes(
 
 
 def _class_notes(read: Mapping[Path, Summary], wanted: tuple[str, ...]) -> Iterator[str]:
-    """Say which classes count as tumor; a class that no file has is a mistake."""
+    """Yield which classes count as tumor; a class that no file has is a mistake."""
     names = [name or "(none)" for name in dict.fromkeys(name for entry in read.values() for name in entry.classes)]
     if not wanted:
         if len(names) > 1:
-            yield f"All of these classes were counted as tumor: {', '.join(names)}; --tumor-class names those that are."
+            yield f"All of these classes were counted as tumor: {', '.join(names)}; use --tumor-class to choose some."
         return
     without = [path.name for path, entry in read.items() if not len(entry.areas)]
     if names and len(without) == len(read):
@@ -142,7 +142,7 @@ def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
 
 
 def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
-    """Say where the corner of the scanned area was added to coordinates, where not, and which areas lie outside it."""
+    """Yield where coordinates were shifted by the corner of the scanned area, and which areas lie outside it."""
     moved: list[str] = []
     kept: list[str] = []
     beyond: list[str] = []
@@ -183,7 +183,7 @@ def _second_notes(drawn: Drawn, folder: Path) -> Iterator[str]:
 def label_warnings(
     drawn: Drawn, read: Mapping[Path, Summary], folder: str | Path | None, table: pd.DataFrame
 ) -> Iterator[str]:
-    """Say which slides have no annotation, and which have areas that no tile of tissue lies in."""
+    """Yield which slides have no annotation, and which have areas that no tile of tissue lies in."""
     if folder is None:
         return
     missing = [slide.name for slide, path in drawn.items() if path is None]

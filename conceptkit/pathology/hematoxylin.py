@@ -1,4 +1,4 @@
-"""Nuclei by their hematoxylin alone: colour deconvolution, many thresholds, watershed; no network, no weights file."""
+"""Nuclei by their hematoxylin: colour deconvolution, many thresholds, watershed; no network, no weights file."""
 
 from __future__ import annotations
 

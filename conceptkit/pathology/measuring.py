@@ -231,7 +231,7 @@ def choose_measures(
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a table as CSV or Parquet, by the suffix of ``out``, so that a reader sees all of it or the old file.
 
-    Numbers keep their full precision. Folders that lack are made.
+    Numbers keep their full precision. Missing folders are created.
 
     Raises :class:`InputError` when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
     """
@@ -356,7 +356,9 @@ def _check_case(ids: pd.Series[str], path: Path) -> None:
     """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
     twice = ids[ids.str.lower().duplicated()]
     if len(twice):
-        raise InputError(f"{path}: image_id {twice.iloc[0]} differs from another by capitals alone; masks need names.")
+        raise InputError(
+            f"{path}: image_id {twice.iloc[0]} differs from another only in capitals; masks need distinct names."
+        )
 
 
 def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
@@ -433,12 +435,12 @@ def _notes(
 
 
 def _border_notes(paths: list[Path], tiles: int, size: int) -> Iterator[str]:
-    """Yield how much of the images lies beside whole tiles, if that is worth a word."""
+    """Yield how much of the images lies beside whole tiles, if it is at least :data:`_UNUSED_SHARE`."""
     pixels = sum(height * width for height, width in map(image_size, paths))
     share = 1.0 - tiles * size**2 / pixels
     if share >= _UNUSED_SHARE:
         yield (
-            f"{share:.0%} of the images' pixels lie beside whole tiles of {size}, on the right and at the bottom, and "
+            f"{share:.0%} of the images' pixels lie outside whole tiles of {size}, on the right and at the bottom, and "
             "were not used."
         )
 

@@ -1,4 +1,4 @@
-"""What an acquisition leaves in a patch beside the tissue: ink, blur, the blocks of JPEG; and what a file tells."""
+"""Traces of the acquisition in a patch: ink, blur, the blocks of JPEG; and the quality of a JPEG file."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ CATEGORICAL = ("center", "label", "split", "group", "patient")
 KINDS = ("continuous", "categorical")
 
 _FEW_CLASSES = 10
-"""Up to so many whole numbers may well be classes."""
+"""Largest number of distinct whole numbers that may be classes."""
 
 _FIGURE = r"[<>≤≥~]?\s*[+-]?(?:\d[\d.,'’\s]*|\.\d+)(?:[eE][+-]?\d+)?\s*%?"
 """A number as people write it: 3,5 or 1 234 or <0.1 or 35%"""
@@ -184,8 +184,8 @@ class PatchTable:
         distinct = np.unique(values[np.isfinite(values)])
         if 2 < len(distinct) <= _FEW_CLASSES and (distinct == np.round(distinct)).all():
             return (
-                f"{name} has {len(distinct)} whole-numbered values and is taken as continuous; "
-                f"--categorical {name} takes it as classes."
+                f"{name} has {len(distinct)} whole-numbered values and is treated as continuous; "
+                f"use --categorical {name} to treat it as classes."
             )
         return None
 
@@ -215,8 +215,8 @@ class PatchTable:
         if found.empty:
             return None
         return (
-            f"{name} holds {found.iloc[0]!r} in {len(found)} rows, taken as a value like any other; "
-            "an empty cell would be a missing one."
+            f"{name} holds {found.iloc[0]!r} in {len(found)} rows, treated as a value; "
+            "leave a cell empty where the value is missing."
         )
 
     def groups(self, name: str | None) -> NDArray[Any] | None:
@@ -339,7 +339,7 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
     aside = {name: what for name, what in set_aside(frame).items() if name not in (*RESERVED, *CATEGORICAL)}
     notes = (*notes, *_near_reserved(frame))
     if _location(frame.columns) == "image" and {"x", "y"} & set(frame.columns) and "size" not in frame.columns:
-        notes = (*notes, "There is no column size: each patch is the whole image, wherever x and y lie.")
+        notes = (*notes, "There is no column size: each patch is the whole image, and x and y are not used.")
     return PatchTable(_with_ids(frame, path), path.parent, aside=aside, notes=notes).with_kinds(kinds or {})
 
 
@@ -347,7 +347,7 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
     """Return a sentence for each column whose name differs from one with a meaning only in capitals."""
     names = [str(name) for name in frame.columns]
     return [
-        f"Column {name} is an ordinary column, as names are case-sensitive; rename it to {name.lower()} if it is meant "
+        f"Column {name} is an ordinary column, as names are case-sensitive; rename it to {name.lower()} to use it "
         "as that."
         for name in names
         if name.lower() in RESERVED and name.lower() not in names and name.lower() not in ("x", "y")

@@ -74,7 +74,7 @@ def resolution_of(data: PatchTable) -> Resolution:
 
 
 def mixture_notes(data: PatchTable) -> tuple[str, ...]:
-    """Return what has to be said of a table whose patches have several resolutions, or some of them none."""
+    """Return notes on a table whose patches have several resolutions, or some of them none."""
     mpp = microns_per_pixel(data)
     known = mpp[np.isfinite(mpp)]
     notes = []
@@ -90,7 +90,7 @@ def mixture_notes(data: PatchTable) -> tuple[str, ...]:
 
 
 def resolution_notes(trained: Resolution | None, data: PatchTable) -> tuple[str, ...]:
-    """Return what has to be said of patches that a checkpoint reads as they are; ``None`` is an old checkpoint."""
+    """Return notes on patches that a checkpoint reads as they are; ``None`` stands for an old checkpoint."""
     mpp = microns_per_pixel(data)
     if trained is None or trained.finest is None or trained.coarsest is None:
         return ("RESOLUTION: the checkpoint does not state its µm per pixel, so it was not compared with the table.",)
@@ -164,7 +164,7 @@ def _read_again(data: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tu
 
 
 def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
-    """Return what has to be said of patches of image files; refuse another resolution or field of view."""
+    """Return notes on patches of image files; refuse another resolution or field of view."""
     has = microns_per_pixel(data)
     own = data.pixels(0).shape[0]
     far = np.abs(np.log(has / mpp))

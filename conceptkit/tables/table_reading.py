@@ -1,4 +1,4 @@
-"""Tables from CSV and Parquet: text stays as it is written, numbers are numbers, a saved index is left out."""
+"""Tables from CSV and Parquet: text stays as it is written, numbers are numbers, a saved index is dropped."""
 
 from __future__ import annotations
 
@@ -291,6 +291,6 @@ def spelling_note(name: str, labels: Iterable[Any]) -> str | None:
     for label in sorted({str(v) for v in labels if v is not None}):
         key = re.sub(r"(?<!\d)0+(?=\d)", "", label.casefold())
         if key in met:
-            return f"{name} holds {met[key]!r} and {label!r}, taken as two different values."
+            return f"{name} holds {met[key]!r} and {label!r}, treated as two different values."
         met[key] = label
     return None
