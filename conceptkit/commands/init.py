@@ -14,14 +14,12 @@ import pyarrow.parquet
 from conceptkit.errors import InputError, check_place
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.study import Init
+from conceptkit.pathology.finding import SLIDE_SUFFIXES
+from conceptkit.pathology.measuring import SUFFIXES
 from conceptkit.probe.targets import make_target
 from conceptkit.records import write_atomically
 from conceptkit.tables.patches import PatchTable, load_table
 from conceptkit.tables.study import STUDY_FILE, Splits
-
-TABLES = (".csv", ".parquet")
-
-SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -91,7 +89,7 @@ def _table(place: Path, named: str | Path | None) -> Path | None:
         if not Path(named).is_file():
             raise InputError(f"table: there is no file {named}.")
         return Path(named)
-    found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in TABLES and _is_patch_table(p)]
+    found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in SUFFIXES and _is_patch_table(p)]
     if len(found) > 1:
         raise InputError(
             f"table: {', '.join(p.name for p in found)} could all be the patch table; choose one with --table."
@@ -211,9 +209,9 @@ def _splits(data: PatchTable, columns: Sequence[str], notes: list[str]) -> list[
 def _without_table(place: Path) -> tuple[str, list[str]]:
     """Return a file for a folder without a patch table, and the commands that make one from what lies there."""
     files = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else []
-    slides = [p for p in files if p.suffix.lower() in SLIDES]
+    slides = [p for p in files if p.suffix.lower() in SLIDE_SUFFIXES]
     images = [p for p in files if p.suffix.lower() in IMAGES]
-    lists = [p for p in files if p.suffix.lower() in TABLES]
+    lists = [p for p in files if p.suffix.lower() in SUFFIXES]
     classes = {p.parent for p in (*slides, *images)}
     group = "patient"
     # Slides lie in folders of centers too, but are no files of a few megabytes.
