@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.families import NUCLEI
@@ -68,8 +69,6 @@ def write_labels(labels: NDArray[np.integer], path: Path) -> None:
 
     Raises :class:`InputError` when there are more than 65,535 labels.
     """
-    from PIL import Image
-
     top = int(labels.max()) if labels.size else 0
     if top > 0xFFFF:
         raise InputError(f"masks-out: a 16-bit image holds 65535 labels, {path.name} needs {top}; cut the image first.")
