@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -71,6 +71,7 @@ def show_layers(console: Console, found: NetworkLayers) -> None:
 def show_predicted(console: Console, predicted: Predicted) -> None:
     """Print what ``predict`` wrote."""
     columns, options = escape(", ".join(predicted.columns)), predicted.options
+    _show_skipped(console, predicted.skipped)
     where = f"written to {escape(str(options.out))}" if options.out else "predicted"
     console.print(f"{len(predicted.frame)} patches {where}: {columns}")
     for note in predicted.frame.attrs["notes"]:
@@ -145,7 +146,7 @@ def show_doctor(console: Console, found: Examination) -> None:
     console.print("conceptkit can be used." if found.is_usable else "conceptkit cannot be used as it is.")
 
 
-def _show_skipped(console: Console, skipped: tuple[tuple[str, str], ...]) -> None:
+def _show_skipped(console: Console, skipped: Iterable[tuple[str, str]]) -> None:
     for what, reason in skipped:
         console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.features import sharding
-from conceptkit.features.activations import Computed, Job, cached_store, fill, store_rows, token_notes
+from conceptkit.features.activations import Computed, Job, cached_store, fill, readable_layers, store_rows
 from conceptkit.features.cluster import computed_on_cluster
 from conceptkit.features.store_files import predicted_bytes, size_text
 from conceptkit.features.store_reading import Activations, open_activations
@@ -63,6 +63,7 @@ class Extracted:
             "pool": self.options.pool,
             "dtype": self.options.dtype,
             "weights_sha256": found.provenance["weights"],
+            "notes": list(found.notes),
         }
 
 
@@ -112,15 +113,17 @@ def run_extract(
 
 
 def _extract(options: Extract, table: PatchTable, progress: Progress | None, notify: Notify | None) -> Activations:
-    layers, dtype, scheduler = options.layers, options.dtype, options.scheduler
-    check_distinct("layer", list(layers))
+    dtype, scheduler = options.dtype, options.scheduler
+    check_distinct("layer", options.layers)
     if (options.engine == "dask") != (scheduler is not None):
         raise InputError("scheduler: the engine dask needs the address of one, and no other engine does.")
     if options.verify:
         forget_files()
     backbone = as_backbone(options.model, None if options.weights is None else str(options.weights), options.seed)
+    layers, on_layers = readable_layers(table, backbone, options.layers, options.pool)
+    notes = (*checkpoint_notes(backbone, table), *on_layers)
     if notify is not None:
-        for note in (*checkpoint_notes(backbone, table), *token_notes(table, backbone, layers)):
+        for note in notes:
             notify(note)
     reading: dict[str, Any] = {
         "pool": options.pool,
@@ -173,7 +176,7 @@ def _extract(options: Extract, table: PatchTable, progress: Progress | None, not
             written, skipped = fill([kept], parts, progress=done(len(missing)))
     found = open_activations(path, names={layer: backbone.layer(layer) for layer in layers})
     without = tuple((table.patch_ids[row], reason) for row, reason in sorted(skipped))
-    return dataclasses.replace(found, skipped=without, rows_written=written)
+    return dataclasses.replace(found, skipped=without, rows_written=written, notes=notes)
 
 
 def as_backbone(model: Any, weights: str | None, seed: int) -> Backbone:

@@ -19,7 +19,15 @@ from conceptkit.options.base import Notify, Progress
 from conceptkit.options.tile import Tile
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
 from conceptkit.pathology.exporting import export_tiles
-from conceptkit.pathology.finding import SlideFacts, copies_note, doubts_note, find_slides, same_slides, slide_facts
+from conceptkit.pathology.finding import (
+    SlideFacts,
+    copies_note,
+    doubts_note,
+    find_slides,
+    same_slides,
+    slide_facts,
+    slow_note,
+)
 from conceptkit.pathology.measuring import check_out, relative_path, write_table
 from conceptkit.pathology.resuming import Part, file_state, part_key, parts_folder, run_in_parts
 from conceptkit.pathology.tiling import Tiling, tile_slide
@@ -65,6 +73,8 @@ class _Chosen:
     """File of each slide → its annotations, where there are any."""
     copies: dict[Path, Path]
     notes: list[str]
+    slow: list[str]
+    """A note on slides that take long"""
 
 
 @dataclass(frozen=True)
@@ -93,16 +103,22 @@ class SlideJob:
 
 
 def run_tile(
-    slides: Sequence[str | Path], *, workers: int | None = 1, progress: Progress | None = None, **options: Any
+    slides: Sequence[str | Path],
+    *,
+    workers: int | None = 1,
+    notify: Notify | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Tiled:
     """Cut slides into tiles, in this process unless ``workers`` or ``engine`` say otherwise.
 
     Parameters
     ----------
     slides : files and folders
+    notify : receives a sentence on slides that take long, before they are read
     options : of :class:`conceptkit.options.tile.Tile`
     """
-    return tile(Tile(**{"slides": slides, "workers": workers, **options}), progress=progress)
+    return tile(Tile(**{"slides": slides, "workers": workers, **options}), progress=progress, notify=notify)
 
 
 def tile(options: Tile, *, progress: Progress | None = None, notify: Notify | None = None) -> Tiled:
@@ -123,6 +139,9 @@ def tile(options: Tile, *, progress: Progress | None = None, notify: Notify | No
     stain = _stain(options)
     engine = Engine(options.engine, options.workers, options.scheduler)
     chosen = _choose(options)
+    if notify is not None:
+        for note in chosen.slow:
+            notify(note)
     drawn = chosen.drawn
     read = summaries(drawn, tiling.classes)
     drawing_notes = annotation_notes(drawn, read, options.annotations, tiling)
@@ -193,7 +212,8 @@ def _choose(options: Tile) -> _Chosen:
     notes += copies_note(copies)
     if options.mpp is None:
         notes += doubts_note(facts, kept)
-    return _Chosen({path: drawn[path] for path in kept}, copies, notes)
+    slow = slow_note(facts, kept)
+    return _Chosen({path: drawn[path] for path in kept}, copies, [*notes, *slow], slow)
 
 
 def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> None:

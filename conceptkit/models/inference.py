@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,7 @@ from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
 from conceptkit.models.layouts import Enough, measure_views
-from conceptkit.models.pooling import View
+from conceptkit.models.pooling import View, readable
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Lower precisions that a forward pass may run in."""
@@ -64,7 +65,8 @@ def pooled_activations(
     images : (n, 3, h, w) normalised
     layers : dotted module names, each once
     pool : one of :data:`conceptkit.families.POOLINGS`
-    views : layer → how it is read, of images of that size; measured when not given
+    views : layer → how it is read, of images of that size; measured when not given, and of several layers those that
+        cannot be pooled are then left out with a warning
 
     Returns
     -------
@@ -77,6 +79,9 @@ def pooled_activations(
     """
     if views is None:
         views = measure_views(module, layers, images)
+        layers, skipped = readable(views, pool)
+        for sentence in skipped:
+            warnings.warn(sentence, stacklevel=2)
     seen: dict[str, Tensor] = {}
     with _taps(module, layers, pool, views, seen), torch.inference_mode(), contextlib.suppress(Enough):
         module(images)

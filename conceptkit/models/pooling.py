@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,6 +34,20 @@ class View:
         if self.channels is None:
             raise InputError(f"layer: {self.unclear}.")
         return x.movedim(self.channels, 1)[..., self.prefix :] if x.ndim == 3 else x.movedim(self.channels, 1)
+
+
+def readable(views: Mapping[str, View], pool: str) -> tuple[list[str], list[str]]:
+    """Return the layers that a pooling can read, and a sentence on each of the others.
+
+    Raises
+    ------
+    InputError
+        when there is no other layer
+    """
+    unclear = {layer: view.unclear for layer, view in views.items() if view.unclear and pool != "flatten"}
+    if views and len(unclear) == len(views):
+        raise InputError(f"layer: {next(iter(unclear.values()))}.")
+    return [layer for layer in views if layer not in unclear], [f"Skipped: {why}." for why in unclear.values()]
 
 
 def mean(x: Tensor, view: View) -> Tensor:
