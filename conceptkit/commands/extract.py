@@ -138,7 +138,7 @@ def _extract(options: Extract, table: PatchTable, progress: Progress | None, not
     job = Job(
         table=table,
         backbone=backbone,
-        layers=layers,
+        layers=tuple(layers),
         options={**reading, "device": options.device},
         skip_bad=options.on_error == "skip",
     )
