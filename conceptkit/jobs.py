@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -62,16 +64,11 @@ def usable_processors() -> int:
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[Outcome[Result]]:
-    """Run ``function`` on every job and yield each outcome as soon as it is there, in whatever order.
+    """Run ``function`` on every job and yield each outcome as soon as it is known, in any order.
 
     An :class:`InputError` becomes the outcome's error; any other exception too, with its type. A job whose worker died
-    is run again on another; after the third death it is given up.
-
-    Parameters
-    ----------
-    function : at the top level of a module, as other processes must find it
-    jobs : must be picklable, as their results
-    engine : where they run
+    is run again on another; after the third death it is given up. Other processes must be able to import ``function``
+    from the top level of a module, and to pickle jobs and results.
     """
     return ENGINES[engine.name](function, jobs, engine)
 
@@ -100,9 +97,6 @@ def _end_with_parent() -> None:
 
 
 def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
-
     workers = min(engine.workers or usable_processors(), len(jobs))
     if workers <= 1:
         yield from (_safely(function, k, job) for k, job in enumerate(jobs))

@@ -17,8 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
+import platformdirs
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from conceptkit.errors import InputError
 from conceptkit.images.decoding import Pixels
@@ -128,8 +132,6 @@ class Shift:
 
 def draw_patch(rng: np.random.Generator, tissue: Tissue, center: Center, shift: Shift) -> Patch:
     """Draw one patch of ``tissue`` as ``center`` would show it."""
-    from scipy.ndimage import gaussian_filter
-
     nuclei, chromatin = _draw_nuclei(rng, tissue, shift)
     fibres = _noise(rng, gaussian_filter, (1.5, 5.0) if rng.random() < 0.5 else (5.0, 1.5))
     cloud = _noise(rng, gaussian_filter, (9.0, 9.0))
@@ -150,8 +152,6 @@ def _draw_nuclei(
     rng: np.random.Generator, tissue: Tissue, shift: Shift
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Draw outlines with waves on ellipses; return the label image and the chromatin (H stain) inside."""
-    from scipy.ndimage import gaussian_filter
-
     wanted = tissue.nuclei * np.exp(shift.nuclei + PATCH_SPREAD["nuclei"] * rng.standard_normal())
     mean_area = tissue.area_um2 * np.exp(shift.area + PATCH_SPREAD["area"] * rng.standard_normal()) / MPP**2
     number = min(int(rng.poisson(wanted)), 60)
@@ -210,16 +210,11 @@ def tumor_share(split: str, center: Center, confounding: float) -> float:
 
 
 def generate(*, confounding: float = CONFOUNDING, seed: int = 0) -> Iterator[tuple[dict[str, Any], Patch]]:
-    """Draw the whole study, row by row.
+    """Draw the whole study; yields each row's columns (``patch_id``, ``patient``, ``center``, ``label``, ``split``) and
+    its patch.
 
-    Parameters
-    ----------
-    confounding : 0 (label and center independent in training) to 1 (extreme centers all tumor or all normal)
-    seed : every patch depends on this and on its own place in the plan alone
-
-    Yields
-    ------
-    the row's columns (``patch_id``, ``patient``, ``center``, ``label``, ``split``) and the patch
+    ``confounding`` goes from 0 (label and center independent in training) to 1 (extreme centers all tumor or all
+    normal). A patch depends on the seed and on its own place in the plan only.
     """
     patient_number = 0
     for split, (n_patients, n_patches) in PLAN.items():
@@ -251,7 +246,7 @@ SLIDE_PATCHES = 5
 
 
 def with_slides(data: PatchTable) -> PatchTable:
-    """Return the study's table with each patient's patches dealt to slides, with and without tumor, ``made_slide``.
+    """Return the study's table with each patient's patches on slides, with and without tumor, ``made_slide``.
 
     A patient of the evaluation splits has tumor in exactly half of its patches, so that patients as bags have no label
     of their own; slides have. A patient has one slide for every five patches, of which as large a part holds tumor as
@@ -271,14 +266,12 @@ def with_slides(data: PatchTable) -> PatchTable:
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again: ``CONCEPTKIT_CACHE``, or the user's cache folder."""
-    import platformdirs
-
     named = os.environ.get("CONCEPTKIT_CACHE")
     return Path(named) if named else Path(platformdirs.user_cache_dir("conceptkit"))
 
 
 def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Path | None = None) -> Study:
-    """Return the embedded study, generating it into the cache folder when it is not there.
+    """Return the embedded study, generated into the cache folder when it is not there.
 
     Parameters
     ----------
@@ -318,9 +311,6 @@ def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Pa
 
 def _write(folder: Path, confounding: float, seed: int) -> None:
     """Write table and pixels beside the final place and move them there whole."""
-    import h5py
-    import pandas as pd
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -21,11 +21,10 @@ from small_study import write_study
 from typer.testing import CliRunner
 
 from conceptkit.cli import app, console
-from conceptkit.cli.examples import EXAMPLES
-from conceptkit.cli.options import name_list, name_pairs
 from conceptkit.commands import probe as probing
 from conceptkit.errors import InputError
 from conceptkit.options import COMMANDS
+from conceptkit.options.base import name_list
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.registry import load
 from conceptkit.tables.study import load_study
@@ -315,7 +314,7 @@ MISTAKES = [
     ("measure cut-images.csv --out new.txt", ["out", ".csv or .parquet", "new.txt"]),
     ("measure cut-images.csv --out file/new.csv", ["out", "file/new.csv"]),
     ("measure cut-images.csv --out new.csv --measure cuont", ["'cuont'", "near names: count"]),
-    ("measure cut-images.csv --out new.csv --on-error ignore", ["on-error", "'ignore'", "fail, skip"]),
+    ("measure cut-images.csv --out new.csv --on-error ignore", ["on_error", "'ignore'", "fail, skip"]),
     ("report gone", ["run", "gone", "record.json"]),
     ("report broken", ["run", "broken/record.json", "no JSON object"]),
     ("report earlier", ["run", "earlier/record.json", "lacks 'study'"]),
@@ -373,7 +372,7 @@ def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, t
 
 def test_every_command_ends_its_help_with_an_example_that_it_understands():
     commands = typer.main.get_command(app).commands
-    examples = {**EXAMPLES, **{name: load(place).example for name, place in COMMANDS.items()}}
+    examples = {name: load(place).example for name, place in COMMANDS.items()}
     assert set(examples) == {name for name in commands if name != "adapt"}
     for name, example in examples.items():
         first, *arguments = shlex.split(example)
@@ -490,14 +489,11 @@ def test_a_narrow_table_cuts_no_name(study, tmp_path, monkeypatch):
 
 
 def test_a_name_with_a_comma_stands_in_quotes():
-    assert name_list(["a, b", '"area, mean",c', "", '"say ""so"", twice"']) == [
-        *("a", "b", "area, mean", "c"),
-        'say "so", twice',
-    ]
-    assert name_list(['5" grid,b']) == ['5" grid', "b"]  # a quote within a name is a quote
-    assert name_pairs("--repeat", ['"a, b=c, d"']) == {"a, b": "c, d"}
+    assert name_list("concept", '"area, mean",c,"say ""so"", twice"') == ["area, mean", "c", 'say "so", twice']
+    assert name_list("concept", '5" grid,b') == ['5" grid', "b"]  # a quote within a name is a quote
+    assert ck.Probe(repeat='"a, b=c, d"').repeat == {"a, b": "c, d"}
     with pytest.raises(InputError, match="could not be read: field larger"):
-        name_list(["a" * 200_000])
+        name_list("concept", "a" * 200_000)
 
 
 def test_the_cache_folder_is_named_by_an_option(tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ def test_tile_and_measure_on_a_cluster_that_loses_a_worker(shared_data, tmp_path
                 killed.append(stage)
                 os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
 
-        monkeypatch.setattr("conceptkit.pathology.finding.same_slides", lambda paths, facts: {})  # copies count here
+        monkeypatch.setattr("conceptkit.commands.tile.same_slides", lambda paths, facts: {})  # copies count here
         tiled = run_tile(["slides"], out="many.csv", progress=kill, **options, **dask)
         measured = run_measure("many.csv", out="measured.csv", names=names, progress=kill, **dask)
     assert killed == ["cutting slides", "measuring patches"]  # control: a worker did die in each

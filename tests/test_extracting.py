@@ -457,10 +457,10 @@ def test_the_command_says_that_it_runs_code(table, factory, tmp_path):
     options = ("--table", table, "--layer", 3, "--out", tmp_path / "s.h5", "--device", "cpu", "--batch-size", 4)
     result = run("extract", "--model", factory, *options)
     assert result.exit_code == 0
-    assert "mynetworks:small is code of yours, and is run" in result.stdout
+    assert "user code from mynetworks:small" in result.stdout
     listed = run("layers", "--model", factory, "--size", 32)
     assert listed.exit_code == 0
-    assert "is code of yours, and is run" in listed.stdout
+    assert "user code from mynetworks:small" in listed.stdout
 
 
 def test_an_empty_table(tmp_path):

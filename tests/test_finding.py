@@ -67,7 +67,7 @@ def test_slides_are_found_at_any_depth_and_nothing_else(made, tmp_path):
     copied(made, tmp_path, "m/Data0000.tif")
     slides, notes = find_slides([tmp_path])
     assert names_in(slides, tmp_path) == ["0a1b/one.tif", "9f/logs/two.svs", "cut.svs", "gone.ndpi", "m.mrxs", "plain"]
-    assert notes == ["Passed over case.svs.partial, other.tif.tmp: the name says that the file is unfinished."]
+    assert notes == ["Skipped case.svs.partial, other.tif.tmp: the name says that the file is unfinished."]
     again, _ = find_slides([tmp_path, tmp_path / "0a1b", tmp_path / "0a1b" / "one.tif"])
     assert again == slides  # named twice
 
@@ -112,7 +112,7 @@ def test_one_slide_under_several_names_is_cut_once(made, tmp_path):
         {"what": str(folder / "b/patient2.tif"), "same_as": str(folder / "a/patient1.tif")},
         {"what": str(folder / "two.tif"), "same_as": str(folder / "patient3.tif")},
     ]
-    assert "Left out 2 files that open as the same slide as another file" in " ".join(written["notes"])
+    assert "Skipped 2 files that open as the same slide as another file" in " ".join(written["notes"])
 
 
 def test_of_copies_the_one_with_annotations_is_kept(made, tmp_path):

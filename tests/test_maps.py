@@ -195,7 +195,7 @@ def test_a_table_without_places_is_refused_before_the_work(checkpoint, study, tm
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 2
     assert (
-        "map: a map needs columns that say where patches lie; the table lacks x, y, size, slide or image."
+        "map: a map needs columns that say where patches lie; the table has no x, y, size, slide or image."
         in result.output
     )
     assert not (tmp_path / "p.csv").exists()

@@ -51,7 +51,7 @@ def study(tmp_path):
     return write
 
 
-BESIDE = "36% of the images' pixels lie beside whole tiles of 16, on the right and at the bottom, and were not used."
+BESIDE = "36% of the images' pixels lie outside whole tiles of 16, on the right and at the bottom, and were not used."
 """40 x 40 pixels hold 2 x 2 tiles: 1,600 − 1,024 of 1,600"""
 
 
@@ -287,7 +287,7 @@ BAD_LISTS = {
     "image\na.png\na.png\n": "image_id a is there more than once",
     "image_id,image\ns,a.png\ns,b.png\n": "image_id s is there more than once",
     "image,x\na.png,5\n": "column x belongs to a patch table",
-    "image,contrast\na.png,5\n": "column contrast bears the name of a measure",
+    "image,contrast\na.png,5\n": "column contrast has the name of a measure",
     'image\n"a.png\n': "cannot be read as CSV",
 }
 

@@ -291,7 +291,7 @@ def test_what_cannot_be_measured(folder):
         with pytest.raises(InputError, match=sentence):
             run_measure(path / "t.csv", **{"out": path / "m.csv"} | options)
     (path / "taken.csv").write_text((path / "t.csv").read_text().replace("patient", "count"))
-    with pytest.raises(InputError, match="column count bears the name of a measure"):
+    with pytest.raises(InputError, match="column count has the name of a measure"):
         run_measure(path / "taken.csv", out=path / "m.csv")
 
 

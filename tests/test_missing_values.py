@@ -75,7 +75,7 @@ def test_a_class_that_looks_missing_is_pointed_out(load):
     assert "grade holds 'NA' in 2 rows" in notes(table, "grade", group="patient")[-1]
     found = notes(table, "necrosis", group="patient")
     assert not [n for n in found if "like any other" in n]  # none is a common class
-    assert "necrosis holds 'None' and 'none', taken as two different values." in found
+    assert "necrosis holds 'None' and 'none', treated as two different values." in found
     named = load({"count": ["1", "2"], "patient": ["NA", "b"]})
     assert "patient holds 'NA' in 1 rows" in notes(named, "count", group="patient")[-1]
 

@@ -225,7 +225,7 @@ def test_no_name_of_a_table_says_where_to_write(study):
     with pytest.raises(InputError, match="plain file name"):
         run_measure(study / "evil.csv", out=study / "t.csv", nuclei="hematoxylin", masks_out=study / "masks")
     (study / "twice.csv").write_text("image_id,image\na,i0.png\nA,i1.png\n")
-    with pytest.raises(InputError, match="capitals alone"):
+    with pytest.raises(InputError, match="only in capitals"):
         run_measure(study / "twice.csv", out=study / "t.csv", nuclei="hematoxylin", masks_out=study / "masks")
     assert not (study / "masks").exists()
     with pytest.raises(InputError, match="goes with --nuclei"):

@@ -11,7 +11,7 @@ import numpy as np
 import openslide
 import pandas as pd
 import pytest
-from PIL import Image
+from annotation_texts import asap_xml, corners, shape
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
@@ -19,7 +19,6 @@ from conceptkit.commands import tile as tiling
 from conceptkit.commands.tile import run_tile
 from conceptkit.errors import InputError
 from conceptkit.families import STAIN
-from conceptkit.pathology.annotations import Annotations, Polygon, classes_in, read_annotations
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import Macenko, lab_statistics
 from conceptkit.pathology.tiling import Tiling, read_tiles, tile_slide
@@ -70,166 +69,6 @@ def test_shares_of_boxes_are_sums_over_fine_pixels():
         fine[round(y0 * 10) : round(y1 * 10), round(x0 * 10) : round(x1 * 10)].mean() for x0, y0, x1, y1 in boxes
     ]
     np.testing.assert_allclose(share_of_tiles(mask, boxes), expected, atol=1e-9)
-
-
-# Annotations
-
-
-def asap(polygons):
-    """ASAP's XML of (group, points) pairs."""
-    body = ""
-    for k, (group, points) in enumerate(polygons):
-        inner = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in enumerate(points))
-        body += f'<Annotation Name="a{k}" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
-        body += f"<Coordinates>{inner}</Coordinates></Annotation>"
-    return f'<?xml version="1.0"?><ASAP_Annotations><Annotations>{body}</Annotations></ASAP_Annotations>'
-
-
-def square(x, y, side):
-    return [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
-
-
-@pytest.fixture
-def xml(tmp_path):
-    def write(polygons, name="slide.xml"):
-        path = tmp_path / name
-        path.write_text(polygons if isinstance(polygons, str) else asap(polygons))
-        return path
-
-    return write
-
-
-def test_holes_and_exclusions_are_taken_away(xml):
-    drawn = read_annotations(
-        xml([("Tumor", square(0, 0, 100)), ("Exclusion", square(0, 0, 50)), ("_1", square(200, 0, 10))])
-    )
-    boxes = np.array(
-        [[0, 0, 100, 100], [50, 50, 100, 100], [0, 0, 50, 50], [195, 0, 215, 10], [300, 0, 310, 10]], float
-    )
-    np.testing.assert_allclose(drawn.share(boxes), [0.75, 1, 0, 0.5, 0], atol=0.01)
-    assert len(drawn.areas) == 2
-    assert len(drawn.holes) == 1
-
-
-def test_geojson_with_inner_rings(tmp_path):
-    path = tmp_path / "s.geojson"
-    ring = [*square(0, 0, 100), (0, 0)]
-    hole = [*square(20, 20, 60), (20, 20)]
-    features = [
-        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring, hole]}, "properties": {}},
-        {
-            "type": "Feature",
-            "geometry": {"type": "MultiPolygon", "coordinates": [[[*square(200, 0, 50), (200, 0)]]]},
-            "properties": {"classification": {"name": "Tumor"}},
-        },
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[*square(200, 0, 25), (200, 0)]]},
-            "properties": {"classification": {"name": "Ignore*"}},
-        },
-        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}, "properties": None},
-    ]
-    for content in ({"type": "FeatureCollection", "features": features}, features):
-        path.write_text(json.dumps(content))
-        shares = read_annotations(path).share(np.array([[0.0, 0, 100, 100], [200, 0, 250, 50]]))
-        np.testing.assert_allclose(shares, [0.64, 0.75], atol=1 / 32)
-
-
-def feature(points, *inner, name=None):
-    properties = {} if name is None else {"classification": {"name": name}}
-    rings = [[*ring, ring[0]] for ring in (points, *inner)]
-    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": rings}, "properties": properties}
-
-
-def test_an_island_in_a_hole_counts(tmp_path):
-    path = tmp_path / "s.geojson"
-    ring, hole, island = square(0, 0, 100), square(20, 20, 60), square(40, 40, 20)
-    path.write_text(json.dumps([feature(ring, hole, name="Tumor"), feature(island, name="Tumor")]))
-    boxes = np.array([[40.0, 40, 60, 60], [22, 22, 38, 38], [0, 0, 100, 100]])
-    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
-    path.write_text(json.dumps([feature(ring), feature(hole, island, name="Ignore*")]))  # and one in what is ignored
-    np.testing.assert_allclose(read_annotations(path).share(boxes, samples=100), [1, 0, 0.68], atol=1e-3)
-    path.write_text(json.dumps([feature(ring), feature(hole, name="Ignore*"), feature(island)]))
-    assert read_annotations(path).share(boxes)[0] == 0  # control: what is ignored holds for all polygons
-    path.write_text(json.dumps([feature(ring, [*square(20, 20, 60), *square(20, 20, 60)])]))
-    with pytest.raises(InputError, match=r"polygon 'polygon 1' of .* winds twice"):
-        read_annotations(path)
-
-
-def test_classes_that_count_can_be_named(tmp_path):
-    path = tmp_path / "s.geojson"
-    drawn = [feature(square(100 * k, 0, 100), name=name) for k, name in enumerate(("Tumor", "Stroma", "Ignore*", None))]
-    path.write_text(json.dumps(drawn))
-    boxes = np.array([[100.0 * k, 0, 100 * k + 100, 100] for k in range(4)])
-    assert classes_in(path) == ("Tumor", "Stroma", "")
-    for classes, expected in (((), [1, 1, 0, 1]), (("tumor",), [1, 0, 0, 0]), (("Stroma", "ignore*"), [0, 1, 1, 0])):
-        assert read_annotations(path, classes=classes).share(boxes).tolist() == expected
-
-
-def test_shares_are_those_of_a_drawn_mask():
-    rng = np.random.default_rng(3)
-    angle = np.sort(rng.uniform(0, 2 * np.pi, 25))
-    radius = rng.uniform(60, 140, 25)
-    points = np.stack([150 + radius * np.cos(angle), 150 + radius * np.sin(angle)], axis=1)
-    from PIL import ImageDraw
-
-    scale = 8
-    canvas = Image.new("1", (300 * scale, 300 * scale))
-    ImageDraw.Draw(canvas).polygon([tuple(p * scale) for p in points], fill=1)
-    mask = np.asarray(canvas)
-    boxes = np.array([[x, y, x + 40, y + 40] for x in range(0, 260, 40) for y in range(0, 260, 40)], dtype=float)
-    ours = Annotations((Polygon("p", points),)).share(boxes)
-    for share, (x0, y0, x1, y1) in zip(ours, (boxes * scale).astype(int), strict=True):
-        assert abs(share - mask[y0:y1, x0:x1].mean()) < 1 / 32
-    assert (ours == 0).any()
-    assert (ours == 1).any()
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ([("Tumor", [*square(0, 0, 10), (0, 0), *square(0, 0, 10)])], "polygon 'a0' of .* winds twice .* near x="),
-        ([("Tumor", [(0, 0), (1, "x"), (2, 2)])], "is not ASAP XML"),
-        ("<a", "is not ASAP XML"),
-        ("<html></html>", "is not ASAP XML .*its root is 'html'"),
-    ],
-)
-def test_bad_annotations_are_told_in_one_sentence(xml, content, sentence):
-    with pytest.raises(InputError, match=sentence) as told:
-        read_annotations(xml(content))
-    assert "\n" not in str(told.value)
-
-
-def test_other_bad_files(tmp_path):
-    (tmp_path / "s.json").write_text("{")
-    for name, sentence in (("s.json", "is not GeoJSON"), ("none.xml", "there is no file"), ("s.txt", "must end in")):
-        with pytest.raises(InputError, match=sentence):
-            read_annotations(tmp_path / name)
-
-
-def test_touching_itself_is_no_crossing(xml):
-    eight = [(0, 0), (10, 0), (5, 5), (10, 10), (0, 10), (5, 5)]  # as some contours of masks are written
-    assert len(read_annotations(xml([("Tumor", eight)])).areas) == 1
-    repeated = [(0, 0), (0, 0), (10, 0), (10, 10), (0, 0)]
-    assert len(read_annotations(xml([("Tumor", repeated)])).areas[0].points) == 3
-
-
-def test_real_annotations_agree_with_what_was_published(shared_data):
-    for path in sorted((shared_data / "camelyon16_annotations").glob("*.xml")):
-        published = json.loads(path.with_suffix(".json").read_text())
-        drawn = read_annotations(path)
-        assert len(drawn.areas) == len(published["positive"])
-        assert len(drawn.holes) == len(published["negative"])
-        for polygon in (*drawn.areas, *drawn.holes):
-            x, y = polygon.points.T
-            area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2  # the shoelace formula
-            low, high = polygon.points.min(axis=0), polygon.points.max(axis=0)
-            share = Annotations((polygon,)).share(np.array([[*low, *high]]), samples=400)[0]
-            assert share == pytest.approx(area / np.prod(high - low), abs=0.005)
-        of_json = read_annotations(path.with_suffix(".json"))
-        for polygons, others in ((drawn.areas, of_json.areas), (drawn.holes, of_json.holes)):
-            for polygon, other in zip(polygons, others, strict=True):
-                np.testing.assert_array_equal(polygon.points, other.points)
 
 
 # Slides
@@ -400,7 +239,9 @@ def read_all(path):
 def test_labels_by_the_share_of_tumor(wsi, tmp_path):
     folder = tmp_path / "drawn"
     folder.mkdir()
-    (folder / f"{Path(CMU).stem}.xml").write_text(asap([("Tumor", square(0, 0, 1500)), ("_2", square(0, 0, 300))]))
+    (folder / f"{Path(CMU).stem}.xml").write_text(
+        asap_xml([("Tumor", corners(0, 0, 1500)), ("_2", corners(0, 0, 300))])
+    )
     tiled = run_tile([wsi], out=tmp_path / "t.csv", annotations=folder)
     table = load_table(tmp_path / "t.csv").frame
     cmu = table[table["group"] == Path(CMU).stem]
@@ -421,9 +262,7 @@ def test_annotations_are_found_by_name_and_counted_by_class(wsi, tmp_path):
     folder = tmp_path / "drawn"
     folder.mkdir()
     named = folder / f"{Path(CMU).stem.upper()}.geojson"  # capitals do not part slides, nor annotations from them
-    named.write_text(
-        json.dumps([feature(square(0, 0, 1000), name="Tumor"), feature(square(0, 1000, 1900), name="Fat")])
-    )
+    named.write_text(json.dumps([shape(corners(0, 0, 1000), name="Tumor"), shape(corners(0, 1000, 1900), name="Fat")]))
     options = {"out": tmp_path / "t.csv", "annotations": folder}
     every = run_tile([wsi / CMU], **options)
     assert any("counted as tumor: Tumor, Fat; --tumor-class" in note for note in every.notes)
@@ -432,11 +271,11 @@ def test_annotations_are_found_by_name_and_counted_by_class(wsi, tmp_path):
     assert (one.table["label"] == "tumor").sum() < (every.table["label"] == "tumor").sum()
     with pytest.raises(InputError, match=r"tumor-class: no annotation is of tumour; near names: Tumor"):
         run_tile([wsi / CMU], **options, tumor_class="tumour")
-    published = {"positive": [], "negative": [{"name": "a", "vertices": square(0, 0, 500)}]}
+    published = {"positive": [], "negative": [{"name": "a", "vertices": corners(0, 0, 500)}]}
     named.with_suffix(".json").write_text(json.dumps(published))
     shutil.copy(wsi / TCGA, tmp_path / "other.svs")
-    (folder / "other.json").write_text(json.dumps({"positive": [{"vertices": square(0, 0, 500)}], "negative": []}))
-    (folder / "other.xml").write_text(asap([("Tumor", square(0, 0, 20_000))]))
+    (folder / "other.json").write_text(json.dumps({"positive": [{"vertices": corners(0, 0, 500)}], "negative": []}))
+    (folder / "other.xml").write_text(asap_xml([("Tumor", corners(0, 0, 20_000))]))
     both = run_tile([tmp_path / "other.svs"], **options).table
     assert (both["label"] == "tumor").all()  # of XML and JSON the first
 

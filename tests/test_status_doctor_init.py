@@ -58,7 +58,7 @@ def test_init_writes_a_study_that_loads(tmp_path: Path) -> None:
     assert study.group == "patient"
     assert study.label == "label"
     assert study.concepts == ("count", odd)
-    assert "center is left out of probe. concept: center has the class 'C1' in one group only" in said
+    assert "center is not in the list for probe. concept: center has the class 'C1' in one group only" in said
     assert study.splits.train == "train"
     assert study.splits.read == "test"
     text = (folder / "conceptkit.toml").read_text()
@@ -81,7 +81,7 @@ def test_what_init_writes_can_be_probed(tmp_path: Path) -> None:
     patches(tmp_path, **columns)
     started = start_study(tmp_path)
     assert ck.load_study(tmp_path).concepts == ("count", "center")
-    left_out = [note for note in started.notes if "left out of probe" in note]
+    left_out = [note for note in started.notes if "not in the list for probe" in note]
     assert [note.split()[0] for note in left_out] == ["flat", "scanner"]
 
 
@@ -89,7 +89,7 @@ def test_init_says_what_is_missing(tmp_path: Path) -> None:
     folder = patches(tmp_path)
     pd.read_csv(folder / "patches.csv").drop(columns=["patient", "label"]).to_csv(folder / "patches.csv", index=False)
     notes = " ".join(start_study(folder).notes)
-    assert "no column names the patients" in notes
+    assert "no column of patients" in notes
     assert "no column holds the main label" in notes
     assert "no split column" in notes
     assert ck.load_study(folder).group is None
@@ -142,11 +142,11 @@ def test_the_steps_of_init_lead_from_slides_to_a_probe(
 def test_init_never_overwrites_and_does_not_choose_between_tables(tmp_path: Path) -> None:
     folder = patches(tmp_path / "a")
     start_study(folder)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         start_study(folder)
     other = patches(tmp_path / "b")
     (other / "more.csv").write_bytes((other / "patches.csv").read_bytes())
-    with pytest.raises(InputError, match=r"more\.csv, patches\.csv may all be meant"):
+    with pytest.raises(InputError, match=r"more\.csv, patches\.csv could all be the patch table"):
         start_study(other)
     assert start_study(other, table=other / "more.csv").table == "more.csv"
     with pytest.raises(InputError, match="is a file; name a folder"):
@@ -187,7 +187,7 @@ def test_a_grid_that_is_worked_on_and_one_that_was_killed(tmp_path: Path) -> Non
     stopped = read_status(run)
     assert stopped.state == "stopped"
     assert stopped.total is None  # of a version that noted no plan
-    assert any("goes on where it was left" in note for note in stopped.notes)
+    assert any("to continue" in note for note in stopped.notes)
     code, body, said = call("status", run)
     assert code == 0
     assert body["schema"] == "conceptkit/status/1"
@@ -256,7 +256,7 @@ def test_a_guide_run_counts_the_trainings_that_have_begun(tmp_path: Path) -> Non
         assert read_status(tmp_path).notes == ("1 in training",)  # a state is kept beside its checkpoint until the end
     stopped = read_status(tmp_path)
     assert (stopped.state, stopped.done) == ("stopped", 1)
-    assert f"the same command with --out {tmp_path} goes on where it was left" in stopped.notes
+    assert f"run the same command with --out {tmp_path} to continue" in stopped.notes
 
 
 def test_stores_and_tiles(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_stores_and_tiles(tmp_path: Path) -> None:
     assert (tiling.kind, tiling.done, tiling.unit) == ("tiles", 1, "slides")
     with h5py.File(tmp_path / "other.h5", "w"):
         pass
-    with pytest.raises(InputError, match="is no activation store"):
+    with pytest.raises(InputError, match="is not an activation store"):
         read_status(tmp_path / "other.h5")
 
 

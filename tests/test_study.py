@@ -106,7 +106,7 @@ def test_absolute_paths_stay(write, tmp_path_factory):
         ('table = "t"\nlayer = ["a"]', "unknown key 'layer'; near names: layers"),
         ('table = "t"\n[concepts]\nencourag = ["a"]', "unknown key 'concepts.encourag'; near names: encourage"),
         ('table = "t"\n[splits]\nvalidation = "v"', "unknown key 'splits.validation'; (near names|known): "),
-        ('name = "x"', "names no table; write a line such as table = "),
+        ('name = "x"', "has no table; write a line such as table = "),
         ("table = 3", "table in .* must be text, got 3"),
         ('table = ""', "table in .* must be text, got ''"),
         ('table = "t"\nmodel = ["a"]', "model in .* must be text"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,28 +11,10 @@ import typer
 from conceptkit.cli.adapt import adapt
 from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
-from conceptkit.cli.demo import demo
-from conceptkit.cli.doctor import doctor
-from conceptkit.cli.examples import epilog
-from conceptkit.cli.extract import extract
-from conceptkit.cli.guide import GRID, GUIDE
-from conceptkit.cli.init import init
-from conceptkit.cli.layers import layers
-from conceptkit.cli.measure import measure
-from conceptkit.cli.options import with_cache_dir
-from conceptkit.cli.predict import predict
-from conceptkit.cli.report import report
-from conceptkit.cli.splits import splits
-from conceptkit.cli.status import status
-from conceptkit.cli.tile import tile
-from conceptkit.options.attribute import Attribute
-from conceptkit.options.audit import Audit
-from conceptkit.options.bags import Bags
-from conceptkit.options.base import Command
-from conceptkit.options.grid import Grid
-from conceptkit.options.guide import Guide
-from conceptkit.options.predictivity import Predictivity
-from conceptkit.options.probe import Probe
+from conceptkit.cli.guide import LINES
+from conceptkit.cli.printing import SHOWS
+from conceptkit.options import COMMANDS
+from conceptkit.registry import load
 
 app = typer.Typer(
     name="conceptkit",
@@ -57,32 +38,10 @@ def _version(
         raise typer.Exit
 
 
-def _declare(options: type[Command], line: Callable[..., None] | None = None) -> None:
-    app.command(epilog=f"Example: conceptkit {options.example}")(line or command_line(options))
-
-
-_declare(Probe)
-for command in (
-    predict,
-    tile,
-    measure,
-    splits,
-    extract,
-    layers,
-    report,
-    demo,
-    init,
-    status,
-    doctor,
-):
-    keeps = command not in (tile, measure, layers, report, init, status)
-    app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
-_declare(Guide, GUIDE)
-_declare(Grid, GRID)
-_declare(Bags)
-_declare(Predictivity)
-_declare(Attribute)
-_declare(Audit)
+for name, place in COMMANDS.items():
+    options = load(place)
+    line = LINES.get(name) or command_line(options, SHOWS.get(name))
+    app.command(name, epilog=f"Example: conceptkit {options.example}")(line)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from conceptkit.cli.command import DEBUG, JSON
 from conceptkit.cli.console import reading_console, sentences, write_json_result
-from conceptkit.cli.options import DebugOption, JsonOption
 from conceptkit.errors import check_place
 from conceptkit.families import ADAPTERS
 
@@ -124,8 +124,8 @@ def _shared() -> list[inspect.Parameter]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, default, annotation in (
             ("out", inspect.Parameter.empty, OutTable),
-            ("json", None, JsonOption),
-            ("debug", False, DebugOption),
+            ("json", None, Annotated[str | None, JSON]),
+            ("debug", False, Annotated[bool, DEBUG]),
         )
     ]
 

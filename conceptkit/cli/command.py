@@ -20,9 +20,9 @@ Show = Callable[[Console, Any], None]
 
 _STUDY = typer.Option("--study", help="Study file; default: conceptkit.toml here, else the embedded synthetic study.")
 _OUT = typer.Option("--out", "-o", help="Run folder; default: the next free one below runs/.", show_default=False)
-_JSON = typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
+JSON = typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
 _VERBOSE = typer.Option("--verbose", help="Print the tables of controls and baselines too.")
-_DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
+DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
 _CACHE = typer.Option(
     "--cache-dir",
     help="Folder for what can be computed again, such as activations; default: CONCEPTKIT_CACHE, else the user's cache "
@@ -70,7 +70,7 @@ def command_line(
 
 def _general(cls: type[Command]) -> Iterator[tuple[str, Any, Any, Any]]:
     text: Any = str | None
-    general = [("json", text, None, _JSON), ("debug", bool, False, _DEBUG)]
+    general = [("json", text, None, JSON), ("debug", bool, False, DEBUG)]
     if issubclass(cls, RecordCommand):
         general = [("out", text, None, _OUT), *general, ("verbose", bool, False, _VERBOSE)]
     if issubclass(cls, StudyCommand | RecordCommand):
@@ -149,8 +149,9 @@ def invoke(
             show_record(console, result, verbose=verbose)
         else:
             show(console, result)
-        write_json_result(json, result.to_dict())
-        if getattr(result, "skipped", None):  # one unusable file among many
+        if not console.quiet:
+            write_json_result(json, result.to_dict())
+        if getattr(result, "skipped", None) or not getattr(result, "is_usable", True):  # one file among many, say
             raise typer.Exit(1)
 
 

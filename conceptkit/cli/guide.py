@@ -82,5 +82,5 @@ def _show_outline(console: Console, outline: Outline) -> None:
         console.print(escape(note), style="dim")
 
 
-GUIDE = command_line(Guide, show, more=Grid, make=guide_or_grid)
-GRID = command_line(Grid, show)
+LINES = {"guide": command_line(Guide, show, more=Grid, make=guide_or_grid), "grid": command_line(Grid, show)}
+"""Name of a command → the function that typer makes it from"""

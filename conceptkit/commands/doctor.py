@@ -7,13 +7,19 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+from packaging.requirements import InvalidRequirement, Requirement
+
+from conceptkit.images.decoding import one_line
 from conceptkit.jobs import usable_processors
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Doctor
 from conceptkit.synthetic import cache_folder
 
 GOOD, LESS, BAD = "good", "less", "bad"
@@ -25,16 +31,16 @@ DISK_GB = 5.0
 HUB = "https://huggingface.co"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: str
     """``good``, ``less`` or ``bad``"""
     found: str
     disables: str = ""
-    """What cannot be done without it"""
+    """What does not work without it"""
     remedy: str = ""
 
 
@@ -55,12 +61,17 @@ class Examination:
         return {"schema": "conceptkit/doctor/1", **body}
 
 
+def doctor(options: Doctor, *, progress: Progress | None = None, notify: Notify | None = None) -> Examination:
+    """Check the installation, see :func:`examine`."""
+    return examine(offline=options.offline)
+
+
 def examine(*, offline: bool = False) -> Examination:
     """Look at interpreter, packages, OpenSlide, CUDA, hub, disk, and what is optional.
 
     Parameters
     ----------
-    offline : leave the hub out: no network is asked for anything
+    offline : do not check the hub: no network access
     """
     checks: list[Callable[[], Finding]] = [_python, _packages, _torch, _cuda, _openslide, _cache, _processors]
     checks += [] if offline else [_hub]
@@ -71,34 +82,24 @@ def examine(*, offline: bool = False) -> Examination:
 
 
 def _safely(check: Callable[[], Finding]) -> Finding:
-    """Return what a check finds; one that breaks is a finding too."""
+    """Return the result of a check; one that raises is a finding too."""
     try:
         return check()
-    except Exception as error:  # a broken library may raise anything at all
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(name=check.__name__.strip("_"), state=BAD, found=f"{type(error).__name__}: {said}")
+    except Exception as error:  # a broken library may raise anything
+        return Finding(check.__name__.strip("_"), BAD, f"{type(error).__name__}: {one_line(error)}")
 
 
 def _python() -> Finding:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    good = sys.version_info >= (3, 11)
-    return Finding(
-        name="Python",
-        state=GOOD if good else BAD,
-        found=found,
-        disables="" if good else "everything",
-        remedy="" if good else "install Python 3.11 or later",
-    )
+    return Finding("Python", GOOD, found)
 
 
 def _packages() -> Finding:
-    """Compare what is installed with what conceptkit asks for."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
+    """Compare the installed packages with those that conceptkit needs."""
     try:
         stated = importlib.metadata.requires("conceptkit") or []
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name="packages", state=LESS, found="conceptkit runs from its source, not installed")
+        return Finding("packages", LESS, "conceptkit runs from its source, not installed")
     wrong = []
     for text in stated:
         try:
@@ -114,11 +115,10 @@ def _packages() -> Finding:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} is {version}, needs {requirement.specifier}")
-    ours = importlib.metadata.version("conceptkit")
     if wrong:
-        remedy = "pip install --upgrade conceptkit"
-        return Finding(name="packages", state=BAD, found="; ".join(wrong), disables="what uses them", remedy=remedy)
-    return Finding(name="packages", state=GOOD, found=f"conceptkit {ours} and all that it needs")
+        return Finding("packages", BAD, "; ".join(wrong), "what uses them", "pip install --upgrade conceptkit")
+    version = importlib.metadata.version("conceptkit")
+    return Finding("packages", GOOD, f"conceptkit {version} and everything it needs")
 
 
 def _torch() -> Finding:
@@ -127,15 +127,14 @@ def _torch() -> Finding:
     try:
         import torchvision
     except Exception as error:  # built for another torch, it breaks while it is imported
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return Finding(
-            name="torch",
-            state=BAD,
-            found=f"torch {torch.__version__}, torchvision broken: {said}",
-            disables="every network: timm imports torchvision",
-            remedy="install torch and torchvision together, from one index",
+            "torch",
+            BAD,
+            f"torch {torch.__version__}, torchvision broken: {one_line(error)}",
+            "every network: timm imports torchvision",
+            "install torch and torchvision together, from one index",
         )
-    return Finding(name="torch", state=GOOD, found=f"torch {torch.__version__}, torchvision {torchvision.__version__}")
+    return Finding("torch", GOOD, f"torch {torch.__version__}, torchvision {torchvision.__version__}")
 
 
 def _cuda() -> Finding:
@@ -145,66 +144,45 @@ def _cuda() -> Finding:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         free, total = torch.cuda.mem_get_info(0)
         memory = f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free on the first"
-        return Finding(name="CUDA", state=GOOD, found=f"{', '.join(names)}; {memory}")
+        return Finding("CUDA", GOOD, f"{', '.join(names)}; {memory}")
     if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
-        return Finding(name="CUDA", state=GOOD, found="Apple's MPS instead")
+        return Finding("CUDA", GOOD, "Apple's MPS instead")
     built = torch.version.cuda
     found = f"torch is built for CUDA {built}, no device answers" if built else "torch is built without CUDA"
-    return Finding(name="CUDA", state=LESS, found=found, disables="nothing; large networks are slow on the processor")
+    return Finding("CUDA", LESS, found, "nothing; large networks are slow on the processor")
 
 
 def _openslide() -> Finding:
     try:
-        openslide = importlib.import_module("openslide")
-        library = str(openslide.__library_version__)
+        library = str(importlib.import_module("openslide").__library_version__)
     except Exception as error:  # the C library may be missing or too old
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(
-            name="OpenSlide",
-            state=LESS,
-            found=said,
-            disables="whole slides: tile, and patch tables with a slide column",
-            remedy="pip install openslide-bin openslide-python",
-        )
-    return Finding(name="OpenSlide", state=GOOD, found=f"library {library}")
+        disables = "whole slides: tile, and patch tables with a slide column"
+        return Finding("OpenSlide", LESS, one_line(error), disables, "pip install openslide-bin openslide-python")
+    return Finding("OpenSlide", GOOD, f"library {library}")
 
 
 def _cache() -> Finding:
     folder = cache_folder()
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(above).free / 1e9
-    named = f"{folder}, {free:.1f} GB free"
+    found = f"{folder}, {free:.1f} GB free"
     if not os.access(above, os.W_OK):
-        return Finding(
-            name="cache folder",
-            state=BAD,
-            found=f"{named}, not writable",
-            disables="the embedded study, and keeping activations",
-            remedy="set CONCEPTKIT_CACHE to a folder of yours",
-        )
+        disables = "the embedded study, and keeping activations"
+        remedy = "set CONCEPTKIT_CACHE to a folder that you can write to"
+        return Finding("cache folder", BAD, f"{found}, not writable", disables, remedy)
     if free < DISK_GB:
-        return Finding(
-            name="cache folder",
-            state=LESS,
-            found=named,
-            disables="large activation stores",
-            remedy="set CONCEPTKIT_CACHE to a larger disk",
-        )
-    return Finding(name="cache folder", state=GOOD, found=named)
+        remedy = "set CONCEPTKIT_CACHE to a folder on a larger disk"
+        return Finding("cache folder", LESS, found, "large activation stores", remedy)
+    return Finding("cache folder", GOOD, found)
 
 
 def _processors() -> Finding:
-    usable = usable_processors()
     threads = os.environ.get("OMP_NUM_THREADS")
-    return Finding(
-        name="processors", state=GOOD, found=f"{usable} usable" + (f", OMP_NUM_THREADS={threads}" if threads else "")
-    )
+    stated = f", OMP_NUM_THREADS={threads}" if threads else ""
+    return Finding("processors", GOOD, f"{usable_processors()} usable{stated}")
 
 
 def _hub() -> Finding:
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
     endpoint = os.environ.get("HF_ENDPOINT", HUB)
     try:
         with urlopen(Request(endpoint, method="HEAD"), timeout=5):  # https, or what the user named
@@ -213,24 +191,20 @@ def _hub() -> Finding:
         pass  # it answered
     except (OSError, ValueError) as error:
         kept = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).is_dir()
-        return Finding(
-            name="hub",
-            state=LESS,
-            found=f"{endpoint} does not answer ({type(error).__name__})",
-            disables="downloading weights (--weights imagenet, hf-hub:…)"
-            + ("; what lies in the hub's cache still opens" if kept else ""),
-            remedy="name a file with --weights, or a network's folder with --model local-dir:…",
-        )
-    return Finding(name="hub", state=GOOD, found=f"{endpoint} answers")
+        found = f"{endpoint} does not answer ({type(error).__name__})"
+        disables = "downloading weights (--weights imagenet, hf-hub:…)"
+        disables += "; what lies in the hub's cache still opens" if kept else ""
+        remedy = "name a file with --weights, or a network's folder with --model local-dir:…"
+        return Finding("hub", LESS, found, disables, remedy)
+    return Finding("hub", GOOD, f"{endpoint} answers")
 
 
 def _extra(name: str, module: str, disables: str, remedy: str) -> Callable[[], Finding]:
     def check() -> Finding:
         try:
-            version = importlib.metadata.version(module)
+            return Finding(name, GOOD, importlib.metadata.version(module))
         except importlib.metadata.PackageNotFoundError:
-            return Finding(name=name, state=LESS, found="not installed", disables=disables, remedy=remedy)
-        return Finding(name=name, state=GOOD, found=version)
+            return Finding(name, LESS, "not installed", disables, remedy)
 
     check.__name__ = name
     return check

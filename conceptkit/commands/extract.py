@@ -3,110 +3,147 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
-from conceptkit.errors import InputError, check_choice, check_distinct
+from conceptkit.errors import InputError, check_distinct
+from conceptkit.features import sharding
+from conceptkit.features.activations import Computed, Job, cached_store, fill, store_rows
+from conceptkit.features.cluster import computed_on_cluster
+from conceptkit.features.sources import NetworkFeatures
 from conceptkit.features.store_files import predicted_bytes, size_text
 from conceptkit.features.store_reading import Activations, open_activations
 from conceptkit.features.stores import ActivationStore
 from conceptkit.images.decoding import Pixels, forget_files
-from conceptkit.options.base import Progress
+from conceptkit.models.backbones import BUNDLED, is_factory
+from conceptkit.models.checkpoints import open_model
+from conceptkit.models.inference import provenance
+from conceptkit.models.layers import Layer, list_layers
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.extract import Extract
+from conceptkit.options.layers import Layers
+from conceptkit.runs.opening import open_study
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.tables.study import Study
 
-if TYPE_CHECKING:
-    from conceptkit.features.activations import Computed
-    from conceptkit.models.layers import Layer
 
-ENGINES = ("local", "dask")
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """A store that the command wrote."""
+
+    activations: Activations
+    study: Study
+    options: Extract
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Return the patches that were skipped, each with the reason."""
+        return self.activations.skipped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        found = self.activations
+        return {
+            "schema": "conceptkit/extract/1",
+            "study": self.study.name,
+            "synthetic": self.study.synthetic,
+            "path": str(self.options.store or found.path),
+            "rows": len(found),
+            "rows_written": found.rows_written,
+            "skipped": [{"what": what, "reason": reason} for what, reason in found.skipped],
+            "layers": {name: rows.shape[1] for name, rows in found.layers.items()},
+            "pool": self.options.pool,
+            "dtype": self.options.dtype,
+            "weights_sha256": found.provenance["weights"],
+            "notes": list(found.notes),
+        }
 
 
 def extract(
     model: Any,
     images_or_table: Any,
     *,
-    layers: Sequence[str],
-    pool: str = "gap",
-    store: str | Path | None = None,
-    weights: str | None = None,
-    seed: int = 0,
-    dtype: str = "float32",
-    batch_size: int = 16,
-    device: str = "auto",
-    autocast: str | None = None,
-    on_error: str = "fail",
-    verify: bool = False,
-    refresh: bool = False,
-    engine: str = "local",
-    scheduler: str | None = None,
-    notify: Callable[[str], None] | None = None,
+    notify: Notify | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Activations:
     """Compute activations of layers, once, into a store on disk, and return it for lazy reading.
 
     What the store has already is not computed again; a run that was killed is finished by the next. Under ``torchrun``
-    the rows are shared among the ranks.
+    the rows are shared among the ranks. Rows are bit-identical for one machine and one batch size.
 
     Parameters
     ----------
     model : a network's name (see :func:`conceptkit.models.backbones.open_backbone`), a checkpoint's folder, a torch
         module, or a backbone
     images_or_table : a patch table or its file; or images: (n, h, w, 3) uint8, or a list of files
-    layers : names or aliases, each once
-    pool : ``gap``, ``max``, ``flatten``, ``cls`` or ``tokens``
-    store : the HDF5 file; ``None`` for one in the cache
-    weights : as for :func:`conceptkit.models.backbones.open_backbone`; not for a module
-    seed : of random weights
-    dtype : ``float32`` or ``float16``
-    batch_size : images per forward pass; rows are bit-identical for one machine and one batch size
-    device : ``auto``, ``cpu``, ``cuda``, …
-    autocast : ``None`` for float32, or ``bf16`` or ``fp16``
-    on_error : ``fail``, or ``skip`` to list an image that cannot be read and go on
-    verify : look at every image's bytes again; by default a file of the same size and time of change is trusted
-    refresh : begin anew when the store is of another network, table or preprocessing, or broken
-    engine : ``local``, or ``dask`` for the workers of a Dask cluster
-    scheduler : the Dask scheduler's address
     notify : receives sentences: how large the store will be, before it is created, and notes on the network
-    progress : told of the work
+    progress : receives the stage of the work and how far it is
+    options : of :class:`conceptkit.options.extract.Extract`, ``layers`` among them
 
     Raises
     ------
     InputError
-        when something that was given cannot be used, an image cannot be read, or the disk is full; rows that were
-        finished before are kept
+        when an option cannot be used, an image cannot be read, or the disk is full; rows that were finished before are
+        kept
     """
-    from conceptkit.features import sharding
-    from conceptkit.features.activations import Job, cached_store, fill, store_rows
-    from conceptkit.features.cluster import computed_on_cluster
-    from conceptkit.features.sources import NetworkFeatures
-    from conceptkit.models.inference import provenance
+    return _extract(Extract(model=model, **options), as_table(images_or_table), progress, notify)
 
-    check_choice("on_error", on_error, ("fail", "skip"))
-    check_choice("engine", engine, ENGINES)
-    check_distinct("layer", list(layers))
-    if (engine == "dask") != (scheduler is not None):
+
+def run_extract(
+    options: Extract, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
+) -> Extracted:
+    """Extract the activations of a study's patches."""
+    weights = None if options.weights is None else str(options.weights)
+    study, table = open_study(study, options.table, options.model, weights, None, ())
+    if study.model is None:
+        raise InputError("model: no model given; set --model or model in the study file.")
+    if notify is not None and is_factory(study.model):
+        notify(f"Runs user code from {study.model}.")
+    options = options.replace(model=study.model, weights=study.weights, layers=options.layers or study.layers)
+    return Extracted(activations=_extract(options, as_table(table), progress, notify), study=study, options=options)
+
+
+def _extract(options: Extract, table: PatchTable, progress: Progress | None, notify: Notify | None) -> Activations:
+    dtype, scheduler = options.dtype, options.scheduler
+    check_distinct("layer", options.layers)
+    if (options.engine == "dask") != (scheduler is not None):
         raise InputError("scheduler: the engine dask needs the address of one, and no other engine does.")
-    table = as_table(images_or_table)
-    if verify:
+    if options.verify:
         forget_files()
-    features = NetworkFeatures(table, model, layers, weights=weights, seed=seed, pool=pool)
+    weights = None if options.weights is None else str(options.weights)
+    features = NetworkFeatures(
+        table, options.model, options.layers, weights=weights, seed=options.seed, pool=options.pool
+    )
     backbone, layers, notes = features.network(), features.layers, features.notes()
     if notify is not None:
         for note in notes:
             notify(note)
-    options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
-    made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
+    reading: dict[str, Any] = {
+        "pool": options.pool,
+        "batch_size": options.batch_size,
+        "autocast": options.autocast,
+    }
+    made_with = provenance(backbone, layers, **reading)
+    store = options.store
     path = cached_store(cache_folder(), {**made_with, "dtype": dtype}, table) if store is None else Path(store)
     if path.is_dir():
         raise InputError(f"store: {path} is a folder; name a file.")
-    job = Job(table=table, backbone=backbone, layers=tuple(layers), options=options, skip_bad=on_error == "skip")
+    job = Job(
+        table=table,
+        backbone=backbone,
+        layers=tuple(layers),
+        options={**reading, "device": options.device},
+        skip_bad=options.on_error == "skip",
+    )
 
     def opened(where: Path, job: Job) -> ActivationStore:
         def widths() -> dict[str, int]:
@@ -116,13 +153,18 @@ def extract(
                 notify(f"{path} will take {size}: {len(table)} rows of {sum(found.values())} values, {dtype}.")
             return found
 
-        rows = store_rows(job.table)
         return ActivationStore(
-            where, provenance=made_with, rows=rows, widths=widths, dtype=dtype, verify=verify, refresh=refresh
+            where,
+            provenance=made_with,
+            rows=store_rows(job.table),
+            widths=widths,
+            dtype=dtype,
+            verify=options.verify,
+            refresh=options.refresh,
         )
 
     def done(todo: int) -> Callable[[int], None] | None:
-        return None if progress is None else functools.partial(_told, progress, todo)
+        return None if progress is None else lambda done: progress("extracting", done, todo)
 
     if (ranks := sharding.ranks()) is not None:
         written, skipped = sharding.extract_shards(ranks, job, path, opened, done)
@@ -135,18 +177,12 @@ def extract(
                 parts = job.computed(missing) if scheduler is None else computed_on_cluster(scheduler, job, missing)
             written, skipped = fill([kept], parts, progress=done(len(missing)))
     found = open_activations(path, names={layer: backbone.layer(layer) for layer in layers})
-    told = tuple((table.patch_ids[row], reason) for row, reason in sorted(skipped))
-    return dataclasses.replace(found, skipped=told, rows_written=written, notes=notes)
-
-
-def _told(progress: Progress, todo: int, done: int) -> None:
-    progress("extracting", done, todo)
+    without = tuple((table.patch_ids[row], reason) for row, reason in sorted(skipped))
+    return dataclasses.replace(found, skipped=without, rows_written=written, notes=notes)
 
 
 def as_table(given: Any) -> PatchTable:
     """Return a patch table of a table, its file, a list of image files, or an array of images."""
-    import pandas as pd
-
     if isinstance(given, PatchTable):
         table = given
     elif isinstance(given, str | Path):
@@ -190,25 +226,46 @@ class ImageArray(PatchTable):
         return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()[:32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkLayers:
+    """The layers of a network."""
+
+    model: str
+    size: int
+    """Side of the images that they were found with, in pixels"""
+    layers: tuple[Layer, ...]
+    """Those that are listed"""
+    hidden: int
+    """Number of parts of blocks that are not listed"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        names = ("name", "aliases", "shape", "kind", "returns")
+        layers = [{name: getattr(layer, name) for name in names} for layer in self.layers]
+        return {"schema": "conceptkit/layers/1", "model": self.model, "size": self.size, "layers": layers}
+
+
+def layers_of(options: Layers, *, progress: Progress | None = None, notify: Notify | None = None) -> NetworkLayers:
+    """List the layers of a network."""
+    if options.model is None:
+        raise InputError("model: no model given; set --model.")
+    if notify is not None and is_factory(options.model):
+        notify(f"Runs user code from {options.model}.")
+    found, side = find_layers(options.model, options.size)
+    listed = tuple(x for x in found if options.everything or x.aliases or x.name.count(".") < 2)
+    return NetworkLayers(model=options.model, size=side, layers=listed, hidden=len(found) - len(listed))
+
+
 def find_layers(model: str, size: int | None = None) -> tuple[list[Layer], int]:
     """Return the layers of a network, and the side in pixels of the images that they were found with.
+
+    Raises :class:`InputError` when there is no such network, or it does not take images of that size.
 
     Parameters
     ----------
     model : as for :func:`extract`; its weights are not needed and not downloaded
     size : side of the images; ``None`` for what the network states, else 224
-
-    Raises
-    ------
-    InputError
-        when there is no such network, or it does not take images of that size
     """
-    import torch
-
-    from conceptkit.models.backbones import BUNDLED, is_factory
-    from conceptkit.models.checkpoints import open_model
-    from conceptkit.models.layers import list_layers
-
     backbone = open_model(model, None if is_factory(model) else "random")
     side = size or backbone.preprocessing.size
     if side is None:

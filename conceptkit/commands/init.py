@@ -6,26 +6,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet
 
 from conceptkit.errors import InputError, check_place
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Init
+from conceptkit.pathology.finding import SLIDE_SUFFIXES
+from conceptkit.pathology.measuring import SUFFIXES
 from conceptkit.probe.targets import make_target
 from conceptkit.records import write_atomically
 from conceptkit.tables.patches import PatchTable, load_table
 from conceptkit.tables.study import STUDY_FILE, Splits
 
-TABLES = (".csv", ".parquet")
-
-SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
-
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 
 GROUPS = ("patient", "group", "case", "slide", "donor")
-"""Columns that patients may stand in, the likeliest first"""
+"""Possible columns of patients, the likeliest first"""
 
 NUISANCES = ("center", "scanner", "site", "hospital", "stain")
-"""Columns that one would rather not have a network know"""
+"""Columns that a network should not encode"""
 
 _SMALLEST_SLIDE = 2**22
 
@@ -40,28 +42,36 @@ class Started:
     table: str | None
     """The patch table that was found; ``None``: there is none yet"""
     notes: tuple[str, ...]
-    """What has to be looked at, or done first"""
+    """What has to be checked, or done first"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        path, notes = str(self.path), list(self.notes)
+        return {"schema": "conceptkit/init/1", "path": path, "table": self.table, "notes": notes}
+
+
+def init(options: Init, *, progress: Progress | None = None, notify: Notify | None = None) -> Started:
+    """Write a study file, see :func:`start_study`."""
+    return start_study(options.folder, table=options.table)
 
 
 def start_study(folder: str | Path, *, table: str | Path | None = None) -> Started:
     """Write a commented ``conceptkit.toml`` into a folder.
 
+    Raises :class:`InputError` when the folder has a study file already, holds several tables and none was named, or a
+    table cannot be read.
+
     Parameters
     ----------
     folder : of the study; made when it is not there
     table : the patch table; ``None`` for the one that is found in the folder
-
-    Raises
-    ------
-    InputError
-        when the folder has a study file already, holds several tables and none was named, or a table cannot be read
     """
     place = Path(folder)
     out = place / STUDY_FILE
     if place.exists() and not place.is_dir():
         raise InputError(f"folder: {place} is a file; name a folder.")
     if out.exists():
-        raise InputError(f"folder: {out} is there already; remove it first to have it written anew.")
+        raise InputError(f"folder: {out} exists already; remove it first to write a new one.")
     check_place("folder", out)
     found = _table(place, table)
     if found is None:
@@ -79,9 +89,11 @@ def _table(place: Path, named: str | Path | None) -> Path | None:
         if not Path(named).is_file():
             raise InputError(f"table: there is no file {named}.")
         return Path(named)
-    found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in TABLES and _is_patch_table(p)]
+    found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in SUFFIXES and _is_patch_table(p)]
     if len(found) > 1:
-        raise InputError(f"table: {', '.join(p.name for p in found)} may all be meant; --table names one.")
+        raise InputError(
+            f"table: {', '.join(p.name for p in found)} could all be the patch table; choose one with --table."
+        )
     return found[0] if found else None
 
 
@@ -91,8 +103,6 @@ def _is_patch_table(path: Path) -> bool:
         if path.suffix.lower() == ".csv":
             columns = set(pd.read_csv(path, nrows=0).columns)
         else:
-            import pyarrow.parquet
-
             columns = set(pyarrow.parquet.read_schema(path).names)
     except (OSError, ValueError):
         return False
@@ -112,13 +122,13 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
     notes = []
     group = next((name for name in GROUPS if name in columns), None)
     if group is None:
-        notes.append("no column names the patients: without one rows are taken as independent, and scores flatter")
+        notes.append("no column of patients: rows count as independent, and scores are too optimistic")
     label = next((name for name in ("label", "class", "target", "diagnosis") if name in columns), None)
     if label is None:
         notes.append("no column holds the main label: probe works without one, guide does not")
     whole = group is not None and bool(data.frame[group].notna().all())
     if group is not None and not whole:
-        notes.append(f"column {group} has empty cells: every patch needs a {group} before anything is probed")
+        notes.append(f"column {group} has empty cells: probe needs a {group} for every patch")
     nuisances = [name for name in NUISANCES if name in columns]
     reserved = {*_NO_CONCEPT, *GROUPS, *NUISANCES, "split", label}
     rest = [name for name in columns if name not in reserved]
@@ -164,7 +174,7 @@ def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str
     try:
         make_target(name, concept.kind, concept.values, data.groups(group))
     except InputError as error:
-        notes.append(f"{name} is left out of probe. {error}")
+        notes.append(f"{name} is not in the list for probe. {error}")
         return False
     return True
 
@@ -199,9 +209,9 @@ def _splits(data: PatchTable, columns: Sequence[str], notes: list[str]) -> list[
 def _without_table(place: Path) -> tuple[str, list[str]]:
     """Return a file for a folder without a patch table, and the commands that make one from what lies there."""
     files = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else []
-    slides = [p for p in files if p.suffix.lower() in SLIDES]
+    slides = [p for p in files if p.suffix.lower() in SLIDE_SUFFIXES]
     images = [p for p in files if p.suffix.lower() in IMAGES]
-    lists = [p for p in files if p.suffix.lower() in TABLES]
+    lists = [p for p in files if p.suffix.lower() in SUFFIXES]
     classes = {p.parent for p in (*slides, *images)}
     group = "patient"
     # Slides lie in folders of centers too, but are no files of a few megabytes.

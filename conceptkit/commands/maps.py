@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import replacing
 from conceptkit.images.image_files import read_rgb
+from conceptkit.models.guided import MAIN, Task
+from conceptkit.pathology.slides import open_slide
 from conceptkit.records import GridRecord, GuideRecord, load_record
+from conceptkit.report.drawing import file_name, to_bytes
+from conceptkit.report.slide_maps import MapLayer, Place, slide_map
 from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import as_float, is_finite, number
 from conceptkit.tables.patches import PatchTable
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from conceptkit.models.guided import Task
-    from conceptkit.report.slide_maps import Place
 
 WHOLES = ("slide", "image")
 """Columns that say of which whole a patch is a window; the first one that the table has is taken"""
@@ -33,17 +33,14 @@ PICTURE = 900
 def check_maps(data: PatchTable, folder: Path) -> str:
     """Return the column that names the whole of each patch; refuse what cannot be drawn, before the work.
 
-    Raises
-    ------
-    InputError
-        when the table does not say where patches lie, or nothing can be written into the folder
+    Raises :class:`InputError` when the table does not say where patches lie, or nothing can be written into the folder.
     """
     columns = set(data.frame.columns)
     whole = next((name for name in WHOLES if name in columns), None)
     absent = [name for name in ("x", "y", "size") if name not in columns]
     if whole is None or absent:
         lacks = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
-        raise InputError(f"map: a map needs columns that say where patches lie; the table lacks {lacks}.")
+        raise InputError(f"map: a map needs columns that say where patches lie; the table has no {lacks}.")
     if not data.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
         raise InputError(f"map: no row has values in all of x, y, size and {whole}.")
     if folder.is_file():
@@ -72,8 +69,6 @@ def held_out_scores(checkpoint: Path, tasks: Sequence[Task]) -> dict[str, HeldOu
 
     Empty where the checkpoint does not lie in its run folder.
     """
-    from conceptkit.models.guided import MAIN
-
     try:
         record = load_record(checkpoint.resolve().parents[1])
     except (InputError, OSError, IndexError):
@@ -106,7 +101,7 @@ def write_maps(
     units: Mapping[str, str] | None = None,
     scores: Mapping[str, HeldOut] | None = None,
 ) -> list[Path]:
-    """Draw every slide's predictions and return the pictures' paths; rows without a place are left out.
+    """Draw every slide's predictions and return the pictures' paths; rows without a place are skipped.
 
     Parameters
     ----------
@@ -116,21 +111,18 @@ def write_maps(
     units : of concepts
     scores : held-out scores of the predictions, as far as they are known
     """
-    from conceptkit.report.drawing import to_bytes
-    from conceptkit.report.slide_maps import MapLayer, slide_map
-
     whole = check_maps(data, folder)
     places = data.frame[[whole, "x", "y", "size"]].reset_index(drop=True)
     known = places[places.notna().all(axis=1)]
-    ends, classes = {}, {}
+    ranges: dict[str, dict[str, Any]] = {}
     for name in predicted:
         if name.startswith("probability_"):
-            ends[name] = (0.0, 1.0)
+            ranges[name] = {"low": 0.0, "high": 1.0}
         elif frame[name].dtype.kind == "f":
             low, high = (float(v) for v in np.nanquantile(frame[name], [0.02, 0.98]))
-            ends[name] = (low, high if high > low else low + 1.0)
+            ranges[name] = {"low": low, "high": high if high > low else low + 1.0}
         else:
-            classes[name] = tuple(sorted({str(v) for v in frame[name]}))
+            ranges[name] = {"classes": tuple(sorted({str(v) for v in frame[name]}))}
     folder.mkdir(parents=True, exist_ok=True)
     names = _names(list(dict.fromkeys(known[whole].astype(str))))
     paths = []
@@ -143,11 +135,7 @@ def write_maps(
                 unit=(units or {}).get(name, ""),
                 score=(scores or {}).get(name, UNKNOWN).text,
                 established=(scores or {}).get(name, UNKNOWN).above_chance,
-                **(
-                    {"classes": classes[name]}
-                    if name in classes
-                    else dict(zip(("low", "high"), ends[name], strict=True))
-                ),
+                **ranges[name],
             )
             for name in predicted
         ]
@@ -169,8 +157,6 @@ def _title(name: str) -> str:
 
 def _names(wholes: Sequence[str]) -> dict[str, str]:
     """Return slide → name of its picture: that of the file without suffix, with a number where two are alike."""
-    from conceptkit.report.drawing import file_name
-
     found: dict[str, str] = {}
     for whole in wholes:
         stem = file_name(Path(whole).stem)
@@ -183,11 +169,6 @@ def _names(wholes: Sequence[str]) -> dict[str, str]:
 
 def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place:
     """Return where the patches lie, with a picture of the whole where its file can be read."""
-    from PIL import Image
-
-    from conceptkit.pathology.slides import open_slide
-    from conceptkit.report.slide_maps import Place
-
     x, y, size = (rows[column].to_numpy(dtype=float) for column in ("x", "y", "size"))
     path = data.folder / value
     if not path.is_file() or (x < 0).any() or (y < 0).any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy.special import expit, softmax
 
 from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
 from conceptkit.commands.predict_bags import bag_outputs
-from conceptkit.errors import InputError, check_at_least
+from conceptkit.errors import InputError
 from conceptkit.features import activations
 from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
@@ -23,7 +24,8 @@ from conceptkit.models.bags import is_bag_checkpoint
 from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.models.inference import choose_device, ieee_float32
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.predict import Predict
 from conceptkit.pathology.measuring import check_out, write_table
 from conceptkit.pathology.slides import open_slide
 from conceptkit.runs.opening import find_study
@@ -38,30 +40,57 @@ IDENTITY = ("patch_id", "bag", "patches", *CARRIED)
 """Columns of the predictions that are no predictions"""
 
 
-def predict(
-    checkpoint: str | Path,
-    *,
-    table: str | Path | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    maps: str | Path | None = None,
-    batch_size: int = 16,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """Predictions that the command wrote."""
+
+    frame: pd.DataFrame
+    """One row per patch or bag, as :func:`predict` returns it"""
+    study: str
+    options: Predict
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Return the slides and patches that could not be used, each with the reason."""
+        return list(self.frame.attrs["skipped"])
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the names of the predictions."""
+        return [name for name in self.frame.columns if name not in IDENTITY]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        places = self.options.settings()
+        return {
+            "schema": "conceptkit/predict/1",
+            "study": self.study,
+            "rows_written": len(self.frame),
+            "skipped": [{"what": what, "reason": reason} for what, reason in self.skipped],
+            "path": places["out"],
+            "columns": self.columns,
+            "maps": places["maps"],
+            "notes": self.frame.attrs["notes"],
+        }
+
+
+def run_predict(
+    options: Predict, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
+) -> Predicted:
+    """Predict the patches or bags of a study, see :func:`predict`."""
+    study = find_study(study, options.table)
+    return Predicted(frame=_predict(options, study, progress), study=study.name, options=options)
+
+
+def predict(checkpoint: str | Path, *, progress: Progress | None = None, **options: Any) -> pd.DataFrame:
     """Predict the main task and the encouraged concepts with a guided network, on patches or on bags.
 
     Parameters
     ----------
     checkpoint : folder that ``guide`` or ``bags`` wrote
-    table : patches; no concept column is needed. ``None`` for the current folder's study and else the embedded one
-    features : file of the features of patches, for a checkpoint of ``bags``; ``None`` for those of the table, or of the
-        network that the checkpoint was trained on
-    out : ``.csv`` or ``.parquet`` file to write; ``None`` writes nothing
-    maps : folder for one picture per slide or image, with the predictions at the patches; ``None`` for none
-    batch_size : images per forward pass
-    device : ``auto``, ``cpu``, ``cuda``, …
-    progress : receives counts of the work
+    progress : receives the stage of the work and how far it is
+    options : of :class:`conceptkit.options.predict.Predict`: ``table``, ``out``, ``maps`` and others; without a table
+        the current folder's study is predicted, else the embedded one
 
     Returns
     -------
@@ -77,30 +106,38 @@ def predict(
     InputError
         when the checkpoint, or no row of the table, can be used
     """
-    check_at_least("batch_size", batch_size, 1)
-    if out is not None:
-        check_out(Path(out))
-    folder = Path(checkpoint)
-    study = find_study(None, table)
+    chosen = Predict(checkpoint=checkpoint, **options)
+    return _predict(chosen, find_study(None, chosen.table), progress)
+
+
+def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:
+    if options.out is not None:
+        check_out(Path(options.out))
+    folder = Path(options.checkpoint)
     if is_bag_checkpoint(folder):
-        if maps is not None:
+        if options.maps is not None:
             raise InputError("map: not available for a checkpoint of bags; attention.csv of its run has the patches.")
-        read = bag_outputs(folder, study, features=features, batch_size=batch_size, device=device, progress=progress)
-        columns = {"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)}
-        frame = pd.DataFrame(columns)
+        read = bag_outputs(
+            folder,
+            study,
+            features=options.features,
+            batch_size=options.batch_size,
+            device=options.device,
+            progress=progress,
+        )
+        frame = pd.DataFrame({"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)})
         frame.attrs |= {"notes": list(read.notes), "skipped": []}
     else:
-        if features is not None:
+        if options.features is not None:
             raise InputError("features: only a checkpoint of bags reads features; one of guide reads images.")
-        frame = _predict_patches(folder, study, maps, batch_size, device, progress)
-    if out is not None:
-        write_table(frame, Path(out))
+        frame = _predict_patches(options, study, progress)
+    if options.out is not None:
+        write_table(frame, Path(options.out))
     return frame
 
 
-def _predict_patches(
-    folder: Path, study: Study, maps: str | Path | None, batch_size: int, device: str, progress: Progress | None
-) -> pd.DataFrame:
+def _predict_patches(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:
+    folder, maps = Path(options.checkpoint), options.maps
     if not is_checkpoint(folder):
         raise InputError(f"checkpoint: {folder} is not a checkpoint; name a folder that guide or bags wrote.")
     backbone = load_checkpoint(folder)
@@ -111,10 +148,10 @@ def _predict_patches(
     data, resolution = at_resolution(usable, backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
-    read, raw, faults = _patch_outputs(model, backbone, data, batch_size, device, progress)
+    read, raw, faults = _patch_outputs(model, backbone, data, options.batch_size, options.device, progress)
     skipped += faults
     if not len(read):
-        raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped as {skipped[0][1]}")
+        raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped: {skipped[0][1]}")
     data = data.select(read)
     columns: dict[str, Any] = {"patch_id": data.patch_ids}
     columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}

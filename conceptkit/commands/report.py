@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError, check_at_least, check_place
-from conceptkit.options.base import Progress
+from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import run_probe
-from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
+from conceptkit.options.report import SYNTHETIC, Demo, Report
+from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record, load_record
+from conceptkit.report.page import write_page
 from conceptkit.synthetic import embedded_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A page that the command wrote."""
+
+    path: Path
+    study: str
+    """Names of the runs' studies"""
+    options: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        folders = {name: self.options.settings()[name] for name in ("latex", "csv", "figures")}
+        runs = list(self.options.runs)
+        return {"schema": "conceptkit/report/1", "study": self.study, "path": str(self.path), "runs": runs, **folders}
+
+
+def report(options: Report, *, progress: Progress | None = None, notify: Notify | None = None) -> Reported:
+    """Write one offline HTML page from run folders."""
+    studies = dict.fromkeys(load_record(run_of(Path(run))).study for run in options.runs)
+    into = {"latex": options.latex, "csv": options.csv, "figures": options.figures}
+    path = write_report(options.runs, options.out, seed=options.seed, **into)
+    return Reported(path=path, study=", ".join(studies), options=options)
 
 
 def write_report(
@@ -43,8 +71,6 @@ def write_report(
     InputError
         when a folder holds no record that can be read
     """
-    from conceptkit.report.page import write_page
-
     if Path(out).suffix.lower() not in (".html", ".htm"):  # a run's own record must not be written over
         raise InputError(f"out: must end in .html, got {str(out)!r}.")
     check_place("out", Path(out))
@@ -71,6 +97,28 @@ def run_of(folder: Path) -> Path:
     """Return a run folder; of a checkpoint in one, the run that wrote it."""
     inside = folder.parent.name == "checkpoints" and not (folder / RECORD_FILE).exists()
     return folder.parent.parent if inside else folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrated:
+    """Both runs of the demonstration, and its page."""
+
+    probe: ProbeRecord
+    guide: GuideRecord
+    path: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        body = {"schema": "conceptkit/demo/1", "study": self.probe.study, "path": str(self.path)}
+        return {**body, "probe": self.probe.to_dict(), "guide": self.guide.to_dict()}
+
+
+def demo(options: Demo, *, progress: Progress | None = None, notify: Notify | None = None) -> Demonstrated:
+    """Probe, guide and report on the embedded study."""
+    if notify is not None:
+        notify(SYNTHETIC)
+    probe, guide, path = run_demo(options.out, seed=options.seed, progress=progress)
+    return Demonstrated(probe=probe, guide=guide, path=path)
 
 
 def run_demo(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Splits
+from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.records import Note
-
-if TYPE_CHECKING:
-    from conceptkit.tables.study import Study
+from conceptkit.runs.opening import find_study
+from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +22,26 @@ class SplitCounts:
     rows: tuple[Mapping[str, Any], ...]
     """One per split × center × label that occurs, and a sum per split."""
     notes: tuple[str, ...]
+    study: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        rows, notes = list(self.rows), list(self.notes)
+        return {"schema": "conceptkit/splits/1", "study": self.study, "rows": rows, "notes": notes}
+
+
+def splits(
+    options: Splits, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
+) -> SplitCounts:
+    """Count a study's patches, see :func:`count_splits`."""
+    return count_splits(find_study(study, options.table))
 
 
 def count_splits(study: Study) -> SplitCounts:
     """Count a study's patches by split, center and label, with the patients and slides behind them.
 
-    A cell without a value counts under ``(none)``; columns that the table lacks are left out.
+    A cell without a value counts under ``(none)``; columns that are not in the table are not counted.
     """
-    from conceptkit.pathology.outliers import outlier_notes
-
     table = study.load_table()
     frame = table.frame
     keys = [c for c in dict.fromkeys((study.splits.column, "center", study.label)) if c in frame.columns]
@@ -51,7 +64,8 @@ def count_splits(study: Study) -> SplitCounts:
     notes = list(_confounding(named, split, study))
     continuous = [name for name in table.concept_names if table.kind(name) == "continuous"]
     notes += outlier_notes({name: table.concept(name).values for name in continuous})
-    return SplitCounts(columns=(*keys, "patches", *units.values()), rows=tuple(rows), notes=tuple(notes))
+    columns = (*keys, "patches", *units.values())
+    return SplitCounts(columns=columns, rows=tuple(rows), notes=tuple(notes), study=study.name)
 
 
 def _parts(named: Any, keys: list[str]) -> list[tuple[tuple[str, ...], Any]]:
@@ -77,7 +91,7 @@ def _count(frame: Any, index: Any, values: dict[str, Any], units: Mapping[str, s
 
 
 def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
-    """Say where a center has only one label while another has others: then the center tells the label."""
+    """Return notes on centers that have only one label while others have several."""
     if split is None or "center" not in named or study.label not in named or study.label == "center":
         return []
     notes: list[str] = []
@@ -87,6 +101,6 @@ def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
         labels = inside.groupby("center")[study.label].nunique()
         if inside[study.label].nunique() > 1 and len(labels) > 1 and (labels == 1).any():
             single = ", ".join(sorted(str(c) for c in labels[labels == 1].index))
-            text = f"Split {value[0]}: center {single} has one label only; the center by itself predicts much of it"
-            notes.append(Note("confounded", f"{text}."))
+            text = f"Split {value[0]}: center {single} has one label only, so the center predicts the label."
+            notes.append(Note("confounded", text))
     return notes

@@ -1,4 +1,4 @@
-"""How far a run is: read from its folder, beside the process that works on it and without disturbing it."""
+"""How far a run is: read from its folder, without disturbing the process that works on it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import LOCK_FILE
 from conceptkit.grid.folder import GRID_FILE, PLAN_FILE, RUN_FILE
+from conceptkit.options.base import Notify, Progress
+from conceptkit.options.study import Status as Options
 from conceptkit.records import RECORD_FILE, load_record
 from conceptkit.runs.opening import UNFINISHED
 
@@ -62,17 +69,19 @@ class Status:
         return {"schema": "conceptkit/status/1", **asdict(self)}
 
 
+def status(options: Options, *, progress: Progress | None = None, notify: Notify | None = None) -> Status:
+    """Return how far a run is, see :func:`read_status`."""
+    return read_status(options.path)
+
+
 def read_status(run: str | Path) -> Status:
     """Return how far a run is.
+
+    Raises :class:`InputError` when there is nothing of that name, or a record cannot be read.
 
     Parameters
     ----------
     run : a run folder, an activation store (``.h5``), or the table that ``tile`` or ``measure`` is writing
-
-    Raises
-    ------
-    InputError
-        when there is nothing of that name, or a record cannot be read
     """
     path = Path(run)
     parts = path.with_name(path.name + ".parts")
@@ -124,7 +133,7 @@ def _unfinished(path: Path) -> Status:
     notes = [f"{len(begun)} in training" if busy else f"{len(begun)} begun"] if begun else []
     written = bool(finished or begun or trainings or grid)
     if written and not busy:
-        notes.append(f"the same command with --out {path} goes on where it was left")
+        notes.append(f"run the same command with --out {path} to continue")
     # A process that holds the folder works, though a probe writes nothing there before its end.
     state = "running" if busy and (written or held) else "stopped" if written else "empty"
     return Status(
@@ -181,14 +190,11 @@ def _trainings(path: Path) -> Iterator[Training]:
 
 
 def _store(path: Path) -> Status:
-    import h5py
-    import numpy as np
-
     try:
         with h5py.File(path, "r", locking=False) as file:
             total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
     except (OSError, RuntimeError, KeyError, ValueError):
-        raise InputError(f"run: {path} is no activation store, or is being written at this moment.") from None
+        raise InputError(f"run: {path} is not an activation store, or is being written at the moment.") from None
     quiet = (time.time() - path.stat().st_mtime) / 60
     state = "finished" if done == total else "running" if quiet < QUIET_MINUTES else "stopped"
     return Status(path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet)
@@ -196,9 +202,6 @@ def _store(path: Path) -> Status:
 
 def _parts(path: Path, parts: Path) -> Status:
     """Return how far ``tile`` is, which keeps a part per slide, or ``measure``, whose parts hold some patches each."""
-    import pyarrow
-    import pyarrow.parquet as pq
-
     slides = patches = 0
     measuring = False
     for part in parts.glob("*.parquet"):

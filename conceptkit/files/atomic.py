@@ -25,7 +25,7 @@ _LONGEST = 100
 def replacing(path: Path) -> Iterator[Path]:
     """Give a file to write to, which becomes ``path`` when the block ends well: readers see the old one or the new one.
 
-    What processes of this machine left of ``path`` when they were killed is removed. Folders that lack are made.
+    What processes of this machine left of ``path`` when they were killed is removed. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path)
@@ -91,10 +91,7 @@ def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
 
     The folder is made when it is not there, and removed again when nothing was written into it.
 
-    Raises
-    ------
-    InputError
-        when another process has it: which one
+    Raises :class:`InputError` when another process has it: which one.
     """
     try:
         import fcntl

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from conceptkit.files.atomic import replacing
 
 _HEAP = b"GCOL"
@@ -18,8 +20,6 @@ _HEAP = b"GCOL"
 @contextlib.contextmanager
 def replacing_hdf5(path: Path) -> Iterator[Any]:
     """Give an HDF5 file in memory, which becomes ``path`` when the block ends well; on a full disk HDF5 may crash."""
-    import h5py
-
     with h5py.File(f"{path.name}-{os.urandom(8).hex()}", "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
@@ -35,13 +35,8 @@ def open_hdf5(path: Path) -> Any:
     that it has none; nothing in Python can end that. The heaps are walked here first. The whole file is looked through
     for them: a file of many gigabytes should have texts of fixed length, and be opened without this.
 
-    Raises
-    ------
-    OSError
-        when h5py does, or a heap is damaged
+    Raises :class:`OSError` when h5py does, or a heap is damaged.
     """
-    import h5py
-
     with path.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

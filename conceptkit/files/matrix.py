@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 
 HELD = 2**27
-"""Matrices of up to so many values (512 MiB as float32) stay in memory."""
+"""Number of values (512 MiB as float32) up to which a matrix stays in memory."""
 
 _BLOCK = 2**22
 """Values read or written at a time"""
@@ -26,24 +26,15 @@ Part = tuple[NDArray[np.intp], NDArray[Any]]
 
 
 def gather(n: int, parts: Iterable[Part], folder: Path | None) -> Any:
-    """Return a matrix (n, d) whose rows come in parts: in memory, or, if it is large, in a nameless file.
+    """Return a matrix (n, d) whose rows come in parts: an array, or, if it is large, a :class:`FileMatrix`.
 
-    The file is gone when it is not used.
+    The file has no name, and is gone when it is not used. Raises :class:`InputError` when the disk has no room for it.
 
     Parameters
     ----------
-    n : rows
-    parts : row numbers (k,) and the values (k, d) of these, each row once, some at a time; see :func:`in_blocks`
-    folder : where the file lies; made if need be. ``None`` keeps all in memory
-
-    Returns
-    -------
-    an array, or what behaves as it does where rows, columns or all of it are asked for: see :class:`FileMatrix`
-
-    Raises
-    ------
-    InputError
-        when there is no room for it
+    n : number of rows
+    parts : row numbers (k,) and the values (k, d) of these, each row once; see :func:`in_blocks`
+    folder : of the file; created if needed. ``None`` keeps all in memory
     """
     rest = iter(parts)
     first = next(rest, None)

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
@@ -30,27 +32,20 @@ PLACE_COLUMNS = ("key", "row", "x", "y", "size", "side")
 """What, beside the leading column, says where pixels are"""
 
 _MOST_PIXELS = 20_000**2
-"""Of one patch; a file that says more is broken, or means harm"""
+"""Largest number of pixels of one patch; a file that states more is damaged or malicious."""
 
 
 def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str) -> Pixels:
-    """Read the pixels of one row of a table.
+    """Return the pixels of one row of a table, (height, width, 3) uint8, RGB.
+
+    Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
 
     Parameters
     ----------
-    folder : that paths are relative to
+    folder : base of relative paths
     location : leading column, of :data:`LOCATIONS`
-    cells : column → value of the row, of the columns that are there
+    cells : column → value of the row
     name : of the patch, for messages
-
-    Returns
-    -------
-    (height, width, 3) uint8, RGB
-
-    Raises
-    ------
-    InputError
-        when the file is missing, cannot be read, or the window lies outside
     """
     value = cells[location]
     if not isinstance(value, str) or not value:
@@ -81,11 +76,7 @@ def content_digest(folder: Path, location: str, cells: Mapping[str, Any], made: 
     """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
 
     A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
-
-    Parameters
-    ----------
-    folder, location, cells : as for :func:`read_pixels`
-    made : further columns that the pixels depend on
+    ``made`` are further columns that the pixels depend on.
     """
     path = folder / str(cells[location])
     place = [str(cells[c]) for c in (*PLACE_COLUMNS, *made) if c in cells]
@@ -134,9 +125,7 @@ def forget_files() -> None:
 
 
 def _window(cells: Mapping[str, Any], name: str) -> tuple[int, int, int] | None:
-    """Return x, y, size of a row; ``None`` when the whole image is meant."""
-    import pandas as pd
-
+    """Return x, y, size of a row; ``None`` stands for the whole image."""
     values = [cells.get(c) for c in ("x", "y", "size")]
     if all(pd.isna(v) for v in values):
         return None
@@ -151,19 +140,23 @@ def _window(cells: Mapping[str, Any], name: str) -> tuple[int, int, int] | None:
 
 
 def _row(value: Any, name: str) -> int:
+    return _at_least(0, value, f"{name}: row must be a whole number from 0 on")  # below, h5py counts from the end
+
+
+def _at_least(least: int, value: Any, rule: str) -> int:
     try:
-        row = _whole(value)
+        whole = _whole(value)
     except (TypeError, ValueError, OverflowError):
-        row = -1
-    if row < 0:  # h5py would count from the end
-        raise InputError(f"{name}: row must be a whole number from 0 on, got {value}.")
-    return row
+        whole = least - 1
+    if whole < least:
+        raise InputError(f"{rule}, got {value}.")
+    return whole
 
 
 def _whole(value: Any) -> int:
     whole = int(value)
     if whole != float(value):
-        raise ValueError(f"{value} is no whole number")
+        raise ValueError(value)
     return whole
 
 
@@ -176,8 +169,6 @@ def _image(path: Path, name: str) -> Pixels:
 
 @functools.lru_cache(maxsize=2)
 def _h5_file(path: Path, stamp: int) -> Any:
-    import h5py
-
     return h5py.File(path, "r")
 
 
@@ -218,15 +209,7 @@ def _from_slide(path: Path, window: tuple[int, int, int], name: str, side: int) 
 
 def _side(cells: Mapping[str, Any], size: int, name: str) -> int:
     """Return the side in pixels that a slide's window has when it is read; its own without a column ``side``."""
-    import pandas as pd
-
     value = cells.get("side")
     if pd.isna(value):
         return size
-    try:
-        side = _whole(value)
-    except (TypeError, ValueError, OverflowError):
-        side = 0
-    if side < 1:
-        raise InputError(f"{name}: side must be a whole number of at least 1 pixel, got {value}.")
-    return side
+    return _at_least(1, value, f"{name}: side must be a whole number of at least 1 pixel")

@@ -7,17 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
 from conceptkit.images.tiff_images import tiff_rgb
 from conceptkit.images.tiff_pages import BITS, COMPRESSION, ORIENTATION, WEBP, first_page, is_tiff
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _QUIET = threading.Lock()
 """Warnings are switched off for the whole process, so only one thread at a time may do it."""
@@ -26,8 +23,6 @@ _QUIET = threading.Lock()
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while an image is read into one sentence that begins with its path."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         yield
     except InputError:
@@ -46,8 +41,6 @@ def readable(path: Path) -> Iterator[None]:
 @contextmanager
 def pillow_image(path: Path) -> Iterator[Image.Image]:
     """Open an image with Pillow, without warnings of odd metadata or of a size that is normal in pathology."""
-    from PIL import Image
-
     with _quiet():
         image = Image.open(path)
     with image:
@@ -61,10 +54,8 @@ def read_rgb(path: Path) -> Pixels:
     says so; 0 to 1 for floats. Of a pyramid the first page is read, which must be the largest. Three pages of one
     colour each are one image where OME-XML says so.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or damaged, holds several images, or does not say which colours its values stand for
+    Raises :class:`InputError` when the file is missing or damaged, holds several images, or does not say which colours
+    its values stand for.
     """
     with readable(path):
         bits = 16
@@ -83,25 +74,13 @@ def read_rgb(path: Path) -> Pixels:
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Return height and width of an upright image in pixels, without reading its pixels.
-
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
-    """
+    """Return height and width of an upright image in pixels, without reading its pixels."""
     (height, width), orientation = _stored(path)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def is_turned(path: Path) -> bool:
-    """Tell whether the metadata of an image say that its pixels are stored turned or mirrored.
-
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
-    """
+    """Return whether the metadata of an image say that its pixels are stored turned or mirrored."""
     return _stored(path)[1] in range(2, 9)
 
 
@@ -118,8 +97,6 @@ def _stored(path: Path) -> tuple[tuple[int, int], int]:
 
 def _check_pillow_reads(path: Path) -> int:
     """Return the bits per sample of a TIFF that Pillow can read."""
-    from PIL import UnidentifiedImageError
-
     with path.open("rb") as file:
         page = first_page(file)
     bits, compression = page.one(BITS, 1), page.one(COMPRESSION, 1)
@@ -146,12 +123,7 @@ def _check_webp(image: Image.Image, path: Path) -> None:
 
 
 def _in_rgb(image: Image.Image, path: Path, bits: int) -> Pixels:
-    """Return the colours of an image that Pillow opened, on white.
-
-    Parameters
-    ----------
-    bits : that 16-bit grey has in its file
-    """
+    """Return the colours of an image that Pillow opened, on white; 16-bit grey has ``bits`` bits in its file."""
     mode = image.mode
     if mode in ("CMYK", "LAB", "HSV"):
         raise InputError(f"{path} holds {mode}, which cannot be turned into RGB without a guess; save it as RGB.")

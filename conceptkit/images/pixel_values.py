@@ -18,19 +18,11 @@ MOST_PIXELS = 2 * 89_478_485
 
 
 def in_bytes(values: NDArray[Any], path: Path, largest: float | None = None) -> Pixels:
-    """Scale samples to 8 bits.
+    """Scale samples, unsigned integers or floats, to 8 bits.
 
-    Parameters
-    ----------
-    values : unsigned integers, or floats
-    path : of the file, for messages
-    largest : value of white that the file states; ``None`` for the largest of the integer type, and 1 for floats
-
-    Raises
-    ------
-    InputError
-        when values lie outside the range, or use less than a quarter of a range that is not stated: most likely these
-        are 12 bits stored in 16
+    ``largest`` is the value of white that the file states; ``None`` for the largest of the integer type, and 1 for
+    floats. Raises :class:`InputError` when values lie outside the range, or use less than a quarter of a range that is
+    not stated: most likely these are 12 bits stored in 16.
     """
     kind = values.dtype.kind
     if kind == "i":
@@ -75,3 +67,11 @@ def check_enlarged(size: tuple[int, int]) -> None:
             f"nuclei: the image would have {size[0]} x {size[1]} pixels at the resolution at which nuclei are looked "
             f"for, at most {MOST_PIXELS:,} in all; cut it into smaller images first."
         )
+
+
+def nearest(labels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Return labels (h, w) at another size, each pixel with the label nearest to its centre."""
+    rows, columns = labels.shape
+    y = np.minimum(((np.arange(height) + 0.5) * rows / height).astype(np.intp), rows - 1)
+    x = np.minimum(((np.arange(width) + 0.5) * columns / width).astype(np.intp), columns - 1)
+    return np.asarray(labels[y][:, x])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.images.pixel_values import on_white
 
@@ -123,8 +124,6 @@ class Pyramid:
         self, level: int, factor: float, corner: tuple[float, float], span: tuple[float, float], out: Size
     ) -> Pixels:
         """Read a window from a level: its corner in pixels of level 0, its span in pixels of the level."""
-        from PIL import Image
-
         theirs = self.handle.level_downsamples[level]  # by which OpenSlide divides the place that it is given
         x, y = (v / factor for v in corner)
         size = (max(1, math.ceil(span[0] - 1e-6)), max(1, math.ceil(span[1] - 1e-6)))

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
@@ -28,12 +29,8 @@ _CHANNELS = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
 def tiff_rgb(path: Path, file: IO[bytes]) -> Pixels | None:
     """Read a TIFF file as RGB (h, w, 3), upright; ``None`` where its compression is left to Pillow.
 
-    Raises
-    ------
-    InputError
-        when the file holds several images, or does not say which colours its values stand for
-    TiffError
-        when the file is damaged
+    Raises :class:`InputError` when it holds several images, or does not say which colours its values stand for, and
+    :class:`TiffError` when it is damaged.
     """
     pages = tiff_pages(file)
     first = pages[0]
@@ -144,8 +141,6 @@ def _check_ycbcr(page: Page, path: Path) -> None:
 
 
 def _of_ycbcr(values: Pixels) -> Pixels:
-    from PIL import Image
-
     return np.asarray(Image.merge("YCbCr", [Image.fromarray(values[..., k]) for k in range(3)]).convert("RGB"))
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.images.pixel_values import MOST_PIXELS
 
@@ -99,10 +100,7 @@ class Page:
     def samples(self, file: IO[bytes]) -> NDArray[Any]:
         """Return the samples (h, w, s) of a page that :meth:`is_plain`, in the file's type and the machine's order.
 
-        Raises
-        ------
-        TiffError
-            when the file is cut off, or its tags contradict each other
+        Raises :class:`TiffError` when the file is cut off, or its tags contradict each other.
         """
         (height, width), count = self.size, self.samples_per_pixel
         if min(height, width, count) < 1:
@@ -173,24 +171,12 @@ def is_tiff(path: Path) -> bool:
 
 
 def tiff_pages(file: IO[bytes]) -> list[Page]:
-    """Return all pages of an open TIFF file, without their pixels.
-
-    Raises
-    ------
-    TiffError
-        when the file is cut off or its list of pages has no end
-    """
+    """Return all pages of an open TIFF file, without their pixels; raises :class:`TiffError` when it is damaged."""
     return list(_walk(file))
 
 
 def first_page(file: IO[bytes]) -> Page:
-    """Return the first page of an open TIFF file, without its pixels.
-
-    Raises
-    ------
-    TiffError
-        when the file is cut off
-    """
+    """Return the first page of an open TIFF file, without its pixels; raises :class:`TiffError` as above."""
     return next(_walk(file))
 
 
@@ -262,8 +248,6 @@ def _decompressed(packed: bytes, compression: int, rows: int, wide: int) -> byte
             return zlib.decompressobj().decompress(packed, rows * wide)
         except zlib.error as error:
             raise TiffError(f"a block is damaged ({error})") from None
-    from PIL import Image
-
     # Pillow's libtiff decodes any of these, wrapped as a picture of one byte per pixel.
     tags = {WIDTH: wide, HEIGHT: rows, BITS: 8, COMPRESSION: compression, PHOTOMETRIC: 1, SAMPLES: 1, _ROWS: rows}
     tags |= {_STRIPS: 0, _STRIP_BYTES: len(packed)}

@@ -14,9 +14,20 @@ COMMANDS: Mapping[str, str] = {
     "guide": "conceptkit.options.guide:Guide",
     "grid": "conceptkit.options.grid:Grid",
     "bags": "conceptkit.options.bags:Bags",
+    "predict": "conceptkit.options.predict:Predict",
     "predictivity": "conceptkit.options.predictivity:Predictivity",
     "attribute": "conceptkit.options.attribute:Attribute",
     "audit": "conceptkit.options.audit:Audit",
+    "tile": "conceptkit.options.tile:Tile",
+    "measure": "conceptkit.options.measure:Measure",
+    "splits": "conceptkit.options.study:Splits",
+    "extract": "conceptkit.options.extract:Extract",
+    "layers": "conceptkit.options.layers:Layers",
+    "report": "conceptkit.options.report:Report",
+    "demo": "conceptkit.options.report:Demo",
+    "init": "conceptkit.options.study:Init",
+    "status": "conceptkit.options.study:Status",
+    "doctor": "conceptkit.options.study:Doctor",
 }
 """Name of a command → ``module:class``, in the order of the help"""
 

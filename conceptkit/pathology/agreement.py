@@ -35,10 +35,7 @@ def agreement(found: NDArray[np.integer], drawn: NDArray[np.integer]) -> Agreeme
 
     Where both are empty all scores are 1; where one is, they are 0.
 
-    Raises
-    ------
-    InputError
-        when the images differ in shape
+    Raises :class:`InputError` when the images differ in shape.
     """
     if found.shape != drawn.shape:
         raise InputError(f"found: must have the shape of drawn, {drawn.shape}, got {found.shape}.")

@@ -100,10 +100,7 @@ def suffix_of(path: Path) -> str:
 def read_drawing(path: Path) -> Drawing:
     """Read an annotation file of a slide, by its suffix.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or in none of these formats, or holds objects but none of them is a polygon
+    Raises :class:`InputError` when it is missing, in none of these formats, or holds objects but no polygon.
     """
     suffix = suffix_of(path)
     if not suffix:

@@ -36,10 +36,8 @@ class Annotations:
     def share(self, boxes: NDArray[np.float64], *, samples: int = 32) -> NDArray[np.float64]:
         """Return the share of each box that is inside, (n,).
 
-        Parameters
-        ----------
-        boxes : (n, 4) left, top, right, bottom in pixels of level 0
-        samples : points per side at which a box that a contour crosses is sampled; the error is below 1 / samples
+        Boxes are (n, 4): left, top, right, bottom in pixels of level 0. A box that a contour crosses is sampled at
+        ``samples`` points per side; the error is below 1 / samples.
         """
         out = np.zeros(len(boxes))
         polygons = (*self.areas, *self.holes)
@@ -81,19 +79,10 @@ def touches(boxes: NDArray[np.float64], box: tuple[float, float, float, float]) 
 
 
 def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:
-    """Read what counts of an annotation file.
+    """Read the areas that count of an annotation file; ``classes`` as in :func:`select`.
 
     A ring may touch or cross itself: it is filled by the even-odd rule. Inner rings are cut out of their polygon.
-
-    Parameters
-    ----------
-    path : the file: XML of ASAP, ImageScope or HALO, GeoJSON, or Camelyon's JSON
-    classes : as in :func:`select`
-
-    Raises
-    ------
-    InputError
-        when the file cannot be read, or a ring winds twice around a part of its area
+    Raises :class:`InputError` when the file cannot be read, or a ring winds twice around a part of its area.
     """
     found = select(read_drawing(path), classes)
     for polygon in (*found.areas, *found.holes):
@@ -103,12 +92,9 @@ def read_annotations(path: Path, *, classes: Sequence[str] = ()) -> Annotations:
 
 
 def select(drawing: Drawing, classes: Sequence[str] = ()) -> Annotations:
-    """Return the polygons of a file whose class counts, and those that are taken away from them.
+    """Return the polygons of a file whose class counts, and those that are subtracted from them.
 
-    Parameters
-    ----------
-    drawing : the file's content
-    classes : classes, base classes or groups that count, upper or lower case; by default all that are not excluded
+    ``classes`` are classes, base classes or groups, in upper or lower case; by default all that are not excluded.
     """
     wanted = {_key(name) for name in classes}
     areas, holes = [], []

@@ -75,7 +75,7 @@ class Batch:
 
     @cached_property
     def stains(self) -> Values:
-        """(n, 2, 3) stain vectors; NaN where a patch has too little tissue to tell."""
+        """(n, 2, 3) stain vectors; NaN where a patch has too little tissue."""
         found = [stain_statistics(p[None]) for p in self.pixels]
         return np.reshape([np.full((2, 3), np.nan) if s is None else s.vectors for s in found], (-1, 2, 3))
 
@@ -109,12 +109,13 @@ class Measure:
         return self.function(*(getattr(batch, part) for part in self.needs.split("+")))
 
 
-def as_measure(*, name: str = "", **facts: Any) -> Callable[[Callable[..., Values]], Measure]:
+def as_measure(unit: str, meaning: str, *, name: str = "", **facts: Any) -> Callable[[Callable[..., Values]], Measure]:
     """Return a decorator that makes a measure of a function.
 
     Parameters
     ----------
-    name : by default that of the function
-    facts : the other fields of :class:`Measure`
+    name : default: that of the function
+    unit, meaning, facts : the other fields of :class:`Measure`
     """
+    facts |= {"unit": unit, "meaning": meaning}
     return lambda function: Measure(name=name or function.__name__, function=function, **facts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from conceptkit.errors import InputError
 
@@ -25,19 +26,10 @@ _REACH = 0.6
 def read_contours(path: Path, shape: tuple[int, ...] | None, mpp: float) -> NDArray[np.int32]:
     """Return the nuclei of a JSON file of HoVer-Net as labels 1 to n, (h, w), in the order of the file.
 
-    Parameters
-    ----------
-    path : the file, whose table ``nuc`` holds a ``contour`` (n, 2) of x and y for each nucleus
-    shape : height and width of the image
-    mpp : microns per pixel of the image, NaN where unknown
-
-    Raises
-    ------
-    InputError
-        when the file is damaged or holds something else, or its contours are those of another image or resolution
+    The table ``nuc`` holds a ``contour`` (n, 2) of x and y for each nucleus. Raises :class:`InputError` when the file
+    is damaged, holds something else, or its contours do not fit the image's ``shape`` or its ``mpp`` (NaN where
+    unknown).
     """
-    from PIL import Image, ImageDraw
-
     if shape is None:
         raise InputError(f"{path} holds contours, which need an image for their size; name a label image instead.")
     contours, magnification = _read(path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.families import DISTURBANCES
@@ -36,8 +37,6 @@ class Disturbance:
 
 def rotate(pixels: Pixels, degrees: float) -> Pixels:
     """Return the patch turned counter-clockwise about its middle; what comes in from outside is its mirror image."""
-    from scipy.ndimage import affine_transform
-
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     middle = (np.array(pixels.shape[:2]) - 1) / 2
@@ -47,8 +46,6 @@ def rotate(pixels: Pixels, degrees: float) -> Pixels:
 
 def rescale(pixels: Pixels, power: float) -> Pixels:
     """Return the patch seen at 2^power times its magnification, about its middle; beyond its edge it is mirrored."""
-    from scipy.ndimage import affine_transform
-
     factor = 2.0**-power
     middle = (np.array(pixels.shape[:2]) - 1) / 2
     return _by_channel(
@@ -65,17 +62,13 @@ def compress(pixels: Pixels, quality: float) -> Pixels:
 
 def blur(pixels: Pixels, sigma: float) -> Pixels:
     """Return the patch after a Gaussian filter of ``sigma`` pixels."""
-    from scipy.ndimage import gaussian_filter
-
     return _by_channel(pixels, lambda c: gaussian_filter(c, sigma, mode="mirror"))
 
 
 def restain(pixels: Pixels, power: float, *, stain: int) -> Pixels:
     """Return the patch with 2^power times as much of one stain (0 hematoxylin, 1 eosin) in every pixel.
 
-    Source
-    ------
-    Ruifrok and Johnston, 2001, for the stain vectors; Tellez et al., 2019, for scaling them
+    Sources: Ruifrok and Johnston, 2001, for the stain vectors; Tellez et al., 2019, for scaling them.
     """
     amounts = optical_density(pixels) @ np.linalg.inv(RUIFROK)
     # A pixel of glass has none of a stain, and noise below none is not more of it.
@@ -124,13 +117,8 @@ class Treatment:
 def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> PatchTable:
     """Return the table with every patch disturbed once, and the amounts as concepts ``made_rotation`` and so on.
 
-    An amount depends on seed, disturbance and ``patch_id`` alone: the same patch is disturbed alike in every order and
-    every subset of the table.
-
-    Raises
-    ------
-    InputError
-        for a name that is not in :data:`conceptkit.families.DISTURBANCES`, a repeat, or a table that has such a column
+    An amount depends on seed, disturbance and ``patch_id`` only: the same patch is disturbed alike in every order and
+    subset of the table. Raises :class:`InputError` for an unknown or repeated name, or a table that has such a column.
     """
     check_distinct("disturb", names)
     for name in names:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.stain import lab_statistics, stain_statistics
-
-if TYPE_CHECKING:
-    from sklearn.cluster import KMeans
 
 Floats = NDArray[np.float64]
 
@@ -42,10 +39,10 @@ class Domains:
 
 
 def stain_profile(pixels: Pixels) -> Floats:
-    """Return how a patch (h, w, 3) is stained: (14,) numbers, not a number where it shows too little tissue.
+    """Return how a patch (h, w, 3) is stained: (14,) numbers, NaN where it shows too little tissue.
 
     Mean and standard deviation of L*, a* and b* over tissue (6), Macenko's two stain vectors (6) and the 99th
-    percentiles of the stains' amounts (2). Texture is left out on purpose, as it is what tissue differs in.
+    percentiles of the stains' amounts (2). Texture is not included, as it is what differs between tissues.
     """
     found = np.full(STAIN_PROFILE, np.nan)
     colour, stains = lab_statistics(pixels[None]), stain_statistics(pixels[None])
@@ -63,31 +60,24 @@ def propose_domains(
     features: NDArray[np.floating] | None = None,
     seed: int = 0,
 ) -> Domains:
-    """Sort rows into domains by k-means on stain profiles, fitted on some rows and applied to all.
+    """Assign rows to domains by k-means on stain profiles, fitted on some rows and applied to all.
 
     With groups the profiles of a group's rows are averaged first: slides of one patient are stained alike, while what
-    its patches show differs. Numbers are standardised by mean and spread of what is fitted. Features of a network come
-    beside them as principal components, scaled as a whole to the variance of the profiles: each has half the say,
-    however many numbers it has.
+    its patches show differs. Numbers are standardised by mean and spread of the fitted rows. Features of a network are
+    added as principal components, scaled as a whole to the variance of the profiles, so that each has equal weight.
 
-    k-means finds domains in anything. What they explain is therefore compared with what it explains of draws from one
-    Gaussian, turned and scaled to the very covariance of what was fitted (after Liu et al., 2008).
+    k-means finds domains in anything. The variance that they explain is therefore compared with what k-means explains
+    of draws from one Gaussian of exactly the covariance of the fitted rows (after Liu et al., 2008).
+    Raises :class:`InputError` when there are fewer distinct profiles than domains.
 
     Parameters
     ----------
-    profiles : (n, p), rows that hold what is not a number say nothing
-    fitted : (n,) true for training rows: no other row enters means, spreads, components or centers of clusters
-    groups : (n,) group numbers; ``None``: every row by itself
-    domains : how many, at least 2
+    profiles : (n, p), NaN where unknown
+    fitted : (n,) true for training rows: no other row affects means, spreads, components or cluster centers
+    groups : (n,) group numbers; ``None``: every row is its own group
+    domains : number of domains, at least 2
     features : (n, d) statistics of a network's activations, such as channel means; ``None`` for stain alone
-
-    Raises
-    ------
-    InputError
-        when there are fewer distinct profiles than domains
     """
-    from sklearn.cluster import KMeans
-
     check_at_least("latent", domains, 2)
     known = np.asarray(np.isfinite(profiles).all(axis=1))
     units = np.arange(len(profiles)) if groups is None else groups
@@ -143,7 +133,7 @@ def _components(own: Floats, everywhere: Floats) -> tuple[Floats, Floats]:
 
 
 def _explained(X: Floats, clusters: KMeans) -> float:
-    """Return the share of the variance of X (n, p) between clusters, along the axes in which their middles differ.
+    """Return the share of the variance of X (n, p) between clusters, along the axes in which their centers differ.
 
     Along all other axes domains do not differ, and these would hide three tight clouds among many numbers.
     """

@@ -1,4 +1,4 @@
-"""Annotation files found for slides, and what to say of them."""
+"""Annotation files of slides, and notes on them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, near_names
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from conceptkit.pathology.tiling import Tiling
+from conceptkit.pathology.annotation_files import SUFFIXES, read_drawing, suffix_of
+from conceptkit.pathology.annotations import classes_in, extents, select, touches
+from conceptkit.pathology.finding import listed
+from conceptkit.pathology.slides import bounds, open_slide
+from conceptkit.pathology.tiling import Tiling
 
 Drawn = Mapping[Path, Path | None]
 """Slide → its annotation file, where there is one."""
@@ -26,16 +26,11 @@ Drawn = Mapping[Path, Path | None]
 def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[Path | None]:
     """Return the annotation file of each slide, ``None`` where there is none.
 
-    A file is named like the slide, with or without the slide's suffix: ``case.geojson`` or ``case.svs.geojson``.
-
-    Raises
-    ------
-    InputError
-        when there is no such folder, no file for any slide, or two of one kind for the same slide
+    A file is named like the slide, with or without its suffix: ``case.geojson`` or ``case.svs.geojson``. Raises
+    :class:`InputError` without such a folder or any matching file, or with two of one kind for the same slide.
     """
     if folder is None:
         return [None] * len(slides)
-    from conceptkit.pathology.annotation_files import suffix_of
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,8 +52,6 @@ def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """Return the annotation files of a folder and its sub-folders by name, without suffix; hidden ones left out."""
-    from conceptkit.pathology.annotation_files import suffix_of
-
     found = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         suffix = suffix_of(path)
@@ -69,8 +62,6 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 def _candidates(slide: Path, by_name: Mapping[str, list[Path]]) -> list[Path]:
     """Return the annotation files that are named like a slide, the kind that is read first."""
-    from conceptkit.pathology.annotation_files import SUFFIXES, suffix_of
-
     stem = _same_case(slide.stem)
     names = dict.fromkeys((_same_case(slide.name), stem, stem.removesuffix(".ome")))
     files = [path for name in names for path in by_name.get(name, [])]
@@ -84,7 +75,7 @@ def _same_case(name: str) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of an annotation file; its polygons are read again by whoever cuts the slide."""
+    """Facts of an annotation file; its polygons are read again when the slide is cut."""
 
     classes: tuple[str, ...]
     """Classes that count when none is named."""
@@ -96,9 +87,6 @@ class Summary:
 
 def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
     """Return annotation file → summary; without files that cannot be read, whose slides are skipped with the reason."""
-    from conceptkit.pathology.annotation_files import read_drawing
-    from conceptkit.pathology.annotations import classes_in, extents, select
-
     found = {}
     for path in drawn.values():
         if path is None:
@@ -115,12 +103,9 @@ def summaries(drawn: Drawn, classes: Sequence[str]) -> dict[Path, Summary]:
 def annotation_notes(
     drawn: Drawn, read: Mapping[Path, Summary], folder: str | Path | None, tiling: Tiling
 ) -> list[str]:
-    """Return what to say of annotations before slides are cut: classes, objects skipped, shifts, files not read.
+    """Return notes on annotations before slides are cut: classes, objects skipped, shifts, files not read.
 
-    Raises
-    ------
-    InputError
-        when no file has any of the classes that were named
+    Raises :class:`InputError` when no file has any of the named classes.
     """
     if folder is None:
         return []
@@ -133,17 +118,17 @@ def annotation_notes(
 
 
 def _class_notes(read: Mapping[Path, Summary], wanted: tuple[str, ...]) -> Iterator[str]:
-    """Say which classes count as tumor; a class that no file has is a mistake."""
+    """Yield which classes count as tumor; a class that no file has is a mistake."""
     names = [name or "(none)" for name in dict.fromkeys(name for entry in read.values() for name in entry.classes)]
     if not wanted:
         if len(names) > 1:
-            yield f"All of these classes were counted as tumor: {', '.join(names)}; --tumor-class names those that are."
+            yield f"All of these classes were counted as tumor: {', '.join(names)}; use --tumor-class to choose some."
         return
     without = [path.name for path, entry in read.items() if not len(entry.areas)]
     if names and len(without) == len(read):
         raise InputError(f"tumor-class: no annotation is of {', '.join(wanted)}; {near_names(wanted[0], names)}.")
     if without:
-        yield f"Nothing of {', '.join(wanted)} in {len(without)} of {len(read)} annotations ({_few(without)})."
+        yield f"Nothing of {', '.join(wanted)} in {len(without)} of {len(read)} annotations ({listed(without)})."
 
 
 def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
@@ -152,15 +137,12 @@ def _skipped_notes(read: Mapping[Path, Summary]) -> Iterator[str]:
         total.update(entry.skipped)
     if total:
         kinds = ", ".join(f"{kind} ({number})" for kind, number in total.items())
-        files = _few([path.name for path, entry in read.items() if entry.skipped])
+        files = listed([path.name for path, entry in read.items() if entry.skipped])
         yield f"Skipped in annotations: {kinds}, in {files}."
 
 
 def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> Iterator[str]:
-    """Say where the corner of the scanned area was added to coordinates, where not, and which areas lie outside it."""
-    from conceptkit.pathology.annotations import touches
-    from conceptkit.pathology.slides import bounds, open_slide
-
+    """Yield where coordinates were shifted by the corner of the scanned area, and which areas lie outside it."""
     moved: list[str] = []
     kept: list[str] = []
     beyond: list[str] = []
@@ -182,26 +164,26 @@ def _place_notes(drawn: Drawn, read: Mapping[Path, Summary], *, shift: bool) -> 
             beyond.append(f"{outside} of {len(areas)} in {path.name}")
     if moved:
         yield (
-            f"Shifted by the corner of the scanned area, as QuPath counts from there: {_few(moved)}; "
+            f"Shifted by the corner of the scanned area, as QuPath counts from there: {listed(moved)}; "
             "--no-shift-geojson switches this off."
         )
     if kept:
-        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {_few(kept)}."
+        yield f"Not shifted by the corner of the scanned area, read as pixels of level 0: {listed(kept)}."
     if beyond:
-        yield f"Annotated areas outside the scanned area of their slide: {_few(beyond)}."
+        yield f"Annotated areas outside the scanned area of their slide: {listed(beyond)}."
 
 
 def _second_notes(drawn: Drawn, folder: Path) -> Iterator[str]:
     by_name = _by_name(folder)
     second = [path for slide in drawn for path in _candidates(slide, by_name)[1:]]
     if second:
-        yield f"Not read, as another kind of annotation goes first: {_few([path.name for path in second])}."
+        yield f"Not read, as another kind of annotation goes first: {listed([path.name for path in second])}."
 
 
 def label_warnings(
     drawn: Drawn, read: Mapping[Path, Summary], folder: str | Path | None, table: pd.DataFrame
 ) -> Iterator[str]:
-    """Say which slides have no annotation, and which have areas that no tile of tissue lies in."""
+    """Yield which slides have no annotation, and which have areas that no tile of tissue lies in."""
     if folder is None:
         return
     missing = [slide.name for slide, path in drawn.items() if path is None]
@@ -209,7 +191,7 @@ def label_warnings(
         by_name = _by_name(Path(folder))
         matched = {path for slide in drawn for path in _candidates(slide, by_name)}
         unused = [path.name for files in by_name.values() for path in files if path not in matched]
-        more = f" Annotation files that match no slide: {_few(unused)}." if unused else ""
+        more = f" Annotation files that match no slide: {listed(unused)}." if unused else ""
         yield (
             f"No annotations for {len(missing)} of {len(drawn)} slides ({', '.join(missing)}): "
             f"their tiles have no label.{more}"
@@ -220,10 +202,6 @@ def label_warnings(
     ]
     if beside:
         yield (
-            f"No tile of tissue lies in the annotated areas of {_few(beside)}: all tiles there are labelled normal; "
+            f"No tile of tissue lies in the annotated areas of {listed(beside)}: all tiles there are labelled normal; "
             "check that these files belong to their slides and are in pixels of level 0."
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.families import STAIN
 from conceptkit.files.atomic import scratch, take_space
 from conceptkit.images.pyramid import Pixels
+from conceptkit.pathology.images import read_image
 from conceptkit.pathology.slides import open_slide
 from conceptkit.pathology.stain import StainMethod
 from conceptkit.pathology.tiling import read_tiles
@@ -33,14 +37,9 @@ Starts = NDArray[np.intp]
 def read_reference(path: Path) -> NDArray[np.uint8]:
     """Return a reference image (h, w, 3) from an ``.npy`` file or an image.
 
-    Raises
-    ------
-    InputError
-        when the file cannot be read or is no RGB image
+    Raises :class:`InputError` when the file cannot be read or is not an RGB image.
     """
     if path.suffix.lower() != ".npy":
-        from conceptkit.pathology.images import read_image
-
         return read_image(path)[0]
     try:
         pixels = np.load(path, allow_pickle=False)
@@ -60,19 +59,10 @@ def export_tiles(
     slide_mpp: float | None = None,
     stain: tuple[str, Path] | None = None,
 ) -> pd.DataFrame:
-    """Write the pixels of a slide's tiles, and return the table with where they are.
+    """Write the pixels of a slide's tiles; return ``table`` with ``image``, or ``h5``, ``key`` and ``row``.
 
-    Parameters
-    ----------
-    path : the slide
-    table : what :func:`conceptkit.pathology.tiling.tile_slide` gave
-    folder : where ``{name}.h5`` or the folder ``{name}`` of PNGs goes; complete or not there
-    kind : ``png`` or ``h5``
-    stain : a stain method's name and its reference image
-
-    Returns
-    -------
-    The table with ``image``, or ``h5``, ``key`` and ``row``, as seen from ``folder``.
+    ``table`` is that of :func:`conceptkit.pathology.tiling.tile_slide`, ``stain`` a method's name and its reference.
+    ``kind`` is ``png`` or ``h5``: the folder ``{name}`` of images, or ``{name}.h5``, complete or absent.
     """
     name = safe_name(path)
     x, y = table["x"].to_numpy(dtype=np.intp), table["y"].to_numpy(dtype=np.intp)
@@ -102,22 +92,14 @@ def safe_name(path: Path) -> str:
     return plain if same else f"{plain}-{hashlib.sha256(path.stem.encode()).hexdigest()[:8]}"
 
 
-def _batches(tiles: Iterable[Pixels], method: StainMethod | None, source: Any) -> Iterator[Pixels]:
-    batch: list[NDArray[np.uint8]] = []
-    for tile in tiles:
-        batch.append(tile)
-        if len(batch) == _BATCH:
-            yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
-            batch = []
-    if batch:
+def _batches(tiles: Iterator[Pixels], method: StainMethod | None, source: Any) -> Iterator[Pixels]:
+    while batch := list(itertools.islice(tiles, _BATCH)):
         yield np.stack(batch) if method is None else method.transform(np.stack(batch), source=source)
 
 
 def _write_h5(
     batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
 ) -> dict[str, Any]:
-    import h5py
-
     path = temporary / "tiles.h5"
     take_space(path, int(1.02 * len(x) * side * side * 3))  # before HDF5 does, which may crash on a full disk
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -140,8 +122,6 @@ def _write_h5(
 def _write_pngs(
     batches: Iterable[Pixels], temporary: Path, folder: Path, name: str, x: Starts, y: Starts, side: int
 ) -> dict[str, Any]:
-    from PIL import Image
-
     files = [f"x{left}_y{top}.png" for left, top in zip(x, y, strict=True)]
     inside = temporary / name
     inside.mkdir()

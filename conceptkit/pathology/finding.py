@@ -68,7 +68,7 @@ def find_slides(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     notes = []
     if unfinished:
         notes.append(
-            f"Passed over {listed(sorted(p.name for p in unfinished))}: the name says that the file is unfinished."
+            f"Skipped {listed(sorted(p.name for p in unfinished))}: the name says that the file is unfinished."
         )
     return sorted(set(found)), notes
 
@@ -109,7 +109,7 @@ def copies_note(copies: Mapping[Path, Path]) -> list[str]:
     if not copies:
         return []
     names = listed([f"{copy} (as {kept.name})" for copy, kept in copies.items()])
-    return [f"Left out {len(copies)} files that open as the same slide as another file: {names}."]
+    return [f"Skipped {len(copies)} files that open as the same slide as another file: {names}."]
 
 
 def doubts_note(facts: Mapping[Path, SlideFacts], paths: Iterable[Path]) -> list[str]:

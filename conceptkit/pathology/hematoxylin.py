@@ -1,11 +1,13 @@
-"""Nuclei by their hematoxylin alone: colour deconvolution, many thresholds, watershed; no network, no weights file."""
+"""Nuclei by their hematoxylin: colour deconvolution, many thresholds, watershed; no network, no weights file."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
 
-from conceptkit.images.pixel_values import check_enlarged
+from conceptkit.images.pixel_values import check_enlarged, nearest
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
 from conceptkit.pathology.regions import Fields, Labels, best_set, candidates, split_touching
@@ -28,20 +30,13 @@ _APART = 3
 
 
 def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
-    """Return the nuclei of an image as labels, (h, w), 0 where there is none.
+    """Return the nuclei of an image (h, w, 3) as labels, (h, w), 0 where there is none.
 
-    The image is brought to 0.5 µm per pixel. Its hematoxylin is cut at 6 thresholds between its median and its
-    99.5th percentile; the connected dark regions form trees, each region is given a score (how far it will overlap a
-    nucleus, from ten numbers of shape and darkness, see :mod:`conceptkit.pathology.nucleus_score`), and the set of
-    regions that do not overlap and score best is kept. Regions that are no ellipse are parted by a watershed on the
-    distance to their rim where the parts score better.
-
-    Parameters
-    ----------
-    image
-        (h, w, 3) RGB.
-    mpp
-        Microns per pixel; ``None``: taken for :data:`ASSUMED_MPP`.
+    The image is brought to 0.5 µm per pixel; without ``mpp`` it counts as :data:`ASSUMED_MPP`. Its hematoxylin is cut
+    at 6 thresholds between its median and its 99.5th percentile; the connected dark regions form trees, each region has
+    a score (expected overlap with a nucleus, from ten numbers of shape and darkness, see
+    :mod:`conceptkit.pathology.nucleus_score`), and the set of regions that do not overlap and score best is kept.
+    Regions that are not ellipses are split by a watershed on the distance to their rim where the parts score better.
     """
     height, width = image.shape[:2]
     fields = prepare(image, mpp)
@@ -55,8 +50,6 @@ def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.in
 
 def prepare(image: NDArray[np.uint8], mpp: float | None) -> Fields | None:
     """Return what nuclei are looked for in, at 0.5 µm per pixel; ``None`` where nothing stands out."""
-    from scipy import ndimage
-
     own = ASSUMED_MPP if mpp is None or not np.isfinite(mpp) else mpp
     density = colour.optical_density(np.moveaxis(_resized(image, own), 2, 0))  # (3, h, w): planes
     red, green, blue = density
@@ -73,8 +66,6 @@ def prepare(image: NDArray[np.uint8], mpp: float | None) -> Fields | None:
 
 def _resized(image: NDArray[np.uint8], mpp: float) -> NDArray[np.uint8]:
     """Return an image (h, w, 3) at the working resolution; light is averaged, as a scanner of that resolution would."""
-    from PIL import Image
-
     factor = WORKING_MPP / mpp
     height, width = image.shape[:2]
     if abs(factor - 1) <= 0.1:
@@ -94,9 +85,7 @@ def _enlarged(labels: Labels, height: int, width: int) -> NDArray[np.int32]:
         return labels
     if (2 * rows, 2 * columns) == (height, width):
         return labels.repeat(2, axis=0).repeat(2, axis=1)
-    y = np.minimum(((np.arange(height) + 0.5) * rows / height).astype(np.intp), rows - 1)
-    x = np.minimum(((np.arange(width) + 0.5) * columns / width).astype(np.intp), columns - 1)
-    return np.asarray(labels[y][:, x])
+    return nearest(labels, height, width)
 
 
 def _numbered(labels: Labels) -> Labels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,61 +21,53 @@ _JPEG_HEAD = 4096
 """Bytes within which a JPEG has its quantization tables."""
 
 
+@contextmanager
+def _named() -> Iterator[None]:
+    """Begin what is wrong with an image file with ``image:``."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"image: {error}") from None
+
+
+@_named()
 def read_image(path: Path) -> tuple[NDArray[np.uint8], float]:
     """Return an image as RGB, (h, w, 3), and its JPEG quality as :func:`read_quality` does.
 
-    Raises
-    ------
-    InputError
-        as :func:`conceptkit.images.image_files.read_rgb`
+    Raises :class:`InputError` as :func:`conceptkit.images.image_files.read_rgb`.
     """
-    try:
-        pixels = image_files.read_rgb(path)
-    except InputError as error:
-        raise InputError(f"image: {error}") from None
-    return pixels, read_quality(path)
+    return image_files.read_rgb(path), _quality(path)
 
 
+@_named()
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image in pixels, without reading its pixels.
-
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
-    """
-    try:
-        return image_files.image_shape(path)
-    except InputError as error:
-        raise InputError(f"image: {error}") from None
+    """Return height and width of an image in pixels, without reading its pixels."""
+    return image_files.image_shape(path)
 
 
+@_named()
 def check_upright(path: Path) -> None:
     """Raise :class:`InputError` when an image is stored turned: whether its mask is turned as well is unknown."""
-    try:
-        turned = image_files.is_turned(path)
-    except InputError as error:
-        raise InputError(f"image: {error}") from None
-    if turned:
+    if image_files.is_turned(path):
         raise InputError(
-            f"image: the metadata of {path} turn it, and whether its mask is turned as well is unknown; save the image "
+            f"the metadata of {path} turn it, and whether its mask is turned as well is unknown; save the image "
             "upright, without an orientation."
         )
 
 
+@_named()
 def read_quality(path: Path) -> float:
-    """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its head alone; NaN for others.
+    """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its head alone; NaN for others."""
+    return _quality(path)
 
-    Raises
-    ------
-    InputError
-        when the file is missing or is not an image
-    """
-    try:
-        with image_files.readable(path):
-            return tiff_quality(path) if is_tiff(path) else _file_quality(path)
-    except InputError as error:
-        raise InputError(f"image: {error}") from None
+
+def _quality(path: Path) -> float:
+    with image_files.readable(path):
+        if is_tiff(path):
+            return tiff_quality(path)
+        with image_files.pillow_image(path) as image:
+            tables = getattr(image, "quantization", None) if image.format in ("JPEG", "MPO") else None
+            return jpeg_quality(tables[0]) if tables and 0 in tables else math.nan
 
 
 def tiff_quality(path: Path) -> float:
@@ -108,9 +102,3 @@ def _luminance_table(head: bytes) -> list[int] | None:
             return list(head[at + 5 : at + 69])
         at = end
     return None
-
-
-def _file_quality(path: Path) -> float:
-    with image_files.pillow_image(path) as image:
-        tables = getattr(image, "quantization", None) if image.format in ("JPEG", "MPO") else None
-        return jpeg_quality(tables[0]) if tables and 0 in tables else math.nan

@@ -13,10 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import ResNet50_Weights
+from torchvision.models.detection import MaskRCNN as Detector
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from conceptkit.errors import InputError, check_at_least, check_choice
-from conceptkit.images.pixel_values import check_enlarged
+from conceptkit.images.pixel_values import check_enlarged, nearest
 
 SCHEMA = "conceptkit/maskrcnn/1"
 
@@ -36,11 +44,9 @@ class MaskRCNN:
     def segment(self, image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
         """Return the nuclei of an image (h, w, 3) as labels, (h, w).
 
-        The image is brought to the resolution of the training and taken in windows that overlap; a nucleus is taken
+        The image is brought to the resolution of the training and processed in overlapping windows; a nucleus is taken
         from the window whose inner part holds its centre.
         """
-        from PIL import Image
-
         height, width = image.shape[:2]
         factor = 1.0 if mpp is None else mpp / self.mpp
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -48,11 +54,7 @@ class MaskRCNN:
         same = abs(factor - 1) <= 0.05
         pixels = image if same else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         labels = self._in_windows(pixels)
-        if same:
-            return labels
-        y = np.minimum(((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp), labels.shape[0] - 1)
-        x = np.minimum(((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp), labels.shape[1] - 1)
-        return np.asarray(labels[y][:, x])
+        return labels if same else nearest(labels, height, width)
 
     def _in_windows(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         height, width = image.shape[:2]
@@ -86,14 +88,8 @@ class MaskRCNN:
 def build(*, weights: str = "imagenet") -> nn.Module:
     """Return torchvision's Mask R-CNN with ResNet50 and two classes; its backbone from ImageNet, or ``random``.
 
-    BatchNorm is frozen, as torchvision has it: batches are too small for statistics of their own.
+    BatchNorm is frozen, as in torchvision: batches are too small for statistics of their own.
     """
-    from torchvision.models import ResNet50_Weights
-    from torchvision.models.detection import MaskRCNN as Detector
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops import FrozenBatchNorm2d
-
     check_choice("weights", weights, ("imagenet", "random"))
     start = ResNet50_Weights.IMAGENET1K_V1 if weights == "imagenet" else None
     try:
@@ -135,19 +131,15 @@ def train_maskrcnn(
 ) -> MaskRCNN:
     """Train Mask R-CNN on images with nucleus labels; the epoch of the best Dice is kept.
 
-    As in the paper: ResNet50 from ImageNet, SGD with learning rate 0.001 and momentum 0.9, Dice watched.
+    As in the paper: ResNet50 from ImageNet, SGD with learning rate 0.001 and momentum 0.9, validated by Dice.
+    Raises :class:`InputError` when images and labels do not fit, or none is left to train on.
 
     Parameters
     ----------
-    images, labels : (h, w, 3) RGB and (h, w) labels each, all at ``mpp``; windows of them are turned and mirrored
-    held_out : the last so many images are not trained on; Dice is watched on them
+    images, labels : (h, w, 3) RGB and (h, w) labels each, all at ``mpp``; windows of them are rotated and mirrored
+    held_out : number of images, the last ones, that Dice is measured on and that are not trained on
     network : instead of :func:`build`
-    progress : told the epoch, their number, and Dice
-
-    Raises
-    ------
-    InputError
-        when images and labels do not fit, or none is left to train on
+    progress : receives the epoch, the number of epochs, and Dice
     """
     check_at_least("epochs", epochs, 1)
     if len(images) != len(labels) or any(a.shape[:2] != b.shape for a, b in zip(images, labels, strict=False)):
@@ -196,8 +188,6 @@ def train_maskrcnn(
 
 def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
     """Write a network as one safetensors file that a later version opens."""
-    from safetensors.torch import save_file
-
     state = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -206,15 +196,7 @@ def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
 
 
 def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
-    """Open what :func:`save_maskrcnn` wrote.
-
-    Raises
-    ------
-    InputError
-        when the file is missing or is not such a checkpoint
-    """
-    from safetensors import SafetensorError, safe_open
-
+    """Open a checkpoint of :func:`save_maskrcnn`; raises :class:`InputError` when the file is not one."""
     if not path.is_file():
         raise InputError(f"nuclei-weights: there is no file {path}.")
     try:

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.io import loadmat
+from skimage.measure import label
 
 from conceptkit.errors import InputError
 from conceptkit.images.image_files import is_deep, load, orientation_of, pillow_image, readable
@@ -88,8 +91,6 @@ def read_mask_row(path: Path, row: int) -> Labels:
     InputError
         when the file, the dataset or the row is missing, or holds no whole numbers
     """
-    import h5py
-
     try:
         with h5py.File(path, "r") as file:
             data = file["masks"]
@@ -114,8 +115,6 @@ def check_mask_rows(path: Path) -> None:
 
     Some rows are looked at together, spread evenly over all of them.
     """
-    import h5py
-
     try:
         with h5py.File(path, "r") as file:
             count = len(file["masks"])
@@ -144,8 +143,6 @@ def check_instances(masks: Iterable[Labels], name: str) -> None:
 
 def _pieces(labels: Labels) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Return the labels that a mask has, and the number of connected pieces of each, (k,) both."""
-    from skimage.measure import label
-
     pieces, number = label(labels, background=0, connectivity=2, return_num=True)  # type: ignore[no-untyped-call]
     owner = np.zeros(number + 1, dtype=labels.dtype)
     owner[pieces.ravel()] = labels.ravel()
@@ -324,8 +321,6 @@ def _arrays_readable(path: Path) -> Iterator[None]:
 
 
 def _from_mat(path: Path) -> NDArray[Any]:
-    from scipy.io import loadmat
-
     try:
         labels = loadmat(path, variable_names=["inst_map"], appendmat=False).get("inst_map")
     except NotImplementedError:

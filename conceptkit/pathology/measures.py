@@ -35,8 +35,8 @@ _nuisance = partial(as_measure, needs="pixels", takes="batch", level="acquisitio
 
 
 @_nuclear(
-    unit="nuclei per patch",
-    meaning="Many nuclei mean dense cellularity, as in proliferating tumor or in inflammation.",
+    "nuclei per patch",
+    "Many nuclei mean dense cellularity, as in proliferating tumor or in inflammation.",
     level="patch",
 )
 def count(batch: Batch) -> Values:
@@ -44,18 +44,15 @@ def count(batch: Batch) -> Values:
     return np.bincount(batch.nuclei.patch, minlength=batch.nuclei.n).astype(np.float64)
 
 
-@_nuclear(
-    unit="px",
-    meaning="Large nuclei are a sign of nuclear grade; in pixels it compares only within one magnification.",
-)
+@_nuclear("px", "Large nuclei are a sign of nuclear grade; in pixels it compares only within one magnification.")
 def area_px(batch: Batch) -> Values:
     """Return the mean number of pixels that a nucleus has inside each patch, (n,); NaN where there is no nucleus."""
     return batch.nuclei.mean(batch.nuclei.area)
 
 
 @_nuclear(
-    unit="µm²",
-    meaning="Large nuclei are a sign of nuclear grade; in µm² it compares across scanners and magnifications.",
+    "µm²",
+    "Large nuclei are a sign of nuclear grade; in µm² it compares across scanners and magnifications.",
     needs="mask+mpp",
 )
 def area_um2(batch: Batch) -> Values:
@@ -64,46 +61,33 @@ def area_um2(batch: Batch) -> Values:
 
 
 @_patch(
-    unit="grey levels²",
-    meaning="High contrast means neighbouring pixels differ: coarse chromatin, sharp borders, crisp staining.",
+    "grey levels²", "High contrast means neighbouring pixels differ: coarse chromatin, sharp borders, crisp staining."
 )
 def contrast(batch: Batch) -> Values:
     """Return the contrast of the grey levels of each patch, (n,)."""
     return batch.texture.contrast
 
 
-@_patch(
-    unit="1",
-    meaning="High correlation means grey levels change smoothly: homogeneous chromatin and stroma, or blur.",
-)
+@_patch("1", "High correlation means grey levels change smoothly: homogeneous chromatin and stroma, or blur.")
 def correlation(batch: Batch) -> Values:
     """Return the correlation of neighbouring grey levels of each patch, (n,)."""
     return batch.texture.correlation
 
 
-@_patch(
-    unit="1",
-    meaning="High homogeneity means equal neighbours: glass, mucus, fat, or an even stroma.",
-)
+@_patch("1", "High homogeneity means equal neighbours: glass, mucus, fat, or an even stroma.")
 def homogeneity(batch: Batch) -> Values:
     """Return the homogeneity of the grey levels of each patch, (n,)."""
     return batch.matrix.homogeneity
 
 
-@_patch(
-    unit="1",
-    meaning="A high angular second moment means few grey levels rule the patch: empty or very even tissue.",
-)
+@_patch("1", "A high angular second moment means few grey levels rule the patch: empty or very even tissue.")
 def asm(batch: Batch) -> Values:
     """Return the angular second moment of the grey levels of each patch, (n,)."""
     return batch.matrix.asm
 
 
 @_nuclear(
-    unit="nuclei/mm²",
-    meaning="Cellularity that compares across patch sizes and magnifications.",
-    needs="mask+mpp",
-    level="patch",
+    "nuclei/mm²", "Cellularity that compares across patch sizes and magnifications.", needs="mask+mpp", level="patch"
 )
 def density_mm2(batch: Batch) -> Values:
     """Return nuclei per mm² of patch, (n,); a nucleus counts in every patch that holds a pixel of it."""
@@ -112,11 +96,7 @@ def density_mm2(batch: Batch) -> Values:
     return np.asarray(count(batch) / (height * width * scale**2) * 1e6)
 
 
-@_nuclear(
-    unit="1",
-    meaning="A high share of nuclei means crowded or enlarged nuclei, or little cytoplasm.",
-    level="patch",
-)
+@_nuclear("1", "A high share of nuclei means crowded or enlarged nuclei, or little cytoplasm.", level="patch")
 def nuclear_share(batch: Batch) -> Values:
     """Return the share of pixels inside nuclei, (n,)."""
     height, width = batch.pixels.shape[1:3]
@@ -124,29 +104,20 @@ def nuclear_share(batch: Batch) -> Values:
     return np.asarray(pixels / (height * width))
 
 
-@_nuclear(
-    unit="px",
-    meaning="Nuclei of very different size (anisokaryosis) are a sign of nuclear grade.",
-)
+@_nuclear("px", "Nuclei of very different size (anisokaryosis) are a sign of nuclear grade.")
 def area_sd_px(batch: Batch) -> Values:
     """Return the standard deviation between the nuclei's pixels inside each patch, (n,); NaN below two nuclei."""
     return batch.nuclei.sd(batch.nuclei.area)
 
 
-@_nuclear(
-    unit="µm²",
-    meaning="Anisokaryosis that compares across scanners and magnifications.",
-    needs="mask+mpp",
-)
+@_nuclear("µm²", "Anisokaryosis that compares across scanners and magnifications.", needs="mask+mpp")
 def area_sd_um2(batch: Batch) -> Values:
     """Return :func:`area_sd_px` in µm², (n,)."""
     return area_sd_px(batch) * np.square(_mpp(batch))
 
 
 @_nuclear(
-    unit="1",
-    meaning="Round nuclei (low) are lymphocytes or epithelium, long ones (high) fibroblasts and vessels.",
-    source=_MOMENTS,
+    "1", "Round nuclei (low) are lymphocytes or epithelium, long ones (high) fibroblasts and vessels.", source=_MOMENTS
 )
 def eccentricity(batch: Batch) -> Values:
     """Return the mean eccentricity of the nuclei that do not touch the border, (n,); NaN where there is none."""
@@ -154,8 +125,8 @@ def eccentricity(batch: Batch) -> Values:
 
 
 @_nuclear(
-    unit="1",
-    meaning="Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei not told apart.",
+    "1",
+    "Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei not told apart.",
     source="area over that of the convex hull; nuclei that touch the border are left out",
 )
 def solidity(batch: Batch) -> Values:
@@ -164,8 +135,8 @@ def solidity(batch: Batch) -> Values:
 
 
 @_inside(
-    unit="optical density",
-    meaning="Dark nuclei (hyperchromasia) are a sign of malignancy; it follows the stain's strength too.",
+    "optical density",
+    "Dark nuclei (hyperchromasia) are a sign of malignancy; it follows the stain's strength too.",
     source=_RUIFROK,
 )
 def hematoxylin(batch: Batch) -> Values:
@@ -174,8 +145,8 @@ def hematoxylin(batch: Batch) -> Values:
 
 
 @_inside(
-    unit="optical density",
-    meaning="Uneven hematoxylin inside a nucleus means clumped or vesicular chromatin.",
+    "optical density",
+    "Uneven hematoxylin inside a nucleus means clumped or vesicular chromatin.",
     source=_RUIFROK + "; standard deviation inside a nucleus, mean of a patch's nuclei",
 )
 def hematoxylin_sd(batch: Batch) -> Values:
@@ -183,45 +154,33 @@ def hematoxylin_sd(batch: Batch) -> Values:
     return batch.nuclei.mean(batch.hematoxylin[1])
 
 
-@_inside(
-    unit="grey levels²",
-    meaning="High contrast inside nuclei means coarse chromatin and nucleoli.",
-)
+@_inside("grey levels²", "High contrast inside nuclei means coarse chromatin and nucleoli.")
 def nuclei_contrast(batch: Batch) -> Values:
     """Return the contrast of the grey levels inside nuclei, (n,)."""
     return batch.chromatin.contrast
 
 
-@_inside(
-    unit="1",
-    meaning="High correlation inside nuclei means chromatin that changes smoothly, or nuclei that differ in tone.",
-)
+@_inside("1", "High correlation inside nuclei means chromatin that changes smoothly, or nuclei that differ in tone.")
 def nuclei_correlation(batch: Batch) -> Values:
     """Return the correlation of neighbouring grey levels inside nuclei, (n,)."""
     return batch.chromatin.correlation
 
 
-@_inside(
-    unit="1",
-    meaning="High homogeneity inside nuclei means even, smudged chromatin.",
-)
+@_inside("1", "High homogeneity inside nuclei means even, smudged chromatin.")
 def nuclei_homogeneity(batch: Batch) -> Values:
     """Return the homogeneity of the grey levels inside nuclei, (n,)."""
     return batch.chromatin.homogeneity
 
 
-@_inside(
-    unit="1",
-    meaning="A high angular second moment inside nuclei means chromatin of few tones.",
-)
+@_inside("1", "A high angular second moment inside nuclei means chromatin of few tones.")
 def nuclei_asm(batch: Batch) -> Values:
     """Return the angular second moment of the grey levels inside nuclei, (n,)."""
     return batch.chromatin.asm
 
 
 @_nuclear(
-    unit="px",
-    meaning="Near neighbours mean crowding, as in solid tumor; in pixels it compares within one magnification.",
+    "px",
+    "Near neighbours mean crowding, as in solid tumor; in pixels it compares within one magnification.",
     source="nearest centre within the patch",
     level="patch",
 )
@@ -232,8 +191,8 @@ def neighbour_px(batch: Batch) -> Values:
 
 
 @_nuclear(
-    unit="µm",
-    meaning="Near neighbours mean crowding, as in solid tumor or lymphoid tissue.",
+    "µm",
+    "Near neighbours mean crowding, as in solid tumor or lymphoid tissue.",
     source="nearest centre within the patch",
     needs="mask+mpp",
     level="patch",
@@ -244,8 +203,8 @@ def neighbour_um(batch: Batch) -> Values:
 
 
 @_nuclear(
-    unit="px",
-    meaning="Unequal distances mean nuclei in nests or rows, equal ones an even sheet.",
+    "px",
+    "Unequal distances mean nuclei in nests or rows, equal ones an even sheet.",
     source="nearest centre within the patch",
     level="patch",
 )
@@ -259,9 +218,9 @@ def _stain(stain: int, full: str) -> tuple[Measure, ...]:
     """Return the components of a stain's vector in red, green and blue."""
     return tuple(
         _nuisance(
+            "1",
+            f"How much {colour} the {full} of this laboratory absorbs: its recipe and the scanner.",
             name=f"stain_{full[0]}_{colour[0]}",
-            unit="1",
-            meaning=f"How much {colour} the {full} of this laboratory absorbs: its recipe and the scanner.",
             source=_MACENKO,
         )(partial(_component, stain=stain, channel=channel))
         for channel, colour in enumerate(("red", "green", "blue"))
@@ -280,9 +239,9 @@ def _lab(statistic: int, word: str, ending: str = "") -> tuple[Measure, ...]:
     """Return the mean (0) or the standard deviation (1) of the three axes of CIELAB."""
     return tuple(
         _nuisance(
+            "1",
+            f"{word} of {range_}: staining strength, thickness and scanner.",
             name=f"lab_{axis}{ending}",
-            unit="1",
-            meaning=f"{word} of {range_}: staining strength, thickness and scanner.",
         )(partial(_axis, statistic=statistic, axis=k))
         for k, (axis, range_) in enumerate((("l", "lightness"), ("a", "green to red"), ("b", "blue to yellow")))
     )
@@ -297,8 +256,8 @@ lab_l_sd, lab_a_sd, lab_b_sd = _lab(1, "Spread", "_sd")
 
 
 @_nuisance(
-    unit="1",
-    meaning="Marker ink on the glass: someone saw something here, which a network must not learn.",
+    "1",
+    "Marker ink on the glass: someone saw something here, which a network must not learn.",
     source="share of black, green and blue pixels that no hematoxylin or eosin gives",
 )
 def ink(batch: Batch) -> Values:
@@ -307,8 +266,8 @@ def ink(batch: Batch) -> Values:
 
 
 @_nuisance(
-    unit="1",
-    meaning="Out of focus (high): nuclei look smooth and pale without being so.",
+    "1",
+    "Out of focus (high): nuclei look smooth and pale without being so.",
     source="Crété et al. 2007, the blur effect, of the luma",
 )
 def blur(batch: Batch) -> Values:
@@ -317,8 +276,8 @@ def blur(batch: Batch) -> Values:
 
 
 @_nuisance(
-    unit="1",
-    meaning="Steps on a grid of 8 pixels: strong compression, which differs between scanners.",
+    "1",
+    "Steps on a grid of 8 pixels: strong compression, which differs between scanners.",
     source="grey steps on the grid over those off it, at the strongest offset",
 )
 def jpeg_blocks(batch: Batch) -> Values:
@@ -327,8 +286,8 @@ def jpeg_blocks(batch: Batch) -> Values:
 
 
 @_nuisance(
-    unit="1 to 100",
-    meaning="Quality of the JPEG that the patch comes from, a file or a TIFF slide; low quality smooths chromatin.",
+    "1 to 100",
+    "Quality of the JPEG that the patch comes from, a file or a TIFF slide; low quality smooths chromatin.",
     source="inverse of libjpeg's scaling of the quantization table",
     needs="file",
 )
@@ -383,30 +342,18 @@ def measure(
     names: Iterable[str] | None = None,
     jpeg_quality: float | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure a batch of patches.
+    """Measure a batch of patches; returns name to (n,) values, in the order of ``names``, NaN where there is none.
+
+    Raises :class:`InputError` when an array has another type or shape, a label is negative, ``mpp`` is not positive, a
+    name is unknown, or a named measure lacks the mask or the ``mpp`` that it needs.
 
     Parameters
     ----------
-    images
-        (n, h, w, 3) RGB.
-    masks
-        (n, h, w) nucleus labels: 0 is background, each nucleus its own integer.
-    mpp
-        Microns per pixel, one for all or one for each patch; NaN where unknown.
-    names
-        Measures to compute, or :data:`GROUPS`; ``None``: of :data:`CORE` all that the given inputs allow.
-    jpeg_quality
-        Quality of the file that all patches are from, 1 to 100; ``None`` where it is no JPEG.
-
-    Returns
-    -------
-    Name to (n,) values, in the order of ``names``; NaN where a patch has no value.
-
-    Raises
-    ------
-    InputError
-        when an array has another type or shape, a label is negative, ``mpp`` is not positive, a name is unknown, or a
-        named measure lacks the mask or the ``mpp`` that it needs.
+    images : (n, h, w, 3) RGB
+    masks : (n, h, w) nucleus labels: 0 is background, each nucleus its own integer
+    mpp : microns per pixel, one for all or one for each patch; NaN where unknown
+    names : measures, or :data:`GROUPS`; ``None``: all of :data:`CORE` that the given inputs allow
+    jpeg_quality : quality of the file of all patches, 1 to 100; ``None`` where it is not a JPEG
     """
     images = check_images(images)
     labels = None if masks is None else _check_masks(masks, images.shape[:3])

@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_at_least, check_choice, near_names
 from conceptkit.families import MEASURES, NUCLEI
 from conceptkit.files.atomic import replacing
-from conceptkit.jobs import Engine, run_jobs
+from conceptkit.jobs import Engine
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, check_names, measure, names_for, spell_out
 from conceptkit.pathology.nuclei import Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
-from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
-from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
+from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
+from conceptkit.pathology.scales import known_scales, read_scale
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
-"""Columns of the image list that hold for each of an image's tiles, numbers or not; they stay text, 007 as it is."""
+"""Columns of the image list that hold for each tile of an image, numbers or not; they stay text: 007 stays 007."""
 
 SUFFIXES = (".csv", ".parquet")
 """Kinds of table that :func:`write_table` writes."""
 
-_WORTH_A_WORD = 0.01
-"""Share of the images' pixels beside whole tiles from which that is said"""
+_UNUSED_SHARE = 0.01
+"""Share of the images' pixels outside whole tiles from which a note mentions it."""
 
 _OF_THE_LIST = ("image_id", "image", "mask", "mpp")
 _OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
@@ -42,18 +42,22 @@ _OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """How nuclei are found, where masks are not given."""
+    """The method that finds nuclei, where no masks are given."""
 
     method: str
     """One of :data:`conceptkit.families.NUCLEI`."""
     weights: Path | None = None
-    """Checkpoint of a method that was trained."""
+    """Checkpoint of a trained method."""
     device: str = "auto"
     masks_out: Path | None = None
-    """Folder for the label images, ``{image_id}.png``; ``None``: they are not kept."""
+    """Folder for the label images, ``{image_id}.png``; ``None`` keeps none."""
 
     def __post_init__(self) -> None:
         NUCLEI.check("nuclei", self.method)
+
+    def state(self) -> list[Any]:
+        """Return what the nuclei depend on, for the key of a part."""
+        return [self.method, file_state(self.weights)]
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,56 @@ class ImageJob:
     names: tuple[str, ...]
     nuclei: Segmentation | None
 
+    @property
+    def items(self) -> tuple[str, ...]:
+        """Return the image's id."""
+        return (self.cells["image_id"],)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Return a digest of everything that the image's measures depend on."""
+        given = self.nuclei is None and self.cells["mask"]
+        mask = file_state((self.folder / self.cells["mask"]).absolute()) if given else None
+        image = file_state((self.folder / self.cells["image"]).absolute())
+        nuclei = None if self.nuclei is None else self.nuclei.state()
+        return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei])
+
+    @property
+    def has_mask(self) -> bool:
+        """Return whether the image's label image exists, where it is to be kept."""
+        if self.nuclei is None or self.nuclei.masks_out is None:
+            return True
+        return (self.nuclei.masks_out / mask_name(self.cells["image_id"])).is_file()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A measured patch table, and what did not get into it."""
+    """A measured patch table, and what is not in it."""
 
     table: pd.DataFrame
     """One row per tile: patch_id, image, x, y, size, mpp and mask (where known), carried columns, measures."""
     skipped: tuple[tuple[str, str], ...]
-    """Image id and reason of every image that has no tile in the table."""
+    """Image or patch, and reason, of everything that has no row in the table."""
     notes: tuple[str, ...]
-    """Sentences a reader of the table has to know."""
+    """Sentences that a reader of the table should know."""
     resumed: int = 0
     """Images, or patches of a table, that an earlier run had measured."""
+    source: str = ""
+    """Name of the list of images or of the table."""
+    path: str = ""
+    """File of the table, as the command was given it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {
+            "schema": "conceptkit/measure/1",
+            "study": self.source,
+            "rows_written": len(self.table),
+            "resumed": self.resumed,
+            "skipped": [{"what": what, "reason": reason} for what, reason in self.skipped],
+            "path": self.path,
+            "notes": list(self.notes),
+        }
 
 
 def measure_images(
@@ -96,41 +137,23 @@ def measure_images(
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
     Tiles do not overlap, start in the top-left corner and are whole: 1000 x 1000 pixels hold 4 x 4 tiles of 224.
+    Raises :class:`InputError` when the list or an option is wrong, when no tile is left and, unless ``on_error`` is
+    ``skip``, when an image, a mask or an mpp is wrong. Images smaller than a tile are always skipped.
 
     Parameters
     ----------
-    images_csv
-        One row per image. Columns: ``image`` (path relative to this file); optionally ``mask`` (path of a nucleus
-        label image: 0 is background, each nucleus its own integer), ``image_id`` (default: the image's file name
-        without suffix), ``mpp`` (microns per pixel), and others. :data:`CARRIED` and columns of text are carried over
-        to the tiles; other numbers are not, as what was measured on the whole image is not so of a tile.
-    out
-        Where the table will be written: paths in it are relative to that folder. :func:`write_table` writes it.
-    patch_size
-        Side of a tile in pixels.
-    names
-        Measures to compute, or groups of them; ``None``: of the paper's measures all for which at least one image has
-        what they need.
-    on_error
-        ``skip``: an image that cannot be measured is listed in ``skipped`` and the rest is finished.
-    nuclei
-        How nuclei are found; it takes the place of the ``mask`` column. ``None``: the masks are those listed.
-    engine
-        Where images are measured; ``None``: in this process, one after the other.
-    progress
-        Called after each image with the number done and the number of all.
-    parts
-        Folder in which every image's measures are kept, and found by the next run; ``None``: they are not.
-
-    Returns
-    -------
-    The table; the images left out, those smaller than a tile among them; notes.
-
-    Raises
-    ------
-    InputError
-        when the list or an option is at fault, when no tile is left and, unless ``on_error`` is ``skip``, when an
-        image, a mask or an mpp is at fault.
+    images_csv : one row per image. Columns: ``image`` (path relative to this file); optionally ``mask`` (path of a
+        nucleus label image: 0 is background, each nucleus its own integer), ``image_id`` (default: the image's file
+        name without suffix), ``mpp`` (microns per pixel), and others. :data:`CARRIED` and columns of text are carried
+        over to the tiles; other numbers are not, as a number measured on the whole image does not hold for a tile.
+    out : table that :func:`write_table` will write; paths in it are relative to its folder
+    patch_size : side of a tile in pixels
+    names : measures, or groups of them; ``None``: all of the paper's measures that at least one image allows
+    on_error : ``skip`` lists an image that cannot be measured in ``skipped`` and continues
+    nuclei : replaces the ``mask`` column; ``None`` reads the listed masks
+    engine : where images are measured; ``None``: in this process
+    progress : receives the number of images that are finished, and of all
+    parts : folder of the measures of finished images, which the next run reads; ``None`` keeps none
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -142,88 +165,75 @@ def measure_images(
     if nuclei is not None:
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
         _check_case(images["image_id"], images_csv)
-    chosen = _choose(images, names, images_csv)
-    for column in images.columns:
-        if column in chosen:
-            raise InputError(f"{images_csv}: column {column} bears the name of a measure that is to be computed.")
-
+    has_mask = images["mask"] != ""
+    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
+    chosen = choose_measures(names, possible, images.columns, images_csv)
     jobs = [
         ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei)
         for k in range(len(images))
     ]
-    keys = [_key(job) for job in jobs]
-    tiles = {k: part for k, part in kept_parts(parts, keys).items() if _has_mask(jobs[k])}
-    resumed = len(tiles)
-    if progress is not None and resumed:
-        progress(resumed, len(images))
-    todo = [k for k in range(len(jobs)) if k not in tiles]
-    faults: dict[int, str] = {}
-    outcomes = run_jobs(measure_image, [jobs[k] for k in todo], engine or Engine())
-    for done, outcome in enumerate(outcomes, start=resumed + 1):
-        k = todo[outcome.index]
-        if outcome.result is None:
-            if on_error == "raise":
-                raise InputError(outcome.error or "an image could not be measured.")
-            faults[k] = str(outcome.error)
-        elif isinstance(outcome.result, str):
-            faults[k] = outcome.result
-        else:
-            tiles[k] = outcome.result
-            keep_part(parts, keys[k], outcome.result)
-        if progress is not None:
-            progress(done, len(images))
-    tiles = dict(sorted(tiles.items()))  # processes finish in any order; the table does not depend on it
-    skipped = [(str(images["image_id"].iloc[k]), fault) for k, fault in sorted(faults.items())]
-    if not tiles:
-        raise InputError(f"{images_csv}: no image gave a tile; {skipped[0][0]} was left out as {skipped[0][1]}")
-
-    measured = pd.concat(list(tiles.values()), ignore_index=True)
-    outliers = outlier_notes({name: measured[name].to_numpy(dtype=np.float64) for name in chosen})
-    used = images.iloc[list(tiles)].reset_index(drop=True)
+    finished = run_in_parts(
+        measure_image,
+        jobs,
+        folder=parts,
+        engine=engine,
+        on_error=on_error,
+        progress=progress,
+        is_complete=lambda job: job.has_mask,
+    )
+    if not finished.rows:
+        name, reason = next(iter(finished.skipped.items()))
+        raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
+    tiles = list(finished.rows.values())
+    measured = pd.concat(tiles, ignore_index=True)
+    used = images.iloc[list(finished.rows)].reset_index(drop=True)
     carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
     return Measured(
-        table=_assemble(used, list(tiles.values()), carried, patch_size, images_csv.parent, out.parent, nuclei),
-        skipped=tuple(skipped),
+        table=_assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei),
+        skipped=tuple(finished.skipped.items()),
         notes=(
             *scale_notes,
             *_notes(images, used, carried, chosen, every=names is None),
             *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
             *_nuclei_notes(used, nuclei),
-            *outliers,
+            *outlier_notes({name: measured[name].to_numpy(dtype=np.float64) for name in chosen}),
         ),
-        resumed=resumed,
+        resumed=finished.resumed,
     )
 
 
-def nuclei_state(nuclei: Segmentation | None) -> list[Any] | None:
-    """Return what the nuclei found follow from, for the key of a part."""
-    return None if nuclei is None else [nuclei.method, file_state(nuclei.weights)]
+def choose_measures(
+    names: Iterable[str] | None, possible: Iterable[str], columns: Iterable[str], path: Path
+) -> tuple[str, ...]:
+    """Return the measures to compute: the named ones, or all of the paper's that are possible.
 
-
-def _key(job: ImageJob) -> str:
-    """Return a digest of all that an image's measures follow from."""
-    given = job.nuclei is None and job.cells["mask"]
-    mask = file_state((job.folder / job.cells["mask"]).absolute()) if given else None
-    image = file_state((job.folder / job.cells["image"]).absolute())
-    return part_key([image, mask, job.cells["mpp"], job.size, job.names, nuclei_state(job.nuclei)])
-
-
-def _has_mask(job: ImageJob) -> bool:
-    """Tell whether an image's label image is there, where it is to be kept."""
-    if job.nuclei is None or job.nuclei.masks_out is None:
-        return True
-    return (job.nuclei.masks_out / mask_name(job.cells["image_id"])).is_file()
+    A group of measures stands for those of it that are possible; a measure that is named must be possible.
+    Raises :class:`InputError` when it is not, or a column has its name.
+    """
+    possible = tuple(possible)
+    if names is None:
+        chosen = tuple(name for name in CORE if name in possible)
+    else:
+        given = (names,) if isinstance(names, str) else tuple(names)
+        spelled = [part for name in given for part in spell_out(name)]
+        checked = check_names(dict.fromkeys(spelled) if any(name in GROUPS for name in given) else given)
+        for name in checked:
+            if name not in possible and name in given:
+                needed = MEASURES[name].needs.replace("+", " and ")
+                raise InputError(f"names: {name} needs {needed}; no row of {path} has it.")
+        chosen = tuple(name for name in checked if name in possible)
+    for column in columns:
+        if column in chosen:
+            raise InputError(f"{path}: column {column} has the name of a measure that is to be computed.")
+    return chosen
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a table as CSV or Parquet, by the suffix of ``out``, so that a reader sees all of it or the old file.
 
-    Numbers keep their full precision. Folders that lack are made.
+    Numbers keep their full precision. Missing folders are created.
 
-    Raises
-    ------
-    InputError
-        when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
+    Raises :class:`InputError` when the suffix is not one of :data:`SUFFIXES`, or ``out`` is a folder.
     """
     check_out(out)
     with replacing(out) as temporary:
@@ -288,34 +298,17 @@ def _read_list(path: Path) -> pd.DataFrame:
     return table
 
 
-def _choose(images: pd.DataFrame, names: Iterable[str] | None, path: Path) -> tuple[str, ...]:
-    """Return the measures to compute: those asked for, or all that some image allows."""
-    has_mask = images["mask"] != ""
-    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
-    if names is None:
-        return tuple(name for name in CORE if name in possible)
-    given = (names,) if isinstance(names, str) else tuple(names)
-    # A group gives what the images allow; a measure that was named must be possible.
-    spelled = [part for name in given for part in spell_out(name)]
-    chosen = check_names(dict.fromkeys(spelled) if any(name in GROUPS for name in given) else given)
-    for name in chosen:
-        if name not in possible and name in given:
-            raise InputError(
-                f"names: {name} needs {MEASURES[name].needs.replace('+', ' and ')}; no row of {path} has it."
-            )
-    return tuple(name for name in chosen if name in possible)
-
-
-def measure_image(job: ImageJob) -> pd.DataFrame | str:
-    """Return one row per whole tile of an image: x, y and the measures; or why it has no tile."""
+def measure_image(job: ImageJob) -> Part:
+    """Return one row per whole tile of an image, x, y and the measures; or why it has no tile."""
     cells, nuclei = job.cells, job.nuclei
-    mpp = _mpp(cells)
+    mpp = read_scale(cells["mpp"], cells["image_id"])
     if not cells["image"]:
         raise InputError(f"image: a path is needed, got none for {cells['image_id']}.")
     pixels, quality = read_image(job.folder / cells["image"])
     height, width = pixels.shape[:2]
     if min(height, width) < job.size:
-        return f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {job.size}."
+        reason = f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {job.size}."
+        return Part(None, skipped={cells["image_id"]: reason})
     labels: NDArray[Any] | None = None
     if nuclei is not None:
         labels = find_in(pixels, segmenter(nuclei), mpp)
@@ -324,53 +317,48 @@ def measure_image(job: ImageJob) -> pd.DataFrame | str:
     elif cells["mask"]:
         check_upright(job.folder / cells["image"])
         labels = read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp)
-        if labels.shape != pixels.shape[:2]:
-            sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (labels, pixels)]
-            raise InputError(f"mask: {cells['mask']} has {sizes[0]} pixels, its image {cells['image']} has {sizes[1]}.")
-    return _measure_tiles(pixels, labels, mpp, quality, job.size, job.names)
+        check_mask_shape(labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
+    strips: list[dict[str, NDArray[Any]]] = []
+    for y in range(0, height - job.size + 1, job.size):  # a row of tiles at a time: float copies of an image are huge
+        images = _cut(pixels[y : y + job.size], job.size)
+        masks = None if labels is None else _cut(labels[y : y + job.size], job.size)
+        place = {"x": np.arange(len(images)) * job.size, "y": np.full(len(images), y)}
+        strips.append(place | measure_batch(images, masks, mpp, quality, job.names))
+    return Part(pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]}))
+
+
+def measure_batch(
+    images: NDArray[np.uint8], masks: NDArray[Any] | None, mpp: float, quality: float, names: Iterable[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the measures (n,) of patches (n, h, w, 3) of one image, NaN where it lacks what a measure needs."""
+    has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
+    possible = [name for name in names if name in has]
+    scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
+    values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
+    return {name: values.get(name, np.full(len(images), np.nan)) for name in names}
+
+
+def check_mask_shape(labels: NDArray[Any], shape: tuple[int, ...], mask: str, whole: str) -> None:
+    """Raise :class:`InputError` unless a mask has the height and width of its image or patch."""
+    if labels.shape != shape[:2]:
+        raise InputError(
+            f"mask: {mask} has {labels.shape[1]} x {labels.shape[0]} pixels, {whole} has {shape[1]} x {shape[0]}."
+        )
 
 
 @functools.lru_cache(maxsize=2)
 def segmenter(nuclei: Segmentation) -> Segmenter:
-    """Return the method that is meant; a network is loaded once per process."""
+    """Return the method; a network is loaded once per process."""
     return open_method(nuclei.method, weights=nuclei.weights, device=nuclei.device)
-
-
-def _mpp(cells: dict[str, str]) -> float:
-    try:
-        return scale_of(float(cells["mpp"])) if cells["mpp"] else math.nan
-    except ValueError:
-        raise InputError(f"mpp: {NEEDED}, got {cells['mpp']} for {cells['image_id']}.") from None
 
 
 def _check_case(ids: pd.Series[str], path: Path) -> None:
     """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
     twice = ids[ids.str.lower().duplicated()]
     if len(twice):
-        raise InputError(f"{path}: image_id {twice.iloc[0]} differs from another by capitals alone; masks need names.")
-
-
-def _measure_tiles(
-    pixels: NDArray[np.uint8],
-    labels: NDArray[Any] | None,
-    mpp: float,
-    quality: float,
-    size: int,
-    names: tuple[str, ...],
-) -> pd.DataFrame:
-    """Return one row per whole tile of an image: x, y, and the measures, NaN where the image lacks what they need."""
-    height = len(pixels)
-    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
-    strips: list[dict[str, NDArray[Any]]] = []
-    for y in range(0, height - size + 1, size):  # a row of tiles at a time, as float copies of a large image are huge
-        images = _cut(pixels[y : y + size], size)
-        masks = None if labels is None else _cut(labels[y : y + size], size)
-        possible = [name for name in names if name in has]
-        scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
-        values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
-        columns = {name: values.get(name, np.full(len(images), np.nan)) for name in names}
-        strips.append({"x": np.arange(len(images)) * size, "y": np.full(len(images), y), **columns})
-    return pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]})
+        raise InputError(
+            f"{path}: image_id {twice.iloc[0]} differs from another only in capitals; masks need distinct names."
+        )
 
 
 def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
@@ -447,12 +435,12 @@ def _notes(
 
 
 def _border_notes(paths: list[Path], tiles: int, size: int) -> Iterator[str]:
-    """Yield how much of the images lies beside whole tiles, if that is worth a word."""
+    """Yield how much of the images lies beside whole tiles, if it is at least :data:`_UNUSED_SHARE`."""
     pixels = sum(height * width for height, width in map(image_size, paths))
     share = 1.0 - tiles * size**2 / pixels
-    if share >= _WORTH_A_WORD:
+    if share >= _UNUSED_SHARE:
         yield (
-            f"{share:.0%} of the images' pixels lie beside whole tiles of {size}, on the right and at the bottom, and "
+            f"{share:.0%} of the images' pixels lie outside whole tiles of {size}, on the right and at the bottom, and "
             "were not used."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,22 +15,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
-from conceptkit.families import MEASURES
-from conceptkit.jobs import Engine, run_jobs
+from conceptkit.jobs import Engine
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
-from conceptkit.pathology.measures import CORE, check_names, measure, names_for, spell_out
+from conceptkit.pathology.measures import names_for
 from conceptkit.pathology.measuring import (
     Measured,
     Segmentation,
-    nuclei_state,
+    check_mask_shape,
+    choose_measures,
+    measure_batch,
     relative_path,
     segmenter,
 )
 from conceptkit.pathology.nuclei import Segmenter, find_in
 from conceptkit.pathology.outliers import outlier_notes
-from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
-from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
+from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
+from conceptkit.pathology.scales import known_scales, read_scale
 from conceptkit.tables.patches import PatchTable, load_table
 
 _CHUNK = 64
@@ -51,6 +52,9 @@ class TableJob:
     rows: tuple[int, ...]
     names: tuple[str, ...]
     nuclei: Segmentation | None
+    items: tuple[str, ...]
+    """Patch ids of the rows."""
+    key: str
 
 
 def is_patch_table(path: Path) -> bool:
@@ -76,20 +80,15 @@ def measure_table(
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
 ) -> Measured:
-    """Measure every patch of a patch table.
+    """Measure every patch of a patch table; raises :class:`InputError` as ``measure_images`` does.
 
     Parameters
     ----------
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
         or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
-    out : where the new table will be written: paths in it are as seen from there
+    out : where the new table will be written: paths in it are relative to its folder
     names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
-    progress : called with the number of patches done and of all
-
-    Raises
-    ------
-    InputError
-        as :func:`conceptkit.pathology.measuring.measure_images`
+    progress : receives the number of patches that are finished, and of all
     """
     path = path.absolute()
     table = load_table(path)
@@ -99,91 +98,69 @@ def measure_table(
         raise InputError(f"out: {out} is the table itself; name another file.")
     if nuclei is not None and nuclei.masks_out is not None:
         raise InputError("masks-out: goes with a list of images; the nuclei of a table's patches are not kept.")
+    columns = table.frame.columns
     scale_notes: list[str] = []
-    if "mpp" in table.frame.columns:
+    if "mpp" in columns:
         known, scale_notes = known_scales(table.frame["mpp"], table.frame["patch_id"])
         table = replace(table, frame=table.frame.assign(mpp=known))
-    chosen = _choose(table, names, nuclei)
-    for name in chosen:
-        if name in table.frame.columns:
-            raise InputError(f"{path}: column {name} bears the name of a measure that is to be computed.")
-    jobs = [
-        TableJob(path, path.stat().st_mtime_ns, tuple(rows), chosen, nuclei)
-        for _, index in table.frame.groupby(table.location, sort=True).indices.items()
-        for rows in np.array_split(index, math.ceil(len(index) / _CHUNK))
-    ]
+    has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
+    has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
+    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")  # stored pixels have no quality
+    chosen = choose_measures(names, possible, columns, path)
+    jobs = _jobs(table, path, chosen, nuclei)
+    finished = run_in_parts(measure_rows, jobs, folder=parts, engine=engine, on_error=on_error, progress=progress)
     values = {name: np.full(len(table), np.nan) for name in chosen}
-    keys = _keys(table, jobs)
-    kept = kept_parts(parts, keys)
-    for k, part in kept.items():
+    for k, part in finished.rows.items():
         for name in chosen:
             values[name][list(jobs[k].rows)] = part[name]
-    resumed = done = sum(len(jobs[k].rows) for k in kept)
-    if progress is not None and resumed:
-        progress(resumed, len(table))
-    todo = [k for k in range(len(jobs)) if k not in kept]
-    faults: dict[int, str] = {}
-    for outcome in run_jobs(measure_rows, [jobs[k] for k in todo], engine or Engine()):
-        k = todo[outcome.index]
-        rows = jobs[k].rows
-        if outcome.result is None:
-            faults.update(dict.fromkeys(rows, str(outcome.error)))
-        else:
-            found, bad = outcome.result
-            faults.update(bad)
-            for name in chosen:
-                values[name][list(rows)] = found[name]
-            if not bad:  # a row that may be mended is read again, and with it the few beside it
-                keep_part(parts, keys[k], pd.DataFrame(found))
-        if faults and on_error == "raise":
-            raise InputError(faults[min(faults)])
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(table))
-    good = np.array([k not in faults for k in range(len(table))])
+    good = ~table.frame["patch_id"].isin(finished.skipped)
     if not good.any():
-        raise InputError(f"{path}: no patch could be measured; the first was left out as {faults[min(faults)]}")
+        reason = next(iter(finished.skipped.values()))
+        raise InputError(f"{path}: no patch could be measured; the first was skipped: {reason}")
     frame = table.frame.assign(**values)[good].reset_index(drop=True)
     for column in {table.location, "mask"} & set(frame.columns):
         frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]
-    ids = table.patch_ids
     return Measured(
         table=frame,
-        skipped=tuple((ids[k], fault) for k, fault in sorted(faults.items())),
+        skipped=tuple((name, finished.skipped[name]) for name in table.patch_ids if name in finished.skipped),
         notes=(*scale_notes, *_notes(table, nuclei), *outlier_notes(values)),
-        resumed=resumed,
+        resumed=finished.resumed,
     )
 
 
-def _keys(table: PatchTable, jobs: list[TableJob]) -> list[str]:
-    """Return for each job a digest of all that its measures follow from; the table's other columns do not count."""
-    places, frame = table.identities(), table.frame
+def _jobs(table: PatchTable, path: Path, names: tuple[str, ...], nuclei: Segmentation | None) -> list[TableJob]:
+    """Return jobs of rows of one file; a key is a digest of everything that their measures depend on."""
+    places, frame, ids = table.identities(), table.frame, table.patch_ids
     mpp = [str(v) for v in frame["mpp"]] if "mpp" in frame.columns else [""] * len(table)
     masks: list[Any] = [None] * len(table)
     if "mask" in frame.columns:
-        # Of one mask for many patches the file is asked once.
         states = {str(v): file_state(table.folder / str(v)) for v in frame["mask"].dropna().unique()}
         masks = [states.get(str(v)) for v in frame["mask"]]
+    method = None if nuclei is None else nuclei.state()
+
+    def job(rows: Sequence[int]) -> TableJob:
+        key = part_key([[(places[k], mpp[k], masks[k]) for k in rows], names, method])
+        return TableJob(path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, tuple(ids[k] for k in rows), key)
+
     return [
-        part_key([[(places[k], mpp[k], masks[k]) for k in job.rows], job.names, nuclei_state(job.nuclei)])
-        for job in jobs
+        job(rows.tolist())
+        for _, index in frame.groupby(table.location, sort=True).indices.items()
+        for rows in np.array_split(index, math.ceil(len(index) / _CHUNK))
     ]
 
 
-def measure_rows(job: TableJob) -> tuple[dict[str, NDArray[np.float64]], dict[int, str]]:
-    """Return the measures of some rows, (n,) each, and the rows that could not be measured with the reason."""
+def measure_rows(job: TableJob) -> Part:
+    """Return the measures of some rows, and why rows could not be measured."""
     table = _table(job.table, job.stamp)
-    out = {name: np.full(len(job.rows), np.nan) for name in job.names}
-    bad: dict[int, str] = {}
+    values = {name: np.full(len(job.rows), np.nan) for name in job.names}
+    faults: dict[str, str] = {}
     for k, row in enumerate(job.rows):
         try:
-            found = _measure_row(table, row, job)
+            for name, value in _measure_row(table, row, job).items():
+                values[name][k] = value[0]
         except InputError as error:
-            bad[row] = str(error)
-            continue
-        for name, value in found.items():
-            out[name][k] = value
-    return out, bad
+            faults[job.items[k]] = str(error)
+    return Part(pd.DataFrame(values), faults)
 
 
 @functools.lru_cache(maxsize=2)
@@ -191,33 +168,20 @@ def _table(path: Path, stamp: int) -> PatchTable:
     return load_table(path)
 
 
-def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, float]:
+def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, NDArray[np.float64]]:
     record = table.frame.iloc[row]
-    given = record.get("mpp")
-    mpp = math.nan
-    if given is not None and not pd.isna(given):
-        try:
-            mpp = scale_of(float(given) if isinstance(given, numbers.Real) else -1.0)
-        except ValueError:
-            raise InputError(f"mpp: {NEEDED}, got {given} for {record['patch_id']}.") from None
+    mpp = read_scale(record.get("mpp"), record["patch_id"])
     labels: NDArray[Any] | None = None
     if job.nuclei is not None and table.location == "slide":
         pixels, labels = _with_nuclei(table, row, segmenter(job.nuclei), mpp)
     else:
         pixels = table.pixels(row)
-    if labels is None and job.nuclei is not None:
-        labels = find_in(pixels, segmenter(job.nuclei), mpp)
-    elif labels is None and "mask" in table.frame.columns and not pd.isna(record["mask"]):
-        labels = _mask_of(table, row, pixels.shape[:2], mpp)
+        if job.nuclei is not None:
+            labels = find_in(pixels, segmenter(job.nuclei), mpp)
+        elif not pd.isna(record.get("mask")):
+            labels = _mask_of(table, row, pixels.shape[:2], mpp)
     quality = _quality(table, str(record[str(table.location)])) if "jpeg_quality" in job.names else math.nan
-    has = names_for(mask=labels is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
-    possible = [name for name in job.names if name in has]
-    if not possible:
-        return {}
-    scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
-    masks = None if labels is None else labels[None]
-    found = measure(pixels[None], masks, scale, names=possible, jpeg_quality=file)
-    return {name: float(value[0]) for name, value in found.items()}
+    return measure_batch(pixels[None], None if labels is None else labels[None], mpp, quality, job.names)
 
 
 def _quality(table: PatchTable, name: str) -> float:
@@ -270,9 +234,7 @@ def _mask_of(table: PatchTable, row: int, shape: tuple[int, ...], mpp: float) ->
     if labels.shape != shape and {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"]):
         x, y, size = (int(record[c]) for c in ("x", "y", "size"))
         labels = labels[max(y, 0) : y + size, max(x, 0) : x + size]
-    if labels.shape != shape:
-        sizes = [f"{a[1]} x {a[0]}" for a in (labels.shape, shape)]
-        raise InputError(f"mask: {record['mask']} has {sizes[0]} pixels, patch {record['patch_id']} has {sizes[1]}.")
+    check_mask_shape(labels, shape, str(record["mask"]), f"patch {record['patch_id']}")
     return labels
 
 
@@ -292,23 +254,6 @@ def _check_rows(path: Path, stamp: int) -> None:
 
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
-
-
-def _choose(table: PatchTable, names: Iterable[str] | None, nuclei: Segmentation | None) -> tuple[str, ...]:
-    columns = table.frame.columns
-    has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
-    has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
-    # Of stored pixels the quality is not to be had.
-    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")
-    if names is None:
-        return tuple(name for name in CORE if name in possible)
-    given = (names,) if isinstance(names, str) else tuple(names)
-    chosen = check_names(dict.fromkeys(p for n in given for p in spell_out(n)))
-    for name in chosen:
-        if name in given and name not in possible:
-            need = MEASURES[name].needs.replace("+", " and ")
-            raise InputError(f"names: {name} needs {need}; no row of the table has it.")
-    return tuple(name for name in chosen if name in possible)
 
 
 def _notes(table: PatchTable, nuclei: Segmentation | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import ConvexHull, cKDTree
 
 MOST_LABEL = 1 << 22
 """Largest product of patches and labels that is counted in place; beyond, labels are numbered anew first."""
@@ -38,7 +39,13 @@ class Nuclei:
 
     def mean(self, values: NDArray[np.float64], which: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Return the mean of (m,) values over the nuclei of each patch, (n,); NaN where there is none."""
-        return _mean(values, self.patch, self.n, which)
+        patch = self.patch
+        if which is not None:
+            values, patch = values[which], patch[which]
+        out = np.full(self.n, np.nan)
+        number = np.bincount(patch, minlength=self.n)
+        np.divide(np.bincount(patch, values, self.n), number, out=out, where=number > 0)
+        return out
 
     def sd(self, values: NDArray[np.float64], which: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Return their standard deviation (n - 1) in each patch, (n,); NaN below two nuclei."""
@@ -83,8 +90,6 @@ class Nuclei:
 
     def neighbour_distance(self) -> NDArray[np.float64]:
         """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN alone."""
-        from scipy.spatial import cKDTree
-
         if len(self.area) == 0:
             return np.empty(0)
         # Patches are laid out far apart, so that one tree serves the batch and no neighbour is of another patch.
@@ -124,21 +129,8 @@ def find_nuclei(masks: NDArray[np.integer]) -> Nuclei:
     return Nuclei(n, present // top, area, y, x, moments, whole, pixels, owner, (height, width))
 
 
-def _mean(
-    values: NDArray[np.float64], patch: NDArray[np.intp], n: int, which: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    if which is not None:
-        values, patch = values[which], patch[which]
-    out = np.full(n, np.nan)
-    number = np.bincount(patch, minlength=n)
-    np.divide(np.bincount(patch, values, n), number, out=out, where=number > 0)
-    return out
-
-
 def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
     """Return the area of the convex hull of pixels taken as unit squares; rows come in order."""
-    from scipy.spatial import ConvexHull
-
     y, first = np.unique(rows, return_index=True)
     low, high = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first) + 1
     corners = np.concatenate([np.column_stack([v, e]) for v in (y, y + 1) for e in (low, high)])

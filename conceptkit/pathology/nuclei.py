@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.families import NUCLEI
@@ -40,18 +41,9 @@ def maskrcnn(weights: Path | None, device: str) -> Segmenter:
 
 
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
-    """Return a method, ready to be called on images.
+    """Return the method ``name``, ready to be called on images.
 
-    Parameters
-    ----------
-    name : one of :data:`conceptkit.families.NUCLEI`
-    weights : the checkpoint of a method that was trained
-    device : ``auto``, ``cpu``, ``cuda``, …
-
-    Raises
-    ------
-    InputError
-        when the name is unknown, or weights are missing, superfluous or unreadable
+    Raises :class:`InputError` when weights are missing, superfluous or unreadable.
     """
     segmenter: Segmenter = NUCLEI.choose("nuclei", name)(weights, device)
     return segmenter
@@ -60,10 +52,8 @@ def open_method(name: str, *, weights: Path | None = None, device: str = "auto")
 def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Labels:
     """Return the nuclei of one image (h, w, 3) as labels 1 … n, (h, w).
 
-    Raises
-    ------
-    InputError
-        when pixels are too large to show nuclei, or the image would need too much memory at the method's resolution
+    Raises :class:`InputError` when pixels are too large to show nuclei, or the image would need too much memory at the
+    method's resolution.
     """
     check_images(image[None])
     if mpp is not None and mpp > COARSEST:
@@ -77,13 +67,8 @@ def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = Non
 def write_labels(labels: NDArray[np.integer], path: Path) -> None:
     """Write a label image as 16-bit PNG, in one step.
 
-    Raises
-    ------
-    InputError
-        when there are more than 65,535 labels
+    Raises :class:`InputError` when there are more than 65,535 labels.
     """
-    from PIL import Image
-
     top = int(labels.max()) if labels.size else 0
     if top > 0xFFFF:
         raise InputError(f"masks-out: a 16-bit image holds 65535 labels, {path.name} needs {top}; cut the image first.")
@@ -94,10 +79,7 @@ def write_labels(labels: NDArray[np.integer], path: Path) -> None:
 def mask_name(image_id: str) -> str:
     """Return the file name of an image's mask.
 
-    Raises
-    ------
-    InputError
-        when the id is no plain file name: a table never says where to write
+    Raises :class:`InputError` when the id is no plain file name: a table never says where to write.
     """
     plain = (
         image_id and not image_id.startswith(".") and not set(image_id) & set('/\\:*?"<>|\0') and len(image_id) < 200

@@ -1,4 +1,4 @@
-"""What an acquisition leaves in a patch beside the tissue: ink, blur, the blocks of JPEG; and what a file tells."""
+"""Traces of the acquisition in a patch: ink, blur, the blocks of JPEG; and the quality of a JPEG file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 _ANNEX_K = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29),
@@ -38,8 +39,6 @@ def blur(luma: NDArray[np.uint8]) -> NDArray[np.float64]:
     Crété et al., "The blur effect: perception and estimation with a new no-reference perceptual blur metric", 2007,
     with their mean of 9 pixels, along rows and along columns; the larger of the two.
     """
-    from scipy.ndimage import uniform_filter1d
-
     out = np.empty((2, len(luma)))
     for j, axis in enumerate((1, 2)):
         for k in range(len(luma)):

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int32]
@@ -167,8 +169,6 @@ def candidates(fields: Fields, *, thresholds: Floats, smallest: int, largest: in
 
     Each region of a higher threshold lies inside one of the lower ones, so that they form trees.
     """
-    from scipy import ndimage
-
     found = []
     for threshold in thresholds:
         mask = fields.dark > threshold
@@ -240,14 +240,10 @@ def _some(regions: Regions, wanted: NDArray[np.bool_], first: int) -> Regions:
 
 
 def split_touching(regions: Regions, fields: Fields, score: Score, *, apart: int) -> Labels:
-    """Return regions as labels (h, w), parted where their parts look more like nuclei than the whole.
+    """Return regions as labels (h, w), split where their parts look more like nuclei than the whole.
 
-    The parts are those of a watershed on the distance from the region's own rim, with its maxima ``apart`` pixels or
-    more apart.
+    The parts are those of a watershed on the distance to the region's rim, with maxima at least ``apart`` pixels apart.
     """
-    from scipy import ndimage
-    from skimage.segmentation import watershed
-
     labels, number = drawn(regions, fields.dark.shape), len(regions.area)
     if number == 0:
         return labels

@@ -7,24 +7,26 @@ from typing import Any
 
 import pandas as pd
 
+from conceptkit.errors import InputError
+
 SCALES = (0.01, 10)
-"""Smallest and largest microns per pixel of a microscope's image. Beyond, the number is a print resolution, such as the
+"""Smallest and largest microns per pixel of a microscope's image. A larger number is a print resolution, such as the
 84.67 of 300 dots per inch."""
 
-NEEDED = f"must be at least {SCALES[0]} microns per pixel, or empty"
-"""The rule, for messages."""
 
+def read_scale(given: Any, name: str) -> float:
+    """Return the microns per pixel in a cell of a table; NaN where it is empty or too large for a microscope.
 
-def scale_of(mpp: float) -> float:
-    """Return microns per pixel, NaN where they are too large to be those of a microscope's image.
-
-    Raises
-    ------
-    ValueError
-        when the number is not a resolution at all
+    Raises :class:`InputError` when the cell of the image or patch ``name`` holds anything else.
     """
+    if given == "" or pd.isna(given):
+        return math.nan
+    try:
+        mpp = float(given)
+    except (TypeError, ValueError):
+        mpp = math.nan
     if not SCALES[0] <= mpp < math.inf:
-        raise ValueError(mpp)
+        raise InputError(f"mpp: must be at least {SCALES[0]} microns per pixel, or empty, got {given} for {name}.")
     return mpp if mpp <= SCALES[1] else math.nan
 
 

@@ -49,16 +49,10 @@ class Slide:
     """Why the microns per pixel that the slide states are not used; empty where they are, or where it states none."""
 
     def region(self, x: int, y: int, width: int, height: int, *, scale: float = 1.0) -> Pixels:
-        """Read a window.
+        """Return a window, (round(height / scale), round(width / scale), 3) RGB, white where nothing was scanned.
 
-        Parameters
-        ----------
-        x, y, width, height : in pixels of level 0
-        scale : pixels of level 0 for one of the result
-
-        Returns
-        -------
-        (round(height / scale), round(width / scale), 3) RGB, white where the slide was not scanned
+        ``x``, ``y``, ``width`` and ``height`` are in pixels of level 0, ``scale`` is how many of them make one of the
+        result.
         """
         out = (max(1, round(width / scale)), max(1, round(height / scale)))
         return self.pyramid.read(x, y, width, height, out=out)
@@ -87,17 +81,10 @@ class Slide:
 
 @contextmanager
 def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
-    """Open a slide and close it again; what goes wrong while it is open becomes an :class:`InputError`.
+    """Open a slide of any format that OpenSlide reads, and close it again.
 
-    Parameters
-    ----------
-    path : any format that OpenSlide reads
-    mpp : microns per pixel of level 0, instead of what the slide states
-
-    Raises
-    ------
-    InputError
-        when the file is missing, is not a slide, or cannot be read
+    ``mpp`` replaces the microns per pixel of level 0 that the slide states. What goes wrong while the slide is open
+    becomes an :class:`InputError`.
     """
     import openslide
 

@@ -84,13 +84,7 @@ class Reinhard:
 
     @classmethod
     def fit(cls, reference: NDArray[np.uint8]) -> Self:
-        """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images.
-
-        Raises
-        ------
-        InputError
-            when the reference is no RGB image or shows no tissue
-        """
+        """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images that show tissue."""
         return cls(_required(lab_statistics(_batch(reference))))
 
     @staticmethod
@@ -99,17 +93,10 @@ class Reinhard:
         return lab_statistics(images)
 
     def transform(self, images: NDArray[np.uint8], *, source: LabStatistics | None = None) -> NDArray[np.uint8]:
-        """Normalise patches.
+        """Return patches (n, h, w, 3) normalised; glass, and patches without tissue or of one colour, do not change.
 
-        Parameters
-        ----------
-        images : (n, h, w, 3) RGB
-        source : statistics of the whole slide, so that a patch of fat is not stretched to look like tumor; by default
-            those of each patch
-
-        Returns
-        -------
-        (n, h, w, 3) RGB; patches without tissue, or of one colour, and glass are as they were
+        ``source`` holds the statistics of the whole slide, so that a patch of fat is not stretched to look like tumor;
+        by default those of each patch are used.
         """
         images = check_images(images)
         out = images.copy()
@@ -138,13 +125,7 @@ class Macenko:
 
     @classmethod
     def fit(cls, reference: NDArray[np.uint8]) -> Self:
-        """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images.
-
-        Raises
-        ------
-        InputError
-            when the reference is no RGB image or shows no tissue
-        """
+        """Take the target from one (h, w, 3) or several (n, h, w, 3) reference images that show tissue."""
         return cls(_required(stain_statistics(_batch(reference))))
 
     @staticmethod
@@ -153,7 +134,7 @@ class Macenko:
         return stain_statistics(images)
 
     def transform(self, images: NDArray[np.uint8], *, source: StainStatistics | None = None) -> NDArray[np.uint8]:
-        """Normalise patches; parameters and result as :meth:`Reinhard.transform`."""
+        """Normalise patches as :meth:`Reinhard.transform` does."""
         images = check_images(images)
         out = images.copy()
         for image, changed in zip(images, out, strict=True):

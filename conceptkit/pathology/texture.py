@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
+from conceptkit.pathology.colour import check_images
 
 ANGLES = (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
 """Directions of the pixel pairs, in radians: 0, 45, 90 and 135 degrees."""
@@ -36,25 +37,11 @@ class Cooccurrence(Haralick):
 
 
 def luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the 8-bit luma of RGB patches, bit for bit what Pillow's ``convert("L")`` gives.
+    """Return the 8-bit luma (n, h, w) of RGB patches (n, h, w, 3), bit for bit as Pillow's ``convert("L")``.
 
-    Parameters
-    ----------
-    images
-        (n, h, w, 3) RGB.
-
-    Returns
-    -------
-    (n, h, w) luma: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in 16-bit fixed point, rounded.
-
-    Raises
-    ------
-    InputError
-        when ``images`` is not uint8 of shape (n, h, w, 3).
+    0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in 16-bit fixed point, rounded.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(f"images: must be uint8 of shape (n, h, w, 3), got {images.dtype} of shape {images.shape}.")
+    images = check_images(images)
     grey = np.empty(images.shape[:-1], dtype=np.uint8)
     weights = np.array([19595, 38470, 7471], dtype=np.uint32)  # the rounded weights times 2^16; they sum to 2^16
     for image, out in zip(images, grey, strict=True):  # one by one: the 32-bit products are four times the patch
@@ -64,7 +51,7 @@ def luma(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
-    r"""Return contrast and correlation of the symmetric grey-level co-occurrence matrix with 256 levels.
+    r"""Return contrast and correlation (n,) of grey levels (n, h, w): their symmetric co-occurrence matrix, 256 levels.
 
     For the :math:`N` pairs :math:`(a, b)` of pixels that lie ``distance`` apart in one direction, counted in both
     orders (symmetric), the matrix's moments are those of the pairs, so the matrix itself is never built:
@@ -74,27 +61,9 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
         \text{correlation} = \frac{\frac{1}{N}\sum ab - \mu^2}{\frac{1}{2N}\sum (a^2 + b^2) - \mu^2}, \qquad
         \mu = \frac{1}{2N} \sum (a + b)
 
-    Both are then averaged over :data:`ANGLES`. Pairs are those of ``skimage.feature.graycomatrix``.
-
-    Parameters
-    ----------
-    luma
-        (n, h, w) grey levels 0 to 255.
-    distance
-        Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
-
-    Returns
-    -------
-    The two properties, (n,) each. A flat patch has no correlation: it is NaN (scikit-image says 1).
-
-    Raises
-    ------
-    InputError
-        when ``luma`` is not uint8 of shape (n, h, w), ``distance`` is below 1, or a direction has no pair.
-
-    Notes
-    -----
-    Haralick, Shanmugam and Dinstein, "Textural features for image classification", 1973.
+    Both are averaged over :data:`ANGLES`; on the diagonals ``distance`` is rounded to whole rows and columns, as in
+    ``skimage.feature.graycomatrix``. The correlation of a flat patch is NaN (scikit-image says 1). Source: Haralick,
+    Shanmugam and Dinstein, "Textural features for image classification", 1973.
     """
     luma = _check(luma, distance)
     n, height, width = luma.shape
@@ -123,26 +92,11 @@ def haralick(luma: NDArray[np.uint8], *, distance: int = 1) -> Haralick:
 
 
 def cooccurrence(luma: NDArray[np.uint8], labels: NDArray[Any] | None = None, *, distance: int = 1) -> Cooccurrence:
-    """Return four properties of the symmetric grey-level co-occurrence matrix with 256 levels.
+    """Return four properties (n,) of the symmetric co-occurrence matrix of grey levels (n, h, w), 256 levels.
 
-    Parameters
-    ----------
-    luma
-        (n, h, w) grey levels 0 to 255.
-    labels
-        (n, h, w) nucleus labels. With them only pairs count whose two pixels lie in the same nucleus: the matrix of
-        the chromatin, without the nuclear border.
-    distance
-        Pixels between the two of a pair; on the diagonals rounded to whole rows and columns.
-
-    Returns
-    -------
-    The properties, (n,) each; NaN where a direction has no pair, and for the correlation where it is of one grey level.
-
-    Raises
-    ------
-    InputError
-        as :func:`haralick`.
+    With nucleus ``labels`` (n, h, w) only pairs of pixels inside one nucleus count: the matrix of the chromatin,
+    without the nuclear border. NaN where a direction has no pair, and for the correlation where it is of one grey
+    level.
     """
     luma = _check(luma, distance)
     n = len(luma)

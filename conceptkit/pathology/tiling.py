@@ -54,26 +54,15 @@ class Tiling:
 
 
 def tile_slide(path: Path, tiling: Tiling, *, annotations: Path | None = None) -> pd.DataFrame:
-    """Return the tiles of a slide that hold enough tissue.
+    """Return the tiles of a slide that hold enough tissue, one row per tile in rows from the top left.
 
-    Parameters
-    ----------
-    path : the slide
-    tiling : how it is cut
-    annotations : file of the slide's annotated tumor
+    Columns: ``x``, ``y`` (pixels of level 0), ``size`` (its side in pixels of level 0), ``side`` (pixels of its side
+    when read), ``mpp`` (of the pixels read; empty where unknown), ``tissue_share``, and with annotations
+    ``tumor_share`` and ``label``: ``tumor`` from the least share on, ``normal`` where there is none of it, empty
+    between.
 
-    Returns
-    -------
-    One row per tile in rows from the top left: ``x``, ``y`` (pixels of level 0), ``size`` (its side in pixels of
-    level 0), ``side`` (pixels of its side when read), ``mpp`` (of the pixels read; empty where unknown),
-    ``tissue_share``, and with annotations ``tumor_share`` and ``label``: ``tumor`` from the least share on, ``normal``
-    where there is none of it, empty between.
-
-    Raises
-    ------
-    InputError
-        when slide or annotations cannot be read, all annotated areas lie outside the scanned area, a target mpp meets
-        a slide without mpp, or there is no tile of tissue
+    Raises :class:`InputError` when slide or annotations cannot be read, all annotated areas lie outside the scanned
+    area, a slide without mpp is to be read at an mpp, or there is no tile of tissue.
     """
     drawn = None if annotations is None else read_annotations(annotations, classes=tiling.classes)
     with open_slide(path, mpp=tiling.slide_mpp) as slide:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from conceptkit.pathology.colour import check_images, optical_density
 
@@ -31,8 +32,6 @@ def tissue_mask(picture: NDArray[np.uint8], *, smallest: int = 16) -> NDArray[np
     -------
     (h, w)
     """
-    from scipy import ndimage
-
     check_images(picture[None])
     density = optical_density(picture).mean(axis=-1)
     density = ndimage.gaussian_filter(density, 1.0)
@@ -85,8 +84,6 @@ def _otsu(values: NDArray[np.floating]) -> float:
 
 
 def _without_small(mask: NDArray[np.bool_], smallest: int) -> NDArray[np.bool_]:
-    from scipy import ndimage
-
     pieces, number = ndimage.label(mask)
     keep = np.bincount(pieces.ravel(), minlength=number + 1) >= smallest
     keep[0] = False

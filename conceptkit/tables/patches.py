@@ -9,10 +9,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from pandas.api import types
 
 from conceptkit.errors import InputError, check_choice, near_names
 from conceptkit.images.decoding import (
@@ -35,9 +37,6 @@ from conceptkit.tables.table_reading import (
     spelling_note,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 RESERVED = (
     *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask"),
     *("tissue_share", "tumor_share", "label", "split", "group", "patient"),
@@ -55,7 +54,7 @@ CATEGORICAL = ("center", "label", "split", "group", "patient")
 KINDS = ("continuous", "categorical")
 
 _FEW_CLASSES = 10
-"""Up to so many whole numbers may well be classes."""
+"""Largest number of distinct whole numbers that may be classes."""
 
 _FIGURE = r"[<>≤≥~]?\s*[+-]?(?:\d[\d.,'’\s]*|\.\d+)(?:[eE][+-]?\d+)?\s*%?"
 """A number as people write it: 3,5 or 1 234 or <0.1 or 35%"""
@@ -142,8 +141,6 @@ class PatchTable:
 
     def kind(self, name: str) -> str:
         """Return ``continuous`` or ``categorical`` for a column."""
-        from pandas.api import types
-
         if name in self.kinds:
             return self.kinds[name]
         column = self.column("concept", name)
@@ -155,10 +152,8 @@ class PatchTable:
     def concept(self, name: str) -> Concept:
         """Return a concept's values.
 
-        Raises
-        ------
-        InputError
-            when there is no such column, or the column says where pixels are, or text was declared continuous
+        Raises :class:`InputError` when there is no such column, or the column says where pixels are, or text was
+        declared continuous.
         """
         column = self.column("concept", name)
         if name in _PLACES:
@@ -189,8 +184,8 @@ class PatchTable:
         distinct = np.unique(values[np.isfinite(values)])
         if 2 < len(distinct) <= _FEW_CLASSES and (distinct == np.round(distinct)).all():
             return (
-                f"{name} has {len(distinct)} whole-numbered values and is taken as continuous; "
-                f"--categorical {name} takes it as classes."
+                f"{name} has {len(distinct)} whole-numbered values and is treated as continuous; "
+                f"use --categorical {name} to treat it as classes."
             )
         return None
 
@@ -220,18 +215,12 @@ class PatchTable:
         if found.empty:
             return None
         return (
-            f"{name} holds {found.iloc[0]!r} in {len(found)} rows, taken as a value like any other; "
-            "an empty cell would be a missing one."
+            f"{name} holds {found.iloc[0]!r} in {len(found)} rows, treated as a value; "
+            "leave a cell empty where the value is missing."
         )
 
     def groups(self, name: str | None) -> NDArray[Any] | None:
-        """Return the group labels (n,), or ``None`` without a group column.
-
-        Raises
-        ------
-        InputError
-            when the column is not there or a row has no group
-        """
+        """Return the group labels (n,), or ``None`` without a group column; every row needs one."""
         if name is None:
             return None
         column = self.column("group", name)
@@ -257,16 +246,9 @@ class PatchTable:
         return replace(self, kinds={**self.kinds, **kinds})
 
     def pixels(self, row: int) -> Pixels:
-        """Read the pixels of one row.
+        """Return the pixels of one row, (height, width, 3) uint8, RGB.
 
-        Returns
-        -------
-        (height, width, 3) uint8, RGB
-
-        Raises
-        ------
-        InputError
-            when the file is missing, cannot be read, or the window lies outside
+        Raises :class:`InputError` when the file is missing, cannot be read, or the window lies outside.
         """
         location = self.location
         if location is None:
@@ -283,15 +265,14 @@ class PatchTable:
     def identities(self) -> list[str]:
         """Return, for each row, a digest of where its pixels are and of that file's size and time of change.
 
-        Two rows of the same digest hold the same pixels as long as the file system tells the truth.
+        Two rows with the same digest hold the same pixels, as long as the file system reports changes.
         """
         location = self.location
         if location is None:
             return [""] * len(self)
         files: dict[str, str] = {}
         out = []
-        made = () if self.treatment is None else self.treatment.columns
-        places = [c for c in (*PLACE_COLUMNS, *made) if c in self.frame.columns]
+        places = [c for c in (*PLACE_COLUMNS, *self._made) if c in self.frame.columns]
         columns = [self.frame[c].tolist() for c in (location, *places)]
         for file, *place in zip(*columns, strict=True):
             if file not in files:
@@ -316,22 +297,19 @@ class PatchTable:
         return hexdigest("\n".join(lines).encode())
 
     def digest(self, row: int) -> str:
-        """Return a digest of a row's encoded bytes: of the image file and the window, or of the row of an HDF5 file.
+        """Return :func:`conceptkit.images.decoding.content_digest` of a row."""
+        return "" if self.location is None else content_digest(self.folder, self.location, self._cells(row), self._made)
 
-        A slide is not read as a whole: its name, size and time of change stand for it. Empty when there is no file.
-        """
-        location = self.location
-        if location is None:
-            return ""
-        made = () if self.treatment is None else self.treatment.columns
-        return content_digest(self.folder, location, self._cells(row), made)
+    @property
+    def _made(self) -> tuple[str, ...]:
+        """Return the columns that the treatment of pixels reads."""
+        return () if self.treatment is None else self.treatment.columns
 
     @functools.cached_property
     def _places(self) -> Mapping[str, list[Any]]:
         """Return the columns that say where pixels are: a cell of a list is found a hundred times faster."""
-        made = () if self.treatment is None else self.treatment.columns
         whole = self.location == "image" and "size" not in self.frame.columns
-        wanted = ("patch_id", *LOCATIONS, *(c for c in PLACE_COLUMNS if not (whole and c in ("x", "y"))), *made)
+        wanted = ("patch_id", *LOCATIONS, *(c for c in PLACE_COLUMNS if not (whole and c in ("x", "y"))), *self._made)
         return {name: self.frame[name].tolist() for name in wanted if name in self.frame.columns}
 
     def _cells(self, row: int) -> dict[str, Any]:
@@ -341,10 +319,8 @@ class PatchTable:
 def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
     """Load a patch table from CSV or Parquet.
 
-    Raises
-    ------
-    InputError
-        when the file is missing or unreadable, a column stands twice, there are no rows, or a ``patch_id`` repeats
+    Raises :class:`InputError` when the file is missing or unreadable, a column stands twice, there are no rows, or a
+    ``patch_id`` repeats.
     """
     if path.is_dir():
         raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")
@@ -363,7 +339,7 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
     aside = {name: what for name, what in set_aside(frame).items() if name not in (*RESERVED, *CATEGORICAL)}
     notes = (*notes, *_near_reserved(frame))
     if _location(frame.columns) == "image" and {"x", "y"} & set(frame.columns) and "size" not in frame.columns:
-        notes = (*notes, "There is no column size: each patch is the whole image, wherever x and y lie.")
+        notes = (*notes, "There is no column size: each patch is the whole image, and x and y are not used.")
     return PatchTable(_with_ids(frame, path), path.parent, aside=aside, notes=notes).with_kinds(kinds or {})
 
 
@@ -384,8 +360,6 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
 
 
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     location = _location(frame.columns)
     partial = [lead for lead in LOCATIONS if lead in frame.columns]
     # Beside pixels or features a column slide is only a name; beside patch_id it may be one.

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
@@ -58,8 +59,6 @@ class Resolution:
 
 def microns_per_pixel(data: PatchTable) -> NDArray[np.float64]:
     """Return the microns per pixel (n,) of the pixels as they are read, not a number where the table has none."""
-    import pandas as pd
-
     if "mpp" not in data.frame.columns:
         return np.full(len(data), np.nan)
     values = pd.to_numeric(data.frame["mpp"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
@@ -76,7 +75,7 @@ def resolution_of(data: PatchTable) -> Resolution:
 
 
 def mixture_notes(data: PatchTable) -> tuple[str, ...]:
-    """Return what has to be said of a table whose patches have several resolutions, or some of them none."""
+    """Return notes on a table whose patches have several resolutions, or some of them none."""
     mpp = microns_per_pixel(data)
     known = mpp[np.isfinite(mpp)]
     notes = []
@@ -92,7 +91,7 @@ def mixture_notes(data: PatchTable) -> tuple[str, ...]:
 
 
 def resolution_notes(trained: Resolution | None, data: PatchTable) -> tuple[str, ...]:
-    """Return what has to be said of patches that a checkpoint reads as they are; ``None`` is an old checkpoint."""
+    """Return notes on patches that a checkpoint reads as they are; ``None`` stands for an old checkpoint."""
     mpp = microns_per_pixel(data)
     if trained is None or trained.finest is None or trained.coarsest is None:
         return ("RESOLUTION: the checkpoint does not state its µm per pixel, so it was not compared with the table.",)
@@ -118,16 +117,11 @@ def _far(trained: Resolution, mpp: NDArray[np.float64]) -> str:
 
 
 def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, tuple[str, ...]]:
-    """Return a table whose patches have the resolution and field of view of a checkpoint, and what to say of it.
+    """Return a table whose patches have the resolution and field of view of a checkpoint, and notes.
 
     Patches of slides are read again: around the same middle, at the checkpoint's microns per pixel and with its field
     of view, as a number per patch is one per field of view. Pixels of image files are never resampled: they cannot be
-    read with another field of view.
-
-    Raises
-    ------
-    InputError
-        when patches cannot be read so
+    read with another field of view. Raises :class:`InputError` when patches cannot be read this way.
     """
     notes = resolution_notes(trained, data)
     if trained is None or trained.finest is None or np.isnan(microns_per_pixel(data)).any():
@@ -185,7 +179,7 @@ def _first_side(data: PatchTable) -> int:
 
 
 def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
-    """Return what has to be said of patches of image files; refuse another resolution or field of view."""
+    """Return notes on patches of image files; refuse another resolution or field of view."""
     has = microns_per_pixel(data)
     own = _first_side(data)
     far = np.abs(np.log(has / mpp))

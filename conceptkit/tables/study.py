@@ -30,7 +30,7 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is studied; commands take what they are not told from here."""
+    """A study: what commands use where their options say nothing else."""
 
     name: str
     table: Path
@@ -61,7 +61,7 @@ class Study:
         return load_table(self.table, kinds=self.kinds)
 
     def replace(self, **changes: Any) -> Study:
-        """Return the study with some of its parts named anew; ``None`` leaves a part as it is."""
+        """Return the study with some fields changed; ``None`` leaves a field as it is."""
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -94,7 +94,7 @@ def load_study(path: str | Path) -> Study:
         raise InputError(f"study: {path} is not a TOML file ({error}).") from None
     _check_keys(path, "", values, _TOP)
     if "table" not in values:
-        raise InputError(f'study: {path} names no table; write a line such as table = "patches.csv".')
+        raise InputError(f'study: {path} has no table; write a line such as table = "patches.csv".')
     concepts = _section(path, values, "concepts", _CONCEPTS)
     splits = _section(path, values, "splits", _SPLITS)
     grid = _section(path, values, "grid", _GRID)

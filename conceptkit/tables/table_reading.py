@@ -1,4 +1,4 @@
-"""Tables from CSV and Parquet: text stays as it is written, numbers are numbers, a saved index is left out."""
+"""Tables from CSV and Parquet: text stays as it is written, numbers are numbers, a saved index is dropped."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import decimal
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+from pandas.api import types
 
 from conceptkit.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEXT = (
     *("patch_id", "image", "slide", "h5", "features", "key", "mask"),
@@ -52,15 +53,11 @@ _AXES = {"x": "xy", "y": "xy", "row": "rows", "col": "rows", "column": "rows"}
 
 
 def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return a table as its columns are meant, in the order of the file, and notes on what was changed.
+    """Return a table with typed columns, in the order of the file, and notes on what was changed.
 
     Names of columns and cells of text lose the blanks around them. In CSV a column is of numbers when every cell is one
-    or stands for a missing one, unless its digits can only be names (007).
-
-    Raises
-    ------
-    ValueError, OSError, csv.Error, KeyError, TypeError, NotImplementedError
-        when the file cannot be read, or a name of a column stands twice
+    or stands for a missing one, unless its digits can only be names (007). Raises ValueError, OSError, csv.Error,
+    KeyError, TypeError or NotImplementedError when the file cannot be read, or a name of a column stands twice.
     """
     parquet = path.suffix.lower() in (".parquet", ".pq")
     frame = _read_parquet(path) if parquet else _read_csv(path)
@@ -80,14 +77,10 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def _with(frame: pd.DataFrame, changed: dict[Any, Any]) -> pd.DataFrame:
-    import pandas as pd
-
     return pd.DataFrame({name: changed.get(name, column) for name, column in frame.items()})
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     with path.open(newline="", encoding="utf-8-sig") as stream:
         skipped = _lines_above(stream)
         stream.seek(0)
@@ -130,10 +123,6 @@ def _lines_above(stream: TextIO) -> int:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    import pyarrow
-    import pyarrow.parquet
-
     frame = pd.read_parquet(path)
     if not isinstance(frame.index, pd.RangeIndex):
         levels = enumerate(frame.index.names)
@@ -184,8 +173,6 @@ def _without_index(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _stripped(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Remove blanks around cells of text; a cell of nothing else is empty."""
-    import pandas as pd
-
     changed, examples = {}, []
     for name, column in frame.items():
         of_text = isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_string_dtype(column.cat.categories)
@@ -204,8 +191,6 @@ def _stripped(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _typed(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return columns of text (CSV) as numbers or true and false where all cells are."""
-    import pandas as pd
-
     typed: dict[Any, Any] = {}
     for name, column in frame.items():
         if name in TEXT:
@@ -235,8 +220,6 @@ def _are_names(words: pd.Series[Any]) -> bool:
 
 
 def _as_text(column: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
     return (
         column if isinstance(column.dtype, pd.StringDtype) else column.map(label_of, na_action="ignore").astype("str")
     )
@@ -259,16 +242,11 @@ def is_number(value: Any) -> bool:
 
 
 def set_aside(frame: pd.DataFrame) -> dict[str, str]:
-    """Return column → what it holds, of those that say where or which a patch is rather than what is in it.
+    """Return column → content, of those that say where or which a patch is rather than what is in it.
 
-    These are coordinates (that come in pairs, such as ``x_um`` and ``y_um``), ids, row numbers and dates.
-
-    Parameters
-    ----------
-    frame : in the order of the file, in which rows were numbered
+    These are coordinates (in pairs, such as ``x_um`` and ``y_um``), ids, row numbers and dates. Rows of ``frame`` are
+    in the order of the file, in which they were numbered.
     """
-    from pandas.api import types
-
     coordinates = _coordinates([str(name) for name in frame.columns])
     found = {}
     for name, column in frame.items():
@@ -310,9 +288,6 @@ def _numbers_rows(name: str, column: pd.Series[Any]) -> bool:
 
 def are_dates(column: pd.Series[Any]) -> bool:
     """Tell whether a column holds dates, times or durations, by its type or as text."""
-    import pandas as pd
-    from pandas.api import types
-
     if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
         return True
     here = column.dropna()
@@ -345,6 +320,6 @@ def spelling_note(name: str, labels: Iterable[Any]) -> str | None:
     for label in sorted({str(v) for v in labels if v is not None}):
         key = re.sub(r"(?<!\d)0+(?=\d)", "", label.casefold())
         if key in met:
-            return f"{name} holds {met[key]!r} and {label!r}, taken as two different values."
+            return f"{name} holds {met[key]!r} and {label!r}, treated as two different values."
         met[key] = label
     return None

@@ -1,0 +1,179 @@
+"""How the results of commands without a record are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from conceptkit.commands.doctor import Examination
+    from conceptkit.commands.extract import Extracted, NetworkLayers
+    from conceptkit.commands.init import Started
+    from conceptkit.commands.predict import Predicted
+    from conceptkit.commands.report import Demonstrated, Reported
+    from conceptkit.commands.splits import SplitCounts
+    from conceptkit.commands.status import Status
+    from conceptkit.commands.tile import Tiled
+    from conceptkit.pathology.measuring import Measured
+
+from conceptkit.cli.console import show_record
+
+_STYLES = {"finished": "green", "running": "bold", "stopped": "yellow", "empty": "dim"}
+_MARKS = {"good": ("✓", "green"), "less": ("–", "yellow"), "bad": ("✗", "bold red")}
+
+
+def show_tiled(console: Console, tiled: Tiled) -> None:
+    """Print what ``tile`` wrote."""
+    _show_skipped(console, tiled.skipped)
+    for note in tiled.notes:
+        console.print(escape(note), style="yellow" if note in tiled.warnings else "dim")
+    if tiled.resumed:
+        console.print(f"{tiled.resumed} slides were finished by an earlier run", style="dim")
+    console.print(f"{len(tiled.table)} tiles written to {escape(tiled.path)}")
+
+
+def show_measured(console: Console, measured: Measured) -> None:
+    """Print what ``measure`` wrote."""
+    _show_skipped(console, measured.skipped)
+    _show_notes(console, measured.notes)
+    if measured.resumed:
+        console.print(f"{measured.resumed} were measured by an earlier run", style="dim")
+    console.print(f"{len(measured.table)} patches written to {escape(measured.path)}")
+
+
+def show_extracted(console: Console, extracted: Extracted) -> None:
+    """Print what ``extract`` wrote."""
+    found = extracted.activations
+    _show_skipped(console, found.skipped)
+    before = len(found) - found.rows_written
+    path = escape(str(extracted.options.store or found.path))
+    console.print(f"{found.rows_written} rows written to {path}, {before} were there before")
+
+
+def show_layers(console: Console, found: NetworkLayers) -> None:
+    """Print the layers of a network."""
+    title = f"{found.model}, images of {found.size}×{found.size} pixels"
+    grid = Table(title=escape(title), title_justify="left")
+    for column in ("layer", "other names", "output of one image", "kind"):
+        grid.add_column(column)
+    for layer in found.layers:
+        shape = f"returns a {layer.returns}" if layer.shape is None else "×".join(map(str, layer.shape)) or "one value"
+        grid.add_row(*map(escape, (layer.name, ", ".join(layer.aliases), shape, layer.kind)))
+    console.print(grid)
+    if found.hidden:
+        console.print(f"{found.hidden} more inside these: --all", style="dim")
+
+
+def show_predicted(console: Console, predicted: Predicted) -> None:
+    """Print what ``predict`` wrote."""
+    columns, options = escape(", ".join(predicted.columns)), predicted.options
+    _show_skipped(console, predicted.skipped)
+    where = f"written to {escape(str(options.out))}" if options.out else "predicted"
+    rows = "bags" if "bag" in predicted.frame else "patches"
+    console.print(f"{len(predicted.frame)} {rows} {where}: {columns}")
+    for note in predicted.frame.attrs["notes"]:
+        console.print(escape(note), style="bold yellow")
+    if options.maps:
+        console.print(f"maps drawn in {escape(str(options.maps))}")
+
+
+def show_splits(console: Console, counted: SplitCounts) -> None:
+    """Print the counts of a study."""
+    grid = Table(title="Patches by split, center and label", title_justify="left")
+    for name in counted.columns:
+        grid.add_column(escape(name))
+    for row in counted.rows:
+        grid.add_row(*(escape(str(row[name])) for name in counted.columns))
+    console.print(grid)
+    _show_notes(console, counted.notes)
+
+
+def show_report(console: Console, reported: Reported) -> None:
+    """Print what ``report`` wrote."""
+    console.print(f"report written to {escape(str(reported.path))}")
+    options = reported.options
+    places = {"tables (LaTeX)": options.latex, "tables (CSV)": options.csv, "figures": options.figures}
+    for what, place in places.items():
+        if place is not None:
+            console.print(f"{what} written to {escape(str(place))}")
+
+
+def show_demo(console: Console, demonstrated: Demonstrated) -> None:
+    """Print both records of ``demo``."""
+    for record in (demonstrated.probe, demonstrated.guide):
+        show_record(console, record)
+    console.print(f"report written to {escape(str(demonstrated.path))}")
+
+
+def show_started(console: Console, started: Started) -> None:
+    """Print what ``init`` wrote."""
+    console.print(f"study file written to {escape(str(started.path))}")
+    for note in started.notes:
+        console.print(f"• {escape(note)}")
+    console.print("Check it, then run: conceptkit probe" if started.table else "Then check it.")
+
+
+def show_status(console: Console, found: Status) -> None:
+    """Print how far a run is."""
+    what = f"{found.kind} " if found.kind else ""
+    console.print(f"{what}{escape(found.path)}: {found.state}", style=_STYLES[found.state])
+    if found.done is not None and found.state != "empty":
+        of = "" if found.total is None else f" of {found.total}"
+        left = "" if found.minutes_left is None else f", about {_duration(found.minutes_left)} left"
+        console.print(f"{found.done}{of} {found.unit} finished{left}")
+    if found.minutes_quiet is not None:
+        console.print(f"last written {_duration(found.minutes_quiet)} ago")
+    for training in found.trainings:
+        losses = ", ".join(f"{escape(name)} {value:.4g}" for name, value in training.losses.items())
+        console.print(f"{escape(training.name)}: epoch {training.epoch}, {losses}")
+    for name, reason in found.failed.items():
+        console.print(f"{escape(name)} failed: {escape(reason)}", style="yellow")
+    _show_notes(console, found.notes)
+
+
+def show_doctor(console: Console, found: Examination) -> None:
+    """Print the findings of ``doctor``."""
+    for finding in found.findings:
+        mark, style = _MARKS[finding.state]
+        console.print(f"[{style}]{mark} {finding.name}[/]: {escape(finding.found)}")
+        if finding.disables and finding.state != "good":
+            console.print(f"    disables {escape(finding.disables)}", style="dim")
+        if finding.remedy:
+            console.print(f"    remedy: {escape(finding.remedy)}", style="dim")
+    console.print("conceptkit can be used." if found.is_usable else "conceptkit cannot be used as it is.")
+
+
+def _show_skipped(console: Console, skipped: Iterable[tuple[str, str]]) -> None:
+    for what, reason in skipped:
+        console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
+
+
+def _show_notes(console: Console, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.print(escape(note), style="dim")
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{60 * minutes:.0f} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+
+
+SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
+    "predict": show_predicted,
+    "tile": show_tiled,
+    "measure": show_measured,
+    "splits": show_splits,
+    "extract": show_extracted,
+    "layers": show_layers,
+    "report": show_report,
+    "demo": show_demo,
+    "init": show_started,
+    "status": show_status,
+    "doctor": show_doctor,
+}
+"""Command → what prints its result; commands without one here print a record"""
