@@ -20,6 +20,7 @@ from PIL import Image
 from small_study import write_study
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app, console
 from conceptkit.commands import probe as probing
 from conceptkit.errors import InputError

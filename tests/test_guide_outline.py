@@ -107,15 +107,15 @@ def test_the_dry_run_prints_the_tree_and_its_json(table):
 
 
 @pytest.mark.parametrize("command", [["--dry-run"], ["--epochs", "1", "--device", "cpu", "--warmup", "0"]])
-def test_the_line_below_the_study_says_what_is_trained(table, tmp_path, monkeypatch, command):
+def test_the_first_line_says_what_is_trained(table, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     arguments = ["guide", "--table", str(table), "--model", "mobilenetv2_035", "--weights", "random", *command]
     result = CliRunner().invoke(app, [*arguments, "--encourage", "area", "--trunk", "8"])
     assert result.exit_code == 0, result.output
     # An expansion 56 → 336, a 3×3 of each channel, and a projection 336 → 112; its normalisations stay frozen.
     assert 56 * 336 + 9 * 336 + 336 * 112 == 59_472
-    below = " ".join(result.stdout.split(table.name, 1)[1].split())  # rich breaks long lines
-    assert below.startswith(
+    first = " ".join(result.stdout.split("Study ")[0].split())  # rich breaks long lines
+    assert first.startswith(
         "Trained: blocks.6.0 (59,472 parameters) of the backbone; the trunk 8 (10,248 parameters); a linear head per "
         "task."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -140,11 +141,14 @@ def invoke(
             from conceptkit.runs.opening import find_study
 
             where["study"] = find_study(about["study"], getattr(options, "table", None))
-            introduce(console, where["study"])
         if "out" in about:
             where["out"] = about["out"]
+        first = _Introduction(console, where.get("study"))
+        if not options.leads:
+            first.print()
         with progress_bars() as progress:
-            result = options.run(**where, progress=progress, notify=lambda text: console.print(escape(text)))
+            result = options.run(**where, progress=progress, notify=first.after)
+        first.print()
         if show is None:
             show_record(console, result, verbose=verbose)
         else:
@@ -153,6 +157,25 @@ def invoke(
             write_json_result(json, result.to_dict())
         if getattr(result, "skipped", None) or not getattr(result, "is_usable", True):  # one file among many, say
             raise typer.Exit(1)
+
+
+@dataclasses.dataclass
+class _Introduction:
+    """The line of the study, printed once: at the start, or below the command's first sentence."""
+
+    console: Console
+    study: Any
+
+    def print(self) -> None:
+        """Print the line, unless it was printed or there is no study."""
+        if self.study is not None:
+            introduce(self.console, self.study)
+            self.study = None
+
+    def after(self, sentence: str) -> None:
+        """Print a sentence, and the line below it."""
+        self.console.print(escape(sentence), style="bold" if self.study is not None else None)
+        self.print()
 
 
 def _values(options: Sequence[Described], given: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class Command(Options):
     """``module:function`` that does the work; it is imported when the command runs"""
     caches: ClassVar[bool] = True
     """Whether the command uses the cache folder, so that ``--cache-dir`` applies"""
+    leads: ClassVar[bool] = False
+    """Whether the command's first sentence is the first line of the output, above the study"""
 
     def run(self, *, progress: Progress | None = None, notify: Notify | None = None) -> Any:
         """Run the command.

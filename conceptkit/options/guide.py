@@ -42,6 +42,7 @@ class Guide(Guided):
     name = "guide"
     example = "guide --study study.toml --encourage area_um2,count --discourage center --seeds 0,1,2"
     runner = "conceptkit.commands.guide:guide"
+    leads = True
 
     discourage: Names | None = None
     """Concepts to discourage, as above; latent:3 for three domains proposed from stain, latent:3+LAYER from stain and
