@@ -10,16 +10,16 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A plain mistake in what the user gave, told in one sentence that names the argument, the rule and the value."""
+    """An invalid input; the message is one sentence with the argument, the rule and the value."""
 
 
 _FEW = 6
-"""Up to so many names an error lists them all."""
+"""Maximum number of names that an error lists in full."""
 
 
 def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """Return the end of a sentence that offers the names nearest to ``name``, and all names when they are few."""
-    # a name that has a comma stands in quotes, as it is written in a list
+    # a name with a comma is quoted, as in a list
     names = [f'"{k}"' if "," in k else k for k in dict.fromkeys(str(k) for k in known)]
     if not names:
         return "there is none to choose from"
@@ -56,12 +56,12 @@ def check_at_least(argument: str, value: float, least: float) -> None:
 
 
 def check_place(argument: str, path: Path) -> None:
-    """Raise :class:`InputError` when nothing can be written at ``path``: told before the work, not after it."""
+    """Raise :class:`InputError` when ``path`` cannot be written; call it before long work."""
     above = next((p for p in path.absolute().parents if p.exists()), None)
     if above is None or not above.is_dir():
-        raise InputError(f"{argument}: {path} cannot be made, as {above or 'its drive'} is no folder.")
+        raise InputError(f"{argument}: {path} cannot be created: {above or 'its drive'} is not a folder.")
     if not os.access(path if path.is_dir() else above, os.W_OK | os.X_OK):
-        raise InputError(f"{argument}: {path} cannot be made, as nothing may be written into {above}.")
+        raise InputError(f"{argument}: {path} cannot be created: no permission to write into {above}.")
 
 
 def check_at_most(argument: str, value: float, most: float) -> None:

@@ -135,7 +135,7 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
     try:
         from distributed import Client, as_completed
     except ImportError:
-        raise InputError("engine: dask is not installed; pip install 'conceptkit[dask]' brings it.") from None
+        raise InputError("engine: dask is not installed; pip install 'conceptkit[dask]' installs it.") from None
     client: Any
     try:
         client = Client(engine.scheduler, timeout=_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]

@@ -271,7 +271,7 @@ def cache_folder() -> Path:
 
 
 def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Path | None = None) -> Study:
-    """Return the embedded study, generated into the cache folder when it is not there.
+    """Return the embedded study, generated into the cache folder if it is missing.
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ def embedded_study(*, confounding: float = CONFOUNDING, seed: int = 0, cache: Pa
 
 
 def _write(folder: Path, confounding: float, seed: int) -> None:
-    """Write table and pixels beside the final place and move them there whole."""
+    """Write table and pixels next to the final place and move them there whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

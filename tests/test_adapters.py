@@ -303,7 +303,7 @@ def test_coords_that_are_none(tmp_path, coords, attributes, sentence):
             file.create_dataset("coords", data=coords).attrs.update(attributes)
     with pytest.raises(InputError, match=sentence):
         coords_table([tmp_path / "a.h5"], slides=tmp_path, out=tmp_path / "t.csv")
-    with pytest.raises(InputError, match="there is none named b"):
+    with pytest.raises(InputError, match="no slide is named b"):
         coords_table([Path("b.h5")], slides=tmp_path, out=tmp_path / "t.csv")
 
 
@@ -353,7 +353,7 @@ def test_the_command_completes_tiles_in_their_own_folder(tmp_path):
         (("coords", "a.h5", "--slides", "nowhere", "--out", "t.csv"), "slides: must be a folder"),
         (("pannuke", "nowhere", "--out", "t.csv"), "nowhere"),
         (("paper", "nowhere.h5", "--out", "t.csv"), "nowhere.h5"),
-        (("camelyon", "nowhere.csv", "--out", "t.csv"), "there is no file nowhere.csv"),
+        (("camelyon", "nowhere.csv", "--out", "t.csv"), "file nowhere.csv not found"),
         (("classes", ".", "--out", "t.txt"), "out: must end in"),
     ],
 )

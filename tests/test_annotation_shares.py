@@ -122,7 +122,7 @@ def test_bad_annotations_are_told_in_one_sentence(xml, content, sentence):
 
 def test_other_bad_files(tmp_path):
     (tmp_path / "s.json").write_text("{")
-    for name, sentence in (("s.json", "is not GeoJSON"), ("none.xml", "there is no file"), ("s.txt", "must end in")):
+    for name, sentence in (("s.json", "is not GeoJSON"), ("none.xml", "not found"), ("s.txt", "must end in")):
         with pytest.raises(InputError, match=sentence):
             read_annotations(tmp_path / name)
 

@@ -122,7 +122,7 @@ def test_what_is_unknown_in_geojson_is_refused_in_one_sentence(write, content, r
 
 def test_a_file_of_points_does_not_make_a_slide_normal(write):
     path = write(collection(feature({"type": "Point", "coordinates": [1, 1]}, "Tumor")))
-    with pytest.raises(InputError, match="holds no polygon, only points, which enclose no area; draw areas"):
+    with pytest.raises(InputError, match="holds no polygon, only points, which have no area; draw areas"):
         read_annotations(path)
 
 

@@ -43,7 +43,7 @@ def test_a_place_that_can_be_made_is_left_unmade(tmp_path):
 
 def test_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"out: .*run cannot be made, as .*file is no folder"):
+    with pytest.raises(InputError, match=r"out: .*run cannot be created: .*file is not a folder"):
         check_place("out", tmp_path / "file" / "deep" / "run")
 
 

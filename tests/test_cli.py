@@ -281,7 +281,7 @@ MISTAKES = [
     (f"{PROBE} --device gpu", ["device", "'gpu'"]),
     (f"{PROBE} --out earlier", ["out", "earlier", "holds an earlier run"]),
     (f"{PROBE} --out file", ["out", "file", "name a folder"]),
-    (f"{PROBE} --out file/run", ["out", "file/run", "is no folder"]),
+    (f"{PROBE} --out file/run", ["out", "file/run", "is not a folder"]),
     (f"{PROBE} --json .", ["json", "'.'"]),
     (f"{PROBE} --json file/result.json", ["json", "file/result.json"]),
     (f"{PROBE} --folds five", ["--folds", "integer", "'five'"]),
@@ -409,7 +409,7 @@ def test_debug_shows_the_traceback(here):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "Traceback" in result.stderr
-    assert "InputError: table: there is no file gone.csv." in result.stderr
+    assert "InputError: table: file gone.csv not found." in result.stderr
 
 
 def test_debug_raises_the_error_itself(here):

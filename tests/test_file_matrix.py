@@ -106,9 +106,9 @@ def test_a_full_disk_is_a_sentence(away, tmp_path, monkeypatch):
     monkeypatch.setattr(file_matrix.tempfile, "TemporaryFile", lambda **how: Full())
     with pytest.raises(InputError, match=r"has no room for 0\.0 GB of rows .*CONCEPTKIT_CACHE"):
         put_away(X, tmp_path)
-    assert away.beside(50, [(np.arange(50), X)]) is None  # what can be made anew is
+    assert away.new_file(50, [(np.arange(50), X)]) is None  # what can be made anew is
     monkeypatch.undo()
-    np.testing.assert_array_equal(away.beside(50, [(np.arange(50), X)])[:], X)
+    np.testing.assert_array_equal(away.new_file(50, [(np.arange(50), X)])[:], X)
 
 
 def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_random_network):
@@ -119,11 +119,11 @@ def test_a_probe_reads_the_same_from_a_file(study, tmp_path, monkeypatch, one_ra
     real = file_matrix.gather
     monkeypatch.setattr("conceptkit.features.activations.gather", lambda *a: put.append(real(*a)) or put[-1])
     monkeypatch.setattr(ridge, "_KEPT", 0)
-    beside, real_beside = [], FileMatrix.beside
-    monkeypatch.setattr(FileMatrix, "beside", lambda *a: beside.append(real_beside(*a)) or beside[-1])
+    beside, real_beside = [], FileMatrix.new_file
+    monkeypatch.setattr(FileMatrix, "new_file", lambda *a: beside.append(real_beside(*a)) or beside[-1])
     found = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "away")
     assert {type(matrix) for matrix in beside} == {FileMatrix}  # coordinates lie in files too
-    monkeypatch.setattr(FileMatrix, "beside", lambda *a: None)
+    monkeypatch.setattr(FileMatrix, "new_file", lambda *a: None)
     full = ck.run_probe(study, **asked, leave_out="center", out=tmp_path / "no room beside")
     assert found.to_frame().equals(full.to_frame())
     monkeypatch.undo()

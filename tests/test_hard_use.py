@@ -273,7 +273,7 @@ def test_a_name_that_no_file_can_have(tmp_path):
     (tmp_path / "t.csv").write_text(f"patch_id,image\na,{'x' * 5000}\n")
     table = load_table(tmp_path / "t.csv")
     assert len(table.identities()) == 1
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="not found"):
         table.pixels(0)
 
 

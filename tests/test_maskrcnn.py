@@ -107,7 +107,7 @@ def test_what_was_saved_opens_as_a_method(trained, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
     for bad, sentence in (
         (tmp_path / "bad.safetensors", "is not a checkpoint"),
-        (tmp_path / "none", "there is no file"),
+        (tmp_path / "none", "not found"),
     ):
         with pytest.raises(InputError, match=sentence):
             load_maskrcnn(bad)

@@ -279,13 +279,13 @@ def test_an_image_smaller_than_a_tile_is_left_out_with_its_reason(study):
 
 BAD_LISTS = {
     "images,mask\na.png,\n": "column image is needed",
-    "image,organ,organ\na.png,x,y\n": "column organ is there more than once",
+    "image,organ,organ\na.png,x,y\n": "column organ occurs more than once",
     "image\n": "at least one row",
     "": "column image is needed",
     "image,mask\na.png\n": "line 2 has 1 cells",
     "image\na.png,b\n": "line 2 has 2 cells",
-    "image\na.png\na.png\n": "image_id a is there more than once",
-    "image_id,image\ns,a.png\ns,b.png\n": "image_id s is there more than once",
+    "image\na.png\na.png\n": "image_id a occurs more than once",
+    "image_id,image\ns,a.png\ns,b.png\n": "image_id s occurs more than once",
     "image,x\na.png,5\n": "column x belongs to a patch table",
     "image,contrast\na.png,5\n": "column contrast has the name of a measure",
     'image\n"a.png\n': "cannot be read as CSV",

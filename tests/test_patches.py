@@ -158,10 +158,10 @@ def test_select_keeps_kinds_and_takes_masks_and_numbers(write):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("patch_id,count,count\na,1,2\n", "column count stands more than once"),
-        ("\npatch_id,count,count\na,1,2\n", "column count stands more than once"),  # pandas skips empty lines
-        ("patch_id,count\na,1\na,2\n", "patch_id must be unique, 'a' stands more than once"),
-        ("image,count\na.png,1\na.png,2\n", "patch_id must be unique, 'a.png' stands more than once"),
+        ("patch_id,count,count\na,1,2\n", "column count occurs more than once"),
+        ("\npatch_id,count,count\na,1,2\n", "column count occurs more than once"),  # pandas skips empty lines
+        ("patch_id,count\na,1\na,2\n", "patch_id must be unique, 'a' occurs more than once"),
+        ("image,count\na.png,1\na.png,2\n", "patch_id must be unique, 'a.png' occurs more than once"),
         ("patch_id,count\na,1\n,2\n", "every row needs a patch_id, 1 have none"),
         ("patch_id,count\n", "has no rows"),
         (f"patch_id,count\n{'a' * 5000},1\n", "patch_id 'aaa.* cannot be kept: a name has at most 4096 bytes"),
@@ -183,7 +183,7 @@ def test_broken_tables_are_told_in_one_sentence(write, text, sentence):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(InputError, match="table: there is no file"):
+    with pytest.raises(InputError, match="table: file .* not found"):
         load_table(tmp_path / "absent.csv")
     for name in ("t.csv", "t.parquet"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR\x80" * 20)
@@ -250,7 +250,7 @@ def test_images_that_are_missing_truncated_or_none(write):
     (write.folder / "text.png").write_text("no image")
     table = load_table(write("patch_id,image\na,cut.png\nb,text.png\nc,absent.png\nd,\n"))
     for row, sentence in enumerate(
-        ["cannot be read as an image", "cannot be read as an image", "there is no file", "column image is empty"]
+        ["cannot be read as an image", "cannot be read as an image", "not found", "column image is empty"]
     ):
         with pytest.raises(InputError, match=f"patch {'abcd'[row]}: .*{sentence}") as told:
             table.pixels(row)

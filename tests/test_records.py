@@ -134,7 +134,7 @@ def test_a_note_of_a_row_keeps_its_kind_and_doubt_is_by_kind_not_by_words():
         ({"note_kinds": ["note"], "notes": [3]}, r"record\.notes\[0\] is 3"),
         ({"note_kinds": ["odd"], "notes": ["a"]}, "must be one of"),
         ({"note_kinds": [], "notes": ["a"]}, "notes are 1, their kinds 0"),
-        ({"rows": [{"model": "m"}]}, r"record\.rows\[0\] lacks 'weights'"),
+        ({"rows": [{"model": "m"}]}, r"record\.rows\[0\] has no 'weights'"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"study": None}, r"record\.study is None"),
     ],

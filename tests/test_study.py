@@ -127,9 +127,9 @@ def test_what_is_refused(write, text, sentence):
 
 
 def test_missing_and_unreadable_study(write):
-    with pytest.raises(InputError, match=r"there is no file .*absent\.toml"):
+    with pytest.raises(InputError, match=r"file .*absent\.toml not found"):
         load_study(write.folder / "absent.toml")
-    with pytest.raises(InputError, match=r"there is no file .*conceptkit\.toml"):
+    with pytest.raises(InputError, match=r"file .*conceptkit\.toml not found"):
         load_study(write.folder)
     (write.folder / "bytes.toml").write_bytes(b"\xff\x00")
     with pytest.raises(InputError, match="is not a TOML file"):

@@ -68,7 +68,7 @@ def test_blanks_around_names_and_cells_are_no_part_of_them(load):
     assert table.concept("label").values.tolist() == ["tumor"] * 3
     assert table.concept_names == ["count"]
     assert "Blanks around text were removed in label" in table.notes[0]
-    with pytest.raises(InputError, match="column count stands more than once"):
+    with pytest.raises(InputError, match="column count occurs more than once"):
         load("patch_id,count,count \na,1,2\n")
 
 
@@ -232,7 +232,7 @@ def test_polars_is_read_without_depending_on_it():
         ([datetime.date(2020, 1, 1)] * 3, "dates or durations"),
         (np.array([1j, 2j, 3j]), "complex numbers"),
         ([1, "a", None], "numbers and text"),
-        (["a", "a ", "b"], "differ only in blanks"),
+        (["a", "a ", "b"], "differ only in spaces"),
     ],
 )
 def test_columns_without_one_meaning_are_refused(column, told):
@@ -283,7 +283,7 @@ def test_patients_are_taken_from_file_names(tmp_path):
     found = image_folder(tmp_path, out=tmp_path / "t.csv", patient="^([^_]+)_")
     assert found.table["patient"].tolist() == ["P1", "P1", "P2"]
     assert "normal 1, tumor 2" in found.notes[0]
-    with pytest.raises(InputError, match=r"patient: 'Q' finds nothing in P1_b\.png"):
+    with pytest.raises(InputError, match=r"patient: 'Q' does not match P1_b\.png"):
         image_folder(tmp_path, out=tmp_path / "t.csv", patient="Q")
 
 

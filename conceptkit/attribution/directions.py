@@ -153,7 +153,7 @@ def fit_shuffled(X: NDArray[Any], fitted: Fitted, orders: Orders) -> Vectors:
     parts = []
     for start in range(0, len(orders), _COLUMNS_AT_ONCE):
         some = codes[orders[start : start + _COLUMNS_AT_ONCE]].T
-        # Six digits of a direction suffice to count hundreds of them.
+        # Six digits of a direction are enough to count hundreds of them.
         parts.append(basis.weights(fit_logistic(A, basis.spectrum, some, fitted.alpha, tolerance=1e-9)[0]))
     return Vectors(np.concatenate(parts, axis=1), shown)
 

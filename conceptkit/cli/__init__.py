@@ -52,5 +52,5 @@ def main() -> None:
         if stream is None:  # closed, as a service may leave it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # µ is no reason to fail where the locale has no µ
+            stream.reconfigure(errors="replace")  # a locale without µ must not end the command
     app()

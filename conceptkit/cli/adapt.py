@@ -30,9 +30,9 @@ class Subcommands(Mapping[str, Any]):
         """Return a command, derived from the adapter's signature and docstring."""
         with sentences(debug=False):
             adapter = ADAPTERS[name]
-        alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-        alone.command(name=name)(command_of(adapter))
-        return typer.main.get_command(alone)
+        app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+        app.command(name=name)(command_of(adapter))
+        return typer.main.get_command(app)
 
     def __iter__(self) -> Iterator[str]:
         """Return the names."""

@@ -206,7 +206,7 @@ def show_findings(
 
 
 def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Collection[str] = ()) -> None:
-    """Print a table of texts: columns that do not fit the line go beneath, behind the first columns again.
+    """Print a table of texts: columns that do not fit the line go below, after the first columns again.
 
     Nothing is broken within a word: headings wrap between words, and a name longer than :data:`NAME_MOST` loses its
     middle, different from the others that it stands with.

@@ -39,7 +39,7 @@ ALL = "all"
 """Stands for every row that the network was not trained on."""
 
 INPUT, LOGIT = "input", "logit"
-"""Places that are no layers: plain pixel statistics, and the main task's output."""
+"""Places other than layers: plain pixel statistics, and the output of the main task."""
 
 INNER = "backbone."
 """Begins the names of a guided network's own backbone."""

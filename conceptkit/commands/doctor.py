@@ -26,7 +26,7 @@ GOOD, LESS, BAD = "good", "less", "bad"
 """All works; something optional is missing; something that every user needs is missing"""
 
 DISK_GB = 5.0
-"""Below so much free space a report of it is due: activations of 20,000 patches at one layer take 0.2 GB"""
+"""Free space below which a warning is shown: activations of 20,000 patches at one layer take 0.2 GB"""
 
 HUB = "https://huggingface.co"
 

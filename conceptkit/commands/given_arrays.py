@@ -231,7 +231,7 @@ def _column(argument: str, given: Any, n: int) -> pd.Series[Any]:
 
     if not _is_pandas(given, "Series"):
         if isinstance(given, list | tuple) and not any(np.ndim(v) for v in given):
-            listed = np.empty(len(given), dtype=object)  # NumPy would make text of numbers beside text
+            listed = np.empty(len(given), dtype=object)  # NumPy would turn numbers into text in a mixed list
             listed[:] = [v.detach().item() if hasattr(v, "detach") else v for v in given]
             given = listed
         elif hasattr(given, "__arrow_c_stream__") or hasattr(given, "__arrow_c_array__"):
@@ -339,4 +339,4 @@ def _check_blanks(argument: str, labels: NDArray[Any]) -> None:
     met: dict[str, str] = {}
     for label in sorted({v for v in labels if v is not None}):
         if (other := met.setdefault(label.strip(), label)) != label:
-            raise InputError(f"{argument}: {other!r} and {label!r} differ only in blanks; write them alike.")
+            raise InputError(f"{argument}: {other!r} and {label!r} differ only in spaces; write them the same way.")

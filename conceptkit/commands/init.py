@@ -63,7 +63,7 @@ def start_study(folder: str | Path, *, table: str | Path | None = None) -> Start
 
     Parameters
     ----------
-    folder : of the study; made when it is not there
+    folder : of the study; created if it is missing
     table : the patch table; ``None`` for the one that is found in the folder
     """
     place = Path(folder)
@@ -87,7 +87,7 @@ def start_study(folder: str | Path, *, table: str | Path | None = None) -> Start
 def _table(place: Path, named: str | Path | None) -> Path | None:
     if named is not None:
         if not Path(named).is_file():
-            raise InputError(f"table: there is no file {named}.")
+            raise InputError(f"table: file {named} not found.")
         return Path(named)
     found = [p for p in sorted(place.glob("*")) if p.suffix.lower() in SUFFIXES and _is_patch_table(p)]
     if len(found) > 1:
@@ -106,7 +106,7 @@ def _is_patch_table(path: Path) -> bool:
             columns = set(pyarrow.parquet.read_schema(path).names)
     except (OSError, ValueError):
         return False
-    # A column slide alone is a group: windows of slides have a place.
+    # A column slide without x and y is a group; windows of slides have coordinates.
     return bool(columns & {"image", "h5", "patch_id"} or columns >= {"slide", "x", "y"})
 
 
@@ -169,7 +169,7 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
 
 
 def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str]) -> bool:
-    """Tell whether a probe takes a concept; if not, note why."""
+    """Return whether a concept can be probed; if not, add a note that says why."""
     concept = data.concept(name)
     try:
         make_target(name, concept.kind, concept.values, data.groups(group))
@@ -214,7 +214,7 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
     lists = [p for p in files if p.suffix.lower() in SUFFIXES]
     classes = {p.parent for p in (*slides, *images)}
     group = "patient"
-    # Slides lie in folders of centers too, but are no files of a few megabytes.
+    # Slides are also kept in one folder per center, but are larger than a few megabytes.
     patches = all(p.parent.parent == place and p.stat().st_size < _SMALLEST_SLIDE for p in (*slides, *images))
     if len(classes) > 1 and patches:
         steps = [f"conceptkit adapt classes {place} --out patches.csv"]

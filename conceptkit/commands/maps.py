@@ -27,7 +27,7 @@ WHOLES = ("slide", "image")
 """Columns that say of which whole a patch is a window; the first one that the table has is taken"""
 
 PICTURE = 900
-"""Longer side of the picture beside the maps, in pixels"""
+"""Longer side of the picture next to the maps, in pixels"""
 
 
 def check_maps(data: PatchTable, folder: Path) -> str:
@@ -39,8 +39,8 @@ def check_maps(data: PatchTable, folder: Path) -> str:
     whole = next((name for name in WHOLES if name in columns), None)
     absent = [name for name in ("x", "y", "size") if name not in columns]
     if whole is None or absent:
-        lacks = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
-        raise InputError(f"map: a map needs columns that say where patches lie; the table has no {lacks}.")
+        needed = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
+        raise InputError(f"map: a map needs columns that say where patches lie; the table has no {needed}.")
     if not data.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
         raise InputError(f"map: no row has values in all of x, y, size and {whole}.")
     if folder.is_file():
@@ -61,13 +61,13 @@ PREDICTED = "_predicted"
 """End of the name of a column that holds a predicted concept"""
 
 UNKNOWN = HeldOut("held-out score unknown", above_chance=True)
-"""Where no record lies beside the checkpoint: nothing is known against the prediction"""
+"""Used when the checkpoint has no record next to it"""
 
 
 def held_out_scores(checkpoint: Path, tasks: Sequence[Task]) -> dict[str, HeldOut]:
     """Return column of the predictions → its held-out score, from the record of the run that wrote the checkpoint.
 
-    Empty where the checkpoint does not lie in its run folder.
+    Empty if the checkpoint is not in its run folder.
     """
     try:
         record = load_record(checkpoint.resolve().parents[1])

@@ -37,7 +37,7 @@ CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
 
 IDENTITY = ("patch_id", "bag", "patches", *CARRIED)
-"""Columns of the predictions that are no predictions"""
+"""Columns of the predictions that identify a row"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def predictivity(
 ) -> PredictivityRecord:
     """Train a small network (20 units) from columns of the table to the main label, and score it on evaluation splits.
 
-    Its inputs are in turn a random column, each concept, growing sets of concepts, and each confounder alone.
+    The inputs are a random column, each concept, growing sets of concepts and each confounder, one after another.
     """
     check_seeds(options.seeds)
     folder = run_folder(out, options.name)

@@ -33,7 +33,7 @@ QUIET_MINUTES = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One network whose log is there."""
+    """One network with a log."""
 
     name: str
     epoch: int

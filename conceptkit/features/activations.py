@@ -30,8 +30,8 @@ Progress = Callable[[int, int], None]
 """Receives the number of rows done and the number of rows in all."""
 
 DECODERS = 2
-"""Threads that read images while the network computes. More threads wait for Python's lock: beside an H200, two read
-1,190 JPEG files a second, four 940 and sixteen 730. More processes (torchrun) do help."""
+"""Threads that read images while the network computes. More threads wait for Python's lock: with an H200, two read
+1,190 JPEG files a second, four 940 and sixteen 730. More processes (torchrun) are faster."""
 
 AHEAD = 2
 """Batches that are read before they are needed."""

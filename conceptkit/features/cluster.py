@@ -46,7 +46,7 @@ def computed_on_cluster(scheduler: str, job: Job, rows: NDArray[np.intp]) -> Ite
     try:
         import distributed
     except ImportError:
-        raise InputError("engine: dask is not installed; pip install 'conceptkit[dask]' brings it.") from None
+        raise InputError("engine: dask is not installed; pip install 'conceptkit[dask]' installs it.") from None
     dask: Any = distributed
     try:
         client = dask.Client(scheduler, timeout=PATIENCE, set_as_default=False)
@@ -70,7 +70,7 @@ def computed_on_cluster(scheduler: str, job: Job, rows: NDArray[np.intp]) -> Ite
         for future in waiting:
             computed = future.result()
             future.release()
-            hand_out()  # before the rows are taken, so that workers go on while these are written
+            hand_out()  # before the rows are taken, so that workers continue while these are written
             yield from computed
 
 

@@ -1,4 +1,4 @@
-"""Feature files of your own: embeddings read from HDF5, NumPy or Parquet, so that no network is needed."""
+"""Feature files of your own: embeddings read from HDF5, NumPy or Parquet, without a network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _METADATA = frozenset(
 """Words of which the names of columns consist that describe a patch, its place or its label"""
 
 _NUMBERED = (32, 0.9)
-"""With so many numbered columns (f0, f1, …) that are such a share of all, columns without a number are no features."""
+"""Number and share of numbered columns (f0, f1, …) from which other columns are not read as features."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator
     if numbers.empty:
         raise InputError(
             f"features: {path} has no columns of numbers"
-            + (f" beside {', '.join(other)}, which are not used as features." if other else ".")
+            + (f" besides {', '.join(other)}, which are not used as features." if other else ".")
         )
     columns.names = columns.names or list(numbers.columns)
     if set(columns.names) != set(numbers.columns):

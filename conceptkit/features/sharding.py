@@ -132,7 +132,7 @@ def _exchange() -> Iterator[Callable[[Any], list[Any]]]:
     """Join the ranks; yield a function from each rank's object to the list of all ranks' objects."""
     joined = not dist.is_initialized()
     if joined:
-        # Only plans and results are exchanged, so gloo suffices on GPUs too; a rank may wait long for the slowest.
+        # Only plans and results are exchanged, so gloo is enough on GPUs too; a rank may wait long for the slowest.
         dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
 
     def exchange(value: Any) -> list[Any]:

@@ -77,10 +77,10 @@ class Features(abc.ABC):
 
     @abc.abstractmethod
     def digest(self) -> str:
-        """Return a digest of what the features depend on beside the pixels, or of the features themselves."""
+        """Return a digest of what the features depend on besides the pixels, or of the features themselves."""
 
     def notes(self) -> tuple[str, ...]:
-        """Return what a reader of results has to know of the features."""
+        """Return notes on the features, for the results."""
         return ()
 
     def network(self) -> Backbone:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, reason_of
-from conceptkit.files.atomic import beside, holder, remove_left, take_space
+from conceptkit.files.atomic import holder, remove_left, take_space, temporary_path
 
 SCHEMA = "conceptkit/activations/3"
 
@@ -117,7 +117,7 @@ def create(
         )
     n = len(rows.patch_ids)
     remove_left(path)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
         with refused_when_full(path):
             take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk

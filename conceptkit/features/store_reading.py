@@ -63,11 +63,11 @@ class Activations:
 
     path: Path
     patch_ids: tuple[str, ...]
-    """(n,) names of the rows that are there, in their order"""
+    """(n,) names of the rows of the store, in order"""
     layers: Mapping[str, LayerActivations]
     """Layer as named → its rows"""
     provenance: Mapping[str, Any]
-    """What the values depend on beside the pixels"""
+    """What the values depend on besides the pixels"""
     skipped: tuple[tuple[str, str], ...] = ()
     """Patches left out, each with the reason"""
     rows_written: int = 0
@@ -133,7 +133,7 @@ def is_store(path: Path) -> bool:
             earlier = ("values", "patch_ids", "state")
             return "schema" in file.attrs and all(part in file for part in earlier)
     except BlockingIOError:
-        return True  # another process writes it: opening it says so
+        return True  # another process writes it: opening it raises the error
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # all raised by h5py for damaged files
         return False
 

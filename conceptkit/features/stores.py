@@ -44,7 +44,7 @@ class ActivationStore:
     Parameters
     ----------
     path : the HDF5 file; created when absent
-    provenance : what the values depend on beside the pixels: network, layers, pooling, preprocessing
+    provenance : what the values depend on besides the pixels: network, layers, pooling, preprocessing
     rows : names, stamps and digests of the rows; a row whose pixels changed becomes missing
     widths : layer → activations per row; called only when the file has to be created
     dtype : one of :data:`DTYPES`

@@ -1,1 +1,1 @@
-"""Files that appear whole, HDF5 files that can be trusted to end, matrices that lie in a file."""
+"""Atomic writes, checks of HDF5 files before they are read, and matrices in files."""

@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
+        os.chmod(temporary, 0o644)  # mkstemp denies other users reading
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def take_space(path: Path, size: int) -> None:
-    """Have the file system set the space of a file aside; holes would be a disk that fills up later."""
+    """Reserve the disk space of a file, so that a full disk is noticed at once."""
     with path.open("ab") as stream:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, max(1, size))
@@ -50,7 +50,7 @@ def take_space(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``path``, to make it in; it is removed at the end, or by the next after a kill."""
+    """Yield an empty folder next to ``path``; it is removed at the end or, after a kill, by the next process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".new"))
@@ -61,7 +61,7 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def remove_left(path: Path) -> None:
-    """Remove what processes of this machine left that were killed while they wrote ``path``."""
+    """Remove temporary files of killed processes of this machine that wrote ``path``."""
     start = _start(path)
     for left in path.parent.glob(f"{glob.escape(start)}*.new"):
         try:
@@ -72,8 +72,8 @@ def remove_left(path: Path) -> None:
             continue
 
 
-def beside(path: Path) -> Path:
-    """Return a name in the folder of ``path`` by which :func:`remove_left` knows whose it is."""
+def temporary_path(path: Path) -> Path:
+    """Return a path in the folder of ``path`` that :func:`remove_left` removes after a kill."""
     return path.with_name(f"{_prefix(path)}new")
 
 
@@ -87,15 +87,15 @@ def _prefix(path: Path) -> str:
 
 @contextlib.contextmanager
 def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
-    """Keep a folder for this process; the system lets go of it when the process ends, however it does.
+    """Lock a folder for this process; the system releases the lock when the process ends.
 
-    The folder is made when it is not there, and removed again when nothing was written into it.
+    A missing folder is created, and removed again if nothing was written into it.
 
-    Raises :class:`InputError` when another process has it: which one.
+    Raises :class:`InputError` when another process has locked it, and names that process.
     """
     try:
         import fcntl
-    except ImportError:  # no POSIX system: there the second process is not noticed
+    except ImportError:  # not a POSIX system: a second process is not noticed
         yield
         return
     made = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -104,7 +104,7 @@ def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = path.open("a+", encoding="utf-8")
-        except FileNotFoundError:  # another process has just ended, and taken the folder with it
+        except FileNotFoundError:  # another process has just ended and removed the folder
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -82,7 +82,7 @@ def _append(file: IO[bytes], values: NDArray[Any], n: int, folder: Path) -> None
 
 
 class _Open:
-    """A file that is closed when no matrix is left that reads it."""
+    """A file that is closed with the last matrix that reads it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -94,8 +94,8 @@ class _Open:
 class FileMatrix:
     """Rows of a matrix in a file; ``X[rows]`` reads them, in any order, from several threads at once.
 
-    Rows are given by numbers, a slice or a mask; ``X[:, columns]`` takes columns of all rows, and NumPy's functions
-    take the whole, which is then in memory.
+    Rows are given as numbers, a slice or a mask; ``X[:, columns]`` reads columns of all rows, and NumPy functions
+    load the whole matrix into memory.
     """
 
     def __init__(self, file: _Open, dtype: np.dtype[Any], width: int, at: NDArray[np.intp], folder: Path) -> None:
@@ -110,8 +110,8 @@ class FileMatrix:
         """Return some of the rows; none is read."""
         return FileMatrix(self._file, self.dtype, self.shape[1], self._at[rows], self._folder)
 
-    def beside(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
-        """Return another matrix (n, d') in a file of its own, or ``None`` where there is no room for it."""
+    def new_file(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
+        """Return another matrix (n, d') in another file, or ``None`` if the disk has no room for it."""
         try:
             return _written(n, parts, self._folder)
         except InputError:

@@ -21,7 +21,7 @@ NETWORKS = "networks"
 RUN_FILE, CHECKPOINT = "run.json", "checkpoint"
 
 PLAN_FILE = "plan.json"
-"""Number of runs of the last command; written when it begins, so that its age tells the speed"""
+"""Number of runs of the last command; written at its start, so that its age gives the speed"""
 
 SCHEMA = "conceptkit/grid-folder/1"
 

@@ -142,7 +142,7 @@ def plan_cells(
     ----------
     study : its network is trained, and its encouraged and discouraged concepts are those of pairs and curves
     weightings : of the losses; every model is trained with each
-    second : the paper's networks that are trained beside the study's
+    second : the paper's networks that are trained in addition to the study's
     """
     name, models = ("none", []) if (text := models_of(options)) is None else read_models(text, study)
     cells = _Cells(str(study.model), numbered=name == PAPER)

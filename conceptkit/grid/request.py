@@ -61,7 +61,7 @@ def read_request(study: Any, options: Grid) -> GridRequest:
         raise InputError("model: no model given; set --model, or model in the study file.")
     curves = bool(options.noise or options.fraction or options.affinity)
     if curves and not opened.encourage:
-        raise InputError("encourage: curves and affinities need a concept to encourage, none is given.")
+        raise InputError("encourage: curves and affinities need a concept to encourage, got none.")
     second, notes = _second_networks(models_of(options), opened)
     grid, cells = plan_cells(opened, options, weightings=_weightings(options), second=second)
     goals = _goals(cells, opened if curves else None)
@@ -81,7 +81,7 @@ def _check_options(options: Grid) -> None:
             check_at_least(name, level, 0)
             check_at_most(name, level, 1)
             if name == "concept-fraction" and level == 0:
-                raise InputError(f"{name}: must be above 0, got 0; the grid has a model without the concept anyway.")
+                raise InputError(f"{name}: must be above 0, got 0; the grid always has a model without the concept.")
         if len(set(levels)) < len(levels):
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
     check_seeds(options.seeds)
@@ -137,7 +137,7 @@ def _second_networks(ablate: str | None, study: Study) -> tuple[list[str], list[
         return [], []
     if str(study.model).split(".")[0] == "inception_v3":
         return list(SECOND_NETWORK), []
-    return [], [f"Models R1 and R8 (ResNet50 beside InceptionV3) are skipped, as the network is {study.model}."]
+    return [], [f"Models R1 and R8 (ResNet50 in addition to InceptionV3) are skipped, as the network is {study.model}."]
 
 
 def _goals(cells: Iterable[GridCell], curves: Study | None) -> tuple[Goal, ...]:

@@ -34,7 +34,7 @@ def aggregator(strategy: str) -> Any:
 
 def backward(
     shared: Sequence[Tensor],
-    alone: Iterable[Tensor],
+    separate: Iterable[Tensor],
     features: Sequence[Tensor],
     parameters: Sequence[Tensor],
     combine: Any,
@@ -44,13 +44,13 @@ def backward(
     Parameters
     ----------
     shared : scalar losses that reach the shared parameters, one row of the Jacobian each
-    alone : scalar losses that reach only heads
+    separate : scalar losses that reach only heads
     features : inputs of the heads
     combine : from :func:`aggregator`
     """
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    for loss in alone:
+    for loss in separate:
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch's own
     if not shared:  # no row of the batch has such a label
         return

@@ -51,10 +51,10 @@ class TrainingEngine:
             try:
                 import torch.utils.tensorboard  # noqa: F401  # Lightning needs it at the first line it writes
             except ImportError:
-                raise InputError("log: tensorboard is not installed; pip install tensorboard, or take csv.") from None
+                raise InputError("log: tensorboard is not installed; pip install tensorboard, or use csv.") from None
         kind = choose_device(self.device).type
         if self.precision == "16" and kind == "cpu":
-            raise InputError("precision: 16 needs a GPU; on a CPU take 32 or bf16.")
+            raise InputError("precision: 16 needs a GPU; use 32 or bf16 on a CPU.")
         if self.nodes > 1:
             _check_machine(self.nodes)
 
@@ -108,11 +108,11 @@ class Spawned(DDPStrategy):
 
 
 def _check_machine(nodes: int) -> None:
-    """Raise unless the environment says which machine this is and where the first one is; without, all would wait."""
-    lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-    if lacking:
+    """Raise unless the environment gives the number of this machine and the address of the first; else all would wait."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if missing:
         raise InputError(
-            f"nodes: set {', '.join(lacking)} in the environment of each of the {nodes} machines: address and a free "
+            f"nodes: set {', '.join(missing)} in the environment of each of the {nodes} machines: address and a free "
             "port of the first one, and the number of each from 0."
         )
     rank = os.environ["NODE_RANK"]

@@ -1,6 +1,6 @@
 """Unlabelled domains: the discouraged concept ``latent:3`` becomes a column of the table.
 
-``latent:3+mixed2`` uses the features of the study's network at that layer beside the stain of the patches.
+``latent:3+mixed2`` uses the features of the study's network at that layer in addition to the stain of the patches.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Latent:
     """The same without domains, see :class:`conceptkit.pathology.domains.Domains`"""
     p: float
     layer: str | None = None
-    """Layer whose features were used beside the stain"""
+    """Layer whose features were used in addition to the stain"""
     network: str | None = None
 
     def note(self) -> str:

@@ -239,13 +239,13 @@ class Loop(lightning.LightningModule):
         (losses, pressures, reads), self._parts = self._parts, None
         heads = {id(p) for p in self.model.heads.parameters()}
         parameters = [p for p in self.model.parameters() if p.requires_grad and id(p) not in heads]
-        # Some aggregators would stand still with a row that has no gradient into the shared layers.
+        # Some aggregators make no step if a row has no gradient into the shared layers.
         tasks = [t for t in self.model.tasks if t.name not in self.absent]
-        alone = [] if self.method.reverses else [losses[t.name] for t in tasks if t.adversarial]
+        separate = [] if self.method.reverses else [losses[t.name] for t in tasks if t.adversarial]
         rows = [losses[t.name] for t in tasks if self.method.reverses or not t.adversarial]
         if self.strength:
             rows += [self.strength * value for name, value in pressures.items() if name not in self.absent]
-        backward(rows, alone, reads, parameters, self.aggregator)
+        backward(rows, separate, reads, parameters, self.aggregator)
 
     def on_validation_epoch_start(self) -> None:
         """Use this process' share of the validation rows."""

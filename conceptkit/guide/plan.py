@@ -68,7 +68,7 @@ def make_plan(
 
     Parameters
     ----------
-    concepts : trained beside the main task. Rows without a split and a main label train them, if they have a value
+    concepts : trained with the main task. Rows without a split and a main label train them, if they have a value
         of one and their group is in no split but the training split
     transductive : whether rows of the evaluation splits train the concepts too; their main labels never train
     allow_leakage : whether a group may have rows in several splits; a note then says so
@@ -123,7 +123,7 @@ def _rows_by_split(study: Study, split: NDArray[Any]) -> dict[str, NDArray[np.in
             )
     others = [v for v in values if v not in (named.train, named.val)]
     if not others:
-        raise InputError(f"split: column {named.column} has no evaluation split beside {named.train} and {named.val}.")
+        raise InputError(f"split: column {named.column} has no evaluation split besides {named.train} and {named.val}.")
     roles = {"train": named.train, "val": named.val, **{name: name for name in others}}
     return {role: np.flatnonzero(split == name) for role, name in roles.items()}
 
@@ -158,7 +158,7 @@ def _home_splits(
             if not allow_leakage:
                 raise InputError(
                     f"group: {column} {group!r} has rows in splits {home[group]!r} and {split!r}; a patient in "
-                    "training and evaluation makes the scores worthless. --allow-leakage continues; the result says so."
+                    "training and evaluation invalidates the scores. --allow-leakage continues with a note."
                 )
             straddling.add(group)
     if not straddling:

@@ -92,7 +92,7 @@ class Reading:
 
         Parameters
         ----------
-        within : columns within whose levels AUCs are computed, beside the discouraged categories and the center
+        within : columns within whose levels AUCs are computed, besides the discouraged categories and the center
 
         Raises
         ------

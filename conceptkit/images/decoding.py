@@ -29,7 +29,7 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 """How a row may say where its pixels are: leading column → columns that must be there."""
 
 PLACE_COLUMNS = ("key", "row", "x", "y", "size", "side")
-"""What, beside the leading column, says where pixels are"""
+"""What, besides the leading column, says where pixels are"""
 
 _MOST_PIXELS = 20_000**2
 """Largest number of pixels of one patch; a file that states more is damaged or malicious."""
@@ -52,7 +52,7 @@ def read_pixels(folder: Path, location: str, cells: Mapping[str, Any], name: str
         raise InputError(f"{name}: column {location} is empty.")
     path = folder / value
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
-        raise InputError(f"{name}: there is no file {path}.")
+        raise InputError(f"{name}: file {path} not found.")
     if location == "h5":
         return _from_h5(path, str(cells["key"]), _row(cells["row"], name), name)
     window = _window(cells, name)

@@ -67,7 +67,7 @@ def read_rgb(path: Path) -> Pixels:
         with pillow_image(path) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in ("MPO", "TIFF"):  # MPO: the first is the photograph
-                raise InputError(f"{path} holds {frames} frames; save the one to use as an image of its own.")
+                raise InputError(f"{path} holds {frames} frames; save the one to use as its own file.")
             pixels = _in_rgb(image, path, bits)
             # Of TIFF files Pillow itself turns what it reads.
             return pixels if image.format == "TIFF" else upright(pixels, orientation_of(image))
@@ -149,7 +149,7 @@ def _in_rgb(image: Image.Image, path: Path, bits: int) -> Pixels:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Tell whether the file of an image that is not loaded yet has 16 bits where Pillow keeps the high 8 of them."""
+    """Return whether an image that is not loaded yet has 16 bits, of which Pillow keeps the high 8."""
     return image.mode != "I;16" and any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 

@@ -40,7 +40,7 @@ class Pyramid:
 
     Attributes
     ----------
-    factors : pixels of level 0 for one of each level; ``None`` for a level whose size does not tell, which is not read
+    factors : downsampling factor of each level; ``None`` if its size does not determine it, and it is then not read
     """
 
     def __init__(self, handle: Any) -> None:
@@ -85,7 +85,7 @@ class Pyramid:
         return canvas
 
     def pixels_read(self, scale: float) -> float:
-        """Return the number of pixels that are read for the whole slide, at so many pixels of level 0 for one."""
+        """Return the number of pixels read for the whole slide, at ``scale`` pixels of level 0 per pixel."""
         width, height = self.handle.dimensions
         _, factor = self._level(width, height, scale)
         return float(width * height / factor**2)

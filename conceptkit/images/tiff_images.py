@@ -62,10 +62,12 @@ def check_single(pages: list[Page], path: Path) -> None:
     alike = sum(page.size == first.size for page in pages)
     if max(planes, alike) > 1:
         raise InputError(
-            f"{path} holds more than one page of its size ({max(planes, alike)}); save the one to use alone."
+            f"{path} holds more than one page of its size ({max(planes, alike)}); save the one to use as its own file."
         )
     if any(math.prod(page.size) > math.prod(first.size) for page in pages):
-        raise InputError(f"{path} holds several images, and the first is not the largest; save the one to use alone.")
+        raise InputError(
+            f"{path} holds several images, and the first is not the largest; save the one to use as its own file."
+        )
 
 
 def white_of(page: Page) -> float | None:
@@ -104,7 +106,7 @@ def _in_rgb(page: Page, values: NDArray[Any], order: list[int] | None, path: Pat
 
 
 def _alpha(page: Page, extra: NDArray[Any], path: Path) -> tuple[NDArray[Any] | None, bool]:
-    """Return the opacity (h, w) among the samples beside the colour, and whether colours are multiplied by it."""
+    """Return the opacity (h, w) among the samples besides the colour, and whether colours are multiplied by it."""
     kinds = (*page.all(EXTRA), *[0] * extra.shape[2])[: extra.shape[2]]
     at = next((k for k, kind in enumerate(kinds) if kind in (1, 2)), None)
     for k in range(extra.shape[2]):

@@ -80,11 +80,11 @@ class Page:
         return int(self.one(SAMPLES, 1))
 
     def is_float(self) -> bool:
-        """Tell whether samples are floats."""
+        """Return whether samples are floats."""
         return bool(self.one(_FORMAT, 1) == 3)
 
     def is_plain(self) -> bool:
-        """Tell whether :meth:`samples` can read this page: whole bytes in a compression without loss."""
+        """Return whether :meth:`samples` can read this page: whole bytes, lossless compression."""
         bits, kinds = set(self.all(BITS, (1,))), set(self.all(_FORMAT, (1,)))
         known = {_RAW, _LZW, *_ZIP, _PACKBITS, _LZMA, _ZSTD}
         return (
@@ -165,7 +165,7 @@ class Page:
 
 
 def is_tiff(path: Path) -> bool:
-    """Tell whether a file begins as a TIFF does."""
+    """Return whether a file starts like a TIFF file."""
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

@@ -206,7 +206,7 @@ def layer_width(backbone: nn.Module, layer: str, *, size: int) -> int:
         got = "×".join(map(str, shapes[0][1:]))
         raise InputError(
             f"layer: a task needs a layer of maps (channels × height × width); {layer} gives {got}, whose "
-            f"{'channels come last' if len(shapes[0]) == 4 else 'form is another'}; leave out @{layer} to put the task "
+            f"{'channels come last' if len(shapes[0]) == 4 else 'form is another'}; omit @{layer} to put the task "
             "on the end of the trunk."
         )
     return shapes[0][1]

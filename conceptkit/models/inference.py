@@ -224,7 +224,7 @@ VIEWS = 2
 def provenance(
     backbone: Backbone, layers: Sequence[str], *, pool: str, batch_size: int, autocast: str | None
 ) -> dict[str, Any]:
-    """Return what activations depend on beside the pixels."""
+    """Return what activations depend on besides the pixels."""
     return {
         "architecture": backbone.architecture,
         "weights": backbone.fingerprint(),

@@ -16,7 +16,7 @@ STD = (0.25, 0.25, 0.25)
 """Standard deviations of red, green and blue, on the scale 0 to 1."""
 
 WEIGHTS_FILE = "mini_inception.safetensors"
-"""File of the bundled weights beside this module, in float16."""
+"""File of the bundled weights next to this module, in float16."""
 
 LAYER_NAMES = tuple(f"mixed{i}" for i in range(11))
 """The blocks in the order in which they run."""

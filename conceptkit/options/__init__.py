@@ -1,4 +1,4 @@
-"""What can be asked of each command: frozen dataclasses, from which command line, docs and settings derive."""
+"""Options of each command: frozen dataclasses that define command line, documentation and settings."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ COMMANDS: Mapping[str, str] = {
 def from_settings(settings: Mapping[str, Any]) -> Command:
     """Return the command that made a record, from the record's settings.
 
-    Files are named in settings as they were given; run the command where they can be found. Settings that are no
-    options, such as the digest of the weights, are left out.
+    Settings hold paths as they were given; run the command where these exist. Settings other than options, such as
+    the digest of the weights, are ignored.
 
     Raises
     ------
     InputError
-        when the settings name no command, or hold a value that its options do not allow
+        when the settings have no valid command, or a value that its options do not allow
     """
     name = str(settings.get("command"))
     check_choice("command", name, COMMANDS)

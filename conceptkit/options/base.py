@@ -35,7 +35,7 @@ Choices = Collection[str] | Callable[[], Collection[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What an option states beside its type, default and help."""
+    """What an option states besides its type, default and help."""
 
     flag: str | None = None
     """Spelling on the command line; ``--name-of-the-field`` when ``None``"""
@@ -62,7 +62,7 @@ def option(
     maximum: float | None = None,
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Declare an option of a command; its help is the docstring beneath it.
+    """Declare an option of a command; its help is the docstring below it.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class Described:
         return self.declared.flag or f"--{self.name.replace('_', '-')}"
 
     def choices(self) -> tuple[str, ...]:
-        """Return the allowed values; none where any will do."""
+        """Return the allowed values; empty if any value is allowed."""
         given = self.declared.choices
         return tuple(given() if callable(given) else given or ())
 
@@ -275,7 +275,7 @@ def described(cls: Any) -> tuple[Described, ...]:
                         fields[name], hints[name], help_text, owner.__dict__.get("panel", "Options")
                     )
         if missing := [name for name in fields if name not in found]:
-            raise TypeError(f"{cls.__name__}: {', '.join(missing)} has no docstring beneath it")
+            raise TypeError(f"{cls.__name__}: {', '.join(missing)} has no docstring below it")
         _DESCRIBED[cls] = tuple(found.values())
     return _DESCRIBED[cls]
 
@@ -299,7 +299,7 @@ def _describe(field: dataclasses.Field[Any], hint: Any, help_text: str, panel: s
 
 
 def _docstrings(owner: type) -> Iterator[tuple[str, str]]:
-    """Yield the fields of a class with the docstring beneath each, in the order of the source."""
+    """Yield the fields of a class with the docstring below each, in the order of the source."""
     if "__annotations__" not in owner.__dict__ or not dataclasses.is_dataclass(owner):
         return
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body

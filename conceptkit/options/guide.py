@@ -23,7 +23,7 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds of the probes that read the trained networks."""
     within: Names = ()
-    """Columns within whose levels AUCs are computed too, beside the discouraged categories and the center."""
+    """Columns within whose levels AUCs are computed too, besides the discouraged categories and the center."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     dry_run: bool = False

@@ -15,8 +15,8 @@ class Agreement:
     """The agreement of one label image with another."""
 
     aji: float
-    """Aggregated Jaccard index (Kumar et al. 2017): each drawn nucleus with the found one of largest overlap over
-    union, summed, with all found nuclei that were no one's match in the union."""
+    """Aggregated Jaccard index (Kumar et al. 2017): each annotated nucleus with the detected one of largest overlap
+    over union, summed; detected nuclei without a match are added to the union."""
     pq: float
     """Panoptic quality (Kirillov et al. 2019): detection quality times mean overlap over union of the matches, at more
     than one half."""

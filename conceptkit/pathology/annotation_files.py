@@ -106,7 +106,7 @@ def read_drawing(path: Path) -> Drawing:
     if not suffix:
         raise InputError(f"annotations: must end in {', '.join(SUFFIXES)}, got {path}.")
     if not path.is_file():
-        raise InputError(f"annotations: there is no file {path}.")
+        raise InputError(f"annotations: file {path} not found.")
     in_xml = suffix in (".xml", ".annotations")
     try:
         content = path.read_bytes()
@@ -119,7 +119,7 @@ def read_drawing(path: Path) -> Drawing:
     placed = [kind for kind in skipped if kind not in (_EMPTY, _FEW)]
     if placed and not drawn:
         raise InputError(
-            f"annotations: {path} holds no polygon, only {' and '.join(placed)}, which enclose no area; "
+            f"annotations: {path} holds no polygon, only {' and '.join(placed)}, which have no area; "
             "draw areas, or remove the file to leave the slide without labels."
         )
     return Drawing(drawn, skipped, cropped)
@@ -249,7 +249,7 @@ def _corners(points: Points) -> Points:
 
 
 def _meet(ring: Points, other: Points) -> bool:
-    """Tell whether the boxes around two rings overlap."""
+    """Return whether the bounding boxes of two rings overlap."""
     return bool((ring.min(axis=0) < other.max(axis=0)).all() and (other.min(axis=0) < ring.max(axis=0)).all())
 
 

@@ -32,7 +32,7 @@ class Batch:
     mpp: Values | None = None
     """(n,) microns per pixel, NaN where unknown."""
     file: Values | None = None
-    """(n,) JPEG quality of the file that a patch is from, NaN where it is no JPEG."""
+    """(n,) JPEG quality of the file of each patch, NaN for other formats."""
 
     @cached_property
     def luma(self) -> NDArray[np.uint8]:
@@ -82,7 +82,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A concept that is computed from a patch, and what a reader has to know of it."""
+    """A concept that is computed from a patch, and its description."""
 
     name: str
     unit: str

@@ -91,8 +91,8 @@ def lab(images: NDArray[np.uint8]) -> Floats:
 def tissue_weight(images: NDArray[np.uint8]) -> Floats:
     """Return how far each pixel is tissue, (…): 0 for glass and for black, 1 for stained tissue, a ramp between.
 
-    Glass absorbs less than 0.05 (mean optical density of the channels), tissue more than 0.12. What absorbs nearly all
-    light in all channels is no tissue either but ink, a fold or the edge of the scan.
+    Glass absorbs less than 0.05 (mean optical density of the channels), tissue more than 0.12. Pixels that absorb
+    nearly all light in all channels are ink, folds or the edge of the scan, and do not count as tissue.
     """
     table = _density() / np.float32(3)
     mean = table.take(images[..., 0])

@@ -76,7 +76,7 @@ def propose_domains(
     fitted : (n,) true for training rows: no other row affects means, spreads, components or cluster centers
     groups : (n,) group numbers; ``None``: every row is its own group
     domains : number of domains, at least 2
-    features : (n, d) statistics of a network's activations, such as channel means; ``None`` for stain alone
+    features : (n, d) statistics of a network's activations, such as channel means; ``None`` for stain only
     """
     check_at_least("latent", domains, 2)
     known = np.asarray(np.isfinite(profiles).all(axis=1))
@@ -89,12 +89,12 @@ def propose_domains(
             f"differently among the training rows, there are {len(np.unique(own[inside].round(9), axis=0))}."
         )
     everywhere = _means(profiles, units, known)
-    told = np.isfinite(everywhere).all(1)
-    X, all_X = _standardised(own[inside], everywhere[told])
+    measured = np.isfinite(everywhere).all(1)
+    X, all_X = _standardised(own[inside], everywhere[measured])
     if features is not None:
         values = features.astype(np.float64)
         F = _means(values, units, np.logical_and(known, fitted))[inside]
-        parts = _components(*_standardised(F, _means(values, units, known)[told]))
+        parts = _components(*_standardised(F, _means(values, units, known)[measured]))
         scale = np.sqrt((X**2).sum() / max(float((parts[0] ** 2).sum()), 1e-300))
         X, all_X = np.hstack([X, scale * parts[0]]), np.hstack([all_X, scale * parts[1]])
     clusters = KMeans(domains, n_init=10, random_state=seed).fit(X)
@@ -109,7 +109,7 @@ def propose_domains(
         cloud = np.linalg.qr(normal - normal.mean(0))[0] * widths
         drawn.append(_explained(cloud, KMeans(domains, n_init=10, random_state=seed).fit(cloud)))
     of_unit = np.full(len(everywhere), -1)
-    of_unit[told] = clusters.predict(all_X)
+    of_unit[measured] = clusters.predict(all_X)
     found = of_unit[units]
     sizes = np.bincount(found[fitted & (found >= 0)], minlength=domains)
     rank = np.empty(domains + 1, dtype=np.intp)

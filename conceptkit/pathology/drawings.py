@@ -197,11 +197,11 @@ def label_warnings(
             f"their tiles have no label.{more}"
         )
     most = dict(table.groupby("group")["tumor_share"].max()) if "tumor_share" in table else {}
-    beside = [
+    empty = [
         p.name for slide, p in drawn.items() if p and p in read and len(read[p].areas) and most.get(slide.stem) == 0
     ]
-    if beside:
+    if empty:
         yield (
-            f"No tile of tissue lies in the annotated areas of {listed(beside)}: all tiles there are labelled normal; "
+            f"No tile of tissue lies in the annotated areas of {listed(empty)}: all tiles there are labelled normal; "
             "check that these files belong to their slides and are in pixels of level 0."
         )

@@ -57,7 +57,7 @@ def check_upright(path: Path) -> None:
 
 @_named()
 def read_quality(path: Path) -> float:
-    """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its head alone; NaN for others."""
+    """Return the quality of a JPEG file, or of the JPEG in a TIFF, 1 to 100, from its header; NaN for others."""
     return _quality(path)
 
 
@@ -90,7 +90,7 @@ def tiff_quality(path: Path) -> float:
                 found = _luminance_table(file.read(_JPEG_HEAD))
             return jpeg_quality(found)
     except (OSError, ValueError, LookupError, OverflowError):
-        return math.nan  # whoever reads the pixels says what is wrong with the file
+        return math.nan  # reading the pixels raises the error, with what is wrong with the file
 
 
 def _luminance_table(head: bytes) -> list[int] | None:

@@ -97,7 +97,7 @@ def build(*, weights: str = "imagenet") -> nn.Module:
             backbone_name="resnet50", weights=start, norm_layer=FrozenBatchNorm2d, trainable_layers=5
         )
     except OSError as error:
-        raise InputError(f"weights: ImageNet's could not be fetched ({type(error).__name__}); take random.") from None
+        raise InputError(f"weights: ImageNet's could not be fetched ({type(error).__name__}); use random.") from None
     if start is None:
         for name, module in backbone.named_modules():
             if name.endswith("bn3"):  # without statistics each block would double the variance: it starts as identity
@@ -198,11 +198,11 @@ def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
 def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
     """Open a checkpoint of :func:`save_maskrcnn`; raises :class:`InputError` when the file is not one."""
     if not path.is_file():
-        raise InputError(f"nuclei-weights: there is no file {path}.")
+        raise InputError(f"nuclei-weights: file {path} not found.")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["conceptkit"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping, it has keys() alone
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # safe_open has only keys()
         if about["schema"] != SCHEMA:
             raise KeyError(about["schema"])
         network = build(weights="random")
@@ -265,8 +265,8 @@ def _whole(part: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
     """Return a window (h, w, n) filled up to the right and below: torchvision would enlarge one that is smaller, and
     with it the nuclei beyond the size that they were trained at. Pixels are filled as glass, masks as background."""
     height, width = part.shape[:2]
-    lacking = ((0, max(0, _TILE - height)), (0, max(0, _TILE - width)), (0, 0))
-    return np.ascontiguousarray(np.pad(part, lacking, constant_values=value))
+    border = ((0, max(0, _TILE - height)), (0, max(0, _TILE - width)), (0, 0))
+    return np.ascontiguousarray(np.pad(part, border, constant_values=value))
 
 
 def _dice(found: NDArray[np.integer], drawn: NDArray[np.integer]) -> float:

@@ -41,7 +41,7 @@ _MOST_OF_ONE = 10
 """Largest number of pieces of one label; instance masks of whole images have up to 3."""
 
 _NAMES = ("inst_map", "instance_map", "instances", "masks", "mask", "labels", "label")
-"""Names under which programs keep a label mask beside other arrays."""
+"""Names under which programs keep a label mask next to other arrays."""
 
 _WITHOUT_LOSS = ("PNG", "BMP", "GIF", "PPM", "TIFF")
 
@@ -100,7 +100,7 @@ def read_mask_row(path: Path, row: int) -> Labels:
                     f"{data.shape}."
                 )
             if not 0 <= row < len(data):
-                raise InputError(f"mask: masks of {path} has {len(data)} rows, row {row} was asked for.")
+                raise InputError(f"mask: masks of {path} has {len(data)} rows, got row {row}.")
             values = np.asarray(data[row])
     except (OSError, RuntimeError, KeyError, AttributeError) as error:
         raise InputError(f"mask: {path} holds no label images in a dataset masks ({error}).") from None
@@ -288,7 +288,7 @@ def _from_npz(path: Path) -> NDArray[Any]:
         if len(chosen) != 1:
             raise InputError(
                 f"{path} holds {len(names)} arrays ({', '.join(names[:5])}), and which is the label mask is unknown; "
-                "save it alone."
+                "save the label mask as its own file."
             )
         with archive.open(archive.namelist()[names.index(chosen[0])]) as stream:
             return _array(stream, path)

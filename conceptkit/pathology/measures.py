@@ -126,7 +126,7 @@ def eccentricity(batch: Batch) -> Values:
 
 @_nuclear(
     "1",
-    "Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei not told apart.",
+    "Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei that were not separated.",
     source="area over that of the convex hull; nuclei that touch the border are left out",
 )
 def solidity(batch: Batch) -> Values:
@@ -316,7 +316,7 @@ GROUPS = ("core", "all", "nuisances")
 
 
 def spell_out(name: str) -> tuple[str, ...]:
-    """Return the measures that a name of :data:`GROUPS` stands for; the name alone when it is not one of these."""
+    """Return the measures of a group in :data:`GROUPS`, or ``(name,)`` for any other name."""
     if name == "core":
         return CORE
     if name in GROUPS:
@@ -325,7 +325,7 @@ def spell_out(name: str) -> tuple[str, ...]:
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return ``names`` as a tuple, :data:`GROUPS` spelled out; one that is no measure or is given twice is refused."""
+    """Return ``names`` as a tuple with :data:`GROUPS` expanded; raise if one is unknown or repeated."""
     if isinstance(names, str):
         names = (names,)
     known = (*MEASURES, *GROUPS)
@@ -345,7 +345,7 @@ def measure(
     """Measure a batch of patches; returns name to (n,) values, in the order of ``names``, NaN where there is none.
 
     Raises :class:`InputError` when an array has another type or shape, a label is negative, ``mpp`` is not positive, a
-    name is unknown, or a named measure lacks the mask or the ``mpp`` that it needs.
+    name is unknown, or a measure needs a mask or ``mpp`` that is not given.
 
     Parameters
     ----------

@@ -272,7 +272,7 @@ def _read_list(path: Path) -> pd.DataFrame:
             raise InputError(f"{path}: line {number} has {len(cells)} cells under {len(header)} columns.")
     repeated = sorted({c for c in header if c and header.count(c) > 1})
     if repeated:
-        raise InputError(f"{path}: column {repeated[0]} is there more than once.")
+        raise InputError(f"{path}: column {repeated[0]} occurs more than once.")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
         raise InputError(f"{path}: cells must be separated by commas, the first line is {header[0]!r}.")
     if "image" not in header:
@@ -291,7 +291,7 @@ def _read_list(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(columns, dtype="str")
     twice = table["image_id"][table["image_id"].duplicated()]
     if len(twice):
-        raise InputError(f"{path}: image_id {twice.iloc[0]} is there more than once; give each image its own.")
+        raise InputError(f"{path}: image_id {twice.iloc[0]} occurs more than once; give each image its own.")
     for column in ("mask", "mpp"):
         if column not in table:
             table[column] = ""
@@ -330,7 +330,7 @@ def measure_image(job: ImageJob) -> Part:
 def measure_batch(
     images: NDArray[np.uint8], masks: NDArray[Any] | None, mpp: float, quality: float, names: Iterable[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the measures (n,) of patches (n, h, w, 3) of one image, NaN where it lacks what a measure needs."""
+    """Return the measures (n,) of patches (n, h, w, 3) of one image, NaN where an input of a measure is missing."""
     has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
     possible = [name for name in names if name in has]
     scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
@@ -410,14 +410,14 @@ def relative_path(path: Path, folder: Path) -> str:
 
 
 def _is_numeric(text: pd.Series[str]) -> bool:
-    """Tell whether every filled cell is a number; a column without any says nothing and counts as one."""
+    """Return whether every filled cell is a number; true for an empty column."""
     return bool(pd.to_numeric(text[text != ""], errors="coerce").notna().all())
 
 
 def _notes(
     images: pd.DataFrame, used: pd.DataFrame, carried: list[str], names: tuple[str, ...], *, every: bool
 ) -> Iterator[str]:
-    """Yield what a reader of the table has to know."""
+    """Yield notes on the table."""
     left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
     if left:
         yield f"Not carried over to the tiles, as they are empty or hold numbers of the whole image: {', '.join(left)}."
@@ -431,11 +431,11 @@ def _notes(
             few = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             yield f"No {column} for {len(without)} of {len(used)} images ({few}): {', '.join(empty)} empty there."
     if not {"patient", "group"} & set(carried):
-        yield "No column patient or group: without one, tiles of one patient may stand on both sides of a split."
+        yield "No column patient or group: without one, tiles of one patient may be on both sides of a split."
 
 
 def _border_notes(paths: list[Path], tiles: int, size: int) -> Iterator[str]:
-    """Yield how much of the images lies beside whole tiles, if it is at least :data:`_UNUSED_SHARE`."""
+    """Yield the share of the images outside whole tiles, if it is at least :data:`_UNUSED_SHARE`."""
     pixels = sum(height * width for height, width in map(image_size, paths))
     share = 1.0 - tiles * size**2 / pixels
     if share >= _UNUSED_SHARE:
@@ -446,7 +446,7 @@ def _border_notes(paths: list[Path], tiles: int, size: int) -> Iterator[str]:
 
 
 def _nuclei_notes(used: pd.DataFrame, nuclei: Segmentation | None) -> Iterator[str]:
-    """Yield what a reader has to know of nuclei that were found, not given."""
+    """Yield notes on nuclei that were segmented rather than given."""
     if nuclei is None:
         return
     yield f"Nuclei were found by {nuclei.method}; masks of the list, if any, were not used."

@@ -58,7 +58,7 @@ class TableJob:
 
 
 def is_patch_table(path: Path) -> bool:
-    """Tell whether a file is a patch table, each row a patch, rather than a list of whole images."""
+    """Return whether each row of a table is a patch, rather than a whole image."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return True
     try:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, cKDTree
 
 MOST_LABEL = 1 << 22
-"""Largest product of patches and labels that is counted in place; beyond, labels are numbered anew first."""
+"""Largest product of patches and labels that is counted in place; above, labels are renumbered first."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Nuclei:
         return self.area / hull
 
     def neighbour_distance(self) -> NDArray[np.float64]:
-        """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN alone."""
+        """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN without another."""
         if len(self.area) == 0:
             return np.empty(0)
         # Patches are laid out far apart, so that one tree serves the batch and no neighbour is of another patch.

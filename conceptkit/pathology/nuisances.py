@@ -55,8 +55,8 @@ def blur(luma: NDArray[np.uint8]) -> NDArray[np.float64]:
 def blockiness(luma: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return how much stronger grey steps are on the grid of 8 pixels than off it, (n,): 1 without blocks.
 
-    A patch may be cut anywhere, so the grid is taken at the offset that shows the strongest steps, in rows and columns
-    each; chance alone therefore gives a little more than 1. NaN when flat.
+    A patch may be cut anywhere, so the grid is taken at the offset with the strongest steps, separately for rows and
+    columns; without blocks the value is therefore slightly above 1. NaN when flat.
     """
     out = np.full((2, len(luma)), np.nan)
     for k, image in enumerate(luma):
@@ -74,9 +74,9 @@ def blockiness(luma: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def jpeg_quality(table: object) -> float:
-    """Return the quality, 1 to 100, of a JPEG's luminance quantization table of 64 numbers, NaN when it is none.
+    """Return the quality, 1 to 100, of a JPEG's luminance quantization table of 64 numbers, NaN for anything else.
 
-    The inverse of how libjpeg scales the table of the standard; an encoder with tables of its own gets the nearest.
+    This inverts how libjpeg scales the standard table; other tables get the nearest quality.
     """
     values = np.asarray(table, dtype=np.float64)
     if values.shape != (64,):

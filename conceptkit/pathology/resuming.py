@@ -73,7 +73,7 @@ def run_in_parts(
     ----------
     folder : of the parts; ``None`` keeps none
     progress : receives the number of items that are finished, and of all
-    is_complete : whether everything that a job writes beside its part exists
+    is_complete : whether everything that a job writes besides its part exists
     """
     files = [None if folder is None else folder / f"{job.key}.parquet" for job in jobs]
     rows = {

@@ -89,7 +89,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     import openslide
 
     if not path.is_file():
-        raise InputError(f"slide: there is no file {path}.")
+        raise InputError(f"slide: file {path} not found.")
     if mpp is not None and not 0 < mpp < math.inf:
         raise InputError(f"mpp: must be a positive number of microns per pixel, got {mpp}.")
     handle = None

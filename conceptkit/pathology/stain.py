@@ -203,7 +203,7 @@ def _stain_statistics(density: Floats, weight: Floats) -> StainStatistics | None
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
     on_plane = plane.T.astype(np.float32) @ tissue
     low, high = np.percentile(np.arctan2(on_plane[1], on_plane[0]), _PERCENT)
-    if high - low < 1e-3:  # one colour only: two stains cannot be told apart
+    if high - low < 1e-3:  # one colour only: two stains cannot be separated
         return None
     ends = np.array([plane @ (np.cos(angle), np.sin(angle)) for angle in (low, high)])
     ends = np.maximum(ends[np.argsort(-ends[:, 0])], 0)  # hematoxylin absorbs more red than eosin does

@@ -182,10 +182,10 @@ class _Margins:
 
 
 def _across_the_edge(images: NDArray[np.uint8], down: int, right: int) -> NDArray[np.int64] | int:
-    """Return the products (n,) that the flat shift pairs from one row to another that is not meant."""
-    if right > 0:  # the last columns run over into the row below the one meant
+    """Return the products (n,) of pairs that the flat shift wraps into a wrong row."""
+    if right > 0:  # the last columns wrap into the row below the right one
         one, other = images[:, : images.shape[1] - down - 1, -right:], images[:, down + 1 :, :right]
-    elif right < 0:  # the first columns fall back into the row above the one meant
+    elif right < 0:  # the first columns wrap into the row above the right one
         one, other = images[:, : images.shape[1] - down + 1, :-right], images[:, down - 1 :, right:]
     else:
         return 0

@@ -156,8 +156,8 @@ class Eigenbasis:
         """
         if self._small:
             return self._projected(rows)
-        beside = getattr(self.X, "beside", None)  # of conceptkit.files.matrix, which is not known here
-        return None if beside is None else beside(len(rows), self._in_blocks(rows))
+        new_file = getattr(self.X, "new_file", None)  # of conceptkit.files.matrix, which is not known here
+        return None if new_file is None else new_file(len(rows), self._in_blocks(rows))
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:
         """Return the coordinates (len(rows), r) of some rows of X, not to be changed.

@@ -111,7 +111,7 @@ class AttributeRow:
     same_derivative: bool = False
     """Whether the derivative is the same at every image, so that ``sign_count`` is 0 or 1 for any direction."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of this row has to know, each a :class:`conceptkit.records.Note`."""
+    """Notes on this row, each a :class:`conceptkit.records.Note`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(Note.of, self.notes)))

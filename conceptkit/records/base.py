@@ -79,7 +79,7 @@ def show_by(*, plot: Callable[[Record], Figure], html: Callable[[Record], str]) 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Record:
-    """What every record holds beside its results."""
+    """Common fields of all records."""
 
     schema: ClassVar[str]
 
@@ -90,9 +90,9 @@ class Record:
     group: str | None = None
     """Column whose values are never split across folds; ``None``: rows were taken as independent."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of the numbers has to know, each a :class:`conceptkit.records.Note`."""
+    """Notes on the results, each a :class:`conceptkit.records.Note`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The options the numbers were made with, seeds and hashes among them."""
+    """Options that produced the results, including seeds and hashes."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages in use."""
     folder: Path | None = field(default=None, compare=False)

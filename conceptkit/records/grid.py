@@ -134,7 +134,7 @@ class GridRecord(RunsRecord):
     def table6(self) -> pd.DataFrame:
         """Return how well each concept is read: a row per concept and cell, by fresh probe and by the own head.
 
-        Columns beside the cell's: ``concept``, ``role`` (``encouraged`` or ``discouraged`` somewhere in the grid),
+        Columns besides the cell's: ``concept``, ``role`` (``encouraged`` or ``discouraged`` somewhere in the grid),
         ``reader`` (``probe``, ``head``, ``linear``, ``mlp``), ``score``, ``score sd``, ``chance``, and the paired
         difference to the single task of the same weighting.
         """

@@ -130,7 +130,7 @@ class ProbeRow(ProbeScore, _Place):
     """Pearson r of the two measurements: the highest R² that can be reached if their errors are equal and
     independent."""
     notes: tuple[str, ...] = ()
-    """Sentences that a reader of this row has to know, each a :class:`conceptkit.records.Note`."""
+    """Notes on this row, each a :class:`conceptkit.records.Note`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(Note.of, self.notes)))

@@ -73,5 +73,5 @@ def _read_dataclass(value: Mapping[str, Any], kind: type, place: str, again: typ
     needed = (f for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING)
     missing = [f.name for f in needed if f.name not in values]
     if missing:
-        raise ValueError(f"{place} lacks {missing[0]!r}")
+        raise ValueError(f"{place} has no {missing[0]!r}")
     return kind(**{key: again(one, hints[key], f"{place}.{key}") for key, one in values.items()})

@@ -25,9 +25,9 @@ DOUBTS: frozenset[NoteKind] = frozenset({"confounded", "leakage", "transductive"
 
 
 class Note(str):
-    """One sentence that a reader of the numbers has to know, and what it is about.
+    """One sentence on the results, and its topic.
 
-    It is a string, so that it is printed, searched and saved like one.
+    It is a string, and is printed, searched and saved like one.
     """
 
     kind: NoteKind
@@ -97,7 +97,7 @@ class Metric(str):
 
 
 def with_typed(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the typed forms of its notes and its metric beside them."""
+    """Return a JSON object with the typed forms of its notes and its metric in addition."""
     out: dict[str, Any] = {}
     for key, value in body.items():
         out[key] = value

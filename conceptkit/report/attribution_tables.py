@@ -96,7 +96,7 @@ def change_table(record: AttributeRecord) -> Table:
 
 
 def score_table(record: AttributeRecord) -> Table | None:
-    """Return the scores along the concept vectors, beside those of shuffled concepts.
+    """Return the scores along the concept vectors, next to those of shuffled concepts.
 
     Rows whose derivative is the same at every image are dropped: each of their shares is 0 or 1, whatever the concept.
     ``None`` where no row is left.

@@ -80,13 +80,13 @@ def contact_sheet(
         for top, word, patches in ((0, "highest", most), (2, "lowest", least)):
             for axes in grid[top : top + 2, len(patches) :].flat:
                 axes.set_visible(False)
-            for (above, beneath), one in zip(grid[top : top + 2].T, patches, strict=False):
+            for (above, below), one in zip(grid[top : top + 2].T, patches, strict=False):
                 extent = (0.0, float(one.pixels.shape[1]), float(one.pixels.shape[0]), 0.0)
                 above.imshow(one.pixels)
                 above.set_title(_caption(one), fontsize=7.5, fontweight="normal")
-                beneath.imshow(one.pixels.mean(2), cmap="gray", vmin=0, vmax=255, extent=extent)
+                below.imshow(one.pixels.mean(2), cmap="gray", vmin=0, vmax=255, extent=extent)
                 look: dict[str, Any] = {"cmap": colours, "norm": scale, "alpha": over, "interpolation": "nearest"}
-                beneath.imshow(one.map, extent=extent, **look)
+                below.imshow(one.map, extent=extent, **look)
             grid[top, 0].set_ylabel(word, fontsize=9)
             grid[top + 1, 0].set_ylabel("where", fontsize=9)
         bar = figure.colorbar(

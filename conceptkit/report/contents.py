@@ -68,7 +68,7 @@ def reference_run(record: GuideRecord) -> str:
 
 
 def compared_runs(record: GuideRecord) -> list[str]:
-    """Return the names of the runs beside the reference."""
+    """Return the names of the runs other than the reference."""
     return [name for name in record.run_names if name != reference_run(record)]
 
 

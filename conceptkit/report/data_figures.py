@@ -109,7 +109,7 @@ def _center_figure(context: Context, centers: Sequence[str], name: str, values: 
 
 
 def sample_figure(samples: Samples) -> Drawing:
-    """Return patches of each center beside the histograms of their colours (the paper's Figure 3)."""
+    """Return patches of each center next to the histograms of their colours (the paper's Figure 3)."""
     rows, columns = samples.images.shape[:2]
     side = 1.25 if rows <= 6 else 0.8  # inches; twelve centers still fit a printed page
     names = apart(samples.centers, 16)
@@ -159,12 +159,12 @@ def left_out_of_figures(context: Context) -> str:
     said = []
     for what, values in (("centers", context.centers), ("classes", context.labels)):
         drawn, every = levels(values), sorted(set(values[values != ""].tolist()), key=natural)
-        if lacking := [name for name in every if name not in drawn]:
-            names = ", ".join(lacking)
+        if absent := [name for name in every if name not in drawn]:
+            names = ", ".join(absent)
             said.append(f"Of {len(every)} {what} the {len(drawn)} with most patches are drawn; not drawn: {names}.")
     concepts = [name for name, values in context.concepts.items() if is_drawable(values)]
-    if lacking := concepts[CONCEPTS_MOST:]:
-        names = ", ".join(lacking)
+    if absent := concepts[CONCEPTS_MOST:]:
+        names = ", ".join(absent)
         said.append(f"Of {len(concepts)} concepts the first {CONCEPTS_MOST} are drawn; not drawn: {names}.")
     return " ".join(said)
 
@@ -181,7 +181,7 @@ def _long(parts: Mapping[str, NDArray[np.float64]], column: str) -> pd.DataFrame
 
 
 def _named(axes: Any, names: Sequence[str], title: str, *, most: int = 34) -> None:
-    """Set the names beneath the axis, turned where they are long or many, and the title."""
+    """Set the names below the axis, turned where they are long or many, and the title."""
     texts = apart(names, 14)
     turned = max(map(len, texts)) > 7 or len(texts) > 8
     options: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}

@@ -11,8 +11,8 @@ from conceptkit.report.table import Table, make_table
 from conceptkit.report.wording import groups_word, natural
 
 SPREAD = (
-    "Rows that the run used, training rows among them. Where classes or centers differ here, a network can tell them "
-    "apart by this concept only."
+    "Rows that the run used, including training rows. Where classes or centers differ here, this concept is enough to "
+    "distinguish them."
 )
 
 

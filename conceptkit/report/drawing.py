@@ -54,7 +54,7 @@ def styled() -> Iterator[None]:
         "legend.fontsize": 8.5,
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # a name in a script that the font lacks shows as boxes in the figure; the table beneath has it in full
+        # names in a script that the font does not cover appear as boxes; the table below shows them in full
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing.*", category=UserWarning)
         # seaborn 0.13.2 still calls matplotlib by a name that it is about to lose
         warnings.filterwarnings("ignore", message="vert: bool was deprecated", category=DeprecationWarning)
@@ -62,7 +62,7 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches, on white in either theme."""
+    """Return an empty figure, size in inches, white in both themes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -99,8 +99,9 @@ def short(text: str, most: int = 24) -> str:
 def apart(names: Sequence[str], most: int = 24) -> list[str]:
     """Return each name as :func:`short` does, and yet different from the others wherever the names differ.
 
-    Of names that cutting the middles makes alike what tells them apart is kept, with words before it where there is
-    room: the words that all of these begin and end with go. Those that stay alike are numbered.
+    If names become equal when their middles are cut, the words that all of them start and end with are dropped
+    instead, and the part that differs is kept, with words before it if there is room. Names that remain equal are
+    numbered.
     """
     lines = [" ".join(name.split()) or "(empty)" for name in names]
     cut = {line: short(line, most) for line in lines}

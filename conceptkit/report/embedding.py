@@ -1,4 +1,4 @@
-"""UMAP of saved features: read them, lay out each run's space, and say how far the picture can be trusted."""
+"""UMAP of saved features: read them, embed each run in two dimensions, and measure how faithful the picture is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = "conceptkit/embeddings/1"
 """Schema of the files that :func:`read_embeddings` reads."""
 
 NEIGHBOURS = 15
-"""Neighbours of a UMAP, and of the two numbers printed beneath it."""
+"""Neighbours of a UMAP, and of the two numbers printed below it."""
 
 EPOCHS = 700
 """Of the layout: with umap-learn's 500 the picture is a little less trustworthy; the time is won at the neighbours"""
@@ -67,7 +67,7 @@ class Projection:
     xy: Floats
     """(n, 2), without unit."""
     trustworthiness: float
-    """How rarely the picture shows neighbours that are none in the space (1: never; NaN: too few rows)."""
+    """Trustworthiness: 1 if all neighbours in the picture are neighbours in the space; NaN: too few rows."""
     preservation: float
     """Share of each row's nearest neighbours in the space that are among its nearest in the picture, mean over rows."""
     note: str = ""
@@ -201,7 +201,7 @@ def _components(run: str, centred: Floats, note: str) -> Projection:
 def squared_distances(X: Floats) -> Floats:
     """Return the (n, n) squared Euclidean distances between rows of ``X`` (n, d), 0 on the diagonal.
 
-    ``X`` should be centred: ‖a‖² + ‖b‖² − 2a·b loses digits where norms are large beside distances.
+    ``X`` should be centred: ‖a‖² + ‖b‖² − 2a·b loses digits if norms are much larger than distances.
     """
     norms = np.einsum("ij,ij->i", X, X)
     squared = X @ X.T

@@ -70,7 +70,7 @@ def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None) -> Dr
     return Drawing(name="probe", alt=f"{alt}; chance {number(rows[0].chance)}.", caption="", figure=figure)
 
 
-# beside the held-out score, not on it: where they agree with it, one would hide the other
+# next to the held-out score, not on it: where they agree with it, one would hide the other
 _CONTROLS = (
     ("training fit", "score_in_sample", COLOURS[3], ":", "v", -0.16),
     ("random split", "score_patchwise", COLOURS[4], "--", "^", -0.08),
@@ -122,7 +122,7 @@ def _column(rows: Sequence[ProbeRow], field: str) -> NDArray[np.float64]:
 def _layer_ticks(axes: Axes, layers: Sequence[str]) -> None:
     step = -(-len(layers) // 24)  # more names than that cannot be read
     at = range(0, len(layers), step)
-    before, parts, after = _told_apart(layers)
+    before, parts, after = _split_names(layers)
     texts = apart(parts, 18)
     long = max(map(len, texts)) > 6 or len(layers) > 8
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
@@ -132,8 +132,8 @@ def _layer_ticks(axes: Axes, layers: Sequence[str]) -> None:
         axes.set_xlabel(f"{short(before, 30) if before else ''} … {short(after, 30) if after else ''}".strip())
 
 
-def _told_apart(layers: Sequence[str]) -> tuple[str, list[str], str]:
-    """Return what all dotted names begin with, what tells them apart, and what all end with."""
+def _split_names(layers: Sequence[str]) -> tuple[str, list[str], str]:
+    """Return the common start of dotted names, the parts that differ, and the common end."""
     parts = [layer.split(".") for layer in layers]
     first, last = shared_ends(parts)
     names = [".".join(p[first : len(p) - last]) for p in parts]
@@ -168,7 +168,7 @@ def difference_estimates(record: RunsRecord) -> list[Estimate]:
 
 
 def draw_estimates(axes: Axes, estimates: Sequence[Estimate], *, reference: float, label: str) -> None:
-    """Draw each number as a point with its interval, beside a line at the reference."""
+    """Draw each number as a point with its interval, with a line at the reference."""
     from matplotlib.ticker import MaxNLocator
 
     axes.axvline(reference, color=FAINT, lw=1)

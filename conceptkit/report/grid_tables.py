@@ -80,7 +80,7 @@ def _ends(values: dict[str, Any], column: str, name: str) -> dict[str, float]:
 
 
 def main_table(record: GridRecord) -> Table:
-    """Return the AUC of the main task by network and evaluation split, vanilla beside uncertainty (Table 4)."""
+    """Return the AUC of the main task by network and evaluation split, vanilla next to uncertainty (Table 4)."""
     rows = []
     for values in _rows(record.table4()):
         row: dict[str, object] = {"model": values["number"], "network": shown_name(record, values["cell"])}

@@ -15,7 +15,7 @@ def guide_tables(record: GuideRecord) -> list[Table]:
 
 
 def comparison_table(record: GuideRecord) -> Table:
-    """Return the encouraged concepts, reference beside compared runs (the paper's Table 6, held out)."""
+    """Return the encouraged concepts, reference next to compared runs (the paper's Table 6, held out)."""
     reference, compared = reference_run(record), compared_runs(record)
     single = len(compared) == 1
     prefix = f"{compared[0]} " if single else ""

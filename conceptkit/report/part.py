@@ -1,4 +1,4 @@
-"""One titled part of a section: a text, and a table, drawings or interactive plots beneath it."""
+"""One titled part of a section: a text, and a table, drawings or interactive plots below it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PlotRow:
     keys: Sequence[str]
     """Keys of the plots"""
     titles: Sequence[str]
-    beneath: Sequence[str]
-    """A sentence beneath each plot"""
+    captions: Sequence[str]
+    """A sentence below each plot"""
     drawing: Drawing
 
 

@@ -35,7 +35,7 @@ PANELS_MOST, LAYERS_MOST = 12, 60
 """Concepts and layers of a probe that are drawn with their controls; more are drawn as a map of scores"""
 
 ROWS_MOST = 60
-"""Results that are drawn beside each other, and rows of a table in a notebook"""
+"""Results that are drawn next to each other, and rows of a table in a notebook"""
 
 
 def plot(record: Record) -> Figure:
@@ -98,7 +98,7 @@ def _estimates(estimates: list[Estimate], label: str, reference: float = 0.0) ->
 
 
 def _grid(record: GridRecord) -> Figure:
-    """Draw the differences of the main task, then affinities and curves, beneath each other."""
+    """Draw the differences of the main task, then affinities and curves, one below the other."""
     main = [d for d in record.differences if not d.metric.reader and record.reference(record.cell(d.run)) == d.against]
     estimates = difference_estimates(dataclasses.replace(record, differences=tuple(main[:ROWS_MOST])))
     curves = [kind for kind in ("noise", "fraction") if any(cell.curve == kind for cell in record.cells)]

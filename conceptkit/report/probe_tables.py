@@ -1,4 +1,4 @@
-"""The tables of a probe: scores by layer and concept, and the controls and baselines beside them."""
+"""The tables of a probe: scores by layer and concept, and the controls and baselines next to them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def control_table(record: ProbeRecord) -> Table:
         "baselines). Random concepts have the concept's intra-class correlation (ICC) and no meaning; selectivity: the "
         "score minus the larger of theirs and chance. Shuffled: the concept's own values in another order. p tests "
         "whether there is any relation, by permutations at the level at which the concept varies (permuted; p within: "
-        "inside groups). The interval describes its size on other groups, so it may cover 0 beside a small p: the "
+        "inside groups). The interval describes its size on other groups, so it may cover 0 although p is small: the "
         "verdict is then associated. Least p is the smallest possible p; q is p adjusted for everything probed "
         "(Benjamini and Hochberg). Cosine: mean between the directions of the folds.",
         rows,

@@ -32,7 +32,7 @@ class Samples:
     images: NDArray[np.uint8]
     """(centers, samples, h, w, 3); black where a center has fewer"""
     counts: NDArray[np.int64]
-    """(centers,) samples that are there"""
+    """(centers,) samples that exist"""
     histograms: NDArray[np.float64]
     """(centers, 3, bins) share of the pixels in each bin of red, green and blue"""
     n_patches: NDArray[np.int64]

@@ -128,7 +128,7 @@ def _differences(record: GuideRecord) -> list[Part]:
 def _training(record: GuideRecord) -> list[Part]:
     drawings = training_figures(record)
     text = (
-        "Raw losses, before weighting, one line per seed; beneath them the score of the task's own head on validation "
+        "Raw losses, before weighting, one line per seed; below them the score of the task's own head on validation "
         "rows (R² of a value, from −1 upwards; balanced accuracy of classes), and the weight of the task in the total."
     )
     return [Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)]
@@ -183,7 +183,7 @@ class Kind:
     above: Callable[[Any, Run], list[Part]] = lambda record, run: []
     """Figures above the tables"""
     parts: Callable[[Any, Run], list[Part]] = lambda record, run: []
-    """Figures beneath the tables"""
+    """Figures below the tables"""
     data: bool = True
     """Whether the rows of the run are shown, where it saved them"""
 

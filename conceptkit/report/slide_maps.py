@@ -13,7 +13,7 @@ from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, file_name,
 from conceptkit.report.wording import number
 
 ACROSS = 3
-"""Maps beside each other"""
+"""Maps next to each other"""
 
 _SEQUENTIAL, _PROBABILITY = "cividis", "viridis"
 
@@ -56,7 +56,7 @@ class Place:
 
 
 def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
-    """Draw a slide with its predictions beside it, a map each.
+    """Draw a slide with its predictions next to it, one map each.
 
     Every patch is a square; where patches overlap, the squares are as large as the steps between them.
     """
@@ -110,7 +110,7 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
         figure.suptitle(short(place.name, 60), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return Drawing(
         name=file_name(place.name),
-        alt=f"{place.name}, {len(place.x)} patches: " + "; ".join(_told(layer) for layer in layers) + ".",
+        alt=f"{place.name}, {len(place.x)} patches: " + "; ".join(_summary(layer) for layer in layers) + ".",
         caption="Each square is a patch; the colours of a number are the same on all slides of one call.",
         figure=figure,
     )
@@ -155,7 +155,7 @@ def _titled(layer: MapLayer) -> str:
     return f"{layer.name}{score}"
 
 
-def _told(layer: MapLayer) -> str:
+def _summary(layer: MapLayer) -> str:
     if layer.classes:
         shares = [(name, float(np.mean(layer.values.astype(str) == name))) for name in layer.classes]
         return f"{_titled(layer)} " + ", ".join(f"{name} {share:.0%}" for name, share in shares)

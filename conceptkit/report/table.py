@@ -15,7 +15,7 @@ ENDS = ("low", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table: tidy numbers, and what a reader has to know of them."""
+    """One table: tidy numbers, and their caption."""
 
     name: str
     """Short name, fit for a file."""
@@ -79,7 +79,7 @@ def spread(column: str, value: float, sd: float) -> dict[str, float]:
 
 
 def shown(table: Table) -> pd.DataFrame:
-    """Return the table as people read it: every cell a text, intervals and spreads beside their number."""
+    """Return the table as shown: every cell a text, with intervals and spreads next to their number."""
     frame, digits = table.frame, table.digits
     parts = {f"{column} {end}" for column in frame.columns for end in (*ENDS, "sd")}
 

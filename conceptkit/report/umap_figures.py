@@ -165,7 +165,7 @@ def _coloured(source: Any, embeddings: Embeddings, space: int, n_plots: int, col
     values = embeddings.labels if colour == "label" else np.asarray(embeddings.concepts[colour], dtype=str)
     classes = categories(values.tolist())
     texts = apart([name for name, _ in classes], 18)
-    columns = max(1, min(3, 330 // (6 * max(map(len, texts)) + 28)))  # so many have room on a phone
+    columns = max(1, min(3, 330 // (6 * max(map(len, texts)) + 28)))  # as many as fit on a phone
     views = [CDSView(filter=IndexFilter(rows.tolist())) for _, rows in classes]
     plots, drawn = [], []
     for i in range(n_plots):

@@ -1,4 +1,4 @@
-"""The networks' spaces on the page: baseline beside guided at two layers (the paper's Figure 7)."""
+"""The networks' spaces on the page: baseline next to guided at two layers (the paper's Figure 7)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def umap_parts(
                 heading=f"{layers[s]}, colour: {colour}",
                 keys=keys,
                 titles=[p.run for p in spaces[s]],
-                beneath=[_trust(p) for p in spaces[s]],
+                captions=[_trust(p) for p in spaces[s]],
                 drawing=umap_figure(embeddings, spaces[s], layer=layers[s], colour=colour, size=size),
             )
         )
@@ -80,7 +80,7 @@ def _text(record: GuideRecord | GridRecord, embeddings: Embeddings, size: str | 
         f"{rows} (seed {seed}). Each network has a space of its own and is laid out by itself; the later ones start "
         "from the first and are turned onto it, so that the same patches lie near the same place where the spaces "
         f"allow.{bigger} A UMAP shows which patches are near each other; distances between clouds have no meaning. The "
-        "numbers beneath show how many neighbours on the page are neighbours in the network."
+        "numbers below show how many neighbours on the page are neighbours in the network."
     )
 
 

@@ -279,7 +279,7 @@ def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
         answer = f"{concept} is not shown to be decodable from {network}: {text}"
         return verdict("open", answer, "This does not prove that it is gone")
     if few:
-        why = f"{basis} are too few to tell" if basis else "Scores without an interval do not decide it"
+        why = f"{basis} are too few to decide" if basis else "Scores without an interval do not decide it"
         return verdict("open", f"Open whether {concept} is still decodable from {network}: {text}", why)
     answer = f"{concept} is still decodable from {network}: {text}"
     return verdict("associated", answer, "These scores have no interval; conceptkit audit gives one and a test")

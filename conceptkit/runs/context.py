@@ -31,7 +31,7 @@ NO_CENTER = "none"
 """Named as the column of centers, where the table has none or they are not to count"""
 
 LEFT_OUT_PARTS = 10
-"""Parts in which centers are held out where nobody asked for it: of more centers, several are held out together"""
+"""Default maximum number of parts in which centers are held out; of more centers, several share a part"""
 
 SAMPLES = 4
 """Patches kept of each center"""
@@ -46,7 +46,7 @@ SIDE = 96
 """Of the sample patches, in pixels"""
 
 CENTERS_MOST = 40
-"""A column of more values is none of centers, and their pictures would fill the page"""
+"""Maximum number of centers; a column with more values is not shown as centers"""
 
 
 def write_context(
@@ -66,7 +66,7 @@ def write_context(
     folder : run folder
     data : the patch table
     rows : row numbers of the table that the run used
-    concepts : columns to keep beside label, split, group and center
+    concepts : columns to keep besides label, split, group and center
     targets : what was read by probes, with rows numbered as in ``rows``; their folds are kept
     folds : number of these folds
     """
@@ -123,7 +123,7 @@ def default_concepts(data: PatchTable, study: Study) -> list[str]:
 
 
 def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str | None = None) -> dict[str, Any]:
-    """Return what :func:`conceptkit.probe.targets.make_target` has to know of the rows beside their groups.
+    """Return the keyword arguments of :func:`conceptkit.probe.targets.make_target` other than the groups.
 
     Parameters
     ----------

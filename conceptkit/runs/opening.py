@@ -1,4 +1,4 @@
-"""What every command begins with: the study, its table, the run folder, and what a reader has to know."""
+"""Common start of every command: study, table, run folder and notes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 UNFINISHED = "unfinished"
-"""Folder, in a run folder, of the states that a killed training goes on from"""
+"""Folder, in a run folder, of the states from which a killed training continues"""
 
 N_RESAMPLES = 2000
 """Bootstrap resamples of groups behind each interval."""
 
 
 def find_study(study: Study | str | Path | None = None, table: str | Path | None = None) -> Study:
-    """Return the study that is meant: the one given, a bare table's, the current folder's, or the embedded one."""
+    """Return the given study, or that of a bare table, of the current folder, or the embedded one."""
     if isinstance(study, Study):
         found = study
     elif study is not None:
@@ -116,7 +116,7 @@ def header(options: Command, study: Study, folder: Path, notes: Iterable[str], *
 
 
 def run_folder(out: str | Path | None, command: str, busy: Collection[Path] = ()) -> Path:
-    """Return the folder to write into, which holds no record yet; of numbered ones the first that nobody has used."""
+    """Return the folder to write into, without a record; if none is given, the first unused numbered one."""
     if out is None:
         numbered = (Path("runs") / f"{command}-{number:03d}" for number in itertools.count(1))
         out = next(place for place in numbered if place not in busy and _is_unused(place))
@@ -130,14 +130,14 @@ def run_folder(out: str | Path | None, command: str, busy: Collection[Path] = ()
 
 
 def _is_unused(place: Path) -> bool:
-    """Tell whether a folder is not there, or holds nothing, as one does whose run was killed at once."""
+    """Return whether a folder is missing or empty; that of a run killed at its start is empty."""
     return not place.exists() or (place.is_dir() and all(entry.name == LOCK_FILE for entry in place.iterdir()))
 
 
 def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Make a function that is told a run folder as ``out`` hold it while it works: a second process is refused.
+    """Return a decorator that locks the run folder ``out`` while a function runs, so that a second process is refused.
 
-    Processes of several machines that work on one run are let in together.
+    Processes of several machines that work on the same run share the lock.
     """
 
     def decorate(run: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -187,7 +187,7 @@ def split_rows(data: PatchTable, meant: Study, split: str | None) -> NDArray[np.
 
 
 def notes_on(meant: Study, data: PatchTable, concepts: Iterable[str]) -> tuple[str, ...]:
-    """Return what a reader of the numbers has to know, and refuse concepts that are text by mistake."""
+    """Return notes on study and table, and refuse concepts that are text by mistake."""
     concepts = list(concepts)
     for name in concepts:
         data.check_words(name)
@@ -203,7 +203,7 @@ def notes_on(meant: Study, data: PatchTable, concepts: Iterable[str]) -> tuple[s
     if meant.group is None:
         notes.append("No group column: rows were taken as independent, which patches of one patient are not.")
     elif (n := data.frame[meant.group].nunique()) < 10:
-        notes.append(f"Only {n} groups: the intervals, which resample them, are not to be trusted.")
+        notes.append(f"Only {n} groups: the intervals resample groups and are unreliable below 10.")
     notes += [*mixture_notes(data), *data.notes]
     notes += [note for name in concepts if (note := data.looks_categorical(name))]
     classes = dict.fromkeys([*concepts, *([meant.group] if meant.group else [])])

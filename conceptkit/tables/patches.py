@@ -78,7 +78,7 @@ class Concept:
 
 
 class Treatment(Protocol):
-    """A change of pixels that depends on a row's values in some columns alone."""
+    """A change of pixels that depends only on a row's values in some columns."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class PatchTable:
         return f"Skipped columns: {', '.join(columns)}. Name a column to use it as a concept." if columns else None
 
     def column(self, argument: str, name: str) -> pd.Series[Any]:
-        """Return a column; raise :class:`InputError` with the near names when it is not there."""
+        """Return a column; raise :class:`InputError` with the near names when it does not exist."""
         if name not in self.frame.columns:
             offered = [c for c in self.frame.columns if argument != "concept" or c not in _PLACES]
             raise InputError(f"{argument}: the table has no column {name!r}; {near_names(name, offered)}.")
@@ -319,18 +319,18 @@ class PatchTable:
 def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
     """Load a patch table from CSV or Parquet.
 
-    Raises :class:`InputError` when the file is missing or unreadable, a column stands twice, there are no rows, or a
+    Raises :class:`InputError` when the file is missing or unreadable, a column occurs twice, there are no rows, or a
     ``patch_id`` repeats.
     """
     if path.is_dir():
         raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")
     if not path.is_file():
-        raise InputError(f"table: there is no file {path}.")
+        raise InputError(f"table: file {path} not found.")
     try:
         frame, notes = read_frame(path)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"table: {path} cannot be read as a table (no UTF-8: {error.reason}); save it as CSV in UTF-8."
+            f"table: {path} cannot be read as a table (not UTF-8: {error.reason}); save it as CSV in UTF-8."
         ) from None
     except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
         raise InputError(f"table: {path} cannot be read as a table ({one_line(error)}).") from None
@@ -362,7 +362,7 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     location = _location(frame.columns)
     partial = [lead for lead in LOCATIONS if lead in frame.columns]
-    # Beside pixels or features a column slide is only a name; beside patch_id it may be one.
+    # With pixels or features a column slide is only a name; with patch_id it may be one.
     nameable = {"slide"} if "patch_id" in frame.columns else set()
     if location is None and "features" not in frame.columns and set(partial) - nameable:
         raise InputError(_incomplete(frame.columns, min(set(partial) - nameable)))
@@ -387,7 +387,7 @@ def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             )
     twice = frame["patch_id"][frame["patch_id"].duplicated()]
     if len(twice):
-        raise InputError(f"table: patch_id must be unique, {twice.iloc[0]!r} stands more than once in {path}.")
+        raise InputError(f"table: patch_id must be unique, {twice.iloc[0]!r} occurs more than once in {path}.")
     return frame.sort_values("patch_id", kind="stable").reset_index(drop=True)
 
 

@@ -81,13 +81,13 @@ def load_study(path: str | Path) -> Study:
     Raises
     ------
     InputError
-        when the file is missing, is not TOML, names an unknown key, lacks ``table``, or a value has the wrong type
+        when the file is missing, is not TOML, has an unknown key, has no ``table``, or a value has the wrong type
     """
     path = Path(path)
     if path.is_dir():
         path = path / STUDY_FILE
     if not path.is_file():
-        raise InputError(f"study: there is no file {path}.")
+        raise InputError(f"study: file {path} not found.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:  # numbers and nesting without end among them
@@ -129,7 +129,7 @@ def table_study(table: Path) -> Study:
 
 
 def _local(folder: Path, name: str | None) -> str | None:
-    """Resolve a checkpoint or weights file beside the study; names such as ``imagenet`` stay as they are."""
+    """Resolve a checkpoint or weights file next to the study; names such as ``imagenet`` stay as they are."""
     if name is None or not (folder / name).exists():
         return name
     return str(folder / name)

@@ -31,7 +31,7 @@ NO_NUMBER = ("na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none")
 """What stands for a missing number, in whatever case; in a column of text these are words like any other."""
 
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
-"""Characters without a width, which web pages and spreadsheets leave beside words"""
+"""Characters without a width, which web pages and spreadsheets leave next to words"""
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf(?:inity)?"
 
@@ -48,7 +48,7 @@ _COORDINATE_WORDS = re.compile(
     "p(i)?x(els?)?|[uµμm]m|coord(inate)?s?|pos(ition)?|cent(er|re|roid)|tile|patch|level0?|start|end|min|max|grid|slide|wsi|"
     "origin|offset|index|idx|[01]"
 )
-"""What may stand beside x in the name of a coordinate"""
+"""What may follow or precede x in the name of a coordinate"""
 _AXES = {"x": "xy", "y": "xy", "row": "rows", "col": "rows", "column": "rows"}
 
 
@@ -57,7 +57,7 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
     Names of columns and cells of text lose the blanks around them. In CSV a column is of numbers when every cell is one
     or stands for a missing one, unless its digits can only be names (007). Raises ValueError, OSError, csv.Error,
-    KeyError, TypeError or NotImplementedError when the file cannot be read, or a name of a column stands twice.
+    KeyError, TypeError or NotImplementedError when the file cannot be read, or a column name occurs twice.
     """
     parquet = path.suffix.lower() in (".parquet", ".pq")
     frame = _read_parquet(path) if parquet else _read_csv(path)
@@ -69,7 +69,7 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     names = list(frame.columns)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"column {', '.join(repeated)} stands more than once")
+        raise ValueError(f"column {', '.join(repeated)} occurs more than once")
     frame, stripped = _stripped(frame)
     if not parquet:
         return _typed(frame, [*notes, *stripped])
@@ -131,7 +131,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     columns = {}
     for place, name in enumerate(frame.columns):
         column = frame.iloc[:, place]
-        if isinstance(column.dtype, pd.StringDtype):  # Arrow looks at its text only when it is asked for
+        if isinstance(column.dtype, pd.StringDtype):  # Arrow decodes text lazily
             pyarrow.array(column).validate(full=True)
         elif column.dtype == object:
             column = _of_objects(name, column)
@@ -233,7 +233,7 @@ def label_of(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a cell can be read as a number."""
+    """Return whether a cell can be read as a number."""
     try:
         float(value)
     except (TypeError, ValueError):
@@ -263,7 +263,7 @@ def set_aside(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _coordinates(names: Iterable[str]) -> set[str]:
-    """Return the names of x and y, or row and column, where both are there."""
+    """Return the names of x and y, or row and column, if both exist."""
     axes: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
         spaced = re.sub(r"\b([xy])(min|max|start|end|px|um|coord|pos|[01])\b", r"\1 \2", name.replace("_", " ").lower())
@@ -287,7 +287,7 @@ def _numbers_rows(name: str, column: pd.Series[Any]) -> bool:
 
 
 def are_dates(column: pd.Series[Any]) -> bool:
-    """Tell whether a column holds dates, times or durations, by its type or as text."""
+    """Return whether a column holds dates, times or durations, by its type or as text."""
     if types.is_datetime64_any_dtype(column) or types.is_timedelta64_dtype(column):
         return True
     here = column.dropna()
@@ -310,7 +310,7 @@ def check_spelling(argument: str, name: str, labels: Iterable[Any]) -> None:
         other = met.setdefault(label.partition(".")[0], label)
         if other != label:
             raise InputError(
-                f"{argument}: {name} holds {other!r} and {label!r}, which may be one and the same; write them alike."
+                f"{argument}: {name} holds {other!r} and {label!r}, which may be the same; write them the same way."
             )
 
 

@@ -82,7 +82,7 @@ def _one_slide(path: Path, named: Sequence[Path], facts: Mapping[Path, SlideFact
     """Return the slide that a file of coords is of: the first of those that have its name and are the same slide."""
     different = list({facts[slide].identity or slide: slide for slide in reversed(named)}.values())
     if not different:
-        raise InputError(f"slides: there is none named {_stem(path)}, as {path} asks for.")
+        raise InputError(f"slides: no slide is named {_stem(path)}, as in {path}.")
     if len(different) > 1:
         names = ", ".join(map(str, reversed(different)))
         raise InputError(f"slides: {_stem(path)} is the name of more than one slide ({names}); keep one in the folder.")
@@ -144,8 +144,8 @@ def _scales(slide: Path, about: dict[str, Any], side: float, path: Path) -> tupl
     factor = factors[level] if level < len(factors) else None
     if factor is None:
         raise InputError(
-            f"files: coords of {path} lie on level {level}, whose size in {slide.name} does not tell its factor; "
-            f"make coords of level 0."
+            f"files: coords of {path} are of level {level}, whose size in {slide.name} does not determine its factor; "
+            f"give coords of level 0."
         )
     return factor, factor / theirs[level], mpp
 

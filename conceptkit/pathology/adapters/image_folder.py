@@ -76,5 +76,5 @@ def _patients(names: list[str], pattern: str) -> list[str]:
     patients = [(match.group(compiled.groups) or "") if match else "" for match in found]
     if "" in patients:
         name = names[patients.index("")]
-        raise InputError(f"patient: {pattern!r} finds nothing in {name} ({patients.count('')} of {len(names)} files).")
+        raise InputError(f"patient: {pattern!r} does not match {name} ({patients.count('')} of {len(names)} files).")
     return patients

@@ -20,7 +20,7 @@ TYPES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
 """The first five channels of ``masks.npy``; the sixth is background."""
 
 MPP = 0.25
-"""Microns per pixel: all images were brought to 40x before they were published."""
+"""Microns per pixel: all images were resampled to 40x before publication."""
 
 _CHECKED = 32
 """Images and masks of a fold that are checked before anything is written."""
@@ -48,7 +48,7 @@ def pannuke(
     training: int = 2,
     crop: str = "center",
 ) -> Adapted:
-    """Cut PanNuke's folds into crops beside the table: nuclei by type, label by neoplastic ones.
+    """Cut PanNuke's folds into crops next to the table: nuclei by type, label by neoplastic ones.
 
     The crops go into ``{out}.h5`` with datasets ``images`` and ``masks``.
 

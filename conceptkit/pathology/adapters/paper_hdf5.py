@@ -63,7 +63,7 @@ def paper_table(concepts: Path, *, out: Path, lists: Sequence[Path] = (), patche
     table = pd.DataFrame(rows)
     missing = int(table[list(MEASURES)].isna().any(axis=1).sum())
     if missing:
-        notes.append(f"{missing} of {len(table)} patches lack a measure; it stays missing (the authors read 1.0).")
+        notes.append(f"{missing} of {len(table)} patches have a missing measure; it stays missing (the authors read 1.0).")
     spreads = table[list(MEASURES)].std()
     for name in MEASURES:
         if spreads[name] < _CRUSHED * spreads.median():
@@ -133,6 +133,6 @@ def _describe(db: str, entry: str) -> Mapping[str, str | None]:
         raise InputError(f"concepts: {db}/{entry} is not named as label/level/centre/patient/node/patches.")
     label, _, center, patient, node = parts.groups()
     if db.startswith("cam16"):
-        # Camelyon16 numbers its tumor and its normal slides anew: 044 is two patients.
+        # Camelyon16 numbers tumor and normal slides separately: 044 is two patients.
         return {"label": label, "center": "camelyon16", "patient": f"camelyon16_{label}_{patient}", "node": None}
     return {"label": label, "center": center, "patient": patient, "node": node}
