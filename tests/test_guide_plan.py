@@ -91,7 +91,7 @@ REFUSED = {
     "no split column": (lambda t: t.drop(columns="split"), "split: the table has no column 'split'"),
     "no training rows": (drop_split("train"), "no row 'train' for train; it has .*'internal'"),
     "no validation rows": (drop_split("val"), "no row 'val' for val"),
-    "nothing to evaluate on": (lambda t: t[t.split.isin(["train", "val"])], "no evaluation split besides train and val"),
+    "nothing to evaluate on": (lambda t: t[t.split.isin(["train", "val"])], "no evaluation split besides train"),
     "no label": (lambda t: t.drop(columns="label"), "label: the table has no column 'label'"),
     "one class": (lambda t: t.assign(label="tumor"), "two classes in split 'train', there is only 'tumor'"),
     "one class trains": (all_of("tumor", "train"), "class 'normal' of label does not occur in the training rows"),

@@ -183,7 +183,7 @@ def test_broken_tables_are_told_in_one_sentence(write, text, sentence):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(InputError, match="table: file .* not found"):
+    with pytest.raises(InputError, match=r"table: file .* not found"):
         load_table(tmp_path / "absent.csv")
     for name in ("t.csv", "t.parquet"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR\x80" * 20)

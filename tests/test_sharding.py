@@ -216,5 +216,5 @@ def test_a_scheduler_that_does_not_answer(table, tmp_path, monkeypatch):
 
 def test_dask_that_is_not_installed(table, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(InputError, match=r"engine: dask is not installed; pip install 'conceptkit\[dask\]' installs it"):
+    with pytest.raises(InputError, match=r"dask is not installed; pip install 'conceptkit\[dask\]' installs it"):
         extract(table, tmp_path / "store.h5", engine="dask", scheduler="tcp://127.0.0.1:1")

@@ -108,7 +108,7 @@ class Spawned(DDPStrategy):
 
 
 def _check_machine(nodes: int) -> None:
-    """Raise unless the environment gives the number of this machine and the address of the first; else all would wait."""
+    """Raise if the environment has no number of this machine or address of the first, as all would then wait."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if missing:
         raise InputError(

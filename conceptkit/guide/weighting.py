@@ -150,8 +150,9 @@ class Weighting(nn.Module):
 
         Parameters
         ----------
-        absent : tasks without a label in the batch, which are ignored; without a loss, a weight would grow in every such batch. (They stay in
-            the graph as zeros, because several processes wait for the gradient of every parameter.)
+        absent : tasks without a label in the batch, which are ignored; without a loss, a weight would grow in every
+            such batch. (They stay in the graph as zeros, because several processes wait for the gradient of every
+            parameter.)
         """
         terms = {name: self.terms[name](loss) for name, loss in losses.items()}
         return torch.stack([0.0 * term if name in absent else term for name, term in terms.items()]).sum()

@@ -89,7 +89,7 @@ class Nuclei:
         return self.area / hull
 
     def neighbour_distance(self) -> NDArray[np.float64]:
-        """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN without another."""
+        """Return the distance of each nucleus' centre to the nearest other one of its patch, (m,) px; NaN if single."""
         if len(self.area) == 0:
             return np.empty(0)
         # Patches are laid out far apart, so that one tree serves the batch and no neighbour is of another patch.

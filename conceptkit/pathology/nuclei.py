@@ -79,7 +79,7 @@ def write_labels(labels: NDArray[np.integer], path: Path) -> None:
 def mask_name(image_id: str) -> str:
     """Return the file name of an image's mask.
 
-    Raises :class:`InputError` when the id is not a plain file name, so that a table cannot choose where files are written.
+    Raises :class:`InputError` when the id is not a plain file name: a table must not choose where files are written.
     """
     plain = (
         image_id and not image_id.startswith(".") and not set(image_id) & set('/\\:*?"<>|\0') and len(image_id) < 200

@@ -63,7 +63,7 @@ def paper_table(concepts: Path, *, out: Path, lists: Sequence[Path] = (), patche
     table = pd.DataFrame(rows)
     missing = int(table[list(MEASURES)].isna().any(axis=1).sum())
     if missing:
-        notes.append(f"{missing} of {len(table)} patches have a missing measure; it stays missing (the authors read 1.0).")
+        notes.append(f"{missing} of {len(table)} patches have no value of a measure; it stays missing (authors: 1.0).")
     spreads = table[list(MEASURES)].std()
     for name in MEASURES:
         if spreads[name] < _CRUSHED * spreads.median():
