@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import conceptkit.records.base as _records
 from conceptkit.options import COMMANDS, RECORDS
+from conceptkit.registry import load
 
 if TYPE_CHECKING:
     from conceptkit.commands.extract import extract as extract
@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return load(f"{_HOMES[name]}:{name}")
 
 
 def __dir__() -> list[str]:
@@ -91,6 +91,6 @@ def __dir__() -> list[str]:
 
 # Records lie below the report, which draws them: the package, above both, joins them when a record is first shown.
 _records.show_by(
-    plot=lambda record: importlib.import_module("conceptkit.report.plotting").plot(record),
-    html=lambda record: importlib.import_module("conceptkit.report.plotting").to_html(record),
+    plot=lambda record: load("conceptkit.report.plotting:plot")(record),
+    html=lambda record: load("conceptkit.report.plotting:to_html")(record),
 )
