@@ -245,7 +245,7 @@ SLIDE_PATCHES = 5
 """Patches per slide, about"""
 
 
-def with_slides(data: PatchTable) -> PatchTable:
+def with_slides(table: PatchTable) -> PatchTable:
     """Return the study's table with each patient's patches on slides, with and without tumor, ``made_slide``.
 
     A patient of the evaluation splits has tumor in exactly half of its patches, so that patients as bags have no label
@@ -253,7 +253,7 @@ def with_slides(data: PatchTable) -> PatchTable:
     its patches are, but at least one and not all. Tumor patches are dealt to these in turn, normal ones to all of its
     slides, those without tumor first.
     """
-    frame = data.frame
+    frame = table.frame
     names = np.full(len(frame), None, dtype=object)
     for patient, rows in frame.groupby("patient", sort=True).indices.items():
         tumor = frame["label"].to_numpy()[rows] == "tumor"
@@ -261,7 +261,7 @@ def with_slides(data: PatchTable) -> PatchTable:
         held = min(max(round(slides * tumor.mean()), 1), slides - 1)
         names[rows[tumor]] = [f"{patient}-S{slides - held + i % held + 1}" for i in range(int(tumor.sum()))]
         names[rows[~tumor]] = [f"{patient}-S{i % slides + 1}" for i in range(int((~tumor).sum()))]
-    return replace(data, frame=frame.assign(**{SLIDE: names}))
+    return replace(table, frame=frame.assign(**{SLIDE: names}))
 
 
 def cache_folder() -> Path:

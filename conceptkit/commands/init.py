@@ -117,8 +117,8 @@ def _relative(path: Path, place: Path) -> str:
         return str(path.resolve())
 
 
-def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[str]]:
-    columns = [str(c) for c in data.frame.columns]
+def _with_table(place: Path, path: Path, table: PatchTable) -> tuple[str, list[str]]:
+    columns = [str(c) for c in table.frame.columns]
     notes = []
     group = next((name for name in GROUPS if name in columns), None)
     if group is None:
@@ -126,21 +126,21 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
     label = next((name for name in ("label", "class", "target", "diagnosis") if name in columns), None)
     if label is None:
         notes.append("no column holds the main label: probe works without one, guide does not")
-    whole = group is not None and bool(data.frame[group].notna().all())
+    whole = group is not None and bool(table.frame[group].notna().all())
     if group is not None and not whole:
         notes.append(f"column {group} has empty cells: probe needs a {group} for every patch")
     nuisances = [name for name in NUISANCES if name in columns]
     reserved = {*_NO_CONCEPT, *GROUPS, *NUISANCES, "split", label}
     rest = [name for name in columns if name not in reserved]
-    numbers = [name for name in rest if data.kind(name) == "continuous" and data.frame[name].notna().any()]
-    classes = [name for name in rest if data.kind(name) == "categorical" and 2 <= data.frame[name].nunique() <= 20]
-    notes += [note for name in numbers if (note := data.looks_categorical(name))]
+    numbers = [name for name in rest if table.kind(name) == "continuous" and table.frame[name].notna().any()]
+    classes = [name for name in rest if table.kind(name) == "categorical" and 2 <= table.frame[name].nunique() <= 20]
+    notes += [note for name in numbers if (note := table.looks_categorical(name))]
     groups = group if whole else None
-    concepts = [name for name in (*numbers, *classes, *nuisances) if _can_be_read(data, name, groups, notes)]
+    concepts = [name for name in (*numbers, *classes, *nuisances) if _can_be_read(table, name, groups, notes)]
     if not concepts:
         notes.append("no column looks like a concept: conceptkit measure adds some")
     lines = [
-        f"# Study file of conceptkit, begun from {path.name}: {len(data)} patches.",
+        f"# Study file of conceptkit, begun from {path.name}: {len(table)} patches.",
         "# Every command finds it in the current folder, or by --study. Lines after # are remarks or choices.",
         "",
         f"table = {_quoted(_relative(path, place))}",
@@ -163,16 +163,16 @@ def _with_table(place: Path, path: Path, data: PatchTable) -> tuple[str, list[st
         '# kind = { grade = "categorical" }',
         '# unit = { area_um2 = "µm²" }',
         "",
-        *_splits(data, columns, notes),
+        *_splits(table, columns, notes),
     ]
     return "\n".join(lines).rstrip() + "\n", notes
 
 
-def _can_be_read(data: PatchTable, name: str, group: str | None, notes: list[str]) -> bool:
+def _can_be_read(table: PatchTable, name: str, group: str | None, notes: list[str]) -> bool:
     """Return whether a concept can be probed; if not, add a note that says why."""
-    concept = data.concept(name)
+    concept = table.concept(name)
     try:
-        make_target(name, concept.kind, concept.values, data.groups(group))
+        make_target(name, concept.kind, concept.values, table.groups(group))
     except InputError as error:
         notes.append(f"{name} is not in the list for probe. {error}")
         return False
@@ -186,13 +186,13 @@ def _model(columns: Sequence[str], notes: list[str]) -> list[str]:
     return ['model = "inception_v3"', 'weights = "imagenet"', 'layers = ["mixed7", "mixed10"]']
 
 
-def _splits(data: PatchTable, columns: Sequence[str], notes: list[str]) -> list[str]:
+def _splits(table: PatchTable, columns: Sequence[str], notes: list[str]) -> list[str]:
     usual = Splits()
     lines = ["# Needed by conceptkit guide: rows to train, to stop by, and to evaluate on; patients apart.", "[splits]"]
     if "split" not in columns:
         notes.append("there is no split column: guide needs one with train, val and at least one more")
         return [lines[0], "# [splits]", '# column = "split"', '# train = "train"', '# val = "val"']
-    values = [str(v) for v in dict.fromkeys(data.frame["split"].dropna())]
+    values = [str(v) for v in dict.fromkeys(table.frame["split"].dropna())]
     for role, names in (("train", ("train", "training")), ("val", ("val", "valid", "validation", "dev"))):
         name = next((v for v in values if v.lower() in names), None)
         if name is None:

@@ -30,18 +30,18 @@ PICTURE = 900
 """Longer side of the picture next to the maps, in pixels"""
 
 
-def check_maps(data: PatchTable, folder: Path) -> str:
+def check_maps(table: PatchTable, folder: Path) -> str:
     """Return the column that names the whole of each patch; refuse what cannot be drawn, before the work.
 
     Raises :class:`InputError` when the table does not say where patches lie, or nothing can be written into the folder.
     """
-    columns = set(data.frame.columns)
+    columns = set(table.frame.columns)
     whole = next((name for name in WHOLES if name in columns), None)
     absent = [name for name in ("x", "y", "size") if name not in columns]
     if whole is None or absent:
         needed = ", ".join([*absent, *([" or ".join(WHOLES)] if whole is None else [])])
         raise InputError(f"map: a map needs columns that say where patches lie; the table has no {needed}.")
-    if not data.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
+    if not table.frame[["x", "y", "size", whole]].notna().all(axis=1).any():
         raise InputError(f"map: no row has values in all of x, y, size and {whole}.")
     if folder.is_file():
         raise InputError(f"map: {folder} is a file; name a folder.")
@@ -94,7 +94,7 @@ def held_out_scores(checkpoint: Path, tasks: Sequence[Task]) -> dict[str, HeldOu
 
 def write_maps(
     frame: pd.DataFrame,
-    data: PatchTable,
+    table: PatchTable,
     predicted: Sequence[str],
     folder: Path,
     *,
@@ -111,8 +111,8 @@ def write_maps(
     units : of concepts
     scores : held-out scores of the predictions, as far as they are known
     """
-    whole = check_maps(data, folder)
-    places = data.frame[[whole, "x", "y", "size"]].reset_index(drop=True)
+    whole = check_maps(table, folder)
+    places = table.frame[[whole, "x", "y", "size"]].reset_index(drop=True)
     known = places[places.notna().all(axis=1)]
     ranges: dict[str, dict[str, Any]] = {}
     for name in predicted:
@@ -139,7 +139,7 @@ def write_maps(
             )
             for name in predicted
         ]
-        drawing = slide_map(_place(data, known.loc[at], str(value), names[str(value)]), layers)
+        drawing = slide_map(_place(table, known.loc[at], str(value), names[str(value)]), layers)
         path = folder / f"{names[str(value)]}.png"
         with replacing(path) as temporary:
             temporary.write_bytes(to_bytes(drawing.figure, kind="png", dpi=150))
@@ -167,14 +167,14 @@ def _names(wholes: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _place(data: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place:
+def _place(table: PatchTable, rows: pd.DataFrame, value: str, name: str) -> Place:
     """Return where the patches lie, with a picture of the whole where its file can be read."""
     x, y, size = (rows[column].to_numpy(dtype=float) for column in ("x", "y", "size"))
-    path = data.folder / value
+    path = table.folder / value
     if not path.is_file() or (x < 0).any() or (y < 0).any():
         return Place(name=name, x=x, y=y, size=size)
     try:
-        if data.location == "slide":
+        if table.location == "slide":
             with open_slide(path) as slide:
                 pixels, _ = slide.picture()
                 width, height = slide.width, slide.height

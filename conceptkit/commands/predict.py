@@ -169,7 +169,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
 def _patch_outputs(
     model: GuidedModel,
     backbone: Backbone,
-    data: PatchTable,
+    table: PatchTable,
     batch_size: int,
     device: str,
     progress: Progress | None,
@@ -181,8 +181,8 @@ def _patch_outputs(
     skipped: list[tuple[str, str]] = []
     collected: dict[str, list[NDArray[np.float64]]] = {task.name: [] for task in model.tasks}
     with torch.inference_mode(), ieee_float32():
-        for start in range(0, len(data), batch_size):
-            batch, pixels, faults = _read(data, np.arange(start, min(start + batch_size, len(data))))
+        for start in range(0, len(table), batch_size):
+            batch, pixels, faults = _read(table, np.arange(start, min(start + batch_size, len(table))))
             skipped += faults
             if pixels is None:
                 continue
@@ -191,7 +191,7 @@ def _patch_outputs(
             for name, output in model(backbone.preprocessing(padded, where)).items():
                 collected[name].append(output[: len(pixels)].cpu().double().numpy())
             if progress is not None:
-                progress("predicting", min(start + batch_size, len(data)), len(data))
+                progress("predicting", min(start + batch_size, len(table)), len(table))
     raw = {name: np.concatenate(parts) for name, parts in collected.items() if parts}
     return np.array(read, dtype=np.intp), raw, skipped
 
@@ -213,7 +213,7 @@ def _predictions(tasks: Sequence[Task], outputs: Mapping[str, NDArray[np.float64
     return columns
 
 
-def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, list[tuple[str, str]]]:
+def _usable(table: PatchTable, trained: Resolution | None) -> tuple[PatchTable, list[tuple[str, str]]]:
     """Return the rows of slides, or images of one resolution, that suit a checkpoint, and the others with the reason.
 
     Raises
@@ -221,16 +221,16 @@ def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, l
     InputError
         when none suits
     """
-    by = "slide" if data.location == "slide" else "mpp"
-    if by not in data.frame:
-        return data, []
-    keep = np.ones(len(data), dtype=bool)
+    by = "slide" if table.location == "slide" else "mpp"
+    if by not in table.frame:
+        return table, []
+    keep = np.ones(len(table), dtype=bool)
     faults: list[tuple[str, str]] = []
-    for value, places in data.frame.groupby(by).indices.items():
+    for value, places in table.frame.groupby(by).indices.items():
         rows = np.asarray(places, dtype=np.intp)
         try:
-            with open_slide(data.folder / str(value)) if by == "slide" else contextlib.nullcontext():
-                at_resolution(data.select(rows), trained)
+            with open_slide(table.folder / str(value)) if by == "slide" else contextlib.nullcontext():
+                at_resolution(table.select(rows), trained)
         except InputError as error:
             keep[rows] = False
             what = str(value) if by == "slide" else f"{len(rows)} patches of {value:.4g} µm per pixel"
@@ -238,28 +238,28 @@ def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, l
             first = error
     if not keep.any():
         raise first
-    return data.select(keep), faults
+    return table.select(keep), faults
 
 
-def _read(data: PatchTable, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], Pixels | None, list[tuple[str, str]]]:
+def _read(table: PatchTable, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], Pixels | None, list[tuple[str, str]]]:
     """Return the rows that can be read, their pixels (n, h, w, 3), and patch and reason of the others."""
     try:
-        return rows, activations.read_pixels(data, rows), []
+        return rows, activations.read_pixels(table, rows), []
     except InputError:
-        faults = _faults(data, rows.tolist())
+        faults = _faults(table, rows.tolist())
         if not faults:  # such as two sizes
             raise
     kept = np.array([row for row in rows.tolist() if row not in faults], dtype=np.intp)
-    named = [(data.patch_ids[row], reason) for row, reason in faults.items()]
-    return kept, activations.read_pixels(data, kept) if len(kept) else None, named
+    named = [(table.patch_ids[row], reason) for row, reason in faults.items()]
+    return kept, activations.read_pixels(table, kept) if len(kept) else None, named
 
 
-def _faults(data: PatchTable, rows: Iterable[int]) -> dict[int, str]:
+def _faults(table: PatchTable, rows: Iterable[int]) -> dict[int, str]:
     """Return row → why its pixels cannot be read."""
     faults = {}
     for row in rows:
         try:
-            data.pixels(row)
+            table.pixels(row)
         except InputError as error:
             faults[row] = str(error)
     return faults

@@ -93,7 +93,7 @@ def bag_outputs(
 def _activations(
     folder: Path,
     made_with: Mapping[str, Any],
-    data: PatchTable,
+    table: PatchTable,
     rows: NDArray[np.intp],
     batch_size: int,
     device: str,
@@ -112,7 +112,7 @@ def _activations(
         )
     layer = str(made_with["layer"])
     return activations.read_activations(
-        data,
+        table,
         backbone,
         [layer],
         cache=cache_folder(),

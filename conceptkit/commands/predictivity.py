@@ -43,13 +43,13 @@ def predictivity(
     """
     check_seeds(options.seeds)
     folder = run_folder(out, options.name)
-    study, data = open_source(options, study, opens_model=False)
-    concepts, alone = _columns(study, data, options)
-    plan = make_plan(study, data)
-    training = data.select(plan.rows["train"])
+    study, table = open_source(options, study, opens_model=False)
+    concepts, alone = _columns(study, table, options)
+    plan = make_plan(study, table)
+    training = table.select(plan.rows["train"])
 
     def varies(name: str) -> str:
-        data.check_words(name)
+        table.check_words(name)
         column = training.concept(name)
         return make_target(name, column.kind, column.values, None).name
 
@@ -62,7 +62,7 @@ def predictivity(
     for done, (role, names) in enumerate(sets):
         if progress is not None:
             progress("sets of columns", done, len(sets))
-        predicted = [_predicted(data, plan, role, names, seed) for seed in options.seeds]
+        predicted = [_predicted(table, plan, role, names, seed) for seed in options.seeds]
         rows += _rows(plan, role, names, predicted)
     if progress is not None:
         progress("sets of columns", len(sets), len(sets))
@@ -71,7 +71,7 @@ def predictivity(
             options,
             study,
             folder,
-            (*notes_on(study, data, [*concepts, *alone, study.label]), *skipped),
+            (*notes_on(study, table, [*concepts, *alone, study.label]), *skipped),
             label=study.label,
             concepts=concepts,
             alone=alone,
@@ -83,14 +83,14 @@ def predictivity(
     return record
 
 
-def _columns(study: Study, data: PatchTable, options: Predictivity) -> tuple[list[str], list[str]]:
+def _columns(study: Study, table: PatchTable, options: Predictivity) -> tuple[list[str], list[str]]:
     """Return the concepts and the confounders, those of the study where none are given."""
 
     def stated(names: tuple[str, ...]) -> list[str]:
         return [Goal.of(name, discouraged=False).concept for name in names]
 
     if options.alone is None:
-        center = [CENTER] if CENTER in data.frame.columns and study.label != CENTER else []
+        center = [CENTER] if CENTER in table.frame.columns and study.label != CENTER else []
         alone = list(dict.fromkeys([*stated(study.discourage), *center]))
     else:
         alone = list(options.alone)
@@ -101,15 +101,15 @@ def _columns(study: Study, data: PatchTable, options: Predictivity) -> tuple[lis
         concepts = list(options.concepts)
     check_distinct("concept", concepts)
     for name in (*concepts, *alone):
-        data.column("concept", name)
+        table.column("concept", name)
         if name == study.label:
             raise InputError(f"concept: {name} is the main label itself.")
     return concepts, alone
 
 
-def _predicted(data: PatchTable, plan: Plan, role: str, names: tuple[str, ...], seed: int) -> Floats:
+def _predicted(table: PatchTable, plan: Plan, role: str, names: tuple[str, ...], seed: int) -> Floats:
     """Return the predictions for the used rows of a network that is trained on a set of columns."""
-    used, at = data.select(plan.used), {name: np.searchsorted(plan.used, rows) for name, rows in plan.rows.items()}
+    used, at = table.select(plan.used), {name: np.searchsorted(plan.used, rows) for name, rows in plan.rows.items()}
     if role == "random":
         columns = [Column("continuous", np.random.default_rng([seed, 5]).normal(size=len(plan.used)))]
     else:

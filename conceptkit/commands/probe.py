@@ -220,12 +220,12 @@ def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:
     return centers is not None and len({name for name in centers[keep] if name is not None}) > 1
 
 
-def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _confounders(table: PatchTable, adjust: Sequence[str], concepts: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return confounder → (n,) numbers, or text with ``None`` where missing; ``stain`` is every stain measure."""
     names: list[str] = []
     for name in adjust:
-        stains = [str(c) for c in data.frame.columns if str(c).startswith(f"{STAIN}_")]
-        if name != STAIN or name in data.frame.columns:
+        stains = [str(c) for c in table.frame.columns if str(c).startswith(f"{STAIN}_")]
+        if name != STAIN or name in table.frame.columns:
             names.append(name)
         elif stains:
             names += stains
@@ -237,33 +237,33 @@ def _confounders(data: PatchTable, adjust: Sequence[str], concepts: Sequence[str
     if names:
         check_distinct("adjust", names)
     for name in names:
-        data.column("adjust", name)
+        table.column("adjust", name)
     if len(names) == 1 and list(concepts) == names:
         raise InputError(f"adjust: {names[0]} is probed itself; a concept cannot be adjusted for itself.")
-    return {name: data.concept(name).values for name in names}
+    return {name: table.concept(name).values for name in names}
 
 
 def _ceilings(
-    data: PatchTable, repeat: Mapping[str, str], concepts: Sequence[str], keep: NDArray[np.bool_]
+    table: PatchTable, repeat: Mapping[str, str], concepts: Sequence[str], keep: NDArray[np.bool_]
 ) -> dict[str, tuple[str, float, int]]:
     found = {}
     for name, other in repeat.items():
         if name not in concepts:
             raise InputError(f"repeat: {name} is not among the concepts that are probed ({', '.join(concepts)}).")
-        data.column("repeat", other)
-        first, second = data.concept(name), data.concept(other)
+        table.column("repeat", other)
+        first, second = table.concept(name), table.concept(other)
         if first.kind != "continuous" or second.kind != "continuous":
             raise InputError(f"repeat: {name} and {other} must both be continuous.")
         found[name] = (other, *ceiling(first.values[keep], second.values[keep]))
     return found
 
 
-def _missing_by_label(data: PatchTable, meant: Study, name: str, keep: NDArray[np.bool_]) -> str | None:
+def _missing_by_label(table: PatchTable, meant: Study, name: str, keep: NDArray[np.bool_]) -> str | None:
     """Return a sentence when a concept is missing in much more rows of one label than of another."""
-    if meant.label not in data.frame.columns or name == meant.label:
+    if meant.label not in table.frame.columns or name == meant.label:
         return None
-    labels = text_of(data, "label", meant.label)
-    missing = data.frame[name].isna().to_numpy()
+    labels = text_of(table, "label", meant.label)
+    missing = table.frame[name].isna().to_numpy()
     known = np.array([label is not None for label in labels]) & keep
     classes = np.unique(labels[known].astype(str))
     if not missing[known].any() or len(classes) < 2:

@@ -83,13 +83,13 @@ class OwnFeatures:
         return digest.hexdigest()
 
 
-def with_features(data: PatchTable, path: str | Path) -> PatchTable:
+def with_features(table: PatchTable, path: str | Path) -> PatchTable:
     """Return the table with one features file for all of its rows."""
     place = str(Path(path).absolute())
-    return dataclasses.replace(data, frame=data.frame.assign(features=place))
+    return dataclasses.replace(table, frame=table.frame.assign(features=place))
 
 
-def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:
+def read_features(table: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:
     """Read the features of some rows from the files that column ``features`` names.
 
     A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
@@ -100,7 +100,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
 
     Parameters
     ----------
-    data : the patch table
+    table : the patch table
     rows : row numbers
     away : folder of the file that a large matrix lies in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
         all of it in memory
@@ -110,7 +110,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     InputError
         when a file cannot be read, a row is missing in it, or widths differ
     """
-    part = data.frame.iloc[rows].reset_index(drop=True)
+    part = table.frame.iloc[rows].reset_index(drop=True)
     if part["features"].isna().any():
         raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
     files = part.groupby("features", sort=True).indices
@@ -120,7 +120,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
         width = 0
         for file, at in files.items():
             of_file = np.asarray(at, dtype=np.intp)
-            for some, values in _from_file(data.folder / str(file), part.iloc[of_file], columns):
+            for some, values in _from_file(table.folder / str(file), part.iloc[of_file], columns):
                 if width not in (0, values.shape[1]):
                     raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {width}.")
                 width = values.shape[1]

@@ -23,25 +23,25 @@ _AT_ONCE = 64
 
 
 def read_pixel_statistics(
-    data: PatchTable,
+    table: PatchTable,
     rows: NDArray[np.intp],
     *,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Floats | None:
     """Return the statistics (len(rows), k) of some rows; ``None`` for a table without pixels."""
-    return _read(data, rows, _statistics, PIXEL_STATISTICS, cache / "pixels", progress)
+    return _read(table, rows, _statistics, PIXEL_STATISTICS, cache / "pixels", progress)
 
 
 def read_stain_profiles(
-    data: PatchTable,
+    table: PatchTable,
     rows: NDArray[np.intp],
     *,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Floats | None:
     """Return the stain profiles (len(rows), k) of some rows; ``None`` for a table without pixels."""
-    return _read(data, rows, stain_profile, STAIN_PROFILE, cache / "stains", progress)
+    return _read(table, rows, stain_profile, STAIN_PROFILE, cache / "stains", progress)
 
 
 def _statistics(pixels: Pixels) -> Floats:
@@ -50,16 +50,16 @@ def _statistics(pixels: Pixels) -> Floats:
 
 
 def _read(
-    data: PatchTable,
+    table: PatchTable,
     rows: NDArray[np.intp],
     measure: Callable[[Pixels], Floats],
     width: int,
     folder: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Floats | None:
-    if data.location is None:
+    if table.location is None:
         return None
-    identities = data.identities()
+    identities = table.identities()
     named = "\n".join([f"version {VERSION}", *(identities[row] for row in rows)])
     path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:24]}.npy"
     if path.is_file():
@@ -68,7 +68,7 @@ def _read(
     out = np.empty((len(rows), width))
     for start in range(0, len(rows), _AT_ONCE):
         for i in range(start, min(start + _AT_ONCE, len(rows))):
-            out[i] = measure(data.pixels(int(rows[i])))
+            out[i] = measure(table.pixels(int(rows[i])))
         if progress is not None:
             progress(min(start + _AT_ONCE, len(rows)), len(rows))
     with replacing(path) as temporary, temporary.open("wb") as stream:

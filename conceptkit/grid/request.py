@@ -52,7 +52,7 @@ class GridRequest:
 def read_request(study: Any, options: Grid) -> GridRequest:
     """Return the request that options make of a study; :class:`InputError` when they cannot be used."""
     _check_options(options)
-    opened, data = open_source(options, study)
+    opened, table = open_source(options, study)
     if options.encourage is not None or options.discourage is not None:
         opened = dataclasses.replace(
             opened, encourage=tuple(options.encourage or ()), discourage=tuple(options.discourage or ())
@@ -68,8 +68,8 @@ def read_request(study: Any, options: Grid) -> GridRequest:
     argument = "ablate" if grid != "none" else "encourage"
     for goal in goals:
         refuse_latent(argument, goal.concept, "in a grid")
-        data.column(argument, goal.concept)
-    goals, cells, skipped = _learnable(data, opened, goals, cells)
+        table.column(argument, goal.concept)
+    goals, cells, skipped = _learnable(table, opened, goals, cells)
     _check_weightings(goals, cells)
     return GridRequest(options, opened, tuple(second), grid, tuple(cells), goals, (*notes, *skipped), tuple(skipped))
 
@@ -90,7 +90,7 @@ def _check_options(options: Grid) -> None:
 
 
 def _learnable(
-    data: PatchTable, study: Study, goals: tuple[Goal, ...], cells: Sequence[GridCell]
+    table: PatchTable, study: Study, goals: tuple[Goal, ...], cells: Sequence[GridCell]
 ) -> tuple[tuple[Goal, ...], list[GridCell], list[str]]:
     """Return goals and cells without the concepts that cannot be learned, and notes on these.
 
@@ -99,8 +99,8 @@ def _learnable(
     InputError
         when no concept can be learned, or no model is left
     """
-    plan = make_plan(study, data, concepts=concept_names(goals))
-    learned, notes = concept_tasks(data, plan, goals)
+    plan = make_plan(study, table, concepts=concept_names(goals))
+    learned, notes = concept_tasks(table, plan, goals)
     lost = {goal.concept for goal in goals} - {task.name for task in learned}
     if not lost:
         return goals, list(cells), notes

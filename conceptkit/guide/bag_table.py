@@ -65,9 +65,9 @@ class _Gathered:
         return out
 
 
-def bag_members(data: PatchTable, by: str) -> tuple[list[str], tuple[NDArray[np.intp], ...]]:
+def bag_members(table: PatchTable, by: str) -> tuple[list[str], tuple[NDArray[np.intp], ...]]:
     """Return the names of the bags, sorted, and the row numbers of the patches of each."""
-    names = _texts(data, data.column("by", by))
+    names = _texts(table, table.column("by", by))
     distinct = sorted({name for name in names if name is not None})
     if not distinct:
         raise InputError(f"by: column {by} has no value.")
@@ -79,7 +79,7 @@ def bag_members(data: PatchTable, by: str) -> tuple[list[str], tuple[NDArray[np.
 
 
 def make_bags(
-    data: PatchTable,
+    table: PatchTable,
     study: Study,
     by: str,
     concepts: Sequence[str],
@@ -106,18 +106,18 @@ def make_bags(
     check_at_least("share", share, 0)
     if not share < 1:
         raise InputError(f"share: must be below 1, got {share}.")
-    gathered = _Gathered(data, by, *bag_members(data, by))
+    gathered = _Gathered(table, by, *bag_members(table, by))
     split = study.splits.column
     columns: dict[str, Any] = {"patch_id": gathered.names, split: gathered.constant(split, "split")}
     if study.group is not None:
         columns[study.group] = gathered.names if study.group == by else gathered.constant(study.group, "group")
     kinds: dict[str, str] = {}
     for name in concepts:
-        concept = data.concept(name)
+        concept = table.concept(name)
         kinds[name] = concept.kind
         continuous = concept.kind == "continuous"
         columns[name] = gathered.mean(concept.values) if continuous else gathered.constant(name, "concept")
-    if "center" in data.frame.columns and "center" not in columns:
+    if "center" in table.frame.columns and "center" not in columns:
         with contextlib.suppress(InputError):  # no option asks for it
             columns["center"] = gathered.constant("center", "center")
     if study.label in columns:
@@ -125,7 +125,7 @@ def make_bags(
     training = columns[split] == study.splits.train
     columns[study.label], rule, is_positive = _labels(gathered, study.label, training, positive, share)
     kinds[study.label] = "categorical"
-    return Bags(PatchTable(pd.DataFrame(columns), data.folder, kinds), gathered.members, rule, is_positive)
+    return Bags(PatchTable(pd.DataFrame(columns), table.folder, kinds), gathered.members, rule, is_positive)
 
 
 def _labels(
@@ -181,10 +181,10 @@ def _positive_labels(
     return np.array(texts, dtype=object), rule, is_positive
 
 
-def _texts(data: PatchTable, column: Any) -> NDArray[Any]:
+def _texts(table: PatchTable, column: Any) -> NDArray[Any]:
     """Return a column as text (n,), ``None`` where missing; 3.0 is 3, as elsewhere."""
     kind = {str(column.name): "categorical"}
-    if column.name in (*data.concept_names, *data.aside):
-        return data.with_kinds(kind).concept(str(column.name)).values
+    if column.name in (*table.concept_names, *table.aside):
+        return table.with_kinds(kind).concept(str(column.name)).values
     missing = column.isna().to_numpy()
     return np.array([None if m else str(v) for v, m in zip(column, missing, strict=True)], dtype=object)

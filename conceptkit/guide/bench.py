@@ -339,8 +339,8 @@ def arms_of(
             yield arm, Places(folder / "checkpoints" / arm.label)
 
 
-def _pixel_batches(data: PatchTable, size: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(data), size):
-        yield activations.read_pixels(data, np.arange(start, min(start + size, len(data))))
+def _pixel_batches(table: PatchTable, size: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(table), size):
+        yield activations.read_pixels(table, np.arange(start, min(start + size, len(table))))
         if progress is not None:
-            progress("frozen part of the network", min(start + size, len(data)), len(data))
+            progress("frozen part of the network", min(start + size, len(table)), len(table))

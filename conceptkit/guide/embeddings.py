@@ -60,7 +60,7 @@ def read_spaces(
 
 def write_embeddings(
     folder: Path,
-    data: PatchTable,
+    table: PatchTable,
     study: Study,
     rows: NDArray[np.intp],
     trunks: Mapping[str, NDArray[np.float32]],
@@ -80,7 +80,7 @@ def write_embeddings(
     classes : of the main task
     """
     kept = drawn_rows(len(rows))
-    chosen = data.select(rows[kept])
+    chosen = table.select(rows[kept])
     text = h5py.string_dtype()
     groups = chosen.groups(study.group)
     identity: dict[str, Iterable[Any]] = {
@@ -107,7 +107,7 @@ def write_embeddings(
             for layer, values in layers.items():
                 file.create_dataset(f"layers/{layer}/{run}", data=values)
         if probabilities:
-            _write_predictions(file, data.select(rows), study, probabilities, classes)
+            _write_predictions(file, table.select(rows), study, probabilities, classes)
         small = [
             np.asarray(Image.fromarray(chosen.pixels(i)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
             for i in range(len(chosen))
@@ -117,14 +117,14 @@ def write_embeddings(
 
 
 def _write_predictions(
-    file: h5py.File, data: PatchTable, study: Study, probabilities: Mapping[str, Floats], classes: Sequence[str]
+    file: h5py.File, table: PatchTable, study: Study, probabilities: Mapping[str, Floats], classes: Sequence[str]
 ) -> None:
     """Write the predictions of every run for all evaluation rows, with label, split and group."""
-    groups = data.groups(study.group)
+    groups = table.groups(study.group)
     columns: dict[str, Iterable[Any]] = {
-        "label": data.concept(study.label).values,
-        "split": data.frame[study.splits.column],
-        "group": data.patch_ids if groups is None else groups,
+        "label": table.concept(study.label).values,
+        "split": table.frame[study.splits.column],
+        "group": table.patch_ids if groups is None else groups,
     }
     for name, values in columns.items():
         file.create_dataset(f"predictions/{name}", data=_words(values), dtype=h5py.string_dtype(), compression="gzip")

@@ -92,7 +92,7 @@ def refuse_latent(argument: str, concept: str, where: str) -> None:
 
 
 def with_latent(
-    data: PatchTable, study: Study, goals: Sequence[Goal], *, progress: Progress | None = None
+    table: PatchTable, study: Study, goals: Sequence[Goal], *, progress: Progress | None = None
 ) -> tuple[PatchTable, list[Goal], Latent | None]:
     """Return the table with a column of latent domains, the goals for that column, and a summary of the domains.
 
@@ -105,7 +105,7 @@ def with_latent(
     """
     latent = [goal for goal in goals if is_latent(goal)]
     if not latent:
-        return data, list(goals), None
+        return table, list(goals), None
     if len(latent) > 1:
         raise InputError(f"{LATENT}: domains are proposed once, got {', '.join(g.concept for g in latent)}.")
     (goal,) = latent
@@ -116,29 +116,29 @@ def with_latent(
         raise InputError(f"{LATENT}: a layer must follow the plus, as in {LATENT}:3+mixed2, got {goal.concept!r}.")
     if not goal.discouraged:
         raise InputError(f"encourage: {goal.concept} can only be discouraged; what the domains mean is unknown.")
-    if LATENT in data.frame.columns:
+    if LATENT in table.frame.columns:
         raise InputError(f"{LATENT}: the table already has a column {LATENT}; use --discourage {LATENT} for that.")
-    data, summary = _propose(data, study, int(number), layer or None, progress)
-    return data, [g._replace(concept=LATENT) if g is goal else g for g in goals], summary
+    table, summary = _propose(table, study, int(number), layer or None, progress)
+    return table, [g._replace(concept=LATENT) if g is goal else g for g in goals], summary
 
 
 def _propose(
-    data: PatchTable, study: Study, domains: int, layer: str | None, progress: Progress | None
+    table: PatchTable, study: Study, domains: int, layer: str | None, progress: Progress | None
 ) -> tuple[PatchTable, Latent]:
-    split = data.column("split", study.splits.column)
+    split = table.column("split", study.splits.column)
     fitted = (split == study.splits.train).to_numpy(dtype=bool)
     counted = None if progress is None else at_stage(progress, "stain")
-    profiles = read_stain_profiles(data, np.arange(len(data)), cache=cache_folder(), progress=counted)
+    profiles = read_stain_profiles(table, np.arange(len(table)), cache=cache_folder(), progress=counted)
     if profiles is None:
         raise InputError(f"{LATENT}: domains are read from pixels, and the table has none.")
-    groups = data.groups(study.group)
+    groups = table.groups(study.group)
     numbers = None if groups is None else np.unique(groups.astype(str), return_inverse=True)[1]
-    features = None if layer is None else _features(data, study, layer, progress)
+    features = None if layer is None else _features(table, study, layer, progress)
     proposed = propose_domains(profiles, fitted, numbers, domains, features=features, seed=SEED)
     codes = proposed.codes
     values = np.array([None if code < 0 else str(code + 1) for code in codes], dtype=object)
     changed = dataclasses.replace(
-        data, frame=data.frame.assign(**{LATENT: values}), kinds={**data.kinds, LATENT: "categorical"}
+        table, frame=table.frame.assign(**{LATENT: values}), kinds={**table.kinds, LATENT: "categorical"}
     )
     parts = split.astype(object).where(split.notna(), "none")
     counts: Any = [parts[codes == code].value_counts() for code in range(domains)]
@@ -146,7 +146,7 @@ def _propose(
         domains=domains,
         rows={str(k + 1): {str(name): int(n) for name, n in own.items()} for k, own in enumerate(counts)},
         unknown=int((codes < 0).sum()),
-        agreement=_agreement(data, codes, fitted),
+        agreement=_agreement(table, codes, fitted),
         unit=study.group or "row",
         explained=proposed.explained,
         by_chance=proposed.by_chance,
@@ -156,11 +156,11 @@ def _propose(
     )
 
 
-def _agreement(data: PatchTable, codes: NDArray[np.intp], fitted: NDArray[np.bool_]) -> dict[str, float]:
+def _agreement(table: PatchTable, codes: NDArray[np.intp], fitted: NDArray[np.bool_]) -> dict[str, float]:
     """Return ``training`` and ``other`` rows → adjusted Rand index of domains and centers."""
-    if CENTER not in data.frame.columns:
+    if CENTER not in table.frame.columns:
         return {}
-    center = data.concept(CENTER).values
+    center = table.concept(CENTER).values
     known = (codes >= 0) & np.array([v is not None for v in center], dtype=bool)
     parts = {"training": known & fitted, "other": known & ~fitted}
     return {
@@ -170,8 +170,8 @@ def _agreement(data: PatchTable, codes: NDArray[np.intp], fitted: NDArray[np.boo
     }
 
 
-def _features(data: PatchTable, study: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
+def _features(table: PatchTable, study: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
     """Return the channel means (n, d) of the study's network at a layer."""
     counted = None if progress is None else at_stage(progress, f"features at {layer}")
-    read = open_features(data, study, layers=[layer]).read(np.arange(len(data)), progress=counted)
+    read = open_features(table, study, layers=[layer]).read(np.arange(len(table)), progress=counted)
     return np.asarray(read[layer])

@@ -58,7 +58,7 @@ class Plan:
 
 def make_plan(
     study: Study,
-    data: PatchTable,
+    table: PatchTable,
     *,
     concepts: Sequence[str] = (),
     transductive: bool = False,
@@ -73,19 +73,19 @@ def make_plan(
     transductive : whether rows of the evaluation splits train the concepts too; their main labels never train
     allow_leakage : whether a group may have rows in several splits; a note then says so
     """
-    column = data.column("split", study.splits.column)
-    data.column("label", study.label)
-    label = data.concept(study.label)
+    column = table.column("split", study.splits.column)
+    table.column("label", study.label)
+    label = table.concept(study.label)
     if label.kind != "categorical":
         raise InputError(f"label: {study.label} must be categorical; use --categorical {study.label}.")
     split = np.array([None if v != v else str(v) for v in column], dtype=object)
     rows = _rows_by_split(study, split)
     classes, codes = _main_task(study.label, label.values, rows)
-    groups = data.groups(study.group)
-    names = np.arange(len(data)).astype(str) if groups is None else groups.astype(str)
+    groups = table.groups(study.group)
+    names = np.arange(len(table)).astype(str) if groups is None else groups.astype(str)
     home, notes = _home_splits(str(study.group), names, rows, allow_leakage=allow_leakage)
     marks = ["allow_leakage"] if notes else []
-    free = (split == None) & (codes < 0) & _any_value(data, concepts)  # noqa: E711  # elementwise
+    free = (split == None) & (codes < 0) & _any_value(table, concepts)  # noqa: E711  # elementwise
     outside = np.array([home.get(g, "train") == "train" for g in names])
     if (free & ~outside).any():
         notes.append(
@@ -106,7 +106,7 @@ def make_plan(
                 "scores on them are not those of new data.",
             )
         )
-    numbers = np.arange(len(data)) if groups is None else np.unique(names, return_inverse=True)[1]
+    numbers = np.arange(len(table)) if groups is None else np.unique(names, return_inverse=True)[1]
     return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes), tuple(marks))
 
 
@@ -170,11 +170,11 @@ def _home_splits(
     return home, [Note("leakage", text)]
 
 
-def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
+def _any_value(table: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
     """Return which rows have a value of at least one concept (n,)."""
-    found = np.zeros(len(data), dtype=bool)
+    found = np.zeros(len(table), dtype=bool)
     for name in concepts:
-        concept = data.concept(name)
+        concept = table.concept(name)
         if concept.kind == "categorical":
             found |= np.array([v is not None for v in concept.values])
         else:
@@ -183,10 +183,10 @@ def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def concept_task(
-    data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool, layer: str | None = None
+    table: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool, layer: str | None = None
 ) -> Task:
     """Return the task of a concept, scaled by some rows."""
-    concept = data.concept(name)
+    concept = table.concept(name)
     if "." in name:
         raise InputError(f"concept: a concept to train on cannot have a dot in its name, got {name!r}.")
     if concept.kind == "categorical":

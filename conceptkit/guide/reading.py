@@ -50,10 +50,10 @@ def read_rows(study: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
     return " + ".join(plan.evaluation), np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
 
 
-def check_read_folds(data: PatchTable, study: Study, plan: Plan, folds: int) -> None:
+def check_read_folds(table: PatchTable, study: Study, plan: Plan, folds: int) -> None:
     """Refuse more folds than the read rows have groups, unless they have a single one, which cannot be read at all."""
     where, rows = read_rows(study, plan)
-    groups = data.select(rows).groups(study.group)
+    groups = table.select(rows).groups(study.group)
     if groups is not None and len(set(groups)) > 1:
         make_folds(len(rows), np.unique(groups.astype(str), return_inverse=True)[1], folds, what=f"the {where} rows")
 
@@ -80,7 +80,7 @@ class Reading:
     @classmethod
     def of(
         cls,
-        data: PatchTable,
+        table: PatchTable,
         study: Study,
         plan: Plan,
         encourage: Sequence[str],
@@ -101,12 +101,12 @@ class Reading:
         """
         check_at_least("folds", folds, 2)
         where, rows = read_rows(study, plan)
-        part = data.select(rows)
+        part = table.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
         placing = {"centers": part.concept(CENTER).values if known else None}
         groups = part.groups(study.group)
         if encourage or discourage:
-            check_read_folds(data, study, plan, folds)
+            check_read_folds(table, study, plan, folds)
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -123,20 +123,20 @@ class Reading:
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)
-        strata = _strata(data, study, plan, discourage, within)
+        strata = _strata(table, study, plan, discourage, within)
         return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes), strata)
 
 
 def _strata(
-    data: PatchTable, study: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
+    table: PatchTable, study: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
 ) -> dict[str, NDArray[np.intp]]:
     for name in within:
-        if data.concept(name).kind != "categorical":
+        if table.concept(name).kind != "categorical":
             raise InputError(f"within: {name} must be categorical; use --categorical {name}.")
-    known = [CENTER] if CENTER in data.frame.columns else []
+    known = [CENTER] if CENTER in table.frame.columns else []
     found = {}
     for name in dict.fromkeys([*within, *discourage, *known]):
-        concept = data.concept(name)
+        concept = table.concept(name)
         if concept.kind == "categorical" and name != study.label:
             values = concept.values[plan.used]
             present = np.array([v is not None for v in values], dtype=bool)

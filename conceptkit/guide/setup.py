@@ -54,7 +54,7 @@ class Setup:
 
 def set_up(
     study: Study,
-    data: PatchTable,
+    table: PatchTable,
     goals: Sequence[Goal],
     options: Guided,
     seeds: Sequence[int],
@@ -81,15 +81,15 @@ def set_up(
     if study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     check_seeds(seeds)
-    plan = make_plan(study, data, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
-    learned, skipped = concept_tasks(data, plan, goals)
-    notes = [*notes_on(study, data, [*dict.fromkeys(t.name for t in learned), study.label]), *plan.notes, *skipped]
+    plan = make_plan(study, table, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
+    learned, skipped = concept_tasks(table, plan, goals)
+    notes = [*notes_on(study, table, [*dict.fromkeys(t.name for t in learned), study.label]), *plan.notes, *skipped]
     # Only the rows that scale a concept matter: an outlier among the others does not compress its values.
     continuous = [task.name for task in learned if task.kind == "continuous"]
-    notes += outlier_notes({name: data.concept(name).values[plan.scaled_on] for name in continuous})
+    notes += outlier_notes({name: table.concept(name).values[plan.scaled_on] for name in continuous})
     notes += [] if goals else [ONLY_BASELINE]
     backbone, origin = inside(open_model(study.model, study.weights, seed=seeds[0]))
-    notes += checkpoint_notes(backbone, data)
+    notes += checkpoint_notes(backbone, table)
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
     kept = 1
     if origin is not None:
@@ -101,7 +101,7 @@ def set_up(
     training, from_recipe = _training(options, backbone, origin, learned)
     _check_weighting(training, [task.name for task in tasks])
     notes += _training_notes(options, training, from_recipe, study.model, guided=len(tasks) > 1)
-    notes += unbalanced_notes(data, plan, tasks) if training.balance or training.balance_main else []
+    notes += unbalanced_notes(table, plan, tasks) if training.balance or training.balance_main else []
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)
     _check_layers(tasks, backbone, frozen_layers(network))
@@ -155,7 +155,7 @@ def _training_notes(
     return notes
 
 
-def concept_tasks(data: PatchTable, plan: Plan, goals: Sequence[Goal]) -> tuple[list[Task], list[str]]:
+def concept_tasks(table: PatchTable, plan: Plan, goals: Sequence[Goal]) -> tuple[list[Task], list[str]]:
     """Return the tasks of the concepts that can be learned from the rows, and notes on those that are skipped.
 
     Raises
@@ -166,10 +166,10 @@ def concept_tasks(data: PatchTable, plan: Plan, goals: Sequence[Goal]) -> tuple[
     rows = np.concatenate([plan.training, plan.rows["val"]])
 
     def make(goal: Goal) -> Task:
-        data.check_words(goal.concept)
-        task = concept_task(data, goal.concept, plan.scaled_on, adversarial=goal.discouraged, layer=goal.layer)
+        table.check_words(goal.concept)
+        task = concept_task(table, goal.concept, plan.scaled_on, adversarial=goal.discouraged, layer=goal.layer)
         if task.kind == "continuous":
-            infinite = int(np.isinf(data.concept(task.name).values[rows]).sum())
+            infinite = int(np.isinf(table.concept(task.name).values[rows]).sum())
             if infinite:
                 raise InputError(
                     f"concept: {task.name} is infinite in {infinite} of the rows that train or validate; leave "
@@ -186,12 +186,12 @@ def signed_names(tasks: Sequence[Task]) -> tuple[list[str], list[str]]:
     return [t.name for t in concepts if not t.adversarial], [t.name for t in concepts if t.adversarial]
 
 
-def unbalanced_notes(data: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
+def unbalanced_notes(table: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
     """Return a sentence for each discouraged class that has no training row of some label."""
     rows = plan.rows["train"][plan.codes[plan.rows["train"]] >= 0]
     notes = []
     for name in _discouraged_classes(tasks):
-        values = data.concept(name).values[rows]
+        values = table.concept(name).values[rows]
         for level in sorted({str(v) for v in values if v is not None}):
             present = {plan.classes[code] for code in plan.codes[rows][[str(v) == level for v in values]]}
             missing = [label for label in plan.classes if label not in present]

@@ -51,7 +51,7 @@ CENTERS_MOST = 40
 
 def write_context(
     folder: Path,
-    data: PatchTable,
+    table: PatchTable,
     study: Study,
     rows: NDArray[np.intp],
     *,
@@ -64,13 +64,13 @@ def write_context(
     Parameters
     ----------
     folder : run folder
-    data : the patch table
+    table : the patch table
     rows : row numbers of the table that the run used
     concepts : columns to keep besides label, split, group and center
     targets : what was read by probes, with rows numbered as in ``rows``; their folds are kept
     folds : number of these folds
     """
-    chosen = data.select(rows)
+    chosen = table.select(rows)
     groups = chosen.groups(study.group)
     centers = _classes(chosen, CENTER)
     with replacing_hdf5(folder / CONTEXT_FILE) as file:
@@ -107,22 +107,22 @@ def write_context(
     return folder / CONTEXT_FILE
 
 
-def center_column(data: PatchTable, center: str | None) -> str | None:
+def center_column(table: PatchTable, center: str | None) -> str | None:
     """Return the column of centers: the one named, or ``center`` where the table has it; ``None`` for ``none``."""
     if center is None:
-        return CENTER if CENTER in data.frame.columns else None
-    if center == NO_CENTER and NO_CENTER not in data.frame.columns:
+        return CENTER if CENTER in table.frame.columns else None
+    if center == NO_CENTER and NO_CENTER not in table.frame.columns:
         return None
-    data.column("center", center)
+    table.column("center", center)
     return center
 
 
-def default_concepts(data: PatchTable, study: Study) -> list[str]:
+def default_concepts(table: PatchTable, study: Study) -> list[str]:
     """Return the concepts that are used when none are named: those of the table, without the column of the groups."""
-    return [name for name in data.concept_names if name != study.group]
+    return [name for name in table.concept_names if name != study.group]
 
 
-def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str | None = None) -> dict[str, Any]:
+def placed_in(table: PatchTable, study: Study, *, center: str | None, nested: str | None = None) -> dict[str, Any]:
     """Return the keyword arguments of :func:`conceptkit.probe.targets.make_target` other than the groups.
 
     Parameters
@@ -135,19 +135,19 @@ def placed_in(data: PatchTable, study: Study, *, center: str | None, nested: str
     InputError
         when there is no such column, or a row has no nested unit
     """
-    found: dict[str, Any] = {"centers": None if center is None else text_of(data, "center", center)}
-    if study.label in data.frame.columns:
-        found["labels"] = text_of(data, "label", study.label)
+    found: dict[str, Any] = {"centers": None if center is None else text_of(table, "center", center)}
+    if study.label in table.frame.columns:
+        found["labels"] = text_of(table, "label", study.label)
     if nested is not None:
-        found["nested"] = text_of(data, "nested", nested)
+        found["nested"] = text_of(table, "nested", nested)
         missing = sum(one is None for one in found["nested"])
         if missing:
-            raise InputError(f"nested: every row needs a value of {nested}, {missing} of {len(data)} rows have none.")
+            raise InputError(f"nested: every row needs a value of {nested}, {missing} of {len(table)} rows have none.")
     return found
 
 
 def table_targets(
-    data: PatchTable,
+    table: PatchTable,
     concepts: Sequence[str],
     keep: NDArray[np.bool_],
     groups: NDArray[Any] | None,
@@ -167,10 +167,10 @@ def table_targets(
     InputError
         when there is no such column, or no concept can be probed
     """
-    columns = {name: data.concept(name) for name in concepts}
+    columns = {name: table.concept(name) for name in concepts}
 
     def values_of(name: str) -> tuple[str, NDArray[Any]]:
-        data.check_words(name)
+        table.check_words(name)
         column = columns[name]
         missing: Any = np.nan if column.kind == "continuous" else None
         return column.kind, np.where(keep, column.values, missing)
@@ -178,9 +178,9 @@ def table_targets(
     return usable_targets(concepts, values_of, groups, folds, placing)
 
 
-def text_of(data: PatchTable, argument: str, name: str) -> NDArray[Any]:
+def text_of(table: PatchTable, argument: str, name: str) -> NDArray[Any]:
     """Return a column as text (n,), ``None`` where missing."""
-    column = data.column(argument, name)
+    column = table.column(argument, name)
     return np.array(
         [None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)], dtype=object
     )
@@ -198,9 +198,9 @@ def _made_with(study: Study) -> dict[str, str]:
     }
 
 
-def _classes(data: PatchTable, name: str) -> NDArray[Any]:
+def _classes(table: PatchTable, name: str) -> NDArray[Any]:
     """Return a categorical column as text, empty where it is missing."""
-    return _words(data.concept(name).values if name in data.frame.columns else [], len(data))
+    return _words(table.concept(name).values if name in table.frame.columns else [], len(table))
 
 
 def _words(values: Iterable[Any], n: int) -> NDArray[Any]:
@@ -216,9 +216,9 @@ def _fold_numbers(target: Target, folds: int, n: int) -> NDArray[np.int16]:
     return numbers
 
 
-def _samples(data: PatchTable, centers: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _samples(table: PatchTable, centers: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Return names, sample pictures and colour histograms of the centers; nothing without pixels."""
-    if data.location is None or not len(data):
+    if table.location is None or not len(table):
         return {}
     names = sorted({name for name in centers if name})
     if not names or len(names) > CENTERS_MOST:
@@ -228,10 +228,10 @@ def _samples(data: PatchTable, centers: NDArray[Any]) -> dict[str, NDArray[Any]]
     histograms = np.zeros((len(names), 3, BINS))
     random = np.random.default_rng(0)
     for k, name in enumerate(names):
-        rows = np.flatnonzero(centers == name) if name else np.arange(len(data))
+        rows = np.flatnonzero(centers == name) if name else np.arange(len(table))
         rows = random.permutation(rows)[:COLOURED]
         for i, row in enumerate(rows):
-            pixels = data.pixels(int(row))
+            pixels = table.pixels(int(row))
             for channel in range(3):
                 histograms[k, channel] += np.bincount(pixels[..., channel].ravel() // (256 // BINS), minlength=BINS)
             if i < SAMPLES:
@@ -247,7 +247,7 @@ def _samples(data: PatchTable, centers: NDArray[Any]) -> dict[str, NDArray[Any]]
     }
 
 
-def names_kept(study: Study, data: PatchTable, wanted: Iterable[str]) -> list[str]:
+def names_kept(study: Study, table: PatchTable, wanted: Iterable[str]) -> list[str]:
     """Return the concepts whose values are kept: those that the run is about, and the centers."""
-    extra = [CENTER] if CENTER in data.frame.columns else []
-    return [n for n in dict.fromkeys([*wanted, *extra]) if n != study.label and n in data.frame.columns]
+    extra = [CENTER] if CENTER in table.frame.columns else []
+    return [n for n in dict.fromkeys([*wanted, *extra]) if n != study.label and n in table.frame.columns]

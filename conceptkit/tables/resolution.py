@@ -57,26 +57,26 @@ class Resolution:
         )
 
 
-def microns_per_pixel(data: PatchTable) -> NDArray[np.float64]:
+def microns_per_pixel(table: PatchTable) -> NDArray[np.float64]:
     """Return the microns per pixel (n,) of the pixels as they are read, not a number where the table has none."""
-    if "mpp" not in data.frame.columns:
-        return np.full(len(data), np.nan)
-    values = pd.to_numeric(data.frame["mpp"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    if "mpp" not in table.frame.columns:
+        return np.full(len(table), np.nan)
+    values = pd.to_numeric(table.frame["mpp"], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     return np.where((values > 0) & (values < 100), values, np.nan)
 
 
-def resolution_of(data: PatchTable) -> Resolution:
+def resolution_of(table: PatchTable) -> Resolution:
     """Return the resolution of a table's patches; all of them have the size of the first."""
-    mpp = microns_per_pixel(data)
+    mpp = microns_per_pixel(table)
     known = mpp[np.isfinite(mpp)]
-    height, width = data.pixels(0).shape[:2]
+    height, width = table.pixels(0).shape[:2]
     ends = (float(known.min()), float(known.max())) if len(known) == len(mpp) else (None, None)
     return Resolution(finest=ends[0], coarsest=ends[1], side=int(height) if height == width else None)
 
 
-def mixture_notes(data: PatchTable) -> tuple[str, ...]:
+def mixture_notes(table: PatchTable) -> tuple[str, ...]:
     """Return notes on a table whose patches have several resolutions, or some of them none."""
-    mpp = microns_per_pixel(data)
+    mpp = microns_per_pixel(table)
     known = mpp[np.isfinite(mpp)]
     notes = []
     if len(known) and known.max() > known.min() * (1 + ALIKE):
@@ -90,9 +90,9 @@ def mixture_notes(data: PatchTable) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def resolution_notes(trained: Resolution | None, data: PatchTable) -> tuple[str, ...]:
+def resolution_notes(trained: Resolution | None, table: PatchTable) -> tuple[str, ...]:
     """Return notes on patches that a checkpoint reads as they are; ``None`` stands for an old checkpoint."""
-    mpp = microns_per_pixel(data)
+    mpp = microns_per_pixel(table)
     if trained is None or trained.finest is None or trained.coarsest is None:
         return ("RESOLUTION: the checkpoint does not state its µm per pixel, so it was not compared with the table.",)
     if np.isnan(mpp).any():
@@ -116,39 +116,39 @@ def _far(trained: Resolution, mpp: NDArray[np.float64]) -> str:
     )
 
 
-def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, tuple[str, ...]]:
+def at_resolution(table: PatchTable, trained: Resolution | None) -> tuple[PatchTable, tuple[str, ...]]:
     """Return a table whose patches have the resolution and field of view of a checkpoint, and notes.
 
     Patches of slides are read again: around the same middle, at the checkpoint's microns per pixel and with its field
     of view, as a number per patch is one per field of view. Pixels of image files are never resampled: they cannot be
     read with another field of view. Raises :class:`InputError` when patches cannot be read this way.
     """
-    notes = resolution_notes(trained, data)
-    if trained is None or trained.finest is None or np.isnan(microns_per_pixel(data)).any():
+    notes = resolution_notes(trained, table)
+    if trained is None or trained.finest is None or np.isnan(microns_per_pixel(table)).any():
         # Sides in pixels say nothing of the field of view where the resolution is unknown.
-        return data, notes
+        return table, notes
     if trained.mixed or trained.mpp is None or trained.side is None:
-        if far := _far(trained, microns_per_pixel(data)):
+        if far := _far(trained, microns_per_pixel(table)):
             raise InputError(
                 f"table: {far}; a checkpoint of several resolutions "
                 "has none that patches could be read at, so cut them at one of these."
             )
-        return data, notes
-    if data.location == "slide":
-        return _read_again(data, trained.mpp, trained.side)
-    return data, _check_images(data, trained.mpp, trained.side)
+        return table, notes
+    if table.location == "slide":
+        return _read_again(table, trained.mpp, trained.side)
+    return table, _check_images(table, trained.mpp, trained.side)
 
 
-def _read_again(data: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tuple[str, ...]]:
+def _read_again(table: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tuple[str, ...]]:
     """Return the table with windows of slides that show what the checkpoint was trained on."""
-    frame = data.frame
-    has = microns_per_pixel(data)
+    frame = table.frame
+    has = microns_per_pixel(table)
     size = frame["size"].to_numpy(dtype=float)
     own = frame["side"].fillna(frame["size"]).to_numpy(dtype=float) if "side" in frame.columns else size
     base = has * own / size  # of level 0
     wide = mpp * side / base  # the checkpoint's field of view, in pixels of level 0
     if (np.abs(has / mpp - 1) <= EXACT).all() and (np.abs(wide / size - 1) <= EXACT).all() and (own == side).all():
-        return data, ()
+        return table, ()
     coarse = base > mpp * (1 + ALIKE)
     if coarse.any():
         first = int(np.flatnonzero(coarse)[0])
@@ -167,21 +167,21 @@ def _read_again(data: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tu
         note += (
             f" They do not cover all of it; conceptkit tile --tile-mpp {mpp:.4g} --size {side} cuts patches that do."
         )
-    return replace(data, frame=read), (note,)
+    return replace(table, frame=read), (note,)
 
 
-def _first_side(data: PatchTable) -> int:
+def _first_side(table: PatchTable) -> int:
     """Return the height of the first patch that can be read."""
-    for row in range(len(data) - 1):
+    for row in range(len(table) - 1):
         with contextlib.suppress(InputError):
-            return int(data.pixels(row).shape[0])
-    return int(data.pixels(len(data) - 1).shape[0])
+            return int(table.pixels(row).shape[0])
+    return int(table.pixels(len(table) - 1).shape[0])
 
 
-def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
+def _check_images(table: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
     """Return notes on patches of image files; refuse another resolution or field of view."""
-    has = microns_per_pixel(data)
-    own = _first_side(data)
+    has = microns_per_pixel(table)
+    own = _first_side(table)
     far = np.abs(np.log(has / mpp))
     worst = float(has[int(far.argmax())])
     most = math.log(1 + ALIKE)
