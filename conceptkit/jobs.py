@@ -106,12 +106,12 @@ def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engi
     deaths = [0] * len(jobs)
     todo = list(range(len(jobs)))
     while todo:
-        # After a death the jobs that were around are suspects: one at a time shows which of them it was.
-        alone = any(deaths[k] for k in todo)
-        batch = [k for k in todo if deaths[k]][:1] if alone else todo
+        # After a worker died, the jobs that were running are repeated one at a time to find the cause.
+        single = any(deaths[k] for k in todo)
+        batch = [k for k in todo if deaths[k]][:1] if single else todo
         finished = set()
         try:
-            with ProcessPoolExecutor(1 if alone else workers, mp_context=context, initializer=_end_with_parent) as pool:
+            with ProcessPoolExecutor(1 if single else workers, mp_context=context, initializer=_end_with_parent) as pool:
                 futures = [pool.submit(_safely, function, k, jobs[k]) for k in batch]
                 try:
                     for future in as_completed(futures):

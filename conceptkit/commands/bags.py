@@ -53,7 +53,7 @@ class _Opened:
     """The study with its bags, and what is trained on them."""
 
     study: Study
-    data: PatchTable
+    table: PatchTable
     by: str
     positive: str | None
     bags: BagTable
@@ -76,7 +76,7 @@ def bags(
     training = _training(options)
     folder = run_folder(out, options.name)
     opened = _open(study, options)
-    data, plan = opened.data, opened.plan
+    table, plan = opened.table, opened.plan
     reading = Reading.of(
         opened.bags.table, opened.study, plan, *signed_names(opened.tasks), options.folds, options.within
     )
@@ -105,7 +105,7 @@ def bags(
     if options.attention != "mean" and opened.bags.positive is not None:
         scores = [score for run in trained for score in _attention_scores(opened, run, attention[run.label])]
         record = dataclasses.replace(record, attention=tuple(scores))
-    write_atomically(folder / ATTENTION_FILE, _attention_csv(data, bench, attention))
+    write_atomically(folder / ATTENTION_FILE, _attention_csv(table, bench, attention))
     record.save(folder)
     return record
 
@@ -117,29 +117,29 @@ def _training(options: Bags) -> TrainingOptions:
 
 
 def _open(study: Any, options: Bags) -> _Opened:
-    opened, data = open_source(options, study)
+    opened, table = open_source(options, study)
     opened = opened.replace(label=options.label)
     by, positive, notes = options.by, options.positive, []
     if by is None and opened.synthetic and opened.label == "label" and positive is None:
         by, positive, notes = SLIDE, "tumor", [MADE_SLIDES]
     if by == SLIDE and opened.synthetic:
-        data = with_slides(data)
+        table = with_slides(table)
     by = by or opened.group
     if by is None:
         raise InputError("by: name the column of bags, as the study has no group.")
     goals = _goals(opened, options)
     names = concept_names(goals)
     columns = list(dict.fromkeys([*names, *options.within]))
-    bags = make_bags(data, opened, by, columns, positive=positive, share=options.share)
+    bags = make_bags(table, opened, by, columns, positive=positive, share=options.share)
     plan = make_plan(opened, bags.table, concepts=names)
     learned, skipped = concept_tasks(bags.table, plan, goals)
     notes = [*notes_on(opened, bags.table, [task.name for task in learned]), *notes, *plan.notes, *skipped]
-    outside = len(data) - sum(len(rows) for rows in bags.members)
+    outside = len(table) - sum(len(rows) for rows in bags.members)
     if outside:
         notes.append(f"{outside} patches without a {by} are in no bag.")
     notes += [] if goals else [ONLY_BASELINE]
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
-    return _Opened(opened, data, by, positive, bags, plan, tasks, notes)
+    return _Opened(opened, table, by, positive, bags, plan, tasks, notes)
 
 
 def _goals(study: Study, options: Bags) -> list[Goal]:
@@ -163,9 +163,9 @@ def _features(
     opened: _Opened, options: Bags, progress: Progress | None
 ) -> tuple[NDArray[np.float32], dict[str, Any], tuple[str, ...]]:
     """Return the features of patches (n patches, d), 0 outside used bags, what they are from, and notes on that."""
-    data = opened.data
+    table = opened.table
     source = open_features(
-        data,
+        table,
         opened.study,
         layers=None if options.layer is None else [options.layer],
         features=options.features,
@@ -178,7 +178,7 @@ def _features(
     values = np.asarray(source.read(rows, [name], progress=counted)[name])
     made_with: dict[str, Any] = {**source.settings(), "layer": name}
     check_activations(values, name)
-    everywhere = np.zeros((len(data), values.shape[1]), np.float32)
+    everywhere = np.zeros((len(table), values.shape[1]), np.float32)
     everywhere[rows] = values
     return everywhere, made_with, source.notes()
 
@@ -250,7 +250,7 @@ def _attention_scores(opened: _Opened, run: TrainedRun, weights: NDArray[np.floa
     """Yield how well attention finds the positive patches of each evaluation split, within bags that have others."""
     positive, plan = opened.bags.positive, opened.plan
     assert positive is not None
-    labelled = opened.data.frame[opened.study.label].notna().to_numpy()
+    labelled = opened.table.frame[opened.study.label].notna().to_numpy()
     for split, bags in evaluated(plan).items():
         members = {bag: (rows := opened.bags.members[bag])[labelled[rows]] for bag in bags}
         members = {bag: rows for bag, rows in members.items() if 0 < positive[rows].sum() < len(rows)}

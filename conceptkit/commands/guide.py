@@ -40,7 +40,7 @@ class _Opened:
     """The study, its table with disturbed patches and latent domains, and the goals."""
 
     study: Study
-    data: PatchTable
+    table: PatchTable
     stated: list[Goal]
     """As options name them"""
     goals: list[Goal]
@@ -100,10 +100,10 @@ def _guide(
     setup = _set_up(opened, options)
     check_processes(setup.training, setup.tasks, engine)
     names = signed_names(setup.tasks)
-    reading = Reading.of(opened.data, opened.study, setup.plan, *names, options.folds, options.within)
+    reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
     if notify is not None:
         notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
-    bench = PatchBench(opened.data, opened.study, setup.plan, reading, engine, progress, setup=setup)
+    bench = PatchBench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
     trained, spaces = _train(bench, options, folder)
     record = _record(bench, options, opened, trials, trained, folder)
@@ -135,7 +135,7 @@ def _seeds(options: Guide) -> tuple[int, ...]:
 def _set_up(opened: _Opened, options: Guide) -> Setup:
     return set_up(
         opened.study,
-        opened.data,
+        opened.table,
         opened.goals,
         options,
         _seeds(options),
@@ -160,16 +160,16 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
 
 
 def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
-    opened, data = open_source(options, study)
-    data = disturbed(data, options.disturb, seed=DISTURBED_SEED) if options.disturb else data
+    opened, table = open_source(options, study)
+    table = disturbed(table, options.disturb, seed=DISTURBED_SEED) if options.disturb else table
     both = options.encourage, options.discourage
     stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both))
     others = [goal for goal in stated if not is_latent(goal)]
     if len(others) < len(stated):  # before latent domains are read from pixels or activations, which takes time
-        plan = make_plan(opened, data, concepts=concept_names(others), allow_leakage=options.allow_leakage)
-        check_read_folds(data, opened, plan, options.folds)
-    data, goals, latent = with_latent(data, opened, stated, progress=progress)
-    return _Opened(opened, data, stated, goals, latent)
+        plan = make_plan(opened, table, concepts=concept_names(others), allow_leakage=options.allow_leakage)
+        check_read_folds(table, opened, plan, options.folds)
+    table, goals, latent = with_latent(table, opened, stated, progress=progress)
+    return _Opened(opened, table, stated, goals, latent)
 
 
 def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[TrainedRun], dict[str, Spaces]]:

@@ -145,24 +145,24 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
     usable, skipped = _usable(study.load_table(), backbone.trained_on)
-    data, resolution = at_resolution(usable, backbone.trained_on)
+    table, resolution = at_resolution(usable, backbone.trained_on)
     if maps is not None:
-        check_maps(data, Path(maps))
-    read, raw, faults = _patch_outputs(model, backbone, data, options.batch_size, options.device, progress)
+        check_maps(table, Path(maps))
+    read, raw, faults = _patch_outputs(model, backbone, table, options.batch_size, options.device, progress)
     skipped += faults
     if not len(read):
         raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped: {skipped[0][1]}")
-    data = data.select(read)
-    columns: dict[str, Any] = {"patch_id": data.patch_ids}
-    columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
+    table = table.select(read)
+    columns: dict[str, Any] = {"patch_id": table.patch_ids}
+    columns |= {name: table.frame[name].to_numpy() for name in CARRIED if name in table.frame}
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
     frame.attrs["skipped"] = skipped
-    frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
+    frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(table), *resolution]
     if maps is not None:
         predicted = [name for name in frame.columns if name not in columns]
         units = {name + PREDICTED: unit for name, unit in study.units.items()}
         scores = held_out_scores(folder, model.tasks)
-        write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
+        write_maps(frame, table, predicted, Path(maps), units=units, scores=scores)
     return frame
 
 

@@ -63,19 +63,19 @@ def bag_outputs(
         when the checkpoint cannot be opened, or the features are not those that it was trained on
     """
     model, made_with = load_bag_model(folder)
-    data, by = study.load_table(), str(made_with["by"])
+    table, by = study.load_table(), str(made_with["by"])
     if by == SLIDE and study.synthetic:
-        data = with_slides(data)
-    bags, members = bag_members(data, by)
+        table = with_slides(table)
+    bags, members = bag_members(table, by)
     rows = np.sort(np.concatenate(members))
     notes: tuple[str, ...] = ()
-    column = "features" in data.frame.columns and (made_with["model"] == LAYER or data.location is None)
+    column = "features" in table.frame.columns and (made_with["model"] == LAYER or table.location is None)
     if features is not None or column:
-        source = open_features(data, replace(study, model=None), features=features)
+        source = open_features(table, replace(study, model=None), features=features)
         name = made_with["layer"] if made_with["layer"] in source.layers else source.layers[0]
         values, notes = np.asarray(source.read(rows, [name])[name]), source.notes()
     else:
-        values, name = _activations(folder, made_with, data, rows, batch_size, device, progress), made_with["layer"]
+        values, name = _activations(folder, made_with, table, rows, batch_size, device, progress), made_with["layer"]
     check_activations(values, name)
     width = int(model.backbone.shape["width"])
     if values.shape[1] != width:
@@ -83,7 +83,7 @@ def bag_outputs(
             f"features: the checkpoint was trained on {width} features per patch ({made_with['model']} at "
             f"{made_with['layer']}), got {values.shape[1]}."
         )
-    everywhere = np.zeros((len(data), width), np.float32)
+    everywhere = np.zeros((len(table), width), np.float32)
     everywhere[rows] = values
     outputs, _ = predict(model, bag_inputs(model, everywhere, members), device=device)
     raw = {name: output.double().numpy() for name, output in outputs.items()}

@@ -258,11 +258,11 @@ def _ceilings(
     return found
 
 
-def _missing_by_label(table: PatchTable, meant: Study, name: str, keep: NDArray[np.bool_]) -> str | None:
+def _missing_by_label(table: PatchTable, study: Study, name: str, keep: NDArray[np.bool_]) -> str | None:
     """Return a sentence when a concept is missing in much more rows of one label than of another."""
-    if meant.label not in table.frame.columns or name == meant.label:
+    if study.label not in table.frame.columns or name == study.label:
         return None
-    labels = text_of(table, "label", meant.label)
+    labels = text_of(table, "label", study.label)
     missing = table.frame[name].isna().to_numpy()
     known = np.array([label is not None for label in labels]) & keep
     classes = np.unique(labels[known].astype(str))
@@ -270,10 +270,10 @@ def _missing_by_label(table: PatchTable, meant: Study, name: str, keep: NDArray[
         return None
     shares = {str(c): float(missing[known & (labels == c)].mean()) for c in classes}
     least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
-    # A tenth of the rows: what is left then no longer stands for both classes.
+    # A tenth of the rows: the remaining rows then represent one class poorly.
     if shares[most] - shares[least] < 0.1:
         return None
     return (
-        f"{name} is missing in {shares[most]:.0%} of the rows of {meant.label} {most} and in {shares[least]:.0%} of "
+        f"{name} is missing in {shares[most]:.0%} of the rows of {study.label} {most} and in {shares[least]:.0%} of "
         f"{least}: its scores hold for the rows that have it, and say less of the others."
     )

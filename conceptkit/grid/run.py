@@ -83,15 +83,15 @@ def bench_of(spec: GridSpec, model: str) -> PatchBench:
         for other in [k for k in _benches if k[0] != key[0]]:
             del _benches[other]
         options = spec.options
-        study, data = open_study(spec.study, None, model, spec.weights[model], None, options.categorical)
-        setup = set_up(study, data, spec.goals, options, options.seeds)
+        study, table = open_study(spec.study, None, model, spec.weights[model], None, options.categorical)
+        setup = set_up(study, table, spec.goals, options, options.seeds)
         if setup.origin is not None:
             raise InputError(f"model: a grid starts from a plain network; {model} is a checkpoint of a guided one.")
         encourage, discourage = (concept_names([g for g in spec.goals if g.discouraged is d]) for d in (False, True))
-        reading = Reading.of(data, study, setup.plan, encourage, discourage, options.folds, options.within)
+        reading = Reading.of(table, study, setup.plan, encourage, discourage, options.folds, options.within)
         place = spec.folder / CACHE / model.replace("/", "-")
         _benches[key] = PatchBench(
-            data,
+            table,
             study,
             setup.plan,
             reading,

@@ -132,10 +132,10 @@ def _labels(
     gathered: _Gathered, name: str, training: NDArray[np.bool_], positive: str | None, share: float
 ) -> tuple[NDArray[Any], str, NDArray[np.bool_] | None]:
     """Return the labels of bags (n bags,), how they are defined, and which patches are positive."""
-    data, by = gathered.data, gathered.by
-    if name not in data.frame.columns:
-        raise InputError(f"label: the table has no column {name!r}; {near_names(name, data.frame.columns)}.")
-    label = data.concept(name)
+    table, by = gathered.data, gathered.by
+    if name not in table.frame.columns:
+        raise InputError(f"label: the table has no column {name!r}; {near_names(name, table.frame.columns)}.")
+    label = table.concept(name)
     if label.kind == "continuous":
         if positive is not None:
             raise InputError(f"positive: {name} is continuous; bags are split at the training bags' median of it.")
