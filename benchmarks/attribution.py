@@ -192,7 +192,7 @@ def null(sets: str = "400") -> None:
     """Print how often each p is at most 0.05 for concepts that activations and derivatives know nothing of.
 
     Patches of a group are alike in their activations (intra-class correlation 0.4), and so are derivatives. Concepts of
-    the group are shuffled as whole groups; the control, which takes their rows as independent, must reject too often in
+    the group are shuffled as whole groups; the control, which treats their rows as independent, must reject too often in
     the change per unit. ``sign_count`` has ties, which count against it, so that it may lie below.
     Of several classes the shares are means over classes. Br is not there: where the held-out R² is not above 0, as
     mostly here, it is 0, and so is that of every shuffle.
@@ -204,7 +204,7 @@ def null(sets: str = "400") -> None:
         _print_shares(title, grouped, names, wanted=True)
         if icc == 1.0 and classes:
             _print_shares(
-                "  rows taken as independent",
+                "  rows treated as independent",
                 [_null_p(seed, classes, icc, sizes, grouped=False) for seed in range(int(sets))],
                 names,
             )

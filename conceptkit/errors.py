@@ -1,4 +1,4 @@
-"""One wording for a user's mistakes: the argument, the rule, the value received."""
+"""Errors of invalid input: the argument, the rule, the received value."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of what an error says, or else its kind."""
+    """Return the first line of an error message, or else the kind of error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,4 +1,4 @@
-"""Independent jobs on several processes or a Dask cluster: one that fails or dies takes no other with it."""
+"""Independent jobs on several processes or a Dask cluster; a job that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What became of one job."""
+    """The outcome of one job."""
 
     index: int
     result: Result | None
@@ -79,7 +79,7 @@ def _safely(function: Callable[[Any], Any], index: int, job: Any) -> Outcome[Any
     except InputError as error:
         return Outcome(index, None, str(error))
     except MemoryError:
-        return Outcome(index, None, "memory: there is not enough for this one.")
+        return Outcome(index, None, "memory: not enough for this job.")
     except Exception as error:
         return Outcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
 
@@ -107,11 +107,11 @@ def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engi
     todo = list(range(len(jobs)))
     while todo:
         # After a worker died, the jobs that were running are repeated one at a time to find the cause.
-        single = any(deaths[k] for k in todo)
-        batch = [k for k in todo if deaths[k]][:1] if single else todo
+        one = any(deaths[k] for k in todo)
+        batch = [k for k in todo if deaths[k]][:1] if one else todo
         finished = set()
         try:
-            with ProcessPoolExecutor(1 if single else workers, mp_context=context, initializer=_end_with_parent) as pool:
+            with ProcessPoolExecutor(1 if one else workers, mp_context=context, initializer=_end_with_parent) as pool:
                 futures = [pool.submit(_safely, function, k, jobs[k]) for k in batch]
                 try:
                     for future in as_completed(futures):

@@ -1,6 +1,6 @@
 """The embedded study: synthetic H&E-like tissue of several centers, with exact values of every concept.
 
-Generated, not real: it shows how the tools work and tests them; it says nothing of pathology. Each patch is drawn
+Generated, not real: it shows how the tools work and tests them; it does not describe pathology. Each patch is drawn
 from two stains by Beer and Lambert's law. Tumor patches hold more, larger and more irregular nuclei, with wide overlap
 between the classes. Centers differ in stain vectors, stain amounts, background and blur, and patients within a center
 vary as well. The label is confounded with the center in ``train`` and ``val``, balanced within center in ``internal``,
@@ -265,7 +265,7 @@ def with_slides(table: PatchTable) -> PatchTable:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: ``CONCEPTKIT_CACHE``, or the user's cache folder."""
+    """Return the folder for files that can be recomputed: ``CONCEPTKIT_CACHE``, or the user's cache folder."""
     named = os.environ.get("CONCEPTKIT_CACHE")
     return Path(named) if named else Path(platformdirs.user_cache_dir("conceptkit"))
 

@@ -1,7 +1,7 @@
 """Probe, guide and report on the embedded study: what ``conceptkit demo`` does, in Python.
 
 Run folders go to ``runs/`` and the page to ``report.html``, both in the current folder; no network and no download is
-needed. The tissue is synthetic: the numbers show how the tools work and say nothing of pathology.
+needed. The tissue is synthetic: the numbers show how the tools work and do not describe pathology.
 """
 
 import conceptkit as ck

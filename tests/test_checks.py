@@ -49,7 +49,7 @@ def test_a_place_below_a_file_is_refused(tmp_path):
 
 def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(InputError, match="nothing may be written into"):
+    with pytest.raises(InputError, match="no permission to write into"):
         check_place("json", tmp_path / "result.json")
 
 

@@ -440,7 +440,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_work(probed, here):
         told = sentence(call("report", probed[0], "-o", here / "page.html"))
     finally:
         here.chmod(0o700)
-    assert "nothing may be written" in told
+    assert "no permission to write" in told
 
 
 # --- calls -------------------------------------------------------------------------------------------------------

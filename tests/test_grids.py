@@ -149,7 +149,7 @@ def test_each_cell_is_compared_with_the_single_task_of_its_weighting_and_with_va
 def test_the_papers_protocol_is_labelled_as_patch_level(grid):
     assert {p.resamples for p in grid.patch_level} == {50}
     assert {p.split for p in grid.patch_level} == {"internal", "external", "overall"}
-    assert any("says nothing of new patients" in note for note in grid.notes)
+    assert any("does not describe new patients" in note for note in grid.notes)
 
 
 def test_curves_and_affinities_are_frames(grid):

@@ -408,7 +408,7 @@ def starve(job):
 
 
 def test_a_job_without_memory_ends_in_a_sentence():
-    assert [o.error for o in run_jobs(starve, [1], Engine())] == ["memory: there is not enough for this one."]
+    assert [o.error for o in run_jobs(starve, [1], Engine())] == ["memory: not enough for this job."]
 
 
 def test_json_of_a_locale_without_umlauts_stays_json(monkeypatch):

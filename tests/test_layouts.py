@@ -311,7 +311,7 @@ def test_tokens_of_known_names(name, sides):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(1, "first was taken as the class"), (5, "first 5 were taken as class and")]
+    ("number", "said"), [(1, "first was treated as the class"), (5, "first 5 were treated as class and")]
 )
 def test_tokens_of_unknown_names_are_inferred_with_a_note(number, said):
     module = Encoder({"latent_query": number}).eval()
@@ -370,7 +370,7 @@ def test_inferred_tokens_are_said_where_activations_are_read(tmp_path):
     for _ in range(2):  # the second time all rows are there
         said.clear()
         found = ck.extract(Encoder({"latent_query": 1}), images, **options)
-        assert "layer returns 17 tokens for 16 patches; the first was taken as the class token" in said[0]
+        assert "layer returns 17 tokens for 16 patches; the first was treated as the class token" in said[0]
         options["refresh"] = True
     assert found["layer"].shape == (3, 16)
     said.clear()

@@ -37,7 +37,8 @@ WORDS = {
     r"turn(s|ed)? round": "reverse",
     r"nobody|no one|no one's": "who does it; no",
     r"(can|to) be trusted": "is reliable",
-    r"of yours|of one's own": "your",
+    r"of yours?( own)?|of one's own": "your",
+    r"(take|takes|taken) (\w+ )?as independent|says? nothing of": "treat as independent; says nothing about",
     r"(?<!there )(is|are|was|were) (no|none)(?! (longer|more|less|larger|smaller|lower|higher|better))": "is not a",
 }
 """Words to avoid → what to write"""

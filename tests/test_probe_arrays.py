@@ -117,7 +117,7 @@ def test_without_groups_rows_are_permuted_and_a_note_says_so():
     record = probed(X, concepts[["count"]])
     assert record.rows[0].permuted == "rows"
     assert record.rows[0].n_groups == 200
-    assert "rows were taken as independent" in record.notes[0]
+    assert "rows were treated as independent" in record.notes[0]
 
 
 def test_missing_values_are_left_out_per_concept():

@@ -146,7 +146,7 @@ def test_without_groups_the_result_itself_says_so(study, tmp_path, table):
     row = row_of(record, "count")
     assert record.group is None
     assert row.n_groups == row.n == len(table)
-    assert [n for n in record.notes if "rows were taken as independent" in n]
+    assert [n for n in record.notes if "rows were treated as independent" in n]
 
 
 # --- what is asked for beside the score ----------------------------------------------------------------------------

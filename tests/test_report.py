@@ -186,7 +186,7 @@ def test_no_control_hides_behind_the_score() -> None:
 
 def test_without_groups_the_sentence_says_that_rows_were_taken_as_independent() -> None:
     text = one_verdict(probe_row(), group=None).text
-    assert "taken as independent" in text
+    assert "treated as independent" in text
     assert "random split" not in text
 
 

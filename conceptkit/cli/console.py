@@ -44,7 +44,7 @@ EVERY = 30.0
 
 @contextlib.contextmanager
 def sentences(debug: bool) -> Iterator[None]:
-    """End a user's mistake with one sentence and exit code 2."""
+    """End invalid input with one sentence and exit code 2."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -106,7 +106,7 @@ def _usage_sentence(error: TyperException) -> str:
 
 
 def say_error(sentence: str) -> None:
-    """Print a mistake on standard error."""
+    """Print an error on standard error."""
     Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {escape(sentence)}", highlight=False)
 
 

@@ -51,7 +51,7 @@ def show_extracted(console: Console, extracted: Extracted) -> None:
     _show_skipped(console, found.skipped)
     before = len(found) - found.rows_written
     path = escape(str(extracted.options.store or found.path))
-    console.print(f"{found.rows_written} rows written to {path}, {before} were there before")
+    console.print(f"{found.rows_written} rows written to {path}, {before} already present")
 
 
 def show_layers(console: Console, found: NetworkLayers) -> None:
@@ -144,7 +144,9 @@ def show_doctor(console: Console, found: Examination) -> None:
             console.print(f"    disables {escape(finding.disables)}", style="dim")
         if finding.remedy:
             console.print(f"    remedy: {escape(finding.remedy)}", style="dim")
-    console.print("conceptkit can be used." if found.is_usable else "conceptkit cannot be used as it is.")
+    console.print(
+        "conceptkit can be used." if found.is_usable else "conceptkit cannot be used: see the missing packages above."
+    )
 
 
 def _show_skipped(console: Console, skipped: Iterable[tuple[str, str]]) -> None:

@@ -71,7 +71,7 @@ def bags(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> BagsRecord:
-    """Train a baseline and a guided network on bags of patches alike, and measure what guiding changed."""
+    """Train a baseline and a guided network on bags of patches, and measure what guiding changed."""
     check_seeds(options.seeds)
     training = _training(options)
     folder = run_folder(out, options.name)

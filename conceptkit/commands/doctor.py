@@ -1,4 +1,4 @@
-"""Whether the installation can do what conceptkit offers, and what each missing piece would disable."""
+"""Checks of the installation, and what each missing package disables."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """All that was looked at."""
+    """Results of all checks."""
 
     findings: tuple[Finding, ...]
 
     @property
     def is_usable(self) -> bool:
-        """Return whether nothing that every user needs is missing."""
+        """Return whether everything that is required is installed."""
         return all(finding.state != BAD for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def doctor(options: Doctor, *, progress: Progress | None = None, notify: Notify 
 
 
 def examine(*, offline: bool = False) -> Examination:
-    """Look at interpreter, packages, OpenSlide, CUDA, hub, disk, and what is optional.
+    """Check interpreter, packages, OpenSlide, CUDA, hub, disk and optional packages.
 
     Parameters
     ----------

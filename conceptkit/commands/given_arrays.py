@@ -59,7 +59,7 @@ def given_column(argument: str, given: Any, n: int, *, categorical: bool = False
 
     Parameters
     ----------
-    categorical : takes it as classes whatever it holds
+    categorical : whether to treat it as classes, whatever its type
 
     Raises
     ------

@@ -30,7 +30,7 @@ from conceptkit.runs.opening import header
 
 PATCH_LEVEL_NOTE = (
     "Protocol paper: resamples of patches, two-sided Wilcoxon on paired resamples. It takes the patches of one patient "
-    "as independent, so that its p says nothing of new patients."
+    "as independent, so that its p does not describe new patients."
 )
 
 

@@ -1,4 +1,4 @@
-"""Guiding: a baseline and a guided network trained alike, and what guiding changed."""
+"""Guiding: a baseline and a guided network trained under the same conditions, and compared."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def guide(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> GuideRecord | Outline:
-    """Train a baseline and a guided network alike, and measure what guiding changed; a dry run returns the outline."""
+    """Train a baseline and a guided network under the same conditions, and measure what guiding changed.
+
+    A dry run returns the outline."""
     if not options.dry_run:
         return _guide(options, study, out=out, progress=progress, notify=notify)
     opened = _open(study, options, None)

@@ -1,4 +1,4 @@
-"""A study file to begin with: written from what lies in a folder, every guess said."""
+"""A first study file, written from the files in a folder; every guess is stated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NO_CONCEPT = {"patch_id", "image_id", "x", "y", "size", "mpp", "row", "h5", "ke
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """What was written, and what it was made of."""
+    """The study file that was written, and its sources."""
 
     path: Path
     table: str | None
@@ -140,7 +140,7 @@ def _with_table(place: Path, path: Path, table: PatchTable) -> tuple[str, list[s
     if not concepts:
         notes.append("no column looks like a concept: conceptkit measure adds some")
     lines = [
-        f"# Study file of conceptkit, begun from {path.name}: {len(table)} patches.",
+        f"# Study file of conceptkit for {path.name}: {len(table)} patches.",
         "# Every command finds it in the current folder, or by --study. Lines after # are remarks or choices.",
         "",
         f"table = {_quoted(_relative(path, place))}",
@@ -157,7 +157,7 @@ def _with_table(place: Path, path: Path, table: PatchTable) -> tuple[str, list[s
         "[concepts]",
         "# Read by conceptkit probe.",
         f"probe = {_list(concepts)}",
-        "# What conceptkit guide encourages and discourages: choose a few that probe shows to be worth it.",
+        "# Concepts that conceptkit guide encourages and discourages: choose a few, by their probe scores.",
         f"# encourage = {_list([name for name in numbers if name in concepts][:2])}",
         f"# discourage = {_list(nuisances[:1])}",
         '# kind = { grade = "categorical" }',
@@ -181,14 +181,17 @@ def _can_be_read(table: PatchTable, name: str, group: str | None, notes: list[st
 
 def _model(columns: Sequence[str], notes: list[str]) -> list[str]:
     if "features" in columns:
-        return ["# The table has features of your own: no network is needed.", '# model = "inception_v3"']
+        return ["# The table has its own features: no network is needed.", '# model = "inception_v3"']
     notes.append("the network is a first choice; conceptkit layers --model NAME lists the layers of another")
     return ['model = "inception_v3"', 'weights = "imagenet"', 'layers = ["mixed7", "mixed10"]']
 
 
 def _splits(table: PatchTable, columns: Sequence[str], notes: list[str]) -> list[str]:
     usual = Splits()
-    lines = ["# Needed by conceptkit guide: rows to train, to stop by, and to evaluate on; patients apart.", "[splits]"]
+    lines = [
+        "# Needed by conceptkit guide: rows for training, validation and evaluation, with separate patients.",
+        "[splits]",
+    ]
     if "split" not in columns:
         notes.append("there is no split column: guide needs one with train, val and at least one more")
         return [lines[0], "# [splits]", '# column = "split"', '# train = "train"', '# val = "val"']

@@ -102,7 +102,7 @@ def _activations(
     """Return the activations (len(rows), d) of the network that the checkpoint was trained on."""
     if made_with["model"] == LAYER:
         raise InputError(
-            f"features: {folder} was trained on features of your own ({made_with['weights']}); set --features."
+            f"features: {folder} was trained on your own features ({made_with['weights']}); set --features."
         )
     backbone = _network(folder, str(made_with["model"]), str(made_with["weights"]))
     if backbone.fingerprint() != made_with["weights_sha256"]:

@@ -275,5 +275,5 @@ def _missing_by_label(table: PatchTable, study: Study, name: str, keep: NDArray[
         return None
     return (
         f"{name} is missing in {shares[most]:.0%} of the rows of {study.label} {most} and in {shares[least]:.0%} of "
-        f"{least}: its scores hold for the rows that have it, and say less of the others."
+        f"{least}: its scores describe only rows that have a value."
     )

@@ -60,7 +60,7 @@ def probe_arrays(
     X : (n, d) features, or layer → (n, d)
     concepts : columns of n values, as a mapping or a dataframe (pandas, polars, Arrow); numbers are continuous; text,
         booleans and categories are classes; NaN, ``None`` and ``NA`` are missing; dates are refused
-    groups : (n,) patients or slides, never split; ``None``: rows are taken as independent
+    groups : (n,) patients or slides, never split; ``None``: rows are treated as independent
     baseline_features : what the features are compared with: (n, k) raw pixel and colour statistics, or a mapping with
         ``pixels`` and ``random_network``, the latter (n, d), a list of such, or layer → either
     ids : (n,) unique names by which rows are ordered first, so that no result depends on the order given
@@ -200,7 +200,7 @@ def _ceilings(
 
 def _group_notes(groups: NDArray[Any] | None) -> list[str]:
     if groups is None:
-        return ["No groups: rows were taken as independent."]
+        return ["No groups: rows were treated as independent."]
     few = len(np.unique(groups))
     return [f"Only {few} groups: the intervals, which resample them, are unreliable below 10."] if few < 10 else []
 

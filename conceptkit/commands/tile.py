@@ -1,4 +1,4 @@
-"""Tiling: from slides to a patch table of tiles that hold tissue, slide by slide, resumed where it was left."""
+"""Tiling: from slides to a patch table of tiles that hold tissue, slide by slide; an interrupted run is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature files of your own: embeddings read from HDF5, NumPy or Parquet, without a network."""
+"""Your own feature files: embeddings read from HDF5, NumPy or Parquet, without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one door to features: networks, activation stores, feature files and pixel statistics are read alike."""
+"""Features by one interface: networks, activation stores, feature files and pixel statistics."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def open_features(
     ----------
     study : names the network, its weights and layers
     layers : names; ``None`` for the study's, or all of a store's. A feature file has one layer
-    features : activation store, or a feature file of your own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
+    features : activation store, or your own feature file (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
     pool, batch_size, device, seed : see :class:`NetworkFeatures`
 
     Raises

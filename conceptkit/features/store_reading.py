@@ -71,7 +71,7 @@ class Activations:
     skipped: tuple[tuple[str, str], ...] = ()
     """Patches left out, each with the reason"""
     rows_written: int = 0
-    """Rows computed by the call that returned this; the others were there before"""
+    """Rows computed by the call that returned this; the others were already present"""
     notes: tuple[str, ...] = ()
     """What the call that returned this said of the network, such as another resolution or layers left out"""
 

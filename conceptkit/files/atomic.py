@@ -1,4 +1,4 @@
-"""Files that appear whole, and folders that one process at a time works in, however a process before ended."""
+"""Atomic writes, and folders in which one process works at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST = 100
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write to, which becomes ``path`` when the block ends well: readers see the old one or the new one.
+    """Yield a temporary file that replaces ``path`` if the block succeeds; readers never see a partial file.
 
     What processes of this machine left of ``path`` when they were killed is removed. Missing folders are created.
     """
@@ -130,7 +130,7 @@ def held(folder: Path, *, argument: str = "out") -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Return who has a file locked, as ``process 123``, where the system says it; else that it is unknown."""
+    """Return which process has locked a file, as ``process 123``, or that it is unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         inode = str(path.stat().st_ino)
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():

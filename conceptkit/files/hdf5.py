@@ -1,4 +1,4 @@
-"""HDF5 files that appear whole, and are read only where reading them comes to an end."""
+"""HDF5 files: atomic writes, and checks for damage that would keep HDF5 reading forever."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAP = b"GCOL"
 
 @contextlib.contextmanager
 def replacing_hdf5(path: Path) -> Iterator[Any]:
-    """Give an HDF5 file in memory, which becomes ``path`` when the block ends well; on a full disk HDF5 may crash."""
+    """Yield an HDF5 file in memory, written to ``path`` if the block succeeds; HDF5 may crash on a full disk."""
     with h5py.File(f"{path.name}-{os.urandom(8).hex()}", "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()

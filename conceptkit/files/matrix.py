@@ -1,4 +1,4 @@
-"""A matrix whose rows lie in a file: for one that need not fill the memory, as it is taken up a block at a time."""
+"""Matrices in files, read a block at a time, for data larger than memory."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class KeptRun:
 
 
 def keep_run(folder: Path, cell: GridCell, seed: int, make: Callable[[Path], KeptRun]) -> None:
-    """Make a run in a temporary folder, which then becomes the run's own in one step.
+    """Make a run in a temporary folder, which is then renamed in one step.
 
     Parameters
     ----------

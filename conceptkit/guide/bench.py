@@ -1,4 +1,4 @@
-"""The bench on which networks are trained alike: one table, one split, one way of reading what they encode."""
+"""The bench on which networks are trained under the same conditions: one table, one split, one evaluation."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _file_digest(path: Path, stamp: int, size: int) -> str:
 
 
 def forget_files() -> None:
-    """Forget what was kept of files, so that the next look is at the disk itself."""
+    """Clear the caches of open files and metadata."""
     for kept in (_decoded, _file_digest, _h5_file, _slide_file):
         kept.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Image files read as 8-bit RGB, in the same way for every command; what cannot be read rightly is refused."""
+"""Image files read as 8-bit RGB, in the same way for every command; files that cannot be read reliably are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _QUIET = threading.Lock()
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while an image is read into one sentence that begins with its path."""
+    """Turn errors of reading an image into one sentence that starts with its path."""
     try:
         yield
     except InputError:

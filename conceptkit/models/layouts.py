@@ -325,9 +325,9 @@ class _Evidence:
         if constant is None and not self.stated and self.patches is not None:
             extra = t - self.patches
         if extra is not None and 0 < extra <= _MOST_EXTRA:
-            what = "first was taken as the class token"
+            what = "first was treated as the class token"
             if extra > 1:
-                what = f"first {extra} were taken as class and register tokens"
+                what = f"first {extra} were treated as class and register tokens"
             return View(
                 channels=channels,
                 prefix=extra,

@@ -19,7 +19,7 @@ class Audit(TableOptions, ComputeOptions, RecordCommand):
     checkpoint: str | Path = option(argument=True)
     """Folder of a checkpoint that guide wrote."""
     concept: str = option()
-    """The concept to look for, such as center; latent:3 for three domains proposed by stain."""
+    """The concept to decode, such as center; latent:3 for three domains proposed by stain."""
     layers: Names | None = option(None, flag="--layer")
     """Layers, comma-separated; default: some blocks of the backbone, and the trunk."""
     split: str | None = None

@@ -10,7 +10,7 @@ from conceptkit.options.shared import ComputeOptions, NetworkOptions
 
 @declare
 class Extract(NetworkOptions, ComputeOptions, StudyCommand):
-    """Compute activations of layers, once, into a store on disk; a killed run is finished by the next."""
+    """Compute activations of layers, once, into a store on disk; an interrupted run is resumed."""
 
     name = "extract"
     example = "extract --table patches.csv --model mobilenetv2_100 --layer blocks.6 --out activations.h5"

@@ -37,7 +37,7 @@ def _trials(value: Any) -> Any:
 
 @declare
 class Guide(Guided):
-    """Train a baseline and a guided network alike, and measure what guiding changed."""
+    """Train a baseline and a guided network under the same conditions, and measure what guiding changed."""
 
     name = "guide"
     example = "guide --study study.toml --encourage area_um2,count --discourage center --seeds 0,1,2"

@@ -15,8 +15,8 @@ class Layers(Command):
     caches = False
 
     model: str | None = None
-    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, a
-    function of your own, which is run."""
+    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, your
+    own function, which is run."""
     size: int | None = None
     """Side of the images, in pixels."""
     everything: bool = option(False, flag="--all")

@@ -34,7 +34,7 @@ class Report(Command):
 
 @declare
 class Demo(Command):
-    """Probe, guide and report on the embedded synthetic study, in one go."""
+    """Probe, guide and report on the embedded synthetic study."""
 
     name = "demo"
     example = "demo --out runs/demo"

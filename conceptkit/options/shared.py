@@ -29,8 +29,8 @@ class NetworkOptions(Options):
     panel = "Network"
 
     model: Any = None
-    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, a
-    function of your own, which is run."""
+    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, your
+    own function, which is run."""
     weights: str | Path | None = None
     """imagenet, random, or a weights FILE (of any number of classes); imagenet when only --model is given."""
 

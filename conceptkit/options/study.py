@@ -9,7 +9,7 @@ from conceptkit.options.base import Command, StudyCommand, declare, option
 
 @declare
 class Init(Command):
-    """Write a commented conceptkit.toml from what lies in a folder."""
+    """Write a commented conceptkit.toml from the files in a folder."""
 
     name = "init"
     example = "init mystudy"
@@ -49,7 +49,7 @@ class Status(Command):
 
 @declare
 class Doctor(Command):
-    """Check the installation, and say what each missing piece disables; exit code 1 when it is unusable."""
+    """Check the installation and report what each missing package disables; exit code 1 if it is unusable."""
 
     name = "doctor"
     example = "doctor"

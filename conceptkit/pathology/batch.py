@@ -23,7 +23,7 @@ Level = Literal["nucleus", "patch", "acquisition"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches to measure, and what several measures share, computed when the first of them asks."""
+    """Patches to measure, and what several measures share, computed on first use."""
 
     pixels: NDArray[np.uint8]
     """(n, h, w, 3) RGB."""

@@ -26,7 +26,7 @@ REFERENCES = 39
 
 @dataclass(frozen=True)
 class Domains:
-    """What rows were sorted into, and whether there is anything to sort."""
+    """Domains of the rows, and the evidence for them."""
 
     codes: NDArray[np.intp]
     """(n,) numbers from 0 on, the largest domain of the fitted rows first; −1 where nothing is known"""

@@ -40,7 +40,7 @@ def find_slides(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 
     Parameters
     ----------
-    given : files, taken as they are, and folders
+    given : files, used without a check of their suffix, and folders
 
     Returns
     -------

@@ -401,7 +401,7 @@ def _assemble(
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return ``path`` seen from ``folder``, or as it is where there is no way (another drive)."""
+    """Return ``path`` relative to ``folder``, or unchanged if that is impossible (another drive)."""
     path = path.parent.resolve() / path.name  # ".." after a symbolic link leads elsewhere than it reads
     try:
         return Path(os.path.relpath(path, folder.resolve())).as_posix()

@@ -130,7 +130,7 @@ def find_nuclei(masks: NDArray[np.integer]) -> Nuclei:
 
 
 def _hull_area(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
-    """Return the area of the convex hull of pixels taken as unit squares; rows come in order."""
+    """Return the area of the convex hull of pixels as unit squares; rows come in order."""
     y, first = np.unique(rows, return_index=True)
     low, high = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first) + 1
     corners = np.concatenate([np.column_stack([v, e]) for v in (y, y + 1) for e in (low, high)])

@@ -22,7 +22,7 @@ from conceptkit.pathology.colour import (
 T = TypeVar("T")
 
 LEAST_TISSUE = 0.01
-"""Share of tissue below which a patch says nothing of its stain and is returned as it is."""
+"""Share of tissue below which the stain of a patch is unknown and it is returned unchanged."""
 
 MOST_GAIN = 4.0
 """Largest factor on a channel's spread: more would show a nearly even patch's noise as tissue."""

@@ -88,7 +88,7 @@ class Record:
     synthetic: bool = False
     """True when the patches are generated tissue, not real."""
     group: str | None = None
-    """Column whose values are never split across folds; ``None``: rows were taken as independent."""
+    """Column whose values are never split across folds; ``None``: rows were treated as independent."""
     notes: tuple[str, ...] = ()
     """Notes on the results, each a :class:`conceptkit.records.Note`."""
     settings: Mapping[str, Any] = field(default_factory=dict)

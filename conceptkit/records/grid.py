@@ -42,7 +42,7 @@ class GridCell:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchLevel:
-    """A paired comparison by the paper's protocol, which takes patches as independent."""
+    """A paired comparison by the paper's protocol, which treats patches as independent."""
 
     run: str
     against: str

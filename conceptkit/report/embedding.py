@@ -227,7 +227,7 @@ def nearest(squared: Floats, k: int) -> tuple[NDArray[np.int32], NDArray[np.floa
 def lay_out(
     X: NDArray[np.float32], indices: NDArray[np.int32], distances: NDArray[np.float32], start: Floats | None, seed: int
 ) -> Floats:
-    """Return the layout, begun from ``start`` or, without one, from the graph's own eigenvectors."""
+    """Return the layout, initialised with ``start`` or, by default, with eigenvectors of the graph."""
     from threadpoolctl import threadpool_limits
 
     with warnings.catch_warnings():

@@ -206,7 +206,7 @@ def patch_level_table(record: GridRecord) -> Table:
     ]
     return make_table(
         "patch-level",
-        "By the paper's protocol: patches taken as independent",
+        "By the paper's protocol: patches treated as independent",
         "Bootstrap of pooled patches and Wilcoxon's test over paired resamples. It does not describe new patients: "
         "with enough resamples any difference has a small p.",
         rows,

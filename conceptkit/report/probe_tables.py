@@ -58,7 +58,7 @@ def probe_table(record: ProbeRecord) -> Table:
         words = {**dict.fromkeys(shared, ""), "groups": groups_word(record.group, shared.get("groups", 2))}
         of += f" Every score uses {', '.join(f'{n} {words[name] or name}' for name, n in shared.items())}."
     patients = groups_word(record.group)
-    split = f"no {groups_word(record.group, 1)} on both sides of a fold" if grouped else "rows taken as independent"
+    split = f"no {groups_word(record.group, 1)} on both sides of a fold" if grouped else "rows treated as independent"
     same = " of the same centers" if record.settings.get("center") or record.settings.get("centers") else ""
     return make_table(
         "probe",

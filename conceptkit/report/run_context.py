@@ -48,7 +48,7 @@ class Context:
     splits: Texts
     """(n,) empty where the table has none"""
     groups: Texts
-    """(n,) patients; empty where rows were taken as independent"""
+    """(n,) patients; empty where rows were treated as independent"""
     labels: Texts
     """(n,) main label; empty where missing"""
     centers: Texts

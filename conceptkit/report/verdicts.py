@@ -69,7 +69,7 @@ def judge_probe(row: ProbeRow, group: str | None, *, layers: int = 1) -> Verdict
     Parameters
     ----------
     row : the numbers
-    group : column of the groups; ``None``: rows were taken as independent
+    group : column of the groups; ``None``: rows were treated as independent
     layers : number of layers among which the row was chosen
     """
     if not is_finite(row.score):
@@ -112,7 +112,7 @@ def _probe_numbers(row: ProbeRow, side: str, group: str | None, layers: int) -> 
     if row.chance != 0:
         text += f", chance {number(row.chance)}"
     text += {"below": ", below chance", "missing": ", without an interval"}.get(side, "")
-    basis = f"{row.n} rows taken as independent" if group is None else counted(group, row.n_groups)
+    basis = f"{row.n} rows treated as independent" if group is None else counted(group, row.n_groups)
     return f"{text} ({basis}{f'; best supported of {layers} layers' if layers > 1 else ''})"
 
 

@@ -1,1 +1,1 @@
-"""What every command begins with and what it keeps: the study opened, the run folder, the rows of its report."""
+"""Common parts of commands: opening a study, the run folder, the rows for the report."""

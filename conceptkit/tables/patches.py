@@ -162,7 +162,7 @@ class PatchTable:
         if name not in self.kinds and are_dates(column):
             raise InputError(
                 f"concept: {name} holds dates, which are neither numbers nor classes; write a number, such as days "
-                f"since the first, or take them as classes with --categorical {name}."
+                f"since the first, or use them as classes with --categorical {name}."
             )
         if kind == "continuous":
             try:
@@ -202,7 +202,7 @@ class PatchTable:
         if figures.nunique() > _FEW_CLASSES or re.fullmatch(_FIGURE, wrong):
             raise InputError(
                 f"concept: {name} holds {figures.nunique()} different numbers but is text because of {wrong!r}; "
-                f"correct or empty such cells, or take the column as classes with --categorical {name}."
+                f"correct or empty such cells, or use the column as classes with --categorical {name}."
             )
 
     def looks_missing(self, name: str) -> str | None:

@@ -125,7 +125,7 @@ def at_resolution(table: PatchTable, trained: Resolution | None) -> tuple[PatchT
     """
     notes = resolution_notes(trained, table)
     if trained is None or trained.finest is None or np.isnan(microns_per_pixel(table)).any():
-        # Sides in pixels say nothing of the field of view where the resolution is unknown.
+        # Sides in pixels do not determine the field of view where the resolution is unknown.
         return table, notes
     if trained.mixed or trained.mpp is None or trained.side is None:
         if far := _far(trained, microns_per_pixel(table)):

@@ -315,7 +315,7 @@ def check_spelling(argument: str, name: str, labels: Iterable[Any]) -> None:
 
 
 def spelling_note(name: str, labels: Iterable[Any]) -> str | None:
-    """Return a sentence when two labels differ only in capitals or leading zeros; they are taken as different."""
+    """Return a sentence when two labels differ only in capitals or leading zeros; they are treated as different."""
     met: dict[str, str] = {}
     for label in sorted({str(v) for v in labels if v is not None}):
         key = re.sub(r"(?<!\d)0+(?=\d)", "", label.casefold())

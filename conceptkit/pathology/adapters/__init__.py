@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A patch table of a data set, and notes for its reader."""
+    """A patch table of a data set, and notes on it."""
 
     table: pd.DataFrame
     notes: tuple[str, ...] = ()
