@@ -318,7 +318,7 @@ MISTAKES = [
     ("measure cut-images.csv --out new.csv --on-error ignore", ["on_error", "'ignore'", "fail, skip"]),
     ("report gone", ["run", "gone", "record.json"]),
     ("report broken", ["run", "broken/record.json", "no JSON object"]),
-    ("report earlier", ["run", "earlier/record.json", "lacks 'study'"]),
+    ("report earlier", ["run", "earlier/record.json", "has no 'study'"]),
     ("report broken -o broken/record.json", ["run"]),
     ("demo --out file", ["out", "file", "name a folder"]),
     ("demo --seed -1 --out new", ["seed", "at least 0", "-1"]),
