@@ -31,7 +31,7 @@ from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 VERSION = 1
-"""Counts the changes of the parameters below; each is argued in docs/embedded-study.md."""
+"""Version of the parameters below; docs/embedded-study.md gives the reasons for each."""
 
 SIZE = 96
 """Width and height of a patch, in pixels."""

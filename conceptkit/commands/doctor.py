@@ -23,7 +23,7 @@ from conceptkit.options.study import Doctor
 from conceptkit.synthetic import cache_folder
 
 GOOD, LESS, BAD = "good", "less", "bad"
-"""All works; something optional is missing; something that every user needs is missing"""
+"""Everything works; an optional package is missing; a required one is missing"""
 
 DISK_GB = 5.0
 """Free space below which a warning is shown: activations of 20,000 patches at one layer take 0.2 GB"""

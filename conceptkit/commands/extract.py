@@ -234,7 +234,7 @@ class NetworkLayers:
     size: int
     """Side of the images that they were found with, in pixels"""
     layers: tuple[Layer, ...]
-    """Those that are listed"""
+    """The listed layers"""
     hidden: int
     """Number of parts of blocks that are not listed"""
 

@@ -24,7 +24,7 @@ from conceptkit.report.wording import as_float, is_finite, number
 from conceptkit.tables.patches import PatchTable
 
 WHOLES = ("slide", "image")
-"""Columns that say of which whole a patch is a window; the first one that the table has is taken"""
+"""Columns that name the slide or image of a patch; the first one present is used"""
 
 PICTURE = 900
 """Longer side of the picture next to the maps, in pixels"""

@@ -34,7 +34,7 @@ from conceptkit.tables.resolution import Resolution, at_resolution, mixture_note
 from conceptkit.tables.study import Study
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
-"""Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
+"""Columns that are copied from the table, if present: location and origin of a patch"""
 
 IDENTITY = ("patch_id", "bag", "patches", *CARRIED)
 """Columns of the predictions that identify a row"""

@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.csv"
 """What ``--log csv`` writes, one line per epoch"""
 
 QUIET_MINUTES = 10.0
-"""After so long without a new file a run without a lock is taken for stopped"""
+"""Time without a new file after which a run without a lock counts as stopped"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class Status:
     done: int | None
     """Networks, rows, slides or patches that are finished"""
     total: int | None
-    """Of how many, where that is known"""
+    """Total number, if known"""
     unit: str
     minutes_quiet: float | None
-    """Since something was written last"""
+    """Time since the last write"""
     minutes_left: float | None = None
-    """Of a grid that is worked on, at the speed of its finished runs; ``None`` before the first"""
+    """Time left of a running grid, by the speed of its finished runs; ``None`` before the first"""
     trainings: tuple[Training, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ class Tiled:
     """Slide and reason of every slide that has no tile in the table."""
     notes: tuple[str, ...]
     resumed: int
-    """Slides whose tiles were there from an earlier run."""
+    """Slides finished by an earlier run."""
     warnings: tuple[str, ...] = ()
     """The first of the notes: those that question the labels."""
     copies: tuple[tuple[str, str], ...] = ()

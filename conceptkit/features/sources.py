@@ -41,9 +41,9 @@ class Features(abc.ABC):
     pool: str
     """How positions were pooled"""
     model: str
-    """The network as the user named it, or what stands for one"""
+    """The network as given by the user, or the origin of the features"""
     name: str
-    """Name of the network, or what stands for one"""
+    """Name of the network, or of the origin of the features"""
     made_by: str
     """Name of the weights, the store or the file; of files, once rows were read"""
 

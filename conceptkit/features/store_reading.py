@@ -69,11 +69,11 @@ class Activations:
     provenance: Mapping[str, Any]
     """What the values depend on besides the pixels"""
     skipped: tuple[tuple[str, str], ...] = ()
-    """Patches left out, each with the reason"""
+    """Skipped patches, each with the reason"""
     rows_written: int = 0
     """Rows computed by the call that returned this; the others were already present"""
     notes: tuple[str, ...] = ()
-    """What the call that returned this said of the network, such as another resolution or layers left out"""
+    """Notes on the network, such as another resolution or skipped layers"""
 
     def __len__(self) -> int:
         return len(self.patch_ids)

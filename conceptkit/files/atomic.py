@@ -15,10 +15,10 @@ from pathlib import Path
 from conceptkit.errors import InputError
 
 LOCK_FILE = ".lock"
-"""Name of the file by which a folder is held; in it is who does."""
+"""Name of the lock file of a folder; it names the process that holds the lock."""
 
 _LONGEST = 100
-"""Bytes of a name that its temporary file repeats, as file systems take 255."""
+"""Bytes of a name that its temporary file repeats, as file systems allow 255."""
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import h5py
 from conceptkit.files.atomic import replacing
 
 _HEAP = b"GCOL"
-"""What a global heap begins with: texts of variable length and references lie in such heaps"""
+"""Signature of a global heap, which holds texts of variable length and references"""
 
 
 @contextlib.contextmanager

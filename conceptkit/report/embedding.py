@@ -27,7 +27,7 @@ EPOCHS = 700
 """Of the layout: with umap-learn's 500 the picture is a little less trustworthy; the time is won at the neighbours"""
 
 ROWS_MOST = 4000
-"""Rows drawn at most: more hide each other and make the page heavy."""
+"""Maximum number of rows drawn; more would overlap and make the page large."""
 
 Floats = NDArray[np.float64]
 Texts = NDArray[np.str_]

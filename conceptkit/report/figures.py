@@ -213,7 +213,7 @@ def training_figures(record: GuideRecord) -> list[Drawing]:
 
 
 LEAST_SCORE = -1.0
-"""Of the axis of scores: an R² far below 0, as first epochs have it, would flatten all others into a line"""
+"""Lower limit of the axis of scores: an R² far below 0, as in first epochs, would flatten all others into a line"""
 
 
 def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: int) -> Drawing:

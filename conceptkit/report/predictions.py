@@ -17,7 +17,7 @@ from conceptkit.records import EMBEDDINGS_FILE
 from conceptkit.report.run_context import reading
 
 BINS = 10
-"""Of a calibration curve: as many rows in each"""
+"""Number of bins of a calibration curve, with equally many rows each"""
 
 Floats = NDArray[np.float64]
 

@@ -62,7 +62,7 @@ class Run:
     folder: Path
     anchor: str
     seed: int
-    """Of the UMAPs"""
+    """Seed of the UMAPs"""
     context: Context | None
     seen: set[str]
     """Parts on the data that other sections show already"""

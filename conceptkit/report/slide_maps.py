@@ -27,7 +27,7 @@ class MapLayer:
     """(n,) numbers, not a number where there is none; or classes as text"""
     unit: str = ""
     low: float = 0.0
-    """Of the colours, the same for all slides; what lies beyond has the colour of the end"""
+    """Range of the colours, the same for all slides; values outside have the colour of the end"""
     high: float = 1.0
     classes: Sequence[str] = ()
     """All classes of a categorical prediction; empty for numbers"""
@@ -51,7 +51,7 @@ class Place:
     picture: NDArray[np.uint8] | None = None
     """(h, w, 3) the whole slide or image, small"""
     width: float = 0.0
-    """Of the whole, in the same pixels, where there is a picture"""
+    """Size of the slide or image, in the same pixels, if there is a picture"""
     height: float = 0.0
 
 

@@ -66,7 +66,7 @@ _LATEX = {
 """Character → LaTeX; other Latin letters need none, and other scripts need LuaLaTeX or XeLaTeX"""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes for the start of a formula"""
+"""Characters with which a spreadsheet starts a formula"""
 
 _WIDE = 8
 """A table of more columns is scaled to the width of the text"""

@@ -28,7 +28,7 @@ CENTER = "center"
 """Column of the centers whose samples and colours are kept"""
 
 NO_CENTER = "none"
-"""Named as the column of centers, where the table has none or they are not to count"""
+"""Value of ``--center`` for no column of centers"""
 
 LEFT_OUT_PARTS = 10
 """Default maximum number of parts in which centers are held out; of more centers, several share a part"""
@@ -37,13 +37,13 @@ SAMPLES = 4
 """Patches kept of each center"""
 
 COLOURED = 48
-"""Patches of each center at most whose pixels are counted by colour"""
+"""Maximum number of patches of each center in the colour histograms"""
 
 BINS = 64
-"""Of each colour's histogram"""
+"""Number of bins of each colour's histogram"""
 
 SIDE = 96
-"""Of the sample patches, in pixels"""
+"""Side of the sample patches, in pixels"""
 
 CENTERS_MOST = 40
 """Maximum number of centers; a column with more values is not shown as centers"""

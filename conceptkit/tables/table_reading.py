@@ -28,7 +28,7 @@ _NUMBERS = ("row", "x", "y", "size", "side", "mpp", "tissue_share", "tumor_share
 """Columns of numbers, however they are written: x may be 00512."""
 
 NO_NUMBER = ("na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none")
-"""What stands for a missing number, in whatever case; in a column of text these are words like any other."""
+"""Texts for a missing number, in upper or lower case; in a column of text they are ordinary words."""
 
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 """Characters without a width, which web pages and spreadsheets leave next to words"""
