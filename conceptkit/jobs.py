@@ -18,7 +18,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _LIVES = 3
-"""Workers that a job may take down with it before it is given up."""
+"""Number of crashed workers after which a job fails."""
 
 _TIMEOUT = "10s"  # for a scheduler to answer
 
@@ -43,7 +43,7 @@ class Engine:
             check_at_least("workers", self.workers, 1)
         if (self.name == "dask") != (self.scheduler is not None):
             raise InputError(
-                f"scheduler: goes with --engine dask and only with it, got {self.scheduler!r} for {self.name}."
+                f"scheduler: must be given with --engine dask and with no other engine, got {self.scheduler!r} for {self.name}."
             )
 
 
@@ -67,7 +67,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Eng
     """Run ``function`` on every job and yield each outcome as soon as it is known, in any order.
 
     An :class:`InputError` becomes the outcome's error; any other exception too, with its type. A job whose worker died
-    is run again on another; after the third death it is given up. Other processes must be able to import ``function``
+    is run again on another; after the third death the job fails. Other processes must be able to import ``function``
     from the top level of a module, and to pickle jobs and results.
     """
     return ENGINES[engine.name](function, jobs, engine)
@@ -172,7 +172,7 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
                 if lives[k]:
                     hand_out([k])
                     continue
-                outcome = Outcome(k, None, f"was given up by the cluster ({type(error).__name__}).")
+                outcome = Outcome(k, None, f"was cancelled by the cluster ({type(error).__name__}).")
             if 2 * len(futures) < (most := at_most()):  # in bulk: asking for the workers is a round trip
                 hand_out(itertools.islice(left, most - len(futures)))
             del lives[k]

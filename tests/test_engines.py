@@ -98,9 +98,9 @@ def test_workers_end_with_a_killed_command(tmp_path):
 def test_engines_are_named_rightly():
     with pytest.raises(InputError, match="engine: 'cluster' is not known"):
         Engine("cluster")
-    with pytest.raises(InputError, match="scheduler: goes with --engine dask"):
+    with pytest.raises(InputError, match="scheduler: must be given with --engine dask"):
         Engine("dask")
-    with pytest.raises(InputError, match="scheduler: goes with --engine dask"):
+    with pytest.raises(InputError, match="scheduler: must be given with --engine dask"):
         Engine(scheduler="tcp://x:1")
     with pytest.raises(InputError, match="workers: must be at least 1"):
         Engine(workers=0)

@@ -204,7 +204,7 @@ def test_on_the_papers_own_split_the_center_alone_scores_0925(monkeypatch):
         (["--weightings", "vanilla"], "weightings: needs a grid"),
         (["--protocol", "paper"], "protocol: needs a grid"),
         (["--concept-noise", "a"], "noise: must be a number, got 'a'"),
-        (["--ablate", "count", "--engine", "dask"], "scheduler: goes with --engine dask"),
+        (["--ablate", "count", "--engine", "dask"], "scheduler: must be given with --engine dask"),
         (["--ablate", "count", "--seeds", "1,1"], "seeds: need at least one and no repeats"),
         (["--affinity", "--encourage", ""], "encourage: curves and affinities need a concept"),
     ],

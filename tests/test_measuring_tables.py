@@ -179,7 +179,7 @@ def test_found_nuclei_take_the_place_of_masks(folder):
     path, *_ = folder
     made = run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count")
     assert "Nuclei were found by hematoxylin" in made.notes[0]
-    with pytest.raises(InputError, match="masks-out: goes with a list of images"):
+    with pytest.raises(InputError, match="masks-out: needs a list of images"):
         run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", masks_out=path / "masks")
 
 

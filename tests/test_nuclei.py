@@ -228,7 +228,7 @@ def test_no_name_of_a_table_says_where_to_write(study):
     with pytest.raises(InputError, match="only in capitals"):
         run_measure(study / "twice.csv", out=study / "t.csv", nuclei="hematoxylin", masks_out=study / "masks")
     assert not (study / "masks").exists()
-    with pytest.raises(InputError, match="goes with --nuclei"):
+    with pytest.raises(InputError, match="needs --nuclei"):
         run_measure(study / "list.csv", out=study / "t.csv", masks_out=study / "masks")
 
 

@@ -168,8 +168,8 @@ def test_select_keeps_kinds_and_takes_masks_and_numbers(write):
         ("patch_id,count\na\0,1\n", "patch_id 'a.x00' in .* cannot be kept"),
         ("", "cannot be read as a table"),
         ("count\n1\n", "needs a column patch_id, or one of image, slide, h5 to build it from"),
-        ("slide,x,y\ns.svs,0,0\n", "column slide goes with slide, x, y, size; size is missing"),
-        ("patch_id,h5,row\na,f.h5,0\n", "column h5 goes with h5, key, row; key is missing"),
+        ("slide,x,y\ns.svs,0,0\n", "column slide needs x, y, size; size is missing"),
+        ("patch_id,h5,row\na,f.h5,0\n", "column h5 needs key, row; key is missing"),
         # More cells than names: pandas would take the first column for the index, and shift all the others.
         ("patch_id,count\na,1,2\nb,1,2\n", "cannot be read as a table"),
         ("patch_id,count\na,1\nb,1,2\n", "cannot be read as a table"),

@@ -224,7 +224,7 @@ def _resampled_changes(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> F
 
 
 def _resampled_shares(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> dict[str, Floats]:
-    """Return each score in [0, 1] in each resample of images and fits; resamples without a value are left out."""
+    """Return each score in [0, 1] in each resample of images and fits; resamples without a value are dropped."""
     found: dict[str, list[float]] = {name: [] for name in SHARES}
     for draw, vectors in own.refits:
         weights = draw[clusters].astype(np.float64)

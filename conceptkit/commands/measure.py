@@ -75,7 +75,7 @@ def _segmentation(options: Measure) -> Segmentation | None:
     if options.nuclei is None:
         if masks_out is not None or weights is not None:
             name = "masks-out" if masks_out is not None else "nuclei-weights"
-            raise InputError(f"{name}: goes with --nuclei METHOD, which was not given.")
+            raise InputError(f"{name}: needs --nuclei METHOD.")
         return None
     if masks_out is not None:
         check_place("masks-out", Path(masks_out) / "mask.png")

@@ -232,7 +232,7 @@ def _stain(options: Tile) -> tuple[str, Path] | None:
     name, reference = options.stain, options.stain_reference
     if name is None:
         if reference is not None:
-            raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
+            raise InputError("stain-reference: needs --stain METHOD.")
         return None
     if options.export == "none":
         raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")

@@ -132,7 +132,7 @@ def _weightings(options: Grid) -> tuple[str, ...]:
 
 
 def _second_networks(ablate: str | None, study: Study) -> tuple[list[str], list[str]]:
-    """Return the paper's other networks if its first one is used, or a note that they are left out."""
+    """Return the paper's other networks if its first one is used, or a note that they are skipped."""
     if ablate != PAPER:
         return [], []
     if str(study.model).split(".")[0] == "inception_v3":

@@ -117,7 +117,7 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     weights : ``imagenet`` (default of timm names), ``bundled`` (default of the bundled network), ``published`` (default
         of hubs and folders), ``own`` (default of factories: as returned), ``random``, or a safetensors file (or a
         ``.pt``/``.pth`` state dict, read without running code from it)
-    seed : of random weights; the global random state does not change
+    seed : seed of random weights; the global random state does not change
 
     Raises
     ------
@@ -148,7 +148,7 @@ def _check_known(model: str) -> None:
 def build(
     architecture: str, arguments: dict[str, Any], preprocessing: Preprocessing | None = None, *, seed: int
 ) -> Backbone:
-    """Build a network with random weights; the global random state does not change.
+    """Build a randomly initialised network; the global random state does not change.
 
     Parameters
     ----------

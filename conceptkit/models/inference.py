@@ -43,7 +43,7 @@ def pooled_activations(
     layers : dotted module names, each once
     pool : one of :data:`conceptkit.families.POOLINGS`
     views : layer → how it is read, of images of that size; measured when not given, and of several layers those that
-        cannot be pooled are then left out with a warning
+        cannot be pooled are then skipped with a warning
 
     Returns
     -------

@@ -75,7 +75,7 @@ def class_token(x: Tensor, view: View) -> Tensor:
 
 
 def token_mean(x: Tensor, view: View) -> Tensor:
-    """Return the mean over the patch tokens of (n, t, c), class and register tokens left out."""
+    """Return the mean over the patch tokens of (n, t, c), without class and register tokens."""
     if x.ndim != 3:
         raise InputError(f"pool: tokens needs (n, tokens, width), the layer gives {shape_text(x)}.")
     return mean(x, view)

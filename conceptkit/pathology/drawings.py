@@ -51,7 +51,7 @@ def find_annotations(folder: str | Path | None, slides: Sequence[Path]) -> list[
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """Return the annotation files of a folder and its sub-folders by name, without suffix; hidden ones left out."""
+    """Return the annotation files of a folder and its sub-folders by name, without suffix, except hidden ones."""
     found = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         suffix = suffix_of(path)

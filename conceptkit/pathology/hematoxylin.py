@@ -89,7 +89,7 @@ def _enlarged(labels: Labels, height: int, width: int) -> NDArray[np.int32]:
 
 
 def _numbered(labels: Labels) -> Labels:
-    """Return labels 1 … n without gaps, specks below the smallest nucleus left out."""
+    """Return labels 1 … n without gaps and without specks below the smallest nucleus."""
     area = np.bincount(labels.ravel())
     keep = area >= SMALLEST // 2
     keep[0] = False

@@ -17,7 +17,7 @@ from conceptkit.pathology.colour import check_images
 
 _HARALICK = "Haralick, Shanmugam and Dinstein 1973: grey-level co-occurrence, 256 levels, distance 1, four directions"
 _NUCLEI = "nuclear morphometry after Graziani et al. (multi-task adversarial training); nuclei as labelled in the mask"
-_MOMENTS = "ellipse of equal second moments; nuclei that touch the border are left out"
+_MOMENTS = "ellipse of equal second moments; nuclei that touch the border are excluded"
 _RUIFROK = "colour deconvolution with Ruifrok and Johnston's vectors (2001), in optical density"
 _MACENKO = "Macenko et al. 2009, a patch's own tissue; a component of a vector of length 1 in optical density"
 _CIELAB = "CIELAB (D65) of sRGB over the whole patch"
@@ -127,7 +127,7 @@ def eccentricity(batch: Batch) -> Values:
 @_nuclear(
     "1",
     "Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei that were not separated.",
-    source="area over that of the convex hull; nuclei that touch the border are left out",
+    source="area over that of the convex hull; nuclei that touch the border are excluded",
 )
 def solidity(batch: Batch) -> Values:
     """Return the mean solidity of the nuclei that do not touch the border, (n,); NaN where there is none."""

@@ -97,7 +97,7 @@ def measure_table(
     if out.exists() and out.samefile(path):
         raise InputError(f"out: {out} is the table itself; name another file.")
     if nuclei is not None and nuclei.masks_out is not None:
-        raise InputError("masks-out: goes with a list of images; the nuclei of a table's patches are not kept.")
+        raise InputError("masks-out: needs a list of images; the nuclei of a table's patches are not kept.")
     columns = table.frame.columns
     scale_notes: list[str] = []
     if "mpp" in columns:

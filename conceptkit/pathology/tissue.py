@@ -19,7 +19,7 @@ def tissue_mask(picture: NDArray[np.uint8], *, smallest: int = 16) -> NDArray[np
     """Return which pixels of a small picture of a slide are tissue.
 
     Otsu's threshold on the optical density, kept between :data:`LEAST_DENSITY` and :data:`MOST_DENSITY`; marker ink and
-    what is black in all channels are left out, specks removed and small holes filled.
+    what is black in all channels are excluded, specks removed and small holes filled.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ class ProbeRow(ProbeScore, _Place):
     """How well one concept is decoded from one layer of one network."""
 
     score_random_network: float | None
-    """Held-out score of the same architecture with random weights, mean of 3 seeds; ``None`` without a network."""
+    """Held-out score of the same architecture, randomly initialised, mean of 3 seeds; ``None`` without a network."""
     chance: float
     """Score by chance: 0 for R², one over the number of classes for balanced accuracy."""
     protocol: str = "cross-validated"

@@ -148,7 +148,7 @@ def sample_figure(samples: Samples) -> Drawing:
 
 
 def levels(values: NDArray[np.str_]) -> list[str]:
-    """Return the values that occur, C2 before C10; of many the most frequent, missing ones left out."""
+    """Return the values that occur, C2 before C10; of many the most frequent, without missing ones."""
     names, counts = np.unique(values[values != ""], return_counts=True)
     frequent = names[np.argsort(-counts, kind="stable")][:LEVELS_MOST]
     return sorted(map(str, frequent), key=natural)

@@ -89,7 +89,7 @@ def file_name(text: str, *, most: int = 80, otherwise: str = "slide") -> str:
 
 
 def short(text: str, most: int = 24) -> str:
-    """Return ``text`` on one line, its middle left out when it is longer than ``most`` characters."""
+    """Return ``text`` on one line, its middle cut if it is longer than ``most`` characters."""
     text = " ".join(text.split()) or "(empty)"
     if len(text) <= most:
         return text

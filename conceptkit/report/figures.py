@@ -202,7 +202,7 @@ def difference_figure(record: GuideRecord) -> Drawing | None:
 def training_figures(record: GuideRecord) -> list[Drawing]:
     """Return one figure per task by epoch: raw losses, its head's held-out score, its weight; empty without a history.
 
-    A part that no run has is left out.
+    A part that no run has is skipped.
     """
     keys = dict.fromkeys(key for run in record.runs for epoch in run.history for key in epoch if "/" in key)
     tasks = list(dict.fromkeys(key.split("/", 1)[1] for key in keys))
@@ -275,7 +275,7 @@ def _ends(record: GuideRecord, key: str) -> list[str]:
 
 
 def _curve(history: Sequence[Mapping[str, float | None]], key: str) -> tuple[list[float], list[float]]:
-    """Return epochs and values of ``key``, epochs without a finite value left out."""
+    """Return epochs and values of ``key``, without epochs of no finite value."""
     points = [(e.get("epoch", i), e.get(key)) for i, e in enumerate(history)]
     kept = [(float(x), float(y)) for x, y in points if x is not None and y is not None and math.isfinite(y)]
     return [x for x, _ in kept], [y for _, y in kept]

@@ -398,8 +398,9 @@ def _location(columns: Iterable[Any]) -> str | None:
 
 
 def _incomplete(columns: Collection[Any], lead: str) -> str:
-    absent = [name for name in LOCATIONS[lead] if name not in columns]
-    return f"table: column {lead} goes with {', '.join(LOCATIONS[lead])}; {absent[0]} is missing."
+    needed = [name for name in LOCATIONS[lead] if name != lead]
+    absent = next(name for name in needed if name not in columns)
+    return f"table: column {lead} needs {', '.join(needed)}; {absent} is missing."
 
 
 def _storable(name: str) -> bool:

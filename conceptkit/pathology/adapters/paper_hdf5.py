@@ -75,7 +75,7 @@ def paper_table(concepts: Path, *, out: Path, lists: Sequence[Path] = (), patche
 
 
 def read_concepts(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Return (db, entry path, patch number) → measure → value; byte strings are decoded, what is empty is left out."""
+    """Return (db, entry path, patch number) → measure → value; byte strings are decoded, empty values dropped."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def visit(name: str, item: Any) -> None:
