@@ -3,7 +3,8 @@
     python benchmarks/assumptions.py                    # all parts, about an hour on two cores
     python benchmarks/assumptions.py null --sets 200    # one part, fewer data sets
 
-Every part prints the figure beside the control that must fail. Data set k of a case is drawn with seed k.
+Every part prints the figure beside the control that must fail. Data set k of a case is drawn with seed k; those of
+coverage and gain with seed FIRST + k, which was fixed before either was run.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import time
 
 import numpy as np
 
-from conceptkit.evaluate.intervals import r2_interval
-from conceptkit.evaluate.paired import Scored, paired_interval, scored_r2
+from conceptkit.evaluate.clustering import effective_number
+from conceptkit.evaluate.intervals import jackknife_error, r2_interval, student_reach
+from conceptkit.evaluate.paired import Scored, gain_interval, paired_interval, scored_r2
 from conceptkit.evaluate.resampling import draw_groups, percentile_interval, r2_resampled
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
@@ -24,6 +26,11 @@ from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests
 
 COLUMNS = 12
+FIRST = 510_000
+"""Seed of the first data set of coverage and gain"""
+
+FRESH = 10**6
+"""What is added to the seed of a data set for the fresh groups that its models are scored on"""
 
 
 def report(what, *values):
@@ -136,39 +143,92 @@ def centers(sets):
 
 
 def interval_and_truth(X, y, groups, fresh, of_fresh, seed):
-    """The interval of R² of ``probe``, the percentile's, and the R² that the folds' models reach on fresh rows."""
+    """The interval of R² of ``probe``, the percentile's, the R² of the models on fresh rows, and the score."""
     target = make_target("c", "continuous", y, groups, seed=seed)
     units = jackknife_units(target.clusters)
-    predicted, deleted, error = np.empty(len(y)), np.zeros(int(units.max()) + 1), 0.0
-    splits = target.folds(5)
-    for split in splits:
-        reading = read_fold(factorise(X, split[0]), split, y[:, None], target.groups, ALPHAS)
-        predicted[split[1]] = reading.predicted[:, 0]
+    deleted, splits = np.zeros(int(units.max()) + 1), target.folds(5)
+    readings, predicted, true = cross_fitted(X, target, splits, fresh, of_fresh)
+    for reading, split in zip(readings, splits, strict=True):
         deleted += deleted_errors(reading, split, y[:, None], units)[:, 0]
-        weights, intercept = reading.response.fit(reading.alpha).coefficients()
-        error += np.mean((of_fresh - fresh @ weights[:, 0] - intercept[0]) ** 2) / len(splits)
     found = r2_interval(y, predicted, target.clusters, deleted, units, n_resamples=1000, seed=seed)
     draws = draw_groups(target.n_groups, n_resamples=1000, seed=seed)
     plain = percentile_interval(r2_resampled(y, predicted, target.clusters, draws))
-    return found.low, found.high, *plain, 1 - error / of_fresh.var()
+    return found.low, found.high, *plain, true, scored_r2(y, predicted, units)
+
+
+def cross_fitted(X, target, splits, fresh, of_fresh):
+    """The readings of the folds, their held-out predictions, and the mean R² of their models on fresh rows."""
+    readings, predicted, error = [], np.empty(len(X)), 0.0
+    for split in splits:
+        reading = read_fold(factorise(X, split[0]), split, target.columns, target.groups, ALPHAS)
+        predicted[split[1]] = reading.predicted[:, 0]
+        weights, intercept = reading.response.fit(reading.alpha).coefficients()
+        error += np.mean((of_fresh - fresh @ weights[:, 0] - intercept[0]) ** 2) / len(splits)
+        readings.append(reading)
+    return readings, predicted, 1 - error / of_fresh.var()
 
 
 def coverage(sets):
     """How often the interval of R² holds what the models reach on fresh groups, of the percentile's as well."""
-    report(f"coverage of the interval of R² ({sets} sets)", "ours", "percentile", "true R²")
+    report(f"coverage of the interval of R² ({sets} sets)", "ours", "percentile", "true R²", "not estimable")
     for kind in ("normal", "count", "zeros"):
-        for n_groups in (8, 12, 20, 30, 100):
+        for n_groups in (8, 12, 20, 30, 60, 100):
             for unequal in (False, True):
                 runs = []
-                for k in range(sets):
+                for k in range(FIRST, FIRST + sets):
                     X, y, groups = drawn(k, n_groups, unequal=unequal, kind=kind, related=0.4)
-                    fresh, of_fresh, _ = drawn(10**6 + k, 200, rows=4, kind=kind, related=0.4)
-                    runs.append(interval_and_truth(X, y, groups, fresh, of_fresh, k))
+                    fresh, of_fresh, _ = drawn(FRESH + k, 200, rows=4, kind=kind, related=0.4)
+                    runs.append(interval_and_truth(X, y, groups, fresh, of_fresh, k)[:5])
                 low, high, plain_low, plain_high, true = np.array(runs).T
-                truth = true.mean()
+                truth, some = true.mean(), np.isfinite(low)  # an interval that is not estimable covers nothing
                 ours, theirs = (np.mean((a <= truth) & (truth <= b)) for a, b in ((low, high), (plain_low, plain_high)))
                 case = f"  {kind}, {n_groups} groups, {'one of half the rows' if unequal else 'equal'}"
-                report(case, f"{ours:.3f}", f"{theirs:.3f}", f"{truth:.2f}")
+                report(case, f"{ours:.3f}", f"{theirs:.3f}", f"{truth:.2f}", f"{1 - some.mean():.3f}")
+
+
+GAINS = {
+    # case → noise on the features of the network, of three random networks and of the pixels
+    "all equally good": (0.5, 0.5, 0.5),
+    "random networks are the best baseline": (0.0, 1.0, 2.0),
+    "chance is the best baseline": (0.0, 9.0, 9.0),
+}
+
+
+def gain(sets):
+    """How often the interval of the gain over the best baseline holds the true gain; unpaired scores as the control."""
+    report(f"coverage of the interval of the gain ({sets} sets)", "ours", "low too high", "unpaired", "true gain")
+    for name, noises in GAINS.items():
+        for n_groups in (8, 12, 30, 60):
+            for unequal in (False, True):
+                runs = [gained(k, n_groups, unequal, noises) for k in range(FIRST, FIRST + sets)]
+                ends, plain, true = (np.array(one) for one in zip(*runs, strict=True))
+                own, *baselines = true.mean(0)
+                truth = own - max(0.0, *baselines)
+                held = [np.mean((e[:, 0] <= truth) & (truth <= e[:, 1])) for e in (ends, plain)]
+                case = f"  {name}, {n_groups} groups, {'one of half the rows' if unequal else 'equal'}"
+                report(case, f"{held[0]:.3f}", f"{np.mean(ends[:, 0] > truth):.3f}", f"{held[1]:.3f}", f"{truth:.2f}")
+
+
+def gained(seed, n_groups, unequal, noises):
+    """The gain's interval, that of two unpaired scores, and the true R² of network, random networks and pixels."""
+    X, y, groups = drawn(seed, n_groups, unequal=unequal, related=0.4)
+    fresh, of_fresh, _ = drawn(FRESH + seed, 200, rows=4, related=0.4)
+    rng, target = np.random.default_rng([seed, 1]), make_target("c", "continuous", y, groups, seed=seed)
+    units, splits, scored, true = jackknife_units(target.clusters), target.folds(5), [], []
+    noisy = [[one + noises[0] * rng.normal(size=one.shape) for one in (X, fresh)]]
+    noisy += [[one + n * rng.normal(size=one.shape) for one in (X, fresh)] for n in (*[noises[1]] * 3, noises[2])]
+    for Z, of in noisy[1:]:
+        _, predicted, reached = cross_fitted(Z, target, splits, of, of_fresh)
+        scored.append(scored_r2(y, predicted, units))
+        true.append(reached)
+    low, high, *_, reached, own = interval_and_truth(noisy[0][0], y, groups, noisy[0][1], of_fresh, seed)
+    ends = gain_interval(own, (low, high), 0.0, [scored[:3], scored[3:]])[1:]
+    best = max([Scored(0.0, np.zeros(len(own.deleted))), *scored], key=lambda one: one.value)
+    reach = student_reach(effective_number(target.clusters)) * np.hypot(
+        *map(jackknife_error, (own.deleted, best.deleted))
+    )
+    plain = own.value - best.value - reach, own.value - best.value + reach
+    return ends, plain, (reached, float(np.mean(true[:3])), true[3])
 
 
 def audit(sets):
@@ -254,7 +314,7 @@ def partial(sets):
     run("nothing but the confounder, measured with as much error (a limit)", lambda rng: confounded(rng, 1.0))
 
 
-PARTS = {f.__name__: f for f in (null, power, centers, coverage, audit, paired, partial)}
+PARTS = {f.__name__: f for f in (null, power, centers, coverage, gain, audit, paired, partial)}
 
 
 def main():

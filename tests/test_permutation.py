@@ -59,7 +59,7 @@ def test_of_clustered_rows_without_relation_one_in_twenty_is_called_significant_
     for seed in range(400):
         X, y, groups = clustered(np.random.default_rng(seed))
         found.append(p_of(X, y, groups, seed=seed))
-    assert {t.permuted for t in found} == {"groups"}
+    assert {t.permuted for t in found} == {"groups and within"}
     assert 0.025 <= share_below([t.p for t in found]) <= 0.075
     assert 0.025 <= share_below([t.p_between for t in found]) <= 0.075
     assert 0.025 <= share_below([t.p_within for t in found]) <= 0.075
@@ -106,7 +106,7 @@ def test_a_relation_between_groups_is_found_between_groups():
     X, noise, groups = clustered(rng)
     y = X[:, :2].sum(1) + 0.3 * noise
     found = p_of(X, y, groups, permutations=199)
-    assert found.permuted == "groups"
+    assert found.permuted == "groups and within"
     assert found.icc > 0.6
     assert found.p_between == found.p_within == 1 / 200
     assert found.p == found.p_min == 2 / 200  # twice the smaller of the two

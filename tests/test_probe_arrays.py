@@ -57,7 +57,7 @@ def test_rows_have_every_key_and_read_like_dicts(found):
         count["score"] - max(0, count["score_random_network"], count["score_pixels"])
     )
     assert count["p"] == 2 * min(count["p_between"], count["p_within"]) == count["p_min"] == 2 / 50
-    assert (count["permuted"], noise["permuted"], center["permuted"]) == ("groups", "within", "groups")
+    assert (count["permuted"], noise["permuted"], center["permuted"]) == ("groups and within", "within", "groups")
     assert (count["p_between"], count["p_within"], count["decided_by"]) == (1 / 50, 1 / 50, "between")
     assert center["p"] == center["p_between"]
     assert noise["p_within"] is None

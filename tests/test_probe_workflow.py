@@ -177,11 +177,14 @@ def test_confounders_held_out_centers_and_repeats_go_through_the_study(table, tm
 def test_centers_and_nested_slides_go_through_the_study(table, tmp_path):
     slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
     study = write_study(tmp_path / "s", table.assign(block=slides, site=table.center))
-    options = {"concepts": ["count"], "permutations": 19}
+    options = {"concepts": ["count", "center"], "permutations": 19}
     record = ck.run_probe(study, nested="block", out=tmp_path / "a", **options)
     row = row_of(record, "count")
     assert row.leave_out == "center"
     assert row.score_leave_out is not None
+    itself = row_of(record, "center")  # a held-out center cannot be predicted
+    assert (itself.leave_out, itself.score_leave_out) == (None, None)
+    assert (row.permuted, itself.permuted) == ("groups and within", "groups")
     assert row.assumed == "groups within each center and rows within each nested unit"
     assert (record.settings["center"], record.settings["nested"]) == ("center", "block")
     named = row_of(ck.run_probe(study, center="site", out=tmp_path / "b", **options), "count")

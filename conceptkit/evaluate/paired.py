@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import effective_size
-from conceptkit.evaluate.intervals import coverage_note, student_reach
+from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, student_reach
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
 
 
@@ -70,6 +70,44 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     effective = float(g) if sizes is None else effective_size(sizes)
     reach = student_reach(effective, level=level) * error
     return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
+
+
+def estimable(found: PairedInterval) -> PairedInterval:
+    """Return a difference of two R² by the rule of :func:`conceptkit.evaluate.intervals.r2_interval`.
+
+    Returns
+    -------
+    without ends (not a number) where the interval would reach beyond ±:data:`LEAST_LOW`, as one of the R² then says
+    nothing
+    """
+    if not max(-found.low, found.high) > -LEAST_LOW:
+        return found
+    nan, ends = float("nan"), f"{found.low:.4g} to {found.high:.4g}"
+    return dataclasses.replace(found, low=nan, high=nan, note=f"the interval is not estimable: it would be {ends}")
+
+
+def gain_interval(
+    own: Scored, ends: tuple[float, float], chance: float, rivals: Sequence[Sequence[Scored]]
+) -> tuple[float, float, float]:
+    """Return the gain of a score over the best of chance and its rivals, with a 95 % interval.
+
+    A gain over the best baseline is a gain over each: every number is the smallest one over the baselines.
+
+    Parameters
+    ----------
+    own : the score
+    ends : of its own 95 % interval
+    chance : the score without any information
+    rivals : for each baseline its models, whose mean is taken
+
+    Returns
+    -------
+    gain, low, high; the ends are not numbers where one of the intervals has none
+    """
+    paired = [paired_interval([own] * len(rival), rival) for rival in rivals if rival]
+    gain = min([own.value - chance, *(one.mean for one in paired)])
+    low = float(np.min([ends[0] - chance, *(one.low for one in paired)]))
+    return gain, low, float(np.min([ends[1] - chance, *(one.high for one in paired)]))
 
 
 def mean_interval(scored: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:

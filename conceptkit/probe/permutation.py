@@ -53,6 +53,11 @@ class Level:
     """True when what varies within groups is tested as well"""
     icc: float
 
+    @property
+    def permuted(self) -> str:
+        """Return what is permuted: ``rows``, ``within``, ``groups``, or ``groups and within`` for both tests."""
+        return f"{self.name} and within" if self.both else self.name
+
 
 def level_of(target: Target) -> Level:
     """Return the level at which a concept varies."""

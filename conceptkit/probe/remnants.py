@@ -72,7 +72,9 @@ class Remnant:
     decided_by: str | None
     """The level with the smaller p"""
     permuted: str
-    """``rows``, ``within`` groups or whole ``groups``"""
+    """``rows``, ``within`` groups, whole ``groups``, or ``groups and within``"""
+    assumed: str | None
+    """What the tests take as exchangeable"""
 
 
 def read_remnant(
@@ -122,6 +124,7 @@ def read_remnant(
         p_within=tested.p_within,
         decided_by=tested.decided_by,
         permuted=tested.permuted,
+        assumed=tested.assumed,
     )
 
 
@@ -272,7 +275,7 @@ def _agreement(
 def _untested(target: Target) -> Tested:
     level = level_of(target)
     nan = math.nan
-    return Tested(level.name, level.icc, nan, nan, nan, nan, nan, None, None)
+    return Tested(level.permuted, level.icc, nan, nan, nan, nan, nan, None, None)
 
 
 def a_distance(X: Floats, target: Target, *, reader: str = "linear", folds: int = 5) -> float:

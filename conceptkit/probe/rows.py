@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.evaluate.paired import Scored, paired_interval, scored_balanced_accuracy, scored_r2
+from conceptkit.evaluate.paired import Scored, gain_interval, scored_balanced_accuracy, scored_r2
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
@@ -164,8 +164,8 @@ def _batch(X: NDArray[Any], layer: str, part: Sequence[Target], asked: Asked) ->
     )
     left_out = _left_out(X, part, asked)
     rows: list[tuple[ProbeRow, Scored | None]] = []
-    for target, result, (score, why) in zip(part, results, left_out, strict=True):
-        row = dataclasses.replace(_row(layer, target, result, asked), score_leave_out=score)
+    for target, result, (name, score, why) in zip(part, results, left_out, strict=True):
+        row = dataclasses.replace(_row(layer, target, result, asked), leave_out=name, score_leave_out=score)
         row = _adjusted(X, target, row, asked)
         row = dataclasses.replace(row, notes=(*row.notes, why)) if why else row
         rows.append((row, scored(target, result.predicted)))
@@ -312,10 +312,7 @@ def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked
 def _against_baselines(
     row: ProbeRow, own: Scored | None, networks: Sequence[Scored], pixels: Scored | None
 ) -> ProbeRow:
-    """Fill in the baselines, and the gain over the best of chance, the random networks and the pixels.
-
-    A gain over the best baseline is a gain over each: the interval takes the lowest of each end of their intervals.
-    """
+    """Fill in the baselines, and the gain over the best of chance, the random networks and the pixels."""
     row = dataclasses.replace(
         row,
         score_random_network=float(np.mean([one.value for one in networks])) if networks else None,
@@ -323,28 +320,24 @@ def _against_baselines(
     )
     if own is None:
         return row
-    rivals = [rival for rival in (list(networks), [pixels] if pixels is not None else []) if rival]
-    paired = [paired_interval([own] * len(rival), rival) for rival in rivals]
-    gains = [row.score - row.chance, *(one.mean for one in paired)]
-    lows = [row.score_low - row.chance, *(one.low for one in paired)]
-    highs = [row.score_high - row.chance, *(one.high for one in paired)]
+    rivals = [networks, [] if pixels is None else [pixels]]
+    gain, low, high = gain_interval(own, (row.score_low, row.score_high), row.chance, rivals)
     return dataclasses.replace(
-        row,
-        r2_above_baseline=min(gains),
-        r2_above_baseline_low=_or_none(float(np.min(lows))),
-        r2_above_baseline_high=_or_none(float(np.min(highs))),
+        row, r2_above_baseline=gain, r2_above_baseline_low=_or_none(low), r2_above_baseline_high=_or_none(high)
     )
 
 
-def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tuple[float | None, str | None]]:
-    """Return the score on held-out levels of each target, and what has to be said of it or of there being none."""
+def _left_out(
+    X: NDArray[Any], part: Sequence[Target], asked: Asked
+) -> list[tuple[str | None, float | None, str | None]]:
+    """Return for each target the column that is held out, the score, and what has to be said of either."""
     if asked.leave_out is None:
-        return [(None, None)] * len(part)
+        return [(None, None, None)] * len(part)
     name, levels = asked.leave_out
     if asked.leave_out_parts is not None and name in [target.name for target in part]:
-        return [(None, None)] * len(part)  # nobody asked for it, and a center that is held out cannot be predicted
+        return [(None, None, None)] * len(part)  # a center that is held out cannot be predicted
     there = np.flatnonzero([level is not None for level in levels[part[0].rows]])
-    out: list[tuple[float | None, str | None]] = []
+    out: list[tuple[str | None, float | None, str | None]] = []
     try:
         kept = [_on(target, there) for target in part]
         splits = leave_out_folds(levels[part[0].rows][there].astype(str), name, asked.leave_out_parts)
@@ -357,9 +350,9 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[tup
         for target, p in zip(kept, predicted, strict=True):
             alone = _in_one_level(target, levels[part[0].rows][there].astype(str))
             score = None if alone else target.score(p)
-            out.append((score, f"leave-out {name}: not estimable ({alone})" if alone else said))
+            out.append((name, score, f"leave-out {name}: not estimable ({alone})" if alone else said))
     except InputError as error:
-        out += [(None, f"leave-out {name}: not estimable ({error})")] * len(part)
+        out += [(name, None, f"leave-out {name}: not estimable ({error})")] * len(part)
     return out
 
 
@@ -390,13 +383,11 @@ def _on_both_sides(groups: NDArray[np.intp] | None, levels: NDArray[Any], name: 
 
 def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> ProbeRow:
     if not asked.confounders:
-        return dataclasses.replace(row, leave_out=None if asked.leave_out is None else asked.leave_out[0])
+        return row
     here = {name: values[target.rows] for name, values in asked.confounders.items() if name != target.name}
     if not here:
         note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
-        return dataclasses.replace(
-            row, leave_out=None if asked.leave_out is None else asked.leave_out[0], notes=(*row.notes, note)
-        )
+        return dataclasses.replace(row, notes=(*row.notes, note))
     there = np.flatnonzero(np.all([_is_there(values) for values in here.values()], axis=0))
     notes = list(row.notes)
     if len(there) < len(target.y):
@@ -427,7 +418,6 @@ def _adjusted(X: NDArray[Any], target: Target, row: ProbeRow, asked: Asked) -> P
         notes.append(f"adjusted for {', '.join(here)}: not estimable ({error})")
     return dataclasses.replace(
         row,
-        leave_out=None if asked.leave_out is None else asked.leave_out[0],
         adjusted_for=tuple(here),
         score_adjusted=_or_none(score),
         score_adjusted_low=_or_none(low),

@@ -35,7 +35,7 @@ class Tested:
     """The permutation test of one target."""
 
     permuted: str
-    """``rows``, ``within`` or ``groups``; see :class:`conceptkit.probe.permutation.Level`"""
+    """As :attr:`conceptkit.probe.permutation.Level.permuted`"""
     icc: float
     p: float
     """Of all tests together: of two, twice the smaller p, at most 1; not a number without permutations"""
@@ -217,7 +217,7 @@ class Permutations:
         tests = {name: (p[name], one) for name, one in used.items() if one is not None}
         least = [one.smallest(target, self.number) for _, one in tests.values()]
         return Tested(
-            permuted=level.name,
+            permuted=level.permuted,
             icc=level.icc,
             p=together([p for p, _ in tests.values()]),
             p_between=p_between,
