@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
-from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Split
@@ -108,11 +107,6 @@ class Target:
             return r2(self.y.astype(np.float64), predicted)
         return balanced_accuracy(self.y.astype(np.intp), predicted, self.n_classes)
 
-    def resampled(self, predicted: NDArray[Any], draws: Resamples) -> Floats:
-        """Return the score in every resample of groups."""
-        if self.kind == "continuous":
-            return r2_resampled(self.y.astype(np.float64), predicted, self.clusters, draws)
-        return balanced_accuracy_resampled(self.y.astype(np.intp), predicted, self.clusters, draws, self.n_classes)
 
 
 def make_target(
