@@ -24,6 +24,7 @@ from conceptkit.probe.remnants import read_remnant
 from conceptkit.probe.ridge import ALPHAS, factorise
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests
+from conceptkit.probe.validation import Validation
 
 COLUMNS = 12
 FIRST = 510_000
@@ -285,7 +286,7 @@ def partial(sets):
         for k in range(min(sets, 50)):
             X, y, confounders, groups = make(np.random.default_rng(k))
             target = make_target("c", "continuous", y, groups, seed=k)
-            one = adjusted_score(X, target, confounders, target.folds(5), n_resamples=20, **how)
+            one = adjusted_score(X, target, confounders, target.folds(5), Validation(n_resamples=20), **how)
             found.append((one.score, one.confounders))
         report(f"  {case}", *(f"{v:.3f}" for v in np.mean(found, axis=0)))
 

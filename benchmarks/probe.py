@@ -320,11 +320,11 @@ def coverage(quick: bool) -> None:
                     draws = draw_groups(n_groups, n_resamples=1000, seed=seed)
                     plain = percentile_interval(r2_resampled(y, found.predicted, groups, draws))
                     errors = []
-                    for (train, _), alpha in zip(make_folds(len(y), groups, 5), found.fold_alphas, strict=True):
+                    for (train, _), alpha in zip(make_folds(len(y), groups, 5), found.alpha_folds, strict=True):
                         scale = X[train].std(0)
                         model = Ridge(alpha).fit(X[train] / scale, y[train])
                         errors.append(0.5 + ((model.coef_ / scale - beta) ** 2).sum() + model.intercept_**2)
-                    runs.append((found.low, found.high, *plain, 1 - np.mean(errors)))
+                    runs.append((found.interval.low, found.interval.high, *plain, 1 - np.mean(errors)))
                 low, high, plain_low, plain_high, reached = np.array(runs).T
                 truth = reached.mean()
                 ours = np.mean((low <= truth) & (truth <= high))
@@ -364,7 +364,8 @@ def coverage_classes(quick: bool) -> None:
                         reached.append(
                             (auc(y[n:], scores[:, 1] - scores[:, 0]), balanced_accuracy(y[n:], scores.argmax(1), 2))
                         )
-                    runs.append((found.auc_low, found.auc_high, found.low, found.high, *np.mean(reached, axis=0)))
+                    ends = [(one.low, one.high) for one in (found.auc_interval, found.interval)]
+                    runs.append((*ends[0], *ends[1], *np.mean(reached, axis=0)))
                 auc_low, auc_high, low, high, area, accuracy = np.array(runs).T
                 held = np.mean((auc_low <= area.mean()) & (area.mean() <= auc_high))
                 right = np.mean((low <= accuracy.mean()) & (accuracy.mean() <= high))

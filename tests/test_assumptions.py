@@ -32,7 +32,7 @@ from conceptkit.probe.remnants import permuted_agreement, read_remnant
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests, together
-from conceptkit.probe.validation import held_out
+from conceptkit.probe.validation import Validation, held_out
 
 
 def p_of(X, y, groups, *, seed=0, permutations=99, kind="continuous", **placed):
@@ -146,11 +146,11 @@ def test_where_centers_leave_few_permutations_both_tests_are_reported():
     found = p_of(X, y, groups, centers=centers)
     assert found.p_min == pytest.approx(1 / 2**4)
     assert found.p == found.p_between >= found.p_min
-    assert np.isfinite(found.p_across)
-    assert found.p_across == p_of(X, y, groups).p
+    assert np.isfinite(found.p_across_centers)
+    assert found.p_across_centers == p_of(X, y, groups).p
     record = ck.probe_arrays(X, {"c": y}, groups, centers=centers, permutations=99, n_resamples=50)
     assert any("p is primary and permutes groups within centers" in note for note in record.rows[0].notes)
-    assert record.rows[0].p_across_centers == found.p_across
+    assert record.rows[0].p_across_centers == found.p_across_centers
     plain = ck.probe_arrays(X, {"c": y}, groups, permutations=99, n_resamples=50).rows[0]
     assert (plain.p_across_centers, plain.assumed) == (None, "groups")
 
@@ -379,7 +379,7 @@ def test_predictions_that_are_not_fitted_again_are_compared_with_twice_the_varia
 
 def adjusted(X, y, confounders, groups, **how):
     target = make_target("c", "continuous", y, groups)
-    return adjusted_score(X, target, confounders, target.folds(5), n_resamples=20, **how)
+    return adjusted_score(X, target, confounders, target.folds(5), Validation(n_resamples=20), **how)
 
 
 def test_the_square_of_a_confounder_is_removed_when_it_is_named():

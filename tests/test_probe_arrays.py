@@ -17,6 +17,7 @@ import conceptkit as ck
 from conceptkit.probe.adjustment import adjusted_score, ceiling, design
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import make_target
+from conceptkit.probe.validation import Validation
 from conceptkit.records import load_record
 
 
@@ -159,7 +160,7 @@ def test_partial_r2_is_the_statement_of_residuals():
     confounders = {"center": center, "age": age}
     target = make_target("count", "continuous", y, groups)
     splits = make_folds(240, target.groups, 4)
-    found = adjusted_score(X, target, confounders, splits)
+    found = adjusted_score(X, target, confounders, splits, Validation())
     C = StandardScaler().fit_transform(np.column_stack([center == "B", center == "C", age]).astype(float))
     left, read = np.empty(240), np.empty(240)
     for train, test in splits:

@@ -133,8 +133,8 @@ def test_on_real_tissue_what_ignores_patients_flatters(features):
     assert X.shape[1] == 320
     assert len(set(patients)) == 30
     [result] = validate(X, [area_target(y, patients)])
-    assert result.low < result.score < result.high
-    assert result.in_sample > result.patchwise > result.score + 0.1
+    assert result.interval.low < result.score < result.interval.high
+    assert result.score_in_sample > result.score_patchwise > result.score + 0.1
 
 
 def test_the_known_levels_of_real_tissue(features):
@@ -156,4 +156,4 @@ def test_permuted_areas_of_real_tissue_are_not_read(features):
     target = area_target(np.random.default_rng(0).permutation(y), patients)
     [result] = validate(X, [target], n_resamples=50)
     assert result.score < 0.03
-    assert result.in_sample > result.score
+    assert result.score_in_sample > result.score

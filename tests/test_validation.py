@@ -17,17 +17,10 @@ from conceptkit.errors import InputError
 from conceptkit.probe import crossfit, permutation, ridge
 from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.folds import make_folds
+from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.ridge import ALPHAS
-from conceptkit.probe.targets import check_varying
-from conceptkit.probe.validation import (
-    batches,
-    check_activations,
-    held_out,
-    held_out_each,
-    held_out_mlp,
-    make_target,
-    validate,
-)
+from conceptkit.probe.targets import batches, check_activations, check_varying, make_target
+from conceptkit.probe.validation import held_out, held_out_each, validate
 
 
 def pipeline(alpha):
@@ -78,20 +71,20 @@ def test_it_is_the_independent_statement():
     [result] = validate(X, [continuous(y, groups)], n_resamples=50)
     assert result.score == pytest.approx(nested_r2(X, y, groups), abs=1e-6)
     assert result.score == r2_score(y, result.predicted)
-    assert result.low < result.score < result.high
+    assert result.interval.low < result.score < result.interval.high
     # What flatters, and by how much the patients matter here.
-    assert result.in_sample > result.patchwise > result.score + 0.1
+    assert result.score_in_sample > result.score_patchwise > result.score + 0.1
 
 
 def test_in_sample_and_patchwise_are_the_independent_statements():
     X, y, groups = clustered()
     [result] = validate(X, [continuous(y, groups)], n_resamples=50, seed=3)
     assert result.alpha == left_out_alpha(X, y, groups)
-    assert result.in_sample == pytest.approx(r2_score(y, pipeline(result.alpha).fit(X, y).predict(X)), abs=1e-9)
+    assert result.score_in_sample == pytest.approx(r2_score(y, pipeline(result.alpha).fit(X, y).predict(X)), abs=1e-9)
     # As an analysis that knows of no patients does it: one penalty by leaving out rows, then plain folds.
     alpha = RidgeCV(alphas=ALPHAS).fit(StandardScaler().fit_transform(X), y).alpha_
     predicted = cross_val_predict(pipeline(alpha), X, y, cv=KFold(5, shuffle=True, random_state=3))
-    assert result.patchwise == pytest.approx(r2_score(y, predicted), abs=1e-9)
+    assert result.score_patchwise == pytest.approx(r2_score(y, predicted), abs=1e-9)
 
 
 def test_without_groups_rows_are_the_unit():
@@ -109,21 +102,21 @@ def test_the_interval_resamples_groups():
     X, y, groups = clustered()
     [result] = validate(X, [continuous(y, groups)], seed=1)
     [patchwise] = validate(X, [continuous(y, None)], seed=1)
-    assert result.low < result.score < result.high
-    assert result.high - result.low > 2 * (patchwise.high - patchwise.low)
-    assert "15 groups" in result.interval_note
+    assert result.interval.low < result.score < result.interval.high
+    assert result.interval.high - result.interval.low > 2 * (patchwise.interval.high - patchwise.interval.low)
+    assert "15 groups" in result.interval.note
     [few] = validate(X, [continuous(y, groups // 3)], folds=3)
-    assert "not estimable" in few.interval_note  # six groups leave no more to say
+    assert "not estimable" in few.interval.note  # six groups leave no more to say
     numbers = np.unique(groups, return_inverse=True)[1]
     [unequal] = validate(X, [continuous(y, np.where(numbers < 5, 0, numbers))], folds=3)
-    assert "11 groups of unequal size, worth 6 equal ones" in unequal.interval_note  # 15² / (5² + 10) is 6.4
+    assert "11 groups of unequal size, worth 6 equal ones" in unequal.interval.note  # 15² / (5² + 10) is 6.4
 
 
 def test_the_same_seed_gives_the_same_numbers():
     X, y, groups = clustered()
     first, again, other = (validate(X, [continuous(y, groups)], n_resamples=50, seed=s)[0] for s in (5, 5, 6))
-    assert (first.low, first.high, first.patchwise) == (again.low, again.high, again.patchwise)
-    assert (first.low, first.high, first.patchwise) != (other.low, other.high, other.patchwise)
+    assert (first.interval, first.score_patchwise) == (again.interval, again.score_patchwise)
+    assert (first.interval, first.score_patchwise) != (other.interval, other.score_patchwise)
     assert first.score == other.score
 
 
@@ -133,8 +126,8 @@ def test_targets_together_are_the_same_as_alone():
     together = validate(X, targets, n_resamples=50)
     for target, result in zip(targets, together, strict=True):
         [alone] = validate(X, [target], n_resamples=50)
-        assert (result.score, result.low, result.alpha) == pytest.approx(
-            (alone.score, alone.low, alone.alpha), rel=1e-9
+        assert (result.score, result.interval.low, result.alpha) == pytest.approx(
+            (alone.score, alone.interval.low, alone.alpha), rel=1e-9
         )
 
 
@@ -154,7 +147,7 @@ def test_a_permuted_concept_is_not_read():
     for _ in range(5):
         [result] = validate(X, [continuous(rng.permutation(y), groups)], n_resamples=50)
         held.append(result.score)
-        inside.append(result.in_sample)
+        inside.append(result.score_in_sample)
     assert max(held) < 0.08
     assert np.mean(inside) > np.mean(held)
 
@@ -172,8 +165,8 @@ def test_classes():
         predicted[test] = vector.predict(X[test])
     expected = balanced_accuracy_score(words.astype(str), predicted.astype(str))
     assert result.score == pytest.approx(expected)
-    assert result.low <= result.score <= result.high
-    assert result.in_sample > result.score
+    assert result.interval.low <= result.score <= result.interval.high
+    assert result.score_in_sample > result.score
     rng = np.random.default_rng(1)
     shuffled = [make_target("grade", "categorical", rng.permutation(words), groups) for _ in range(5)]
     null = [target.score(p) for target, p in zip(shuffled, held_out(X, shuffled), strict=True)]
@@ -190,10 +183,10 @@ def test_random_concepts_are_read_as_columns_of_their_own_would_be():
     for target, result in zip(targets, results, strict=True):
         drawn = [continuous(column, groups) for column in random_concepts(target, RANDOM_CONCEPTS, 3).T]
         scores = [t.score(p) for t, p in zip(drawn, held_out(X, drawn), strict=True)]
-        assert result.random_concept == pytest.approx(np.mean(scores), abs=1e-9)
+        assert result.score_random_concept == pytest.approx(np.mean(scores), abs=1e-9)
         shuffled = [continuous(column, groups) for column in shuffled_values(target, SHUFFLES, 3).T]
         scores = [t.score(p) for t, p in zip(shuffled, held_out(X, shuffled), strict=True)]
-        assert result.shuffled == pytest.approx(np.mean(scores), abs=1e-9)
+        assert result.score_shuffled == pytest.approx(np.mean(scores), abs=1e-9)
 
 
 def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
@@ -330,7 +323,9 @@ def test_rows_taken_up_in_blocks_are_validated_alike(within, monkeypatch):
         if name == "tested":
             for part in ("p", "p_between", "p_within", "p_min", "icc"):
                 np.testing.assert_allclose(getattr(found.tested, part), getattr(value, part), rtol=1e-8, err_msg=part)
-        elif isinstance(value, str | dict) or value is None:
-            assert getattr(found, name) == value
+        elif name in ("interval", "auc_interval"):
+            ends = [(one.low, one.high) for one in (getattr(found, name), value)]
+            np.testing.assert_allclose(*ends, rtol=1e-8, err_msg=name)
+            assert getattr(found, name).note == value.note
         else:
             np.testing.assert_allclose(getattr(found, name), value, rtol=1e-8, err_msg=name)

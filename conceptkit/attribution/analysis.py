@@ -141,9 +141,9 @@ def analyse(
     return Analysis(
         fitted=fitted,
         score=read.score,
-        score_low=read.low,
-        score_high=read.high,
-        score_note=read.interval_note,
+        score_low=read.interval.low,
+        score_high=read.interval.high,
+        score_note=read.interval.note,
         permuted=level_of(target).name,
         refits=len(kept),
         cosines=cosines,

@@ -35,6 +35,9 @@ class Interval:
     """Caveat of the interval"""
 
 
+NO_INTERVAL = Interval(np.nan, np.nan)
+
+
 def coverage_note(n_groups: int, n_columns: int | None = None, *, effective: float | None = None) -> str | None:
     """Return the caveat of an interval over few groups, or of R² over many columns; ``None`` without one.
 

@@ -108,7 +108,6 @@ class Target:
         return balanced_accuracy(self.y.astype(np.intp), predicted, self.n_classes)
 
 
-
 def make_target(
     name: str,
     kind: str,

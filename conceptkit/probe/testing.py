@@ -43,7 +43,7 @@ class Tested:
     """On group means, whole groups permuted; not a number for a concept that is not tested there"""
     p_within: float
     """Within groups, for a concept that varies at both levels; not a number otherwise"""
-    p_across: float
+    p_across_centers: float
     """As ``p_between``, but permuted across centers; where the test within centers is coarse"""
     p_min: float
     """The smallest value that ``p`` could have taken"""
@@ -210,7 +210,9 @@ class Permutations:
             found |= dict(zip(at, p_value(losses).tolist(), strict=True))
         return found
 
-    def _tested(self, i: int, between: Blocks | None, p_between: float, p_inner: float, p_across: float) -> Tested:
+    def _tested(
+        self, i: int, between: Blocks | None, p_between: float, p_inner: float, p_across_centers: float
+    ) -> Tested:
         target, level, within = self.targets[i], self.levels[i], self.within[i]
         p = {"between": p_between, "rows" if level.name == "rows" else "within": p_inner}
         used = {"between": between, "rows" if level.name == "rows" else "within": within}
@@ -222,7 +224,7 @@ class Permutations:
             p=together([p for p, _ in tests.values()]),
             p_between=p_between,
             p_within=p_inner if len(tests) > 1 else math.nan,
-            p_across=p_across,
+            p_across_centers=p_across_centers,
             p_min=together(least),
             decided_by=min(tests, key=lambda name: tests[name][0]) if tests else None,
             assumed=" and ".join(one.said for _, one in tests.values()) or None,

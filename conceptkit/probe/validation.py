@@ -1,61 +1,89 @@
-"""Held-out validation of concept vectors: out-of-fold predictions by patient, beside the scores that flatter."""
+"""Held-out validation of concept vectors by patient, with in-sample and patch-wise scores and controls beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.categorical import Categorical, cross_classify, validate_categorical
-from conceptkit.probe.continuous import Continuous, validate_continuous
-from conceptkit.probe.crossfit import cross_predict
-from conceptkit.probe.folds import unseen_levels
-from conceptkit.probe.perceptron import held_out_mlp
-from conceptkit.probe.ridge import ALPHAS, Split
-from conceptkit.probe.targets import Target, batches, check_activations, make_target, values_of
-from conceptkit.probe.testing import Tested
+from conceptkit.evaluate.intervals import (
+    NO_INTERVAL,
+    Interval,
+    accuracy_interval,
+    auc_interval,
+    r2_interval,
+    refit_inflation,
+)
+from conceptkit.evaluate.scores import Floats, auc, r2
+from conceptkit.probe.alpha import choose_alpha
+from conceptkit.probe.categorical import cross_classify, draws_accuracy
+from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.controls import (
+    RANDOM_CONCEPTS,
+    SHUFFLES,
+    part_weights,
+    random_concepts,
+    random_parts,
+    shuffled_values,
+)
+from conceptkit.probe.crossfit import (
+    cross_predict,
+    cross_predict_at,
+    deleted_errors,
+    each_fold,
+    each_fold_and_all,
+    jackknife_units,
+    mean_cosine,
+    read_fold,
+)
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split
+from conceptkit.probe.targets import Target, values_of
+from conceptkit.probe.testing import Tested, permutation_tests
 
-__all__ = [
-    "Target",
-    "Validated",
-    "batches",
-    "check_activations",
-    "held_out",
-    "held_out_mlp",
-    "make_target",
-    "validate",
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Options of a validation."""
+
+    folds: int = 5
+    alphas: Floats = field(default_factory=lambda: ALPHAS)
+    """Penalties to choose from, for continuous concepts and permutation tests"""
+    n_resamples: int = 2000
+    """Bootstrap resamples of groups for the 95 % interval"""
+    permutations: int = 0
+    """Permutations of each concept at the level at which it varies; 0 for no test"""
+    controls: bool = False
+    """Whether shuffled values and random concepts are scored too"""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """How well a target is read from one set of activations; NaN stands for what was not asked or does not apply."""
+    """Scores of one target; NaN stands for a score that was not requested or does not apply."""
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
     score: float
-    low: float
-    high: float
-    interval_note: str | None
-    auc: float
+    interval: Interval
+    auc: float = np.nan
     """Of categorical concepts"""
-    auc_low: float
-    auc_high: float
-    in_sample: float
-    patchwise: float
-    shuffled: float
-    random_concept: float
+    auc_interval: Interval = NO_INTERVAL
+    score_in_sample: float
+    score_patchwise: float
+    score_shuffled: float
+    score_random_concept: float
     alpha: float
-    fold_alphas: tuple[float, ...]
+    alpha_folds: tuple[float, ...]
     cosine: float
-    """Mean cosine between the directions that the folds found"""
+    """Mean cosine between the directions of the folds"""
     tested: Tested
     """The permutation tests"""
-    unseen: Mapping[str, int]
-    """Center → number of folds that score rows of it and train on none"""
 
 
 def held_out(
@@ -66,12 +94,12 @@ def held_out(
     alphas: Floats = ALPHAS,
     splits: Sequence[Split] | None = None,
 ) -> list[NDArray[Any]]:
-    """Return, for each target, the out-of-fold predictions (n,) of a linear vector, no group on both sides.
+    """Return the out-of-fold predictions (n,) of a linear vector for each target.
 
     Parameters
     ----------
     X : (n, d) activations of the targets' rows
-    targets : on the same folds; see :func:`batches`
+    targets : on the same folds; see :func:`conceptkit.probe.targets.batches`
     splits : instead of ``folds`` parts by group
     """
     return held_out_each([X], 1, targets, folds=folds, alphas=alphas, splits=splits)[0]
@@ -86,116 +114,176 @@ def held_out_each(
     alphas: Floats = ALPHAS,
     splits: Sequence[Split] | None = None,
 ) -> list[list[NDArray[Any]]]:
-    """Return what :func:`held_out` does for each of ``count`` matrices (n, d), whose folds share the threads.
-
-    Parameters
-    ----------
-    matrices : taken up one after the other, so that they need not all be in memory
-    """
+    """Return the result of :func:`held_out` for each of ``count`` matrices (n, d), read one after the other."""
     if targets[0].kind == "continuous":
         splits = targets[0].folds(folds) if splits is None else splits
         each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
-    own = [target.folds(folds) if splits is None else splits for target in targets]
+    each_splits = [target.folds(folds) if splits is None else splits for target in targets]
     return [
-        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, own, strict=True)] for X in matrices
+        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, each_splits, strict=True)]
+        for X in matrices
     ]
 
 
 def validate(
-    X: NDArray[Any],
-    targets: Sequence[Target],
-    *,
-    folds: int = 5,
-    alphas: Floats = ALPHAS,
-    n_resamples: int = 2000,
-    permutations: int = 0,
-    controls: bool = False,
-    seed: int = 0,
+    X: NDArray[Any], targets: Sequence[Target], options: Validation | None = None, **changes: Any
 ) -> list[Validated]:
-    """Probe concepts: the held-out score with its interval, and what it has to be read against.
+    """Return the held-out score of each concept with its interval, in-sample scores, controls and tests.
 
     Parameters
     ----------
     X : (n, d) activations of the targets' rows
-    targets : on the same folds; see :func:`batches`
-    folds : parts of the outer cross-validation
-    alphas : penalties to choose from for continuous concepts, and in permutation tests
-    n_resamples : bootstrap resamples of groups for the 95 % interval
-    permutations : of each concept, at the level at which it varies; 0 for no test
-    controls : whether shuffled values and random concepts are scored too
-    seed : of all that is drawn
+    targets : on the same folds; see :func:`conceptkit.probe.targets.batches`
+    changes : fields of :class:`Validation` that differ from ``options``
     """
-    splits = targets[0].folds(folds)
-    unseen = {} if targets[0].centers is None else unseen_levels(targets[0].centers, splits)
-    if targets[0].kind == "continuous":
-        found = validate_continuous(
-            X,
-            targets,
-            splits,
-            folds=folds,
-            alphas=alphas,
-            n_resamples=n_resamples,
-            permutations=permutations,
-            controls=controls,
-            seed=seed,
+    options = dataclasses.replace(options or Validation(), **changes)
+    method = _continuous if targets[0].kind == "continuous" else _categorical
+    return method(X, targets, targets[0].folds(options.folds), options)
+
+
+def _continuous(
+    X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], options: Validation
+) -> list[Validated]:
+    """Validate continuous concepts; each fold's factorisation serves scores, controls, intervals and permutations."""
+    t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
+    alphas, seed = options.alphas, options.seed
+    Y, units = values_of(targets), jackknife_units(clusters)
+    columns, mix = _with_controls(targets, seed) if options.controls else (Y, None)
+    tests = permutation_tests(targets, options.permutations, alphas, seed)
+
+    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        reading = read_fold(basis, split, columns, groups, alphas, mix)
+        own = reading.first(t)
+        weights = basis.weights(own.response.fit(own.alpha).c)
+        return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
+
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
+        response = whole.response(Y)
+        alpha, _ = choose_alpha(response, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
+        return alpha, by_patch, response.fit(alpha).predict(np.arange(len(Y)))
+
+    parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
+    every = columns if mix is None else columns @ mix
+    predicted = np.empty_like(every)
+    for (_, test), part in zip(splits, parts, strict=True):
+        predicted[test] = part[0]
+    alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
+    cosine = mean_cosine([part[2] for part in parts])
+    deleted = np.sum([part[3] for part in parts], axis=0)
+    tested = tests.finish(X, splits, [part[4] for part in parts])
+    shuffled = random = np.full(t, np.nan)
+    if options.controls:
+        scores = np.array([r2(every[:, i], predicted[:, i]) for i in range(t, every.shape[1])])
+        shuffled = scores[: t * SHUFFLES].reshape(t, -1).mean(1)
+        random = scores[t * SHUFFLES :].reshape(t, -1).mean(1)
+    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=seed), by_patch)
+    return [
+        Validated(
+            predicted=predicted[:, i],
+            score=target.score(predicted[:, i]),
+            interval=r2_interval(
+                Y[:, i],
+                predicted[:, i],
+                clusters,
+                deleted[:, i],
+                units,
+                n_columns=X.shape[1],
+                n_resamples=options.n_resamples,
+                seed=seed,
+            ),
+            score_in_sample=target.score(fitted[:, i]),
+            score_patchwise=target.score(patchwise[:, i]),
+            score_shuffled=float(shuffled[i]),
+            score_random_concept=float(random[i]),
+            alpha=float(alpha[i]),
+            alpha_folds=tuple(alpha_folds[:, i].tolist()),
+            cosine=float(cosine[i]),
+            tested=tested[i],
         )
-        return [_of_continuous(found, target, i, unseen) for i, target in enumerate(targets)]
-    each = validate_categorical(
-        X,
-        targets,
-        splits,
-        folds=folds,
-        alphas=alphas,
-        n_resamples=n_resamples,
-        permutations=permutations,
-        controls=controls,
-        seed=seed,
-    )
-    return [_of_categorical(one, target, unseen) for one, target in zip(each, targets, strict=True)]
+        for i, target in enumerate(targets)
+    ]
 
 
-def _of_continuous(found: Continuous, target: Target, i: int, unseen: Mapping[str, int]) -> Validated:
-    interval = found.intervals[i]
-    nan = float("nan")
+def _with_controls(targets: Sequence[Target], seed: int) -> tuple[Floats, Floats]:
+    """Return columns (n, c) and their combinations (c, t'): targets, shuffles of each, random concepts of each.
+
+    The random concepts of all targets are mixtures of the same draws, with weights by intra-class correlation.
+    """
+    shuffled = [shuffled_values(target, SHUFFLES, seed) for target in targets]
+    columns = np.concatenate([values_of(targets), *shuffled, *random_parts(targets[0], RANDOM_CONCEPTS, seed)], axis=1)
+    given = len(targets) * (1 + SHUFFLES)
+    mix = np.zeros((columns.shape[1], given + len(targets) * RANDOM_CONCEPTS))
+    mix[:given, :given] = np.eye(given)
+    for i, target in enumerate(targets):
+        at = given + i * RANDOM_CONCEPTS
+        draws = [np.eye(RANDOM_CONCEPTS) * weight for weight in part_weights(target)]
+        mix[given:, at : at + RANDOM_CONCEPTS] = np.concatenate(draws)
+    return columns, mix
+
+
+def _categorical(
+    X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], options: Validation
+) -> list[Validated]:
+    """Validate categorical concepts by logistic vectors.
+
+    Permutation tests use ridge regression of class indicators: a logistic vector for each permutation would cost a
+    hundred times as much and test the same. The same regression widens the standard errors for the variation of the
+    training groups, by the factor by which refitting enlarges those of its R².
+    """
+    tests = permutation_tests(targets, options.permutations, options.alphas, options.seed)
+    columns = [target.columns for target in targets]
+    at = np.cumsum([0, *(c.shape[1] for c in columns)])
+    Y, groups = np.concatenate(columns, axis=1), targets[0].groups
+    units = jackknife_units(targets[0].clusters)
+
+    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats]:
+        reading = read_fold(basis, split, Y, groups, options.alphas)
+        return reading.predicted, deleted_errors(reading, split, Y, units), tests.in_fold(basis, split)
+
+    parts = each_fold(X, splits, work)
+    predicted = np.empty_like(Y)
+    for (_, test), part in zip(splits, parts, strict=True):
+        predicted[test] = part[0]
+    deleted = np.sum([part[1] for part in parts], axis=0)
+    inflation = [
+        refit_inflation(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
+    ]
+    tested = tests.finish(X, splits, [part[2] for part in parts])
+    return [
+        _classified(X, target, splits, test, ratio, options)
+        for target, test, ratio in zip(targets, tested, inflation, strict=True)
+    ]
+
+
+def _classified(
+    X: NDArray[Any], target: Target, splits: Sequence[Split], tested: Tested, inflation: float, options: Validation
+) -> Validated:
+    y, k, units = target.y.astype(np.intp), target.n_classes, jackknife_units(target.clusters)
+    found = cross_classify(X, target, target.groups, splits)
+    whole = ConceptActivationVector().fit(X, y, target.groups)
+    patchwise = cross_classify(X, target, None, make_folds(len(X), None, options.folds, seed=options.seed))
+    shuffled = random = np.nan
+    if options.controls:
+        shuffled, random = (
+            draws_accuracy(X, draw(target, count, options.seed), k, splits, found.alpha)
+            for draw, count in ((shuffled_values, SHUFFLES), (random_concepts, RANDOM_CONCEPTS))
+        )
     return Validated(
-        predicted=found.predicted[:, i],
-        score=target.score(found.predicted[:, i]),
-        low=interval.low,
-        high=interval.high,
-        interval_note=interval.note,
-        auc=nan,
-        auc_low=nan,
-        auc_high=nan,
-        in_sample=target.score(found.fitted[:, i]),
-        patchwise=target.score(found.patchwise[:, i]),
-        shuffled=float(found.shuffled[i]),
-        random_concept=float(found.random_concept[i]),
-        alpha=float(found.alpha[i]),
-        fold_alphas=tuple(found.fold_alpha[:, i].tolist()),
-        cosine=float(found.cosine[i]),
-        tested=found.tested[i],
-        unseen=unseen,
-    )
-
-
-def _of_categorical(found: Categorical, target: Target, unseen: Mapping[str, int]) -> Validated:
-    return Validated(
-        predicted=found.held_out.predicted,
-        score=target.score(found.held_out.predicted),
-        low=found.interval.low,
-        high=found.interval.high,
-        interval_note=found.interval.note,
-        auc=found.auc,
-        auc_low=found.auc_interval.low,
-        auc_high=found.auc_interval.high,
-        in_sample=target.score(found.fitted),
-        patchwise=target.score(found.patchwise),
-        shuffled=found.shuffled,
-        random_concept=found.random_concept,
-        alpha=found.alpha,
-        fold_alphas=tuple(found.held_out.alpha.tolist()),
-        cosine=found.cosine,
-        tested=found.tested,
-        unseen=unseen,
+        predicted=found.predicted,
+        score=target.score(found.predicted),
+        interval=accuracy_interval(
+            y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
+        ),
+        auc=auc(y, found.scores),
+        auc_interval=auc_interval(y, found.scores, target.clusters, units, inflation=inflation),
+        score_in_sample=target.score(whole.predict(X)),
+        score_patchwise=target.score(patchwise.predicted),
+        score_shuffled=shuffled,
+        score_random_concept=random,
+        alpha=float(whole.alpha_),
+        alpha_folds=tuple(found.alpha.tolist()),
+        cosine=float(mean_cosine(found.vectors).mean()) if len(found.vectors) > 1 else np.nan,
+        tested=tested,
     )
