@@ -244,13 +244,13 @@ def audit(sets):
             value = rng.normal(size=30)
             y = value[groups] if kind == "continuous" else np.where(value > np.median(value), "a", "b")[groups]
             null_target = make_target("c", kind, y.astype(object) if kind == "categorical" else y, groups, seed=k)
-            p.append(read_remnant(X, null_target, reader, permutations=199, n_resamples=20, seed=k).p)
+            p.append(read_remnant(X, null_target, reader, permutations=199, n_resamples=20, seed=k).tested.p)
             if kind == "continuous":
                 some = make_target("c", kind, X[:, 0] + 0.7 * value[groups], groups, seed=k)
                 found = read_remnant(X, some, reader, permutations=0, n_resamples=1000, seed=k)
                 draws = draw_groups(30, n_resamples=1000, seed=k)
                 plain = percentile_interval(r2_resampled(some.y.astype(float), found.predicted, some.clusters, draws))
-                runs.append((found.low, found.high, *plain, found.score))
+                runs.append((found.interval.low, found.interval.high, *plain, found.score))
         covers = ["–", "–"]
         if runs:
             low, high, plain_low, plain_high, score = np.array(runs).T

@@ -326,7 +326,7 @@ def test_the_audit_has_the_interval_of_the_probe():
         target = make_target("c", "continuous", y, groups)
         found = read_remnant(X, target, "linear", permutations=0, n_resamples=400, seed=seed)
         percentile = percentile_interval(r2_resampled(y, found.predicted, groups, draw_groups(14, n_resamples=400)))
-        ours.append((found.low, found.high, found.score))
+        ours.append((found.interval.low, found.interval.high, found.score))
         plain.append((*percentile, found.score))
     low, high, score = np.array(ours).T
     truth = score.mean()
@@ -334,25 +334,27 @@ def test_the_audit_has_the_interval_of_the_probe():
     plain_low, plain_high, _ = np.array(plain).T
     assert covered >= lowest(60, 0.95)
     assert np.mean((plain_low <= truth) & (truth <= plain_high)) < covered  # the control
-    assert "14 groups" in found.note
+    assert "14 groups" in found.interval.note
     [row] = ck.probe_arrays(X, {"c": y}, groups, permutations=0, n_resamples=400, random_state=seed).rows
     again = read_remnant(
         X, dataclasses.replace(target, seed=seed), "linear", permutations=0, n_resamples=400, seed=seed
     )
-    assert (again.score, again.low, again.high) == pytest.approx((row.score, row.score_low, row.score_high), abs=1e-9)
+    assert (again.score, again.interval.low, again.interval.high) == pytest.approx(
+        (row.score, row.score_low, row.score_high), abs=1e-9
+    )
 
 
 def test_the_audits_linear_p_is_that_of_the_probe():
     X, y, groups, centers = in_centers(3)
     target = make_target("c", "continuous", y, groups, centers=centers)
     found = read_remnant(X, target, "linear", permutations=99, n_resamples=20)
-    assert found.p == p_of(X, y, groups, centers=centers).p
+    assert found.tested.p == p_of(X, y, groups, centers=centers).p
 
 
 def test_after_erasure_no_permutation_of_the_linear_probe_differs():
     X, y, groups = two_levels(0, related=True)
     found = read_remnant(X[:, :5], make_target("c", "continuous", y, groups), "linear", erased=True, permutations=99)
-    assert found.p == 1.0
+    assert found.tested.p == 1.0
 
 
 def test_predictions_that_are_not_fitted_again_are_compared_with_twice_the_variance():

@@ -1,8 +1,8 @@
-"""Concept regions: kernel ridge regression for concepts that do not grow along a line."""
+"""Concept regions: kernel ridge regression for concepts that do not increase along a direction."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,18 +15,18 @@ from conceptkit.probe.regression import group_numbers
 from conceptkit.probe.ridge import column_scale
 
 ALPHAS: Floats = np.logspace(-4, 3, 15)
-"""The penalties tried by default, for a kernel whose diagonal is 1."""
+"""Default penalties, for a kernel whose diagonal is 1."""
 
 WIDTHS: Floats = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
-"""The widths tried by default, in units of the median squared distance between rows."""
+"""Default widths, in units of the median squared distance between rows."""
 
 
 class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Kernel ridge regression of a continuous concept on activations: where the concept is high, not along what.
+    """Kernel ridge regression of a continuous concept on activations.
 
     f(x) = b + Σᵢ aᵢ k(xᵢ, x) with k(x, x′) = exp(−‖z − z′‖² / (w·m)), z standardised activations and m the median
-    squared distance between training rows. Width w and penalty are those of least squared error on groups left out one
-    by one, in closed form; the intercept is not penalised.
+    squared distance between training rows. Width w and penalty are chosen by leave-one-group-out error in closed form;
+    the intercept is not penalised.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Parameters
         ----------
         X : (n, d) activations
-        y : (n,) concept values, in the concept's unit
-        groups : (n,) patients or slides, left out whole when width and penalty are chosen; rows one by one without
+        y : (n,) concept values
+        groups : (n,) patients or slides, left out one by one when width and penalty are chosen; ``None``: rows
 
         Raises
         ------
         InputError
-            when all rows are of one group
+            when all rows are in one group
         """
         checked = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]
@@ -79,7 +79,7 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
-        """Return the concept's value (n,) for rows X (n, d), in the concept's unit."""
+        """Return concept values (n,) for rows X (n, d)."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         distances = _squared_distances((A - self.mean_) / self.scale_, self.X_fit_)
@@ -95,7 +95,7 @@ def _squared_distances(A: Floats, B: Floats) -> Floats:
 
 
 def _best(K: Floats, y: Floats, groups: NDArray[np.intp] | None, alphas: Floats) -> tuple[float, float, Floats, float]:
-    """Return the least left-out error, its penalty, and the dual coefficients and intercept at that penalty.
+    """Return the smallest left-out error, its penalty, and the dual coefficients and intercept at that penalty.
 
     In feature space with an unpenalised intercept the fit is ŷ = Hy with H = 11ᵀ/n + CK(CKC + αI)⁻¹C, C = I − 11ᵀ/n,
     and the errors of left-out rows are (I − H_gg)⁻¹ e_g.
@@ -106,9 +106,7 @@ def _best(K: Floats, y: Floats, groups: NDArray[np.intp] | None, alphas: Floats)
     spectrum = np.maximum(spectrum, 0.0)
     mean = float(y.mean())
     moments = U.T @ (y - mean)
-    members: list[Any] = (
-        [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)] if groups is not None else []
-    )
+    members = [] if groups is None else [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
     best: tuple[float, float] = (np.inf, float(alphas[-1]))
     for alpha in np.sort(alphas)[::-1]:  # the larger penalty on a tie
         share = spectrum / (spectrum + alpha)

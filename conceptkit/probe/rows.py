@@ -41,7 +41,7 @@ def check_protocol(protocol: str, adjust: Collection[str], leave_out: object) ->
     given = [name for name, used in (("adjust", len(adjust)), ("leave_out", leave_out is not None)) if used]
     if protocol == "paper" and given:
         raise InputError(
-            f"protocol: {' and '.join(given)} not available with the protocol paper, which scores the rows of its fit; "
+            f"protocol: {' and '.join(given)} not available with `--protocol paper`, which scores the rows of its fit; "
             "use cross-validated."
         )
 
