@@ -225,8 +225,7 @@ def _accuracy_errors(tables: Floats, draws: Resamples, drawn: Floats, n: int) ->
     own_hits, own = np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(-1)  # (g, k)
     influence = sum(weight[:, c, None] * (own_hits[:, c] - recall[:, c, None] * own[:, c]) for c in range(k))  # (R, g)
     score = np.clip(recall_mean(drawn), 0.5 / n, 1 - 0.5 / n)
-    out: Floats = np.sqrt((draws * influence**2).sum(1)) / (score * (1 - score))
-    return out
+    return np.asarray(np.sqrt((draws * influence**2).sum(1)) / (score * (1 - score)))
 
 
 def auc_interval(

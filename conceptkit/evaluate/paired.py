@@ -149,16 +149,14 @@ def _auc_without_each(positive: NDArray[np.bool_], score: Floats, groups: NDArra
     n_negative = (~positive).sum() - np.bincount(groups[~positive], minlength=n_groups)
     won = wins[positive].sum() - np.bincount(groups, weights=wins, minlength=n_groups) + inside
     pairs = n_positive.astype(float) * n_negative
-    out: Floats = np.divide(won, pairs, out=np.full(n_groups, np.nan), where=pairs > 0)
-    return out
+    return np.asarray(np.divide(won, pairs, out=np.full(n_groups, np.nan), where=pairs > 0))
 
 
 def _wins(positive: NDArray[np.bool_], score: Floats) -> Floats:
     """Return the number of negatives (n,) ranked below each row, ties counting one half."""
     negatives = np.sort(score[~positive])
     below, not_above = (np.searchsorted(negatives, score, side=side) for side in ("left", "right"))
-    out: Floats = (below + not_above) / 2.0
-    return out
+    return (below + not_above) / 2.0
 
 
 def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp], strata: NDArray[np.intp]) -> Scored:

@@ -32,8 +32,7 @@ def recall_mean(table: Floats) -> Floats:
     occurring = table.sum(-1) > 0  # (…, k)
     hits = np.diagonal(table, axis1=-2, axis2=-1)
     recall = np.divide(hits, table.sum(-1), out=np.zeros(hits.shape), where=occurring)
-    out: Floats = recall.sum(-1) / np.maximum(occurring.sum(-1), 1)
-    return out
+    return np.asarray(recall.sum(-1) / np.maximum(occurring.sum(-1), 1))
 
 
 def auc(y: NDArray[np.intp], score: Floats) -> float:

@@ -88,8 +88,7 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         """Return the class (n,) of rows X (n, d)."""
         scores = self.decision_function(X)
         codes = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(1)
-        labels: NDArray[Any] = self.classes_[codes]
-        return labels
+        return np.asarray(self.classes_[codes])
 
     def project(self, X: ArrayLike) -> Floats:
         """Return the projection of rows X (n, d) on the unit direction: (n,) for two classes, (n, k) for more."""

@@ -193,8 +193,7 @@ def mean_cosine(vectors: Sequence[Floats]) -> Floats:
     total = np.einsum("dt,dt->t", unit.sum(0), unit.sum(0))
     own = np.einsum("kdt,kdt->t", unit, unit)
     k = len(stacked)
-    out: Floats = (total - own) / (k * (k - 1))
-    return out
+    return np.asarray((total - own) / (k * (k - 1)))
 
 
 def jackknife_units(clusters: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -22,14 +22,12 @@ class Eraser:
 
     def __call__(self, X: Floats) -> Floats:
         """Return the activations (n, d) without linear information on the concept."""
-        out: Floats = self.mean + (X - self.mean) @ self.matrix.T
-        return out
+        return self.mean + (X - self.mean) @ self.matrix.T
 
 
 def indicators(codes: NDArray[np.intp], n_classes: int) -> Floats:
     """Return one indicator column per class (n, n_classes)."""
-    out: Floats = np.eye(n_classes)[codes]
-    return out
+    return np.eye(n_classes)[codes]
 
 
 def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:

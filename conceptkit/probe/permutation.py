@@ -39,8 +39,7 @@ class Orders:
 
     def of(self, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.int32]:
         """Return the row numbers (b, len(rows)) that ``rows`` take their values from."""
-        found: NDArray[np.int32] = self.members[self.starts[rows] + self.places[:, rows]]
-        return found
+        return self.members[self.starts[rows] + self.places[:, rows]]
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ def smallest_p(columns: Floats, permutations: int, groups: NDArray[np.intp] | No
 def p_value(losses: Floats) -> Floats:
     """Return p (t,) of held-out losses (permutations + 1, t): the share that are at most the first, itself included."""
     slack = 1e-5 * np.abs(losses[0])  # permutations that change nothing must count, whatever their rounding
-    out: Floats = (losses <= losses[0] + slack).sum(0) / len(losses)
-    return out
+    return np.asarray((losses <= losses[0] + slack).sum(0) / len(losses))
 
 
 def row_losses(

@@ -83,15 +83,13 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         distances = _squared_distances((A - self.mean_) / self.scale_, self.X_fit_)
-        out: Floats = np.exp(-distances / (self.width_ * self.unit_)) @ self.dual_coef_ + self.intercept_
-        return out
+        return np.exp(-distances / (self.width_ * self.unit_)) @ self.dual_coef_ + self.intercept_
 
 
 def _squared_distances(A: Floats, B: Floats) -> Floats:
     """Return squared distances (n, m) between rows."""
     out = (A * A).sum(1)[:, None] + (B * B).sum(1) - 2.0 * (A @ B.T)
-    distances: Floats = np.maximum(out, 0.0)
-    return distances
+    return np.asarray(np.maximum(out, 0.0))
 
 
 def _best(K: Floats, y: Floats, groups: NDArray[np.intp] | None, alphas: Floats) -> tuple[float, float, Floats, float]:

@@ -78,15 +78,13 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         """Return concept values (n,) or (n, t) for rows X (n, d)."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = A @ self.coef_.T + self.intercept_
-        return out
+        return A @ self.coef_.T + self.intercept_
 
     def project(self, X: ArrayLike) -> Floats:
         """Return projections (n,) or (n, t) of rows X (n, d) on the unit direction, in units of the activations."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = A @ self.direction_.T
-        return out
+        return np.asarray(A @ self.direction_.T)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -142,9 +142,9 @@ def _interval(
     if target.kind == "categorical" or not linear:
         inflation = refit_inflation(target.columns, refits[0], refits[1].sum(1), units)
     if target.kind == "categorical":
-        y = target.y.astype(np.intp)
+        codes = target.y.astype(np.intp)
         return accuracy_interval(
-            y, predicted, units, target.n_classes, inflation=inflation, n_resamples=n_resamples, seed=seed
+            codes, predicted, units, target.n_classes, inflation=inflation, n_resamples=n_resamples, seed=seed
         )
     deleted, y = refits[1][:, 0], target.y.astype(np.float64)
     if not linear:

@@ -45,8 +45,7 @@ def _scale(n: int, mean: Floats, variance: Floats) -> Floats:
     """Return standard deviations, 1 where the variance is rounding error, as scikit-learn's ``StandardScaler``."""
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
-    out: Floats = np.where(constant, 1.0, np.sqrt(variance))
-    return out
+    return np.where(constant, 1.0, np.sqrt(variance))
 
 
 @dataclass(frozen=True)
@@ -211,20 +210,17 @@ class Eigenbasis:
 
     def _moments(self, centred: Floats) -> Floats:
         if self.kernel is not None:
-            dual: Floats = self.coordinates(self.train).T @ centred
-            return dual
+            return self.coordinates(self.train).T @ centred
         # Vᵀ(Zᵀy), not (ZV)ᵀy: this avoids the coordinates of the rows, a product of n × d × d.
         products = np.zeros((self.X.shape[1], centred.shape[1]))
         for at, block in _blocks(self.X, self.train, self.mean):
             products += block.T @ centred[at]
-        out: Floats = self.vectors.T @ (products / self.scale[:, None])
-        return out
+        return self.vectors.T @ (products / self.scale[:, None])
 
     def weights(self, c: Floats) -> Floats:
         """Return coefficients (d, t) in units of the columns of X, of solutions c (r, t) in the eigenbasis."""
         if self.kernel is None:
-            out: Floats = (self.vectors @ c) / self.scale[:, None]
-            return out
+            return (self.vectors @ c) / self.scale[:, None]
         dual = self.vectors @ c  # (n, t)
         out = np.empty((self.X.shape[1], c.shape[1]))
         for at in _column_blocks(self.X):
@@ -283,8 +279,7 @@ class RidgeFit:
         """Return predictions (len(rows), t) for rows of the basis's X."""
         basis = self.basis
         if basis.kernel is not None:
-            dual: Floats = basis.coordinates(rows) @ self.c + self.target_mean
-            return dual
+            return basis.coordinates(rows) @ self.c + self.target_mean
         weights = basis.weights(self.c)  # (d, t): cheaper than the coordinates of the rows
         return _predicted_by(basis.X, rows, basis.mean, weights, self.target_mean)
 

@@ -386,7 +386,7 @@ def _adjusted_fields(X: NDArray[Any], target: Target, asked: Asked) -> dict[str,
 
 def _is_present(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype.kind == "f":
-        return np.isfinite(values)
+        return np.asarray(np.isfinite(values))
     return np.array([v is not None for v in values], dtype=bool)
 
 

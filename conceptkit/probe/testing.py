@@ -107,7 +107,7 @@ def _crossed(inner: NDArray[np.intp], centers: NDArray[np.str_] | None) -> NDArr
     if centers is None:
         return inner
     codes: NDArray[np.intp] = np.unique(centers, return_inverse=True)[1]
-    return np.unique(inner * (int(codes.max()) + 1) + codes, return_inverse=True)[1].astype(np.intp)
+    return np.asarray(np.unique(inner * (int(codes.max()) + 1) + codes, return_inverse=True)[1].astype(np.intp))
 
 
 def _constant(columns: Floats, units: NDArray[np.intp]) -> bool:
