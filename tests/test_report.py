@@ -79,7 +79,7 @@ def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
     assert wording.interval(0.05, math.nan, math.nan) == "0.05"
     assert wording.interval(math.nan, 0.1, 0.2) == "–"
     assert wording.interval(0.0217, -0.0006, 0.0434, signed=True) == "+0.022 [−0.001, 0.043]"
-    assert wording.interval(0.22083, 0.000002, 0.99969) == "0.221 [0.000, 1.000]"  # no more than three decimals
+    assert wording.interval(0.22083, 0.000002, 0.99969) == "0.22 [0.00, 1.00]"  # three decimals would show no more
     assert wording.interval(0.0217, -0.0001, 0.0434, most=5, signed=True) == "+0.0217 [−0.0001, 0.0434]"
     assert wording.interval(0.5, 0.0, 0.9) == "0.50 [0.00, 0.90]"  # an end that is 0
 
