@@ -296,7 +296,7 @@ def test_an_unrelated_concept_lies_within_chance_beside_a_planted_one(kind):
     for seed in range(740_000, 740_000 + sets):
         X, _, other = made(seed, kind=kind)
         [unrelated] = analyse(
-            X, other, rising(X, kind)[None], {"all": np.arange(len(X))}, refits=20, permutations=99
+            X, other, rising(X, kind)[None], {"all": np.arange(len(X))}, refits=10, permutations=39
         ).found
         p.append([unrelated.p, *(score.p for score in unrelated.scores.values())])
         missed.append(abs(unrelated.per_unit) > unrelated.reach)
