@@ -57,9 +57,10 @@ def left_out_error(
     equations instead.
     """
     error = np.zeros((len(alphas), len(response.mean) if mix is None else mix.shape[1]))
-    for _, errors in _each_left_out(response, groups, alphas):
-        errors = errors if mix is None else errors @ mix  # an error is as linear in the target as the fit is
-        error += np.einsum("akt,akt->at", errors, errors)
+    for _, at_each in _each_left_out(response, groups, alphas):
+        for i, errors in enumerate(at_each):
+            mixed = errors if mix is None else errors @ mix  # an error is as linear in the target as the fit is
+            error[i] += np.einsum("kt,kt->t", mixed, mixed)
     return error
 
 
@@ -68,25 +69,25 @@ def deleted_residuals(response: Response, groups: NDArray[np.intp] | None, alpha
     out = np.empty_like(response.centred)
     for value in np.unique(alpha):
         at = np.flatnonzero(alpha == value)
-        for rows, errors in _each_left_out(response.only(at), groups, np.array([value])):
-            out[np.ix_(rows, at)] = errors[0]
+        for rows, at_each in _each_left_out(response.only(at), groups, np.array([value])):
+            out[np.ix_(rows, at)] = next(iter(at_each))
     return out
 
 
 def _each_left_out(
     response: Response, groups: NDArray[np.intp] | None, alphas: Floats
-) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-    """Yield positions in the training part (k,) with their left-out errors (a, k, t), every row once."""
+) -> Iterator[tuple[NDArray[np.intp], Iterator[Floats]]]:
+    """Yield positions in the training part (k,) with their left-out errors (k, t) at each penalty, every row once.
+
+    The errors of one penalty at a time stay in the processor's cache.
+    """
     basis, centred, M = response.basis, response.centred, response.moments
     n, r = len(centred), len(basis.spectrum)
     shrink = 1.0 / (basis.spectrum + alphas[:, None])  # (a, r)
     if groups is None:
         for start in range(0, n, _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, n))
-            A = basis.coordinates(basis.train[rows])
-            leverage = 1.0 / n + (A * A) @ shrink.T  # (k, a)
-            errors = np.stack([centred[rows] - read for read in _readings(A, M, shrink)])
-            yield rows, errors / (1.0 - leverage.T)[:, :, None]
+            yield rows, _single_left_out(basis, centred, M, rows, shrink)
         return
     _, numbers = np.unique(groups, return_inverse=True)
     sizes = np.bincount(numbers)
@@ -121,10 +122,22 @@ def _chunks(sizes: list[int]) -> Iterator[list[int]]:
         yield run
 
 
+def _single_left_out(
+    basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], shrink: Floats
+) -> Iterator[Floats]:
+    """Yield the errors (k, t) of rows that are left out one by one, at each penalty."""
+    A = basis.coordinates(basis.train[rows])
+    rest = 1.0 - (1.0 / len(centred) + (A * A) @ shrink.T)  # (k, a)
+    for i, read in enumerate(_readings(A, M, shrink)):
+        errors = centred[rows] - read
+        errors /= rest[:, i, None]
+        yield errors
+
+
 def _small_left_out(
     basis: Eigenbasis, centred: Floats, M: Floats, members: list[NDArray[np.intp]], shrink: Floats
-) -> Floats:
-    """Return left-out errors (a, k, t) of the groups' rows one after the other, by solving with I − H_gg."""
+) -> Iterator[Floats]:
+    """Yield left-out errors (k, t) of rows group by group at each penalty, by solving with I − H_gg."""
     most = max(len(m) for m in members)
     n, t = centred.shape
     together = np.concatenate(members)
@@ -140,7 +153,6 @@ def _small_left_out(
     # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
     kept = np.eye(most) - np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
     leverage = _leverages(A, np.sqrt(shrink))
-    out = np.empty((len(shrink), len(together), t))
     for i, read in enumerate(_readings(flat, M, shrink)):
         left = centred[together] - read
         if whole:
@@ -148,8 +160,7 @@ def _small_left_out(
         else:
             errors[there] = left
         solved = np.linalg.solve(kept - leverage[i], errors)
-        out[i] = solved.reshape(left.shape) if whole else solved[there]
-    return out
+        yield solved.reshape(left.shape) if whole else solved[there]
 
 
 def _readings(flat: Floats, M: Floats, shrink: Floats) -> Iterator[Floats]:
@@ -181,8 +192,10 @@ def _leverages(A: Floats, roots: Floats) -> Floats:
     return out
 
 
-def _large_left_out(basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], alphas: Floats) -> Floats:
-    """Return left-out errors (a, k, t) of one group by solving the normal equations of the other rows."""
+def _large_left_out(
+    basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], alphas: Floats
+) -> Iterator[Floats]:
+    """Yield left-out errors (k, t) of one group by solving the normal equations of the other rows, at each penalty."""
     from scipy.linalg import cho_factor, cho_solve
 
     A = basis.coordinates(basis.train[rows])
@@ -192,10 +205,8 @@ def _large_left_out(basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray
     gram = np.diag(basis.spectrum) - A.T @ A - np.outer(S, S) / rest
     b = M - A.T @ centred[rows] - np.outer(S, total) / rest
     shifted = A + S / rest
-    out = []
     for alpha in alphas:
         system = gram.copy()
         system.flat[:: len(S) + 1] += alpha
         c = cho_solve(cho_factor(system, overwrite_a=True, check_finite=False), b, check_finite=False)
-        out.append(centred[rows] + total / rest - shifted @ c)
-    return np.stack(out)
+        yield centred[rows] + total / rest - shifted @ c
