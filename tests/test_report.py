@@ -274,6 +274,16 @@ def test_tables_average_over_seeds() -> None:
     assert "±" not in table.shown(guide_tables.main_task_table(guide_record()))["AUC"].iloc[0]
 
 
+def test_the_gain_stands_beside_its_interval_and_the_caption_names_the_estimand() -> None:
+    gain = {"r2_above_baseline": 0.3, "r2_above_baseline_low": 0.11, "r2_above_baseline_high": 0.47}
+    record = probe_record(rows=(probe_row(**gain), probe_row(concept="area")))
+    cells = table.shown(probe_tables.control_table(record))["gain over baselines"]
+    assert cells.tolist() == ["0.30 [0.11, 0.47]", "–"]
+    assert "same centers" not in probe_tables.probe_table(record).caption
+    known = probe_tables.probe_table(dataclasses.replace(record, settings={"center": "center"}))
+    assert "95 % interval for new patients of the same centers" in known.caption
+
+
 def test_the_comparison_pairs_each_concept_with_its_difference() -> None:
     cells = table.shown(guide_tables.comparison_table(guide_record()))
     assert list(cells.columns) == ["concept", "baseline probe", "guided probe", "guided head", "difference", "verdict"]
