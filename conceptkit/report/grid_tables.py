@@ -111,7 +111,7 @@ def concept_table(record: GridRecord) -> Table:
     """Return how well each concept is read from each network (Table 6, held out)."""
     cells = {cell.name: cell for cell in record.cells}
 
-    def mark(values: dict[str, Any]) -> str:
+    def mark(values: dict[Any, Any]) -> str:
         metric = f"{values['reader']}:{values['concept']}"
         d = record.difference(cells[values["cell"]], record.evaluated_on, metric)
         return "" if d is None else difference_mark(d, record.group)
