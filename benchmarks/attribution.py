@@ -2,6 +2,7 @@
 
 python benchmarks/attribution.py redrawn CHECKPOINT    patches drawn again with more or larger nuclei: some minutes
 python benchmarks/attribution.py coverage              simulated derivatives: a minute
+python benchmarks/attribution.py shares [SETS]         intervals of sign count and magnitude: some minutes
 python benchmarks/attribution.py null [SETS]           p of concepts without any relation: some minutes per 400 sets
 """
 
@@ -18,6 +19,7 @@ from conceptkit.attribution.analysis import LEAST_REFITS, analyse
 from conceptkit.attribution.directions import fit_concept, patterns
 from conceptkit.attribution.outputs import Output, choose_outputs
 from conceptkit.attribution.sensitivity import pooled_gradients
+from conceptkit.attribution.tcav import SHARES
 from conceptkit.evaluate.resampling import draw_groups
 from conceptkit.features.activations import read_activations, read_pixels
 from conceptkit.models.checkpoints import open_model
@@ -123,6 +125,53 @@ def coverage(sets: int = 300, width: int = 20) -> None:
         print(f"{groups} groups of {each}, intra-class correlation {icc}: {np.mean(held):.3f}", flush=True)
 
 
+FIRST_SHARES = 520_000
+"""Seed of the first data set of shares, fixed before the first run; data set k has this seed + k"""
+
+
+def shares(sets: str = "300") -> None:
+    """Print how often the intervals of the sign count and the magnitude hold their mean over many data sets.
+
+    The derivative of an image is a step along one direction, upward at the share of the images that is wanted, and
+    noise; the concept is the activation along that direction with noise. The control is share ± t · SD of the refits.
+    """
+    print(f"{'coverage of the intervals of shares (' + sets + ' sets)':<58}{'sign count':>12}{'t · SD':>9}{'true':>7}")
+    for n_groups in (6, 12, 20, 36):
+        for icc in (0.1, 0.7):
+            for offset in (0.0, 0.84, 1.64, 2.33):
+                found = np.array([_shares(FIRST_SHARES + k, n_groups, icc, offset) for k in range(int(sets))])
+                held = []
+                for share, low, high, plain_low, plain_high in np.moveaxis(found, 0, -1):
+                    truth = share.mean()
+                    held.append(
+                        [np.mean((a <= truth) & (truth <= b)) for a, b in ((low, high), (plain_low, plain_high))]
+                    )
+                for name, (ours, plain), share in zip(SHARES, held, found[:, :, 0].mean(0), strict=True):
+                    case = f"{n_groups} groups of 8, intra-class correlation {icc}, {name}"
+                    print(f"{case:<58}{ours:>12.3f}{plain:>9.3f}{share:>7.2f}", flush=True)
+
+
+def _shares(seed: int, n_groups: int, icc: float, offset: float) -> list[tuple[float, ...]]:
+    """Return each share with its interval and that of ± t · SD, for one data set."""
+    rng, of = np.random.default_rng(seed), np.repeat(np.arange(n_groups), 8)
+
+    def drawn(columns: int) -> np.ndarray:
+        shared = rng.normal(size=(n_groups, columns))[of]
+        return np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.normal(size=(len(of), columns))
+
+    X, upward = drawn(6), drawn(1)[:, 0] + offset
+    G = 0.3 * drawn(6)
+    G[:, 0] += upward
+    target = make_target("concept", "continuous", X[:, 0] + 0.5 * drawn(1)[:, 0], np.array([f"P{g}" for g in of]))
+    (found,) = analyse(X, target, G[None], {"all": np.arange(len(X))}, folds=2, permutations=0, seed=seed).found
+    out = []
+    for name in SHARES:
+        one = found.scores[name]
+        reach = student.ppf(0.975, n_groups - 1) * one.refits_sd
+        out.append((one.value, one.low, one.high, one.value - reach, one.value + reach))
+    return out
+
+
 BOUNDS = (0.03, 0.07)
 """Share of p of at most 0.05 that is wanted, where concepts are shuffled as they vary"""
 
@@ -209,4 +258,4 @@ def _print_shares(
 
 
 if __name__ == "__main__":
-    {"redrawn": redrawn, "coverage": coverage, "null": null}[sys.argv[1]](*sys.argv[2:])
+    {"redrawn": redrawn, "coverage": coverage, "shares": shares, "null": null}[sys.argv[1]](*sys.argv[2:])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_study import write_study
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -228,6 +229,21 @@ def test_targets_sets_confounders_and_splits_are_those_asked_for(study, checkpoi
     assert np.isnan(own.per_unit_p)
     assert record.figures == ()
     assert record.settings["split"] == "external"
+
+
+def test_nested_slides_go_through_the_study(table, checkpoint, tmp_path):
+    slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
+    path = write_study(tmp_path / "s", table.assign(block=slides))
+    nested, free = (
+        run(path, checkpoint, tmp_path / name, nested=column, permutations=49, split="external")
+        for name, column in (("nested", "block"), ("free", None))
+    )
+    assert (nested.settings["nested"], free.settings["nested"]) == ("block", None)
+    assert nested.rows[0].per_unit == free.rows[0].per_unit
+    drawn = [(row.scores["mean"].null_low, row.scores["mean"].null_high) for row in (nested.rows[0], free.rows[0])]
+    assert drawn[0] != drawn[1]  # rows are shuffled with their slides
+    with pytest.raises(InputError, match="nested: every unit must lie in one group"):
+        run(path, checkpoint, tmp_path / "refused", nested="center")
 
 
 def test_any_classifier_of_timm_has_numbered_classes(study, tmp_path):

@@ -27,8 +27,10 @@ from conceptkit.probe.remnants import (
 from conceptkit.probe.targets import make_target
 from conceptkit.records import AuditRecord, load_record, to_json
 from conceptkit.records.audit import AuditRow
-from conceptkit.report.audit_tables import audit_tables, audit_verdicts, holm, readers, remnant_table
+from conceptkit.report.audit_tables import PROBES, audit_tables, audit_verdicts, holm, readers, remnant_table
+from conceptkit.report.judging import MARKS
 from conceptkit.report.table import shown
+from conceptkit.report.wording import interval
 
 DRAWS = 80
 """Data sets of the simulation of all probes; each costs 12 small fits"""
@@ -177,6 +179,19 @@ def test_the_record_holds_every_place_and_loads_back(record):
         assert len(shown(table))
 
 
+def test_nested_slides_go_through_the_study(table, checkpoints, tmp_path):
+    slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
+    path = write_study(tmp_path / "s", table.assign(block=slides))
+    options = {"checkpoint": checkpoints / "guided-seed0", "concept": "count", "layers": ["trunk"], "folds": 3}
+    record = ck.Audit(**options, permutations=19, nested="block").run(path, out=tmp_path / "a")
+    assert record.settings["nested"] == "block"
+    tested = [row for row in record.rows if not (row.erased and row.probe == "linear")]
+    assert {row.assumed for row in tested} == {"groups within each center and rows within each nested unit"}
+    assert {row.permuted for row in tested} == {"groups and within"}
+    with pytest.raises(InputError, match="nested: every unit must lie in one group"):
+        ck.Audit(**options, nested="center").run(path, out=tmp_path / "b")
+
+
 def test_the_page_has_a_section_of_it(record, tmp_path):
     page = write_report([record.folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert audit_verdicts(record)[0].text.split(":")[0] in page
@@ -322,15 +337,30 @@ def test_where_nothing_is_left_no_place_is_called_readable():
     assert np.any(single, axis=1).mean() > np.mean(called)
 
 
-def test_the_command_says_the_verdict(checkpoints, study, tmp_path):
-    runner = CliRunner()
+@pytest.mark.parametrize(("permutations", "marks"), [(199, {"●", "○"}), (19, {"○"})])
+def test_the_command_says_the_verdict(checkpoints, study, tmp_path, permutations, marks):
     out = tmp_path / "a"
-    args = ["audit", str(checkpoints / "baseline-seed0"), "--concept", "center", "--layer", "trunk"]
-    args += ["--study", str(study), "--permutations", "19", "--out", str(out)]
-    result = runner.invoke(app, args, catch_exceptions=False)
+    args = ["audit", str(checkpoints / "baseline-seed0"), "--concept", "count", "--layer", "mixed10"]
+    args += ["--study", str(study), "--permutations", str(permutations), "--out", str(out)]
+    result = CliRunner().invoke(app, args, catch_exceptions=False, env={"COLUMNS": "400"})
     assert result.exit_code == 0, result.output
-    assert "decode" in result.output
-    assert (out / "record.json").is_file()
+    record = load_record(out)
+    rows = [row for row in record.rows if not row.erased]
+    by_place = {name: [row for row in rows if row.layer == name] for name in ("mixed10", "logit")}
+    said = {}
+    for name, here in by_place.items():
+        line = next(one for one in result.output.splitlines() if one[:1] in MARKS.values() and name in one)
+        said[name] = line[0]
+        # By the numbers of the record: Holm over the three probes, the interval above chance, enough groups.
+        sure = [r for r, p in zip(here, holm([r.p for r in here]), strict=True) if p < 0.05 and r.low > r.chance]
+        best = max(sure or here, key=lambda row: row.score)
+        assert line[0] == ("●" if sure else "○")
+        assert f"R² = {interval(best.score, best.low, best.high)} ({PROBES[best.probe]} probe), chance 0.00" in line
+    assert set(said.values()) == marks  # 19 permutations reach no p below 0.05 over three probes
+    table = [re.split(r"\s*[│┃|]\s*", line.strip(" │┃")) for line in result.output.splitlines()]
+    for row in rows:
+        cells = next(one for one in table if one[:2] == [row.layer, PROBES[row.probe]])
+        assert cells[2:4] == [interval(row.score, row.low, row.high), f"{row.p:.4f}"]
 
 
 MISTAKES = {

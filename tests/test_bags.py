@@ -231,6 +231,10 @@ def test_the_record_loads_back_and_is_shown(record):
     assert loaded.scores == record.scores
     for table in bag_tables(record):
         assert len(shown(table))
+    marks = bag_tables(record)[0].frame
+    sure = (marks["AUC low"] > 0.5) & (marks["groups"] >= 10)
+    assert sure.any()
+    assert marks["verdict"].tolist() == ["established" if one else "open" for one in sure]
     assert any("baseline (seed 0) attends" in verdict.text for verdict in bag_verdicts(record))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +292,22 @@ def test_a_run_against_its_own_double_differs_by_nothing(made):
     for d in paired_differences([base, same], plan, reading):
         assert (d.low, d.mean, d.high) == pytest.approx((0, 0, 0), abs=1e-12)
     assert any(d.mean for d in paired_differences([base, other], plan, reading))  # the control
+
+
+def test_a_difference_of_r2_has_no_interval_where_one_r2_says_nothing(made):
+    _, _, plan, _ = made
+    reading = reading_of(made)
+    base, other = pair(made, reading)
+    known = found(paired_differences([base, other], plan, reading))["internal", "probe:count"]
+    thrown = other.fresh["probe:count"].copy()
+    thrown[0] += 100 * np.ptp(thrown)  # one patient's prediction is far off
+    wild = dataclasses.replace(other, fresh={**other.fresh, "probe:count": thrown})
+    d = found(paired_differences([base, wild], plan, reading))
+    assert d["internal", "probe:count"].mean < -10
+    assert math.isnan(d["internal", "probe:count"].low)
+    assert math.isnan(d["internal", "probe:count"].high)
+    assert math.isfinite(known.low)  # the control
+    assert math.isfinite(d["internal", "linear:center"].low)
 
 
 def test_intervals_leave_out_patients_and_pair_the_runs(made):

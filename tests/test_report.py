@@ -78,7 +78,9 @@ def test_rounding_moves_no_end_of_an_interval_onto_zero() -> None:
     assert wording.interval(0.05, 0.002, 0.08) == "0.050 [0.002, 0.080]"
     assert wording.interval(0.05, math.nan, math.nan) == "0.05"
     assert wording.interval(math.nan, 0.1, 0.2) == "–"
-    assert wording.interval(0.0217, -0.0001, 0.0434, signed=True) == "+0.0217 [−0.0001, 0.0434]"
+    assert wording.interval(0.0217, -0.0006, 0.0434, signed=True) == "+0.022 [−0.001, 0.043]"
+    assert wording.interval(0.22083, 0.000002, 0.99969) == "0.22 [0.00, 1.00]"  # three decimals would show no more
+    assert wording.interval(0.0217, -0.0001, 0.0434, most=5, signed=True) == "+0.0217 [−0.0001, 0.0434]"
     assert wording.interval(0.5, 0.0, 0.9) == "0.50 [0.00, 0.90]"  # an end that is 0
 
 
@@ -272,12 +274,22 @@ def test_tables_average_over_seeds() -> None:
     assert "±" not in table.shown(guide_tables.main_task_table(guide_record()))["AUC"].iloc[0]
 
 
+def test_the_gain_stands_beside_its_interval_and_the_caption_names_the_estimand() -> None:
+    gain = {"r2_above_baseline": 0.3, "r2_above_baseline_low": 0.11, "r2_above_baseline_high": 0.47}
+    record = probe_record(rows=(probe_row(**gain), probe_row(concept="area")))
+    cells = table.shown(probe_tables.control_table(record))["gain over baselines"]
+    assert cells.tolist() == ["0.30 [0.11, 0.47]", "–"]
+    assert "same centers" not in probe_tables.probe_table(record).caption
+    known = probe_tables.probe_table(dataclasses.replace(record, settings={"center": "center"}))
+    assert "95 % interval for new patients of the same centers" in known.caption
+
+
 def test_the_comparison_pairs_each_concept_with_its_difference() -> None:
     cells = table.shown(guide_tables.comparison_table(guide_record()))
-    assert list(cells.columns) == ["concept", "baseline probe", "guided probe", "guided head", "difference"]
+    assert list(cells.columns) == ["concept", "baseline probe", "guided probe", "guided head", "difference", "verdict"]
     assert cells.to_numpy().tolist() == [
-        ["count", "0.66", "0.71", "0.72", "+0.05 [0.02, 0.08]"],
-        ["area (µm²)", "0.50", "0.50", "0.48", "+0.01 [−0.02, 0.04]"],
+        ["count", "0.66", "0.71", "0.72", "+0.05 [0.02, 0.08]", "established"],
+        ["area (µm²)", "0.50", "0.50", "0.48", "+0.01 [−0.02, 0.04]", "open"],
     ]
 
 
@@ -286,6 +298,7 @@ def test_a_grid_of_runs_gets_a_row_each() -> None:
     cells = table.shown(guide_tables.comparison_table(record))
     assert cells["run"].tolist() == ["guided", "count+center"] * 2
     assert cells["difference"].tolist()[1] == "–"
+    assert cells["verdict"].tolist() == ["established", "–", "open", "–"]
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from report_records import Read, grid_record, guide_run, saved, write_context, write_embeddings
+from report_records import Read, difference, grid_record, guide_run, saved, write_context, write_embeddings
 
 from conceptkit.records import PredictivityRecord
 from conceptkit.records.grid import GridCell
@@ -62,6 +62,16 @@ def test_a_grid_says_how_many_gained_and_what_the_control_gained() -> None:
     assert "control random (random target) shows no clear change of the AUC on internal: +0.020" in texts[1]
     assert texts[-1] == "1 of the grid's networks gave no result."
     assert grid_verdicts(grid_record(differences=(), failed={}))[0].mark == "open"
+
+
+def test_concepts_read_from_a_network_have_the_verdict_of_their_difference() -> None:
+    found = tuple(
+        dataclasses.replace(difference("probe:count", mean, n_groups=n), run=cell, against="1 vanilla")
+        for cell, mean, n in (("3 vanilla", 0.05, 23), ("5 vanilla", 0.01, 23), ("random", 0.05, 9))
+    )
+    frame = next(t for t in grid_tables(grid_record(differences=found)) if t.name == "table6").frame
+    read = frame[(frame.concept == "count") & (frame.reader == "linear probe")].set_index("network")["verdict"]
+    assert read.to_dict() == {"1 vanilla": "", "3 vanilla": "established", "5 vanilla": "open", "random": "open"}
 
 
 def test_no_table_of_a_grid_shows_nan() -> None:

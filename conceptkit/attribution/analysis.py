@@ -144,7 +144,7 @@ def analyse(
         score_low=read.interval.low,
         score_high=read.interval.high,
         score_note=read.interval.note,
-        permuted=level_of(target).name,
+        permuted=level_of(target).permuted,
         refits=len(kept),
         cosines=cosines,
         found=found,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conceptkit.attribution.directions import Orders
 from conceptkit.attribution.tcav import SCORES
@@ -15,25 +16,29 @@ from conceptkit.probe.testing import blocks_between, blocks_within
 def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
     """Shuffle a concept at the level at which it varies (see :func:`conceptkit.probe.permutation.level_of`).
 
-    Without groups rows change places. A concept that varies within groups alone is shuffled inside each. Otherwise
-    groups change places, and the rows inside them too: a group is given the values of another one, repeated where that
-    is smaller, so that patches resemble those of their patient as much as before. Rows and groups change places within
-    their centers where these are known and the concept varies within any.
+    Without groups rows change places. A concept that varies within groups alone is shuffled inside each: rows within
+    the nested units, or whole nested units where it is constant in each of them. Otherwise groups change places, and
+    the nested units and rows inside them too: a group is given the values of another one, repeated where that is
+    smaller, so that patches resemble those of their patient and slide as much as before. Rows and groups change places
+    within their centers where these are known and the concept varies within any.
 
     Returns
     -------
     (draws, n) the row that each row takes its value from; a draw in which a class does not occur is drawn again
     """
     rng = np.random.default_rng([seed, 3])
-    level = level_of(target).name
-    blocks = blocks_between(target) if level == "groups" else blocks_within(target)
-    cells = np.zeros(len(target.y), dtype=np.intp) if blocks.strata is None else blocks.strata
-    clusters = target.clusters if level == "groups" or blocks.units is not None else cells
-    strata = np.arange(int(clusters.max()) + 1)
-    if level == "groups":
-        strata = np.zeros_like(strata) if blocks.strata is None else blocks.strata
-    members = [np.flatnonzero(clusters == g) for g in range(len(strata))]
-    out = np.empty((draws, len(target.y)), dtype=np.intp)
+    whole = level_of(target).name == "groups"
+    blocks = blocks_between(target) if whole else blocks_within(target)
+    n = len(target.y)
+    if blocks.units is not None:
+        units = blocks.units
+        strata = np.zeros(int(units.max()) + 1, dtype=np.intp) if blocks.strata is None else blocks.strata
+    else:  # rows change places within the strata: each of these is a unit that takes its own values
+        units = np.zeros(n, dtype=np.intp) if blocks.strata is None else blocks.strata
+        strata = np.arange(int(units.max()) + 1)
+    inner = target.nested if whole and target.nested is not None else units
+    members = [_split(np.flatnonzero(units == unit), inner) for unit in range(len(strata))]
+    out = np.empty((draws, n), dtype=np.intp)
     for order in out:
         while True:
             source = np.arange(len(members))
@@ -41,10 +46,21 @@ def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
                 at = np.flatnonzero(strata == stratum)
                 source[at] = rng.permutation(at)
             for own, other in zip(members, source, strict=True):
-                order[own] = np.resize(rng.permutation(members[other]), len(own))
+                for rows, given in zip(own, _taken(members[other], len(own), rng), strict=True):
+                    order[rows] = np.resize(rng.permutation(given), len(rows))
             if len(np.unique(target.y[order])) >= max(2, target.n_classes):
                 break
     return out
+
+
+def _split(rows: NDArray[np.intp], inner: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Return rows (n,) by their inner unit."""
+    return [rows[inner[rows] == unit] for unit in np.unique(inner[rows])]
+
+
+def _taken(parts: list[NDArray[np.intp]], count: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """Return ``count`` of the parts of a unit in another order, repeated where there are fewer."""
+    return [parts[i] for i in np.resize(rng.permutation(len(parts)), count)] if count > 1 or len(parts) > 1 else parts
 
 
 def score_all(S: Floats, r2: Floats | float) -> dict[str, Floats]:

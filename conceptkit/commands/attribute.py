@@ -142,6 +142,7 @@ def attribute(
             targets=[output.name for output in outputs],
             among=list(plan.among),
             split=plan.split,
+            center=center_column(plan.table, None),
             device=str(device),
         ),
         rows=_with_q(found),

@@ -205,6 +205,7 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         p_between=tested.p_between if math.isfinite(tested.p_between) else None,
         p_within=tested.p_within if math.isfinite(tested.p_within) else None,
         decided_by=tested.decided_by,
+        assumed=tested.assumed,
     )
 
 

@@ -15,6 +15,7 @@ from conceptkit.evaluate.paired import (
     PairedInterval,
     Scored,
     auc_within,
+    estimable,
     paired_interval,
     scored_auc,
     scored_auc_within,
@@ -312,8 +313,16 @@ def paired_differences(
             if not all((split, metric) in one for pair in both for one in pair):
                 continue
             first, second = ([pair[k][split, metric] for pair in both] for k in (0, 1))
-            found.append(_difference(name, against, split, metric, paired_interval(first, second)))
+            paired = paired_interval(first, second)
+            paired = estimable(paired) if _is_r2(metric, reading) else paired
+            found.append(_difference(name, against, split, metric, paired))
     return found
+
+
+def _is_r2(metric: str, reading: Reading) -> bool:
+    concept = metric.partition(":")[2]
+    target = reading.concepts.get(concept) or reading.leaks.get(concept)
+    return target is not None and target.kind == "continuous"
 
 
 def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list[tuple[TrainedRun, TrainedRun]]:

@@ -96,7 +96,7 @@ class AttributeRow:
     zero_gradients: int
     """Images at which the output does not change with the layer at all."""
     permuted: str
-    """At which level values were shuffled: ``rows``, ``within`` groups, or whole ``groups``."""
+    """At which level values were shuffled: ``rows``, ``within`` groups, whole ``groups``, or ``groups and within``."""
     permutations: int
     refits: int
     """Resamples on which vector and pattern could be fitted again."""

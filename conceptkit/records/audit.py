@@ -37,7 +37,7 @@ class AuditRow:
     p: float
     """Permutation p of all tests of the row: the one test, or twice the smaller of ``p_between`` and ``p_within``."""
     permuted: str
-    """At which level values were permuted: ``rows``, ``within`` groups, or whole ``groups``."""
+    """At which level values were permuted: ``rows``, ``within`` groups, whole ``groups``, or ``groups and within``."""
     interval_note: str | None = None
     p_between: float | None = None
     """Permutation p on group means, whole groups permuted; ``None`` where values vary within groups only."""
@@ -45,6 +45,8 @@ class AuditRow:
     """Permutation p within groups, of a concept that varies at both levels."""
     decided_by: str | None = None
     """The test with the smaller p: ``between``, ``within`` or ``rows``."""
+    assumed: str | None = None
+    """What the tests take as exchangeable."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,8 @@ class ProbeRow:
     icc: float | None = None
     """Intra-class correlation of the concept; ``None`` without groups."""
     permuted: str | None = None
-    """At which level values were permuted for ``p``: ``rows``, ``within`` groups, or whole ``groups``."""
+    """At which level values were permuted for ``p``: ``rows``, ``within`` groups, whole ``groups``,
+    or ``groups and within``."""
     permutations: int = 0
     p: float | None = None
     """Permutation p of all tests of the row: the test at that level, or twice the smaller of ``p_between`` and

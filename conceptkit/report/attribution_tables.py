@@ -20,6 +20,9 @@ from conceptkit.report.table import Table, tidy
 from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
 
+_MOST_DIGITS = 5
+"""Decimals of a change, which has the output's unit and may be small"""
+
 
 def concept_name(row: AttributeRow) -> str:
     """Return the concept, with the class that is meant of a categorical one."""
@@ -85,6 +88,7 @@ def change_table(record: AttributeRecord) -> Table:
         "at least as large a change; q: adjusted for everything attributed. Decoded: held-out score of the concept at "
         "the layer, with its 95 % interval.",
         frame=tidy(rows, [c for c in columns if c not in dropped]),
+        most_digits=_MOST_DIGITS,
     )
 
 
@@ -225,7 +229,8 @@ def judge_change(row: AttributeRow, group: str | None) -> Verdict:
     mark = mark_of(side, significant, few=few, sought=("above", "below"))
     hardly = _is_hardly_read(row, group)
     mark = "associated" if mark == "established" and hardly else mark
-    size = interval(row.per_unit * step, row.per_unit_low * step, row.per_unit_high * step, signed=True)
+    ends = (row.per_unit * step, row.per_unit_low * step, row.per_unit_high * step)
+    size = interval(*ends, most=_MOST_DIGITS, signed=True)
     by = f"{step_name(row)} of {row.concept}" if row.concept_class is None else f"going from the others to {name}"
     basis = f"{row.n_groups} {groups_word(group, row.n_groups)}" if group else f"{row.n} images"
     held = f" with {', '.join(row.adjusted_for)} held fixed" if row.adjusted_for else ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from conceptkit.records.audit import AuditRecord, AuditRow
 from conceptkit.report.judging import (
+    MARKS,
     Mark,
     Verdict,
     are_few,
@@ -166,10 +167,12 @@ def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
     rows = _places(record, layer)
     if not rows:
         return None
-    found = [(row, p) for row, p in rows if judge_audit(row, p, record.group) != "open"]
-    # The size is that of a probe that decodes the concept, where there is one.
-    best, p = max(found or rows, key=lambda pair: _sortable(pair[0].score))
-    mark = judge_audit(best, p, record.group)
+    strength = list(MARKS)
+    marks = [judge_audit(row, p, record.group) for row, p in rows]
+    # The probe with the strongest evidence, as for the layers of ``probe``.
+    mark, (best, p) = max(
+        zip(marks, rows, strict=True), key=lambda one: (-strength.index(one[0]), _sortable(one[1][0].score))
+    )
     still = "still " if record.discouraged else ""
     size = (
         f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({PROBES[best.probe]} probe), "

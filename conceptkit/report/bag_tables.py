@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conceptkit.records.bags import AttentionScore, BagsRecord
-from conceptkit.report.judging import Verdict, are_few, few_words, mark_of, side_of
+from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
+from conceptkit.report.judging import Mark, Verdict, are_few, few_words, mark_of, side_of
 from conceptkit.report.table import Table, tidy
 from conceptkit.report.tables import tables
 from conceptkit.report.verdicts import guide_verdicts
@@ -28,6 +28,7 @@ def score_table(record: BagsRecord) -> Table:
             "AUC high": one.high,
             "bags": one.n,
             "groups": one.n_groups,
+            "verdict": auc_mark(one, record.group),
         }
         for one in record.scores
     ]
@@ -36,8 +37,9 @@ def score_table(record: BagsRecord) -> Table:
         name="bags",
         title=f"Main task of bags by {record.by}",
         caption=f"Label: {record.label_rule}. AUC with a 95 % interval by {groups_word(record.group)} (jackknife on "
-        f"its logit), of one network each. A bag has {least} to {most} patches, {median:g} in the median.",
-        frame=tidy(rows, ["split", "run", "seed", "AUC", "AUC low", "AUC high", "bags", "groups"]),
+        f"its logit), of one network each. Verdict: whether the interval excludes 0.5. A bag has {least} to {most} "
+        f"patches, {median:g} in the median.",
+        frame=tidy(rows, ["split", "run", "seed", "AUC", "AUC low", "AUC high", "bags", "groups", "verdict"]),
     )
 
 
@@ -82,10 +84,15 @@ def _positive(record: BagsRecord) -> str:
     return str(record.settings.get("positive") or "positive")
 
 
+def auc_mark(one: BagScore | AttentionScore, group: str | None) -> Mark:
+    """Return what an AUC shows by its interval."""
+    return mark_of(side_of(one.auc, one.low, one.high, 0.5), None, few=are_few(one.n_groups, group))
+
+
 def judge_attention(one: AttentionScore, group: str | None, positive: str = "positive") -> Verdict:
     """Return whether a network attends to the patches that make a bag positive, of the class ``positive``."""
     few, side = are_few(one.n_groups, group), side_of(one.auc, one.low, one.high, 0.5)
-    mark = mark_of(side, None, few=few)
+    mark = auc_mark(one, group)
     who = f"{one.run} (seed {one.seed})"
     answer = f"{who} attends" if mark == "established" else f"Open whether {who} attends"
     size = interval(one.auc, one.low, one.high) + {"below": ", below chance"}.get(side, "")

@@ -109,6 +109,13 @@ def metric_table(record: GridRecord) -> Table:
 
 def concept_table(record: GridRecord) -> Table:
     """Return how well each concept is read from each network (Table 6, held out)."""
+    cells = {cell.name: cell for cell in record.cells}
+
+    def mark(values: dict[Any, Any]) -> str:
+        metric = f"{values['reader']}:{values['concept']}"
+        d = record.difference(cells[values["cell"]], record.evaluated_on, metric)
+        return "" if d is None else difference_mark(d, record.group)
+
     rows: list[dict[str, object]] = [
         {
             "concept": with_unit(str(values["concept"]), record.units),
@@ -120,6 +127,7 @@ def concept_table(record: GridRecord) -> Table:
             "difference": _number(values["difference"]),
             "difference low": _number(values["difference low"]),
             "difference high": _number(values["difference high"]),
+            "verdict": mark(values),
             "chance": _number(values["chance"]),
         }
         for values in record.table6().to_dict("records")
@@ -128,8 +136,8 @@ def concept_table(record: GridRecord) -> Table:
         name="table6",
         title="Concepts read from each network",
         caption=f"Held out, by {groups_word(record.group)}, on {record.evaluated_on}; R² of continuous, balanced "
-        "accuracy of categorical concepts. Difference: paired, to the single task of the same weighting. The paper's "
-        "Table 6 is fitted and scored on the same rows.",
+        "accuracy of categorical concepts. Difference: paired, to the single task of the same weighting, with its "
+        "verdict. The paper's Table 6 is fitted and scored on the same rows.",
         frame=tidy(rows, list(rows[0]) if rows else ["concept", "network", "score"]),
     )
 

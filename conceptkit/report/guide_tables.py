@@ -32,15 +32,16 @@ def comparison_table(record: GuideRecord) -> Table:
             row["difference"], row["difference low"], row["difference high"] = (
                 (d.mean, d.low, d.high) if d else (math.nan, math.nan, math.nan)
             )
+            row["verdict"] = difference_mark(d, record.group) if d else ""
             rows.append(row)
-    columns = list(rows[0]) if rows else ["concept", "run", before, probe, head, "difference"]
+    columns = list(rows[0]) if rows else ["concept", "run", before, probe, head, "difference", "verdict"]
     return Table(
         name="concepts",
         title="Encouraged concepts, before and after",
         caption=f"Held-out scores on {record.evaluated_on}: R² for continuous concepts, balanced accuracy for "
         "categorical ones. Probe: a fresh linear probe on the frozen network; head: the network's own output. "
         f"Mean{_seeds_words(record)}. Difference: probe, paired over the same rows, with a 95 % interval "
-        f"over {groups_word(record.group)}.",
+        f"over {groups_word(record.group)}. Verdict: of the difference.",
         frame=tidy(rows, [c for c in columns if not (single and c == "run")]),
     )
 

@@ -68,13 +68,14 @@ def probe_table(record: ProbeRecord) -> Table:
     split = (
         f"no {groups_word(record.group, 1)} on both sides of a fold" if record.group else "rows taken as independent"
     )
+    same = " of the same centers" if record.settings.get("center") or record.settings.get("centers") else ""
     return Table(
         name="probe",
         title="What each layer encodes of each concept",
-        caption=f"Held out: pooled out-of-fold predictions, {split}, with a 95 % interval over "
-        f"{groups_word(record.group)}.{of} Verdict: established (the interval excludes chance, the test agrees, no "
-        "control reaches the interval), associated (a relation of unknown size or source) or open. Random network: the "
-        "same architecture, randomly initialised. Training fit (in sample)"
+        caption=f"Held out: pooled out-of-fold predictions, {split}, with a 95 % interval for new "
+        f"{groups_word(record.group)}{same}.{of} Verdict: established (the interval excludes chance, the test agrees, "
+        "no control reaches the interval), associated (a relation of unknown size or source) or open. Random network: "
+        "the same architecture, randomly initialised. Training fit (in sample)"
         f"{' and random split (patients mixed)' if record.group else ''}: for comparison only; they do not describe "
         f"new {groups_word(record.group)}. Each has its own penalty, so the training fit may be the lower one. "
         "Alpha: ridge penalty of the vector fitted on all rows.",
@@ -94,6 +95,8 @@ def control_table(record: ProbeRecord) -> Table:
             "concept": r.concept,
             "pixels": as_float(r.score_pixels),
             "gain over baselines": as_float(r.r2_above_baseline),
+            "gain over baselines low": as_float(r.r2_above_baseline_low),
+            "gain over baselines high": as_float(r.r2_above_baseline_high),
             "random concepts": as_float(r.score_random_concept),
             "selectivity": as_float(r.selectivity),
             "shuffled": as_float(r.score_shuffled),
@@ -115,8 +118,9 @@ def control_table(record: ProbeRecord) -> Table:
         name="controls",
         title="Controls and baselines",
         caption="Pixels: raw pixel and colour statistics, by the same procedure. Gain over baselines: the score minus "
-        "the best of chance, random network and pixels. Random concepts have the concept's intra-class correlation "
-        "(ICC) and no meaning; selectivity compares the score with theirs. Shuffled: the concept's own values in "
+        "the best of chance, random network and pixels, with a 95 % interval (paired; the lowest of each end over the "
+        "baselines). Random concepts have the concept's intra-class correlation (ICC) and no meaning; selectivity: the "
+        "score minus the larger of theirs and chance. Shuffled: the concept's own values in "
         "another order. p tests whether there is any relation, by permutations at the level at which the concept "
         "varies (permuted; p within: inside groups). The interval describes its size on other groups, so it may cover "
         "0 beside a small p: the verdict is then associated. Least p is the smallest possible p; q is p adjusted for "

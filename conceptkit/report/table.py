@@ -24,6 +24,8 @@ class Table:
     """Numbers as numbers. Columns ``x low`` and ``x high`` are the 95 % interval of ``x``, ``x sd`` its spread."""
     digits: int = 2
     """Decimals shown."""
+    most_digits: int = 3
+    """Decimals of an interval where fewer would move an end onto 0."""
     unshown: frozenset[str] = frozenset()
     """Columns for files alone: the same in every row, so that the caption says them once."""
 
@@ -40,7 +42,7 @@ def shown(table: Table) -> pd.DataFrame:
         if f"{column} low" in frame:
             ends = zip(values, frame[f"{column} low"].tolist(), frame[f"{column} high"].tolist(), strict=True)
             signed = column.startswith("difference")
-            return [interval(*end, digits=digits, signed=signed) for end in ends]
+            return [interval(*end, digits=digits, most=table.most_digits, signed=signed) for end in ends]
         if f"{column} sd" in frame:
             spreads = [number(sd, digits=digits) for sd in frame[f"{column} sd"].tolist()]
             texts = [number(v, digits=digits) for v in values]

@@ -20,14 +20,15 @@ def number(value: object, *, digits: int = 2, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(value: object, low: object, high: object, *, digits: int = 2, signed: bool = False) -> str:
-    """Return ``value [low, high]``, with more decimals, up to three, where rounding would move an end onto 0."""
+def interval(value: object, low: object, high: object, *, digits: int = 2, most: int = 3, signed: bool = False) -> str:
+    """Return ``value [low, high]``, with more decimals, at most ``most``, where they keep an end from rounding to 0."""
     if not is_finite(value):
         return MISSING
     if not (is_finite(low) or is_finite(high)):
         return number(value, digits=digits, signed=signed)
-    sizes = [abs(as_float(end)) for end in (low, high) if is_finite(end) and end != 0]
-    digits = next((d for d in range(digits, digits + 3) if all(size >= 0.5 * 10**-d for size in sizes)), digits + 3)
+    sizes = [abs(as_float(end)) for end in (low, high) if is_finite(end)]
+    sizes = [size for size in sizes if size >= 0.5 * 10**-most]
+    digits = next((d for d in range(digits, most) if all(size >= 0.5 * 10**-d for size in sizes)), max(digits, most))
     return (
         f"{number(value, digits=digits, signed=signed)} [{number(low, digits=digits)}, {number(high, digits=digits)}]"
     )
