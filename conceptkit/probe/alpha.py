@@ -42,9 +42,13 @@ def choose_alpha(
         when all rows are in one group
     """
     error = left_out_error(response, groups, alphas, mix)
+    return best_alpha(alphas, error), error
+
+
+def best_alpha(alphas: Floats, error: Floats) -> Floats:
+    """Return the penalties (…) with the smallest error (a, …), the larger one on a tie."""
     order = np.argsort(-alphas, kind="stable")
-    chosen: Floats = alphas[order][error[order].argmin(0)]
-    return chosen, error
+    return np.asarray(alphas[order][error[order].argmin(0)])
 
 
 def left_out_error(

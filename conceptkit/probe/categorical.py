@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats, balanced_accuracy
-from conceptkit.probe.crossfit import each_fold
+from conceptkit.probe.crossfit import each_fold, pooled
 from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.ridge import Eigenbasis, Split
 from conceptkit.probe.targets import Target
@@ -24,14 +24,10 @@ INNER_FOLDS = 3
 class CrossClassified:
     """Out-of-fold classification of one target."""
 
-    predicted: NDArray[np.intp]
-    """(n,) class numbers"""
-    scores: Floats
-    """(n,) for two classes, (n, k) for more"""
-    alpha: Floats
-    """(folds,) penalties"""
-    vectors: list[Floats]
-    """(d, m) of each fold with all classes in its training part"""
+    predicted: NDArray[np.intp]  # (n,) class numbers
+    scores: Floats  # (n,) for two classes, (n, k) for more
+    alpha: Floats  # (folds,) penalties
+    vectors: list[Floats]  # (d, m) of each fold with all classes in its training part
 
 
 def cross_classify(
@@ -54,9 +50,7 @@ def cross_classify(
         return _classify(basis, split, y, k, None if groups is None else groups[split[0]], target.name)
 
     parts = each_fold(X, splits, work)
-    scores = np.empty((len(y), k))
-    for (_, test), part in zip(splits, parts, strict=True):
-        scores[test] = part[0]
+    scores = pooled(splits, [part[0] for part in parts])
     return CrossClassified(
         predicted=scores.argmax(1),
         scores=scores[:, 1] - scores[:, 0] if k == 2 else scores,
@@ -102,7 +96,5 @@ def draws_accuracy(X: NDArray[Any], draws: NDArray[Any], k: int, splits: Sequenc
         decision = (rows @ weights + intercept).reshape(len(test), codes.shape[1], -1)
         return (decision[:, :, 0] > 0).astype(np.intp) if k == 2 else decision.argmax(2)
 
-    predicted = np.empty_like(codes)
-    for (_, test), part in zip(splits, each_fold(X, splits, work), strict=True):
-        predicted[test] = part
+    predicted = pooled(splits, each_fold(X, splits, work))
     return float(np.mean([balanced_accuracy(codes[:, i], predicted[:, i], k) for i in range(codes.shape[1])]))

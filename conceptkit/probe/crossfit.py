@@ -75,11 +75,15 @@ def _fold_jobs(
         yield functools.partial(one, split, of_split)
 
 
+def _basis_jobs(
+    X: NDArray[Any], splits: Sequence[Split], parts: Sequence[Moments] | None, work: Callable[[Eigenbasis, Split], T]
+) -> Iterator[Callable[[], T]]:
+    return _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
+
+
 def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
     """Return ``work(basis, split)`` for each fold, with ``basis`` the factorised training part."""
-    parts = part_moments(X, splits)
-    jobs = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
-    return _in_threads(jobs, len(splits))
+    return _in_threads(_basis_jobs(X, splits, part_moments(X, splits), work), len(splits))
 
 
 def each_fold_and_all(
@@ -90,10 +94,17 @@ def each_fold_and_all(
 ) -> tuple[list[T], U]:
     """Return the result of :func:`each_fold`, and ``of_all(basis)`` for all rows, computed in parallel with it."""
     parts = part_moments(X, splits)
-    folds = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
     last: list[Callable[[], Any]] = [lambda: of_all(factorise(X, moments=None if parts is None else gathered(parts)))]
-    *each, whole = _in_threads(itertools.chain(folds, last), len(splits) + 1)
+    *each, whole = _in_threads(itertools.chain(_basis_jobs(X, splits, parts, work), last), len(splits) + 1)
     return each, whole
+
+
+def pooled(splits: Sequence[Split], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return out-of-fold values (n, …) in the order of rows, given those of each held-out part."""
+    out = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for (_, test), part in zip(splits, parts, strict=True):
+        out[test] = part
+    return out
 
 
 def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
@@ -102,40 +113,34 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
     Products of rows and targets are computed once per held-out part; those of a training part are sums of these.
     """
     moments_of = part_moments(X, splits)
-    out = np.full(Y.shape, np.nan)
     level = Y.mean(0)
     centred = Y - level  # for precise products
     parts = [] if moments_of is None else [part_products(X, test, centred) for _, test in splits]
 
-    def one(split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
+    def one(split: Split, moments: Moments | None) -> Floats:
         train, test = split
         if moments is None:
-            return test, factorise(X, train).fit(Y[train], alpha).predict(test)
+            return factorise(X, train).fit(Y[train], alpha).predict(test)
         others = [part for (_, held), part in zip(splits, parts, strict=True) if held is not test]
         products = np.stack([part.total for part in others]).T @ np.stack([p.mean - moments.mean for p in others])
         for part in others:
             products += part.products
-        return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
+        return predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
 
-    for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one), len(splits)):
-        out[test] = predicted
-    return out
+    return pooled(splits, _in_threads(_fold_jobs(splits, moments_of, one), len(splits)))
 
 
 @dataclass(frozen=True)
 class FoldReading:
     """Predictions of one fold's vectors for its held-out rows."""
 
-    test: NDArray[np.intp]
-    predicted: Floats
-    """(len(test), t)"""
-    alpha: Floats
-    """(t,) penalties chosen within the training part"""
+    predicted: Floats  # (len(test), t)
+    alpha: Floats  # (t,) penalties chosen within the training part
     response: Response
 
     def first(self, t: int) -> FoldReading:
         """Return the predictions of the first ``t`` targets."""
-        return FoldReading(self.test, self.predicted[:, :t], self.alpha[:t], self.response.only(slice(t)))
+        return FoldReading(self.predicted[:, :t], self.alpha[:t], self.response.only(slice(t)))
 
 
 def read_fold(
@@ -154,7 +159,7 @@ def read_fold(
     response = basis.response(Y[train])
     alpha, _ = choose_alpha(response, None if groups is None else groups[train], alphas, mix)
     response = response if mix is None else response.mixed(mix)
-    return FoldReading(test, response.fit(alpha).predict(test), alpha, response)
+    return FoldReading(response.fit(alpha).predict(test), alpha, response)
 
 
 def cross_predict(
@@ -167,22 +172,12 @@ def cross_predict(
 ) -> list[Floats]:
     """Return out-of-fold predictions (n, t) of targets Y (n, t) from each of ``count`` matrices (n, d), in parallel."""
 
-    def one(X: NDArray[Any], split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
-        reading = read_fold(factorise(X, split[0], moments), split, Y, groups, alphas)
-        return reading.test, reading.predicted
+    def one(basis: Eigenbasis, split: Split) -> Floats:
+        return read_fold(basis, split, Y, groups, alphas).predicted
 
-    def jobs() -> Iterator[Callable[[], tuple[NDArray[np.intp], Floats]]]:
-        for X in matrices:
-            yield from _fold_jobs(splits, part_moments(X, splits), functools.partial(one, X))
-
-    read = iter(_in_threads(jobs(), count * len(splits)))
-    out = []
-    for _ in range(count):
-        predicted = np.full(Y.shape, np.nan)
-        for test, values in itertools.islice(read, len(splits)):
-            predicted[test] = values
-        out.append(predicted)
-    return out
+    jobs = (job for X in matrices for job in _basis_jobs(X, splits, part_moments(X, splits), one))
+    predicted = _in_threads(jobs, count * len(splits))
+    return [pooled(splits, predicted[i * len(splits) :][: len(splits)]) for i in range(count)]
 
 
 def mean_cosine(vectors: Sequence[Floats]) -> Floats:

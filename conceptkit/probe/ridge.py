@@ -115,20 +115,13 @@ class Eigenbasis:
     ZZᵀ = U diag(λ) Uᵀ, and V = ZᵀU diag(1/√λ) is never formed.
     """
 
-    X: NDArray[Any]
-    """(rows, d) all rows, as given"""
-    train: NDArray[np.intp]
-    """(n,) rows of the training part"""
-    mean: Floats
-    """(d,) column means of the training part"""
-    scale: Floats
-    """(d,) column standard deviations of the training part"""
-    spectrum: Floats
-    """(r,) λ"""
-    vectors: Floats
-    """(d, r) V, or (n, r) U diag(1/√λ) in the dual form"""
-    kernel: Floats | None
-    """(rows, n) products of all standardised rows with the training rows; ``None`` in the primal form"""
+    X: NDArray[Any]  # (rows, d) all rows, as given
+    train: NDArray[np.intp]  # (n,) rows of the training part
+    mean: Floats  # (d,) column means of the training part
+    scale: Floats  # (d,) column standard deviations of the training part
+    spectrum: Floats  # (r,) λ
+    vectors: Floats  # (d, r) V, or (n, r) U diag(1/√λ) in the dual form
+    kernel: Floats | None  # (rows, n) products of standardised rows with the training rows; None in the primal form
 
     @functools.cached_property
     def _kernel_coordinates(self) -> Floats:
@@ -245,12 +238,9 @@ class Response:
     """Targets of a training part, with all that their solutions at any penalty need."""
 
     basis: Eigenbasis
-    mean: Floats
-    """(t,)"""
-    centred: Floats
-    """(n, t) about their means"""
-    moments: Floats
-    """(r, t) Aᵀ(y − ȳ)"""
+    mean: Floats  # (t,)
+    centred: Floats  # (n, t) about their means
+    moments: Floats  # (r, t) Aᵀ(y − ȳ)
 
     def only(self, columns: slice | NDArray[np.intp]) -> Response:
         """Return some of the targets."""
@@ -270,10 +260,8 @@ class RidgeFit:
     """Ridge solutions of t targets, each at its own penalty."""
 
     basis: Eigenbasis
-    target_mean: Floats
-    """(t,)"""
-    c: Floats
-    """(r, t) solutions in the eigenbasis"""
+    target_mean: Floats  # (t,)
+    c: Floats  # (r, t) solutions in the eigenbasis
 
     def predict(self, rows: NDArray[np.intp]) -> Floats:
         """Return predictions (len(rows), t) for rows of the basis's X."""
@@ -325,12 +313,9 @@ def _standardised(scatter: Floats, scale: Floats) -> Floats:
 class Products:
     """Products of some rows with their targets."""
 
-    mean: Floats
-    """(d,) of the rows"""
-    products: Floats
-    """(t, d) Σy (x − mean)ᵀ, in the order in which LAPACK solves in place"""
-    total: Floats
-    """(t,) Σy"""
+    mean: Floats  # (d,) of the rows
+    products: Floats  # (t, d) Σy (x − mean)ᵀ, in the order in which LAPACK solves in place
+    total: Floats  # (t,) Σy
 
 
 def part_products(X: NDArray[Any], rows: NDArray[np.intp], Y: Floats) -> Products:

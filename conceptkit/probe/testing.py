@@ -18,6 +18,7 @@ from conceptkit.probe.permutation import (
     Orders,
     draw_orders,
     group_losses,
+    is_constant,
     level_of,
     p_value,
     row_losses,
@@ -76,7 +77,7 @@ def blocks_between(target: Target) -> Blocks:
     if target.centers is None:
         return Blocks(groups, None, "groups")
     strata = level_of_groups(target.centers, groups)
-    if not _constant(group_means(target.columns, groups), strata):
+    if not is_constant(group_means(target.columns, groups), strata):
         return Blocks(groups, strata, "groups within each center")
     return Blocks(groups, None, "groups across centers, as the concept does not vary within any center")
 
@@ -88,7 +89,7 @@ def blocks_within(target: Target) -> Blocks:
     the concept is constant in each of them.
     """
     inner, said = (target.groups, "group") if target.nested is None else (target.nested, "nested unit")
-    if target.nested is not None and target.groups is not None and _constant(target.columns, target.nested):
+    if target.nested is not None and target.groups is not None and is_constant(target.columns, target.nested):
         first = np.unique(target.nested, return_index=True)[1]
         cells = _crossed(target.groups, target.centers)
         return Blocks(target.nested, cells[first], "nested units within each group")
@@ -97,7 +98,7 @@ def blocks_within(target: Target) -> Blocks:
     if target.centers is None:
         return Blocks(None, None, "rows")
     cells = np.unique(target.centers, return_inverse=True)[1]
-    if not _constant(target.columns, cells):
+    if not is_constant(target.columns, cells):
         return Blocks(None, cells, "rows within each center")
     return Blocks(None, None, "rows across centers, as the concept does not vary within any center")
 
@@ -108,11 +109,6 @@ def _crossed(inner: NDArray[np.intp], centers: NDArray[np.str_] | None) -> NDArr
         return inner
     codes: NDArray[np.intp] = np.unique(centers, return_inverse=True)[1]
     return np.asarray(np.unique(inner * (int(codes.max()) + 1) + codes, return_inverse=True)[1].astype(np.intp))
-
-
-def _constant(columns: Floats, units: NDArray[np.intp]) -> bool:
-    """Return whether values (n, c) are constant within each unit, so that permutations within them change nothing."""
-    return bool(np.allclose(columns, group_means(columns, units)[units], rtol=1e-12, atol=0.0))
 
 
 def choose_tests(target: Target, level: Level, permutations: int) -> dict[str, Blocks]:
@@ -156,15 +152,11 @@ def together(p: Sequence[float]) -> float:
 class _Rows:
     """Targets whose rows are permuted in the same orders."""
 
-    at: list[int]
-    """Their numbers in the batch"""
-    columns: Floats
-    """(n, c) values, centred over all rows or by cell"""
-    owner: NDArray[np.intp]
-    """(c,) number of the target, within these, of each column"""
+    at: list[int]  # their numbers in the batch
+    columns: Floats  # (n, c) values, centred over all rows or by cell
+    owner: NDArray[np.intp]  # (c,) number of the target, within these, of each column
     orders: Orders
-    cells: NDArray[np.intp] | None
-    """(n,) within which rows are permuted"""
+    cells: NDArray[np.intp] | None  # (n,) within which rows are permuted
 
 
 @dataclass(frozen=True)
@@ -174,12 +166,10 @@ class Permutations:
     targets: Sequence[Target]
     levels: Sequence[Level]
     tests: Sequence[Mapping[str, Blocks]]
-    """Of each target, as of :func:`choose_tests`"""
     alphas: Floats
     number: int
     seed: int
     rows: Sequence[_Rows]
-    """Targets that are tested row by row"""
 
     @property
     def by_row(self) -> list[int]:

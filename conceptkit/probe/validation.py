@@ -39,6 +39,7 @@ from conceptkit.probe.crossfit import (
     each_fold_and_all,
     jackknife_units,
     mean_cosine,
+    pooled,
     read_fold,
 )
 from conceptkit.probe.folds import make_folds
@@ -166,9 +167,7 @@ def _continuous(
 
     parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
     every = columns if mix is None else columns @ mix
-    predicted = np.empty_like(every)
-    for (_, test), part in zip(splits, parts, strict=True):
-        predicted[test] = part[0]
+    predicted = pooled(splits, [part[0] for part in parts])
     alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
     cosine = mean_cosine([part[2] for part in parts])
     deleted = np.sum([part[3] for part in parts], axis=0)
@@ -243,9 +242,7 @@ def _categorical(
         return reading.predicted, deleted_errors(reading, split, Y, units), tests.in_fold(basis, split)
 
     parts = each_fold(X, splits, work)
-    predicted = np.empty_like(Y)
-    for (_, test), part in zip(splits, parts, strict=True):
-        predicted[test] = part[0]
+    predicted = pooled(splits, [part[0] for part in parts])
     deleted = np.sum([part[1] for part in parts], axis=0)
     inflation = [
         refit_inflation(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
