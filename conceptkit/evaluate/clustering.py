@@ -27,7 +27,7 @@ def effective_size(sizes: Floats) -> float:
 
 
 def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
-    """Return ICC(1) of the one-way analysis of variance, with sums of squares over all columns.
+    """Return ICC(1) of the one-way analysis of variance (Donner, 1986), with sums of squares over all columns.
 
     Parameters
     ----------
@@ -37,10 +37,6 @@ def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
     Returns
     -------
     Between −1 and 1; 1 when nothing varies within groups; NaN for one group, or one row in each
-
-    Source
-    ------
-    Donner, 1986, with n₀ for groups of unequal size
     """
     counts = np.bincount(groups)
     n, g = len(groups), len(counts)

@@ -155,10 +155,7 @@ def r2_interval(
 def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp]) -> float:
     """Return the factor, at least 1, by which refitting enlarges the standard error of log(1 − R²).
 
-    Parameters
-    ----------
-    y, predicted : (n, c) indicators of classes and their out-of-fold predictions
-    deleted, units : as for :func:`r2_interval`, the error summed over columns
+    ``y`` and ``predicted`` are (n, c); ``deleted`` and ``units`` as for :func:`r2_interval`, summed over columns.
     """
     u = len(deleted)
     error = np.bincount(units, weights=((y - predicted) ** 2).sum(1), minlength=u)

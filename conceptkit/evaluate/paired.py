@@ -81,19 +81,14 @@ def estimable(found: PairedInterval) -> PairedInterval:
 def gain_interval(
     own: Scored, ends: tuple[float, float], chance: float, rivals: Sequence[Sequence[Scored]]
 ) -> tuple[float, float, float]:
-    """Return the gain of a score over the best of chance and its rivals, with a 95 % interval.
+    """Return the gain of a score over the best of chance and its rivals, with the ends of a 95 % interval.
 
     A gain over the best baseline is a gain over each: every number is the smallest one over the baselines.
 
     Parameters
     ----------
     own, ends : the score, and the ends of its 95 % interval
-    chance : the score without any information
     rivals : the models of each baseline, over which the mean is taken
-
-    Returns
-    -------
-    gain, low, high; NaN ends where one of the intervals has none
     """
     paired = [paired_interval([own] * len(rival), rival) for rival in rivals if rival]
     gain = min([own.value - chance, *(one.mean for one in paired)])
@@ -110,14 +105,7 @@ def mean_interval(scored: Sequence[Scored]) -> PairedInterval:
 
 
 def scored_auc(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp]) -> Scored:
-    """Return the AUC (for several classes the mean over one against the rest) and that without each group.
-
-    Parameters
-    ----------
-    y : (n,) class numbers
-    score : (n,) of class 1, or (n, k)
-    groups : (n,) numbers 0 … g − 1
-    """
+    """Return the AUC of class numbers y (n,) and scores (n,) or (n, k), see ``auc``, and that without each group."""
     n_groups = int(groups.max()) + 1
     if score.ndim == 1:
         return Scored(auc(y, score), _auc_without_each(y == 1, score, groups, n_groups), _sizes(groups))
@@ -182,17 +170,13 @@ def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.int
 def auc_within(y: NDArray[np.intp], score: Floats, strata: NDArray[np.intp]) -> float:
     """Return the share of correctly ranked pairs of unequal class, among pairs of the same stratum.
 
-    A score that encodes only the stratum has 0.5.
+    A score that encodes only the stratum has 0.5. NaN without such a pair.
 
     Parameters
     ----------
     y : (n,) class numbers
     score : (n,) or (n, k); for more than two classes the mean over one class against the rest
     strata : (n,) numbers, −1 where unknown: these rows are skipped
-
-    Returns
-    -------
-    NaN when there is no such pair
     """
     if score.ndim > 1:
         each = [auc_within((y == k).astype(np.intp), score[:, k], strata) for k in range(score.shape[1])]

@@ -38,14 +38,7 @@ def r2_sums(y: Floats, predicted: Floats, groups: NDArray[np.intp], n_groups: in
 
 
 def r2_resampled(y: Floats, predicted: Floats, groups: NDArray[np.intp], draws: Resamples) -> Floats:
-    """Return R² of the pooled predictions in every resample (n_resamples,).
-
-    Parameters
-    ----------
-    y, predicted : (n,) values and their held-out predictions
-    groups : (n,) group numbers 0 … n_groups − 1
-    draws : (n_resamples, n_groups) from :func:`draw_groups`
-    """
+    """Return R² (n_resamples,) of the pooled predictions (n,) in every resample of :func:`draw_groups`."""
     n, first, second, residual = (draws @ r2_sums(y, predicted, groups, draws.shape[1])).T
     total = second - first**2 / np.maximum(n, 1)
     with np.errstate(divide="ignore", invalid="ignore"):

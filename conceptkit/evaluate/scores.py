@@ -38,14 +38,7 @@ def recall_mean(table: Floats) -> Floats:
 def auc(y: NDArray[np.intp], score: Floats) -> float:
     """Return the area under the ROC curve; for more than two classes the mean over one class against the rest.
 
-    Parameters
-    ----------
-    y : (n,) class numbers, 0 … k − 1
-    score : (n,) for two classes, (n, k) for more
-
-    Returns
-    -------
-    NaN when only one class occurs
+    Class numbers y are (n,), scores (n,) for two classes and (n, k) for more. NaN when only one class occurs.
     """
     if score.ndim == 1:
         return _auc_binary(y == 1, score)
@@ -70,14 +63,9 @@ def f1(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> floa
 
 
 def best_threshold(y: NDArray[np.intp], probability: Floats) -> float:
-    """Return the threshold with the largest F1, for use on other rows than these.
+    """Return the threshold on probabilities (n,) of class 1 with the largest F1, for use on other rows than these.
 
     It lies half way between two of the probabilities; of equally good ones, the nearest to one half is taken.
-
-    Parameters
-    ----------
-    y : (n,) class numbers 0 and 1
-    probability : (n,) of class 1
     """
     values = np.unique(probability)
     between = (values[1:] + values[:-1]) / 2
@@ -101,9 +89,7 @@ def brier(y: NDArray[np.intp], probability: Floats) -> float:
 def calibration_error(y: NDArray[np.intp], probability: Floats, *, bins: int = 10) -> float:
     """Return the expected calibration error (Guo et al., 2017) over bins of equal width, weighted by rows.
 
-    Parameters
-    ----------
-    probability : (n,) of class 1; or (n, k), of which the most likely class is scored
+    Probabilities are (n,) of class 1; or (n, k), of which the most likely class is scored.
     """
     top, true = (probability, y == 1) if probability.ndim == 1 else (probability.max(1), probability.argmax(1) == y)
     bin_of = np.minimum((top * bins).astype(np.intp), bins - 1)

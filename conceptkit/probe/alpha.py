@@ -28,18 +28,13 @@ def choose_alpha(
     Parameters
     ----------
     response : the t targets of a training part
-    groups : (n,) group numbers of the training rows; ``None``: leave one row out
+    groups : (n,) group numbers of the training rows, at least 2; ``None``: leave one row out
     alphas : (a,) penalties to choose from
     mix : (t, t') for combinations of the targets instead of the targets
 
     Returns
     -------
     (t,) penalties, the larger one on a tie, and (a, t) sums of squared errors of left-out rows
-
-    Raises
-    ------
-    InputError
-        when all rows are in one group
     """
     error = left_out_error(response, groups, alphas, mix)
     return best_alpha(alphas, error), error

@@ -35,14 +35,8 @@ def cross_classify(
 ) -> CrossClassified:
     """Predict each fold's rows by a logistic vector fitted on the others, its penalty chosen within that part.
 
-    Parameters
-    ----------
-    groups : (n,) never split when the penalty is chosen
-
-    Raises
-    ------
-    InputError
-        when a training part has one class only
+    ``groups`` (n,) are never split when the penalty is chosen. Raises :class:`InputError` when a training part has one
+    class only.
     """
     y, k = target.y.astype(np.intp), target.n_classes
 

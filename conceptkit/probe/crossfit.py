@@ -201,12 +201,7 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     """Return the held-out squared error (u, t) of a fold with each unit deleted from both of its parts.
 
     The vectors are refitted without the unit in closed form, at the same penalty: without rows g the prediction of a
-    held-out row x changes by −H_xg (I − H_gg)⁻¹ e_g.
-
-    Parameters
-    ----------
-    Y : (rows, t) targets
-    units : (rows,) numbers 0 … u − 1
+    held-out row x changes by −H_xg (I − H_gg)⁻¹ e_g. ``units`` (rows,) are numbers 0 … u − 1.
     """
     train, test = split
     basis, alpha = reading.response.basis, reading.alpha

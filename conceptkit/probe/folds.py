@@ -71,7 +71,7 @@ def level_of_groups(values: NDArray[Any], groups: NDArray[np.intp]) -> NDArray[n
     codes = _codes(values)
     pairs = np.unique(np.stack([groups, codes]), axis=1)
     ends = np.cumsum(np.bincount(pairs[0]))[:-1]
-    return _codes(np.array(["+".join(map(str, own)) for own in np.split(pairs[1], ends)]))
+    return _codes(np.array(["+".join(map(str, levels)) for levels in np.split(pairs[1], ends)]))
 
 
 def _dealt(
@@ -86,10 +86,10 @@ def _dealt(
     fold_of = np.empty(len(sizes), dtype=np.intp)
     order = rng.permutation(len(sizes))
     for g in order[np.argsort(-sizes[order], kind="stable")]:
-        own = [rows[level[g]] for rows, level in zip(held, levels, strict=True)]
-        fold_of[g] = np.lexsort(own)[0]
-        for rows in own:
-            rows[fold_of[g]] += sizes[g]
+        counts = [rows[level[g]] for rows, level in zip(held, levels, strict=True)]  # of each fold, by stratum
+        fold_of[g] = np.lexsort(counts)[0]
+        for count in counts:
+            count[fold_of[g]] += sizes[g]
     return fold_of
 
 
@@ -108,10 +108,7 @@ def inner_folds(groups: NDArray[np.intp] | None, n: int, folds: int) -> list[Spl
 def leave_out_folds(levels: NDArray[Any], argument: str, most: int | None = None) -> list[Split]:
     """Hold out each level of a column (n,) in turn, such as a center; several together above ``most`` levels.
 
-    Raises
-    ------
-    InputError
-        when there is only one level
+    Raises :class:`InputError` when there is only one level.
     """
     names, codes = np.unique(levels, return_inverse=True)
     if len(names) < 2:

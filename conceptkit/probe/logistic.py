@@ -73,8 +73,8 @@ def fit_logistic(
 
     first = np.zeros((r + 1, c * m)) if start is None else np.vstack(start) / scale
     options = {"maxiter": 500, "maxcor": 10, "ftol": tolerance, "gtol": 1e-5 * np.sqrt(n)}
-    found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
-    solution = found.reshape(r + 1, c * m) * scale
+    best = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
+    solution = best.reshape(r + 1, c * m) * scale
     return solution[:-1], solution[-1:]
 
 

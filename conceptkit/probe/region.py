@@ -52,12 +52,7 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         ----------
         X : (n, d) activations
         y : (n,) concept values
-        groups : (n,) patients or slides, left out one by one when width and penalty are chosen; ``None``: rows
-
-        Raises
-        ------
-        InputError
-            when all rows are in one group
+        groups : (n,) patients or slides, at least 2, left out one by one when width and penalty are chosen; ``None``: rows
         """
         checked = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]
@@ -72,9 +67,9 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         distances = _squared_distances(self.X_fit_, self.X_fit_)
         median = float(np.median(distances[np.triu_indices(len(A), 1)]))
         self.unit_ = median if median > 0 else 1.0
-        found = [_best(np.exp(-distances / (w * self.unit_)), values, numbers, alphas) for w in widths]
-        best = int(np.argmin([error for error, *_ in found]))
-        _, self.alpha_, self.dual_coef_, self.intercept_ = found[best]
+        fits = [_best(np.exp(-distances / (w * self.unit_)), values, numbers, alphas) for w in widths]
+        best = int(np.argmin([error for error, *_ in fits]))
+        _, self.alpha_, self.dual_coef_, self.intercept_ = fits[best]
         self.width_ = float(widths[best])
         return self
 

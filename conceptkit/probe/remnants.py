@@ -251,10 +251,7 @@ def cost_of_erasure(
 ) -> tuple[float, float]:
     """Return the AUC of a fresh linear probe for the main label, before and after the concept is erased.
 
-    Parameters
-    ----------
-    X : (n, d) activations of the target's rows
-    label : (n,) class numbers of the main task, −1 where unlabelled
+    ``label`` (n,) are class numbers of the main task, −1 where unlabelled.
     """
     Z, known = _erased_columns(target), label >= 0
     scores = np.full((2, len(X), n_classes), np.nan)
@@ -277,11 +274,7 @@ def cost_of_erasure(
 def scores_within(label: NDArray[np.intp], score: Floats, levels: Sequence[Any]) -> dict[str, tuple[int, float]]:
     """Return level → number of rows and AUC of the main task among them, NaN if they have one class.
 
-    Parameters
-    ----------
-    label : (n,) class numbers, −1 where unlabelled
-    score : (n,) or (n, k)
-    levels : (n,) text, ``None`` where missing
+    Labels (n,) are −1 where unlabelled, scores (n,) or (n, k), and levels (n,) text, ``None`` where missing.
     """
     names = np.array([None if v is None else str(v) for v in levels], dtype=object)
     rows_of = {

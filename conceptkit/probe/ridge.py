@@ -340,8 +340,7 @@ def predict_at(
     Parameters
     ----------
     products : (t, d) Σy (x − x̄)ᵀ over the training part; overwritten
-    target_mean : (t,) of the training part
-    moments : of the training part, which has at least as many rows as columns
+    target_mean, moments : (t,) and moments of the training part, which has at least as many rows as columns
     """
     scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
     products /= scale

@@ -83,17 +83,12 @@ class Asked(Validation):
 
 
 def add_random_network(
-    scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], asked: Asked
+    scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], options: Asked
 ) -> None:
-    """Append the held-out scores of one randomly initialised network to ``scores``.
-
-    Parameters
-    ----------
-    features : layer → (n, d), the rows that ``targets`` number
-    """
+    """Append the scores of one randomly initialised network, with features by layer (n, d), to ``scores``."""
     named = {f"{layer} of a random network": Z for layer, Z in features.items()}
     for part in batches(targets):
-        for layer, each in zip(features, _baselines(named, part, asked), strict=True):
+        for layer, each in zip(features, _baselines(named, part, options), strict=True):
             for target, score in zip(part, each, strict=True):
                 scores.setdefault((layer, target.name), []).append(score)
 
@@ -101,37 +96,33 @@ def add_random_network(
 def probe_rows(
     layers: Sequence[Layer],
     targets: Sequence[Target],
-    asked: Asked,
+    options: Asked,
     *,
     random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
-    """Probe every target at every layer.
+    """Probe every target at every layer: one row each, by layer, with q over all of them.
 
     Parameters
     ----------
     layers : features of the rows that ``targets`` number
     random : scores gathered by :func:`add_random_network`
     progress : receives the number of batches done and in total
-
-    Returns
-    -------
-    one row per layer and target, in this order, with q over all of them
     """
     parts = batches(targets)
     rows: dict[tuple[str, str], ProbeRow] = {}
     notify = progress or (lambda done, total: None)
     for i, part in enumerate(parts):
         pixels: Sequence[Scored | None] = [None] * len(part)
-        if asked.pixels is not None:
-            [pixels] = _baselines({"pixel statistics": asked.pixels}, part, asked)
+        if options.pixels is not None:
+            [pixels] = _baselines({"pixel statistics": options.pixels}, part, options)
         for j, layer in enumerate(layers):
             notify(i * len(layers) + j, len(layers) * len(parts))
             X = rows_of(layer.X, part[0].rows)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
-            fields = _in_sample_fields if asked.protocol == "paper" else _held_out_fields
-            for target, values, pixel in zip(part, fields(X, part, asked), pixels, strict=True):
+            fields = _in_sample_fields if options.protocol == "paper" else _held_out_fields
+            for target, values, pixel in zip(part, fields(X, part, options), pixels, strict=True):
                 networks = (random or {}).get((layer.name, target.name), ())
                 values |= _gain_fields(values, networks, pixel)
                 rows[layer.name, target.name] = ProbeRow(layer=layer.name, **values)
@@ -149,17 +140,17 @@ def scored(target: Target, predicted: NDArray[Any]) -> Scored:
     return scored_balanced_accuracy(target.y.astype(np.intp), predicted, units, target.n_classes)
 
 
-def _held_out_fields(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> Iterator[dict[str, Any]]:
+def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) -> Iterator[dict[str, Any]]:
     """Yield the values of the row of each target without its baselines; ``own`` is its :class:`Scored`."""
     centers = part[0].centers
-    unseen = {} if centers is None else unseen_levels(centers, part[0].folds(asked.folds))
-    each = zip(part, validate(X, part, asked), _left_out(X, part, asked), strict=True)
+    unseen = {} if centers is None else unseen_levels(centers, part[0].folds(options.folds))
+    each = zip(part, validate(X, part, options), _left_out(X, part, options), strict=True)
     for target, result, left_out in each:
         parts = [
-            _common_fields(target, asked),
-            _score_fields(target, result, asked),
-            {"notes": _center_notes(result.tested, unseen, asked.folds)},
-            _adjusted_fields(X, target, asked),
+            _common_fields(target, options),
+            _score_fields(target, result, options),
+            {"notes": _center_notes(result.tested, unseen, options.folds)},
+            _adjusted_fields(X, target, options),
             left_out,
         ]
         notes = tuple(note for values in parts for note in values.pop("notes", ()))
@@ -167,12 +158,12 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> I
         yield {**merged, "notes": notes, "own": scored(target, result.predicted)}
 
 
-def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> Iterator[dict[str, Any]]:
+def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) -> Iterator[dict[str, Any]]:
     """Yield the values of the row of each target by the protocol of the paper."""
     for target in part:
         score = _least_squares_r2(X, target)
         yield {
-            **_common_fields(target, asked),
+            **_common_fields(target, options),
             "folds": 1,
             "metric": "r2_in_sample",
             "score": score,
@@ -188,19 +179,19 @@ def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> 
         }
 
 
-def _common_fields(target: Target, asked: Asked) -> dict[str, Any]:
+def _common_fields(target: Target, options: Asked) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "model": asked.model,
-        "weights": asked.weights,
+        "model": options.model,
+        "weights": options.weights,
         "concept": target.name,
         "kind": target.kind,
         "n": len(target.y),
         "n_groups": target.n_groups,
         "notes": (),
     }
-    if target.name not in asked.ceilings:
+    if target.name not in options.ceilings:
         return values
-    repeated, r, n = asked.ceilings[target.name]
+    repeated, r, n = options.ceilings[target.name]
     note = (
         f"ceiling: r = {r:.3f} between {target.name} and {repeated} on {n} rows; this is the highest possible R² if "
         "both measurements have equal and independent errors."
@@ -213,10 +204,10 @@ def _common_fields(target: Target, asked: Asked) -> dict[str, Any]:
     return values | {"repeated_as": repeated, "ceiling": _or_none(r), "notes": (note,)}
 
 
-def _score_fields(target: Target, result: Validated, asked: Asked) -> dict[str, Any]:
+def _score_fields(target: Target, result: Validated, options: Asked) -> dict[str, Any]:
     tested = result.tested
     return {
-        "folds": asked.folds,
+        "folds": options.folds,
         "metric": target.metric,
         "score": result.score,
         "score_low": result.interval.low,
@@ -231,8 +222,8 @@ def _score_fields(target: Target, result: Validated, asked: Asked) -> dict[str, 
         "auc_low": _or_none(result.auc_interval.low),
         "auc_high": _or_none(result.auc_interval.high),
         "selectivity": _or_none(result.score - max(result.score_random_concept, target.chance)),
-        "permuted": tested.permuted if asked.permutations else None,
-        "permutations": asked.permutations,
+        "permuted": tested.permuted if options.permutations else None,
+        "permutations": options.permutations,
         **_finite(tested, "icc", "p", "p_between", "p_within", "p_across_centers", "p_min"),
         "decided_by": tested.decided_by,
         "assumed": tested.assumed,
@@ -265,7 +256,7 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     return target.score(A @ weights)
 
 
-def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked) -> list[list[Scored]]:
+def _baselines(features: Mapping[str, Any], part: Sequence[Target], options: Asked) -> list[list[Scored]]:
     """Return the held-out score of each target of a batch from each of the named features (n, d)."""
 
     def each() -> Iterator[Any]:
@@ -274,9 +265,9 @@ def _baselines(features: Mapping[str, Any], part: Sequence[Target], asked: Asked
             check_activations(Z, name)
             yield Z
 
-    if asked.protocol == "paper":
+    if options.protocol == "paper":
         return [[Scored(_least_squares_r2(Z, target), np.zeros(0)) for target in part] for Z in each()]
-    predicted = held_out_each(each(), len(features), part, folds=asked.folds, alphas=asked.alphas)
+    predicted = held_out_each(each(), len(features), part, folds=options.folds, alphas=options.alphas)
     return [[scored(target, p) for target, p in zip(part, one, strict=True)] for one in predicted]
 
 
@@ -299,20 +290,20 @@ def _gain_fields(values: dict[str, Any], networks: Sequence[Scored], pixels: Sco
     return fields
 
 
-def _left_out(X: NDArray[Any], part: Sequence[Target], asked: Asked) -> list[dict[str, Any]]:
+def _left_out(X: NDArray[Any], part: Sequence[Target], options: Asked) -> list[dict[str, Any]]:
     """Return the score of each target on held-out levels of a column, and a note."""
     # By default centers are held out: the center itself cannot be predicted then.
-    center = asked.leave_out_parts is not None
-    if asked.leave_out is None or (center and asked.leave_out[0] in [target.name for target in part]):
+    center = options.leave_out_parts is not None
+    if options.leave_out is None or (center and options.leave_out[0] in [target.name for target in part]):
         return [{} for _ in part]
-    name, levels = asked.leave_out
+    name, levels = options.leave_out
     levels = levels[part[0].rows]
     present = np.flatnonzero([level is not None for level in levels])
     levels = levels[present].astype(str)
     try:
         kept = [_on(target, present) for target in part]
-        splits = leave_out_folds(levels, name, asked.leave_out_parts)
-        predicted = held_out(rows_of(X, present), kept, alphas=asked.alphas, splits=splits)
+        splits = leave_out_folds(levels, name, options.leave_out_parts)
+        predicted = held_out(rows_of(X, present), kept, alphas=options.alphas, splits=splits)
     except InputError as error:
         return [{"leave_out": name, "notes": (f"leave-out {name}: not estimable ({error})",)} for _ in part]
     several = len(np.unique(levels))
@@ -349,12 +340,12 @@ def _split_groups(groups: NDArray[np.intp] | None, levels: NDArray[Any]) -> str 
     return f"{several} of {len(np.unique(groups))} groups have rows in several levels, and were on both sides of a fold"
 
 
-def _adjusted_fields(X: NDArray[Any], target: Target, asked: Asked) -> dict[str, Any]:
+def _adjusted_fields(X: NDArray[Any], target: Target, options: Asked) -> dict[str, Any]:
     """Return the partial R² of a target given the confounders, with notes."""
-    here = {name: values[target.rows] for name, values in asked.confounders.items() if name != target.name}
+    here = {name: values[target.rows] for name, values in options.confounders.items() if name != target.name}
     if not here:
         note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
-        return {"notes": (note,)} if asked.confounders else {}
+        return {"notes": (note,)} if options.confounders else {}
     present = np.flatnonzero(np.all([_is_present(values) for values in here.values()], axis=0))
     fields: dict[str, Any] = {"adjusted_for": tuple(here)}
     notes, names = [], ", ".join(here)
@@ -364,7 +355,7 @@ def _adjusted_fields(X: NDArray[Any], target: Target, asked: Asked) -> dict[str,
         kept = _on(target, present)
         confounders = {name: values[present] for name, values in here.items()}
         result = adjusted_score(
-            rows_of(X, present), kept, confounders, kept.folds(asked.folds), asked, terms=asked.terms
+            rows_of(X, present), kept, confounders, kept.folds(options.folds), options, terms=options.terms
         )
         fields |= {
             "score_adjusted": _or_none(result.score),

@@ -62,7 +62,7 @@ class Blocks:
     """(n,) numbers of the units; ``None``: rows"""
     strata: NDArray[np.intp] | None
     """(u,) stratum of each unit, or (n,) of each row; ``None``: permuted freely"""
-    said: str
+    description: str
     """In words: ``groups within each center``"""
 
     def smallest(self, target: Target, permutations: int) -> float:
@@ -88,13 +88,13 @@ def blocks_within(target: Target) -> Blocks:
     Rows, within the nested units or else the groups, and within centers; whole nested units within their groups when
     the concept is constant in each of them.
     """
-    inner, said = (target.groups, "group") if target.nested is None else (target.nested, "nested unit")
+    inner, unit = (target.groups, "group") if target.nested is None else (target.nested, "nested unit")
     if target.nested is not None and target.groups is not None and is_constant(target.columns, target.nested):
         first = np.unique(target.nested, return_index=True)[1]
         cells = _crossed(target.groups, target.centers)
         return Blocks(target.nested, cells[first], "nested units within each group")
     if inner is not None:
-        return Blocks(None, _crossed(inner, target.centers), f"rows within each {said}")
+        return Blocks(None, _crossed(inner, target.centers), f"rows within each {unit}")
     if target.centers is None:
         return Blocks(None, None, "rows")
     cells = np.unique(target.centers, return_inverse=True)[1]
@@ -139,7 +139,7 @@ def combine_tests(
         p_across_centers=p_across,
         p_min=together([blocks.smallest(target, permutations) for blocks in tests.values()]),
         decided_by=min(tests, key=lambda name: p[name]) if tests else None,
-        assumed=" and ".join(blocks.said for blocks in tests.values()) or None,
+        assumed=" and ".join(blocks.description for blocks in tests.values()) or None,
     )
 
 

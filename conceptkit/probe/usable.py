@@ -19,10 +19,7 @@ Made = TypeVar("Made")
 def usable(items: Iterable[Item], make: Callable[[Item], Made]) -> tuple[list[Made], list[str]]:
     """Return ``make(item)`` for the items that it accepts, and a note on each of the others.
 
-    Raises
-    ------
-    InputError
-        when every item is refused, with the message of the first
+    Raises the first :class:`InputError` when every item is refused.
     """
     made: list[Made] = []
     refused: list[InputError] = []
@@ -45,16 +42,8 @@ def usable_targets(
 ) -> tuple[list[Target], list[str]]:
     """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
 
-    Parameters
-    ----------
-    values_of : returns the kind and the values of a concept, or raises :class:`InputError`
-    groups, placing : as for :func:`usable_target`
-    folds : of the cross-validation; ``None`` for the protocol of the paper
-
-    Raises
-    ------
-    InputError
-        when no concept can be probed
+    ``values_of`` returns the kind and the values of a concept; the other arguments are those of :func:`usable_target`.
+    Raises :class:`InputError` when no concept can be probed.
     """
 
     def make(name: str) -> tuple[Target, str | None]:

@@ -95,13 +95,9 @@ def held_out(
     alphas: Floats = ALPHAS,
     splits: Sequence[Split] | None = None,
 ) -> list[NDArray[Any]]:
-    """Return the out-of-fold predictions (n,) of a linear vector for each target.
+    """Return the out-of-fold predictions (n,) of a linear vector for each target, from activations X (n, d).
 
-    Parameters
-    ----------
-    X : (n, d) activations of the targets' rows
-    targets : on the same folds; see :func:`conceptkit.probe.targets.batches`
-    splits : instead of ``folds`` parts by group
+    Targets are on the same folds, see :func:`conceptkit.probe.targets.batches`; ``splits`` replace ``folds`` by group.
     """
     return held_out_each([X], 1, targets, folds=folds, alphas=alphas, splits=splits)[0]
 
