@@ -22,10 +22,10 @@ from sklearn.metrics import adjusted_rand_score
 
 import conceptkit as ck
 from conceptkit.commands.extract import as_table
+from conceptkit.families import STAIN
 from conceptkit.features.activations import read_activations
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.pathology.domains import propose_domains, stain_profile
-from conceptkit.pathology.stain import METHODS
 from conceptkit.probe.controls import pixel_statistics
 from conceptkit.probe.remnants import read_remnant
 from conceptkit.probe.targets import make_target
@@ -39,7 +39,7 @@ SIDE, STEP = 224, 250
 def normalised(images: np.ndarray, patients: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
     """Return what is done → patches (n, h, w, 3)."""
     found = {"raw": images}
-    for name, method in METHODS.items():
+    for name, method in STAIN.items():
         fitted = method.fit(reference)
         found[f"{name}, per patch"] = fitted.transform(images)
         slides = images.copy()

@@ -8,25 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, check_choice
 
 T = TypeVar("T")
 
 
 class Registry(MutableMapping[str, T]):
-    """The members of a family by name: conceptkit's own in their order, then those of other packages by name.
+    """The members of a family by name: built-in ones in their order, then those of other packages by name.
 
-    Another package adds a member with an entry point in the group ``conceptkit.FAMILY``; the entry point's name is
-    the member's name, and its object is loaded when the member is first used. A script adds one with
+    A member is loaded when it is first used; listing the names imports nothing. Another package adds a member with an
+    entry point in the group ``conceptkit.FAMILY``, whose name is the member's name. A script adds one with
     :meth:`register`.
 
     Parameters
     ----------
     family : plural name of the family, such as ``measures``
-    members : conceptkit's own members
-    member : class of the members; ``None`` when members are functions
-    make : function from a name, a function and keywords to a member, for families in which a member is more than its
-        function
+    members : name → ``module:object`` of the built-in members
+    member : ``module:class`` of the members; by default members are functions or classes
 
     Raises
     ------
@@ -34,26 +32,23 @@ class Registry(MutableMapping[str, T]):
         on use, when a member of another package fails to load, has the wrong type or takes a built-in name
     """
 
-    def __init__(
-        self,
-        family: str,
-        members: Mapping[str, T],
-        *,
-        member: type | None = None,
-        make: Callable[..., T] | None = None,
-    ) -> None:
+    def __init__(self, family: str, members: Mapping[str, str], *, member: str | None = None) -> None:
+        self.family = family
         self.group = f"conceptkit.{family}"
         self._member = member
-        self._make = make
-        self._loaded = dict(members)
-        self._own = frozenset(members)
+        self._built_in = {name: EntryPoint(name, place, self.group) for name, place in members.items()}
+        self._loaded: dict[str, T] = {}
 
-    def register(self, name: str, **about: Any) -> Callable[[Any], Any]:
-        """Return a decorator that adds a function or class under ``name``, and returns the member.
+    def check(self, argument: str, name: str) -> str:
+        """Return ``name``; raise :class:`InputError` with the near names when there is no such member."""
+        return check_choice(argument, name, self)
 
-        Parameters
-        ----------
-        about : what the family needs to know beside the function, such as the unit of a measure
+    def choose(self, argument: str, name: str) -> T:
+        """Return the member called ``name``; raise :class:`InputError` with the near names when there is none."""
+        return self[self.check(argument, name)]
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that adds a member under ``name``.
 
         Raises
         ------
@@ -61,60 +56,63 @@ class Registry(MutableMapping[str, T]):
             when the name is taken
         """
 
-        def add(function: Any) -> Any:
-            if name in self._loaded:
+        def add(member: T) -> T:
+            if name in self._built_in or name in self._loaded:
                 raise InputError(f"{self.group}: the name {name!r} is taken; choose another one.")
-            self[name] = function if self._make is None else self._make(name, function, **about)
-            return self._loaded[name]
+            self[name] = member
+            return member
 
         return add
 
     def __setitem__(self, name: str, member: T) -> None:
         """Add or replace a member."""
-        fits = callable(member) if self._member is None else isinstance(member, self._member)
+        fits = callable(member) if self._member is None else isinstance(member, load(self._member))
         if not fits:
-            kind = "a function" if self._member is None else f"a {self._member.__name__}"
+            kind = "a function" if self._member is None else f"a {self._member.rpartition(':')[2]}"
             raise InputError(f"{self.group}: {name!r} must be {kind}, got {type(member).__name__}.")
         self._loaded[name] = member
 
     def __getitem__(self, name: str) -> T:
         """Return a member; a missing one raises :class:`KeyError`, as in any mapping."""
         if name not in self._loaded:
-            self[name] = _load(self._others()[name])
+            self[name] = self._built_in[name].load() if name in self._built_in else _load(self._others()[name])
         return self._loaded[name]
 
     def __delitem__(self, name: str) -> None:
         """Remove a member that :meth:`register` or an assignment has added."""
         del self._loaded[name]
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a member, without loading it."""
+        return name in self._built_in or name in self._loaded or name in self._others()
+
     def __iter__(self) -> Iterator[str]:
         """Return the names."""
-        yield from self._loaded
-        yield from sorted(self._others().keys() - self._loaded.keys())
+        yield from dict.fromkeys([*self._built_in, *self._loaded, *sorted(self._others())])
 
     def __len__(self) -> int:
         """Return the number of members."""
-        return len(self._loaded.keys() | self._others().keys())
+        return len(list(iter(self)))
 
     def _others(self) -> dict[str, EntryPoint]:
-        found = _installed(self.group)
-        for name in sorted(self._own & found.keys()):
-            package = _package(found[name])
+        points = _installed(self.group)
+        for name in sorted(self._built_in.keys() & points.keys()):
+            package = _package(points[name])
             raise InputError(f"{self.group}: {name!r} of {package} has a built-in member's name; uninstall {package}.")
-        return found
+        return points
 
 
 @functools.cache
 def _installed(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name; reading them takes milliseconds."""
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
-        other = found.setdefault(point.name, point)
+        other = points.setdefault(point.name, point)
         if other.value != point.value:
             raise InputError(
                 f"{group}: {_package(point)} and {_package(other)} both have {point.name!r}; uninstall one of them."
             )
-    return found
+    return points
 
 
 def _load(point: EntryPoint) -> Any:

@@ -48,13 +48,13 @@ def make_table(options: argparse.Namespace) -> Path:
     if out.exists():
         return out
     options.out.mkdir(parents=True, exist_ok=True)
-    found = paper_table(options.concepts, options.lists, out=out, patches=options.patches)
+    found = paper_table(options.concepts, lists=options.lists, out=out, patches=options.patches)
     for note in found.notes:
         print("note:", note)
     table = found.table.drop(columns=list(MEASURES)).dropna(subset=["patient"])
     table["split"] = patient_splits(table)
     if options.pannuke is not None:
-        folds = {k: options.pannuke / f"fold{k}" for k in (1, 2, 3)}
+        folds = [options.pannuke / f"fold{k}" for k in (1, 2, 3)]
         crops = pannuke(folds, out=options.out / "pannuke.csv").table
         crops["patient"] = crops["group"]
         crops["split"] = crops["split"].replace({"external": "pannuke"})

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from conceptkit.cli import app
 from conceptkit.commands.measure import run_measure
 from conceptkit.errors import InputError
-from conceptkit.pathology.adapters.camelyon import camelyon
+from conceptkit.pathology.adapters.camelyon import complete
 from conceptkit.pathology.adapters.coords import coords_table
 from conceptkit.pathology.adapters.image_folder import image_folder
 from conceptkit.pathology.adapters.pannuke import TYPES, pannuke
@@ -38,7 +38,7 @@ def test_a_folder_per_class(shared_data, tmp_path):
     assert table.pixels(0).shape == (150, 150, 3)
     with pytest.raises(InputError, match=r"mpp: must be microns per pixel from 0\.01 to 10, got 84\.67"):
         image_folder(shared_data / "kather24", out=tmp_path / "t.csv", mpp=84.67)
-    with pytest.raises(InputError, match="root: must be a folder"):
+    with pytest.raises(InputError, match="folder: must be a folder"):
         image_folder(tmp_path / "none", out=tmp_path / "t.csv")
     with pytest.raises(InputError, match="holds no image in a folder per class"):
         image_folder(tmp_path, out=tmp_path / "t.csv")
@@ -62,7 +62,7 @@ def test_camelyon17_and_16(tmp_path):
         "patient_099_node_4.tif,micro\n"
     )
     names = ("patient_000_node_0", "patient_039_node_2", "patient_099_node_4", "normal_017", "tumor_073", "test_001")
-    found = camelyon(
+    found = complete(
         tiles(*names, drawn=("patient_039_node_2", "tumor_073")), stage_labels=tmp_path / "stage_labels.csv"
     )
     slides = found.table.groupby("group").first()
@@ -77,11 +77,11 @@ def test_camelyon17_and_16(tmp_path):
     assert [x or "" for x in labels["tumor_073"]] == ["normal", "", "tumor"]
     assert found.table[found.table["group"] == "patient_099_node_4"]["label"].isna().all()  # tumor, but nothing drawn
     assert "8 of 18 tiles have no label" in found.notes[0]
-    with pytest.raises(InputError, match="is named neither as"):
-        camelyon(tiles("slide_1"))
+    with pytest.raises(InputError, match="slide: must be named as in Camelyon17"):
+        complete(tiles("slide_1"))
     (tmp_path / "s.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="must be a CSV with the columns patient and stage"):
-        camelyon(tiles("tumor_073"), stage_labels=tmp_path / "s.csv")
+        complete(tiles("tumor_073"), stage_labels=tmp_path / "s.csv")
 
 
 # PanNuke
@@ -113,7 +113,7 @@ def fold(folder, number, n=3, tissue=("Breast", "Colon", "Breast")):
 def test_pannuke(tmp_path):
     places = {k: fold(tmp_path, k) for k in (1, 2, 3)}
     out = tmp_path / "t" / "pannuke.csv"
-    found = pannuke({k: p[0] for k, p in places.items()}, out=out)
+    found = pannuke([p[0] for p in places.values()], out=out)
     write_table(found.table, out)
     table = load_table(out)
     frame = table.frame
@@ -138,13 +138,13 @@ def test_pannuke(tmp_path):
     assert one["area_um2"] == pytest.approx(200 / 16)
     assert measured["count"].tolist() == measured[[f"{t}_count" for t in TYPES]].sum(axis=1).tolist()
     assert (tmp_path / measured["mask"].iloc[0]).is_file()  # as seen from the new table
-    every = pannuke({1: places[1][0]}, out=tmp_path / "u.csv", tissue=None).table
+    every = pannuke([places[1][0]], out=tmp_path / "u.csv", tissue="all").table
     assert set(every["tissue"]) == {"Breast", "Colon"}
 
 
 def test_pannuke_whole_images_are_one_row_each(tmp_path):
     places = {k: fold(tmp_path, k) for k in (1, 2)}
-    found = pannuke({k: p[0] for k, p in places.items()}, out=tmp_path / "t.csv", size=256, training=(1,))
+    found = pannuke([p[0] for p in places.values()], out=tmp_path / "t.csv", patch_size=256, training=1)
     assert found.table.groupby("group").size().unique().tolist() == [1]
     assert found.table["crop"].unique().tolist() == ["center"]
     assert "training rows hold 1." in found.notes[1]
@@ -168,7 +168,7 @@ def test_pannuke_arrays_of_another_range_or_kind(tmp_path):
         kept = path.read_bytes()
         np.save(path, values)
         with pytest.raises(InputError, match=sentence):
-            pannuke({1: place}, out=tmp_path / "new" / "t.csv")
+            pannuke([place], out=tmp_path / "new" / "t.csv")
         assert not (tmp_path / "new").exists()
         path.write_bytes(kept)
 
@@ -177,14 +177,14 @@ def test_pannuke_that_is_not(tmp_path):
     place, *_ = fold(tmp_path, 1)
     for options, sentence in (
         ({"tissue": "Brain"}, "tissue: fold 1 has no 'Brain'; it has Breast, Colon"),
-        ({"size": 300}, "size: must be at most 256"),
-        ({"evaluation_crop": "middle"}, "evaluation_crop"),
+        ({"patch_size": 300}, "patch_size: must be at most 256"),
+        ({"crop": "middle"}, "crop: 'middle' is not known"),
     ):
         with pytest.raises(InputError, match=sentence):
-            pannuke({1: place}, out=tmp_path / "t.csv", **options)
+            pannuke([place], out=tmp_path / "t.csv", **options)
     (place / "masks" / "fold1" / "masks.npy").unlink()
     with pytest.raises(InputError, match=r"must hold one masks\.npy, got 0"):
-        pannuke({1: place}, out=tmp_path / "t.csv")
+        pannuke([place], out=tmp_path / "t.csv")
 
 
 # The paper's HDF5
@@ -193,7 +193,7 @@ def test_pannuke_that_is_not(tmp_path):
 def test_the_authors_own_files(shared_data, tmp_path):
     folder = shared_data / "authors"
     lists = sorted(folder.glob("*.csv"))
-    found = paper_table(folder / "demo_concept_measures.h5py", lists, out=tmp_path / "t.csv")
+    found = paper_table(folder / "demo_concept_measures.h5py", lists=lists, out=tmp_path / "t.csv")
     table = found.table
     raw = read_concepts(folder / "demo_concept_measures.h5py")
     assert len(raw) == 50
@@ -233,7 +233,7 @@ def test_the_layout_with_pixels_and_what_is_missing(tmp_path):
     patches = paper_files(tmp_path)
     found = paper_table(
         tmp_path / "concepts.h5py",
-        [tmp_path / "train.csv", tmp_path / "val.csv"],
+        lists=[tmp_path / "train.csv", tmp_path / "val.csv"],
         out=tmp_path / "t.csv",
         patches=tmp_path / "patches.h5py",
     )
@@ -247,7 +247,7 @@ def test_the_layout_with_pixels_and_what_is_missing(tmp_path):
     assert "1 patches stand in lists of several splits and were kept out of training." in found.notes
     (tmp_path / "bad.csv").write_text("all500, x, 1\n")
     with pytest.raises(InputError, match=r"line 1 of .* must be db, entry_path, patch_no, split"):
-        paper_table(tmp_path / "concepts.h5py", [tmp_path / "bad.csv"], out=tmp_path / "t.csv")
+        paper_table(tmp_path / "concepts.h5py", lists=[tmp_path / "bad.csv"], out=tmp_path / "t.csv")
     with pytest.raises(InputError, match="is not the paper's file of measures"):
         paper_table(tmp_path / "train.csv", out=tmp_path / "t.csv")
 
@@ -348,8 +348,8 @@ def test_the_command_completes_tiles_in_their_own_folder(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("classes", "nowhere", "--out", "t.csv"), "root: must be a folder"),
-        (("classes", ".", "--mpp", "0", "--out", "t.csv"), "mpp: must be above 0"),
+        (("classes", "nowhere", "--out", "t.csv"), "folder: must be a folder"),
+        (("classes", ".", "--mpp", "0", "--out", "t.csv"), "mpp: must be microns per pixel from"),
         (("coords", "a.h5", "--slides", "nowhere", "--out", "t.csv"), "slides: must be a folder"),
         (("pannuke", "nowhere", "--out", "t.csv"), "nowhere"),
         (("paper", "nowhere.h5", "--out", "t.csv"), "nowhere.h5"),

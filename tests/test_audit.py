@@ -16,8 +16,8 @@ from conceptkit.commands.guide import run_guide
 from conceptkit.commands.report import write_report
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import balanced_accuracy
+from conceptkit.families import PROBES
 from conceptkit.probe.remnants import (
-    READERS,
     a_distance,
     cost_of_erasure,
     permuted_agreement,
@@ -27,7 +27,8 @@ from conceptkit.probe.remnants import (
 from conceptkit.probe.targets import make_target
 from conceptkit.records import AuditRecord, load_record, to_json
 from conceptkit.records.audit import AuditRow
-from conceptkit.report.audit_tables import PROBES, audit_tables, audit_verdicts, holm, readers, remnant_table
+from conceptkit.report.audit_tables import PROBES as NAMES
+from conceptkit.report.audit_tables import audit_tables, audit_verdicts, holm, readers, remnant_table
 from conceptkit.report.judging import MARKS
 from conceptkit.report.table import shown
 from conceptkit.report.wording import interval
@@ -327,7 +328,7 @@ def test_where_nothing_is_left_no_place_is_called_readable():
         X = rng.normal(size=(64, 4)) + rng.normal(size=(16, 4))[groups]
         values = np.array(["ab"[c] for c in rng.permutation(np.arange(16) % 2)[groups]], dtype=object)
         target = make_target("c", "categorical", values, groups)
-        found = {name: read_remnant(X, target, name, folds=4, permutations=99, n_resamples=10) for name in READERS}
+        found = {name: read_remnant(X, target, name, folds=4, permutations=99, n_resamples=10) for name in PROBES}
         called.append(bool(readers(rows_of(target, found))))
         single.append([one.tested.p < 0.05 for one in found.values()])
     reach = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
@@ -355,11 +356,11 @@ def test_the_command_says_the_verdict(checkpoints, study, tmp_path, permutations
         sure = [r for r, p in zip(here, holm([r.p for r in here]), strict=True) if p < 0.05 and r.low > r.chance]
         best = max(sure or here, key=lambda row: row.score)
         assert line[0] == ("●" if sure else "○")
-        assert f"R² = {interval(best.score, best.low, best.high)} ({PROBES[best.probe]} probe), chance 0.00" in line
+        assert f"R² = {interval(best.score, best.low, best.high)} ({NAMES[best.probe]} probe), chance 0.00" in line
     assert set(said.values()) == marks  # 19 permutations reach no p below 0.05 over three probes
     table = [re.split(r"\s*[│┃|]\s*", line.strip(" │┃")) for line in result.output.splitlines()]
     for row in rows:
-        cells = next(one for one in table if one[:2] == [row.layer, PROBES[row.probe]])
+        cells = next(one for one in table if one[:2] == [row.layer, NAMES[row.probe]])
         assert cells[2:4] == [interval(row.score, row.low, row.high), f"{row.p:.4f}"]
 
 

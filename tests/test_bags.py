@@ -262,7 +262,8 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
     """A patient's label is its mean nuclear area, over the training patients' median or not."""
     rng = np.random.default_rng(0)
     data = embedded.load_table()
-    features = np.column_stack([data.frame["area"].fillna(45), rng.normal(size=(len(data), 3))]).astype(np.float32)
+    area = data.frame["area"].fillna(45) + rng.normal(size=len(data)) / 10
+    features = np.column_stack([area, rng.normal(size=(len(data), 3))]).astype(np.float32)
     pd.DataFrame(features, columns=list("abcd")).assign(patch_id=data.patch_ids).to_parquet(tmp_path / "f.parquet")
     found = run_bags(
         embedded,

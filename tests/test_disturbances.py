@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from conceptkit.errors import InputError
+from conceptkit.families import DISTURBANCES
 from conceptkit.pathology.colour import hematoxylin
-from conceptkit.pathology.disturbances import DISTURBANCES, blur, compress, disturbed, rescale, restain, rotate
+from conceptkit.pathology.disturbances import blur, compress, disturbed, rescale, restain, rotate
 from conceptkit.pathology.nuisances import blur as blurriness
 from conceptkit.tables.patches import load_table
 

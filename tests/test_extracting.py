@@ -434,6 +434,7 @@ def test_the_command(table, tmp_path):
     assert values["schema"] == "conceptkit/extract/1"
     assert (values["rows"], values["rows_written"], values["skipped"]) == (N, N, [])
     assert values["layers"] == {"mixed10": 256, "mixed3": 128}
+    assert values["notes"] == []
     assert values["path"] == str(tmp_path / "s.h5")
     assert "s.h5 will take" in result.stderr
     assert f"{N} rows of 384 values, float32" in result.stderr

@@ -231,7 +231,7 @@ def test_coords_of_one_slide_under_two_names_are_read_once(made, tmp_path):
 
 
 def test_coords_of_a_padded_level_lie_where_their_pixels_were_read(tmp_path):
-    image = slide_files.tissue(2_000, 700)
+    image = slide_files.tissue(4_000, 700)
     (tmp_path / "s").mkdir()
     path = slide_files.write_slide(
         tmp_path / "s" / "one.tif", [image, *(slide_files.padded(slide_files.reduced(image, f), 128) for f in (2, 4))]
@@ -297,6 +297,38 @@ def test_tissue_is_detected_in_the_slide_and_not_in_its_thumbnail(tmp_path, thum
         monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(lambda self: images))
     pd.testing.assert_frame_equal(tile_slide(path, Tiling(side=64)), plain)
     assert len(plain) > 60
+
+
+def test_a_large_slide_of_one_level_is_announced_or_refused(tmp_path, monkeypatch):
+    image = slide_files.tissue(1_600, 1_200)
+    (tmp_path / "s").mkdir()
+    slide_files.write_slide(tmp_path / "s" / "plain.tif", [image])
+    slide_files.write_slide(tmp_path / "s" / "levels.tif", [image, slide_files.reduced(image, 16)])
+    said = []
+
+    def tiled():
+        said.clear()
+        return run_tile([tmp_path / "s"], out=tmp_path / "t.csv", size=128, notify=said.append)
+
+    assert (tiled().skipped, said) == ((), [])
+    monkeypatch.setattr("conceptkit.pathology.finding.SLOW_PIXELS", 1e6)
+    monkeypatch.setattr("conceptkit.images.pyramid._SEVERAL", 1e5)  # in bands, on several threads
+    monkeypatch.setattr("conceptkit.images.pyramid._MOST_READ", 2e5)
+    assert tiled().skipped == ()
+    (note,) = said
+    assert "plain.tif is coarse enough" in note
+    assert "2 megapixels" in note
+    assert "vips tiffsave" in note
+    with open_slide(tmp_path / "s" / "plain.tif") as slide:
+        picture, scale = slide.picture()
+    expected = Image.fromarray(image).resize((100, 75), Image.Resampling.BOX)
+    assert (picture.shape, scale) == ((75, 100, 3), 16)
+    assert np.abs(picture.astype(float) - np.asarray(expected)).max() <= 1
+    monkeypatch.setattr("conceptkit.pathology.slides.MOST_PIXELS", 1e6)
+    shutil.rmtree(tmp_path / "t.parts", ignore_errors=True)
+    ((name, reason),) = tiled().skipped
+    assert name == "plain.tif"
+    assert "too many to read; convert it to a pyramid: vips" in reason
 
 
 def test_the_small_picture_stays_small(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from conceptkit.images.decoding import read_pixels
 from conceptkit.images.image_files import image_shape, read_rgb
 from conceptkit.images.tiff_pages import tiff_pages
 from conceptkit.pathology.images import read_image, read_quality
+from conceptkit.tables.patches import load_table
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (24, 17, 3), dtype=np.uint8)
@@ -339,3 +340,30 @@ def test_a_size_that_the_file_does_not_hold_fills_no_memory(tmp_path):
         file.pages[0].tags[256].overwrite(60_000)
     with pytest.raises(InputError, match="60000 x 13000 pixels; cut it into smaller images"):
         read_rgb(path)
+
+
+def test_a_compression_that_is_not_built_in_is_named(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags["Compression"].valueoffset
+    data = bytearray(path.read_bytes())
+    data[place : place + 2] = (50001).to_bytes(2, "little")
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="compressed as WebP, which cannot be read here; save it as PNG"):
+        read_rgb(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        ("a.png", pillow(Image.fromarray(RGBA)), on_white(RGB)),
+        ("a.png", bytes_of(png(WIDE[..., :1], 0)), GREY),
+        ("a.tif", tiff(WIDE[..., 0], photometric="minisblack"), GREY),
+        ("a.ome.tif", tiff(CYX, photometric="minisblack", metadata={"axes": "CYX"}), RGB),
+    ],
+)
+def test_patches_of_a_table_are_read_so(name, write, expected, tmp_path):
+    write(tmp_path / name)
+    (tmp_path / "t.csv").write_text(f"image\n{name}\n")
+    np.testing.assert_allclose(load_table(tmp_path / "t.csv").pixels(0), expected, atol=1)

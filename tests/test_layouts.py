@@ -212,6 +212,8 @@ def test_what_has_no_layout_is_refused():
         pooled_activations(module, noise(32), ["parameter"])
     with pytest.raises(InputError, match="layer: attention returns 2×64×64, and neither a second image size nor"):
         pooled_activations(module, noise(32), ["attention"])
+    with pytest.warns(UserWarning, match="Skipped: attention returns 2×64×64"):
+        assert list(pooled_activations(module, noise(32), ["first", "attention", "last"])) == ["first", "last"]
     assert pooled_activations(module, noise(32), ["attention"], pool="flatten")["attention"].shape == (2, 2 * 64 * 64)
     assert pooled_activations(module, noise(32), ["five"])["five"].shape == (2, 6)
     assert pooled_activations(module, noise(32), ["single"])["single"].shape == (2, 1)
@@ -374,6 +376,21 @@ def test_inferred_tokens_are_said_where_activations_are_read(tmp_path):
     said.clear()
     ck.extract(Encoder({"cls_token": 1}), images, **options)
     assert not any("class token" in sentence for sentence in said)
+
+
+def test_of_several_layers_the_one_without_a_layout_is_skipped_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCEPTKIT_CACHE", str(tmp_path))
+    said = []
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    found = ck.extract(
+        Branches(), images, layers=["attention", "first"], store=tmp_path / "a.h5", device="cpu", notify=said.append
+    )
+    assert list(found.layers) == ["first"]
+    assert found.notes[0].startswith("Skipped: attention returns 2×64×64")
+    assert said[0] == found.notes[0]
+    with pytest.raises(InputError, match="layer: attention returns 2×64×64"):
+        ck.extract(Branches(), images, layers=["attention"], store=tmp_path / "b.h5", device="cpu")
+    assert not (tmp_path / "b.h5").exists()
 
 
 def test_a_task_on_channels_last_is_refused():

@@ -188,6 +188,16 @@ def test_one_nucleus_in_pieces_is_a_mask_and_several_are_not(tmp_path):
         np.where(LABELS % 30 == 9, 7, 0)[:, :12],
     ):
         assert read(labels).shape == labels.shape
+    halves_of_one = np.zeros((20, 30), int)
+    halves_of_one[5:15, 5:14] = halves_of_one[5:15, 16:25] = 1
+    fragment = np.zeros((20, 30), int)
+    fragment[:, :12] = fragment[3:6, 26:] = 1
+    for labels in (halves_of_one, fragment, fragment * 255):
+        np.testing.assert_array_equal(read(labels), labels)
+    far = np.zeros((20, 40), int)
+    far[5:15, :9] = far[5:15, 25:35] = 1
+    with pytest.raises(InputError, match="looks like a binary mask"):
+        read(far)
     cut = np.where(np.isin(LABELS, (9, 10)), 17, 0)  # two pieces, under a number that no binary mask has
     assert np.unique(read(cut)).tolist() == [0, 17]
     with pytest.raises(InputError, match="one label in 3 separate pieces"):
@@ -363,3 +373,25 @@ def test_float_labels_that_their_type_cannot_tell_apart_are_refused(tmp_path, ki
     np.save(tmp_path / "rounded.npy", labels.astype(kind))
     with pytest.raises(InputError, match=f"{kind} keeps whole numbers apart only below {first + 1}; save the labels"):
         read_mask(tmp_path / "rounded.npy")
+
+
+@pytest.mark.parametrize("kind", ["class map", "binary mask", "instances as floats"])
+def test_measure_counts_nuclei_and_refuses_classes(kind, tmp_path):
+    labels = np.zeros((64, 64), int)
+    for number in range(16):
+        row, column = divmod(number, 4)
+        labels[16 * row + 2 : 16 * row + 10, 16 * column + 2 : 16 * column + 10] = number + 1
+    masks = {
+        "class map": np.where(labels, labels % 3 + 1, 0),
+        "binary mask": (labels > 0) * 255,
+        "instances as floats": labels.astype(np.float32),
+    }
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(tmp_path / "i.png")
+    tifffile.imwrite(tmp_path / "m.tif", masks[kind].astype(np.float32 if "floats" in kind else np.uint8))
+    (tmp_path / "list.csv").write_text("image,mask\ni.png,m.tif\n")
+    if kind == "instances as floats":
+        table = run_measure(tmp_path / "list.csv", out=tmp_path / "t.csv", patch_size=64).table
+        assert table["count"].tolist() == [16]
+    else:
+        with pytest.raises(InputError, match=f"looks like a {kind}"):
+            run_measure(tmp_path / "list.csv", out=tmp_path / "t.csv", patch_size=64)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from conceptkit.errors import InputError
+from conceptkit.families import MEASURES
 from conceptkit.pathology.hematoxylin import segment
 from conceptkit.pathology.maskrcnn import MaskRCNN
-from conceptkit.pathology.measures import MEASURES
 from conceptkit.pathology.measuring import Segmentation, measure_images, write_table
 from conceptkit.pathology.measuring_tables import measure_table
 from conceptkit.pathology.texture import haralick, luma

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import ellipse
 
+from conceptkit import families
 from conceptkit.commands.measure import run_measure
 from conceptkit.errors import InputError
 from conceptkit.pathology import nuclei
@@ -159,7 +160,7 @@ def test_the_best_set_is_the_best_of_all_sets():
 
 
 def test_methods_and_names():
-    assert set(nuclei.METHODS) == {"hematoxylin", "maskrcnn"}
+    assert set(families.NUCLEI) == {"hematoxylin", "maskrcnn"}
     with pytest.raises(InputError, match="near names: hematoxylin"):
         nuclei.open_method("hematoxilin")
     with pytest.raises(InputError, match="nuclei-weights: maskrcnn needs the checkpoint"):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from conceptkit.errors import InputError
+from conceptkit.families import SCHEDULES
 from conceptkit.guide.objective import (
-    REVERSALS,
     balance_factors,
     class_weights,
     confusion_loss,
@@ -136,7 +136,7 @@ def test_the_reversal_is_an_identity_forwards_and_minus_lambda_backwards() -> No
 
 @pytest.mark.parametrize(("name", "start", "end"), [("constant", 1.0, 1.0), ("ramp", 0.0, 1.0), ("switched", 0.0, 1.0)])
 def test_schedules_reach_both_ends(name: str, start: float, end: float) -> None:
-    schedule = REVERSALS[name]
+    schedule = SCHEDULES[name]
     assert schedule(0.0) == pytest.approx(start)
     assert schedule(1.0) == end
     values = [schedule(p) for p in np.linspace(0, 1, 50)]
@@ -215,7 +215,7 @@ def test_weights_can_be_set_per_task() -> None:
     [
         ("uncertanty", "near names: uncertainty"),
         ("fixed", "fixed needs a value"),
-        ("vanilla:2", "vanilla takes no value"),
+        ("vanilla:2", "takes no value after a colon, got 2"),
         ("uncertainty,vanilla", "one strategy for all tasks"),
         ("fixed:much", "'much' in 'fixed:much' is not a number"),
         ("fixed:-1", "at least 0"),

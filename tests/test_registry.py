@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from conceptkit import registry
-from conceptkit.errors import InputError, check_choice
+from conceptkit.errors import InputError
 from conceptkit.registry import Registry
-
-PLUGIN = Path(__file__).parent / "plugin"
 
 
 def fresh(**more):
-    return Registry("shapes", {"circle": len, "square": abs}, **more)
+    return Registry("shapes", {"circle": "builtins:len", "square": "builtins:abs"}, **more)
 
 
 def installed(monkeypatch, folder, entries, code="", name="some-package"):
@@ -54,24 +45,41 @@ def test_a_decorator_adds_a_member():
         shapes.register("star")(len)
 
 
-def test_a_family_whose_members_are_more_than_functions():
-    made = fresh(make=lambda name, function, **about: lambda: (name, function, about))
-    made.register("star", unit="px")(len)
-    assert made["star"]() == ("star", len, {"unit": "px"})
+def test_a_built_in_member_loads_on_first_use(monkeypatch, tmp_path):
+    (tmp_path / "slow_shapes.py").write_text("star = sum\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shapes = Registry("shapes", {"star": "slow_shapes:star"})
+    assert list(shapes) == ["star"]
+    assert "star" in shapes
+    assert shapes.check("shape", "star") == "star"
+    assert "slow_shapes" not in sys.modules
+    assert shapes["star"] is sum
+    assert "slow_shapes" in sys.modules
 
 
 def test_a_missing_name_is_refused_with_near_names():
-    with pytest.raises(InputError, match="shape: 'circel' is not known; near names: circle"):
-        check_choice("shape", "circel", fresh())
+    for refuse in (fresh().check, fresh().choose):
+        with pytest.raises(InputError, match="shape: 'circel' is not known; near names: circle"):
+            refuse("shape", "circel")
+    assert fresh().choose("shape", "circle") is len
     with pytest.raises(KeyError):
         fresh()["circel"]
+
+
+def test_a_member_that_is_replaced_comes_back(monkeypatch):
+    shapes = fresh()
+    with monkeypatch.context() as patch:
+        patch.setitem(shapes, "circle", sum)
+        assert shapes["circle"] is sum
+    assert shapes["circle"] is len
+    assert list(shapes) == ["circle", "square"]
 
 
 def test_a_member_of_the_wrong_type_is_refused():
     with pytest.raises(InputError, match=r"conceptkit\.shapes: 'star' must be a function, got int"):
         fresh()["star"] = 3
     with pytest.raises(InputError, match="must be a dict, got int"):
-        Registry("shapes", {}, member=dict)["star"] = 3
+        Registry("shapes", {}, member="builtins:dict")["star"] = 3
 
 
 def test_another_package_adds_a_member_that_loads_on_first_use(monkeypatch, tmp_path):
@@ -107,60 +115,3 @@ def test_two_packages_with_the_same_name_are_refused(monkeypatch, tmp_path):
     installed(monkeypatch, tmp_path / "b", "star = other_package:star", name="other-package")
     with pytest.raises(InputError, match="both have 'star'"):
         list(fresh())
-
-
-# The package of tests/plugin through the command line: each family once
-
-
-def command(*arguments, folder):
-    path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "conceptkit", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path):
-    pixels = np.full((64, 64, 3), 200, dtype=np.uint8)
-    pixels[4:10, 4:10] = pixels[20:26, 40:46] = 20
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    (tmp_path / "images.csv").write_text("image,patient\na.png,p\n")
-    command(
-        *("measure", "images.csv", "--out", "t.csv", "--patch-size", 64, "--nuclei", "dark"),
-        *("--measure", "redness,count"),
-        folder=tmp_path,
-    )
-    (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
-    assert row["count"] == 2
-    assert row["redness"] == pytest.approx(pixels[..., 0].mean())
-
-
-def test_weighting_method_recipe_and_schedule_of_another_package(study, tmp_path):
-    command(
-        *("guide", "--study", study, "--encourage", "count", "--discourage", "center", "--recipe", "short"),
-        *("--unfreeze", "none", "--out", "run"),
-        folder=tmp_path,
-    )
-    settings = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))["settings"]
-    assert settings["recipe"] == "short"
-    options = settings.get("options", settings)
-    assert (options["weighting"], options["method"], options["reversal"]) == ("halved", "spread", "late")
-
-
-def test_a_stain_method_of_another_package(tmp_path, shared_data):
-    slide = shared_data / "wsi" / "cmu-1-small-region.svs"
-    Image.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8)).save(tmp_path / "reference.png")
-    command(
-        *("tile", slide, "--out", "t.csv", "--export", "png", "--stain", "brighten"),
-        *("--stain-reference", "reference.png"),
-        folder=tmp_path,
-    )
-    table = pd.read_csv(tmp_path / "t.csv")
-    tiles = [np.asarray(Image.open(tmp_path / path)) for path in table["image"]]
-    assert abs(np.mean(tiles) - 120) < 5

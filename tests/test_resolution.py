@@ -10,8 +10,10 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import conceptkit as ck
+from conceptkit.cli import app
 from conceptkit.commands.guide import run_guide
 from conceptkit.commands.maps import _title
 from conceptkit.errors import InputError
@@ -122,6 +124,45 @@ def test_images_of_another_resolution_or_field_of_view_are_refused(tmp_path, che
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_one_slide_or_image_that_cannot_be_used_is_skipped_and_named(slide, checkpoint, tmp_path):
+    folder = slide[0].parent
+    cut_off = folder / "cut.tif"
+    cut_off.write_bytes(slide[0].read_bytes()[:5_000])
+    frame = of_slide(slide).frame
+    others = [
+        frame.assign(slide="cut.tif", patch_id=["c", "d"]),
+        frame.assign(slide="absent.tif", patch_id=["e", "f"]),
+        frame.assign(size=64, mpp=0.5, slide="coarse.tif", patch_id=["g", "h"]),
+    ]
+    (folder / "coarse.tif").write_bytes(slide[0].read_bytes())
+    table = folder / "several.csv"
+    pd.concat([*others, frame]).to_csv(table, index=False)
+    frame.to_csv(folder / "one.csv", index=False)
+    found = ck.predict(checkpoint(), table=table, maps=tmp_path / "maps")
+    pd.testing.assert_frame_equal(found, ck.predict(checkpoint(), table=folder / "one.csv"))
+    assert sorted(what for what, _ in found.attrs["skipped"]) == ["absent.tif", "coarse.tif", "cut.tif"]
+    pd.concat(others).to_csv(table, index=False)
+    with pytest.raises(InputError, match="slide"):
+        ck.predict(checkpoint(), table=table)
+
+
+def test_the_command_names_what_it_skips(checkpoint, tmp_path):
+    table = image_table(tmp_path, 0.25)
+    (tmp_path / "a.png").write_bytes(b"no image")
+    arguments = ["predict", str(checkpoint()), "--table", str(table), "--out", str(tmp_path / "p.csv"), "--json", "-"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert [skipped["what"] for skipped in values["skipped"]] == ["a"]
+    assert pd.read_csv(tmp_path / "p.csv")["patch_id"].tolist() == ["b"]
+    pd.read_csv(table).assign(mpp=[0.25, 0.5]).to_csv(table, index=False)
+    image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, "patches of 0.5" in result.stderr) == (1, True)
+    assert pd.read_csv(tmp_path / "p.csv")["patch_id"].tolist() == ["a"]
+
+
 def test_images_nearly_alike_are_predicted_with_a_note(tmp_path, checkpoint):
     frame = ck.predict(checkpoint(), table=image_table(tmp_path, 0.26))
     assert frame.attrs["notes"] == ["Patches have up to 0.26 µm per pixel, the checkpoint was trained at 0.25."]
@@ -175,8 +216,11 @@ def test_other_commands_say_that_a_checkpoint_reads_another_resolution(tmp_path,
     assert checkpoint_notes(opened, load_table(image_table(tmp_path, 0.25))) == ()
     assert checkpoint_notes(network[1], load_table(image_table(tmp_path, 0.5))) == ()
     said = []
-    ck.extract(checkpoint(), image_table(tmp_path, 0.5), layers=["mixed0"], store=tmp_path / "s.h5", notify=said.append)
+    found = ck.extract(
+        checkpoint(), image_table(tmp_path, 0.5), layers=["mixed0"], store=tmp_path / "s.h5", notify=said.append
+    )
     assert note in said
+    assert note in found.notes
 
 
 def test_guide_stores_the_resolution_of_its_training_rows(study, tmp_path):

@@ -18,9 +18,10 @@ from conceptkit.cli import app
 from conceptkit.commands import tile as tiling
 from conceptkit.commands.tile import run_tile
 from conceptkit.errors import InputError
+from conceptkit.families import STAIN
 from conceptkit.pathology.annotations import Annotations, Polygon, classes_in, read_annotations
 from conceptkit.pathology.slides import open_slide
-from conceptkit.pathology.stain import METHODS, Macenko, lab_statistics
+from conceptkit.pathology.stain import Macenko, lab_statistics
 from conceptkit.pathology.tiling import Tiling, read_tiles, tile_slide
 from conceptkit.pathology.tissue import share_of_tiles, tissue_mask
 from conceptkit.tables.patches import load_table
@@ -370,12 +371,12 @@ def test_a_slides_stain_is_that_of_its_tiles_not_of_its_thumbnail(wsi, tmp_path,
     with open_slide(wsi / CMU) as slide:
         thumbnail = slide.picture()[0][None]
     spread, amounts = {}, {}
-    for stain in METHODS:
+    for stain in STAIN:
         options = {"export": "h5", "stain": stain, "stain_reference": shared_data / "authors" / "normalizing_patch.npy"}
         run_tile([wsi / CMU], out=tmp_path / f"{stain}.csv", **options)
         with h5py.File(tmp_path / f"{stain}_tiles" / f"{Path(CMU).stem}.h5") as file:
             made = file["patches"][:]
-        method = METHODS[stain].fit(reference)
+        method = STAIN[stain].fit(reference)
         by_thumbnail = method.transform(raw, source=method.measure(thumbnail))
         spread[stain] = [lab_statistics(tiles).sd for tiles in (reference[None], made, by_thumbnail)]
         by_all = method.transform(raw, source=method.measure(raw))

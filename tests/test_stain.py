@@ -8,8 +8,9 @@ from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from conceptkit.errors import InputError
+from conceptkit.families import STAIN
 from conceptkit.pathology.colour import lab, tissue_weight
-from conceptkit.pathology.stain import METHODS, Macenko, Reinhard, lab_statistics, stain_statistics
+from conceptkit.pathology.stain import Macenko, Reinhard, lab_statistics, stain_statistics
 
 HEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.09, 0.95, 0.29])
 
@@ -54,9 +55,9 @@ def test_reinhard_is_scikit_images_within_a_grey_level(shared_data):
         np.testing.assert_allclose(after.mean, method.target.mean, atol=1.5)  # what no screen shows is cut off
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STAIN)
 def test_white_black_flat_and_empty_patches_survive(name):
-    method = METHODS[name].fit(stained())
+    method = STAIN[name].fit(stained())
     for colour in ((255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 180), (243, 244, 241)):
         flat = np.full((2, 16, 16, 3), colour, dtype=np.uint8)
         np.testing.assert_array_equal(method.transform(flat), flat)
@@ -65,11 +66,11 @@ def test_white_black_flat_and_empty_patches_survive(name):
     np.testing.assert_array_equal(method.transform(noisy), noisy)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STAIN)
 def test_glass_stays_glass_and_inputs_stay_as_they_were(name):
     patch = stained(1, e=EOSIN + np.array([0.2, 0, 0.1]))
     before = patch.copy()
-    moved = METHODS[name].fit(stained(2)).transform(patch[None])[0]
+    moved = STAIN[name].fit(stained(2)).transform(patch[None])[0]
     np.testing.assert_array_equal(patch, before)
     glass = tissue_weight(patch) == 0
     assert glass.sum() > 200
@@ -77,10 +78,10 @@ def test_glass_stays_glass_and_inputs_stay_as_they_were(name):
     assert (moved[~glass] != patch[~glass]).any()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STAIN)
 def test_a_batch_is_its_patches_and_a_slide_has_one_change(name):
     patches = np.stack([stained(k, e=EOSIN + np.array([0.1 * k, 0, 0])) for k in range(3)])
-    method = METHODS[name].fit(stained(9))
+    method = STAIN[name].fit(stained(9))
     together = method.transform(patches)
     np.testing.assert_array_equal(together, np.concatenate([method.transform(p[None]) for p in patches]))
     slide = method.measure(patches)
@@ -92,10 +93,10 @@ def test_a_batch_is_its_patches_and_a_slide_has_one_change(name):
     np.testing.assert_array_equal(by_slide, halves)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STAIN)
 def test_a_patch_normalised_to_itself_hardly_changes(name):
     patch = stained(3, glass=False)
-    moved = METHODS[name].fit(patch).transform(patch[None])[0]
+    moved = STAIN[name].fit(patch).transform(patch[None])[0]
     change = np.abs(moved.astype(int) - patch)
     assert np.percentile(change, 99) <= (1 if name == "reinhard" else 12)  # Macenko drops what is neither stain
 
@@ -117,12 +118,12 @@ def test_macenko_gives_the_stains_of_the_reference():
     np.testing.assert_allclose(after.most, method.target.most, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STAIN)
 def test_a_reference_without_stain_is_refused(name):
     for reference in (np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)):
         with pytest.raises(InputError, match="reference: must show stained tissue"):
-            METHODS[name].fit(reference)
+            STAIN[name].fit(reference)
     with pytest.raises(InputError, match="images: must be uint8"):
-        METHODS[name].fit(np.zeros((8, 8)))
+        STAIN[name].fit(np.zeros((8, 8)))
     with pytest.raises(InputError, match="images: must be uint8"):
-        METHODS[name].fit(stained()).transform(stained())
+        STAIN[name].fit(stained()).transform(stained())

@@ -43,6 +43,26 @@ def test_a_saved_index_is_skipped_and_said(load, tmp_path):
     assert load_table(tmp_path / "named.parquet").patch_ids == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("above", ["sep=,\n", "\ufeffsep=,\r\n", "# cut at 20x\n", "# a, b\n\n# it's \"new\n", "#\n"])
+def test_lines_above_the_names_of_columns_are_skipped(load, above):
+    table = load(above + "patch_id,count,area\na,1,2\nb,3,4\n")
+    assert table.concept_names == ["count", "area"]
+    assert table.frame["count"].tolist() == [1, 3]
+
+
+def test_names_behind_a_hash_are_refused(load):
+    with pytest.raises(InputError, match="line 1 begins with # and has as many cells as the next"):
+        load("#patch_id,count\na,1\n")
+    with pytest.raises(InputError, match="separated by commas, got ';'"):
+        load("sep=;\npatch_id;count\na;1\n")
+
+
+def test_a_name_in_capitals_is_said_with_its_option(load):
+    table = load("patch_id,count,Patient,Center\na,1,p,c\nb,3,q,c\n")
+    assert any("--group Patient" in note for note in table.notes)
+    assert any("--center Center" in note for note in table.notes)
+
+
 def test_blanks_around_names_and_cells_are_no_part_of_them(load):
     table = load("patch_id , label, count\na,tumor ,1\nb, tumor,2\nc,tumor,3\n")
     assert table.concept("label").values.tolist() == ["tumor"] * 3
@@ -157,7 +177,9 @@ def test_what_the_table_has_is_no_feature(tmp_path):
     ):
         assert name in note
     file.rename(columns={"Count": "n"}).to_parquet(tmp_path / "f.parquet")
-    assert "equals the table's column count" in read_features(table, np.arange(N)).notes[1]
+    found = read_features(table, np.arange(N))
+    np.testing.assert_array_equal(found.X, X)
+    assert "n (equals count)" in found.notes[0]
     pd.DataFrame({"patch_id": ids, "e": list(X), "x": 1.0}).to_parquet(tmp_path / "f.parquet")
     with pytest.raises(InputError, match="column e holds ndarray in a cell"):
         read_features(table, np.arange(N))
@@ -281,16 +303,79 @@ def test_an_array_with_fields_is_refused():
         given_column("y", fields, 3)
 
 
-@pytest.mark.parametrize("change", [lambda v: v, lambda v: 255 - 2 * v, lambda v: v.round(3)])
-def test_a_feature_that_is_a_concept_on_another_scale_is_said(change, tmp_path):
+@pytest.mark.parametrize("suffix", ["parquet", "npy"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.v.fillna(1.0), "equals v"),
+        (lambda t: 255 - 2 * t.v.fillna(1.0), "is a linear function of v"),
+        (lambda t: t.v.fillna(1.0).round(3), "is a linear function of v"),
+        (lambda t: np.exp(t.v.fillna(1.0)), "increases or decreases with v"),
+        (lambda t: (t.label == "tumor") * 1.0, "is a function of label"),
+        (lambda t: t.center.map({"A": 7, "B": 2, "C": 5}), "is a function of center"),
+        (lambda t: (t.center == "B") * 1.0, "is a function of center"),
+        (lambda t: t.few * 10.0, "is a linear function of few"),
+    ],
+)
+def test_a_feature_that_is_a_column_of_the_table_is_left_out(change, said, suffix, tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"patch_id": [f"s{i:02d}" for i in range(N)], "v": rng.normal(size=N)})
+    table["label"] = np.where(rng.random(N) < 0.5, "tumor", "normal")
+    table["center"] = rng.choice(list("ABC"), N)
+    table["few"] = rng.integers(0, 4, N)
     table.loc[3, "v"] = np.nan
-    table.to_csv(tmp_path / "t.csv", index=False)
+    table.assign(row=range(N)).to_csv(tmp_path / "t.csv", index=False)
     features = pd.DataFrame(rng.normal(size=(N, 2)), columns=list("ab"))
-    features = features.assign(close=table.v.fillna(0) + rng.normal(size=N) * 0.01)  # the control: r = 0.9999
-    for name, extra in (("without", {}), ("with", {"other": change(table.v.fillna(1.0))})):
-        features.assign(patch_id=table.patch_id, **extra).to_parquet(tmp_path / f"{name}.parquet")
-        data = with_features(load_table(tmp_path / "t.csv"), tmp_path / f"{name}.parquet")
-        said = [note for note in read_features(data, np.arange(N)).notes if "says nothing about" in note]
-        assert [note[:9] for note in said] == (["Feature 3"] if extra else [])
+    features["close"] = table.v.fillna(0) + rng.normal(size=N) * 0.01  # the control: r = 0.9999
+    features["rare"] = np.eye(N)[7]  # not zero in a single row
+    given = features.assign(other=change(table))
+    path = tmp_path / f"f.{suffix}"
+    if suffix == "npy":
+        np.save(path, given.to_numpy())
+    else:
+        given.assign(patch_id=table.patch_id).to_parquet(path)
+    found = read_features(with_features(load_table(tmp_path / "t.csv"), path), np.arange(N))
+    np.testing.assert_array_equal(found.X, features.to_numpy(np.float32))
+    [note] = found.notes
+    assert said in note
+    assert ("other (" if suffix == "parquet" else "number 4, counted from 0 (") in note
+
+
+def test_names_of_metadata_are_no_features(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["barcode", "level", "width", "height", "magnification", "target", "y_pred", "y_true", "tile_width"]
+    names += ["targetMPP", "patchLevel", "prob_1", "label_code", "objective-power", "sample_weight", "fold"]
+    ids = [f"p{i:02d}" for i in range(N)]
+    pd.DataFrame({"patch_id": ids, "v": rng.normal(size=N)}).to_csv(tmp_path / "t.csv", index=False)
+    kept = ["area_mean", "texture", "level_set_area", "0", "f1", "PC1"]
+    file = pd.DataFrame(rng.normal(size=(N, len(names) + len(kept))), columns=[*names, *kept])
+    file.assign(patch_id=ids).to_parquet(tmp_path / "f.parquet")
+    found = read_features(with_features(load_table(tmp_path / "t.csv"), tmp_path / "f.parquet"), np.arange(N))
+    np.testing.assert_array_equal(found.X, file[kept].to_numpy(np.float32))
+    assert all(f"{name} (metadata)" in found.notes[0] for name in names)
+
+
+def test_beside_numbered_features_others_are_none(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [f"p{i:02d}" for i in range(N)]
+    pd.DataFrame({"patch_id": ids, "v": rng.normal(size=N)}).to_csv(tmp_path / "t.csv", index=False)
+    file = pd.DataFrame(rng.normal(size=(N, 41)), columns=[*(f"x_{i}" for i in range(40)), "nuclei"])
+    file.assign(patch_id=ids).to_parquet(tmp_path / "f.parquet")
+    found = read_features(with_features(load_table(tmp_path / "t.csv"), tmp_path / "f.parquet"), np.arange(N))
+    np.testing.assert_array_equal(found.X, file.iloc[:, :40].to_numpy(np.float32))
+    assert "nuclei (not numbered as the features are)" in found.notes[0]
+
+
+def test_features_of_several_files_are_matched_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [f"p{i:02d}" for i in range(N)]
+    files = ["a.parquet" if i % 2 else "b.parquet" for i in range(N)]
+    pd.DataFrame({"patch_id": ids, "v": rng.normal(size=N), "features": files}).to_csv(tmp_path / "t.csv", index=False)
+    X = pd.DataFrame(rng.normal(size=(N, 3)), columns=["one", "two", "three"]).assign(patch_id=ids)
+    X.to_parquet(tmp_path / "a.parquet")
+    X[["three", "patch_id", "one", "two"]].to_parquet(tmp_path / "b.parquet")
+    found = read_features(load_table(tmp_path / "t.csv"), np.arange(N)).X
+    np.testing.assert_array_equal(found, X[["one", "two", "three"]].to_numpy(np.float32))
+    X.rename(columns={"two": "four"}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet and the files before it differ in column four"):
+        read_features(load_table(tmp_path / "t.csv"), np.arange(N))

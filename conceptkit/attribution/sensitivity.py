@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.attribution.outputs import Output
-from conceptkit.errors import InputError, check_choice
+from conceptkit.errors import InputError
+from conceptkit.families import ATTRIBUTIONS, POOLINGS
 from conceptkit.models.layouts import measure_views
-from conceptkit.models.pooling import POOLINGS, shape_text
+from conceptkit.models.pooling import shape_text
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ INTEGRATION_STEPS = 20
 """Points at which the gradient is taken between the baseline's activations and the image's."""
 
 
-def _gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+def gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
     """∂z/∂A at the image's own activations A."""
     from captum.attr import LayerGradientXActivation
 
@@ -30,7 +31,7 @@ def _gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Ten
     return found
 
 
-def _integrated(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
+def integrated_gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
     """∂z/∂A averaged on the way from the activations of an image of the mean colour to the image's own."""
     from captum.attr import LayerIntegratedGradients
 
@@ -40,11 +41,15 @@ def _integrated(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: T
     return found
 
 
-METHODS: Mapping[str, Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor]] = {
-    "gradient": _gradient,
-    "integrated": _integrated,
-}
-"""Method → function from logit (n,), layer and images to derivatives, of the shape of the layer's output."""
+POOLED = ("gap", "max", "flatten", "cls", "tokens")
+"""Poolings under which moving all pooled positions by a step moves the pooled activation by that step"""
+
+
+def check_pool(pool: str) -> str:
+    """Return a pooling by which gradients can be pooled; raise :class:`InputError` for another one."""
+    if POOLINGS.check("pool", pool) not in POOLED:
+        raise InputError(f"pool: gradients can be pooled by {', '.join(POOLED)}, got {pool!r}.")
+    return pool
 
 
 class Layout:
@@ -58,11 +63,11 @@ class Layout:
     module : the network
     layer : dotted name
     images : (n, 3, h, w) normalised, of the size that the network will be given
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     """
 
     def __init__(self, module: nn.Module, layer: str, images: Tensor, *, pool: str = "gap") -> None:
-        self.pool = check_choice("pool", pool, POOLINGS)
+        self.pool = check_pool(pool)
         self.layer = layer
         self.own = module.get_submodule(layer)
         self.view = measure_views(module, [layer], images)[layer]
@@ -156,16 +161,17 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
     module : at rest, see :func:`at_rest`
     layer : dotted name
     images : (n, 3, h, w) normalised, on the network's device
-    method : one of :data:`METHODS`
+    method : one of :data:`conceptkit.families.ATTRIBUTIONS`
 
     Raises
     ------
     InputError
         when the output does not depend on the layer in a way that can be differentiated
     """
-    take = METHODS[check_choice("method", method, METHODS)]
+    take = ATTRIBUTIONS.choose("method", method)
     try:
-        return take(output.forward, module.get_submodule(layer), images)
+        derivative: Tensor = take(output.forward, module.get_submodule(layer), images)
+        return derivative
     except RuntimeError as error:
         if "does not require grad" not in str(error) and "have been used in the graph" not in str(error):
             raise
@@ -212,7 +218,7 @@ def pooled_gradients(
     outputs : what is differentiated
     batches : images (n, 3, h, w) normalised, on the network's device
     pool : how the probe's activations were pooled
-    method : one of :data:`METHODS`
+    method : one of :data:`conceptkit.families.ATTRIBUTIONS`
     progress : told of images done
 
     Returns

@@ -95,6 +95,7 @@ def extract(
             "rows": len(found),
             "rows_written": found.rows_written,
             "skipped": [{"what": what, "reason": reason} for what, reason in found.skipped],
+            "notes": list(found.notes),
             "layers": {name: rows.shape[1] for name, rows in found.layers.items()},
             "pool": pool,
             "dtype": dtype,

@@ -34,6 +34,8 @@ def predict(
             frame = predicting.predict(
                 checkpoint, table=table, out=out, maps=maps, batch_size=batch_size, device=device, progress=progress
             )
+        for what, reason in frame.attrs["skipped"]:
+            console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
         columns = [name for name in frame.columns if name not in ("patch_id", *predicting.CARRIED)]
         console.print(f"{len(frame)} patches written to {escape(out)}: {escape(', '.join(columns))}")
         for note in frame.attrs["notes"]:
@@ -46,10 +48,12 @@ def predict(
                 "schema": "conceptkit/predict/1",
                 "study": study.name,
                 "rows_written": len(frame),
-                "skipped": [],
+                "skipped": [{"what": what, "reason": reason} for what, reason in frame.attrs["skipped"]],
                 "path": out,
                 "columns": columns,
                 "maps": maps,
                 "notes": frame.attrs["notes"],
             },
         )
+        if frame.attrs["skipped"]:
+            raise typer.Exit(1)

@@ -76,6 +76,7 @@ def tile(
                 engine=engine,
                 workers=workers,
                 scheduler=scheduler,
+                notify=lambda sentence: console.print(escape(sentence)),
                 progress=progress,
             )
         for what, reason in tiled.skipped:

@@ -16,15 +16,14 @@ from conceptkit.attribution.analysis import Analysis, Found, analyse
 from conceptkit.attribution.directions import Fitted
 from conceptkit.attribution.maps import move_along
 from conceptkit.attribution.outputs import Output, choose_outputs, watch_outputs
-from conceptkit.attribution.sensitivity import Layout, check_layer, pooled_gradients
+from conceptkit.attribution.sensitivity import Layout, check_layer, check_pool, pooled_gradients
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
-from conceptkit.errors import InputError, check_choice, check_distinct, near_names
+from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.activations import read_activations, token_notes
+from conceptkit.features.activations import read_activations, readable_layers
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
 from conceptkit.models.inference import choose_device, ieee_float32
-from conceptkit.models.pooling import POOLINGS
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.base import Notify, Progress
 from conceptkit.probe.adjustment import design
@@ -88,12 +87,13 @@ def attribute(
     notify: Notify | None = None,
 ) -> AttributeRecord:
     """Measure how the outputs of a network depend on concepts at its layers, and draw where they are predicted."""
-    check_choice("pool", options.pool, POOLINGS)
+    check_pool(options.pool)
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
     table, rows = plan.table, plan.rows
     backbone = open_model(str(plan.study.model), plan.study.weights, seed=options.seed)
+    layers, on_layers = readable_layers(table, backbone, plan.layers, options.pool)
     images = ImageReader(table, backbone, device, options.batch_size)
     drawer = MapDrawer(folder=folder, maps=options.maps, pool=options.pool, units=plan.study.units)
     found: list[AttributeRow] = []
@@ -102,7 +102,7 @@ def attribute(
         backbone.module.to(device)
         few = images.of(rows[:2])
         outputs = choose_outputs(backbone.module, few, options.targets or None)
-        dotted = {layer: backbone.layer(layer) for layer in plan.layers}
+        dotted = {layer: backbone.layer(layer) for layer in layers}
         for module in dotted.values():
             for output in outputs:
                 check_layer(backbone.module, module, output, few)
@@ -127,7 +127,7 @@ def attribute(
             if progress is not None:
                 progress(f"concepts at {layer}", len(plan.targets), len(plan.targets))
     backbone.module.cpu()
-    notes = [*checkpoint_notes(backbone, table), *token_notes(table, backbone, plan.layers), *plan.notes]
+    notes = [*checkpoint_notes(backbone, table), *on_layers, *plan.notes]
     record = AttributeRecord(
         **header(
             options,
@@ -137,7 +137,7 @@ def attribute(
             model=plan.study.model,
             weights=backbone.weights,
             weights_sha256=backbone.fingerprint(),
-            layers=plan.layers,
+            layers=layers,
             concepts=plan.concepts,
             targets=[output.name for output in outputs],
             among=list(plan.among),

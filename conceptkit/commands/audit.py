@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
+from conceptkit.families import PROBES
 from conceptkit.features.activations import read_activations
 from conceptkit.features.pixels import read_pixel_statistics
 from conceptkit.guide.latent import with_latent
@@ -26,7 +27,7 @@ from conceptkit.options.audit import Audit
 from conceptkit.options.base import Notify, Progress
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.permutation import level_of
-from conceptkit.probe.remnants import READERS, a_distance, cost_of_erasure, read_remnant, scores_within
+from conceptkit.probe.remnants import a_distance, cost_of_erasure, read_remnant, scores_within
 from conceptkit.probe.targets import Target, check_activations
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.report.judging import SIGNIFICANT
@@ -165,7 +166,7 @@ def _probe_places(
         if progress is not None:
             progress("probing", k, len(places))
         for erased in (False, True) if place != LOGIT else (False,):
-            rows += [_row(options, place, X, target, reader, erased) for reader in READERS]
+            rows += [_row(options, place, X, target, reader, erased) for reader in PROBES]
         before, after = (np.nan, np.nan)
         if place != LOGIT:
             before, after = cost_of_erasure(X, target, label, n_classes, folds=options.folds)
@@ -218,7 +219,7 @@ def _limits(options: Audit, places: Mapping[str, NDArray[np.float64]], target: T
             "fitted on some patients does not hold for others."
         )
     # Holm multiplies the smallest p, 1 / (permutations + 1), by the number of probes; two levels have doubled it.
-    least = len(READERS) * (2 if level_of(target).both else 1) / SIGNIFICANT
+    least = len(PROBES) * (2 if level_of(target).both else 1) / SIGNIFICANT
     if 0 < options.permutations < least:
         yield (
             f"{options.permutations} permutations are too few for any probe to reach significance: set {least:.0f} "

@@ -84,7 +84,7 @@ def extract(
         finished before are kept
     """
     from conceptkit.features import sharding
-    from conceptkit.features.activations import Job, cached_store, fill, store_rows, token_notes
+    from conceptkit.features.activations import Job, cached_store, fill, readable_layers, store_rows
     from conceptkit.features.cluster import computed_on_cluster
     from conceptkit.models.checkpoints import checkpoint_notes
     from conceptkit.models.inference import provenance
@@ -98,8 +98,10 @@ def extract(
     if verify:
         forget_files()
     backbone = as_backbone(model, weights, seed)
+    layers, on_layers = readable_layers(table, backbone, layers, pool)
+    notes = (*checkpoint_notes(backbone, table), *on_layers)
     if notify is not None:
-        for note in (*checkpoint_notes(backbone, table), *token_notes(table, backbone, layers)):
+        for note in notes:
             notify(note)
     options = {"pool": pool, "batch_size": batch_size, "device": device, "autocast": autocast}
     made_with = provenance(backbone, layers, pool=pool, batch_size=batch_size, autocast=autocast)
@@ -136,7 +138,7 @@ def extract(
             written, skipped = fill([kept], parts, progress=done(len(missing)))
     found = open_activations(path, names={layer: backbone.layer(layer) for layer in layers})
     told = tuple((table.patch_ids[row], reason) for row, reason in sorted(skipped))
-    return dataclasses.replace(found, skipped=told, rows_written=written)
+    return dataclasses.replace(found, skipped=told, rows_written=written, notes=notes)
 
 
 def _told(progress: Progress, todo: int, done: int) -> None:

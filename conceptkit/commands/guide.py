@@ -74,7 +74,7 @@ def run_guide(
     device : ``auto``, ``cpu``, ``cuda``, …
     devices, nodes, precision, log : see :class:`conceptkit.guide.engine.TrainingEngine`; logs lie in ``logs`` of the
         run folder. Of several machines the first writes, the others return the same record
-    disturb : names of :data:`conceptkit.pathology.disturbances.DISTURBANCES`: every patch is disturbed once, by a
+    disturb : names of :data:`conceptkit.families.DISTURBANCES`: every patch is disturbed once, by a
         seeded amount that becomes the concept ``made_NAME``
     search : options of the trunk that are tried on the baseline's validation loss; 0 for none
     transductive : whether rows of the evaluation splits train the concepts

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_at_least
+from conceptkit.images.decoding import Pixels
 from conceptkit.options.base import Progress
 from conceptkit.runs.opening import find_study
-from conceptkit.tables.resolution import at_resolution, mixture_notes
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.resolution import Resolution, at_resolution, mixture_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,19 +52,19 @@ def predict(
     when there are two), ``CONCEPT_predicted`` of each encouraged concept: the value in its unit, or the most
     probable class. Discouraged concepts are not predicted. Patches of slides are read at the resolution and field of
     view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say how each was read.
-    ``attrs["notes"]`` says what limits the predictions.
+    ``attrs["notes"]`` says what limits the predictions. A slide or patch that cannot be used is left out, and named
+    with the reason in ``attrs["skipped"]``.
 
     Raises
     ------
     InputError
-        when the checkpoint or the table cannot be used
+        when the checkpoint, or no row of the table, can be used
     """
     import pandas as pd
     import torch
     from scipy.special import expit, softmax
 
     from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
-    from conceptkit.features.activations import read_pixels
     from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
     from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
     from conceptkit.models.inference import choose_device, ieee_float32
@@ -76,21 +81,30 @@ def predict(
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
     study = find_study(None, table)
-    data, resolution = at_resolution(study.load_table(), backbone.trained_on)
+    usable, skipped = _usable(study.load_table(), backbone.trained_on)
+    data, resolution = at_resolution(usable, backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
     where = choose_device(device)
     model.to(where).eval()
+    read: list[int] = []
     collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
     with torch.inference_mode(), ieee_float32():
         for start in range(0, len(data), batch_size):
-            pixels = read_pixels(data, np.arange(start, min(start + batch_size, len(data))))
+            batch, pixels, faults = _read(data, np.arange(start, min(start + batch_size, len(data))))
+            skipped += faults
+            if pixels is None:
+                continue
+            read += batch.tolist()
             padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
             outputs = model(backbone.preprocessing(padded, where))
             for name, output in outputs.items():
                 collected[name].append(output[: len(pixels)].cpu().double().numpy())
             if progress is not None:
                 progress("predicting", min(start + batch_size, len(data)), len(data))
+    if not read:
+        raise InputError(f"table: no patch can be read; {skipped[0][0]} was left out as {skipped[0][1]}")
+    data = data.select(np.array(read, dtype=np.intp))
     columns: dict[str, object] = {"patch_id": data.patch_ids}
     columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
     for task in model.tasks:
@@ -108,6 +122,7 @@ def predict(
         else:
             columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
     frame = pd.DataFrame(columns)
+    frame.attrs["skipped"] = skipped
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
     if out is not None:
         write_table(frame, Path(out))
@@ -117,3 +132,59 @@ def predict(
         scores = held_out_scores(folder, model.tasks)
         write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
     return frame
+
+
+def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, list[tuple[str, str]]]:
+    """Return the rows of slides, or images of one resolution, that suit a checkpoint, and the others with the reason.
+
+    Raises
+    ------
+    InputError
+        when none suits
+    """
+    from conceptkit.pathology.slides import open_slide
+
+    by = "slide" if data.location == "slide" else "mpp"
+    if by not in data.frame:
+        return data, []
+    keep = np.ones(len(data), dtype=bool)
+    faults: list[tuple[str, str]] = []
+    for value, places in data.frame.groupby(by).indices.items():
+        rows = np.asarray(places, dtype=np.intp)
+        try:
+            with open_slide(data.folder / str(value)) if by == "slide" else contextlib.nullcontext():
+                at_resolution(data.select(rows), trained)
+        except InputError as error:
+            keep[rows] = False
+            what = str(value) if by == "slide" else f"{len(rows)} patches of {value:.4g} µm per pixel"
+            faults.append((what, str(error)))
+            first = error
+    if not keep.any():
+        raise first
+    return data.select(keep), faults
+
+
+def _read(data: PatchTable, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], Pixels | None, list[tuple[str, str]]]:
+    """Return the rows that can be read, their pixels (n, h, w, 3), and patch and reason of the others."""
+    from conceptkit.features.activations import read_pixels
+
+    try:
+        return rows, read_pixels(data, rows), []
+    except InputError:
+        faults = _faults(data, rows.tolist())
+        if not faults:  # such as two sizes
+            raise
+    kept = np.array([row for row in rows.tolist() if row not in faults], dtype=np.intp)
+    named = [(data.patch_ids[row], reason) for row, reason in faults.items()]
+    return kept, read_pixels(data, kept) if len(kept) else None, named
+
+
+def _faults(data: PatchTable, rows: Iterable[int]) -> dict[int, str]:
+    """Return row → why its pixels cannot be read."""
+    faults = {}
+    for row in rows:
+        try:
+            data.pixels(row)
+        except InputError as error:
+            faults[row] = str(error)
+    return faults

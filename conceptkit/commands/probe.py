@@ -112,7 +112,7 @@ def run_probe(
     InputError
         when something that was given cannot be used; nothing is written then
     """
-    from conceptkit.features.activations import read_activations, token_notes
+    from conceptkit.features.activations import read_activations, readable_layers
     from conceptkit.features.own_files import (
         LAYER,
         chosen_layers,
@@ -191,7 +191,7 @@ def run_probe(
         return read_activations(
             data,
             network,
-            layers,
+            list(layers or ()),
             cache=cache_folder(),
             rows=rows,
             pool=pool,
@@ -214,7 +214,8 @@ def run_probe(
         notes = (*notes, *given.notes)
     else:
         backbone = open_model(str(meant.model), meant.weights, seed=seed)
-        notes = (*checkpoint_notes(backbone, data), *token_notes(data, backbone, layers), *notes)
+        layers, on_layers = readable_layers(data, backbone, layers, pool)
+        notes = (*checkpoint_notes(backbone, data), *on_layers, *notes)
         name, made_by, digest = backbone.name, backbone.weights, backbone.fingerprint()
         trained = activations(backbone, "reading activations", say_size)
         for layer in layers:  # before as much is read of each random network

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptkit.errors import InputError, check_choice, check_place
+from conceptkit.families import STAIN
 from conceptkit.files.atomic import held, replacing
 from conceptkit.options.base import Progress
 from conceptkit.pathology.drawings import annotation_notes, find_annotations, label_warnings, summaries
@@ -49,6 +50,8 @@ class _Chosen:
     """File of each slide → its annotations, where there are any."""
     copies: dict[Path, Path]
     notes: list[str]
+    slow: list[str]
+    """A note on slides that take long"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def run_tile(
     engine: str = "processes",
     workers: int | None = 1,
     scheduler: str | None = None,
+    notify: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Tiled:
     """Cut slides into tiles that hold tissue, and write the patch table.
@@ -108,6 +112,7 @@ def run_tile(
     stain, stain_reference : ``reinhard`` or ``macenko``, and an image or ``.npy`` to fit it on; exported pixels are
         normalised, each slide by its own tissue
     engine, workers, scheduler : as in ``run_measure``
+    notify : receives a sentence on slides that take long, before they are read
 
     Raises
     ------
@@ -131,6 +136,9 @@ def run_tile(
     tiling = Tiling(side=size, mpp=tile_mpp, slide_mpp=mpp, overlap=overlap, tissue=tissue, **labels)
     normalise = _stain(stain, stain_reference, export)
     chosen = _choose(slides, annotations, stated=mpp is None)
+    if notify is not None:
+        for note in chosen.slow:
+            notify(note)
     drawn, paths = chosen.drawn, list(chosen.drawn)
     read = summaries(drawn, classes)
     drawing_notes = annotation_notes(drawn, read, annotations, tiling)
@@ -215,7 +223,7 @@ def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stat
 
     ``stated``: whether the resolution that a slide states is used.
     """
-    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts
+    from conceptkit.pathology.finding import copies_note, doubts_note, find_slides, same_slides, slide_facts, slow_note
 
     paths, notes = find_slides(given)
     facts = slide_facts(paths)
@@ -226,7 +234,8 @@ def _choose(given: Iterable[str | Path], annotations: str | Path | None, *, stat
     notes += copies_note(copies)
     if stated:
         notes += doubts_note(facts, kept)
-    return _Chosen({path: drawn[path] for path in kept}, copies, notes)
+    slow = slow_note(facts, kept)
+    return _Chosen({path: drawn[path] for path in kept}, copies, [*notes, *slow], slow)
 
 
 def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> None:
@@ -241,13 +250,11 @@ def _check_names(paths: Iterable[Path], facts: Mapping[Path, SlideFacts]) -> Non
 
 
 def _stain(name: str | None, reference: str | Path | None, export: str) -> tuple[str, Path] | None:
-    from conceptkit.pathology.stain import METHODS
-
     if name is None:
         if reference is not None:
             raise InputError("stain-reference: goes with --stain METHOD, which was not given.")
         return None
-    check_choice("stain", name, METHODS)
+    STAIN.check("stain", name)
     if export == "none":
         raise InputError("stain: normalised pixels have to be kept, name --export png or h5.")
     if reference is None or not Path(reference).is_file():

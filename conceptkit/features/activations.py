@@ -23,6 +23,7 @@ from conceptkit.files.matrix import gather
 from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.inference import Reader, provenance, views_of
+from conceptkit.models.pooling import readable
 from conceptkit.tables.patches import PatchTable
 
 Progress = Callable[[int, int], None]
@@ -201,17 +202,27 @@ def _check_shape(pixels: Pixels, shape: tuple[int, ...]) -> None:
         )
 
 
-def token_notes(table: PatchTable, backbone: Backbone, layers: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence for every layer whose class and register tokens were inferred.
+def readable_layers(
+    table: PatchTable, backbone: Backbone, layers: Sequence[str], pool: str
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the layers that can be pooled, and a sentence on each other one and on inferred class tokens.
 
     Parameters
     ----------
     table : its first patch that can be read gives the size of the images
     layers : names or aliases
+    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+
+    Raises
+    ------
+    InputError
+        when no layer can be pooled
     """
     shape = Job(table=table, backbone=backbone, layers=(), options={}, skip_bad=True).shape
     views = views_of(backbone, list(dict.fromkeys(backbone.layer(layer) for layer in layers)), shape)
-    return tuple(dict.fromkeys(view.note for view in views.values() if view.note))
+    kept, skipped = readable(views, pool)
+    inferred = dict.fromkeys(views[layer].note for layer in kept if views[layer].note)
+    return [layer for layer in layers if backbone.layer(layer) in kept], (*skipped, *inferred)
 
 
 def store_rows(table: PatchTable) -> Rows:
@@ -250,7 +261,7 @@ def read_activations(
     layers : names or aliases, each once
     cache : folder of activation stores
     rows : row numbers of the table; all by default
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     batch_size : images per forward pass
     away : folder of the files that large matrices lie in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
         all of them in memory

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +36,33 @@ _COMPARED = 2**22
 _ROUNDED = 1e-6
 """A feature whose correlation with a column is 1 up to this is the column itself, rounded or on another scale."""
 
-_FEW_VALUES = 10
-"""A column of up to so many values may equal a feature by chance."""
+_ROWS_APART = 10
+"""Rows that must differ from a column's most frequent value; a column with fewer may equal a feature by chance."""
+
+_RANKED = 300
+"""Rows whose order is compared"""
+
+_ROWS_OF_A_CLASS = 5
+"""Rows of a class in which a feature must be constant to be a function of the classes"""
+
+_METADATA = frozenset(
+    (
+        *("barcode", "case", "file", "idx", "image", "img", "index", "name", "patch", "path", "patient", "sample"),
+        *("slide", "subject", "tile", "wsi", "date", "time", "timestamp", "epoch", "seed", "fold", "split"),
+        *("number", "origin", "pos", "position"),
+        *("bottom", "col", "column", "coord", "coords", "left", "right", "row", "top", "x", "y"),
+        *("downsample", "factor", "height", "level", "mag", "magnification", "mpp", "objective", "pixel", "pixels"),
+        *("power", "px", "resolution", "scale", "side", "size", "step", "stride", "um", "width"),
+        *("center", "centre", "cluster", "group", "hospital", "scanner", "site", "test", "train", "val"),
+        *("class", "classes", "diagnosis", "ground", "gt", "label", "labels", "loss", "outcome", "pred", "predicted"),
+        *("code", "grade", "hat", "logit", "response", "score", "stage", "survival", "ypred", "ytrue"),
+        *("prediction", "prob", "proba", "probability", "target", "targets", "true", "truth", "tumor", "weight"),
+    )
+)
+"""Words of which the names of columns consist that describe a patch, its place or its label"""
+
+_NUMBERED = (32, 0.9)
+"""With so many numbered columns (f0, f1, …) that are such a share of all, columns without a number are no features."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ class OwnFeatures:
     name: str
     """Name of the file, or how many there are"""
     notes: tuple[str, ...] = ()
-    """Which columns of the files are not used as features, and which features are columns of the table"""
+    """Which columns of the files are not used as features"""
 
     def digest(self) -> str:
         """Return a digest of the values."""
@@ -123,8 +150,8 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     A file is HDF5 as TRIDENT and CLAM write it (``features`` (n, d), and ``coords`` (n, 2) in pixels of level 0),
     ``.npy`` (n, d), or Parquet (``patch_id`` and numbers). A row of the table finds its own there by ``row``; else by
     ``x`` and ``y`` among ``coords``; in Parquet by ``patch_id``. Columns of a Parquet file that are reserved in a patch
-    table, that the table has too, or that hold ids, coordinates, row numbers, dates or text are not used; a note
-    names them.
+    table, that the table has too, or that hold metadata, ids, coordinates, row numbers, dates or text are not
+    used, nor is a feature of any file that is a concept, the label or the center of the table; a note names them.
 
     Parameters
     ----------
@@ -142,58 +169,105 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     if part["features"].isna().any():
         raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
     files = part.groupby("features", sort=True).indices
-    skipped: dict[str, str] = {}
+    columns = _Columns()
 
     def parts() -> Iterator[Part]:
         width = 0
         for file, at in files.items():
             of_file = np.asarray(at, dtype=np.intp)
-            for some, values in _from_file(data.folder / str(file), part.iloc[of_file], skipped):
+            for some, values in _from_file(data.folder / str(file), part.iloc[of_file], columns):
                 if width not in (0, values.shape[1]):
                     raise InputError(f"features: {file} has {values.shape[1]} columns, the files before it {width}.")
                 width = values.shape[1]
                 yield of_file[some], values
 
-    names = [Path(str(file)).name for file in files]
+    files_read = [Path(str(file)).name for file in files]
+    name = files_read[0] if len(files_read) == 1 else f"{len(files_read)} files"
     X = gather(len(part), parts(), away)
-    columns = ", ".join(f"{name} ({what})" for name, what in skipped.items())
-    notes = [f"Columns of the features file that are not used as features: {columns}."] if columns else []
-    return OwnFeatures(X, names[0] if len(names) == 1 else f"{len(names)} files", (*notes, *_copies(X, part)))
+    copies = _copies(X, part)
+    if copies:
+        kept = np.setdiff1d(np.arange(X.shape[1]), list(copies))
+        if not len(kept):
+            raise InputError(f"features: {name} has no other feature than {next(iter(copies.values()))}.")
+        whole = X
+        X = gather(len(part), in_blocks(len(part), len(kept), lambda rows: whole[rows][:, kept]), away)
+    skipped = [f"{column} ({what})" for column, what in columns.skipped.items()]
+    skipped += [f"{columns.shown(at)} ({what})" for at, what in copies.items()]
+    notes = [f"Columns of the features file that are not used as features: {', '.join(skipped)}."] if skipped else []
+    return OwnFeatures(X, name, tuple(notes))
 
 
-def _copies(X: Any, part: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence for each column of the table that is a feature too, under another name or without one."""
+@dataclass
+class _Columns:
+    """The columns of features files."""
+
+    names: list[str] = field(default_factory=list)
+    """Names of the features, where the files name them"""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Column → why it is not used as a feature"""
+
+    def shown(self, at: int) -> str:
+        return self.names[at] if self.names else f"number {at}, counted from 0"
+
+
+def _copies(X: Any, part: pd.DataFrame) -> dict[int, str]:
+    """Return the number of each feature that is a column of the table under another name → which one."""
     from pandas.api import types
+    from scipy.stats import rankdata
 
     at = np.unique(np.linspace(0, len(X) - 1, min(len(X), max(_COMPARED // max(X.shape[1], 1), 20))).astype(np.intp))
     sample = np.asarray(X[at], dtype=np.float32)
+    found: dict[int, str] = {}
     for name, column in part.iloc[at].items():
-        if not types.is_numeric_dtype(column) or column.nunique() <= _FEW_VALUES:
+        if name in _NAMES or not _varies(column.dropna()):
+            continue
+        if not types.is_numeric_dtype(column) or types.is_bool_dtype(column) or name in CATEGORICAL:
+            found |= dict.fromkeys(_constant_within(sample, column), f"is a function of {name}")
             continue
         with np.errstate(over="ignore"):
             values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
-        here = np.isfinite(values)
-        found = _linear_in(sample[here], values[here])
-        if found is not None:
-            relation = "equals" if (sample[here, found] == values[here]).all() else "is a linear function of"
-            yield (
-                f"Feature {found} (counted from 0) {relation} the table's column {name} in every row: a score of "
-                f"{name} says nothing about the other features; remove it from the file."
-            )
+        here = np.flatnonzero(np.isfinite(values))
+        X_here, y = sample[here], values[here]
+        if _varies(column.iloc[here[:_RANKED]]):
+            ranks = (rankdata(v[:_RANKED], axis=0).astype(np.float32) for v in (X_here, y))
+            found |= dict.fromkeys(_linear_in(*ranks), f"increases or decreases with {name} in every row")
+        found |= dict.fromkeys(_linear_in(X_here, y), f"is a linear function of {name}")
+        found |= dict.fromkeys(np.flatnonzero((X_here == y[:, None]).all(axis=0)).tolist(), f"equals {name}")
+    return found
 
 
-def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> int | None:
-    """Return the number of the first feature that is ``y`` on another scale or rounded, or ``None``."""
+_NAMES = ("patch_id", "image", "slide", "h5", "features", "key", "mask", "split", "group", "patient")
+"""Columns of the table that name a row rather than describe it"""
+
+
+def _varies(column: pd.Series[Any]) -> bool:
+    return len(column) > 0 and int(len(column) - column.value_counts().iloc[0]) >= _ROWS_APART
+
+
+def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> list[int]:
+    """Return the numbers of the features that are ``y`` on another scale or rounded."""
     centered = X - X.mean(axis=0, dtype=np.float64)
     values = y - y.mean(dtype=np.float64)
     scale = np.sqrt((centered**2).sum(axis=0) * (values @ values))
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = np.abs(values @ centered) / scale
-    same = np.flatnonzero(correlation > 1 - _ROUNDED)
-    return int(same[0]) if len(same) else None
+    same: list[int] = np.flatnonzero(correlation > 1 - _ROUNDED).tolist()
+    return same
 
 
-def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
+def _constant_within(X: NDArray[np.float32], classes: pd.Series[Any]) -> list[int]:
+    """Return the numbers of the features that differ between classes and not within them: codes and indicators."""
+    numbers = classes.reset_index(drop=True)
+    rows = [at for at in numbers.groupby(numbers).indices.values() if len(at) >= _ROWS_OF_A_CLASS]
+    if len(rows) < 2:
+        return []
+    constant = np.all([(X[at] == X[at[0]]).all(axis=0) for at in rows], axis=0)
+    varies = np.ptp(np.stack([X[at[0]] for at in rows]), axis=0) > 0
+    found: list[int] = np.flatnonzero(constant & varies).tolist()
+    return found
+
+
+def _from_file(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
     """Yield the rows of one file, numbered within ``part``, with their features; add columns that are not used."""
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
         raise InputError(f"features: there is no file {path}.")
@@ -208,7 +282,7 @@ def _from_file(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Itera
             # opened for every block: what is mapped of a file counts as memory until it is closed
             yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
         elif kind in _TABLES:
-            yield from _from_parquet(path, part, skipped)
+            yield from _from_parquet(path, part, columns)
         else:
             raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
     except InputError:
@@ -257,19 +331,24 @@ def _check_kind(dtype: np.dtype[Any], what: str) -> None:
         raise InputError(f"features: {what} must hold numbers, it holds {dtype}.")
 
 
-def _from_parquet(path: Path, part: pd.DataFrame, skipped: dict[str, str]) -> Iterator[Part]:
+def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
     import pandas as pd
 
     frame, notes = read_frame(path)
     other = _other_columns(frame, part.columns)
-    skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
-    skipped |= {name: what for name, what in other.items() if name != "patch_id"}
+    columns.skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
+    columns.skipped |= {name: what for name, what in other.items() if name != "patch_id"}
     numbers = frame.drop(columns=list(other))
     if numbers.empty:
         raise InputError(
             f"features: {path} has no columns of numbers"
             + (f" beside {', '.join(other)}, which are not used as features." if other else ".")
         )
+    columns.names = columns.names or list(numbers.columns)
+    if set(columns.names) != set(numbers.columns):
+        other_names = sorted(set(columns.names) ^ set(numbers.columns))
+        raise InputError(f"features: {path.name} and the files before it differ in column {other_names[0]}.")
+    numbers = numbers[columns.names]
     if "patch_id" not in frame.columns:
         at = _by_row(part, len(frame), path, "or the file a patch_id: ")
     else:
@@ -291,14 +370,25 @@ def _other_columns(frame: pd.DataFrame, of_table: Iterable[Any]) -> dict[str, st
     from pandas.api import types
 
     table = {str(name).lower() for name in of_table}
+    series = Counter(re.sub(r"\d+", "#", str(name)) for name in frame.columns)
+    numbered = {str(name) for name in frame.columns if series[re.sub(r"\d+", "#", str(name))] > 2}
+    numeric = [name for name, column in frame.items() if types.is_numeric_dtype(column)]
+    mostly = len(numbered) >= _NUMBERED[0] and len(numbered) >= _NUMBERED[1] * len(numeric)
     found = set_aside(frame)
     for name, column in frame.items():
+        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name))
         if str(name).lower() in (*RESERVED, *CATEGORICAL):
             found[str(name)] = "reserved"
         elif str(name).lower() in table:
             found[str(name)] = "a column of the table"
         elif not types.is_numeric_dtype(column) or types.is_bool_dtype(column):
             found.setdefault(str(name), "no numbers")
+        elif str(name) in numbered:
+            continue
+        elif words and _METADATA.issuperset(word.lower() for word in words):
+            found.setdefault(str(name), "metadata")
+        elif mostly:
+            found.setdefault(str(name), "not numbered as the features are")
     return found
 
 

@@ -71,6 +71,8 @@ class Activations:
     """Patches left out, each with the reason"""
     rows_written: int = 0
     """Rows computed by the call that returned this; the others were there before"""
+    notes: tuple[str, ...] = ()
+    """What the call that returned this said of the network, such as another resolution or layers left out"""
 
     def __len__(self) -> int:
         return len(self.patch_ids)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice, check_seeds
+from conceptkit.families import RECIPES
 from conceptkit.grid.plan import (
     PAPER,
     PAPER_WEIGHTINGS,
@@ -111,7 +112,6 @@ def _check_given(
 ) -> None:
     """Refuse what can be told to be wrong before a table is read, in a dry run as in a run."""
     from conceptkit.guide.options import TrainingOptions
-    from conceptkit.guide.recipes import RECIPES
 
     for name, levels in (("concept-noise", noise), ("concept-fraction", fraction)):
         for level in levels:
@@ -122,7 +122,7 @@ def _check_given(
         if len(set(levels)) < len(levels):
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
     check_seeds(seeds)
-    check_choice("recipe", recipe, RECIPES)
+    RECIPES.check("recipe", recipe)
     TrainingOptions(**(options or {})).check()
 
 

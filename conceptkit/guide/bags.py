@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from conceptkit.guide.discouraging import METHODS
+from conceptkit.families import DISCOURAGING
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.bags import AttentionPooling, BagModel
@@ -67,7 +67,7 @@ def build_bag_model(
     features : (n, d) of the training patches, whose mean and spread standardise all
     """
     ordered = sorted(tasks, key=lambda task: task.name != MAIN)
-    erases = METHODS[options.method].erases and any(task.adversarial for task in ordered)
+    erases = DISCOURAGING[options.method].erases and any(task.adversarial for task in ordered)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pooling = AttentionPooling(features.shape[1], embedding=embedding, hidden=hidden, attention=attention)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conceptkit.errors import InputError
-from conceptkit.guide.discouraging import METHODS
+from conceptkit.families import DISCOURAGING
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task, layer_width
@@ -48,7 +48,7 @@ def build_model(
     ]
     size = backbone.preprocessing.size or 224
     widths = {t.layer: layer_width(own, t.layer, size=size) for t in ordered if t.layer is not None}
-    erases = METHODS[options.method].erases and any(task.adversarial for task in ordered)
+    erases = DISCOURAGING[options.method].erases and any(task.adversarial for task in ordered)
     if origin is not None and origin.erasure is not None:
         erases = True  # its heads know no other features
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from conceptkit.guide.objective import confusion_loss
 from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
-from conceptkit.registry import Registry
 
 Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """From a discouraged task, what its head reads (n, d), the head's output (n, nodes) without a gradient into the head,
@@ -32,10 +31,22 @@ class Method:
     """Whether its statistic is of the whole batch: those of the shares of several processes are not its parts"""
 
 
-def _confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+def as_method(*, needs_whole: bool = False) -> Callable[[Pressure], Method]:
+    """Return a decorator that makes a method of a function from what a discouraged head reads to a scalar."""
+    return lambda pressure: Method(pressure=pressure, needs_whole=needs_whole)
+
+
+reversal = Method(reverses=True)
+leace = Method(erases=True)
+
+
+@as_method()
+def confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
+    """Return how far the head's output is from the same for all rows; see :func:`confusion_loss`."""
     return confusion_loss(task, held, target, factors)
 
 
+@as_method(needs_whole=True)
 def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
     """Return how far the first two moments of what is read differ between classes, 0 where they do not.
 
@@ -82,6 +93,7 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the kernels of :func:`mmd`, times the median distance in the batch"""
 
 
+@as_method(needs_whole=True)
 def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
     """Return how far whole distributions of what is read differ between classes, 0 where they do not.
 
@@ -123,24 +135,6 @@ def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor 
         signed[y == other] = -w[y == other] / w[y == other].sum()
         found.append(signed @ kernel @ signed)
     return torch.stack(found).mean() if found else read.sum() * 0.0
-
-
-METHODS: Registry[Method] = Registry(
-    "discouraging",
-    {
-        "confusion": Method(pressure=_confusion),
-        "reversal": Method(reverses=True),
-        "coral": Method(pressure=coral, needs_whole=True),
-        "mmd": Method(pressure=mmd, needs_whole=True),
-        "leace": Method(erases=True),
-    },
-    member=Method,
-    make=lambda name, pressure, **about: Method(pressure=pressure, **about),
-)
-"""Name → method of discouraging a concept"""
-
-OTHER_NAMES: Mapping[str, str] = {"grl": "reversal"}
-"""What else a method is called → its name"""
 
 
 def pressure(

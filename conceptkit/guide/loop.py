@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError
+from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.aggregation import aggregator, backward
-from conceptkit.guide.discouraging import METHODS, pressure
+from conceptkit.guide.discouraging import Method, pressure
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.objective import REVERSALS, balance_factors, class_weights, joint_codes, task_loss
+from conceptkit.guide.objective import balance_factors, class_weights, joint_codes, task_loss
 from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
@@ -98,7 +99,6 @@ class Loop(lightning.LightningModule):
         self.model, self.rest = model, inputs.rest
         self.inputs, self.targets, self.options, self.progress = inputs, targets, options, progress
         self.batches = batches
-        self.method = METHODS[options.method]
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
         self.absent: set[str] = set()
@@ -157,6 +157,12 @@ class Loop(lightning.LightningModule):
         self.rest.eval()
         return self
 
+    @property
+    def method(self) -> Method:
+        """How concepts are discouraged; looked up by name, as a process that is spawned receives the options only."""
+        method: Method = DISCOURAGING[self.options.method]
+        return method
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Decay the trunk's kernels alone; convolutions, heads, biases and loss weights are left free."""
         options = self.options
@@ -171,10 +177,8 @@ class Loop(lightning.LightningModule):
         # One pass over parameters, gradients and moments in place of ten: a tenth of a step on cached features. Not
         # where gradients are aggregated: heads without a label in a batch have none, which torch's fused SGD refuses.
         fused = self.aggregator is None
-        if options.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=options.lr, fused=fused)
-        nesterov = options.nesterov and options.momentum > 0
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=fused)
+        optimizer: torch.optim.Optimizer = OPTIMIZERS[options.optimizer](groups, options, fused=fused)
+        return optimizer
 
     def on_train_start(self) -> None:
         """Take this process' share of every batch, and compute as one process does."""
@@ -188,7 +192,7 @@ class Loop(lightning.LightningModule):
         self.batches.epoch = self.current_epoch
         options = self.options
         at = self.current_epoch / options.warmup if options.warmup else 1.0
-        self.strength = options.strength * REVERSALS[options.reversal](min(at, 1.0))
+        self.strength = options.strength * SCHEDULES[options.reversal](min(at, 1.0))
         for reversal in self.model.reversals.values():
             # Unless reversed, the head's gradient stays in the head.
             reversal.get_buffer("strength").fill_(self.strength if self.method.reverses else 0.0)

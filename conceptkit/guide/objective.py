@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as all of torch's users write it
 
 from conceptkit.models.guided import CONTINUOUS, MAIN, Task
-from conceptkit.registry import Registry
 
 
 def class_weights(codes: Tensor, n_classes: int) -> Tensor:
@@ -144,12 +143,6 @@ def ramp(progress: float) -> float:
 def switched(progress: float) -> float:
     """Return 0 until the end, then 1: the adversary learns first and is turned against the network afterwards."""
     return 0.0 if progress < 1.0 else 1.0
-
-
-REVERSALS: Registry[Callable[[float], float]] = Registry(
-    "schedules", {"constant": constant, "ramp": ramp, "switched": switched}
-)
-"""Schedule → function from progress p (0 at the start, 1 when the schedule has ended) to the reversal's strength λ."""
 
 
 def encode(task: Task, values: list[str | None] | list[float]) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice
-from conceptkit.guide.discouraging import METHODS, OTHER_NAMES
+from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.inputs import CACHES
-from conceptkit.guide.objective import REVERSALS
 from conceptkit.guide.weighting import parse_weighting
 
-OPTIMIZERS = ("adam", "sgd")
+OTHER_NAMES: Mapping[str, str] = {"grl": "reversal"}
+"""Other names of methods of discouraging"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class TrainingOptions:
     reset_weights: bool = False
     """Whether learned loss weights start anew when the schedule has ended"""
     method: str = "confusion"
-    """How a discouraged concept reaches the shared layers, see :data:`conceptkit.guide.discouraging.METHODS`"""
+    """How a discouraged concept reaches the shared layers, see :data:`conceptkit.families.DISCOURAGING`"""
     strength: float = 1.0
     """λ of the discouragement at the end of its schedule"""
     reversal: str = "ramp"
@@ -62,10 +63,10 @@ class TrainingOptions:
     def check(self) -> None:
         """Raise :class:`InputError` for an option outside its range."""
         parse_weighting(self.weighting)
-        check_choice("reversal", self.reversal, REVERSALS)
-        check_choice("method", self.method, METHODS)
+        SCHEDULES.check("reversal", self.reversal)
+        DISCOURAGING.check("method", self.method)
         check_choice("cache", self.cache, CACHES)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        OPTIMIZERS.check("optimizer", self.optimizer)
         for name in ("epochs", "patience", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
         check_at_most("balance_main", self.balance_main, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conceptkit.errors import check_choice
+from conceptkit.families import RECIPES
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.layers import last_block
-from conceptkit.registry import Registry
 
 PAPER_CONVOLUTIONS: Mapping[str, tuple[str, ...]] = {
     "inception_v3": tuple(
@@ -36,11 +35,18 @@ _SHARED: Mapping[str, Any] = {
 }
 
 
-def _paper(discouraged: Sequence[str]) -> dict[str, Any]:
+def ours(discouraged: Sequence[str]) -> dict[str, Any]:
+    """Return nothing: the defaults are the options."""
+    return {}
+
+
+def paper(discouraged: Sequence[str]) -> dict[str, Any]:
+    """Return the options of the method as printed (Graziani et al.)."""
     return {**_SHARED, "patience": 5, "weighting": "uncertainty", "reversal": "constant", "warmup": 0}
 
 
-def _paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
+def paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
+    """Return the options of the code that the paper's authors released."""
     weighting = ",".join(["uncertainty", *(f"{name}=uncertainty-full" for name in discouraged)])
     return {
         **_SHARED,
@@ -50,12 +56,6 @@ def _paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
         "warmup": 80,
         "reset_weights": True,
     }
-
-
-RECIPES: Registry[Callable[[Sequence[str]], dict[str, Any]]] = Registry(
-    "recipes", {"ours": lambda discouraged: {}, "paper": _paper, "paper-code": _paper_code}
-)
-"""Recipe → function from the discouraged concepts to training options by name"""
 
 
 def recipe_options(recipe: str, backbone: Backbone, discouraged: Sequence[str]) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def recipe_options(recipe: str, backbone: Backbone, discouraged: Sequence[str]) 
     InputError
         when there is no such recipe
     """
-    check_choice("recipe", recipe, RECIPES)
+    options = RECIPES.choose("recipe", recipe)(discouraged)
     block = last_block(backbone.module, backbone.architecture)
     unfreeze: tuple[str, ...] = (block,) if block else ()
     if recipe != "ours":
         unfreeze = PAPER_CONVOLUTIONS.get(backbone.architecture.split(".")[0], unfreeze)
-    return {"unfreeze": unfreeze, **RECIPES[recipe](discouraged)}
+    return {"unfreeze": unfreeze, **options}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from conceptkit.errors import InputError
-from conceptkit.guide.discouraging import METHODS
+from conceptkit.families import DISCOURAGING
 from conceptkit.guide.engine import TrainingEngine, quiet_lightning
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
@@ -122,7 +122,7 @@ def train(
 
 def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: TrainingEngine) -> None:
     """Raise :class:`InputError` where several processes would not learn what one learns."""
-    if engine.parallel and METHODS[options.method].needs_whole and any(task.adversarial for task in tasks):
+    if engine.parallel and DISCOURAGING[options.method].needs_whole and any(task.adversarial for task in tasks):
         raise InputError(
             f"method: {options.method} compares the rows of whole batches and trains in one process, got "
             f"{engine.devices * engine.nodes} devices."

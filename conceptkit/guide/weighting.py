@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from conceptkit.errors import InputError, check_choice
+from conceptkit.errors import InputError
+from conceptkit.families import WEIGHTINGS
 from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.models.guided import CONTINUOUS, Task
-from conceptkit.registry import Registry
 
 DWA_TEMPERATURE = 2.0
 """Of dynamic weight averaging, as its authors set it"""
@@ -75,7 +75,43 @@ class Uncertainty(nn.Module):
 Term = Fixed | Uncertainty
 
 
-def _fixed(task: Task, value: float | None) -> Term:
+def without_value(make: Callable[[Task], Term]) -> Callable[[Task, float | None], Term]:
+    """Return a weighting that refuses a value after the colon."""
+
+    def build(task: Task, value: float | None) -> Term:
+        if value is not None:
+            raise InputError(f"weighting: the strategy takes no value after a colon, got {value:g}.")
+        return make(task)
+
+    return build
+
+
+@without_value
+def vanilla(task: Task) -> Term:
+    """Return the weight 1."""
+    return Fixed(1.0)
+
+
+@without_value
+def dwa(task: Task) -> Term:
+    """Return the weight of dynamic weight averaging."""
+    return Dynamic(1.0)
+
+
+@without_value
+def uncertainty(task: Task) -> Term:
+    """Return the learned weight without a bound."""
+    return Uncertainty(task.kind)
+
+
+@without_value
+def uncertainty_full(task: Task) -> Term:
+    """Return the learned weight as in the paper's code for the center."""
+    return Uncertainty(task.kind, cost=1.0)
+
+
+def fixed(task: Task, value: float | None) -> Term:
+    """Return the weight ``value``."""
     if value is None:
         raise InputError(f"weighting: fixed needs a value, as in {task.name}=fixed:0.1.")
     if not (math.isfinite(value) and value >= 0):
@@ -83,34 +119,11 @@ def _fixed(task: Task, value: float | None) -> Term:
     return Fixed(value)
 
 
-def _bounded(task: Task, value: float | None) -> Term:
+def uncertainty_bounded(task: Task, value: float | None) -> Term:
+    """Return the learned weight with the bound ``value``, by default 4."""
     if value is not None and not value > 0:
         raise InputError(f"weighting: the bound in uncertainty-bounded:{value} must be above 0.")
     return Uncertainty(task.kind, largest=4.0 if value is None else value)
-
-
-def _without_value(name: str, make: Callable[[Task], Term]) -> Callable[[Task, float | None], Term]:
-    def build(task: Task, value: float | None) -> Term:
-        if value is not None:
-            raise InputError(f"weighting: {name} takes no value, got {name}:{value:g}.")
-        return make(task)
-
-    return build
-
-
-WEIGHTINGS: Registry[Callable[[Task, float | None], Term]] = Registry(
-    "weightings",
-    {
-        "vanilla": _without_value("vanilla", lambda task: Fixed(1.0)),
-        "fixed": _fixed,
-        "uncertainty": _without_value("uncertainty", lambda task: Uncertainty(task.kind)),
-        "uncertainty-bounded": _bounded,
-        "uncertainty-full": _without_value("uncertainty-full", lambda task: Uncertainty(task.kind, cost=1.0)),
-        "dwa": _without_value("dwa", lambda task: Dynamic(1.0)),
-        **{name: _without_value(name, lambda task: Fixed(1.0)) for name in AGGREGATORS},
-    },
-)
-"""Weighting strategy → function from a task and the number after the colon (or ``None``) to the task's term."""
 
 
 class Weighting(nn.Module):
@@ -179,7 +192,7 @@ def parse_weighting(text: str) -> tuple[tuple[str, float | None], dict[str, tupl
     for part in filter(None, (p.strip() for p in text.split(","))):
         task, equals, strategy = part.rpartition("=")
         name, colon, number = strategy.partition(":")
-        check_choice("weighting", name, WEIGHTINGS)
+        WEIGHTINGS.check("weighting", name)
         try:
             value = float(number) if colon else None
         except ValueError:

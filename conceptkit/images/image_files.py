@@ -14,7 +14,7 @@ import numpy as np
 from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
 from conceptkit.images.tiff_images import tiff_rgb
-from conceptkit.images.tiff_pages import BITS, COMPRESSION, ORIENTATION, first_page, is_tiff
+from conceptkit.images.tiff_pages import BITS, COMPRESSION, ORIENTATION, WEBP, first_page, is_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,12 +124,24 @@ def _check_pillow_reads(path: Path) -> int:
         page = first_page(file)
     bits, compression = page.one(BITS, 1), page.one(COMPRESSION, 1)
     try:
-        with pillow_image(path):
+        with pillow_image(path) as image:
+            if compression == WEBP:
+                _check_webp(image, path)
             return int(bits)
     except UnidentifiedImageError:
         raise InputError(
             f"{path} has {page.samples_per_pixel} samples of {bits} bits in compression {compression}, which cannot be "
             "read; save it as 8-bit RGB."
+        ) from None
+
+
+def _check_webp(image: Image.Image, path: Path) -> None:
+    """Say what is wrong when the TIFF reader was built without WebP."""
+    try:
+        image.load()
+    except OSError:
+        raise InputError(
+            f"{path} is compressed as WebP, which cannot be read here; save it as PNG or with another compression."
         ) from None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,11 @@ Size = tuple[int, int]
 
 _MOST_READ = 4096**2
 """Pixels of a level that are read at once; a larger window is read in parts."""
+
+_SEVERAL = 2 * 4096**2
+"""Pixels of a level from which on several threads read them"""
+
+_THREADS = 4
 
 _ROUNDING = 2
 """Pixels by which a level's side stays below this and is still exact: sides are rounded, by some to even numbers."""
@@ -53,11 +60,34 @@ class Pyramid:
         """
         columns, rows = out
         canvas = np.full((rows, columns, 3), 255, dtype=np.uint8)
-        self._fill(canvas, x, y, width, height)
+        _, factor = self._level(x + width, y + height, min(width / columns, height / rows))
+        bands = min(math.ceil(width * height / factor**2 / _MOST_READ), rows)
+        if width * height / factor**2 < _SEVERAL:
+            self._fill(canvas, x, y, width, height)
+        else:
+            edges = [rows * k // bands for k in range(bands + 1)]
+            step = height / rows
+            with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+                parts = [
+                    pool.submit(self._fill, canvas[top:end], x, y + top * step, width, (end - top) * step)
+                    for top, end in itertools.pairwise(edges)
+                ]
+                try:
+                    for part in parts:
+                        part.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
         right, bottom = self.handle.dimensions  # a padded level holds pixels beyond the slide
         canvas[:, max(0, math.ceil((right - x) * columns / width)) :] = 255
         canvas[max(0, math.ceil((bottom - y) * rows / height)) :] = 255
         return canvas
+
+    def pixels_read(self, scale: float) -> float:
+        """Return the number of pixels that are read for the whole slide, at so many pixels of level 0 for one."""
+        width, height = self.handle.dimensions
+        _, factor = self._level(width, height, scale)
+        return float(width * height / factor**2)
 
     def _fill(self, canvas: Pixels, x: float, y: float, width: float, height: float) -> None:
         """Fill a canvas with a window, in halves where it is too large to be read at once."""
@@ -123,7 +153,7 @@ def true_factors(sizes: Sequence[Size], tiles: Sequence[Size]) -> tuple[int | No
 
     OpenSlide's downsample is the mean of both ratios of the sizes, which is wrong where levels are padded up to whole
     tiles (Camelyon16) or cropped down to them. The true factor is the whole number that explains both sides by
-    rounding, padding or cropping; of several the one that continues the ratio of the finer levels. A file treats its
+    rounding, padding or cropping. Where several do, only a common ratio of the finer levels decides. A file treats its
     levels alike, so that what one level contradicts is ruled out for the coarser ones.
 
     Parameters
@@ -136,15 +166,19 @@ def true_factors(sizes: Sequence[Size], tiles: Sequence[Size]) -> tuple[int | No
     One factor per level, 1 for the first; ``None`` where no factor explains both sides, or where several do
     """
     factors: list[int | None] = [1]
-    last, ratio = 1, None
+    last = 1
+    ratios: list[float] = []  # from each known level to the next
     ways: Sequence[tuple[Way, ...]] = (WAYS, WAYS)
     for before, size, tile in zip(sizes, sizes[1:], tiles[1:], strict=False):
         level = _Level(sizes[0], size, tile, ways)
-        factor = None if size == before else level.factor(last, ratio)
-        factors.append(factor)
-        if factor is not None:
+        factor = None if size == before else level.factor(last, ratios)
+        if factor is None:
+            ratios.append(math.nan)
+        else:
             ways = level.fitting(factor)
-            last, ratio = factor, factor // last if factor % last == 0 else ratio
+            ratios.append(factor / last)
+            last = factor
+        factors.append(factor)
     return tuple(factors)
 
 
@@ -191,34 +225,21 @@ class _Level:
         off = max(abs(side - whole / factor) for whole, side in zip(self.base, self.size, strict=True))
         return off <= 1 and all(_rounded in ways for ways in self.fitting(factor))
 
-    def factor(self, last: int, ratio: int | None) -> int | None:
-        """Return the factor of this level, given that of the next finer one and the ratio of both before it."""
-        most = 2 * math.ceil(max(b / s for b, s in zip(self.base, self.size, strict=True))) + 1
-        whole = [f for f in range(last + 1, most) if self.explained(f)]
-        if ratio is None:
-            return _only(whole) or _only(f for f in whole if f & (f - 1) == 0 or self.exact(f))
-        continuing = self._continuing(last, ratio, most)
-        if (exact := _only(f for f in continuing if self.exact(f))) is not None:
-            return exact
-        doubled = self._continuing(last, 2, most)  # Aperio's levels are 1, 4, 16, 32
-        multiples = {f for f in whole if f % last == 0 and self.exact(f)}
-        return _only(continuing | doubled | multiples or whole)
-
-    def _continuing(self, last: int, step: int, most: int) -> set[int]:
-        """Return the smallest factor, of those by whole steps, for each pair of ways."""
-        found: dict[tuple[Way, ...], int] = {}
-        factor = last * step
-        while factor <= max(most, last * step):
-            for pair in itertools.product(*self.fitting(factor)):
-                found.setdefault(pair, factor)
-            factor *= step
-        return set(found.values())
-
-
-def _only(factors: Iterable[int]) -> int | None:
-    """Return the factor when there is exactly one."""
-    different = set(factors)
-    return different.pop() if len(different) == 1 else None
+    def factor(self, last: int, ratios: Sequence[float]) -> int | None:
+        """Return the factor of this level, given that of the next finer one and the ratios of the finer levels."""
+        common = ratios[0] if len(set(ratios)) == 1 else math.nan  # NaN where a level between is unknown
+        continued = int(last * common) if common > 1 else None
+        least = math.ceil(max(b / s for b, s in zip(self.base, self.size, strict=True)))
+        explaining = [f for f in range(last + 1, 2 * max(least, continued or 0) + 2) if self.explained(f)]
+        if len(explaining) == 1:
+            return explaining[0]
+        if continued not in explaining:
+            return None
+        whole_tiles = all(tile and side % tile == 0 for side, tile in zip(self.size, self.tile, strict=True))
+        if not whole_tiles and self.exact(continued):
+            return continued
+        multiples = [f for f in explaining if f % last == 0]
+        return continued if len(ratios) > 1 and multiples == [continued] else None
 
 
 def _tiles(properties: Mapping[str, str], levels: int) -> list[Size]:

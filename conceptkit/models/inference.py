@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.families import POOLINGS
 from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
 from conceptkit.models.layouts import Enough, measure_views
-from conceptkit.models.pooling import POOLINGS, View
+from conceptkit.models.pooling import View, readable
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Lower precisions that a forward pass may run in."""
@@ -62,8 +64,9 @@ def pooled_activations(
     module : network in evaluation mode
     images : (n, 3, h, w) normalised
     layers : dotted module names, each once
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
-    views : layer → how it is read, of images of that size; measured when not given
+    pool : one of :data:`conceptkit.families.POOLINGS`
+    views : layer → how it is read, of images of that size; measured when not given, and of several layers those that
+        cannot be pooled are then left out with a warning
 
     Returns
     -------
@@ -76,6 +79,9 @@ def pooled_activations(
     """
     if views is None:
         views = measure_views(module, layers, images)
+        layers, skipped = readable(views, pool)
+        for sentence in skipped:
+            warnings.warn(sentence, stacklevel=2)
     seen: dict[str, Tensor] = {}
     with _taps(module, layers, pool, views, seen), torch.inference_mode(), contextlib.suppress(Enough):
         module(images)
@@ -129,7 +135,7 @@ class Reader:
     backbone : stays as it is
     layers : names or aliases, each once
     shape : height and width of the images in pixels
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`
     batch_size : images per forward pass; fewer are padded, as another number would change the last bits
     device : ``auto``, ``cpu``, ``cuda``, …
     autocast : ``None`` for float32, or ``bf16`` or ``fp16``
@@ -151,7 +157,7 @@ class Reader:
         device: str = "auto",
         autocast: str | None = None,
     ) -> None:
-        check_choice("pool", pool, POOLINGS)
+        POOLINGS.check("pool", pool)
         check_at_least("batch_size", batch_size, 1)
         self.layers = list(dict.fromkeys(backbone.layer(layer) for layer in layers))
         """Dotted names"""
@@ -260,7 +266,7 @@ def provenance(
         "weights": backbone.fingerprint(),
         "preprocessing": asdict(backbone.preprocessing),
         "layers": [backbone.layer(layer) for layer in layers],
-        "pool": check_choice("pool", pool, POOLINGS),
+        "pool": POOLINGS.check("pool", pool),
         "views": VIEWS,
         "batch_size": batch_size,
         "autocast": check_autocast(autocast),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,29 +36,43 @@ class View:
         return x.movedim(self.channels, 1)[..., self.prefix :] if x.ndim == 3 else x.movedim(self.channels, 1)
 
 
-def _gap(x: Tensor, view: View) -> Tensor:
-    """Mean over positions of maps, or over patch tokens."""
+def readable(views: Mapping[str, View], pool: str) -> tuple[list[str], list[str]]:
+    """Return the layers that a pooling can read, and a sentence on each of the others.
+
+    Raises
+    ------
+    InputError
+        when there is no other layer
+    """
+    unclear = {layer: view.unclear for layer, view in views.items() if view.unclear and pool != "flatten"}
+    if views and len(unclear) == len(views):
+        raise InputError(f"layer: {next(iter(unclear.values()))}.")
+    return [layer for layer in views if layer not in unclear], [f"Skipped: {why}." for why in unclear.values()]
+
+
+def mean(x: Tensor, view: View) -> Tensor:
+    """Return the mean over positions of maps, or over patch tokens."""
     if x.ndim <= 2:
         return _row(x)
     patches = view.patches(x)
     return patches.mean(tuple(range(2, x.ndim)))
 
 
-def _max(x: Tensor, view: View) -> Tensor:
-    """Maximum over positions of maps, or over patch tokens."""
+def maximum(x: Tensor, view: View) -> Tensor:
+    """Return the maximum over positions of maps, or over patch tokens."""
     if x.ndim <= 2:
         return _row(x)
     patches = view.patches(x)
     return patches.amax(tuple(range(2, x.ndim)))
 
 
-def _flatten(x: Tensor, view: View) -> Tensor:
-    """Every value of the layer, in one row."""
+def flatten(x: Tensor, view: View) -> Tensor:
+    """Return every value of the layer, in one row."""
     return view.channels_first(x).flatten(1).clone() if x.ndim > 1 else _row(x)
 
 
-def _cls(x: Tensor, view: View) -> Tensor:
-    """The class token of (n, t, c)."""
+def class_token(x: Tensor, view: View) -> Tensor:
+    """Return the class token of (n, t, c)."""
     if view.unclear:
         raise InputError(f"layer: {view.unclear}.")
     if x.ndim != 3 or not view.has_class:
@@ -66,26 +80,16 @@ def _cls(x: Tensor, view: View) -> Tensor:
     return x.select(1 if view.channels == 2 else 2, 0).clone()
 
 
-def _tokens(x: Tensor, view: View) -> Tensor:
-    """Mean over the patch tokens of (n, t, c), class and register tokens left out."""
+def token_mean(x: Tensor, view: View) -> Tensor:
+    """Return the mean over the patch tokens of (n, t, c), class and register tokens left out."""
     if x.ndim != 3:
         raise InputError(f"pool: tokens needs (n, tokens, width), the layer gives {shape_text(x)}.")
-    return _gap(x, view)
+    return mean(x, view)
 
 
 def _row(x: Tensor) -> Tensor:
     """Return (n, d) of (n, d) or (n,), copied, as a later layer may work in place."""
     return x.clone().view(len(x), -1)
-
-
-POOLINGS: Mapping[str, Callable[[Tensor, View], Tensor]] = {
-    "gap": _gap,
-    "max": _max,
-    "flatten": _flatten,
-    "cls": _cls,
-    "tokens": _tokens,
-}
-"""Pooling → function from a layer's output and the view of it to (n, d)."""
 
 
 def shape_text(x: Tensor) -> str:

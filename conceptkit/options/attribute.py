@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conceptkit.families import ATTRIBUTIONS
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
 
@@ -31,7 +32,7 @@ class Attribute(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     """Column of units nested in the groups, such as slides of patients."""
     pool: str = "gap"
     """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
-    method: str = option("gradient", choices=("gradient", "integrated"))
+    method: str = option("gradient", choices=ATTRIBUTIONS)
     """gradient, or integrated: averaged on the way from an empty image."""
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds."""

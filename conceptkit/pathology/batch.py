@@ -86,7 +86,7 @@ class Measure:
 
     name: str
     unit: str
-    kind: Literal["continuous", "categorical"]
+    kind: Literal["continuous", "categorical"] = "continuous"
     meaning: str
     """One sentence: what a high or low value says to a pathologist."""
     source: str
@@ -99,13 +99,22 @@ class Measure:
     """What is described: the nucleus, the patch as a whole, or how the image was acquired."""
     role: Literal["encourage", "discourage"] = "encourage"
     """How guiding would use it by default, as in the paper's Figure 4 (desired and undesired targets)."""
-    core: bool = False
-    """Whether it is measured when no names are given."""
     takes: Literal["arrays", "batch"] = "arrays"
     """``arrays``: ``function`` gets the arrays that ``needs`` names, in that order; ``batch``: the :class:`Batch`."""
 
-    def of(self, batch: Batch) -> Values:
+    def __call__(self, batch: Batch) -> Values:
         """Return the (n,) values of a batch."""
         if self.takes == "batch":
             return self.function(batch)
         return self.function(*(getattr(batch, part) for part in self.needs.split("+")))
+
+
+def as_measure(*, name: str = "", **facts: Any) -> Callable[[Callable[..., Values]], Measure]:
+    """Return a decorator that makes a measure of a function.
+
+    Parameters
+    ----------
+    name : by default that of the function
+    facts : the other fields of :class:`Measure`
+    """
+    return lambda function: Measure(name=name or function.__name__, function=function, **facts)

@@ -6,13 +6,15 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit.errors import InputError, check_choice, check_distinct
+from conceptkit.errors import InputError, check_distinct
+from conceptkit.families import DISTURBANCES
 from conceptkit.images.decoding import Pixels
 from conceptkit.pathology.colour import RUIFROK, optical_density
 from conceptkit.tables.patches import PatchTable
@@ -86,27 +88,18 @@ def _uniform(low: float, high: float) -> Callable[[np.random.Generator], float]:
     return lambda chance: float(chance.uniform(low, high))
 
 
-DISTURBANCES: Mapping[str, Disturbance] = {
-    "rotation": Disturbance(rotate, _uniform(-45.0, 45.0), "degrees", "how far the patch was turned"),
-    "scale": Disturbance(rescale, _uniform(-0.5, 0.5), "doublings", "at how many doublings of its size it is seen"),
-    "jpeg": Disturbance(
-        compress, lambda chance: float(chance.integers(30, 96)), "quality", "how well JPEG kept it, 1 to 100"
-    ),
-    "blur": Disturbance(blur, _uniform(0.0, 2.0), "px", "how far it was out of focus"),
-    "hematoxylin": Disturbance(
-        lambda pixels, power: restain(pixels, power, stain=0),
-        _uniform(-0.6, 0.6),
-        "doublings",
-        "how many doublings more hematoxylin it has",
-    ),
-    "eosin": Disturbance(
-        lambda pixels, power: restain(pixels, power, stain=1),
-        _uniform(-0.6, 0.6),
-        "doublings",
-        "how many doublings more eosin it has",
-    ),
-}
-"""Name → way to disturb; applied in this order"""
+rotation = Disturbance(rotate, _uniform(-45.0, 45.0), "degrees", "how far the patch was turned")
+scale = Disturbance(rescale, _uniform(-0.5, 0.5), "doublings", "at how many doublings of its size it is seen")
+jpeg = Disturbance(
+    compress, lambda chance: float(chance.integers(30, 96)), "quality", "how well JPEG kept it, 1 to 100"
+)
+defocus = Disturbance(blur, _uniform(0.0, 2.0), "px", "how far it was out of focus")
+hematoxylin, eosin = (
+    Disturbance(
+        partial(restain, stain=stain), _uniform(-0.6, 0.6), "doublings", f"how many doublings more {name} it has"
+    )
+    for stain, name in enumerate(("hematoxylin", "eosin"))
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Treatment:
     """The disturbances of a table, applied whenever a patch is read."""
 
     names: tuple[str, ...]
-    """In the order of :data:`DISTURBANCES`"""
+    """In the order of :data:`conceptkit.families.DISTURBANCES`"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -137,11 +130,11 @@ def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> Patc
     Raises
     ------
     InputError
-        for a name that is not in :data:`DISTURBANCES`, a repeat, or a table that has such a column
+        for a name that is not in :data:`conceptkit.families.DISTURBANCES`, a repeat, or a table that has such a column
     """
     check_distinct("disturb", names)
     for name in names:
-        check_choice("disturb", name, DISTURBANCES)
+        DISTURBANCES.check("disturb", name)
     if table.treatment is not None:
         raise InputError("disturb: the table's patches are disturbed already.")
     ordered = tuple(name for name in DISTURBANCES if name in names)
@@ -156,7 +149,8 @@ def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> Patc
 
 def _amount(name: str, patch: str, seed: int) -> float:
     entropy = hashlib.sha256(f"{seed}|{name}|{patch}".encode()).digest()
-    return DISTURBANCES[name].draw(np.random.default_rng(list(entropy)))
+    amount: float = DISTURBANCES[name].draw(np.random.default_rng(list(entropy)))
+    return amount
 
 
 def _by_channel(pixels: Pixels, filtered: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Pixels:

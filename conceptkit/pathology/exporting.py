@@ -14,10 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
+from conceptkit.families import STAIN
 from conceptkit.files.atomic import scratch, take_space
 from conceptkit.images.pyramid import Pixels
 from conceptkit.pathology.slides import open_slide
-from conceptkit.pathology.stain import METHODS, StainMethod
+from conceptkit.pathology.stain import StainMethod
 from conceptkit.pathology.tiling import read_tiles
 
 _BATCH = 64
@@ -76,7 +77,7 @@ def export_tiles(
     name = safe_name(path)
     x, y = table["x"].to_numpy(dtype=np.intp), table["y"].to_numpy(dtype=np.intp)
     size, side = int(table["size"].iloc[0]), int(table["side"].iloc[0])
-    method = None if stain is None else METHODS[stain[0]].fit(read_reference(stain[1]))
+    method = None if stain is None else STAIN[stain[0]].fit(read_reference(stain[1]))
     with scratch(folder / name) as temporary, open_slide(path, mpp=slide_mpp) as slide:
         source = None
         if method is not None:

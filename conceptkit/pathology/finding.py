@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conceptkit.errors import InputError
-from conceptkit.pathology.slides import open_slide
+from conceptkit.pathology.slides import AS_PYRAMID, MOST_PIXELS, PIXELS_PER_SECOND, SLOW_PIXELS, open_slide
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
 """Files of a folder that count as slides even when they cannot be opened; others count when OpenSlide knows them."""
@@ -28,6 +28,8 @@ class SlideFacts:
     """Equal for files that open as the same slide; empty for a file that cannot be opened."""
     doubt: str = ""
     """Why the microns per pixel that the slide states are not used."""
+    pixels: float = 0.0
+    """Pixels that are read to detect tissue."""
 
 
 def find_slides(given: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
@@ -116,6 +118,19 @@ def doubts_note(facts: Mapping[Path, SlideFacts], paths: Iterable[Path]) -> list
     return [f"The resolution of {listed(doubts)} counts as unknown."] if doubts else []
 
 
+def slow_note(facts: Mapping[Path, SlideFacts], paths: Iterable[Path]) -> list[str]:
+    """Return a note on slides whose tissue is detected in many pixels; none without any."""
+    slow = {path: facts[path].pixels for path in paths if SLOW_PIXELS < facts[path].pixels <= MOST_PIXELS}
+    if not slow:
+        return []
+    minutes = sum(slow.values()) / PIXELS_PER_SECOND / 60
+    return [
+        f"No level of {listed([path.name for path in slow])} is coarse enough to detect tissue: "
+        f"{sum(slow.values()) / 1e6:,.0f} megapixels are read, about {minutes:,.0f} minutes of a core. For a faster "
+        f"run, {AS_PYRAMID}."
+    ]
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Return names as a list, the first few of many."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -150,7 +165,8 @@ def _facts(path: Path) -> SlideFacts:
         with open_slide(path) as slide:
             digest = slide.handle.properties.get("openslide.quickhash-1")
             identity: list[object] = [digest, *slide.handle.level_dimensions]
-            return SlideFacts(tuple(identity if digest else [*identity, path.stat().st_size]), slide.doubt)
+            pixels = slide.pyramid.pixels_read(slide.picture_scale)
+            return SlideFacts(tuple(identity if digest else [*identity, path.stat().st_size]), slide.doubt, pixels)
     except InputError:
         return SlideFacts()
 

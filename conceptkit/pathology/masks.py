@@ -30,6 +30,10 @@ _ALL_USED, _SHARED = 0.98, 1.1
 """Share of the numbers of 8 or 16 bits from which a mask uses them all, and the mean number of pieces per label from
 which nuclei then share a number."""
 
+_GAP, _FRAGMENT = 4.0, 0.25
+"""Pixels up to which two pieces of one label are close, and the share of the larger piece up to which the smaller is
+a fragment: then they are one nucleus."""
+
 _MOST_OF_ONE = 10
 """Largest number of pieces of one label; instance masks of whole images have up to 3."""
 
@@ -148,6 +152,16 @@ def _pieces(labels: Labels) -> tuple[NDArray[Any], NDArray[np.intp]]:
     return np.unique(owner[1:], return_counts=True)
 
 
+def _apart(labels: Labels) -> bool:
+    """Return whether the two pieces of a mask look like two nuclei: of similar size and not close to each other."""
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(labels > 0, np.ones((3, 3)))
+    gap = ndimage.distance_transform_edt(pieces != 1)[pieces == 2].min()
+    areas = np.bincount(pieces.ravel())[1:]
+    return bool(gap > _GAP and areas.min() > _FRAGMENT * areas.max())
+
+
 def _checked(labels: Labels, path: Path) -> Labels:
     """Return a mask; refuse one whose labels are classes, or stand for several nuclei each."""
     values, counts = _pieces(labels)
@@ -158,8 +172,8 @@ def _checked(labels: Labels, path: Path) -> Labels:
             f"{path} has {pieces} separate pieces under the labels up to {top}, so nuclei share labels; save the mask "
             f"with {16 if top == 255 else 32} bits."
         )
-    # A nucleus cut by the border may have two pieces, but 1 and the largest number are what binary masks have.
-    two_nuclei = count == 1 and pieces == 2 and int(values[0]) in (1, 255, 65535)
+    # A single nucleus may have two pieces, but 1 and the largest number are what binary masks have.
+    two_nuclei = count == 1 and pieces == 2 and int(values[0]) in (1, 255, 65535) and _apart(labels)
     if pieces > MOST_PIECES * count or two_nuclei:
         number, kind = ("one label", "binary mask") if count == 1 else (f"{count} labels", "class map")
         raise InputError(
@@ -221,7 +235,7 @@ def _from_tiff(path: Path) -> NDArray[Any]:
         page = pages[0]
         if (lossy := LOSSY.get(page.one(COMPRESSION, 1))) is not None:
             raise InputError(
-                f"{path} is compressed as {lossy}, which blurs labels into each other; save labels as PNG or TIFF "
+                f"{path} is compressed as {lossy}, which may blur labels into each other; save labels as PNG or TIFF "
                 "without loss."
             )
         photometric = page.one(PHOTOMETRIC, 1)

@@ -1,4 +1,4 @@
-"""What can be measured on a patch: one function and one entry of ``MEASURES`` each."""
+"""The built-in measures of a patch, one function each, and what computes them."""
 
 from __future__ import annotations
 
@@ -10,44 +10,113 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_distinct
+from conceptkit.families import MEASURES
 from conceptkit.pathology import nuisances
-from conceptkit.pathology.batch import Batch, Measure, Values
+from conceptkit.pathology.batch import Batch, Measure, Values, as_measure
 from conceptkit.pathology.colour import check_images
-from conceptkit.registry import Registry
+
+_HARALICK = "Haralick, Shanmugam and Dinstein 1973: grey-level co-occurrence, 256 levels, distance 1, four directions"
+_NUCLEI = "nuclear morphometry after Graziani et al. (multi-task adversarial training); nuclei as labelled in the mask"
+_MOMENTS = "ellipse of equal second moments; nuclei that touch the border are left out"
+_RUIFROK = "colour deconvolution with Ruifrok and Johnston's vectors (2001), in optical density"
+_MACENKO = "Macenko et al. 2009, a patch's own tissue; a component of a vector of length 1 in optical density"
+_CIELAB = "CIELAB (D65) of sRGB over the whole patch"
+
+_patch = partial(as_measure, needs="pixels", takes="batch", source=_HARALICK)
+_nuclear = partial(as_measure, needs="mask", takes="batch", source=_NUCLEI, level="nucleus")
+_inside = partial(
+    as_measure,
+    needs="pixels+mask",
+    takes="batch",
+    source=_HARALICK + "; pairs inside one nucleus",
+    level="nucleus",
+)
+_nuisance = partial(as_measure, needs="pixels", takes="batch", level="acquisition", role="discourage", source=_CIELAB)
 
 
+@_nuclear(
+    unit="nuclei per patch",
+    meaning="Many nuclei mean dense cellularity, as in proliferating tumor or in inflammation.",
+    level="patch",
+)
 def count(batch: Batch) -> Values:
     """Return how many nuclei have at least one pixel in each patch, (n,)."""
     return np.bincount(batch.nuclei.patch, minlength=batch.nuclei.n).astype(np.float64)
 
 
+@_nuclear(
+    unit="px",
+    meaning="Large nuclei are a sign of nuclear grade; in pixels it compares only within one magnification.",
+)
 def area_px(batch: Batch) -> Values:
     """Return the mean number of pixels that a nucleus has inside each patch, (n,); NaN where there is no nucleus."""
     return batch.nuclei.mean(batch.nuclei.area)
 
 
+@_nuclear(
+    unit="µm²",
+    meaning="Large nuclei are a sign of nuclear grade; in µm² it compares across scanners and magnifications.",
+    needs="mask+mpp",
+)
 def area_um2(batch: Batch) -> Values:
     """Return :func:`area_px` in µm², (n,); NaN where the microns per pixel are unknown."""
     return area_px(batch) * np.square(_mpp(batch))
 
 
-def area_sd_px(batch: Batch) -> Values:
-    """Return the standard deviation between the nuclei's pixels inside each patch, (n,); NaN below two nuclei."""
-    return batch.nuclei.sd(batch.nuclei.area)
+@_patch(
+    unit="grey levels²",
+    meaning="High contrast means neighbouring pixels differ: coarse chromatin, sharp borders, crisp staining.",
+)
+def contrast(batch: Batch) -> Values:
+    """Return the contrast of the grey levels of each patch, (n,)."""
+    return batch.texture.contrast
 
 
-def area_sd_um2(batch: Batch) -> Values:
-    """Return :func:`area_sd_px` in µm², (n,)."""
-    return area_sd_px(batch) * np.square(_mpp(batch))
+@_patch(
+    unit="1",
+    meaning="High correlation means grey levels change smoothly: homogeneous chromatin and stroma, or blur.",
+)
+def correlation(batch: Batch) -> Values:
+    """Return the correlation of neighbouring grey levels of each patch, (n,)."""
+    return batch.texture.correlation
 
 
-def density(batch: Batch) -> Values:
+@_patch(
+    unit="1",
+    meaning="High homogeneity means equal neighbours: glass, mucus, fat, or an even stroma.",
+)
+def homogeneity(batch: Batch) -> Values:
+    """Return the homogeneity of the grey levels of each patch, (n,)."""
+    return batch.matrix.homogeneity
+
+
+@_patch(
+    unit="1",
+    meaning="A high angular second moment means few grey levels rule the patch: empty or very even tissue.",
+)
+def asm(batch: Batch) -> Values:
+    """Return the angular second moment of the grey levels of each patch, (n,)."""
+    return batch.matrix.asm
+
+
+@_nuclear(
+    unit="nuclei/mm²",
+    meaning="Cellularity that compares across patch sizes and magnifications.",
+    needs="mask+mpp",
+    level="patch",
+)
+def density_mm2(batch: Batch) -> Values:
     """Return nuclei per mm² of patch, (n,); a nucleus counts in every patch that holds a pixel of it."""
     height, width = batch.pixels.shape[1:3]
     scale = _mpp(batch)
     return np.asarray(count(batch) / (height * width * scale**2) * 1e6)
 
 
+@_nuclear(
+    unit="1",
+    meaning="A high share of nuclei means crowded or enlarged nuclei, or little cytoplasm.",
+    level="patch",
+)
 def nuclear_share(batch: Batch) -> Values:
     """Return the share of pixels inside nuclei, (n,)."""
     height, width = batch.pixels.shape[1:3]
@@ -55,31 +124,217 @@ def nuclear_share(batch: Batch) -> Values:
     return np.asarray(pixels / (height * width))
 
 
+@_nuclear(
+    unit="px",
+    meaning="Nuclei of very different size (anisokaryosis) are a sign of nuclear grade.",
+)
+def area_sd_px(batch: Batch) -> Values:
+    """Return the standard deviation between the nuclei's pixels inside each patch, (n,); NaN below two nuclei."""
+    return batch.nuclei.sd(batch.nuclei.area)
+
+
+@_nuclear(
+    unit="µm²",
+    meaning="Anisokaryosis that compares across scanners and magnifications.",
+    needs="mask+mpp",
+)
+def area_sd_um2(batch: Batch) -> Values:
+    """Return :func:`area_sd_px` in µm², (n,)."""
+    return area_sd_px(batch) * np.square(_mpp(batch))
+
+
+@_nuclear(
+    unit="1",
+    meaning="Round nuclei (low) are lymphocytes or epithelium, long ones (high) fibroblasts and vessels.",
+    source=_MOMENTS,
+)
 def eccentricity(batch: Batch) -> Values:
     """Return the mean eccentricity of the nuclei that do not touch the border, (n,); NaN where there is none."""
     return batch.nuclei.mean(batch.nuclei.eccentricity(), batch.nuclei.whole)
 
 
+@_nuclear(
+    unit="1",
+    meaning="Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei not told apart.",
+    source="area over that of the convex hull; nuclei that touch the border are left out",
+)
 def solidity(batch: Batch) -> Values:
     """Return the mean solidity of the nuclei that do not touch the border, (n,); NaN where there is none."""
     return batch.nuclei.mean(batch.nuclei.solidity(), batch.nuclei.whole)
 
 
+@_inside(
+    unit="optical density",
+    meaning="Dark nuclei (hyperchromasia) are a sign of malignancy; it follows the stain's strength too.",
+    source=_RUIFROK,
+)
+def hematoxylin(batch: Batch) -> Values:
+    """Return the mean hematoxylin of the nuclei of each patch, (n,)."""
+    return batch.nuclei.mean(batch.hematoxylin[0])
+
+
+@_inside(
+    unit="optical density",
+    meaning="Uneven hematoxylin inside a nucleus means clumped or vesicular chromatin.",
+    source=_RUIFROK + "; standard deviation inside a nucleus, mean of a patch's nuclei",
+)
+def hematoxylin_sd(batch: Batch) -> Values:
+    """Return the mean standard deviation of hematoxylin inside the nuclei of each patch, (n,)."""
+    return batch.nuclei.mean(batch.hematoxylin[1])
+
+
+@_inside(
+    unit="grey levels²",
+    meaning="High contrast inside nuclei means coarse chromatin and nucleoli.",
+)
+def nuclei_contrast(batch: Batch) -> Values:
+    """Return the contrast of the grey levels inside nuclei, (n,)."""
+    return batch.chromatin.contrast
+
+
+@_inside(
+    unit="1",
+    meaning="High correlation inside nuclei means chromatin that changes smoothly, or nuclei that differ in tone.",
+)
+def nuclei_correlation(batch: Batch) -> Values:
+    """Return the correlation of neighbouring grey levels inside nuclei, (n,)."""
+    return batch.chromatin.correlation
+
+
+@_inside(
+    unit="1",
+    meaning="High homogeneity inside nuclei means even, smudged chromatin.",
+)
+def nuclei_homogeneity(batch: Batch) -> Values:
+    """Return the homogeneity of the grey levels inside nuclei, (n,)."""
+    return batch.chromatin.homogeneity
+
+
+@_inside(
+    unit="1",
+    meaning="A high angular second moment inside nuclei means chromatin of few tones.",
+)
+def nuclei_asm(batch: Batch) -> Values:
+    """Return the angular second moment of the grey levels inside nuclei, (n,)."""
+    return batch.chromatin.asm
+
+
+@_nuclear(
+    unit="px",
+    meaning="Near neighbours mean crowding, as in solid tumor; in pixels it compares within one magnification.",
+    source="nearest centre within the patch",
+    level="patch",
+)
 def neighbour_px(batch: Batch) -> Values:
     """Return the mean distance from a nucleus' centre to the nearest other one, (n,) px; NaN below two nuclei."""
     distances = batch.nuclei.neighbour_distance()
     return batch.nuclei.mean(distances, np.isfinite(distances))
 
 
+@_nuclear(
+    unit="µm",
+    meaning="Near neighbours mean crowding, as in solid tumor or lymphoid tissue.",
+    source="nearest centre within the patch",
+    needs="mask+mpp",
+    level="patch",
+)
 def neighbour_um(batch: Batch) -> Values:
     """Return :func:`neighbour_px` in µm, (n,)."""
     return neighbour_px(batch) * _mpp(batch)
 
 
+@_nuclear(
+    unit="px",
+    meaning="Unequal distances mean nuclei in nests or rows, equal ones an even sheet.",
+    source="nearest centre within the patch",
+    level="patch",
+)
 def neighbour_sd_px(batch: Batch) -> Values:
     """Return the standard deviation between these distances, (n,) px; NaN below two nuclei."""
     distances = batch.nuclei.neighbour_distance()
     return batch.nuclei.sd(np.nan_to_num(distances), np.isfinite(distances))
+
+
+def _stain(stain: int, full: str) -> tuple[Measure, ...]:
+    """Return the components of a stain's vector in red, green and blue."""
+    return tuple(
+        _nuisance(
+            name=f"stain_{full[0]}_{colour[0]}",
+            unit="1",
+            meaning=f"How much {colour} the {full} of this laboratory absorbs: its recipe and the scanner.",
+            source=_MACENKO,
+        )(partial(_component, stain=stain, channel=channel))
+        for channel, colour in enumerate(("red", "green", "blue"))
+    )
+
+
+def _component(batch: Batch, *, stain: int, channel: int) -> Values:
+    return batch.stains[:, stain, channel]
+
+
+stain_h_r, stain_h_g, stain_h_b = _stain(0, "hematoxylin")
+stain_e_r, stain_e_g, stain_e_b = _stain(1, "eosin")
+
+
+def _lab(statistic: int, word: str, ending: str = "") -> tuple[Measure, ...]:
+    """Return the mean (0) or the standard deviation (1) of the three axes of CIELAB."""
+    return tuple(
+        _nuisance(
+            name=f"lab_{axis}{ending}",
+            unit="1",
+            meaning=f"{word} of {range_}: staining strength, thickness and scanner.",
+        )(partial(_axis, statistic=statistic, axis=k))
+        for k, (axis, range_) in enumerate((("l", "lightness"), ("a", "green to red"), ("b", "blue to yellow")))
+    )
+
+
+def _axis(batch: Batch, *, statistic: int, axis: int) -> Values:
+    return batch.lab[statistic][:, axis]
+
+
+lab_l, lab_a, lab_b = _lab(0, "Mean")
+lab_l_sd, lab_a_sd, lab_b_sd = _lab(1, "Spread", "_sd")
+
+
+@_nuisance(
+    unit="1",
+    meaning="Marker ink on the glass: someone saw something here, which a network must not learn.",
+    source="share of black, green and blue pixels that no hematoxylin or eosin gives",
+)
+def ink(batch: Batch) -> Values:
+    """Return the share of pixels with marker ink, (n,)."""
+    return nuisances.ink_share(batch.pixels)
+
+
+@_nuisance(
+    unit="1",
+    meaning="Out of focus (high): nuclei look smooth and pale without being so.",
+    source="Crété et al. 2007, the blur effect, of the luma",
+)
+def blur(batch: Batch) -> Values:
+    """Return the blur effect of each patch, (n,)."""
+    return nuisances.blur(batch.luma)
+
+
+@_nuisance(
+    unit="1",
+    meaning="Steps on a grid of 8 pixels: strong compression, which differs between scanners.",
+    source="grey steps on the grid over those off it, at the strongest offset",
+)
+def jpeg_blocks(batch: Batch) -> Values:
+    """Return the strength of the steps on a grid of 8 pixels, (n,)."""
+    return nuisances.blockiness(batch.luma)
+
+
+@_nuisance(
+    unit="1 to 100",
+    meaning="Quality of the JPEG that the patch comes from, a file or a TIFF slide; low quality smooths chromatin.",
+    source="inverse of libjpeg's scaling of the quantization table",
+    needs="file",
+)
+def jpeg_quality(batch: Batch) -> Values:
+    """Return the JPEG quality of the file of each patch, (n,)."""
+    return np.asarray(batch.file)
 
 
 def _mpp(batch: Batch) -> Values:
@@ -88,244 +343,13 @@ def _mpp(batch: Batch) -> Values:
     return batch.mpp
 
 
-_HARALICK = "Haralick, Shanmugam and Dinstein 1973: grey-level co-occurrence, 256 levels, distance 1, four directions"
-_INSIDE = _HARALICK + "; pairs inside one nucleus"
-_NUCLEI = "nuclear morphometry after Graziani et al. (multi-task adversarial training); nuclei as labelled in the mask"
-_MOMENTS = "ellipse of equal second moments; nuclei that touch the border are left out"
-_RUIFROK = "colour deconvolution with Ruifrok and Johnston's vectors (2001), in optical density"
-_MACENKO = "Macenko et al. 2009, a patch's own tissue; a component of a vector of length 1 in optical density"
-_CIELAB = "CIELAB (D65) of sRGB over the whole patch"
-
-_patch = partial(Measure, kind="continuous", needs="pixels", takes="batch", source=_HARALICK)
-_nuclear = partial(Measure, kind="continuous", needs="mask", takes="batch", source=_NUCLEI, level="nucleus")
-_inside = partial(Measure, kind="continuous", needs="pixels+mask", takes="batch", source=_INSIDE, level="nucleus")
-_nuisance = partial(
-    Measure, kind="continuous", needs="pixels", takes="batch", level="acquisition", role="discourage", source=_CIELAB
-)
-
-_ENTRIES: tuple[Measure, ...] = (
-    _nuclear(
-        name="count",
-        unit="nuclei per patch",
-        meaning="Many nuclei mean dense cellularity, as in proliferating tumor or in inflammation.",
-        level="patch",
-        core=True,
-        function=count,
-    ),
-    _nuclear(
-        name="area_px",
-        unit="px",
-        meaning="Large nuclei are a sign of nuclear grade; in pixels it compares only within one magnification.",
-        core=True,
-        function=area_px,
-    ),
-    _nuclear(
-        name="area_um2",
-        unit="µm²",
-        meaning="Large nuclei are a sign of nuclear grade; in µm² it compares across scanners and magnifications.",
-        needs="mask+mpp",
-        core=True,
-        function=area_um2,
-    ),
-    _patch(
-        name="contrast",
-        unit="grey levels²",
-        meaning="High contrast means neighbouring pixels differ: coarse chromatin, sharp borders, crisp staining.",
-        core=True,
-        function=lambda b: b.texture.contrast,
-    ),
-    _patch(
-        name="correlation",
-        unit="1",
-        meaning="High correlation means grey levels change smoothly: homogeneous chromatin and stroma, or blur.",
-        core=True,
-        function=lambda b: b.texture.correlation,
-    ),
-    _patch(
-        name="homogeneity",
-        unit="1",
-        meaning="High homogeneity means equal neighbours: glass, mucus, fat, or an even stroma.",
-        function=lambda b: b.matrix.homogeneity,
-    ),
-    _patch(
-        name="asm",
-        unit="1",
-        meaning="A high angular second moment means few grey levels rule the patch: empty or very even tissue.",
-        function=lambda b: b.matrix.asm,
-    ),
-    _nuclear(
-        name="density_mm2",
-        unit="nuclei/mm²",
-        meaning="Cellularity that compares across patch sizes and magnifications.",
-        needs="mask+mpp",
-        level="patch",
-        function=density,
-    ),
-    _nuclear(
-        name="nuclear_share",
-        unit="1",
-        meaning="A high share of nuclei means crowded or enlarged nuclei, or little cytoplasm.",
-        level="patch",
-        function=nuclear_share,
-    ),
-    _nuclear(
-        name="area_sd_px",
-        unit="px",
-        meaning="Nuclei of very different size (anisokaryosis) are a sign of nuclear grade.",
-        function=area_sd_px,
-    ),
-    _nuclear(
-        name="area_sd_um2",
-        unit="µm²",
-        meaning="Anisokaryosis that compares across scanners and magnifications.",
-        needs="mask+mpp",
-        function=area_sd_um2,
-    ),
-    _nuclear(
-        name="eccentricity",
-        unit="1",
-        meaning="Round nuclei (low) are lymphocytes or epithelium, long ones (high) fibroblasts and vessels.",
-        source=_MOMENTS,
-        function=eccentricity,
-    ),
-    _nuclear(
-        name="solidity",
-        unit="1",
-        meaning="Low solidity means dented, irregular nuclear contours, a sign of grade, or nuclei not told apart.",
-        source="area over that of the convex hull; nuclei that touch the border are left out",
-        function=solidity,
-    ),
-    _inside(
-        name="hematoxylin",
-        unit="optical density",
-        meaning="Dark nuclei (hyperchromasia) are a sign of malignancy; it follows the stain's strength too.",
-        source=_RUIFROK,
-        function=lambda b: b.nuclei.mean(b.hematoxylin[0]),
-    ),
-    _inside(
-        name="hematoxylin_sd",
-        unit="optical density",
-        meaning="Uneven hematoxylin inside a nucleus means clumped or vesicular chromatin.",
-        source=_RUIFROK + "; standard deviation inside a nucleus, mean of a patch's nuclei",
-        function=lambda b: b.nuclei.mean(b.hematoxylin[1]),
-    ),
-    _inside(
-        name="nuclei_contrast",
-        unit="grey levels²",
-        meaning="High contrast inside nuclei means coarse chromatin and nucleoli.",
-        function=lambda b: b.chromatin.contrast,
-    ),
-    _inside(
-        name="nuclei_correlation",
-        unit="1",
-        meaning="High correlation inside nuclei means chromatin that changes smoothly, or nuclei that differ in tone.",
-        function=lambda b: b.chromatin.correlation,
-    ),
-    _inside(
-        name="nuclei_homogeneity",
-        unit="1",
-        meaning="High homogeneity inside nuclei means even, smudged chromatin.",
-        function=lambda b: b.chromatin.homogeneity,
-    ),
-    _inside(
-        name="nuclei_asm",
-        unit="1",
-        meaning="A high angular second moment inside nuclei means chromatin of few tones.",
-        function=lambda b: b.chromatin.asm,
-    ),
-    _nuclear(
-        name="neighbour_px",
-        unit="px",
-        meaning="Near neighbours mean crowding, as in solid tumor; in pixels it compares within one magnification.",
-        source="nearest centre within the patch",
-        level="patch",
-        function=neighbour_px,
-    ),
-    _nuclear(
-        name="neighbour_um",
-        unit="µm",
-        meaning="Near neighbours mean crowding, as in solid tumor or lymphoid tissue.",
-        source="nearest centre within the patch",
-        needs="mask+mpp",
-        level="patch",
-        function=neighbour_um,
-    ),
-    _nuclear(
-        name="neighbour_sd_px",
-        unit="px",
-        meaning="Unequal distances mean nuclei in nests or rows, equal ones an even sheet.",
-        source="nearest centre within the patch",
-        level="patch",
-        function=neighbour_sd_px,
-    ),
-    *(
-        _nuisance(
-            name=f"stain_{stain}_{channel}",
-            unit="1",
-            meaning=f"How much {colour_name} the {full} of this laboratory absorbs: its recipe and the scanner.",
-            source=_MACENKO,
-            function=partial(lambda b, i, j: b.stains[:, i, j], i=i, j=j),
-        )
-        for i, (stain, full) in enumerate((("h", "hematoxylin"), ("e", "eosin")))
-        for j, (channel, colour_name) in enumerate((("r", "red"), ("g", "green"), ("b", "blue")))
-    ),
-    *(
-        _nuisance(
-            name=f"lab_{axis}" + ("_sd" if spread else ""),
-            unit="1",
-            meaning=f"{'Spread' if spread else 'Mean'} of {what}: staining strength, thickness and scanner.",
-            function=partial(lambda b, i, j: b.lab[i][:, j], i=spread, j=j),
-        )
-        for spread in (0, 1)
-        for j, (axis, what) in enumerate((("l", "lightness"), ("a", "green to red"), ("b", "blue to yellow")))
-    ),
-    _nuisance(
-        name="ink",
-        unit="1",
-        meaning="Marker ink on the glass: someone saw something here, which a network must not learn.",
-        source="share of black, green and blue pixels that no hematoxylin or eosin gives",
-        function=lambda b: nuisances.ink_share(b.pixels),
-    ),
-    _nuisance(
-        name="blur",
-        unit="1",
-        meaning="Out of focus (high): nuclei look smooth and pale without being so.",
-        source="Crété et al. 2007, the blur effect, of the luma",
-        function=lambda b: nuisances.blur(b.luma),
-    ),
-    _nuisance(
-        name="jpeg_blocks",
-        unit="1",
-        meaning="Steps on a grid of 8 pixels: strong compression, which differs between scanners.",
-        source="grey steps on the grid over those off it, at the strongest offset",
-        function=lambda b: nuisances.blockiness(b.luma),
-    ),
-    _nuisance(
-        name="jpeg_quality",
-        unit="1 to 100",
-        meaning="Quality of the JPEG that the patch comes from, a file or a TIFF slide; low quality smooths chromatin.",
-        source="inverse of libjpeg's scaling of the quantization table",
-        needs="file",
-        function=lambda b: b.file,
-    ),
-)
-
-MEASURES: Registry[Measure] = Registry(
-    "measures",
-    {m.name: m for m in _ENTRIES},
-    member=Measure,
-    make=lambda name, function, **about: Measure(name=name, function=function, **about),
-)
-"""Name → measure."""
-
-
 def names_for(*, mask: bool, mpp: bool, file: bool = False) -> tuple[str, ...]:
     """Return the names of the measures that pixels give, with or without a mask, microns per pixel and a JPEG file."""
     known = {"pixels": True, "pixels+mask": mask, "mask": mask, "mask+mpp": mask and mpp, "file": file}
     return tuple(name for name, m in MEASURES.items() if known[m.needs])
 
 
-CORE = tuple(m.name for m in _ENTRIES if m.core)
+CORE = ("count", "area_px", "area_um2", "contrast", "correlation")
 """The paper's measures, which are computed when none is named."""
 
 GROUPS = ("core", "all", "nuisances")
@@ -398,7 +422,7 @@ def measure(
         parts = {"pixels": images, "mask": labels, "mpp": scale, "file": file}
         if any(parts[part] is None for part in one.needs.split("+")):
             raise InputError(f"names: {name} needs {one.needs.replace('+', ' and ')}, got none.")
-        values[name] = one.of(batch)
+        values[name] = one(batch)
     return values
 
 

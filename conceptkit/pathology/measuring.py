@@ -16,12 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_at_least, check_choice, near_names
+from conceptkit.families import MEASURES, NUCLEI
 from conceptkit.files.atomic import replacing
 from conceptkit.jobs import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
-from conceptkit.pathology.measures import CORE, GROUPS, MEASURES, check_names, measure, names_for, spell_out
-from conceptkit.pathology.nuclei import METHODS, Segmenter, find_in, mask_name, open_method, write_labels
+from conceptkit.pathology.measures import CORE, GROUPS, check_names, measure, names_for, spell_out
+from conceptkit.pathology.nuclei import Segmenter, find_in, mask_name, open_method, write_labels
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import file_state, keep_part, kept_parts, part_key
 from conceptkit.pathology.scales import NEEDED, known_scales, scale_of
@@ -44,7 +45,7 @@ class Segmentation:
     """How nuclei are found, where masks are not given."""
 
     method: str
-    """One of :data:`conceptkit.pathology.nuclei.METHODS`."""
+    """One of :data:`conceptkit.families.NUCLEI`."""
     weights: Path | None = None
     """Checkpoint of a method that was trained."""
     device: str = "auto"
@@ -52,7 +53,7 @@ class Segmentation:
     """Folder for the label images, ``{image_id}.png``; ``None``: they are not kept."""
 
     def __post_init__(self) -> None:
-        check_choice("nuclei", self.method, METHODS)
+        NUCLEI.check("nuclei", self.method)
 
 
 @dataclass(frozen=True)

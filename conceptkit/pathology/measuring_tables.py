@@ -15,10 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
+from conceptkit.families import MEASURES
 from conceptkit.jobs import Engine, run_jobs
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
-from conceptkit.pathology.measures import CORE, MEASURES, check_names, measure, names_for, spell_out
+from conceptkit.pathology.measures import CORE, check_names, measure, names_for, spell_out
 from conceptkit.pathology.measuring import (
     Measured,
     Segmentation,

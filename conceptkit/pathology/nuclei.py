@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_choice
+from conceptkit.errors import InputError
+from conceptkit.families import NUCLEI
 from conceptkit.files.atomic import replacing
 from conceptkit.pathology.colour import check_images
-from conceptkit.registry import Registry
 
 Labels = NDArray[np.int32]
 COARSEST = 2.0
@@ -21,7 +21,8 @@ Segmenter = Callable[[NDArray[np.uint8], float | None], Labels]
 """From an image (h, w, 3) and its microns per pixel to labels (h, w), 0 where there is no nucleus."""
 
 
-def _hematoxylin(weights: Path | None, device: str) -> Segmenter:
+def hematoxylin(weights: Path | None, device: str) -> Segmenter:
+    """Return the method that thresholds hematoxylin, which has no weights."""
     from conceptkit.pathology.hematoxylin import segment
 
     if weights is not None:
@@ -29,7 +30,8 @@ def _hematoxylin(weights: Path | None, device: str) -> Segmenter:
     return segment
 
 
-def _maskrcnn(weights: Path | None, device: str) -> Segmenter:
+def maskrcnn(weights: Path | None, device: str) -> Segmenter:
+    """Return a Mask R-CNN from the checkpoint of its training."""
     from conceptkit.pathology.maskrcnn import load_maskrcnn
 
     if weights is None:
@@ -37,18 +39,12 @@ def _maskrcnn(weights: Path | None, device: str) -> Segmenter:
     return load_maskrcnn(weights, device=device).segment
 
 
-METHODS: Registry[Callable[[Path | None, str], Segmenter]] = Registry(
-    "nuclei", {"hematoxylin": _hematoxylin, "maskrcnn": _maskrcnn}
-)
-"""Every method by its name: from a file of weights (or ``None``) and a device to a segmenter."""
-
-
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
     """Return a method, ready to be called on images.
 
     Parameters
     ----------
-    name : one of :data:`METHODS`
+    name : one of :data:`conceptkit.families.NUCLEI`
     weights : the checkpoint of a method that was trained
     device : ``auto``, ``cpu``, ``cuda``, …
 
@@ -57,7 +53,8 @@ def open_method(name: str, *, weights: Path | None = None, device: str = "auto")
     InputError
         when the name is unknown, or weights are missing, superfluous or unreadable
     """
-    return METHODS[check_choice("nuclei", name, METHODS)](weights, device)
+    segmenter: Segmenter = NUCLEI.choose("nuclei", name)(weights, device)
+    return segmenter
 
 
 def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Labels:

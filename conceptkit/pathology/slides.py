@@ -23,6 +23,15 @@ _MOST_PICTURE = 50_000_000
 """Pixels of the small picture, whatever the slide says of its resolution."""
 
 
+SLOW_PIXELS, MOST_PIXELS = 2e9, 30e9
+"""Pixels read to detect tissue from which on this is announced, and above which a slide is refused"""
+
+PIXELS_PER_SECOND = 30e6
+"""Pixels that one core reads from a slide of JPEG tiles"""
+
+AS_PYRAMID = "convert it to a pyramid: vips tiffsave IN OUT.tif --tile --pyramid --bigtiff"
+
+
 @dataclass(frozen=True)
 class Slide:
     """An open slide."""
@@ -59,11 +68,21 @@ class Slide:
 
         It is read from the levels of the slide: the thumbnail that a scanner keeps may be damaged or show a part.
         """
-        scale = PICTURE_MPP / self.mpp if self.mpp else float(_PICTURE_DOWNSAMPLE)
-        scale = max(1.0, min(scale, min(self.width, self.height) / 64))
-        scale = max(scale, math.sqrt(self.width * self.height / _MOST_PICTURE))
+        scale = self.picture_scale
+        if (pixels := self.pyramid.pixels_read(scale)) > MOST_PIXELS:
+            raise InputError(
+                f"slide: {self.path} has no level that is coarse enough to detect tissue, and {pixels / 1e6:,.0f} "
+                f"megapixels are too many to read; {AS_PYRAMID}."
+            )
         out = (math.ceil(self.width / scale), math.ceil(self.height / scale))
         return self.pyramid.read(0, 0, out[0] * scale, out[1] * scale, out=out), scale
+
+    @property
+    def picture_scale(self) -> float:
+        """Return the pixels of level 0 for one of the small picture."""
+        scale = PICTURE_MPP / self.mpp if self.mpp else float(_PICTURE_DOWNSAMPLE)
+        scale = max(1.0, min(scale, min(self.width, self.height) / 64))
+        return max(scale, math.sqrt(self.width * self.height / _MOST_PICTURE))
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from conceptkit.pathology.colour import (
     roots,
     tissue_weight,
 )
-from conceptkit.registry import Registry
 
 T = TypeVar("T")
 
@@ -184,10 +183,6 @@ class StainMethod(Protocol):
 
     def transform(self, images: NDArray[np.uint8], *, source: Any = None) -> NDArray[np.uint8]:
         """Return patches (n, h, w, 3) in the target's stain, from the slide's stain or each patch's own."""
-
-
-METHODS: Registry[type[StainMethod]] = Registry("stain", {"reinhard": Reinhard, "macenko": Macenko}, member=type)
-"""Every stain method by its name."""
 
 
 def _blend(out: NDArray[np.uint8], moved: NDArray[np.uint8], weight: Floats) -> None:

@@ -52,7 +52,7 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         ----------
         X : (n, d) activations
         y : (n,) concept values
-        groups : (n,) patients or slides, at least 2, left out one by one when width and penalty are chosen; ``None``: rows
+        groups : (n,) patients or slides, at least 2, left out one by one to choose width and penalty; ``None``: rows
         """
         checked = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from sklearn.svm import SVC
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.intervals import Interval, accuracy_interval, r2_interval, refit_inflation
 from conceptkit.evaluate.scores import Floats, auc
+from conceptkit.families import PROBES
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
 from conceptkit.probe.erasure import fit_eraser, indicators
@@ -31,28 +32,23 @@ from conceptkit.probe.testing import Blocks, Tested, choose_tests, combine_tests
 
 Groups = NDArray[np.intp] | None
 
-Fit = Callable[[Floats, NDArray[Any], Groups, bool], Any]
-"""From training activations (n, d), values or class numbers (n,), groups (n,), and whether the target is categorical,
-to a fitted estimator"""
 
-
-def _linear(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+def fit_linear(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+    """Fit a ridge or logistic vector."""
     vector = ConceptActivationVector() if classes else RegressionConceptVector()
     return vector.fit(X, y, groups=groups)
 
 
-def _mlp(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+def fit_mlp(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+    """Fit a perceptron with one hidden layer of 64 units."""
     return Perceptron(classes=classes).fit(X, y)
 
 
-def _kernel(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+def fit_kernel(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
+    """Fit a probe with a radial kernel."""
     if not classes:
         return ConceptRegion().fit(X, y, groups=groups)
     return make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced")).fit(X, y)
-
-
-READERS: Mapping[str, Fit] = {"linear": _linear, "mlp": _mlp, "kernel": _kernel}
-"""Name → fresh probe: ridge or logistic vector; one hidden layer of 64 units; a radial kernel"""
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,6 @@ def read_remnant(
     Parameters
     ----------
     X : (n, d) activations of the target's rows
-    reader : one of :data:`READERS`
-    erased : whether the concept is erased first (LEACE), fitted in each training part and applied to both parts
     permutations : of the concept's values, at the level at which it varies
     """
     splits = target.folds(folds)
@@ -177,7 +171,7 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
         if classes and len(present) == 1:
             out[test] = present[0]
             continue
-        out[test] = READERS[reader](A, target.y[train], groups, classes).predict(B)
+        out[test] = PROBES[reader](A, target.y[train], groups, classes).predict(B)
     return out
 
 

@@ -174,8 +174,9 @@ def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
         zip(marks, rows, strict=True), key=lambda one: (-strength.index(one[0]), _sortable(one[1][0].score))
     )
     still = "still " if record.discouraged else ""
+    probe = PROBES.get(best.probe, best.probe)
     size = (
-        f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({PROBES[best.probe]} probe), "
+        f"{metric_name(best.metric)} = {interval(best.score, best.low, best.high)} ({probe} probe), "
         f"chance {number(best.chance)}"
     )
     tested = f" ({p_words(p)})" if is_finite(p) else ""
@@ -206,7 +207,7 @@ def _after_erasure(record: AuditRecord, layer: str) -> Verdict | None:
     left = judge_audit(linear, linear.p, record.group)
     answer = "is not shown to decode" if left == "open" else "still decodes"
     text = f"After linear erasure at {layer} a linear probe {answer} {record.concept}: {size}"
-    others = [f"{PROBES[name]} {number(rows[name].score)}" for name in ("mlp", "kernel") if name in rows]
+    others = [f"{PROBES.get(name, name)} {number(row.score)}" for name, row in rows.items() if name != "linear"]
     text += f" ({', '.join([*others, f'chance {number(linear.chance)}'])})."
     if is_finite(whole.label_auc_erased):
         text += f" The main label's AUC goes from {number(whole.label_auc)} to {number(whole.label_auc_erased)}."

@@ -370,12 +370,17 @@ def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTa
 def _near_reserved(frame: pd.DataFrame) -> list[str]:
     """Return a sentence for each column whose name differs from one with a meaning only in capitals."""
     names = [str(name) for name in frame.columns]
-    return [
-        f"Column {name} is an ordinary column, as names are case-sensitive; rename it to {name.lower()} if it is meant "
-        "as that."
-        for name in names
-        if name.lower() in RESERVED and name.lower() not in names and name.lower() not in ("x", "y")
-    ]
+    options = {"group": "group", "patient": "group", "center": "center"}
+    notes = []
+    for name in names:
+        lower = name.lower()
+        if lower not in (*RESERVED, "center") or lower in (*names, "x", "y"):
+            continue
+        option = f", or use --{options[lower]} {name}" if lower in options else ""
+        notes.append(
+            f"Column {name} is an ordinary column (names are case-sensitive); to use it as {lower}, rename it{option}."
+        )
+    return notes
 
 
 def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:

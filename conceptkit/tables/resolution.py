@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 
@@ -169,10 +170,18 @@ def _read_again(data: PatchTable, mpp: float, side: int) -> tuple[PatchTable, tu
     return replace(data, frame=read), (note,)
 
 
+def _first_side(data: PatchTable) -> int:
+    """Return the height of the first patch that can be read."""
+    for row in range(len(data) - 1):
+        with contextlib.suppress(InputError):
+            return int(data.pixels(row).shape[0])
+    return int(data.pixels(len(data) - 1).shape[0])
+
+
 def _check_images(data: PatchTable, mpp: float, side: int) -> tuple[str, ...]:
     """Return what has to be said of patches of image files; refuse another resolution or field of view."""
     has = microns_per_pixel(data)
-    own = data.pixels(0).shape[0]
+    own = _first_side(data)
     far = np.abs(np.log(has / mpp))
     worst = float(has[int(far.argmax())])
     most = math.log(1 + ALIKE)

@@ -8,7 +8,7 @@ import decimal
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -89,15 +89,44 @@ def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     with path.open(newline="", encoding="utf-8-sig") as stream:
+        skipped = _lines_above(stream)
+        stream.seek(0)
+        for _ in range(skipped):
+            stream.readline()
         names = next((line for line in csv.reader(stream) if line), [])
     separator = next((s for s in ";\t|" if len(names) == 1 and s in names[0]), None)
     if separator is not None:
         raise ValueError(f"cells must be separated by commas, got {separator!r}")
     # An empty cell is missing; a class may well be called NA, None or null.
-    frame = pd.read_csv(path, dtype="str", encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+    frame = pd.read_csv(
+        path, dtype="str", encoding="utf-8-sig", keep_default_na=False, na_values=[""], skiprows=skipped
+    )
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes cells without a name for an index
         raise ValueError(f"rows have more than the {len(names)} cells that are named")
     return frame.set_axis([_name(name) for name in names], axis=1)  # pandas numbers names that repeat
+
+
+def _lines_above(stream: TextIO) -> int:
+    """Return the number of lines above the names of columns: the separator as Excel reads it, and comments.
+
+    Raises
+    ------
+    ValueError
+        when a line that begins with # may be the names of columns
+    """
+    above: list[list[str]] = []
+    for text in stream:
+        cells = next(csv.reader([text]), [])
+        if cells and not cells[0].startswith("#") and not (not above and cells[0].lower().startswith("sep=")):
+            named = next((line for line in above if line[:1] and line[0][0] == "#" and len(line) == len(cells)), None)
+            if named is not None and len(cells) > 1:
+                raise ValueError(
+                    f"line {above.index(named) + 1} begins with # and has as many cells as the next; remove the # if "
+                    "they are the names of columns, else the line"
+                )
+            break
+        above.append(cells)
+    return len(above) if any(above) else 0
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

@@ -1,4 +1,10 @@
-"""From published data sets to the patch table: one file per layout, one function each."""
+"""Adapters: functions from a published layout of data to a patch table, one file per layout.
+
+An adapter takes positional parameters, ``out`` (the path of the table, from whose folder its paths are read) and other
+keyword parameters, and returns :class:`Adapted`. ``conceptkit adapt NAME`` derives from it: the first line of the
+docstring and its Parameters section are the help, positional parameters are arguments, the other ones options, and a
+sequence is an option that may be repeated, ``lists`` as ``--list``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A patch table made of a data set, and what a reader of it has to know."""
+    """A patch table of a data set, and notes for its reader."""
 
     table: pd.DataFrame
     notes: tuple[str, ...] = ()

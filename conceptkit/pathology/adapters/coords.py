@@ -26,18 +26,18 @@ from conceptkit.pathology.slides import open_slide
 
 
 def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
-    """Return one row per patch of HDF5 files with ``coords`` (n, 2), left and top in pixels of level 0.
+    """Read the coords files of TRIDENT and CLAM.
 
     Parameters
     ----------
-    files : one per slide, named as the slide (TRIDENT adds ``_patches``)
+    files : HDF5 files with ``coords`` (n, 2), left and top in pixels of level 0; one per slide, named as the slide
+        (TRIDENT adds ``_patches``)
     slides : folder that holds the slides, in it or below
-    out : where the table will be written
 
     Returns
     -------
-    ``slide``, ``x``, ``y``, ``size`` (level 0), ``side`` (pixels when read), ``mpp`` of the patches as
-    the slide states it, or else the file, ``group``; of files whose slides are the same one is kept
+    One row per patch: ``slide``, ``x``, ``y``, ``size`` (level 0), ``side`` (pixels when read), ``mpp`` of the patches
+    as the slide states it, or else the file, and ``group``; of files whose slides are the same one is kept
 
     Raises
     ------
@@ -46,6 +46,8 @@ def coords_table(files: Sequence[Path], *, slides: Path, out: Path) -> Adapted:
     """
     if not files:
         raise InputError("files: at least one is needed, got none.")
+    if not slides.is_dir():
+        raise InputError(f"slides: must be a folder, got {slides}.")
     paths, notes = find_slides([slides])
     named = {_stem(path): [p for p in paths if p.stem == _stem(path)] for path in files}
     candidates = [path for same in named.values() for path in same]

@@ -15,49 +15,53 @@ from conceptkit.pathology.scales import SCALES
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
-def image_folder(root: Path, *, out: Path, mpp: float | None = None, patient: str | None = None) -> Adapted:
-    """Return one row per image of ``root/CLASS/…``: ``image``, ``label``, and ``mpp`` and ``patient`` where given.
+def image_folder(folder: Path, *, out: Path, mpp: float | None = None, patient: str | None = None) -> Adapted:
+    """Take images in one folder per class: the folder is the label.
 
     Parameters
     ----------
-    root : the folder; images deeper than its class folders count too
-    out : where the table will be written: paths are as seen from there
-    patient : regular expression that is searched in each file's name; its group (or all of it) is the patient
+    folder : holds one folder of images per class; images in deeper folders count too
+    mpp : microns per pixel of all images
+    patient : regular expression of the patient in file names, such as '^([^_]+)_'; its group, or all of it, is the
+        patient
+
+    Returns
+    -------
+    ``image``, ``label``, and ``mpp`` and ``patient`` where given, one row per image
 
     Raises
     ------
     InputError
-        when there is no such folder, no image in a class folder, a name without the pattern, or mpp is not that of a
-        microscope's image
+        when there is no image in a folder per class, a file name does not match, or mpp is not that of a microscope
     """
     low, high = SCALES
     if mpp is not None and not low <= mpp <= high:
         raise InputError(f"mpp: must be microns per pixel from {low} to {high}, got {mpp}.")
-    if not root.is_dir():
-        raise InputError(f"root: must be a folder, got {root}.")
-    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folder.is_dir():
+        raise InputError(f"folder: must be a folder, got {folder}.")
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     rows = [
-        {"patch_id": path.relative_to(root).as_posix(), "image": relative_path(path, out.parent), "label": folder.name}
-        for folder in classes
-        for path in sorted(folder.rglob("*"))
+        {"patch_id": path.relative_to(folder).as_posix(), "image": relative_path(path, out.parent), "label": label.name}
+        for label in classes
+        for path in sorted(label.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file()
     ]
     if not rows:
-        raise InputError(f"root: {root} holds no image in a folder per class.")
+        raise InputError(f"folder: {folder} holds no image in a folder per class.")
     table = pd.DataFrame(rows)
     if mpp is not None:
         table["mpp"] = mpp
     if patient is not None:
         table["patient"] = _patients([Path(name).name for name in table["patch_id"]], patient)
-    loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir() if p.is_file())
+    loose = sum(p.suffix.lower() in SUFFIXES for p in folder.iterdir() if p.is_file())
     counted = ", ".join(f"{name} {n}" for name, n in table["label"].value_counts().sort_index().items())
     notes = [f"Images per class: {counted}."]
     if patient is None:
-        notes.append("No patient is known: rows are taken as independent; --patient PATTERN takes it from file names.")
+        notes.append("No patient is known: rows count as independent. Use --patient to read it from file names.")
     else:
         notes.append(f"{table['patient'].nunique()} patients, such as {table['patient'].iloc[0]!r}.")
     if loose:
-        notes.append(f"{loose} images that lie in no class folder were left out.")
+        notes.append(f"{loose} images skipped (outside the class folders).")
     return Adapted(table, tuple(notes))
 
 

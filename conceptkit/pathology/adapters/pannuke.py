@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,33 +22,45 @@ TYPES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
 MPP = 0.25
 """Microns per pixel: all images were brought to 40x before they were published."""
 
-_LOOKED_AT = 32
+_CHECKED = 32
 """Images and masks of a fold that are checked before anything is written."""
 
 CROPS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """The arrays of one fold, and which of its images are of the tissue."""
+
+    number: int
+    images: NDArray[np.number]
+    masks: NDArray[np.number]
+    types: list[str]
+    chosen: list[int]
+
+
 def pannuke(
-    folds: Mapping[int, Path],
+    folds: Sequence[Path],
     *,
     out: Path,
-    tissue: str | None = "Breast",
-    size: int = 224,
-    training: Sequence[int] = (1, 2),
-    evaluation_crop: str = "center",
+    tissue: str = "Breast",
+    patch_size: int = 224,
+    training: int = 2,
+    crop: str = "center",
 ) -> Adapted:
-    """Write the crops of PanNuke's images into an HDF5 file beside the table, and return its rows.
+    """Cut PanNuke's folds into crops beside the table: nuclei by type, label by neoplastic ones.
+
+    The crops go into ``{out}.h5`` with datasets ``images`` and ``masks``.
 
     Parameters
     ----------
-    folds : number of the fold → a folder that holds ``images.npy`` (n, 256, 256, 3), ``masks.npy`` (n, 256, 256, 6) and
-        ``types.npy`` (n,), in it or below
-    out : where the table will be written; the crops go into ``{out}.h5`` with datasets ``images`` and ``masks``
-    tissue : as in ``types.npy``; ``None`` for all
-    size : side of a crop
-    training : folds whose rows are ``train``, with five crops of each image, or one where crops have the images' size;
-        the others are ``external``, with one
-    evaluation_crop : one of :data:`CROPS`
+    folds : folders of the folds in order, each with images.npy (n, 256, 256, 3), masks.npy (n, 256, 256, 6) and
+        types.npy (n,), in it or below
+    tissue : as in types.npy; ``all`` for every tissue
+    patch_size : side of a crop in pixels
+    training : number of the first folds that are for training; their images give five crops each, or one where crops
+        have the images' size, and images of the other folds (``external``) one
+    crop : place of the crop of evaluation rows: center, top_left, top_right, bottom_left or bottom_right
 
     Returns
     -------
@@ -60,76 +74,61 @@ def pannuke(
     InputError
         when a file is missing or of another shape, or no image is of the tissue
     """
-    import h5py
-
-    check_choice("evaluation_crop", evaluation_crop, CROPS)
-    check_at_least("size", size, 1)
+    check_choice("crop", crop, CROPS)
+    check_at_least("patch_size", patch_size, 1)
     if not folds:
         raise InputError("folds: at least one is needed, got none.")
-    target = out.with_name(out.name + ".h5")
-    opened = {number: _open(number, Path(folder), tissue) for number, folder in sorted(folds.items())}
-    height, width = next(iter(opened.values()))[0].shape[1:3]
-    if size > min(height, width):
-        raise InputError(f"size: must be at most {min(height, width)}, the images' side, got {size}.")
-    places = dict(zip(CROPS, _places(height, width, size), strict=True))
-    # Of crops at the same place, as all of them are when they have the size of the images, the first is enough.
+    opened = [_open(number, folder, tissue) for number, folder in enumerate(folds, start=1)]
+    height, width = opened[0].images.shape[1:3]
+    if patch_size > min(height, width):
+        raise InputError(f"patch_size: must be at most {min(height, width)}, the images' side, got {patch_size}.")
+    places = dict(zip(CROPS, _places(height, width, patch_size), strict=True))
+    # Crops of the size of the images are all at the same place: the first is enough.
     several = tuple(name for k, name in enumerate(CROPS) if places[name] not in [places[c] for c in CROPS[:k]])
-    rows: list[dict[str, object]] = []
+    plan = [
+        (fold, k, name)
+        for fold in opened
+        for k in fold.chosen
+        for name in (several if fold.number <= training else (crop,))
+    ]
+    target, shape, rows = out.with_name(out.name + ".h5"), (patch_size, patch_size), []
     with replacing(target) as temporary, h5py.File(temporary, "w") as file:
-        shape = (size, size)
-        pixels = file.create_dataset(
-            "images", (0, *shape, 3), np.uint8, maxshape=(None, *shape, 3), chunks=(1, *shape, 3)
-        )
-        labels = file.create_dataset("masks", (0, *shape), np.uint16, maxshape=(None, *shape), chunks=(1, *shape))
-        for number, (images, masks, types, which) in opened.items():
-            crops = several if number in training else (evaluation_crop,)
-            for k in which:
-                image = _bytes(images[k], number)
-                mask = np.asarray(masks[k])
-                for crop in crops:
-                    top, left = places[crop]
-                    window = np.s_[top : top + size, left : left + size]
-                    numbers, merged = _nuclei(mask[window])
-                    row = len(rows)
-                    pixels.resize(row + 1, axis=0)
-                    labels.resize(row + 1, axis=0)
-                    pixels[row], labels[row] = image[window], merged
-                    rows.append(
-                        {
-                            "patch_id": f"fold{number}_{k:05d}_{crop}",
-                            "h5": target.name,
-                            "key": "images",
-                            "row": row,
-                            "mask": target.name,
-                            "mpp": MPP,
-                            "label": "tumor" if numbers[0] else "normal",
-                            **{f"{name}_count": n for name, n in zip(TYPES, numbers, strict=True)},
-                            "tissue": str(types[k]),
-                            "crop": crop,
-                            "center": "pannuke",
-                            "split": "train" if number in training else "external",
-                            "group": f"fold{number}_{k:05d}",
-                        }
-                    )
+        pixels = file.create_dataset("images", (len(plan), *shape, 3), np.uint8, chunks=(1, *shape, 3))
+        labels = file.create_dataset("masks", (len(plan), *shape), np.uint16, chunks=(1, *shape))
+        for row, (fold, k, name) in enumerate(plan):
+            top, left = places[name]
+            window = np.s_[top : top + patch_size, left : left + patch_size]
+            pixels[row] = _bytes(fold.images[k], fold.number)[window]
+            numbers, labels[row] = _nuclei(np.asarray(fold.masks[k])[window])
+            image = f"fold{fold.number}_{k:05d}"
+            rows.append(
+                {
+                    "patch_id": f"{image}_{name}",
+                    **{"h5": target.name, "key": "images", "row": row, "mask": target.name, "mpp": MPP},
+                    "label": "tumor" if numbers[0] else "normal",
+                    **{f"{kind}_count": n for kind, n in zip(TYPES, numbers, strict=True)},
+                    **{"tissue": fold.types[k], "crop": name, "center": "pannuke"},
+                    "split": "train" if fold.number <= training else "external",
+                    "group": image,
+                }
+            )
     notes = (
-        "PanNuke names no patients: group is the image, so that crops of one image stay together.",
-        f"Evaluation rows hold one crop of each image, {evaluation_crop}; training rows hold {len(several)}.",
+        "PanNuke publishes no patients: group is the image, so that crops of one image stay together.",
+        f"Evaluation rows hold one crop of each image, {crop}; training rows hold {len(several)}.",
     )
     return Adapted(pd.DataFrame(rows), notes)
 
 
-def _open(
-    number: int, folder: Path, tissue: str | None
-) -> tuple[NDArray[np.number], NDArray[np.number], list[str], list[int]]:
+def _open(number: int, folder: Path, tissue: str) -> _Fold:
     arrays = []
     for name in ("images", "masks", "types"):
-        found = sorted(folder.rglob(f"{name}.npy"))
-        if len(found) != 1:
-            raise InputError(f"folds: {folder} must hold one {name}.npy, got {len(found)}.")
+        paths = sorted(folder.rglob(f"{name}.npy"))
+        if len(paths) != 1:
+            raise InputError(f"folds: {folder} must hold one {name}.npy, got {len(paths)}.")
         try:
-            arrays.append(np.load(found[0], mmap_mode="r", allow_pickle=False))
+            arrays.append(np.load(paths[0], mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
-            raise InputError(f"folds: {found[0]} cannot be read ({error}).") from None
+            raise InputError(f"folds: {paths[0]} cannot be read ({error}).") from None
     images, masks, types = arrays
     n = len(types)
     if images.ndim != 4 or images.shape[3] != 3 or masks.shape != (*images.shape[:3], 6) or len(images) != n:
@@ -138,17 +137,17 @@ def _open(
             f"{images.shape}, {masks.shape} and {types.shape}."
         )
     names = [str(t) for t in types]
-    which = [k for k in range(n) if tissue is None or names[k].lower() == tissue.lower()]
-    if not which:
+    chosen = [k for k in range(n) if tissue == "all" or names[k].lower() == tissue.lower()]
+    if not chosen:
         raise InputError(f"tissue: fold {number} has no {tissue!r}; it has {', '.join(sorted(set(names)))}.")
-    few = which[:: max(1, len(which) // _LOOKED_AT)]
+    few = chosen[:: max(1, len(chosen) // _CHECKED)]
     for k in few:
         _bytes(images[k], number)
     check_instances(
         (np.asarray(masks[k][..., c]).astype(np.int64) for k in few for c in range(len(TYPES))),
         f"folds: masks of fold {number}",
     )
-    return images, masks, names, which
+    return _Fold(number, images, masks, names, chosen)
 
 
 def _bytes(image: NDArray[np.number], fold: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -25,21 +26,20 @@ _STRICTEST = ("internal", "val", "train")
 _CRUSHED = 0.01
 
 
-def paper_table(concepts: Path, lists: Sequence[Path] = (), *, out: Path, patches: Path | None = None) -> Adapted:
-    """Return one row per patch of the concept file and the lists.
+def paper_table(concepts: Path, *, out: Path, lists: Sequence[Path] = (), patches: Path | None = None) -> Adapted:
+    """Read the paper's own HDF5 layout: concept file, split lists, pixels.
 
     Parameters
     ----------
-    concepts : HDF5, ``{db}/{entry_path}/{patch_no}/{measure}``, each an array of one byte string
-    lists : text files of ``db, entry_path, patch_no, split``
-    out : where the table will be written
+    concepts : HDF5 with ``{db}/{entry_path}/{patch_no}/{measure}``, each an array of one byte string
+    lists : split list, a text file with lines ``db, entry_path, patch_no, split``
     patches : HDF5 with the pixels, ``file[db][entry_path][patch_no]``
 
     Returns
     -------
-    ``patch_id``, ``h5``, ``key`` and ``row`` with ``patches``, the measures (missing where the file has none),
-    ``label``, ``center`` (``camelyon16`` is one of its own), ``patient``, ``node``, ``split``. A patch that stands in
-    several lists counts as test, else as validation: never in training as well.
+    One row per patch of the concept file and the lists: ``patch_id``, ``h5``, ``key`` and ``row`` with ``patches``, the
+    measures (missing where the file has none), ``label``, ``center`` (``camelyon16`` is one center), ``patient``,
+    ``node``, ``split``. A patch in several lists counts as test, else as validation: never in training as well.
 
     Raises
     ------
@@ -76,8 +76,6 @@ def paper_table(concepts: Path, lists: Sequence[Path] = (), *, out: Path, patche
 
 def read_concepts(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
     """Return (db, entry path, patch number) → measure → value; byte strings are decoded, what is empty is left out."""
-    import h5py
-
     found: dict[tuple[str, str, str], dict[str, float]] = {}
 
     def visit(name: str, item: Any) -> None:
