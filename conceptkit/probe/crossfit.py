@@ -125,7 +125,7 @@ def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha:
         products = np.stack([part.total for part in others]).T @ np.stack([p.mean - moments.mean for p in others])
         for part in others:
             products += part.products
-        return predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
+        return np.asarray(predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level)
 
     return pooled(splits, _in_threads(_fold_jobs(splits, moments_of, one), len(splits)))
 
