@@ -111,13 +111,13 @@ def probe_rows(
     """
     parts = batches(targets)
     rows: dict[tuple[str, str], ProbeRow] = {}
-    notify = progress or (lambda done, total: None)
+    report = progress or (lambda done, total: None)
     for i, part in enumerate(parts):
         pixels: Sequence[Scored | None] = [None] * len(part)
         if options.pixels is not None:
             [pixels] = _baselines({"pixel statistics": options.pixels}, part, options)
         for j, layer in enumerate(layers):
-            notify(i * len(layers) + j, len(layers) * len(parts))
+            report(i * len(layers) + j, len(layers) * len(parts))
             X = rows_of(layer.X, part[0].rows)
             check_activations(X, layer.name)
             check_varying(X, layer.name)
@@ -126,7 +126,7 @@ def probe_rows(
                 networks = (random or {}).get((layer.name, target.name), ())
                 values |= _gain_fields(values, networks, pixel)
                 rows[layer.name, target.name] = ProbeRow(layer=layer.name, **values)
-    notify(len(layers) * len(parts), len(layers) * len(parts))
+    report(len(layers) * len(parts), len(layers) * len(parts))
     ordered = [rows[layer.name, target.name] for layer in layers for target in targets]
     q = adjust_for_many([row.p for row in ordered])
     return tuple(dataclasses.replace(row, q=_or_none(value)) for row, value in zip(ordered, q, strict=True))
