@@ -201,7 +201,8 @@ def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
             yield matrix
 
     for threads in (1, 2, 3):
-        monkeypatch.setattr("threadpoolctl.threadpool_info", lambda n=threads: [{"user_api": "blas", "num_threads": n}])
+        one = {"user_api": "blas", "num_threads": threads}
+        monkeypatch.setattr(crossfit, "threadpool_info", lambda one=one: [one])
         together = held_out_each(one_after_the_other(), len(others), targets)
         for matrix, read in zip(others, together, strict=True):
             for one, alone in zip(read, held_out(matrix, targets), strict=True):
@@ -211,7 +212,7 @@ def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_fault_in_a_thread_ends_all_of_them(monkeypatch, threads):
-    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "blas", "num_threads": threads}])
+    monkeypatch.setattr(crossfit, "threadpool_info", lambda: [{"user_api": "blas", "num_threads": threads}])
     X, y, groups = clustered()
     taken = []
 
