@@ -34,11 +34,11 @@ from conceptkit.guide.building import build_model
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.loop import Loop
 from conceptkit.guide.objective import encode, task_loss
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import concept_task
 from conceptkit.guide.recipes import recipe_options
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
+from conceptkit.options.training import TrainingOptions
 from conceptkit.probe.regression import RegressionConceptVector
 from conceptkit.tables.patches import load_table
 

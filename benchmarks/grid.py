@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 
 import conceptkit as ck
-from conceptkit.commands.grid import outline_grid
 from conceptkit.records import GridRecord
 
 WANTED_MINUTES = 40
@@ -153,7 +152,9 @@ def main() -> None:
     command += ["--seeds", str(given.seeds), "--workers", str(given.workers)]
     if given.epochs is not None:
         command += ["--epochs", str(given.epochs), "--warmup", str(given.epochs // 2)]
-    cells = outline_grid(ck.embedded_study(), ablate=given.models)  # draws the study too, which is not timed
+    cells = (
+        ck.Grid(ablate=given.models, dry_run=True).run(ck.embedded_study()).cells
+    )  # draws the study too, which is not timed
     networks = sum(bool(cell.weighting) for cell in cells) * given.seeds
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.out or Path(scratch)).absolute()

@@ -22,13 +22,13 @@ from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
 from conceptkit.guide.objective import task_loss
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.inference import choose_device
+from conceptkit.options.training import TrainingOptions
 
 BATCH = 32
 TASKS = (

@@ -53,7 +53,7 @@ def guided(what, study, seeds, out, options):
     """Guide, print a row of differences, and return the record."""
     start = time.perf_counter()
     record = ck.run_guide(
-        study, encourage=["area", "count"], discourage=["center"], seeds=range(seeds), options=options, out=out
+        study, encourage=["area", "count"], discourage=["center"], seeds=range(seeds), **options, out=out
     )
     cells = [
         shown(record, "external", "auc"),
@@ -117,12 +117,7 @@ def combining(seeds, folder, options):
     found = {}
     for concept in CONCEPTS:
         record = ck.run_guide(
-            study,
-            encourage=[concept],
-            discourage=[],
-            seeds=range(seeds),
-            options=options,
-            out=folder / f"alone-{concept}",
+            study, encourage=[concept], discourage=[], seeds=range(seeds), **options, out=folder / f"alone-{concept}"
         )
         found[concept, "baseline"] = mean(record, "baseline", "concepts", concept, "probe")
         found[concept, "alone"] = mean(record, "guided", "concepts", concept, "probe")
@@ -132,7 +127,7 @@ def combining(seeds, folder, options):
             encourage=list(CONCEPTS),
             discourage=discourage,
             seeds=range(seeds),
-            options=options,
+            **options,
             out=folder / f"combined-{len(discourage)}",
         )
         for concept in CONCEPTS:

@@ -101,7 +101,7 @@ def write_bench(folder: Path, data: Path) -> None:
     study = ck.load_study(folder / "conceptkit.toml")
     ck.run_probe(study, features=folder / "features.npy", permutations=0, folds=2, out=folder / "probed")
     options = {"epochs": 1, "warmup": 0, "trunk": (8,), "unfreeze": ()}
-    ck.run_guide(study, options=options, folds=2, out=folder / "guided")
+    ck.run_guide(study, **options, folds=2, out=folder / "guided")
     from conceptkit.commands.extract import extract
 
     extract("mini_inception", folder / "patches.csv", layers=["mixed0"], store=folder / "store.h5", device="cpu")

@@ -192,7 +192,7 @@ def _escapes(work: Path, bench: Path, place: Path) -> list[dict[str, Any]]:
     )
     ck.run_probe(study, permutations=0, folds=2, out=folder / "probe")
     options = {"epochs": 1, "warmup": 0, "trunk": (8,), "unfreeze": ()}
-    ck.run_guide(study, encourage=[concepts[0]], discourage=["center"], options=options, folds=2, out=folder / "guide")
+    ck.run_guide(study, encourage=[concepts[0]], discourage=["center"], **options, folds=2, out=folder / "guide")
     plain = write_report([bench / "probed", bench / "guided"], folder / "plain.html")
     page = write_report(
         [folder / "probe", folder / "guide"], folder / "page.html", latex=folder / "latex", csv=folder / "csv"

@@ -324,7 +324,7 @@ def coverage(quick: bool) -> None:
                         scale = X[train].std(0)
                         model = Ridge(alpha).fit(X[train] / scale, y[train])
                         errors.append(0.5 + ((model.coef_ / scale - beta) ** 2).sum() + model.intercept_**2)
-                    runs.append((found.interval.low, found.interval.high, *plain, 1 - np.mean(errors)))
+                    runs.append((found.score_low, found.score_high, *plain, 1 - np.mean(errors)))
                 low, high, plain_low, plain_high, reached = np.array(runs).T
                 truth = reached.mean()
                 ours = np.mean((low <= truth) & (truth <= high))
@@ -364,8 +364,9 @@ def coverage_classes(quick: bool) -> None:
                         reached.append(
                             (auc(y[n:], scores[:, 1] - scores[:, 0]), balanced_accuracy(y[n:], scores.argmax(1), 2))
                         )
-                    ends = [(one.low, one.high) for one in (found.auc_interval, found.interval)]
-                    runs.append((*ends[0], *ends[1], *np.mean(reached, axis=0)))
+                    runs.append(
+                        (found.auc_low, found.auc_high, found.score_low, found.score_high, *np.mean(reached, axis=0))
+                    )
                 auc_low, auc_high, low, high, area, accuracy = np.array(runs).T
                 held = np.mean((auc_low <= area.mean()) & (area.mean() <= auc_high))
                 right = np.mean((low <= accuracy.mean()) & (accuracy.mean() <= high))

@@ -32,12 +32,12 @@ from conceptkit.evaluate.scores import auc, balanced_accuracy, r2
 from conceptkit.guide.building import build_model
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.objective import encode
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.plan import concept_task, make_plan
 from conceptkit.guide.recipes import recipe_options
 from conceptkit.guide.training import predict, train
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
+from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.disturbances import restain
 from conceptkit.probe.regression import RegressionConceptVector
 from conceptkit.probe.targets import make_target

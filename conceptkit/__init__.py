@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import conceptkit.records.base as _records
+
 if TYPE_CHECKING:
-    from conceptkit.commands.bags import run_bags
     from conceptkit.commands.extract import extract
-    from conceptkit.commands.grid import run_grid
     from conceptkit.commands.guide import run_guide
     from conceptkit.commands.measure import run_measure
     from conceptkit.commands.predict import predict
-    from conceptkit.commands.predictivity import run_predictivity
-    from conceptkit.commands.probe import run_probe
     from conceptkit.commands.probe_arrays import probe_arrays
     from conceptkit.commands.report import write_report
     from conceptkit.commands.tile import run_tile
@@ -22,6 +20,11 @@ if TYPE_CHECKING:
     from conceptkit.options import from_settings
     from conceptkit.options.attribute import Attribute
     from conceptkit.options.audit import Audit
+    from conceptkit.options.bags import Bags
+    from conceptkit.options.grid import Grid
+    from conceptkit.options.guide import Guide
+    from conceptkit.options.predictivity import Predictivity
+    from conceptkit.options.probe import Probe, run_probe
     from conceptkit.probe.classification import ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from conceptkit.records.loading import load_record
     from conceptkit.records.predictivity import PredictivityRecord
     from conceptkit.records.probe import ProbeRecord
+    from conceptkit.report.plotting import plot
     from conceptkit.synthetic import embedded_study
     from conceptkit.tables.study import Study, load_study
 
@@ -43,15 +47,20 @@ _HOMES = {
     "AttributeRecord": "records.attribute",
     "Audit": "options.audit",
     "AuditRecord": "records.audit",
+    "Bags": "options.bags",
     "BagsRecord": "records.bags",
     "ConceptActivationVector": "probe.classification",
     "ConceptRegion": "probe.region",
     "GradientReversal": "models.guided",
+    "Grid": "options.grid",
     "GridRecord": "records.grid",
+    "Guide": "options.guide",
     "GuideRecord": "records.guide",
     "GuidedModel": "models.guided",
     "InputError": "errors",
+    "Predictivity": "options.predictivity",
     "PredictivityRecord": "records.predictivity",
+    "Probe": "options.probe",
     "ProbeRecord": "records.probe",
     "RegressionConceptVector": "probe.regression",
     "Study": "tables.study",
@@ -60,14 +69,12 @@ _HOMES = {
     "extract": "commands.extract",
     "load_record": "records.loading",
     "load_study": "tables.study",
+    "plot": "report.plotting",
     "predict": "commands.predict",
     "probe_arrays": "commands.probe_arrays",
-    "run_bags": "commands.bags",
-    "run_grid": "commands.grid",
     "run_guide": "commands.guide",
     "run_measure": "commands.measure",
-    "run_predictivity": "commands.predictivity",
-    "run_probe": "commands.probe",
+    "run_probe": "options.probe",
     "run_tile": "commands.tile",
     "write_report": "commands.report",
 }
@@ -77,15 +84,20 @@ __all__ = [
     "AttributeRecord",
     "Audit",
     "AuditRecord",
+    "Bags",
     "BagsRecord",
     "ConceptActivationVector",
     "ConceptRegion",
     "GradientReversal",
+    "Grid",
     "GridRecord",
+    "Guide",
     "GuideRecord",
     "GuidedModel",
     "InputError",
+    "Predictivity",
     "PredictivityRecord",
+    "Probe",
     "ProbeRecord",
     "RegressionConceptVector",
     "Study",
@@ -95,13 +107,11 @@ __all__ = [
     "from_settings",
     "load_record",
     "load_study",
+    "plot",
     "predict",
     "probe_arrays",
-    "run_bags",
-    "run_grid",
     "run_guide",
     "run_measure",
-    "run_predictivity",
     "run_probe",
     "run_tile",
     "write_report",
@@ -112,9 +122,20 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"conceptkit.{_HOMES[name]}"), name)
+    return getattr(_module(_HOMES[name]), name)
+
+
+def _module(home: str) -> Any:
+    return importlib.import_module(f"conceptkit.{home}")
 
 
 def __dir__() -> list[str]:
     """List the public names."""
     return __all__
+
+
+# Records lie below the report, which draws them: the package, above both, joins them when a record is first shown.
+_records.show_by(
+    plot=lambda record: _module("report.plotting").plot(record),
+    html=lambda record: _module("report.plotting").to_html(record),
+)

@@ -36,6 +36,11 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
     return f"known: {', '.join(names[:8])} … ({len(names)} in all)"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what an error says, or else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_choice(argument: str, value: str, known: Iterable[str]) -> str:
     """Return ``value`` when it is one of ``known``; raise :class:`InputError` with the near names otherwise."""
     names = list(known)

@@ -62,7 +62,7 @@ class _Row:
         self.flag_text = option.name if option.declared.argument else option.flag
         choices = option.choices()
         self.help_text = option.help.replace("`", "") + (f" One of {', '.join(choices)}." if choices else "")
-        default = option.default
+        default = option.default if option.declared.shown is None else option.declared.shown
         if option.required:
             self.default_text = "required"
         elif default in (None, (), ""):

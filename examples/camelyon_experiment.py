@@ -113,24 +113,22 @@ def main(arguments: list[str] | None = None) -> Path:
         folder = options.out / name
         if not (folder / "record.json").exists():
             if name == "predictivity":
-                ck.run_predictivity(study, seeds=options.seeds, out=folder)  # Table 3
+                ck.Predictivity(seeds=options.seeds).run(study, out=folder)  # Table 3
             else:
                 ck.run_probe(study, permutations=options.permutations, out=folder)
         runs.append(folder)
     epochs = {} if options.epochs is None else {"epochs": options.epochs}
     rows = pd.read_csv(table, dtype={"patient": str})
     patients = int(rows[rows["split"] == "internal"]["patient"].nunique())  # the released internal test has four
-    ck.run_grid(  # Tables 4 to 6; goes on where it was left
-        study,
+    ck.Grid(
         ablate=options.models or "paper",
         controls=options.models is None,
         recipe=options.recipe,
-        options=epochs,
+        **epochs,
         within=["center"],
         folds=min(5, patients),
         seeds=options.seeds,
-        out=options.out / "grid",
-    )
+    ).run(study, out=options.out / "grid")
     runs.append(options.out / "grid")
     page = ck.write_report(
         runs,

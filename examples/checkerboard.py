@@ -95,9 +95,7 @@ def main(arguments: list[str] | None = None) -> Path:
     probed = ck.run_probe(study, permutations=0, out=options.out / "probe")
     print(probed.to_frame()[["layer", "concept", "score", "score_random_network"]].round(2).to_string(index=False))
     warmup = min(10, options.epochs // 2)
-    guided = ck.run_guide(
-        study, options={"epochs": options.epochs, "warmup": warmup}, seeds=options.seeds, out=options.out / "guide"
-    )
+    guided = ck.run_guide(study, epochs=options.epochs, warmup=warmup, seeds=options.seeds, out=options.out / "guide")
     for d in guided.differences:
         print(f"{d.run} - {d.against}, {d.metric}: {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})")
     page = ck.write_report([probed, guided], options.out / "report.html")

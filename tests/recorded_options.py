@@ -1,4 +1,4 @@
-"""Whether a record holds every option of the function that made it."""
+"""Whether a record holds every option of the command that made it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import Record
 
 ELSEWHERE = ("study", "out", "progress", "notify")
@@ -17,11 +17,11 @@ ELSEWHERE = ("study", "out", "progress", "notify")
 def forgotten(
     run: Callable[..., Record], settings: Mapping[str, Any], renamed: Mapping[str, str] | None = None
 ) -> set[str]:
-    """Return the options of a workflow function that its record's settings do not have.
+    """Return the options of a command that its record's settings do not have.
 
     Parameters
     ----------
-    run : the function
+    run : a function with an argument per option, or the dataclass of the options
     settings : of a record that it made, as they are after saving and loading
     renamed : argument → key of the settings, where another name was there before
     """

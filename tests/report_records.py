@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from conceptkit.records import Difference, GridRecord, GuideRecord, GuideRun, ProbeRecord, ProbeRow
+from conceptkit.records import Difference, GridRecord, GuideRecord, GuideRun, Note, ProbeRecord, ProbeRow
 from conceptkit.records.grid import Affinity, GridCell, PatchLevel
 from conceptkit.report.embedding import Projection
 
@@ -42,6 +42,16 @@ def probe_row(layer: str = "mixed10", concept: str = "count", score: float = 0.7
         "alpha": 1234.5,
     }
     return ProbeRow(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def noted_rows() -> tuple[ProbeRow, ...]:
+    """Return rows of two layers with notes, one of them markup; nothing was adjusted for."""
+    few, gone = "the interval rests on 7 groups only", Note("adjusted", "adjusted for center: not estimable <b>.")
+    ceiling = Note("ceiling", "ceiling: if errors are equal and independent.")
+    rows = [probe_row(layer, concept, interval_note=few) for layer in ("a", "b") for concept in ("count", "area")]
+    rows[2] = dataclasses.replace(rows[2], notes=(gone,))
+    rows[1], rows[3] = (dataclasses.replace(rows[k], notes=(ceiling,)) for k in (1, 3))
+    return tuple(rows)
 
 
 def probe_record(concepts: tuple[str, ...] = ("count", "area", NASTY), **changes: object) -> ProbeRecord:

@@ -134,11 +134,18 @@ def by_name():
     }
 
 
-def test_two_records_are_drawn_by_the_room_above_them_and_nothing_else_is_hidden():
-    assert by_name() == {
-        ("conceptkit.records.probe", "conceptkit.report.figures"),
-        ("conceptkit.records.grid", "conceptkit.report.grid_figures"),
-    }
+def test_no_module_of_the_package_is_fetched_by_name():
+    assert by_name() == set()
+
+
+def test_a_record_is_drawn_by_the_room_above_it():
+    assert not {m for m in closure("conceptkit.records") if room(m) in ("report", "evaluate")}
+    code = (
+        "import sys; from conceptkit.records import ProbeRecord; record = ProbeRecord(study='s', rows=());"
+        "assert 'conceptkit.report' not in sys.modules and 'matplotlib' not in sys.modules;"
+        "print(type(record.plot()).__name__, repr(record), record._repr_html_())"
+    )
+    assert run(code).split() == ["Figure", "ProbeRecord(study='s')", "ProbeRecord(study=&#x27;s&#x27;)"]
 
 
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
@@ -216,7 +223,7 @@ def run(code):
 LIGHT = (
     "conceptkit",
     "conceptkit.cli",
-    "conceptkit.commands.probe",
+    "conceptkit.options.probe",
     "conceptkit.tables.study",
     "conceptkit.probe.validation",
 )

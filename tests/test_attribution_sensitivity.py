@@ -294,9 +294,9 @@ class Pair(nn.Module):
 
 
 SENTENCES = [
-    ("early", r"layer: no gradient of 0 reaches early, as the network cuts it off"),
-    ("side", r"layer: 0 does not depend on side, which comes after it"),
-    ("rounded", r"layer: rounded returns torch\.int64, through which no gradient"),
+    ("early", r"layer: no gradient of 0 reaches early, because a step between"),
+    ("side", r"layer: 0 does not depend on side, which is after it"),
+    ("rounded", r"layer: rounded returns torch\.int64, which has no gradient"),
     ("pair", r"layer: pair returns a tuple, not one tensor"),
     ("shared", r"layer: shared runs 2 times in one forward pass"),
     ("behind", r"layer: behind takes no part in the network's forward pass to 0"),
@@ -326,20 +326,22 @@ def test_targets_that_do_not_exist_are_told_with_those_that_do():
     x = images(2)
     with pytest.raises(InputError, match=r"target: the network has no class 'tumour'; near names: tumor"):
         choose_outputs(guided(), x, ["tumour"])
-    with pytest.raises(InputError, match="target: the network has 12 classes; name the ones"):
+    with pytest.raises(InputError, match="target: the network has 12 classes; choose some"):
         choose_outputs(Odd().eval(), x)
     with pytest.raises(InputError, match="target: the network has no class '12'"):
         choose_outputs(Odd().eval(), x, ["12"])
-    with pytest.raises(InputError, match="model: must give one logit per class and image, this network gives tuple"):
+    with pytest.raises(
+        InputError, match="model: must return one logit per class and image, this network returns tuple"
+    ):
         choose_outputs(Pair(), x)
-    with pytest.raises(InputError, match=f"this network gives 3×{HEIGHT}×{WIDTH}"):
+    with pytest.raises(InputError, match=f"this network returns 3×{HEIGHT}×{WIDTH}"):
         choose_outputs(nn.Identity(), x)
 
 
 def test_a_network_of_features_alone_is_told():
     features = nn.Flatten()
     features.num_classes = 0
-    with pytest.raises(InputError, match="model: this network gives features and no classes"):
+    with pytest.raises(InputError, match="model: this network returns features, not classes"):
         choose_outputs(features, images(2))
 
 

@@ -27,7 +27,7 @@ from conceptkit.probe.remnants import (
 from conceptkit.probe.targets import make_target
 from conceptkit.records import AuditRecord, load_record, to_json
 from conceptkit.records.audit import AuditRow
-from conceptkit.report.audit_tables import PROBES as NAMES
+from conceptkit.report.audit_tables import PROBES as WORDS
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts, holm, readers, remnant_table
 from conceptkit.report.judging import MARKS
 from conceptkit.report.table import shown
@@ -153,7 +153,7 @@ def test_scores_within_levels_leave_out_what_is_missing():
 def checkpoints(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit") / "run"
     options = {"unfreeze": (), "trunk": (16,), "epochs": 6, "warmup": 1}
-    run_guide(study, encourage=["count"], discourage=["center"], options=options, out=folder)
+    run_guide(study, encourage=["count"], discourage=["center"], **options, out=folder)
     return folder / "checkpoints"
 
 
@@ -183,14 +183,18 @@ def test_the_record_holds_every_place_and_loads_back(record):
 def test_nested_slides_go_through_the_study(table, checkpoints, tmp_path):
     slides = table.patient.astype(str) + "-" + (np.arange(len(table)) % 2).astype(str)
     path = write_study(tmp_path / "s", table.assign(block=slides))
-    options = {"checkpoint": checkpoints / "guided-seed0", "concept": "count", "layers": ["trunk"], "folds": 3}
-    record = ck.Audit(**options, permutations=19, nested="block").run(path, out=tmp_path / "a")
+    options = {"layers": ["trunk"], "permutations": 19, "folds": 3}
+    record = ck.Audit(checkpoint=checkpoints / "guided-seed0", concept="count", nested="block", **options).run(
+        path, out=tmp_path / "a"
+    )
     assert record.settings["nested"] == "block"
     tested = [row for row in record.rows if not (row.erased and row.probe == "linear")]
     assert {row.assumed for row in tested} == {"groups within each center and rows within each nested unit"}
     assert {row.permuted for row in tested} == {"groups and within"}
     with pytest.raises(InputError, match="nested: every unit must lie in one group"):
-        ck.Audit(**options, nested="center").run(path, out=tmp_path / "b")
+        ck.Audit(checkpoint=checkpoints / "guided-seed0", concept="count", nested="center", **options).run(
+            path, out=tmp_path / "b"
+        )
 
 
 def test_the_page_has_a_section_of_it(record, tmp_path):
@@ -214,7 +218,7 @@ def confounded(embedded, tmp_path_factory):
         rows = small_table(embedded)
     path = write_study(folder / "study", rows)
     options = {"unfreeze": (), "trunk": (24,), "epochs": 15, "warmup": 2, "weighting": "vanilla"}
-    run = run_guide(path, encourage=[], discourage=["center"], options=options, out=folder / "run")
+    run = run_guide(path, encourage=[], discourage=["center"], **options, out=folder / "run")
     audits = {
         name: ck.Audit(
             checkpoint=run.folder / "checkpoints" / f"{name}-seed0",
@@ -356,11 +360,11 @@ def test_the_command_says_the_verdict(checkpoints, study, tmp_path, permutations
         sure = [r for r, p in zip(here, holm([r.p for r in here]), strict=True) if p < 0.05 and r.low > r.chance]
         best = max(sure or here, key=lambda row: row.score)
         assert line[0] == ("●" if sure else "○")
-        assert f"R² = {interval(best.score, best.low, best.high)} ({NAMES[best.probe]} probe), chance 0.00" in line
+        assert f"R² = {interval(best.score, best.low, best.high)} ({WORDS[best.probe]} probe), chance 0.00" in line
     assert set(said.values()) == marks  # 19 permutations reach no p below 0.05 over three probes
     table = [re.split(r"\s*[│┃|]\s*", line.strip(" │┃")) for line in result.output.splitlines()]
     for row in rows:
-        cells = next(one for one in table if one[:2] == [row.layer, NAMES[row.probe]])
+        cells = next(one for one in table if one[:2] == [row.layer, WORDS[row.probe]])
         assert cells[2:4] == [interval(row.score, row.low, row.high), f"{row.p:.4f}"]
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from recorded_options import forgotten
+from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.bags import run_bags
 from conceptkit.errors import InputError
 from conceptkit.evaluate.paired import auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.guide.bag_table import make_bags
 from conceptkit.guide.bags import bag_inputs, build_bag_model, read_attention
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.training import predict, train
 from conceptkit.models.bags import ATTENTIONS, AttentionPooling, load_bag_model
 from conceptkit.models.guided import MAIN, Task
+from conceptkit.options.bags import Bags
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import BagsRecord, load_record, to_json
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.table import shown
@@ -159,7 +162,7 @@ def test_a_bag_has_the_mean_of_a_value_and_the_class_that_it_is_of():
     assert [m.tolist() for m in bags.members] == [[1, 2], [0, 3]]
     parted = make_bags(data, MEANT, "slide", [], positive="t", share=0.4).table.frame["label"]
     assert parted.tolist() == ["t at most 0.4", "t over 0.4"]
-    with pytest.raises(InputError, match=r"share: 0.5 parts no .* t are 0 to 0.5 of the patches, 0.25 in the middle"):
+    with pytest.raises(InputError, match=r"share: 0.5 .* t are 0 to 0.5 of their patches, 0.25 in the median"):
         make_bags(data, MEANT, "slide", [], positive="t", share=0.5)  # one half is not more than one half
     cut = make_bags(data, Study(name="s", table=None, label="count"), "slide", []).table.frame["count"]
     assert cut.tolist() == ["count over 2", "count at most 2"]
@@ -198,16 +201,13 @@ def test_made_slides_keep_every_patch_and_give_each_patient_both_labels(embedded
 @pytest.fixture(scope="module")
 def record(embedded, tmp_path_factory):
     out = tmp_path_factory.mktemp("bags") / "run"
-    return run_bags(embedded, options={"epochs": 25, "warmup": 5}, out=out)
+    return ck.Bags(epochs=25, warmup=5).run(embedded, out=out)
 
 
 def test_every_option_stands_in_the_settings(record):
     settings = load_record(record.folder).settings
     assert settings["images_per_pass"] == 16  # `batch_size` is that of training
-    assert forgotten(run_bags, settings) == {
-        "unfreeze",
-        "cache",
-    }  # there is nothing to unfreeze or to keep of a frozen network
+    assert forgotten(Bags, settings) == set()
 
 
 def test_the_embedded_studys_bags(record):
@@ -265,23 +265,82 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
     area = data.frame["area"].fillna(45) + rng.normal(size=len(data)) / 10
     features = np.column_stack([area, rng.normal(size=(len(data), 3))]).astype(np.float32)
     pd.DataFrame(features, columns=list("abcd")).assign(patch_id=data.patch_ids).to_parquet(tmp_path / "f.parquet")
-    found = run_bags(
-        embedded,
+    found = ck.Bags(
         by="patient",
         label="area",
         encourage=["count"],
         discourage=["center"],
         features=tmp_path / "f.parquet",
-        options={"epochs": 25, "warmup": 5, "batch_size": 8},
-        out=tmp_path / "run",
+        epochs=25,
+        warmup=5,
+        batch_size=8,
+    ).run(embedded, out=tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "baseline-seed0"
+    out = ["--out", tmp_path / "p.csv"]
+    refused = invoke("predict", checkpoint, *out)
+    assert "set --features" in refused.output, refused.output
+    result = invoke("predict", checkpoint, "--features", tmp_path / "f.parquet", *out)
+    assert result.exit_code == 0, result.output
+    predicted = pd.read_csv(tmp_path / "p.csv").set_index("bag")
+    area = data.frame.groupby("patient")["area"].mean()
+    evaluated = data.frame.loc[data.frame.split == "internal", "patient"].unique()
+    label = area[evaluated] > area[data.frame.loc[data.frame.split == "train", "patient"].unique()].median()
+    (name,) = (c for c in predicted if c.startswith("probability_"))
+    expected = next(s.auc for s in found.scores if s.run == "baseline" and s.split == "internal")
+    assert roc_auc_score(label, predicted.loc[evaluated, name]) == pytest.approx(expected)
+    wider = pd.read_parquet(tmp_path / "f.parquet").assign(e=rng.normal(size=len(data)))
+    wider.to_parquet(tmp_path / "wider.parquet")
+    assert (
+        "on 4 features per patch"
+        in invoke("predict", checkpoint, "--features", tmp_path / "wider.parquet", *out).output
     )
     assert found.attention == ()
     assert {s.n for s in found.scores if s.split == "internal"} == {36}
     assert next(s for s in found.scores if s.run == "baseline" and s.split == "internal").auc > 0.8
 
 
+def invoke(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
 def call(*arguments):
-    return CliRunner().invoke(app, ["bags", *map(str, arguments)])
+    return invoke("bags", *arguments)
+
+
+def test_a_checkpoint_predicts_bags_as_it_was_scored(record, embedded, tmp_path):
+    predicted = ck.predict(record.folder / "checkpoints" / "guided-seed0", table=None).set_index("bag")
+    patches = pd.read_csv(record.folder / "attention.csv")
+    assert predicted["patches"].sum() == len(patches)
+    assert "count_predicted" in predicted
+    assert not any(name.startswith("center") for name in predicted)  # it was discouraged
+    label = (patches.label == "tumor").groupby(patches.bag).any()
+    for split, bags in patches.groupby("split").bag.unique().items():
+        expected = [s.auc for s in record.scores if (s.run, s.split) == ("guided", split)]
+        if expected:
+            score = predicted.loc[bags, "probability_tumor over 0"]
+            assert roc_auc_score(label[bags], score) == pytest.approx(expected[0])
+
+
+def test_what_a_checkpoint_of_bags_cannot_do_is_a_sentence(record, tmp_path):
+    checkpoint = record.folder / "checkpoints" / "guided-seed0"
+    assert "map: not available" in invoke("predict", checkpoint, "--out", tmp_path / "p.csv", "--map", tmp_path).output
+    copied = tmp_path / "copied"
+    shutil.copytree(checkpoint, copied)
+    stated = json.loads((copied / "bags.json").read_text())
+    for changes, words in (
+        ({"weights_sha256": "0"}, "has other weights now"),
+        ({"model": "os:getcwd"}, "code that opening it would run"),
+        ({"weights": "gone.safetensors"}, "cannot be opened"),
+    ):
+        (copied / "bags.json").write_text(json.dumps({**stated, "made_with": {**stated["made_with"], **changes}}))
+        result = invoke("predict", copied, "--out", tmp_path / "p.csv")
+        assert (result.exit_code, words in result.output) == (2, True), result.output
+
+
+def test_the_report_of_a_checkpoint_is_that_of_its_run(record, tmp_path):
+    result = invoke("report", record.folder / "checkpoints" / "guided-seed0", "--out", tmp_path / "r.html")
+    assert result.exit_code == 0, result.output
+    assert "Where attention lies" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_the_command_writes_what_it_says(tmp_path):
@@ -296,7 +355,7 @@ def test_the_command_writes_what_it_says(tmp_path):
 MISTAKES = {
     "no such column": (["--by", "slice"], "by: the table has no column 'slice'"),
     "patients have no label": (["--by", "patient"], "label: label varies within patient"),
-    "patients are alike": (["--by", "patient", "--positive", "tumor"], "tumor are 0.1 to 0.9 of the patches"),
+    "patients are alike": (["--by", "patient", "--positive", "tumor"], "tumor are 0.1 to 0.9 of their patches"),
     "the label itself": (["--label", "area"], "is the main task itself"),
     "a layer of heads": (["--encourage", "count@mixed8"], "what attention pooled"),
     "a seed below 0": (["--seeds", "1,-2"], "seeds: must be at least 0, got -2"),
@@ -316,7 +375,7 @@ def test_mistakes_are_one_sentence(name, tmp_path):
 
 
 def test_no_checkpoint_and_a_broken_one(record, tmp_path):
-    with pytest.raises(InputError, match="name a folder that bags wrote"):
+    with pytest.raises(InputError, match="is not a bags checkpoint"):
         load_bag_model(tmp_path)
     stated = json.loads((record.folder / "checkpoints" / "guided-seed0" / "bags.json").read_text())
     (tmp_path / "bags.json").write_text(json.dumps({**stated, "schema": "conceptkit/bag-checkpoint/9"}))

@@ -26,7 +26,7 @@ def probed(study, tmp_path_factory):
 @pytest.fixture(scope="module")
 def guided(study, tmp_path_factory):
     options = {"epochs": 1, "warmup": 0, "trunk": (16, 8)}
-    return ck.run_guide(study, options=options, seeds=[0, 1], out=tmp_path_factory.mktemp("kept") / "guide")
+    return ck.run_guide(study, **options, seeds=[0, 1], out=tmp_path_factory.mktemp("kept") / "guide")
 
 
 def test_a_probe_keeps_rows_folds_and_samples(probed, table):

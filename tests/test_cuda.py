@@ -17,7 +17,6 @@ from conceptkit.guide.affinity import measure_affinity
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, prepare_inputs
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Pooled
 from conceptkit.guide.training import Trained, predict, train
 from conceptkit.models.backbones import open_backbone
@@ -25,6 +24,7 @@ from conceptkit.models.checkpoints import inside, load_checkpoint, save_checkpoi
 from conceptkit.models.folding import AGREEMENT
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.inference import Reader, ieee_float32
+from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.maskrcnn import build, load_maskrcnn, save_maskrcnn, train_maskrcnn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

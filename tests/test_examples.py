@@ -60,7 +60,7 @@ def test_the_embedded_study(
     few: dict[str, Any] = {"table": tmp_path / "few.csv", "folds": 2}
     options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
     monkeypatch.setattr(ck, "run_probe", functools.partial(ck.run_probe, permutations=0, **few))
-    monkeypatch.setattr(ck, "run_guide", functools.partial(ck.run_guide, options=options, **few))
+    monkeypatch.setattr(ck, "run_guide", functools.partial(ck.run_guide, **options, **few))
     script.main()
     said = capsys.readouterr().out
     assert "guided, seed 0" in said

@@ -170,7 +170,7 @@ def test_what_was_finished_before_a_bad_image_is_kept(table, passes):
     (table.parent / "09.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"patch 09\.jpg"):
         extract(table)
-    with pytest.raises(InputError, match="lacks 3 of its 11 rows; extract again to finish it"):
+    with pytest.raises(InputError, match=r"3 of the 11 rows of .* are missing; extract again"):
         ck.extract.__globals__["open_activations"](table.parent / "store.h5")
     paint(table.parent / "09.jpg", 9)
     assert extract(table).rows_written == 3
@@ -198,7 +198,7 @@ def test_all_images_bad(table):
 )
 def test_a_store_of_something_else_is_refused_or_made_anew(table, options, told):
     before = extract(table)[:]
-    with pytest.raises(InputError, match=rf"store: .*store\.h5 was made with .*{told}.*--refresh computes it anew"):
+    with pytest.raises(InputError, match=rf"store: .*store\.h5 was made with .*{told}.*--refresh computes it again"):
         extract(table, **options)
     np.testing.assert_array_equal(extract(table)[:], before)
     assert extract(table, refresh=True, **options).rows_written == N
@@ -221,7 +221,7 @@ def test_an_older_or_broken_store(table):
         extract(table)
     assert extract(table, refresh=True).rows_written == N
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(InputError, match=r"store: .* cannot be opened \(.*truncated.*\); --refresh computes it anew"):
+    with pytest.raises(InputError, match=r"store: .* cannot be opened \(.*truncated.*\); --refresh computes it again"):
         extract(table)
     assert extract(table, refresh=True).rows_written == N
 
@@ -317,7 +317,7 @@ def test_a_run_killed_at_any_moment_is_finished_by_the_next(tmp_path, seed, one_
     done = [int(d) for d in done]
     assert sorted(done) == done
     assert 0 < done[-1] < n
-    with pytest.raises(InputError, match=f"lacks {n - done[-1]} of its {n} rows"):
+    with pytest.raises(InputError, match=f"{n - done[-1]} of the {n} rows of"):
         ck.extract.__globals__["open_activations"](store)
     layers = ["mixed3", "mixed10"]
     finished = extract(tmp_path / "table.csv", layers=layers)
@@ -370,10 +370,10 @@ def test_a_factory_of_ones_own(table, factory):
     assert filled.weights == "state.pt"
     torch.testing.assert_close(filled.module[0].bias, network.module[0].bias + 1)
     for name, told in (
-        ("mynetworks:broken", r"gives no network \(KeyError: 'no weights today'\)"),
-        ("mynetworks:nothing", r"gives no network \(TypeError: it returned a NoneType, no torch module\)"),
-        ("mynetworks:absent", r"gives no network \(AttributeError: .*absent"),
-        ("nowhere.at.all:small", r"gives no network \(ModuleNotFoundError: No module named 'nowhere'\)"),
+        ("mynetworks:broken", r"returned no network \(KeyError: 'no weights today'\)"),
+        ("mynetworks:nothing", r"returned no network \(TypeError: it returned a NoneType, not a torch module\)"),
+        ("mynetworks:absent", r"returned no network \(AttributeError: .*absent"),
+        ("nowhere.at.all:small", r"returned no network \(ModuleNotFoundError: No module named 'nowhere'\)"),
     ):
         with pytest.raises(InputError, match=f"model: {name} {told}"):
             open_backbone(name)

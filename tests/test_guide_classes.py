@@ -33,11 +33,7 @@ def three(table):
 def record(three, tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     return ck.run_guide(
-        write_study(folder / "study", three),
-        encourage=["size3"],
-        discourage=["center"],
-        options=OPTIONS,
-        out=folder / "run",
+        write_study(folder / "study", three), encourage=["size3"], discourage=["center"], **OPTIONS, out=folder / "run"
     )
 
 

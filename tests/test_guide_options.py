@@ -29,7 +29,7 @@ OPTIONS = {"epochs": 3, "warmup": 1, "trunk": (8,), "unfreeze": ()}
 
 
 def run(study, out, *, options=None, **how):
-    return ck.run_guide(study, encourage=["count"], options={**OPTIONS, **(options or {})}, out=out, **how)
+    return ck.run_guide(study, encourage=["count"], **{**OPTIONS, **(options or {})}, **how, out=out)
 
 
 def weights(record, name="guided-seed0"):
@@ -105,20 +105,20 @@ def test_the_search_serves_all_networks_and_is_said(study, tmp_path):
     best = min(tried, key=lambda trial: trial["loss"])
     assert tuple(record.settings["trunk"]) == tuple(best["trunk"])
     assert record.settings["lr"] == best["lr"]
-    assert any("were chosen of 3 sets by the baseline's validation loss" in note for note in record.notes)
+    assert any("are the best of 3 sets by the baseline's validation loss" in note for note in record.notes)
     checkpoint = record.folder / "checkpoints" / "guided-seed0"
-    with pytest.raises(InputError, match="search: training that goes on keeps the trunk"):
+    with pytest.raises(InputError, match=r"search: .* a checkpoint, which fixes the trunk"):
         ck.run_guide(study, model=str(checkpoint), discourage=["center"], search=2, out=tmp_path / "again")
 
 
 def test_made_nuisances_are_concepts(study, plain, tmp_path):
-    record = ck.run_guide(study, discourage=["made_blur"], disturb=["blur"], options=OPTIONS, out=tmp_path / "run")
+    record = ck.run_guide(study, discourage=["made_blur"], disturb=["blur"], **OPTIONS, out=tmp_path / "run")
     assert record.discourage == ("made_blur",)
     assert record.runs[0].leakage["made_blur"]["linear"] is not None
     assert any("disturbed once" in note for note in record.notes)
     assert not same(weights(record, "baseline-seed0"), weights(plain, "baseline-seed0"))
     with pytest.raises(InputError, match="rotation"):
-        ck.run_guide(study, disturb=["rotate"], options=OPTIONS, out=tmp_path / "no")
+        ck.run_guide(study, disturb=["rotate"], **OPTIONS, out=tmp_path / "no")
 
 
 def test_rows_without_a_label_train_the_concepts(study, table, plain, tmp_path):
@@ -188,16 +188,14 @@ def test_what_a_checkpoint_is_marked_with_is_said_of_all_that_is_read_of_it(whic
     notes = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["notes"]
     assert [note.split(":")[0] for note in notes] == said
     # Training that goes on from a network keeps what it has seen; random weights have seen nothing.
-    more = ck.run_guide(
-        study, model=checkpoint, encourage=["area"], options={"epochs": 1, "unfreeze": ()}, out=tmp_path / "more"
-    )
+    more = ck.run_guide(study, model=checkpoint, encourage=["area"], epochs=1, unfreeze=(), out=tmp_path / "more")
     assert said_of(more) == said
     assert bool(marks(more)) == bool(said)
     assert open_model(checkpoint, "random").marks == ()
 
 
 def test_erasure_is_part_of_the_checkpoint(study, tmp_path):
-    record = ck.run_guide(study, discourage=["center"], options={**OPTIONS, "method": "leace"}, out=tmp_path / "run")
+    record = ck.run_guide(study, discourage=["center"], **{**OPTIONS, "method": "leace"}, out=tmp_path / "run")
     kept = weights(record)
     width = kept["erasure.matrix"].shape[0]
     assert np.linalg.matrix_rank(kept["erasure.matrix"], tol=1e-4) < width
@@ -227,7 +225,7 @@ def test_a_run_that_diverges_keeps_a_checkpoint_and_names_it(study, tmp_path, mo
     monkeypatch.setattr(guide_bench, "train", spoiled)
     folder = tmp_path / "run" / "checkpoints" / "guided-seed0"
     with pytest.raises(
-        InputError, match=r"the loss of count is not finite in epoch 3; .*, of epoch 2, is kept in "
+        InputError, match=r"the loss of count is not finite in epoch 3; .*, of epoch 2, is saved in "
     ) as e:
         run(study, tmp_path / "run")
     assert str(e.value).endswith(f"{folder}.")
@@ -262,7 +260,7 @@ def test_mistakes_are_sentences(study, tmp_path, how, words):
 
 
 @pytest.mark.parametrize(
-    ("rank", "words"), [(None, "NODE_RANK must be set in the environment of each of 2"), ("2", "from 0 to 1, got '2'")]
+    ("rank", "words"), [(None, "set NODE_RANK in the environment of each of the 2"), ("2", "from 0 to 1, got '2'")]
 )
 def test_a_machine_that_does_not_know_which_it_is_does_not_wait(study, tmp_path, monkeypatch, rank, words):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -304,7 +302,7 @@ def test_of_two_machines_the_first_writes(study, tmp_path, cache):
     assert not [path for path in second.rglob("*") if path.is_file()]
     together = load_record(first)
     assert (first / "embeddings.h5").is_file()
-    alone = ck.run_guide(study, options={**OPTIONS, "epochs": 2, "dropout": 0.0}, device="cpu", out=tmp_path / "alone")
+    alone = ck.run_guide(study, **{**OPTIONS, "epochs": 2, "dropout": 0.0}, device="cpu", out=tmp_path / "alone")
     for one, two in zip(alone.runs, together.runs, strict=True):
         for ours, theirs in zip(one.history, two.history, strict=True):
             assert theirs == pytest.approx(ours, rel=1e-3)  # sums over two machines are rounded otherwise
@@ -322,7 +320,7 @@ def test_training_does_not_go_on_from_a_checkpoint_of_another_architecture(study
     with pytest.raises(
         InputError, match=r"^checkpoint: .* cannot be opened \(.* is not in .* as it is described\)\.$"
     ) as e:
-        ck.run_guide(study, model=str(folder), encourage=["area"], options=OPTIONS, out=tmp_path / "run")
+        ck.run_guide(study, model=str(folder), encourage=["area"], **OPTIONS, out=tmp_path / "run")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
@@ -332,11 +330,11 @@ def test_training_does_not_go_on_from_a_checkpoint_of_another_architecture(study
 )
 def test_that_nothing_could_be_cached_is_said(study, tmp_path, unfreeze, kept, said):
     options = {**OPTIONS, "epochs": 1, "unfreeze": unfreeze, "cache": kept}
-    record = ck.run_guide(study, encourage=[], options=options, out=tmp_path / "run")
+    record = ck.run_guide(study, encourage=[], **options, out=tmp_path / "run")
     assert (guide_bench.NOTHING_CACHED in record.notes) == said
 
 
 def test_a_head_that_a_checkpoint_has_is_not_moved(study, plain, tmp_path):
     checkpoint = str(plain.folder / "checkpoints" / "guided-seed0")
     with pytest.raises(InputError, match="the head of count in the checkpoint reads the end of the trunk, got mixed9"):
-        ck.run_guide(study, model=checkpoint, encourage=["count@mixed9"], options=OPTIONS, out=tmp_path / "run")
+        ck.run_guide(study, model=checkpoint, encourage=["count@mixed9"], **OPTIONS, out=tmp_path / "run")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError
 from conceptkit.models.checkpoints import load_checkpoint
 
@@ -58,7 +58,7 @@ WISHES = {"encourage": ["area", "count", "contrast"], "discourage": ["center"]}
 @pytest.mark.parametrize(("model", "before_heads"), [("inception_v3", 7_801_600), ("resnet50", 6_425_344)])
 def test_the_papers_parameters(table, model, before_heads):
     """Main, three concepts and a seven-way center on a trunk of 256: 2,827 in the heads, 7,804,427 in all."""
-    outline = outline_guide(None, table=table, model=model, weights="random", recipe="paper", **WISHES)
+    outline = ck.Guide(table=table, model=model, weights="random", recipe="paper", **WISHES, dry_run=True).run()
     assert outline.trainable_before_heads == before_heads
     assert outline.trainable_heads == 2_827
     assert outline.trainable_loss_weights == 5
@@ -74,9 +74,9 @@ def test_the_papers_parameters(table, model, before_heads):
 
 
 def test_a_named_option_goes_before_the_recipe(table):
-    outline = outline_guide(
-        None, table=table, recipe="paper-code", model="mini_inception", options={"trunk": (16,), "lr": 0.5}, **WISHES
-    )
+    outline = ck.Guide(
+        table=table, recipe="paper-code", model="mini_inception", trunk=(16,), lr=0.5, **WISHES, dry_run=True
+    ).run()
     assert outline.settings["trunk"] == (16,)
     assert outline.settings["lr"] == 0.5
     assert outline.settings["warmup"] == 80
@@ -106,19 +106,16 @@ def test_the_dry_run_prints_the_tree_and_its_json(table):
     assert "α = −1" in result.stderr
 
 
-def first_line(output):
-    return " ".join(output.split("Study ")[0].split())  # rich breaks long lines
-
-
 @pytest.mark.parametrize("command", [["--dry-run"], ["--epochs", "1", "--device", "cpu", "--warmup", "0"]])
-def test_the_first_line_says_what_is_trained(table, tmp_path, monkeypatch, command):
+def test_the_line_below_the_study_says_what_is_trained(table, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     arguments = ["guide", "--table", str(table), "--model", "mobilenetv2_035", "--weights", "random", *command]
     result = CliRunner().invoke(app, [*arguments, "--encourage", "area", "--trunk", "8"])
     assert result.exit_code == 0, result.output
     # An expansion 56 → 336, a 3×3 of each channel, and a projection 336 → 112; its normalisations stay frozen.
     assert 56 * 336 + 9 * 336 + 336 * 112 == 59_472
-    assert first_line(result.stdout) == (
+    below = " ".join(result.stdout.split(table.name, 1)[1].split())  # rich breaks long lines
+    assert below.startswith(
         "Trained: blocks.6.0 (59,472 parameters) of the backbone; the trunk 8 (10,248 parameters); a linear head per "
         "task."
     )
@@ -149,17 +146,17 @@ def without_stages():
 
 def test_a_backbone_of_which_nothing_is_trained_is_said_before_the_run(table):
     model = f"{__name__}:without_stages"
-    outline = outline_guide(None, table=table, model=model, encourage=["area"])
+    outline = ck.Guide(table=table, model=model, encourage=["area"], dry_run=True).run()
     assert outline.trains.startswith(
         f"Trained: no layer of the backbone, as the last block of {model} is not known (name layers with --unfreeze"
     )
     assert outline.unfrozen == {}
-    named = outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ("conv",)})
+    named = ck.Guide(table=table, model=model, encourage=["area"], unfreeze="conv", dry_run=True).run()
     assert named.trains.startswith("Trained: conv (772 parameters) of the backbone; the trunk 256 → 64")
-    chosen = outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ()})
+    chosen = ck.Guide(table=table, model=model, encourage=["area"], unfreeze=(), dry_run=True).run()
     assert chosen.trains.startswith("Trained: no layer of the backbone; the trunk")
     with pytest.raises(InputError, match=r"unfreeze: bn has no weights to train \(batch normalisations stay frozen\)"):
-        outline_guide(None, table=table, model=model, encourage=["area"], options={"unfreeze": ("bn",)})
+        ck.Guide(table=table, model=model, encourage=["area"], unfreeze="bn", dry_run=True).run()
 
 
 def test_outliers_among_the_training_rows_are_told(table):
@@ -181,28 +178,27 @@ def test_outliers_among_the_training_rows_are_told(table):
 @pytest.mark.parametrize(
     ("wishes", "sentence"),
     [
-        ({"encourage": ["count@mixed2"]}, "count@mixed2 lies before every layer that is trained"),
+        ({"encourage": ["count@mixed2"]}, "count@mixed2 lies before every trained layer"),
         ({"encourage": ["count@"]}, "must be CONCEPT or CONCEPT@LAYER, got 'count@'"),
         ({"encourage": ["count@mixed99"]}, "no layer 'mixed99'"),
         ({"encourage": ["count"], "discourage": ["count@mixed10"]}, "count given more than once"),
         ({"encourage": ["label"]}, "label is the main task itself"),
-        ({"options": {"weighting": "vanilla,cuont=fixed:1"}, "encourage": ["count"]}, "no task 'cuont'"),
+        ({"weighting": "vanilla,cuont=fixed:1", "encourage": ["count"]}, "no task 'cuont'"),
         ({"recipe": "papper"}, "'papper' is not known"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_sentences(table, wishes, sentence):
     with pytest.raises(ck.InputError, match=sentence):
-        outline_guide(None, table=table, model="mini_inception", **wishes)
+        ck.Guide(table=table, model="mini_inception", **wishes, dry_run=True).run()
 
 
 def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
     options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
     record = run_guide(
-        None,
         table=table,
         model="mini_inception",
         group="patient",
-        options=options,
+        **options,
         folds=3,
         encourage=["count@mixed10", "area"],
         discourage=["center"],
@@ -221,11 +217,11 @@ def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
     whole = ck.predict(guided.checkpoint, table=tmp_path / "bare.csv", batch_size=64)
     np.testing.assert_allclose(frame["count_predicted"], whole["count_predicted"], rtol=1e-4)
     more = run_guide(
-        None,
         table=table,
         model=guided.checkpoint,
         group="patient",
-        options={"epochs": 2, "warmup": 1},
+        epochs=2,
+        warmup=1,
         folds=3,
         encourage=["contrast"],
         out=tmp_path / "more",
@@ -238,10 +234,10 @@ def test_a_checkpoint_predicts_in_the_concepts_own_units(table, tmp_path):
         moved = (new.heads["area"].weight - old.heads["area"].weight).abs().max()
         assert 0 < moved < 0.1  # it went on from there
     assert set(more.encourage) == {"count", "area", "contrast"}
-    assert any("goes on" in note for note in more.notes)
+    assert any("continues" in note for note in more.notes)
     with pytest.raises(ck.InputError, match="area was encouraged in the checkpoint"):
-        outline_guide(None, table=table, model=guided.checkpoint, discourage=["area"])
+        ck.Guide(table=table, model=guided.checkpoint, discourage=["area"], dry_run=True).run()
     with pytest.raises(ck.InputError, match="trunk: the checkpoint has"):
-        outline_guide(None, table=table, model=guided.checkpoint, options={"trunk": (4,)}, encourage=["contrast"])
-    with pytest.raises(ck.InputError, match="holds no checkpoint"):
+        ck.Guide(table=table, model=guided.checkpoint, trunk=(4,), encourage=["contrast"], dry_run=True).run()
+    with pytest.raises(ck.InputError, match="is not a checkpoint"):
         ck.predict(tmp_path, table=tmp_path / "bare.csv")

@@ -16,6 +16,7 @@ from small_study import write_study
 import conceptkit as ck
 from conceptkit.errors import InputError
 from conceptkit.models.backbones import open_backbone
+from conceptkit.options.guide import Guide
 from conceptkit.records import GuideRecord, load_record
 from conceptkit.report.guide_tables import main_task_table
 
@@ -27,7 +28,7 @@ OPTIONS = {"epochs": 2, "warmup": 1, "trunk": (8,)}
 @pytest.fixture(scope="module")
 def record(study, tmp_path_factory):
     """One pair of runs, as the study file says: count encouraged, center discouraged."""
-    return ck.run_guide(study, options=OPTIONS, out=tmp_path_factory.mktemp("runs") / "run")
+    return ck.run_guide(study, **OPTIONS, out=tmp_path_factory.mktemp("runs") / "run")
 
 
 def weights(record, name):
@@ -95,7 +96,7 @@ def test_f1_is_shown_with_its_class(record):
 
 
 def test_every_option_stands_in_the_settings(record):
-    assert forgotten(ck.run_guide, load_record(record.folder).settings) == set()
+    assert forgotten(Guide, load_record(record.folder).settings) == set()
 
 
 def test_the_record_is_frozen_and_the_saved_one_is_the_same(record):
@@ -108,16 +109,23 @@ def test_the_record_is_frozen_and_the_saved_one_is_the_same(record):
     assert loaded.settings == json.loads(json.dumps(record.settings))
 
 
+def test_the_settings_of_a_record_make_its_numbers_again(record, study, tmp_path):
+    command = ck.from_settings(load_record(record.folder).settings).replace(table=None)  # a name without its folder
+    again = command.run(study, out=tmp_path / "again")
+    assert [run.metrics for run in again.runs] == [run.metrics for run in record.runs]
+    assert again.differences == record.differences
+
+
 def test_a_mistake_leaves_an_earlier_run_as_it_was(record, study):
     before = {p: p.read_bytes() for p in record.folder.rglob("*") if p.is_file()}
-    for mistake in ({}, {"discourage": ["center"], "encourage": ["center"]}, {"options": {**OPTIONS, "lr": -1.0}}):
+    for mistake in ({}, {"discourage": ["center"], "encourage": ["center"]}, {"lr": -1.0}):
         with pytest.raises(InputError):
             ck.run_guide(study, out=record.folder, **mistake)
     assert {p: p.read_bytes() for p in record.folder.rglob("*") if p.is_file()} == before
 
 
 def test_the_same_seed_gives_the_same_bytes(record, study, tmp_path):
-    again = ck.run_guide(study, options=OPTIONS, out=tmp_path / "again")
+    again = ck.run_guide(study, **OPTIONS, out=tmp_path / "again")
 
     def text(folder):  # which names its checkpoints by the folder that was given, and holds no time
         return (folder / "record.json").read_text(encoding="utf-8").replace(str(folder), "RUN")
@@ -140,7 +148,7 @@ def test_evaluation_rows_never_influence_training(record, table, tmp_path):
         changed.loc[rows, "label"] = changed.loc[rows, "label"].map({"tumor": "normal", "normal": "tumor"})
         changed.loc[rows, "count"] = rng.normal(size=len(rows))
         changed.loc[rows, "row"] = rng.permutation(changed.loc[rows, "row"])  # the pixels too
-    other = ck.run_guide(write_study(tmp_path / "study", changed), options=OPTIONS, out=tmp_path / "run")
+    other = ck.run_guide(write_study(tmp_path / "study", changed), **OPTIONS, out=tmp_path / "run")
     for name in ("baseline", "guided"):
         assert differing(weights(record, name), weights(other, name)) == []
     for ours, theirs in zip(record.runs, other.runs, strict=True):
@@ -154,7 +162,7 @@ def test_training_rows_do(record, table, tmp_path):
     changed = table.copy()
     rows = changed.index[changed.split == "train"]
     changed.loc[rows[0], "count"] += 20
-    other = ck.run_guide(write_study(tmp_path / "study", changed), options=OPTIONS, out=tmp_path / "run")
+    other = ck.run_guide(write_study(tmp_path / "study", changed), **OPTIONS, out=tmp_path / "run")
     assert differing(weights(record, "guided"), weights(other, "guided"))
     # The baseline knows nothing of concepts.
     assert differing(weights(record, "baseline"), weights(other, "baseline")) == []

@@ -10,11 +10,12 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError
+from conceptkit.guide.goals import read_goals
 from conceptkit.guide.latent import with_latent
-from conceptkit.guide.setup import read_wishes
 from conceptkit.pathology.domains import REFERENCES, STAIN_PROFILE, propose_domains, stain_profile
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -131,7 +132,7 @@ def test_too_few_stains_are_refused():
 
 @pytest.fixture(scope="module")
 def proposed(embedded):
-    return with_latent(embedded.load_table(), embedded, read_wishes(["count"], ["latent:4"]))
+    return with_latent(embedded.load_table(), embedded, read_goals(["count"], ["latent:4"]))
 
 
 def test_on_the_embedded_study_they_agree_with_the_center(proposed):
@@ -150,8 +151,8 @@ def test_on_the_embedded_study_they_agree_with_the_center(proposed):
     assert sum(sum(rows.values()) for rows in latent.rows.values()) == len(data) - latent.unknown
     assert "adjusted Rand index with center" in latent.note()
     assert latent.p <= 0.05
-    assert "no ground" not in latent.note()
-    assert "do not fall into such domains" in dataclasses.replace(latent, p=0.4).note()
+    assert "no evidence" not in latent.note()
+    assert "no evidence of such domains" in dataclasses.replace(latent, p=0.4).note()
 
 
 def test_a_profile_says_stain(embedded):
@@ -162,20 +163,20 @@ def test_a_profile_says_stain(embedded):
 
 def test_guide_discourages_them(study, tmp_path):
     options = {"unfreeze": (), "trunk": (8,), "epochs": 2, "warmup": 1}
-    outline = outline_guide(study, encourage=["count"], discourage=["latent:2"], options=options)
+    outline = ck.Guide(encourage=["count"], discourage=["latent:2"], **options, dry_run=True).run(study)
     assert [b.task for b in outline.branches] == ["main", "count", "latent"]
     assert any("2 latent domains" in note for note in outline.notes)
-    outline = outline_guide(study, encourage=["count"], discourage=["latent:2+mixed0"], options=options)
+    outline = ck.Guide(encourage=["count"], discourage=["latent:2+mixed0"], **options, dry_run=True).run(study)
     assert [b.task for b in outline.branches] == ["main", "count", "latent"]
-    assert any("from what mini_inception makes of them at mixed0" in note for note in outline.notes)
-    record = run_guide(study, encourage=["count"], discourage=["latent:2"], options=options, out=tmp_path / "run")
+    assert any("from the features of mini_inception at mixed0" in note for note in outline.notes)
+    record = run_guide(study, encourage=["count"], discourage=["latent:2"], **options, out=tmp_path / "run")
     assert record.discourage == ("latent",)
     assert record.settings["latent"]["domains"] == 2
     assert set(record.settings["latent"]["agreement"]) == {"training", "other"}
     guided = next(run for run in record.runs if run.name == "guided")
     assert "auc_within_latent" in guided.metrics["internal"]
     assert (
-        run_guide(study, discourage=[], encourage=["count"], options=options, out=tmp_path / "other").settings["latent"]
+        run_guide(study, discourage=[], encourage=["count"], **options, out=tmp_path / "other").settings["latent"]
         is None
     )
 
@@ -201,8 +202,8 @@ def test_mistakes_are_one_sentence(study, name, tmp_path):
 
 def test_a_table_with_such_a_column_or_without_pixels_is_refused(embedded):
     data = embedded.load_table()
-    wishes = read_wishes(None, ["latent:2"])
-    with pytest.raises(InputError, match="has a column latent already"):
+    wishes = read_goals(None, ["latent:2"])
+    with pytest.raises(InputError, match="already has a column latent"):
         with_latent(dataclasses.replace(data, frame=data.frame.assign(latent="a")), embedded, wishes)
     bare = PatchTable(pd.DataFrame({"patch_id": ["a", "b"], "split": ["train", "train"]}), None)
     with pytest.raises(InputError, match="read from pixels"):

@@ -143,7 +143,7 @@ def test_one_scale_serves_all_slides_and_names_do_not_collide(tmp_path):
 def checkpoint(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps") / "run"
     options = {"unfreeze": (), "trunk": (8,), "epochs": 2, "warmup": 1}
-    run_guide(study, encourage=["count", "grade"], discourage=["center"], options=options, out=folder)
+    run_guide(study, encourage=["count", "grade"], discourage=["center"], **options, out=folder)
     return folder / "checkpoints" / "guided-seed0"
 
 

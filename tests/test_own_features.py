@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import conceptkit as ck
 from conceptkit.cli import app
 from conceptkit.errors import InputError
-from conceptkit.features.own_files import read_features, read_store
+from conceptkit.features.own_files import read_features
+from conceptkit.features.sources import StoreFeatures
 from conceptkit.files import matrix as file_matrix
 from conceptkit.models import backbones, checkpoints
 from conceptkit.tables.patches import load_table
@@ -91,7 +92,7 @@ def test_coords_that_are_no_numbers_are_refused_only_where_they_are_read(tmp_pat
     by_row = write_table(tmp_path, concepts.assign(row=np.arange(N), features="f.h5"))
     assert read_features(by_row, np.arange(N)).X.shape == (N, D)
     by_place = write_table(tmp_path, concepts.assign(x=np.arange(N), y=np.arange(N), features="f.h5"))
-    with pytest.raises(InputError, match=r"features: coords of .*f\.h5 must hold numbers, it holds"):
+    with pytest.raises(InputError, match=r"features: coords of .*f\.h5 must hold numbers, got"):
         read_features(by_place, np.arange(N))
 
 
@@ -193,10 +194,10 @@ def broken(folder, frame, kind):
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("absent", r"there is no file .*S0\.h5"),
+        ("absent", r"file .*S0\.h5 not found"),
         ("truncated", r"S0\.h5 cannot be read \("),
-        ("other", "holds embeddings, no dataset features"),
-        ("flat", r"must hold \(n, d\) numbers, it holds \(30,\)"),
+        ("other", "no dataset features, only embeddings"),
+        ("flat", r"must hold \(n, d\) numbers, got \(30,\)"),
         ("wide", r"S1\.h5 has 7 columns, the files before it 6"),
         ("moved", r"has no coords x=\d+, y=\d+ for patch p07"),
         ("twice", "has the same coords more than once"),
@@ -254,7 +255,8 @@ def test_layers_of_a_store_are_chosen_and_rows_found_by_name(study, store, table
     no_network(monkeypatch)
     shuffled = table.sample(frac=0.9, random_state=1)
     shuffled.to_csv(tmp_path / "table.csv", index=False)
-    found = read_store(load_table(tmp_path / "table.csv"), store, ["mixed4"], np.array([5, 3]), away=tmp_path)
+    features = StoreFeatures(load_table(tmp_path / "table.csv"), store, ["mixed4"])
+    found = features.read(np.array([5, 3]))
     place = [store.patch_ids.index(load_table(tmp_path / "table.csv").patch_ids[i]) for i in (5, 3)]
     np.testing.assert_array_equal(found["mixed4"], store["mixed4"][:][place])
     arguments = ["probe", "--study", study, "--features", store.path, "--layer", "mixed4", "--permutations", "0"]
@@ -282,6 +284,6 @@ def test_a_store_of_other_rows_is_refused(store, table, tmp_path):
             whole.copy(name, file)
         file.attrs.update(whole.attrs)
         file["state"][:2] = 0
-    with pytest.raises(InputError, match=r"lacks 2 of its \d+ rows; extract again to finish it"):
+    with pytest.raises(InputError, match=r"2 of the \d+ rows of .* are missing; extract again"):
         ck.run_probe(table=tmp_path / "table.csv", features=tmp_path / "part.h5", out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()

@@ -11,10 +11,11 @@ from recorded_options import forgotten
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.predictivity import run_predictivity
 from conceptkit.errors import InputError
 from conceptkit.guide import concept_network
+from conceptkit.options.predictivity import Predictivity
 from conceptkit.records import load_record
 from conceptkit.tables.study import Study
 
@@ -50,7 +51,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(study, tmp_path_factory):
-    return run_predictivity(study, seeds=[0, 1, 2], out=tmp_path_factory.mktemp("runs") / "run")
+    return ck.Predictivity(seeds=[0, 1, 2]).run(study, out=tmp_path_factory.mktemp("runs") / "run")
 
 
 def row(record, *inputs, split="internal"):
@@ -63,7 +64,7 @@ def test_the_small_network_is_the_papers():
 
 
 def test_every_option_stands_in_the_settings(record):
-    assert forgotten(run_predictivity, load_record(record.folder).settings) == set()
+    assert forgotten(Predictivity, load_record(record.folder).settings) == set()
 
 
 def test_all_sets_are_there(record):
@@ -104,7 +105,7 @@ def test_a_center_alone_ranks_as_its_share_of_tumor_in_training(record, study):
 
 
 def test_missing_values_are_no_reason_to_leave_a_row_out(study, tmp_path):
-    found = run_predictivity(study, concepts=["gaps"], alone=[], seeds=[0], out=tmp_path / "run")
+    found = ck.Predictivity(concepts=["gaps"], alone=[], seeds=[0]).run(study, out=tmp_path / "run")
     assert 0.6 < row(found, "gaps", split="overall").auc < 0.75
     assert np.isnan(row(found, "gaps").sd)
 
@@ -127,7 +128,7 @@ def test_the_saved_record_is_the_same(record):
 )
 def test_mistakes_are_told(study, tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
-        run_predictivity(study, **{"seeds": [0], **changes}, out=tmp_path / "run")
+        ck.Predictivity(**{"seeds": [0], **changes}).run(study, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

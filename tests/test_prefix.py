@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from conceptkit.errors import InputError
-from conceptkit.grid.folder import kept_inputs
+from conceptkit.grid.kept import kept_inputs
 from conceptkit.guide.building import build_model
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import inputs_for, prepare_inputs
 from conceptkit.guide.objective import task_loss
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.prefix import Frozen, frozen_layers, split
 from conceptkit.guide.recipes import PAPER_CONVOLUTIONS
 from conceptkit.guide.training import train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.options.training import TrainingOptions
 
 TASKS = (Task(name=MAIN, kind="categorical", classes=("normal", "tumor")),)
 

@@ -92,7 +92,7 @@ def test_the_score_by_layer_is_drawn():
     X, concepts, groups = data()
     record = probed({"early": X[:, 5:], "late": X}, concepts[["count"]], groups, permutations=0)
     assert [row.layer for row in record.rows] == ["early", "late"]
-    [figure] = record.plot()
+    figure = record.plot()
     drawn = " ".join(text.get_text() for text in figure.findobj(lambda o: hasattr(o, "get_text")))
     assert "early" in drawn
     assert "random concepts" in drawn

@@ -133,7 +133,7 @@ def test_on_real_tissue_what_ignores_patients_flatters(features):
     assert X.shape[1] == 320
     assert len(set(patients)) == 30
     [result] = validate(X, [area_target(y, patients)])
-    assert result.interval.low < result.score < result.interval.high
+    assert result.score_low < result.score < result.score_high
     assert result.score_in_sample > result.score_patchwise > result.score + 0.1
 
 

@@ -22,6 +22,7 @@ from report_records import (
     difference,
     guide_record,
     guide_run,
+    noted_rows,
     probe_record,
     probe_row,
     saved,
@@ -38,8 +39,8 @@ from conceptkit.report import (
     figures,
     guide_tables,
     probe_tables,
+    sections,
     table,
-    tables,
     umap_figures,
     verdicts,
     wording,
@@ -116,13 +117,7 @@ def test_a_concept_that_could_not_be_scored_is_open() -> None:
 
 
 def noted_record() -> ProbeRecord:
-    """Return a record of two layers whose rows say something, one of them markup; nothing was adjusted for."""
-    few, gone = "the interval rests on 7 groups only", "adjusted for center: not estimable <b>."
-    rows = [probe_row(layer, concept, interval_note=few) for layer in ("a", "b") for concept in ("count", "area")]
-    rows[2] = dataclasses.replace(rows[2], notes=(gone,))
-    rows[1] = dataclasses.replace(rows[1], notes=("ceiling: if errors are equal and independent.",))
-    rows[3] = dataclasses.replace(rows[3], notes=("ceiling: if errors are equal and independent.",))
-    return probe_record(rows=tuple(rows), notes=("Of the record.",))
+    return probe_record(rows=noted_rows(), notes=("Of the record.",))
 
 
 def test_what_rows_have_to_say_is_told_once_with_whom_it_concerns() -> None:
@@ -320,10 +315,13 @@ def test_no_cell_ever_shows_nan(seeds: tuple[int, ...]) -> None:
     lost = difference("auc", math.nan)
     records = [guide_record(runs=tuple(runs), differences=(lost,)), ProbeRecord(study="s", rows=(empty,))]
     for record in records:
-        for one in tables.tables(record):
+        for one in sections.KINDS[type(record)].tables(record):
             cells = table.shown(one).to_numpy().ravel().tolist()
             assert not [c for c in cells if re.search("nan|None", c)]
-    assert "–" in table.shown(probe_tables.probe_table(records[1])).to_numpy()  # type: ignore[arg-type]
+    # what no row has needs no column; what some row lacks is a dash
+    assert "held out" not in table.shown(probe_tables.probe_table(records[1])).columns  # type: ignore[arg-type]
+    some = ProbeRecord(study="s", rows=(empty, probe_row(score=0.5, score_random_network=None)))
+    assert table.shown(probe_tables.probe_table(some))["held out"].tolist() == ["–", "0.50 [0.42, 0.57]"]
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
@@ -552,7 +550,7 @@ def test_missing_pieces_are_said_not_hidden(tmp_path: Path) -> None:
     write_embeddings(folder, ("other-seed0",))
     assert "holds no features of these runs" in write_page([folder], tmp_path / "out.html").read_text(encoding="utf-8")
     nothing = saved(guide_record(runs=(), differences=()), tmp_path / "nothing")
-    assert "Nothing of this was recorded." in write_page([nothing], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "Not recorded." in write_page([nothing], tmp_path / "out.html").read_text(encoding="utf-8")
     no_rows = saved(ProbeRecord(study="s", rows=()), tmp_path / "no_rows")
     assert "This record holds no result." in write_page([no_rows], tmp_path / "out.html").read_text(encoding="utf-8")
 

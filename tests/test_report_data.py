@@ -107,13 +107,12 @@ def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
     assert many is not None
     said = left_out_of_figures(many)
     drawn = levels(many.centers)
-    assert said == (
-        f"Of 18 centers the 15 of most patches are drawn; left out: {', '.join(c for c in centers if c not in drawn)}."
-    )
+    others = ", ".join(c for c in centers if c not in drawn)
+    assert said == f"Of 18 centers the 15 with most patches are drawn; not drawn: {others}."
     part = next(p for p in data_parts(many, "patient", set()) if p.title == "Concepts by center and class")
     assert said in part.text
     many = dataclasses.replace(few, concepts={f"k{i}": np.arange(len(few.labels), dtype=float) for i in range(14)})
-    assert left_out_of_figures(many) == "Of 14 concepts the first 12 are drawn; left out: k12, k13."
+    assert left_out_of_figures(many) == "Of 14 concepts the first 12 are drawn; not drawn: k12, k13."
 
 
 def test_without_classes_boxes_are_by_center_alone(context: Context) -> None:

@@ -225,7 +225,7 @@ def test_other_commands_say_that_a_checkpoint_reads_another_resolution(tmp_path,
 
 def test_guide_stores_the_resolution_of_its_training_rows(study, tmp_path):
     options = {"unfreeze": (), "trunk": (8,), "epochs": 1, "warmup": 0}
-    run_guide(study, encourage=["count"], options=options, out=tmp_path / "run")
+    run_guide(study, encourage=["count"], **options, out=tmp_path / "run")
     table = load_table(study.parent / "patches.csv")
     opened = load_checkpoint(tmp_path / "run" / "checkpoints" / "guided-seed0")
     assert opened.trained_on == resolution_of(table)

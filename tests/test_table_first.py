@@ -11,9 +11,7 @@ import torch
 from small_study import write_study
 
 import conceptkit as ck
-from conceptkit.commands.bags import run_bags
-from conceptkit.commands.grid import outline_grid, run_grid
-from conceptkit.commands.guide import outline_guide, run_guide
+from conceptkit.commands.guide import run_guide
 from conceptkit.commands.probe_arrays import probe_arrays
 from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import LEAST_LOW, r2_interval
@@ -73,11 +71,11 @@ def guide(study, checkpoint, concepts, folds, out):
 
 def bags(study, checkpoint, concepts, folds, out):
     options = {"by": "patient", "label": "bag_label", "encourage": concepts, "discourage": []}
-    run_bags(study, **options, folds=folds, out=out)
+    ck.Bags(**options, folds=folds).run(study, out=out)
 
 
 def grid(study, checkpoint, concepts, folds, out):
-    run_grid(study, ablate="; ".join(concepts), folds=folds, out=out)
+    ck.Grid(ablate="; ".join(concepts), folds=folds).run(study, out=out)
 
 
 RUNS = [probe, attribute, audit, guide, bags, grid]
@@ -132,7 +130,7 @@ def test_guiding_says_first_what_it_cannot_learn_and_read(table, nothing_read, t
     assert "\nSkipped: concept: void has no value among the training rows" in text
     assert "\nRead on the internal rows, center: " in text
     assert "each of these classes is in one group only: C, D." in text
-    outline = outline_guide(study, encourage=["count", "void"], discourage=["center"])
+    outline = ck.Guide(encourage=["count", "void"], discourage=["center"], dry_run=True).run(study)
     assert any("Skipped: concept: void" in note for note in outline.notes)
     assert "void" not in json.dumps(outline.to_dict()["branches"])
 
@@ -158,27 +156,31 @@ def test_folds_are_counted_before_latent_domains_are_read(concept, study, checkp
 
 
 def test_models_of_a_grid_with_an_impossible_concept_are_skipped(study, nothing_read, tmp_path):
-    cells = outline_grid(study, ablate="count; void; count, -center")
+    cells = ck.Grid(ablate="count; void; count, -center", dry_run=True).run(study).cells
     assert {name for cell in cells for name in cell.encourage} == {"count", "random target"}
     assert {name for cell in cells for name in cell.discourage} == {"center"}
     said = []
     with pytest.raises(Read):
-        run_grid(study, ablate="count; void", folds=3, out=tmp_path / "grid", notify=said.append)
-    assert "Skipped: concept: void has no value among the training rows" in said[0]
-    measured = outline_grid(study, ablate=None, affinity=True, encourage=["count", "void"], discourage=["center"])
+        ck.Grid(ablate="count; void", folds=3).run(study, out=tmp_path / "grid", notify=said.append)
+    assert "Skipped: concept: void has no value among the training rows" in "".join(said)
+    measured = (
+        ck.Grid(ablate=None, affinity=True, encourage=["count", "void"], discourage=["center"], dry_run=True)
+        .run(study)
+        .cells
+    )
     assert [cell.name for cell in measured if cell.encourage or cell.discourage] == []
     with pytest.raises(InputError, match="ablate: no model is left without void"):
-        outline_grid(study, ablate="count, void")
+        ck.Grid(ablate="count, void", dry_run=True).run(study)
 
 
 def test_predictivity_goes_on_without_a_column_that_does_not_vary(table, tmp_path):
     study = write_study(tmp_path, table)
-    record = ck.run_predictivity(study, concepts=["count", "void", "only"], alone=[], seeds=(0,), out=tmp_path / "p")
+    record = ck.Predictivity(concepts=["count", "void", "only"], alone=[], seeds=(0,)).run(study, out=tmp_path / "p")
     assert record.settings["concepts"] == ["count"]
     assert [note for note in record.notes if note.startswith("Skipped: concept: void has no value")]
     assert [note for note in record.notes if note.startswith("Skipped: concept: only has one class only")]
     with pytest.raises(InputError, match="void has no value"):
-        ck.run_predictivity(study, concepts=["void"], alone=[], seeds=(0,), out=tmp_path / "q")
+        ck.Predictivity(concepts=["void"], alone=[], seeds=(0,)).run(study, out=tmp_path / "q")
 
 
 # Bare arrays

@@ -1,4 +1,4 @@
-"""Everything that is said of one concept at one layer: change per unit, scores, what they are by chance, refits."""
+"""Results for one concept at one layer: change per unit, scores, their null distributions and refits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from conceptkit.probe.validation import validate
 from conceptkit.records.attribute import Score
 
 LEAST_REFITS = 10
-"""Fewer refits do not show how far a score depends on the patients."""
+"""Fewer refits do not show how much a score depends on the patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,13 @@ class Found:
     column: int
     """Number of the concept's vector"""
     output: int
-    """Number of the output"""
     among: str
     n: int
     n_groups: int
     per_unit: float
     """Change of the output per unit of the concept, along its pattern"""
-    error: float
-    """Standard error of it, over resamples of the groups"""
     reach: float
-    """Half the width of its 95 % interval"""
+    """Half the width of its 95 % interval over groups"""
     note: str | None
     p: float
     scores: Mapping[str, Score]
@@ -63,16 +60,16 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What is found of one concept at one layer."""
+    """Results for one concept at one layer."""
 
     fitted: Fitted
     score: float
     """Held-out R² or balanced accuracy"""
     score_low: float
-    """Lower end of its 95 % interval, as of ``probe``"""
+    """Lower end of its 95 % interval, as in ``probe``"""
     score_high: float
     score_note: str | None
-    """Of that interval; ``None``: nothing"""
+    """Note on that interval"""
     permuted: str
     refits: int
     cosines: Floats
@@ -92,17 +89,16 @@ def analyse(
     permutations: int = 500,
     seed: int = 0,
 ) -> Analysis:
-    """Take derivatives of outputs along a concept, and compare them with what shuffled concepts give.
+    """Take derivatives of outputs along a concept, and compare them with those along shuffled concepts.
 
     Parameters
     ----------
-    X : (n, d) activations of the rows that have the concept
-    target : the concept
+    X : (n, d) activations of the target's rows
     gradients : (o, n, d) of o outputs, by :func:`conceptkit.attribution.sensitivity.pooled_gradients`
     among : name → row numbers whose images are scored together
     confounders : (n, z) that the pattern holds fixed
     folds : of the held-out score
-    refits : resamples of the groups on which vector and pattern are fitted again
+    refits : resamples of the groups, on each of which vector and pattern are fitted again
     permutations : shuffles of the concept
     seed : of resamples and shuffles
 
@@ -141,9 +137,9 @@ def analyse(
     return Analysis(
         fitted=fitted,
         score=read.score,
-        score_low=read.interval.low,
-        score_high=read.interval.high,
-        score_note=read.interval.note,
+        score_low=read.score_low,
+        score_high=read.score_high,
+        score_note=read.interval_note,
         permuted=level_of(target).permuted,
         refits=len(kept),
         cosines=cosines,
@@ -167,7 +163,7 @@ def _picked(vectors: Vectors, at: slice) -> Vectors:
 
 
 def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output: int, among: str) -> Found:
-    """Score one vector on some images; G (n, d) are their derivatives, ``rows`` (n,) their numbers."""
+    """Score one vector on images with derivatives G (n, d) and numbers ``rows`` (n,)."""
     S = directional_derivatives(G, own.fitted.unit)  # (n, 1)
     along = G @ own.fitted.patterns[:, 0]  # (n,)
     per_unit = float(along.mean())
@@ -179,7 +175,7 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
     p, null_scores = math.nan, None
     if own.null is not None:
         p = two_sided_p(per_unit, G.mean(0) @ own.null.patterns)
-        # At the concept's own R²: that of a shuffled one is none, so that Br would be tested for being read alone.
+        # At the concept's R²: with a shuffled concept's, about 0, Br would only test whether the concept is decodable.
         null_scores = score_all(directional_derivatives(G, own.null.unit), own.r2)
     values = score_all(S, own.r2)
     repeated = [score_all(G @ vectors.unit, own.r2) for _, vectors in own.refits]
@@ -204,7 +200,6 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
         n=len(rows),
         n_groups=n_groups,
         per_unit=per_unit,
-        error=error,
         reach=student_reach(effective) * error if n_groups > 1 else math.nan,
         note=coverage_note(n_groups, effective=effective),
         p=p,
@@ -216,7 +211,7 @@ def _one(own: _Column, G: Floats, rows: NDArray[np.intp], *, column: int, output
 
 
 def _resampled_changes(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> Floats:
-    """Return the change per unit in each resample: of the images that are scored and of the rows that are fitted."""
+    """Return the change per unit in each resample of both the scored images and the fitted rows."""
     sums = np.zeros((int(own.clusters.max()) + 1, G.shape[1]))
     np.add.at(sums, clusters, G)
     counts = np.bincount(clusters, minlength=len(sums))
@@ -229,7 +224,7 @@ def _resampled_changes(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> F
 
 
 def _resampled_shares(own: _Column, G: Floats, clusters: NDArray[np.intp]) -> dict[str, Floats]:
-    """Return each share between 0 and 1 in each resample, of images and fits alike; resamples without one go."""
+    """Return each score in [0, 1] in each resample of images and fits; resamples without a value are left out."""
     found: dict[str, list[float]] = {name: [] for name in SHARES}
     for draw, vectors in own.refits:
         weights = draw[clusters].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Our concept activation vectors for captum's own TCAV."""
+"""Concept activation vectors for captum's TCAV."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from conceptkit.probe.classification import ConceptActivationVector
 class ConceptClassifier(Classifier):  # type: ignore[misc]  # captum is untyped to mypy
     """A :class:`conceptkit.ConceptActivationVector` that ``captum.concept.TCAV`` fits and reads.
 
-    captum flattens a layer's output. With ``channels``, positions are pooled before the vector is fitted and the
-    vector stands at every position, which is the exact derivative by the pooled activation: the sum over positions.
+    captum flattens a layer's output. With ``channels``, the vector is fitted to pooled positions and repeated at every
+    position, which gives the exact derivative by the pooled activation: the sum over positions.
 
     Parameters
     ----------
     method, alphas, folds : of the vector
-    channels : number of channels of a layer of maps (n, channels, …); ``None``: every value of the layer is a column
+    channels : number of channels of a layer of maps (n, channels, …); ``None`` to use every value of the layer
     """
 
     def __init__(
@@ -45,26 +45,18 @@ class ConceptClassifier(Classifier):  # type: ignore[misc]  # captum is untyped 
         return self._vector
 
     def train_and_eval(self, dataloader: DataLoader[Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Fit the vector to what captum hands over; return ``accs``, its accuracy on the same rows.
-
-        Parameters
-        ----------
-        dataloader : gives activations (n, values) and numbers of concepts (n,)
-        """
+        """Fit the vector to activations (n, values) and concepts (n,); return ``accs``, its training accuracy."""
         parts = [(x.detach().cpu().double(), y.cpu()) for x, y in dataloader]
         X = torch.cat([x for x, _ in parts]).numpy()
         y = torch.cat([y for _, y in parts]).numpy()
         X = self._pooled(X)
-        # captum hands over one concept after the other; folds of neighbouring rows would lack classes.
+        # captum passes one concept after the other; folds of neighbouring rows would miss classes.
         order = np.random.default_rng(0).permutation(len(y))
         self._vector.fit(X[order], y[order])
         return {"accs": torch.tensor(float(np.mean(self._vector.predict(X) == y)))}
 
     def weights(self) -> Tensor:
-        """Return the vectors (classes, values), one for each concept; those of two concepts are each other's negative.
-
-        They are not scaled to length 1: signs and shares do not depend on it.
-        """
+        """Return the vectors (classes, values), not scaled to length 1; those of two concepts have opposite signs."""
         coefficients = torch.from_numpy(self._vector.coef_)
         if len(self._vector.classes_) == 2:
             coefficients = torch.cat([-coefficients, coefficients])

@@ -1,4 +1,4 @@
-"""Where a concept lies in activation space: the vector that reads it, and the pattern by which it shows."""
+"""Directions of a concept in activation space: the vector that predicts it, and the pattern of activations it has."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from conceptkit.probe.ridge import ALPHAS, factorise
 from conceptkit.probe.targets import Target
 
 _COLUMNS_AT_ONCE = 64
-"""Shuffled categorical concepts that are fitted in one go."""
+"""Shuffled categorical concepts that are fitted together."""
 
 Orders = NDArray[np.intp]
-"""(b, n) where each row takes its value from, in each of b shuffles"""
+"""(b, n) source row of each row's value in each of b shuffles"""
 
 
 def unit_columns(W: Floats) -> Floats:
-    """Return columns (d, t) scaled to length 1; zeros stay zeros."""
+    """Return columns (d, t) scaled to length 1; columns of zeros stay."""
     length = np.linalg.norm(W, axis=0)
     out: Floats = np.divide(W, length, out=np.zeros_like(W), where=length > 0)
     return out
 
 
 def patterns(X: NDArray[Any], columns: Floats, Z: Floats | None = None) -> Floats:
-    """Return how the activations differ, on average, where the concept is one unit higher: Cov(x, c) / Var(c).
+    """Return the mean change of the activations per unit of the concept: Cov(x, c) / Var(c).
 
     Parameters
     ----------
     X : (n, d) activations
     columns : (n, t) values of a concept; for an indicator the pattern is the difference of the class means
-    Z : (n, z) confounders that are held fixed: c is replaced by what they leave of it
+    Z : (n, z) confounders that are held fixed: c is replaced by its residuals
 
     Returns
     -------
-    (d, t), in units of the activations per unit of the concept; zeros for a column that does not vary
+    (d, t), in units of the activations per unit of the concept; zeros for a constant column
 
     Source
     ------
@@ -56,13 +56,13 @@ def patterns(X: NDArray[Any], columns: Floats, Z: Floats | None = None) -> Float
 
 
 def residuals(columns: Floats, Z: Floats | None) -> Floats:
-    """Return what the mean and confounders Z (n, z) leave of columns (n, t), by least squares."""
+    """Return the residuals of columns (n, t) after mean and confounders Z (n, z), by least squares."""
     centred: Floats = columns - columns.mean(0)
     if Z is None:
         return centred
     design = Z - Z.mean(0)
     left: Floats = centred - design @ np.linalg.lstsq(design, centred, rcond=None)[0]
-    # What is left of a column that the confounders determine is rounding, and no concept.
+    # The residuals of a column that the confounders determine are rounding errors.
     gone = np.sum(left * left, axis=0) <= 1e-10 * np.sum(centred * centred, axis=0)
     return np.where(gone, 0.0, left)
 
@@ -72,7 +72,7 @@ class Vectors:
     """Directions of t concepts, or of t classes of one."""
 
     vectors: Floats
-    """(d, t) change of the reading per unit of each activation: the regression or concept activation vectors"""
+    """(d, t) regression or concept activation vectors"""
     patterns: Floats
     """(d, t) change of the activations per unit of the concept"""
 
@@ -84,11 +84,11 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is fitted of one concept on all rows that have it."""
+    """Directions of one concept, fitted on all rows that have it."""
 
     target: Target
     classes: tuple[str | None, ...]
-    """Class that each column stands for; ``None`` for a continuous concept"""
+    """Class of each column; ``None`` for a continuous concept"""
     columns: Floats
     """(n, t) values, or the classes' indicators"""
     alpha: float
@@ -106,13 +106,12 @@ def fit_concept(X: NDArray[Any], target: Target, confounders: Floats | None = No
     Parameters
     ----------
     X : (n, d) activations of the target's rows
-    target : the concept
     confounders : (n, z) that the pattern holds fixed
 
     Raises
     ------
     InputError
-        when no activation says anything of the concept, or the confounders leave nothing of it
+        when no activation varies with the concept, or the confounders determine it
     """
     if target.kind == "continuous":
         columns = target.columns
@@ -127,22 +126,21 @@ def fit_concept(X: NDArray[Any], target: Target, confounders: Floats | None = No
         classes, columns = target.classes[1:] if target.n_classes == 2 else target.classes, target.columns
     shown = patterns(X, columns, confounders)
     if not residuals(columns, confounders).any(axis=0).all():
-        raise InputError(f"adjust: the confounders determine {target.name}, so that nothing of it is left to move.")
+        raise InputError(f"adjust: the confounders determine {target.name}; remove one of them.")
     if not np.abs(W).sum(0).all() or not np.abs(shown).sum(0).all():
-        raise InputError(f"concept: {target.name} has no direction, as no activation of the layer goes with it.")
+        raise InputError(f"concept: {target.name} has no direction, because no activation of the layer varies with it.")
     return Fitted(target, classes, columns, penalty, Vectors(W, shown), intercepts, confounders)
 
 
 def fit_shuffled(X: NDArray[Any], fitted: Fitted, orders: Orders) -> Vectors:
-    """Fit vectors and patterns to shuffled values, at the penalty of the concept itself.
+    """Fit vectors and patterns to shuffled values, at the concept's penalty.
 
-    Chosen anew, the penalty of a shuffled concept is the largest there is, and its direction then lies among the
-    activations of most variance: another kind of direction than the concept's, with other derivatives. Of a pattern
-    that holds confounders fixed, what these leave of the concept is shuffled.
+    The penalty chosen for a shuffled concept would be the largest, and its direction would follow the activations of
+    most variance, which have other derivatives. With confounders, the pattern's residuals are shuffled.
 
     Returns
     -------
-    b · t columns, those of one shuffle after each other
+    b · t columns, shuffle by shuffle
     """
     target, basis = fitted.target, factorise(X)
     left = residuals(fitted.columns, fitted.confounders)
@@ -155,13 +153,13 @@ def fit_shuffled(X: NDArray[Any], fitted: Fitted, orders: Orders) -> Vectors:
     parts = []
     for start in range(0, len(orders), _COLUMNS_AT_ONCE):
         some = codes[orders[start : start + _COLUMNS_AT_ONCE]].T
-        # Six digits of a direction suffice where hundreds of them are counted.
+        # Six digits of a direction suffice to count hundreds of them.
         parts.append(basis.weights(fit_logistic(A, basis.spectrum, some, fitted.alpha, tolerance=1e-9)[0]))
     return Vectors(np.concatenate(parts, axis=1), shown)
 
 
 def refit(X: NDArray[Any], fitted: Fitted, draws: Resamples) -> list[Vectors | None]:
-    """Fit vectors and patterns again on resamples of the groups, at the penalty chosen on all of them.
+    """Fit vectors and patterns again on resamples of the groups, at the concept's penalty.
 
     Parameters
     ----------
@@ -170,7 +168,7 @@ def refit(X: NDArray[Any], fitted: Fitted, draws: Resamples) -> list[Vectors | N
 
     Returns
     -------
-    one for each resample; ``None`` where it lacks a class, or the concept does not vary in it
+    one per resample; ``None`` if a class is missing or the concept is constant in it
     """
     target = fitted.target
     out: list[Vectors | None] = []

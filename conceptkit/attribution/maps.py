@@ -1,4 +1,4 @@
-"""Where in a patch a concept is read, which patches show it most, and what moving along it does."""
+"""Maps of a concept in patches, patches with its extreme values, and outputs when activations move along it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from conceptkit.evaluate.scores import Floats
 def concept_maps(
     module: nn.Module, layer: str, batches: Iterable[Tensor], vectors: Floats, intercepts: Floats
 ) -> list[Floats]:
-    """Return the reading w·A_p + b of every position p of a convolutional layer, per image.
-
-    The mean of a map is the reading of the pooled activation: the predicted concept, in its unit.
+    """Return the prediction w·A_p + b at every position p of a convolutional layer; its mean is the predicted concept.
 
     Parameters
     ----------
-    module : the network
     layer : dotted name
     batches : images (n, 3, h, w) normalised, on the network's device
     vectors : (d, t), fitted on the layer's average over positions
@@ -31,7 +28,7 @@ def concept_maps(
 
     Returns
     -------
-    for each batch (n, t, rows, columns)
+    for each batch (n, t, rows, columns), in the concept's unit
 
     Raises
     ------
@@ -49,14 +46,7 @@ def concept_maps(
 
 
 def extremes(reading: Floats, groups: NDArray[Any] | None, number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the rows of the highest and of the lowest readings, at most one of each group.
-
-    Parameters
-    ----------
-    reading : (n,)
-    groups : (n,) patients; ``None``: rows stand for themselves
-    number : of rows at each end; fewer where there are not so many groups
-    """
+    """Return the ``number`` rows of the highest and of the lowest readings (n,), at most one of each group (n,)."""
 
     def first(order: NDArray[np.intp]) -> NDArray[np.intp]:
         taken: list[int] = []
@@ -82,15 +72,14 @@ def move_along(
     sizes: Sequence[float],
     look: Callable[[Tensor], Mapping[str, Tensor]],
 ) -> dict[str, tuple[float, ...]]:
-    """Move activations along a step and watch outputs: what the derivative promises, checked by going there.
+    """Move activations along a step and return outputs: a check of the derivative's prediction.
 
     Parameters
     ----------
-    layout : of the layer
     batches : images (n, 3, h, w) normalised, on the network's device
     step : (d,) of the pooled activation
     sizes : multiples of the step
-    look : images → output's name → (n,)
+    look : function from images to output's name → (n,)
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What scores are by chance: those of directions fitted to shuffled concepts with the same groups."""
+"""Null distributions of scores: directions fitted to shuffled concepts with the same groups."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from conceptkit.probe.testing import blocks_between, blocks_within
 def shuffle_rows(target: Target, draws: int, seed: int) -> Orders:
     """Shuffle a concept at the level at which it varies (see :func:`conceptkit.probe.permutation.level_of`).
 
-    Without groups rows change places. A concept that varies within groups alone is shuffled inside each: rows within
-    the nested units, or whole nested units where it is constant in each of them. Otherwise groups change places, and
-    the nested units and rows inside them too: a group is given the values of another one, repeated where that is
-    smaller, so that patches resemble those of their patient and slide as much as before. Rows and groups change places
-    within their centers where these are known and the concept varies within any.
+    Without groups, rows are permuted. A concept that varies only within groups is permuted in each: rows within the
+    nested units, or whole nested units where it is constant in each of them. Otherwise groups are permuted, and the
+    nested units and rows in them too: a group takes the values of another one, repeated if that is smaller, so that
+    patches of a patient or slide remain as similar as before. Permutations stay within known centers in which the
+    concept varies.
 
     Returns
     -------
-    (draws, n) the row that each row takes its value from; a draw in which a class does not occur is drawn again
+    (draws, n) source row of each row's value; draws without one of the classes are repeated
     """
     rng = np.random.default_rng([seed, 3])
     whole = level_of(target).name == "groups"
@@ -71,7 +71,7 @@ def score_all(S: Floats, r2: Floats | float) -> dict[str, Floats]:
 def two_sided_p(observed: float, null: Floats, indifferent: float = 0.0) -> float:
     """Return (1 + #{null at least as far from indifference}) / (1 + number); NaN for a score without a value.
 
-    A shuffle whose score has no value counts as being as far: it cannot speak for the observed one.
+    A shuffle whose score has no value counts as at least as far.
     """
     if not np.isfinite(observed) or not len(null):
         return float("nan")

@@ -1,4 +1,4 @@
-"""What is attributed: the logits of a network, by the names of their classes."""
+"""Outputs that are attributed: the logits of a network, by the names of their classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from conceptkit.errors import InputError, near_names
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 
 MOST_CLASSES = 10
-"""Up to so many classes of a network are all attributed when none is named."""
+"""Largest number of classes that are all attributed by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One number per image that is attributed: a logit, or a concept that a head predicts."""
+    """An attributed number per image: a logit, or a concept that a head predicts."""
 
     name: str
     """Class of the main task, number of a class, or name of a head"""
@@ -26,29 +26,29 @@ class Output:
 
 
 def choose_outputs(module: nn.Module, images: Tensor, wanted: Sequence[str] | None = None) -> list[Output]:
-    """Return the outputs that are meant.
+    """Return the named outputs.
 
-    A guided network's main task of two classes has one logit: it is that of the second class, and its negative that of
-    the first. The heads of its concepts can be named too: ``count``, or ``center:A`` for a class of a categorical one.
-    Any other network's classes are numbered from 0.
+    A guided network's main task of two classes has one logit, that of the second class; the first class has its
+    negative. Other heads are named ``count``, or ``center:A`` for a class of a categorical concept. Classes of other
+    networks are numbered from 0.
 
     Parameters
     ----------
     module : in evaluation mode
-    images : (n, 3, h, w) normalised, on the network's device; a few, to see what comes out
+    images : (n, 3, h, w) normalised, on the network's device; a few
     wanted : names; ``None`` for the second class of two, else all classes
 
     Raises
     ------
     InputError
-        when a target does not exist, none is named where there are many, or the network has no classes
+        when a target does not exist, must be named among many, or the network has no classes
     """
     if isinstance(module, GuidedModel):
         known, usual = _guided(module)
     else:
         known, usual = _plain(module, images)
     if wanted is None and len(usual) > MOST_CLASSES:
-        raise InputError(f"target: the network has {len(usual)} classes; name the ones to attribute, as in --target 0.")
+        raise InputError(f"target: the network has {len(usual)} classes; choose some of them, as in --target 0.")
     names = list(usual if wanted is None else wanted)
     for name in names:
         if name not in known:
@@ -58,7 +58,7 @@ def choose_outputs(module: nn.Module, images: Tensor, wanted: Sequence[str] | No
 
 @dataclass(frozen=True)
 class _Node:
-    """One node of a guided network's head, turned and scaled to what it stands for."""
+    """A node of a guided network's head, with sign and scale of the output it stands for."""
 
     task: Task
     number: int
@@ -66,7 +66,7 @@ class _Node:
     shift: float = 0.0
 
     def read(self, model: GuidedModel, reads: Mapping[str | None, Tensor]) -> Tensor:
-        # The head itself, not model.outputs: a reversal would turn the sign of a discouraged head's gradient.
+        # Not model.outputs, whose reversal would change the sign of a discouraged head's gradient.
         value: Tensor = model.heads[self.task.name](reads[self.task.layer])[:, self.number] * self.factor + self.shift
         return value
 
@@ -75,7 +75,7 @@ class _Node:
 
 
 def _nodes(model: GuidedModel) -> dict[str, _Node]:
-    """Return every output of a guided network by name; the main task's classes keep theirs where names are equal."""
+    """Return every output of a guided network by name; the main task's classes go first where names are equal."""
     known: dict[str, _Node] = {}
     for task in sorted(model.tasks, key=lambda task: task.name != MAIN):
         if task.name == MAIN and task.nodes == 1:
@@ -98,14 +98,14 @@ def _guided(model: GuidedModel) -> tuple[dict[str, Callable[[Tensor], Tensor]], 
 def _plain(module: nn.Module, images: Tensor) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[str]]:
     if getattr(module, "num_classes", None) == 0:
         raise InputError(
-            "model: this network gives features and no classes, so that nothing can be attributed; "
-            "name a checkpoint that guide wrote, or a classifier."
+            "model: this network returns features, not classes, so nothing can be attributed; "
+            "set --model to a guide checkpoint or a classifier."
         )
     with torch.no_grad():
         found = module(images)
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = "×".join(map(str, found.shape[1:])) if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"model: must give one logit per class and image, this network gives {shape}.")
+        raise InputError(f"model: must return one logit per class and image, this network returns {shape}.")
     names = [str(k) for k in range(found.shape[1])]
     return {name: _logit(module, k) for k, name in enumerate(names)}, names
 
@@ -119,10 +119,9 @@ def _logit(module: nn.Module, k: int) -> Callable[[Tensor], Tensor]:
 
 
 def watch_outputs(module: nn.Module, outputs: Sequence[Output]) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """Return a function from images to what is watched while activations are moved: name → (n,).
+    """Return a function from images to name → (n,): ``outputs``, and a guided network's concepts.
 
-    These are ``outputs``; of a guided network also each continuous concept in its unit and, for categorical ones, the
-    probability of each class.
+    Continuous concepts are in their unit, categorical ones are the probability of each class.
     """
 
     def look(images: Tensor) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Derivatives of a logit at a layer through captum, carried over to the pooled activations that probes read."""
+"""Derivatives of an output by a layer's pooled activations, taken with captum."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.attribution.outputs import Output
 from conceptkit.errors import InputError
 from conceptkit.families import ATTRIBUTIONS, POOLINGS
-from conceptkit.models.layouts import measure_views
+from conceptkit.models.layouts import hooked, measure_views
 from conceptkit.models.pooling import shape_text
 
 Floats = NDArray[np.float64]
 
 INTEGRATION_STEPS = 20
-"""Points at which the gradient is taken between the baseline's activations and the image's."""
+"""Points between the baseline's activations and the image's at which the gradient is taken."""
 
 
 def gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
-    """∂z/∂A at the image's own activations A."""
-    from captum.attr import LayerGradientXActivation
-
+    """∂z/∂A at the image's activations A."""
     found: Tensor = LayerGradientXActivation(forward, layer, multiply_by_inputs=False).attribute(images)
     return found
 
 
 def integrated_gradient(forward: Callable[[Tensor], Tensor], layer: nn.Module, images: Tensor) -> Tensor:
-    """∂z/∂A averaged on the way from the activations of an image of the mean colour to the image's own."""
-    from captum.attr import LayerIntegratedGradients
-
+    """∂z/∂A averaged between the activations of an image of the mean colour and the image's."""
     found: Tensor = LayerIntegratedGradients(forward, layer, multiply_by_inputs=False).attribute(
         images, baselines=torch.zeros_like(images), n_steps=INTEGRATION_STEPS, internal_batch_size=len(images)
     )
@@ -53,14 +50,12 @@ def check_pool(pool: str) -> str:
 
 
 class Layout:
-    """How a layer's output lies in memory, and which part of it a pooled activation stands for.
+    """The positions of a layer's output A that its pooled activation a (d,) summarises.
 
-    A probe reads the pooled activation a (d,) of a layer's output A. Moving a by δ·v means moving every position that
-    was pooled by δ·v: the mean over positions moves by just that, and so does the maximum.
+    Moving a by δ·v means moving every pooled position by δ·v, which moves mean and maximum over positions by δ·v.
 
     Parameters
     ----------
-    module : the network
     layer : dotted name
     images : (n, 3, h, w) normalised, of the size that the network will be given
     pool : one of :data:`conceptkit.families.POOLINGS`
@@ -68,12 +63,12 @@ class Layout:
 
     def __init__(self, module: nn.Module, layer: str, images: Tensor, *, pool: str = "gap") -> None:
         self.pool = check_pool(pool)
-        self.layer = layer
+        self.module, self.layer = module, layer
         self.own = module.get_submodule(layer)
         self.view = measure_views(module, [layer], images)[layer]
 
     def positions(self, x: Tensor) -> Tensor:
-        """Return what the pooling reads of x (n, …) as (n, d, …), a view; with ``flatten`` and ``cls`` (n, …, d)."""
+        """Return the pooled part of x (n, …) as (n, d, …), a view; with ``flatten`` and ``cls`` (n, …, d)."""
         if self.pool == "flatten":
             return self.view.channels_first(x)
         if x.ndim <= 2:
@@ -102,9 +97,9 @@ class Layout:
 
 @contextlib.contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation with frozen weights (BatchNorm statistics too), and back afterwards.
+    """Set a network to evaluation with frozen weights and BatchNorm statistics, and back afterwards.
 
-    Gradients then begin at the layer: nothing is kept of what lies before it.
+    Gradients then begin at the layer.
     """
     modes = {part: part.training for part in module.modules()}
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -121,32 +116,22 @@ def at_rest(module: nn.Module) -> Iterator[None]:
 
 
 def check_layer(module: nn.Module, layer: str, output: Output, images: Tensor) -> None:
-    """Raise :class:`InputError` when an output cannot be differentiated at a layer.
-
-    Parameters
-    ----------
-    layer : dotted name
-    images : (n, 3, h, w) normalised; a few
-    """
+    """Raise :class:`InputError` when an output cannot be differentiated at a layer, for a few images (n, 3, h, w)."""
     seen: list[Any] = []
-    handle = module.get_submodule(layer).register_forward_hook(lambda own, inputs, out: seen.append(out))
-    try:
-        with torch.no_grad():
-            value = output.forward(images)
-    finally:
-        handle.remove()
+    with hooked(module, lambda name: lambda own, inputs, out: seen.append(out), [layer]), torch.no_grad():
+        value = output.forward(images)
     if not seen:
         raise InputError(f"layer: {layer} takes no part in the network's forward pass to {output.name}.")
     if len(seen) > 1:
         raise InputError(
-            f"layer: {layer} runs {len(seen)} times in one forward pass, so that its activations are not one place; "
+            f"layer: {layer} runs {len(seen)} times in one forward pass, so it has several activations; "
             "name a layer that runs once."
         )
     found = seen[0]
     if not isinstance(found, Tensor):
         raise InputError(f"layer: {layer} returns a {type(found).__name__}, not one tensor; name a layer inside.")
     if not found.is_floating_point():
-        raise InputError(f"layer: {layer} returns {found.dtype}, through which no gradient can be taken.")
+        raise InputError(f"layer: {layer} returns {found.dtype}, which has no gradient.")
     if found.ndim == 2 and any(torch.equal(column, value) for column in found.T):
         raise InputError(f"layer: {layer} is the target {output.name} itself; name a layer before it.")
     with at_rest(module):
@@ -154,7 +139,7 @@ def check_layer(module: nn.Module, layer: str, output: Output, images: Tensor) -
 
 
 def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *, method: str = "gradient") -> Tensor:
-    """Return ∂z/∂A of the shape of the layer's output (n, …), z being an output and A the layer's.
+    """Return ∂z/∂A, of the shape (n, …) of the layer's output A, of an output z.
 
     Parameters
     ----------
@@ -166,7 +151,7 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
     Raises
     ------
     InputError
-        when the output does not depend on the layer in a way that can be differentiated
+        when no gradient of the output reaches the layer
     """
     take = ATTRIBUTIONS.choose("method", method)
     try:
@@ -177,24 +162,21 @@ def derivatives(module: nn.Module, layer: str, output: Output, images: Tensor, *
             raise
         if _matters(module, layer, output, images):
             raise InputError(
-                f"layer: no gradient of {output.name} reaches {layer}, as the network cuts it off between them (a "
+                f"layer: no gradient of {output.name} reaches {layer}, because a step between them has none (a "
                 "rounding, an argmax, detach or no_grad); name a later layer."
             ) from None
         raise InputError(
-            f"layer: {output.name} does not depend on {layer}, which comes after it or lies in another branch; name a "
-            "layer before the target."
+            f"layer: {output.name} does not depend on {layer}, which is after it or in another branch; name a layer "
+            "before the target."
         ) from None
 
 
 def _matters(module: nn.Module, layer: str, output: Output, images: Tensor) -> bool:
-    """Return whether an output changes at all with what a layer gives."""
+    """Return whether an output changes with a layer's output."""
     with torch.no_grad():
         before = output.forward(images)
-        handle = module.get_submodule(layer).register_forward_hook(lambda own, inputs, out: out + 1.0)
-        try:
+        with hooked(module, lambda name: lambda own, inputs, out: out + 1.0, [layer]):
             return not torch.equal(output.forward(images), before)
-        finally:
-            handle.remove()
 
 
 def pooled_gradients(
@@ -207,19 +189,17 @@ def pooled_gradients(
     method: str = "gradient",
     progress: Callable[[int], None] | None = None,
 ) -> Floats:
-    """Return ∂z/∂a for every image: the derivative of each output by the pooled activation of a layer.
+    """Return G = ∂z/∂a for every image: the derivative of each output by the pooled activation of a layer.
 
-    The derivative along a direction v (d,) is then a product: S = G·v. Weights and BatchNorm are frozen meanwhile.
+    The derivative along a direction v (d,) is S = G·v.
 
     Parameters
     ----------
-    module : the network
     layer : dotted name
-    outputs : what is differentiated
     batches : images (n, 3, h, w) normalised, on the network's device
-    pool : how the probe's activations were pooled
+    pool : pooling of the probe's activations
     method : one of :data:`conceptkit.families.ATTRIBUTIONS`
-    progress : told of images done
+    progress : receives the number of images done
 
     Returns
     -------
@@ -228,7 +208,7 @@ def pooled_gradients(
     Raises
     ------
     InputError
-        when an output cannot be differentiated at the layer, its derivative is zero at every image, or not finite
+        when an output cannot be differentiated at the layer, or its derivative is not finite or zero at every image
     """
     layout: Layout | None = None
     parts: list[list[Floats]] = [[] for _ in outputs]
@@ -250,36 +230,25 @@ def pooled_gradients(
             raise InputError(f"target: the derivative of {output.name} at {layer} is not finite.")
         if not values.any():
             raise InputError(
-                f"layer: the derivative of {output.name} is zero at {layer} for all {done} images, "
-                "as behind units that never fire; nothing can be said of any concept there."
+                f"layer: the derivative of {output.name} is zero at {layer} for all {done} images, as before units "
+                "that are never active; name a later layer."
             )
     return gathered
 
 
 @contextlib.contextmanager
 def moved_by(layout: Layout, step: Tensor) -> Iterator[None]:
-    """Move the layer's output in the forward passes within, so that its pooled activation moves by ``step`` (d,)."""
+    """Move the layer's output in forward passes so that its pooled activation moves by ``step`` (d,)."""
 
     def hook(own: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output + layout.spread(step.to(output), output)
 
-    handle = layout.own.register_forward_hook(hook)
-    try:
+    with hooked(layout.module, lambda name: hook, [layout.layer]):
         yield
-    finally:
-        handle.remove()
 
 
 def position_values(module: nn.Module, layout: Layout, images: Tensor) -> Tensor:
-    """Return the output (n, c, h, w) of a layer of maps, through captum.
-
-    Raises
-    ------
-    InputError
-        when the layer has no positions to draw
-    """
-    from captum.attr import LayerActivation
-
+    """Return the output (n, c, h, w) of a layer of maps; raise :class:`InputError` for other layers."""
     with torch.no_grad():
         found = LayerActivation(module, layout.own).attribute(images)
     if not isinstance(found, Tensor) or found.ndim != 4:

@@ -6,29 +6,22 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.stats import beta
+from scipy.stats import t as student
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
 
 
 def sign_count(S: Floats, r2: Floats | float = 0.0) -> Floats:
-    """Return #{S > 0} / n: the share of images whose output rises along the direction (Kim et al., 2018).
-
-    Parameters
-    ----------
-    S : (n, …) directional derivatives of n images; a derivative of exactly 0 does not count as positive
-
-    Returns
-    -------
-    (…), from 0 to 1
-    """
+    """Return #{S > 0} / n for derivatives S (n, …): the share of images whose output rises (Kim et al., 2018)."""
     return np.asarray((S > 0).mean(0), dtype=np.float64)
 
 
 def magnitude(S: Floats, r2: Floats | float = 0.0) -> Floats:
     """Return Σ max(S, 0) / Σ|S|: the share of all change that is upward, from 0 to 1; NaN where nothing changes.
 
-    That is the formula of captum's documentation; what captum computes under that name is :func:`mean`.
+    This is the formula in captum's documentation; captum itself computes :func:`mean`.
     """
     total = np.abs(S).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -43,8 +36,8 @@ def mean(S: Floats, r2: Floats | float = 0.0) -> Floats:
 def relevance(S: Floats, r2: Floats | float) -> Floats:
     """Return the bidirectional relevance Br = max(R², 0) · mean(S) / sd(S) (Graziani et al., 2018).
 
-    A concept that is not read (R² ≤ 0) has none. NaN where the derivative is the same for all images, as in a linear
-    network, or there is one image only.
+    It is 0 for a concept that cannot be decoded (R² ≤ 0), and NaN for a single image or if the derivative is the same
+    for all images, as in a linear network.
 
     Parameters
     ----------
@@ -54,7 +47,7 @@ def relevance(S: Floats, r2: Floats | float) -> Floats:
     if len(S) < 2:
         return np.full(S.shape[1:], np.nan)
     spread = S.std(0, ddof=1)
-    # A linear output has one derivative up to rounding: a ratio to that rounding would be a number without meaning.
+    # The derivative of a linear output varies by rounding only, and a ratio to rounding has no meaning.
     same = spread <= 1e-6 * np.abs(S).max(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.maximum(r2, 0.0) * S.mean(0) / spread
@@ -70,45 +63,36 @@ SCORES: Mapping[str, Callable[[Floats, Floats | float], Floats]] = {
 """Name → function from derivatives (n, …) and R² (…) to scores (…)."""
 
 INDIFFERENT: Mapping[str, float] = {"sign_count": 0.5, "magnitude": 0.5, "mean": 0.0, "relevance": 0.0}
-"""Name → the score of an output that does not care; tests are two-sided about it."""
-
+"""Name → score of an output that does not depend on the concept; tests are two-sided about it."""
 
 SHARES = ("sign_count", "magnitude")
-"""Scores between 0 and 1, whose interval stays inside."""
+"""Scores between 0 and 1, as are their intervals."""
 
 _SAME = 1e-5
 """Relative spread below which derivatives in float32 count as equal"""
 
 
 def is_same_for_all(G: Floats) -> bool:
-    """Return whether the derivative G (n, d) is the same at every image, as at a layer with a linear head.
-
-    Every direction then has a sign count of 0 or 1, whatever it stands for.
-    """
+    """Return whether the derivative G (n, d) is the same for all images; every sign count is then 0 or 1."""
     return len(G) > 1 and bool(np.ptp(G, axis=0).max() <= _SAME * np.abs(G).max())
 
 
 def share_interval(share: float, error: float, *, n_groups: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share over clustered rows, which lies inside [0, 1].
+    """Return the 95 % interval, within [0, 1], of a share over clustered rows.
 
-    The standard error over resamples of the groups gives the number of independent rows that would have the same one,
-    and Clopper and Pearson's interval of that many rows is taken. A share of 0 or 1 counts as one of at most as many
-    rows as there are groups.
+    It is Clopper and Pearson's interval for the number of independent rows that have the same standard error; for a
+    share of 0 or 1, for at most the number of groups.
 
     Parameters
     ----------
-    share : of the rows
-    error : standard error of it, over resamples of the groups
-    n_groups : groups among the rows; of one group there is no interval
+    error : standard error of the share, over resamples of the groups
+    n_groups : groups among the rows; a single group has no interval
     n : rows
 
     Source
     ------
     Korn and Graubard, 1998
     """
-    from scipy.stats import beta
-    from scipy.stats import t as student
-
     if n_groups < 2 or not np.isfinite(share):
         return float("nan"), float("nan")
     size = float(n_groups if share in (0.0, 1.0) else n)
@@ -119,18 +103,12 @@ def share_interval(share: float, error: float, *, n_groups: int, n: int) -> tupl
     hits = share * size
     low = float(beta.ppf(0.025, hits, size - hits + 1)) if share > 0 else 0.0
     high = float(beta.ppf(0.975, hits + 1, size - hits)) if share < 1 else 1.0
-    return math.floor(low * 1000) / 1000, math.ceil(high * 1000) / 1000  # outwards: 0.0000003 says no more than 0
+    return math.floor(low * 1000) / 1000, math.ceil(high * 1000) / 1000  # rounded outwards
 
 
 def directional_derivatives(G: Floats, unit: Floats) -> Floats:
-    """Return S = G·v (n, t) of derivatives G (n, d) and directions v (d, t).
-
-    Raises
-    ------
-    InputError
-        when there is no image
-    """
+    """Return S = G·v (n, t) of derivatives G (n, d) and directions v (d, t)."""
     if not len(G):
-        raise InputError("images: a score needs at least one, got none.")
+        raise InputError("images: at least one image is needed, got none.")
     out: Floats = G @ unit
     return out

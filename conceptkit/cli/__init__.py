@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from conceptkit.cli.adapt import adapt
-from conceptkit.cli.bags import bags
 from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.demo import demo
 from conceptkit.cli.doctor import doctor
 from conceptkit.cli.examples import epilog
 from conceptkit.cli.extract import extract
-from conceptkit.cli.guide import guide
+from conceptkit.cli.guide import GRID, GUIDE
 from conceptkit.cli.init import init
 from conceptkit.cli.layers import layers
 from conceptkit.cli.measure import measure
 from conceptkit.cli.options import with_cache_dir
 from conceptkit.cli.predict import predict
-from conceptkit.cli.predictivity import predictivity
-from conceptkit.cli.probe import probe
 from conceptkit.cli.report import report
 from conceptkit.cli.splits import splits
 from conceptkit.cli.status import status
 from conceptkit.cli.tile import tile
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.audit import Audit
+from conceptkit.options.bags import Bags
+from conceptkit.options.base import Command
+from conceptkit.options.grid import Grid
+from conceptkit.options.guide import Guide
+from conceptkit.options.predictivity import Predictivity
+from conceptkit.options.probe import Probe
 
 app = typer.Typer(
     name="conceptkit",
@@ -53,12 +57,13 @@ def _version(
         raise typer.Exit
 
 
+def _declare(options: type[Command], line: Callable[..., None] | None = None) -> None:
+    app.command(epilog=f"Example: conceptkit {options.example}")(line or command_line(options))
+
+
+_declare(Probe)
 for command in (
-    probe,
-    guide,
-    bags,
     predict,
-    predictivity,
     tile,
     measure,
     splits,
@@ -72,8 +77,12 @@ for command in (
 ):
     keeps = command not in (tile, measure, layers, report, init, status)
     app.command(epilog=epilog(command.__name__))(with_cache_dir(command) if keeps else command)
-for options in (Attribute, Audit):
-    app.command(epilog=f"Example: conceptkit {options.example}")(command_line(options))
+_declare(Guide, GUIDE)
+_declare(Grid, GRID)
+_declare(Bags)
+_declare(Predictivity)
+_declare(Attribute)
+_declare(Audit)
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -34,18 +34,27 @@ _GENERAL = "General"
 """Panel of the options that every command has"""
 
 
-def command_line(cls: type[Command], show: Show | None = None) -> Callable[..., None]:
+def command_line(
+    cls: type[Command],
+    show: Show | None = None,
+    *,
+    more: type[Command] | None = None,
+    make: Callable[..., Command] | None = None,
+) -> Callable[..., None]:
     """Return the function that typer makes the command from.
 
     Parameters
     ----------
     cls : the command
     show : prints its result; ``None`` for a record, which prints its tables and verdicts
+    more : another command, whose further options this command line has too
+    make : returns the command from the options, which may be another than ``cls``
     """
-    options = described(cls)
+    further = [option for option in described(more) if option.name not in _names(cls)] if more else []
+    options = [*described(cls), *further]
 
     def run(**given: Any) -> None:
-        invoke(cls, show, given)
+        invoke(make or cls, options, show, given)
 
     parameters = [_parameter(option) for option in options]
     parameters += [
@@ -85,8 +94,11 @@ def _parameter(option: Described) -> inspect.Parameter:
     if several:
         kind = str if declared.parse else list[str]
     shown: bool | str = not several
-    if several and isinstance(option.default, tuple) and option.default:
-        shown = ",".join(map(str, option.default))
+    usual = option.default if declared.shown is None else declared.shown
+    if isinstance(usual, tuple) and usual:
+        shown = ",".join(map(str, usual))
+    elif declared.shown is not None:
+        shown = str(usual).lower() if isinstance(usual, bool) else str(usual)
     about: dict[str, Any] = {"help": option.help.replace("`", ""), "metavar": _metavar(option), "show_default": shown}
     default = inspect.Parameter.empty if option.required else option.default
     if several or not isinstance(default, str | int | float | bool) or default == "":
@@ -114,12 +126,15 @@ def _metavar(option: Described) -> str | None:
     return f"<{word},…>" if option.many else f"<{word}>"
 
 
-def invoke(cls: type[Command], show: Show | None, given: dict[str, Any]) -> None:
+def invoke(
+    make: Callable[..., Command], described_options: Sequence[Described], show: Show | None, given: dict[str, Any]
+) -> None:
     """Run a command with the values of its command line, print its result and write it as JSON."""
+    names = {option.name for option in described_options}
     debug, json, verbose = given.pop("debug"), given.pop("json"), given.pop("verbose", False)
-    about = {name: given.pop(name) for name in ("study", "out") if name in given and name not in _names(cls)}
+    about = {name: given.pop(name) for name in ("study", "out") if name in given and name not in names}
     with sentences(debug), cache_folder(given.pop("cache_dir", None)), reading_console(json) as console:
-        options = cls(**_values(cls, given))
+        options = make(**_values(described_options, given))
         where: dict[str, Any] = {}
         if "study" in about:
             from conceptkit.runs.opening import find_study
@@ -139,10 +154,10 @@ def invoke(cls: type[Command], show: Show | None, given: dict[str, Any]) -> None
             raise typer.Exit(1)
 
 
-def _values(cls: type[Command], given: dict[str, Any]) -> dict[str, Any]:
+def _values(options: Sequence[Described], given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given; of those that may be repeated and hold commas, every name."""
     values = {name: value for name, value in given.items() if value is not None}
-    for option in described(cls):
+    for option in options:
         if isinstance(values.get(option.name), list) and not option.declared.argument:
             values[option.name] = [n for text in values[option.name] for n in name_list(option.name, text)]
     return values

@@ -1,12 +1,13 @@
-"""What people and programs see of a command: tables, progress, JSON, and one sentence for a mistake."""
+"""The output of a command: tables, progress, JSON, and one sentence for an error."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,18 @@ from conceptkit.errors import InputError, check_place
 from conceptkit.options.base import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from conceptkit.records import Record
     from conceptkit.report.judging import Verdict
     from conceptkit.report.table import Table
     from conceptkit.tables.study import Study
 
-PLAIN_WIDTH = 150
-"""Columns of a table that goes into a file or a pipe."""
+WIDTH = 100
+"""Characters per line of a table, and of everything that goes into a file or a pipe."""
+
+NAME_MOST = 36
+"""Characters of a cell; a longer name loses its middle."""
 
 EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -66,7 +72,7 @@ def sentences(debug: bool) -> Iterator[None]:
 
 
 class OneSentence(TyperGroup):
-    """The group of all commands: a wrong call is told like any mistake, where typer's box leaves the value out."""
+    """The group of all commands; a wrong call ends with one sentence that includes the value, unlike typer's box."""
 
     def main(
         self,
@@ -112,7 +118,7 @@ def reading_console(json: str | None) -> Iterator[Console]:
             raise InputError(f"json: must be a file or -, got {json!r}.")
         check_place("json", Path(json))
     stream = sys.stderr if json is not None else sys.stdout
-    yield Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+    yield Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False)
 
 
 @contextlib.contextmanager
@@ -164,39 +170,68 @@ def introduce(console: Console, study: Study) -> None:
         console.print(f"Study {escape(study.name)}: {escape(str(study.table))}")
 
 
-WARNINGS = ("Split ", "LEAKAGE", "TRANSDUCTIVE")
-"""Notes that begin so put the comparison itself in doubt."""
-
-
 def show_record(console: Console, record: Record, *, verbose: bool = False) -> None:
-    """Print a record's tables, its verdicts and its notes."""
-    from conceptkit.report.findings import TABLES, VERDICTS
+    """Print a record's tables, its verdicts and its notes; with ``verbose`` also the tables of controls."""
+    from conceptkit.report.sections import KINDS
 
-    kind = type(record)
-    show_findings(console, record, TABLES[kind](record), VERDICTS[kind](record))
+    kind = KINDS[type(record)]
+    show_findings(console, record, kind.tables(record), kind.verdicts(record), verbose=verbose)
 
 
-def show_findings(console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict]) -> None:
-    """Print tables, verdicts, the notes of a record and its rows, and where it lies."""
+def show_findings(
+    console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict], *, verbose: bool = False
+) -> None:
+    """Print tables, verdicts, the notes of a record and its rows, and its folder.
+
+    Parameters
+    ----------
+    verbose : whether tables of details, such as the controls of every score, are printed too
+    """
+    from conceptkit.records.texts import DOUBTS
     from conceptkit.report.contents import notes_of
     from conceptkit.report.judging import LEGEND, MARKS
-    from conceptkit.report.table import shown
+    from conceptkit.report.table import numeric_columns, shown
 
     for table in tables:
-        grid = RichTable(title=escape(table.title), title_justify="left")
-        frame = shown(table)
-        for column in frame.columns:
-            grid.add_column(escape(str(column)), overflow="fold")  # a cut name or number is no result
-        for row in frame.itertuples(index=False):
-            grid.add_row(*(escape(str(cell)) for cell in row))
-        console.print(grid)
+        if verbose or not table.details:
+            show_table(console, table.title, shown(table), numeric_columns(table))
     for verdict in verdicts:
         console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
     if verdicts:
         console.print(LEGEND, style="dim")
     for note in notes_of(record):
-        console.print(escape(note), style="bold yellow" if note.startswith(WARNINGS) else "dim")
+        console.print(escape(note), style="bold yellow" if note.kind in DOUBTS else "dim")
     console.print(f"run saved in {escape(str(record.folder))}")
+
+
+def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Collection[str] = ()) -> None:
+    """Print a table of texts: columns that do not fit the line go beneath, behind the first columns again.
+
+    Nothing is broken within a word: headings wrap between words, and a name longer than :data:`NAME_MOST` loses its
+    middle, different from the others that it stands with.
+    """
+    from conceptkit.report.drawing import apart
+
+    columns = {str(name): apart(cells[name].tolist(), NAME_MOST) for name in cells.columns}
+    widths = {n: max(map(len, [*n.split(), *texts]), default=0) + 3 for n, texts in columns.items()}
+    names = list(itertools.takewhile(lambda name: name not in numeric and name != "verdict", columns))
+    while names and sum(widths[name] for name in names) > WIDTH // 2:
+        names.pop()
+    blocks: list[list[str]] = [[]]
+    for name in columns:
+        if name not in names:
+            if blocks[-1] and sum(widths[n] for n in (*names, *blocks[-1], name)) >= min(console.width, WIDTH):
+                blocks.append([])
+            blocks[-1].append(name)
+    for k, block in enumerate(blocks):
+        grid = RichTable(title=None if k else escape(title), title_justify="left")
+        for name in (*names, *block):
+            grid.add_column(
+                escape(name), justify="right" if name in numeric else "left", width=widths[name] - 3, overflow="fold"
+            )
+        for row in zip(*(columns[name] for name in (*names, *block)), strict=True):
+            grid.add_row(*map(escape, row))
+        console.print(grid)
 
 
 def write_json_result(json: str | None, values: Mapping[str, Any]) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 EXAMPLES = {
-    "probe": "probe --table patches.csv --group patient --model mobilenetv2_100 --layer blocks.6 --concept area_um2",
-    "guide": "guide --study study.toml --encourage area_um2,count --discourage center --seeds 0,1,2",
-    "bags": "bags --table tiles.csv --by slide --encourage count --discourage center",
     "predict": "predict runs/guide-001/checkpoints/guided-seed0 --table new.csv --out predicted.csv",
-    "predictivity": "predictivity --table patches.csv --concept area_um2,count",
     "tile": "tile slides/ --out tiles.csv --size 224 --tile-mpp 0.5",
     "measure": "measure images.csv --out patches.csv --nuclei hematoxylin",
     "splits": "splits --table patches.csv",

@@ -12,9 +12,13 @@ from conceptkit.cli.options import DebugOption, DeviceOption, JsonOption, TableO
 
 
 def predict(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder that guide wrote.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder that guide or bags wrote.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The predictions to write, .csv or .parquet.")],
     table: TableOption = None,
+    features: Annotated[
+        str | None,
+        typer.Option("--features", help="Features of patches (.h5, .npy, .parquet), for a checkpoint of bags."),
+    ] = None,
     maps: Annotated[
         str | None, typer.Option("--map", help="Folder for a picture per slide or image: its predictions as heat maps.")
     ] = None,
@@ -23,7 +27,7 @@ def predict(
     json: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Predict main task and concepts of patches with a guided network."""
+    """Predict main task and concepts of patches, or of bags, with a guided network."""
     with sentences(debug), reading_console(json) as console:
         from conceptkit.commands import predict as predicting
         from conceptkit.runs.opening import find_study
@@ -32,12 +36,20 @@ def predict(
         introduce(console, study)
         with progress_bars() as progress:
             frame = predicting.predict(
-                checkpoint, table=table, out=out, maps=maps, batch_size=batch_size, device=device, progress=progress
+                checkpoint,
+                table=table,
+                features=features,
+                out=out,
+                maps=maps,
+                batch_size=batch_size,
+                device=device,
+                progress=progress,
             )
         for what, reason in frame.attrs["skipped"]:
             console.print(f"skipped {escape(what)}: {escape(reason)}", style="yellow")
-        columns = [name for name in frame.columns if name not in ("patch_id", *predicting.CARRIED)]
-        console.print(f"{len(frame)} patches written to {escape(out)}: {escape(', '.join(columns))}")
+        columns = [name for name in frame.columns if name not in predicting.IDENTITY]
+        rows = "bags" if "bag" in frame.columns else "patches"
+        console.print(f"{len(frame)} {rows} written to {escape(out)}: {escape(', '.join(columns))}")
         for note in frame.attrs["notes"]:
             console.print(escape(note), style="bold yellow")
         if maps is not None:

@@ -13,7 +13,7 @@ from conceptkit.cli.options import DebugOption, JsonOption
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or checkpoints in them.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The page.")] = "report.html",
     latex: Annotated[str | None, typer.Option("--latex", metavar="DIR", help="Tables as LaTeX (booktabs).")] = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="DIR", help="Tables as CSV, numbers in full.")] = None,
@@ -24,10 +24,10 @@ def report(
 ) -> None:
     """Write one offline HTML page from finished runs."""
     with sentences(debug), reading_console(json) as console:
-        from conceptkit.commands.report import write_report
+        from conceptkit.commands.report import run_of, write_report
         from conceptkit.records import load_record
 
-        names = list(dict.fromkeys(load_record(Path(run)).study for run in runs))
+        names = list(dict.fromkeys(load_record(run_of(Path(run))).study for run in runs))
         path = write_report(runs, out, latex=latex, csv=csv, figures=figures, seed=seed)
         console.print(f"report written to {escape(str(path))}")
         for what, place in (("tables (LaTeX)", latex), ("tables (CSV)", csv), ("figures", figures)):

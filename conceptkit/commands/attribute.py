@@ -20,9 +20,9 @@ from conceptkit.attribution.sensitivity import Layout, check_layer, check_pool, 
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
 from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.activations import read_activations, readable_layers
+from conceptkit.features.sources import Features, open_features
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, open_model
+from conceptkit.models.checkpoints import is_checkpoint
 from conceptkit.models.inference import choose_device, ieee_float32
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.base import Notify, Progress
@@ -31,7 +31,6 @@ from conceptkit.probe.targets import Target, check_activations, check_varying
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.runs.context import center_column, default_concepts, names_kept, placed_in, table_targets, write_context
 from conceptkit.runs.opening import at_stage, header, in_own_folder, notes_on, open_source, run_folder, split_rows
-from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -75,6 +74,7 @@ class _Plan:
     layers: list[str]
     concepts: list[str]
     notes: list[str]
+    center: str | None
 
 
 @in_own_folder("attribute")
@@ -92,8 +92,16 @@ def attribute(
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
     table, rows = plan.table, plan.rows
-    backbone = open_model(str(plan.study.model), plan.study.weights, seed=options.seed)
-    layers, on_layers = readable_layers(table, backbone, plan.layers, options.pool)
+    features = open_features(
+        table,
+        plan.study,
+        layers=options.layers,
+        pool=options.pool,
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+    )
+    backbone = features.network()
     images = ImageReader(table, backbone, device, options.batch_size)
     drawer = MapDrawer(folder=folder, maps=options.maps, pool=options.pool, units=plan.study.units)
     found: list[AttributeRow] = []
@@ -102,12 +110,12 @@ def attribute(
         backbone.module.to(device)
         few = images.of(rows[:2])
         outputs = choose_outputs(backbone.module, few, options.targets or None)
-        dotted = {layer: backbone.layer(layer) for layer in layers}
+        dotted = {layer: backbone.layer(layer) for layer in features.layers}
         for module in dotted.values():
             for output in outputs:
                 check_layer(backbone.module, module, output, few)
         for layer, module in dotted.items():
-            X, G = _read_layer(options, plan, backbone, layer, module, outputs, images, progress)
+            X, G = _read_layer(options, plan, features, layer, outputs, images, progress)
             for k, target in enumerate(plan.targets):
                 if progress is not None:
                     progress(f"concepts at {layer}", k, len(plan.targets))
@@ -127,22 +135,20 @@ def attribute(
             if progress is not None:
                 progress(f"concepts at {layer}", len(plan.targets), len(plan.targets))
     backbone.module.cpu()
-    notes = [*checkpoint_notes(backbone, table), *on_layers, *plan.notes]
+    notes = [*features.notes(), *plan.notes]
     record = AttributeRecord(
         **header(
             options,
             plan.study,
             folder,
             notes,
-            model=plan.study.model,
-            weights=backbone.weights,
-            weights_sha256=backbone.fingerprint(),
-            layers=layers,
+            **features.settings(),
+            layers=list(features.layers),
             concepts=plan.concepts,
             targets=[output.name for output in outputs],
             among=list(plan.among),
             split=plan.split,
-            center=center_column(plan.table, None),
+            center=plan.center,
             device=str(device),
         ),
         rows=_with_q(found),
@@ -171,7 +177,8 @@ def _plan(options: Attribute, study: Any) -> _Plan:
     for values in confounders.values():
         keep = keep & values.there
     groups = table.groups(study.group)
-    placing = placed_in(table, study, center=center_column(table, None), nested=options.nested)
+    center = center_column(table, None)
+    placing = placed_in(table, study, center=center, nested=options.nested)
     targets, skipped = table_targets(table, concepts, keep, groups, options.folds, {**placing, "seed": options.seed})
     concepts = [target.name for target in targets]
     notes = [*notes_on(study, table, concepts), *skipped]
@@ -179,39 +186,30 @@ def _plan(options: Attribute, study: Any) -> _Plan:
         notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
     rows = np.unique(np.concatenate([target.rows for target in targets]))
     among = _among(_labels(table, study, rows), options.among or None, study.label)
-    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes)
+    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes, center)
 
 
 def _read_layer(
     options: Attribute,
     plan: _Plan,
-    backbone: Backbone,
+    features: Features,
     layer: str,
-    module: str,
     outputs: Sequence[Output],
     images: ImageReader,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return pooled activations (n, d) at a layer, and the derivatives (o, n, d) of the outputs by them."""
+    backbone = features.network()
     backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
-    X = read_activations(
-        plan.table,
-        backbone,
-        [layer],
-        cache=cache_folder(),
-        rows=plan.rows,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        progress=None if progress is None else at_stage(progress, "reading activations"),
-    )[layer].astype(np.float64)
+    reading = None if progress is None else at_stage(progress, "reading activations")
+    X = np.asarray(features.read(plan.rows, [layer], progress=reading)[layer], np.float64)
     check_activations(X, layer)
     check_varying(X, layer)
     backbone.module.to(images.where)
     step = None if progress is None else at_stage(progress, f"derivatives at {layer}")
     G = pooled_gradients(
         backbone.module,
-        module,
+        backbone.layer(layer),
         outputs,
         images.batches(plan.rows),
         pool=options.pool,

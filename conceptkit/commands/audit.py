@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.families import PROBES
-from conceptkit.features.activations import read_activations
-from conceptkit.features.pixels import read_pixel_statistics
+from conceptkit.features.sources import PIXELS, Features, NetworkFeatures, PixelFeatures
+from conceptkit.guide.goals import Goal
 from conceptkit.guide.latent import with_latent
-from conceptkit.guide.setup import Wish
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import checkpoint_notes, is_checkpoint, load_checkpoint
+from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.models.inference import choose_device
 from conceptkit.models.layers import list_layers
@@ -33,7 +32,6 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.report.judging import SIGNIFICANT
 from conceptkit.runs.context import center_column, placed_in, table_targets
 from conceptkit.runs.opening import at_stage, header, in_own_folder, notes_on, open_source, run_folder, split_rows
-from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
@@ -73,9 +71,9 @@ def audit(
     numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
     # Before latent domains are computed from pixels or activations.
     make_folds(int(keep.sum()), numbers, options.folds)
-    wish = Wish(options.concept, None, True)
-    table, (wish,), latent = with_latent(table, study, [wish], progress=progress)
-    concept = wish.concept
+    goals = [Goal(options.concept, None, discouraged=True)]
+    table, (goal,), latent = with_latent(table, study, goals, progress=progress)
+    concept = goal.concept
     table.column("concept", concept)
     if concept == study.label:
         raise InputError(f"concept: {concept} is the main task itself.")
@@ -84,7 +82,10 @@ def audit(
     (target,), skipped = table_targets(table, [concept], keep, groups, options.folds, placing)
     layers = list(options.layers or _default_layers(backbone))
     check_distinct("layer", layers)
-    places = _read_places(options, table, backbone, layers, target.rows, progress)
+    features = NetworkFeatures(
+        table, backbone, [*layers, f"heads.{MAIN}"], batch_size=options.batch_size, device=options.device
+    )
+    places = _read_places(features, target.rows, progress)
     label, score = _label_codes(table, study, tasks[MAIN], target.rows), _scores(places[LOGIT])
     rows, costs = _probe_places(options, places, target, label, len(tasks[MAIN].classes), progress)
     labelled = label >= 0
@@ -97,13 +98,13 @@ def audit(
             study,
             folder,
             (
-                *checkpoint_notes(backbone, table),
+                *features.notes(),
                 *notes_on(study, table, [concept]),
                 *skipped,
                 *([latent.note()] if latent else []),
                 *_limits(options, places, target),
             ),
-            weights_sha256=backbone.fingerprint(),
+            weights_sha256=features.digest(),
             concept=concept,
             layers=list(places),
             split=options.split or ALL,
@@ -113,7 +114,7 @@ def audit(
         concept=concept,
         kind=target.kind,
         discouraged=concept in tasks and tasks[concept].adversarial,
-        head=_head_score(options, table, backbone, target, tasks.get(concept)),
+        head=_head_score(features, target, tasks.get(concept)),
         rows=rows,
         layers=costs,
         levels=tuple(AuditLevel(level=k, n=n, auc=value) for k, (n, value) in levels.items()),
@@ -124,29 +125,13 @@ def audit(
 
 
 def _read_places(
-    options: Audit,
-    table: PatchTable,
-    backbone: Backbone,
-    layers: Sequence[str],
-    rows: NDArray[np.intp],
-    progress: Progress | None,
+    features: Features, rows: NDArray[np.intp], progress: Progress | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Return place → (n, d) what the network makes of the rows there, from pixel statistics to the logit."""
-    head = f"heads.{MAIN}"
-    activations = read_activations(
-        table,
-        backbone,
-        [*layers, head],
-        cache=cache_folder(),
-        rows=rows,
-        batch_size=options.batch_size,
-        device=options.device,
-        progress=None if progress is None else at_stage(progress, "reading activations"),
-    )
-    statistics = read_pixel_statistics(table, rows, cache=cache_folder())
-    places = {} if statistics is None else {INPUT: statistics}
-    places |= {name: activations[name].astype(np.float64) for name in layers}
-    places[LOGIT] = activations[head].astype(np.float64)
+    """Return place → (n, d) features of the rows there, from pixel statistics to the logit."""
+    step = None if progress is None else at_stage(progress, "reading activations")
+    found = PixelFeatures(features.table).read(rows) | features.read(rows, progress=step)
+    names = {PIXELS: INPUT, f"heads.{MAIN}": LOGIT}
+    places = {names.get(name, name): np.asarray(X, np.float64) for name, X in found.items()}
     for name, X in places.items():
         check_activations(X, name)
     return places
@@ -265,22 +250,12 @@ def _label_codes(table: PatchTable, study: Study, main: Task, rows: NDArray[np.i
     return np.array([-1 if v is None else number.get(str(v), -1) for v in values])
 
 
-def _head_score(
-    options: Audit, table: PatchTable, backbone: Backbone, target: Target, task: Task | None
-) -> float | None:
+def _head_score(features: Features, target: Target, task: Task | None) -> float | None:
     """Return the score of the network's own head, over rows of a class that it has; ``None`` without a head."""
     if task is None or task.kind != target.kind:
         return None
     name = f"heads.{task.name}"
-    read = read_activations(
-        table,
-        backbone,
-        [name],
-        cache=cache_folder(),
-        rows=target.rows,
-        batch_size=options.batch_size,
-        device=options.device,
-    )[name].astype(np.float64)
+    read = np.asarray(features.read(target.rows, [name])[name], np.float64)
     if task.kind == CONTINUOUS:
         return target.score(read[:, 0] * task.deviation + task.mean)
     number = {name: code for code, name in enumerate(task.classes)}

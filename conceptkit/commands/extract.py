@@ -23,7 +23,6 @@ from conceptkit.tables.patches import PatchTable, load_table
 
 if TYPE_CHECKING:
     from conceptkit.features.activations import Computed
-    from conceptkit.models.backbones import Backbone
     from conceptkit.models.layers import Layer
 
 ENGINES = ("local", "dask")
@@ -84,9 +83,9 @@ def extract(
         finished before are kept
     """
     from conceptkit.features import sharding
-    from conceptkit.features.activations import Job, cached_store, fill, readable_layers, store_rows
+    from conceptkit.features.activations import Job, cached_store, fill, store_rows
     from conceptkit.features.cluster import computed_on_cluster
-    from conceptkit.models.checkpoints import checkpoint_notes
+    from conceptkit.features.sources import NetworkFeatures
     from conceptkit.models.inference import provenance
 
     check_choice("on_error", on_error, ("fail", "skip"))
@@ -97,9 +96,8 @@ def extract(
     table = as_table(images_or_table)
     if verify:
         forget_files()
-    backbone = as_backbone(model, weights, seed)
-    layers, on_layers = readable_layers(table, backbone, layers, pool)
-    notes = (*checkpoint_notes(backbone, table), *on_layers)
+    features = NetworkFeatures(table, model, layers, weights=weights, seed=seed, pool=pool)
+    backbone, layers, notes = features.network(), features.layers, features.notes()
     if notify is not None:
         for note in notes:
             notify(note)
@@ -143,24 +141,6 @@ def extract(
 
 def _told(progress: Progress, todo: int, done: int) -> None:
     progress("extracting", done, todo)
-
-
-def as_backbone(model: Any, weights: str | None, seed: int) -> Backbone:
-    """Return the network that is meant by its name, a checkpoint's folder, a module or a backbone."""
-    from conceptkit.models.backbones import Backbone, from_module
-    from conceptkit.models.checkpoints import open_model
-
-    if isinstance(model, str | Path):
-        return open_model(str(model), weights, seed=seed)
-    if weights is not None:
-        raise InputError(f"weights: a network that was built already has its own, got {weights!r}.")
-    if isinstance(model, Backbone):
-        return model
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: must be a name, a torch module or a backbone, got a {type(model).__name__}.")
-    return from_module(model)
 
 
 def as_table(given: Any) -> PatchTable:

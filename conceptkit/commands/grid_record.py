@@ -1,28 +1,32 @@
-"""The record of a grid: all runs that are there, compared, beside what its report draws."""
+"""The record of a grid: all finished runs, compared, with the files that its report draws."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from conceptkit.commands.splits import count_splits
 from conceptkit.errors import InputError
-from conceptkit.grid.plan import is_trained
-from conceptkit.guide.setup import balance_notes
+from conceptkit.evaluate.patch_level import compare_patches, patch_resamples
+from conceptkit.grid.folder import is_kept
+from conceptkit.grid.kept import KeptRun, load_run
+from conceptkit.grid.plan import is_trained, models_of
+from conceptkit.grid.request import GridRequest
+from conceptkit.grid.run import GridSpec, bench_of, computed_runs
+from conceptkit.guide.affinity import measure_affinity
+from conceptkit.guide.bench import PatchBench
+from conceptkit.guide.embeddings import drawn_rows
+from conceptkit.guide.reading import TrainedRun, evaluated, paired_differences
+from conceptkit.guide.setup import ONLY_BASELINE, balance_notes
 from conceptkit.options.base import Progress
-from conceptkit.records import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.runs.context import names_kept, write_context
-from conceptkit.runs.opening import versions
-
-if TYPE_CHECKING:
-    from conceptkit.grid.folder import KeptRun
-    from conceptkit.grid.run import GridSpec
-    from conceptkit.guide.bench import Bench
-    from conceptkit.guide.reading import TrainedRun
+from conceptkit.records import Affinity, GridRecord, Note, PatchLevel
+from conceptkit.report.drawing import to_bytes
+from conceptkit.report.grid_figures import grid_figures
+from conceptkit.runs.opening import header
 
 PATCH_LEVEL_NOTE = (
     "Protocol paper: resamples of patches, two-sided Wilcoxon on paired resamples. It takes the patches of one patient "
@@ -31,138 +35,112 @@ PATCH_LEVEL_NOTE = (
 
 
 def write_grid_record(
-    spec: GridSpec,
-    folder: Path,
-    bench: Bench,
-    cells: Sequence[GridCell],
-    *,
-    grid: str,
-    failed: dict[str, str],
-    notes: Sequence[str],
-    affinity: bool,
-    protocol: str,
-    given: Mapping[str, Any],
-    progress: Progress | None,
+    spec: GridSpec, request: GridRequest, folder: Path, failed: dict[str, str], progress: Progress | None
 ) -> GridRecord:
-    """Make the record of all runs that are there, and write it with what its report shows.
+    """Make the record of all finished runs, and write it with the files of its report.
 
     Parameters
     ----------
-    grid : its name
     failed : run → why it failed; what is computed from a failed run is added
-    notes : what has to be said beside what the bench and the splits say
-    affinity, protocol : as for :func:`conceptkit.run_grid`
-    given : further options of that function, for the settings
     """
-    from conceptkit.grid.folder import is_kept, load_run
-    from conceptkit.grid.run import computed_runs
-    from conceptkit.guide.reading import paired_differences
-    from conceptkit.report.drawing import to_bytes
-    from conceptkit.report.grid_figures import grid_figures
-
-    meant, reading, plan = bench.meant, bench.reading, bench.setup.plan
-    kept: list[KeptRun] = [
+    bench, options = bench_of(spec, str(spec.study.model)), spec.options
+    kept = [
         load_run(folder, cell, seed)
-        for cell in cells
+        for cell in request.cells
         if is_trained(cell)
-        for seed in spec.seeds
+        for seed in options.seeds
         if is_kept(folder, cell, seed)
     ]
-    trained: list[TrainedRun] = [run.trained for run in kept]
-    for cell in cells:
-        if not is_trained(cell):
-            try:
-                trained += computed_runs(spec, cell, cells)
-            except InputError as error:  # the network that it builds on failed
-                failed[cell.name] = str(error)
-    order = {cell.name: k for k, cell in enumerate(cells)}
-    trained.sort(key=lambda run: order[run.record.name])
-    record = GridRecord(
-        study=meant.name,
-        synthetic=meant.synthetic,
-        group=meant.group,
-        settings={
-            "command": "guide",
-            "ablate": grid,
-            "table": meant.table.name,
-            "model": meant.model,
-            "weights": bench.setup.backbone.weights,
-            "weights_sha256": bench.setup.backbone.fingerprint(),
-            "label": meant.label,
-            "classes": list(plan.classes),
-            "train": meant.splits.train,
-            "val": meant.splits.val,
-            "seeds": list(spec.seeds),
-            "folds": spec.folds,
-            "within": list(reading.strata),
-            "protocol": protocol,
-            "affinity": affinity,
-            "group": meant.group,
-            "categorical": list(spec.categorical),
-            "device": spec.device,
-            **given,
-            "rows": {name: len(rows) for name, rows in plan.rows.items()},
-            "groups": {name: len(np.unique(plan.groups[rows])) for name, rows in plan.rows.items()},
-            "recipe": spec.recipe,
-            **{k: v for k, v in dataclasses.asdict(bench.setup.training).items() if k != "weighting"},
-        },
-        versions=versions(),
-        folder=folder,
-        grid=grid,
-        cells=tuple(cells),
-        runs=tuple(run.record for run in trained),
-        units={k: v for k, v in meant.units.items() if k in {*reading.encourage, *reading.discourage}},
-        evaluated_on=reading.where,
-        failed=failed,
-    )
-    counted = count_splits(meant)
-    notes = [
-        *(note for note in bench.setup.notes if "No concept was encouraged" not in note),
+    trained = _with_computed(spec, request, [run.trained for run in kept], failed)
+    study, reading, counted = bench.study, bench.reading, count_splits(bench.study)
+    paper = options.protocol == "paper"
+    notes = (
+        *(note for note in bench.setup.notes if note != ONLY_BASELINE),
         *reading.notes,
         *bench.notes,
         *balance_notes(bench.setup.training, bench.setup.tasks),
-        *notes,
-        *(note for note in counted.notes if note.startswith("Split ")),
-        *(f"{run} failed: {why}" for run, why in failed.items()),
-        "Thresholds and epochs were chosen on validation rows; internal and external rows had no say.",
-    ]
+        *request.notes,
+        *(note for note in counted.notes if Note.of(note).kind == "confounded"),
+        *(Note("failed", f"{run} failed: {why}") for run, why in failed.items()),
+        "Thresholds and epochs were chosen on validation rows only.",
+        *([PATCH_LEVEL_NOTE] if paper else []),
+    )
+    record = GridRecord(
+        **header(request.options, study, folder, notes, **_settings(request, bench)),
+        grid=request.grid,
+        cells=request.cells,
+        runs=tuple(run.record for run in trained),
+        units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
+        evaluated_on=reading.where,
+        failed=failed,
+        splits=counted.rows,
+        affinity=tuple(_affinities(spec, bench, progress)) if options.affinity else (),
+    )
     pairs = _pairs(record)
     record = dataclasses.replace(
         record,
-        splits=counted.rows,
-        differences=tuple(paired_differences(trained, plan, reading, pairs=pairs)),
-        patch_level=tuple(_patch_level(trained, bench, pairs)) if protocol == "paper" else (),
-        affinity=tuple(_affinities(spec, bench, progress)) if affinity else (),
-        notes=(*notes, PATCH_LEVEL_NOTE) if protocol == "paper" else tuple(notes),
+        differences=tuple(paired_differences(trained, bench.plan, reading, pairs=pairs)),
+        patch_level=tuple(_patch_level(trained, bench, pairs)) if paper else (),
     )
-    _write_pictures(folder, bench, kept, trained)
+    _write_context(folder, bench, kept, trained)
     for drawing in grid_figures(record):
         (folder / f"{drawing.name}.svg").write_bytes(to_bytes(drawing.figure))
     record.save(folder)
     return record
 
 
+def _with_computed(
+    spec: GridSpec, request: GridRequest, trained: list[TrainedRun], failed: dict[str, str]
+) -> list[TrainedRun]:
+    """Return the runs with those that are computed from them, in the order of the cells."""
+    for cell in request.cells:
+        if not is_trained(cell):
+            try:
+                trained += computed_runs(spec, cell, request.cells)
+            except InputError as error:  # the network that it is computed from failed
+                failed[cell.name] = str(error)
+    order = {cell.name: k for k, cell in enumerate(request.cells)}
+    return sorted(trained, key=lambda run: order[run.record.name])
+
+
+def _settings(request: GridRequest, bench: PatchBench) -> dict[str, Any]:
+    """Return what the options leave to the study, the recipe and the network."""
+    study, plan = bench.study, bench.plan
+    return {
+        "ablate": models_of(request.options),
+        "model": study.model,
+        "weights": bench.setup.backbone.weights,
+        "weights_sha256": bench.setup.backbone.fingerprint(),
+        "label": study.label,
+        "classes": list(plan.classes),
+        "train": study.splits.train,
+        "val": study.splits.val,
+        "within": list(bench.reading.strata),
+        "encourage": [goal.name for goal in request.goals if not goal.discouraged],
+        "discourage": [goal.name for goal in request.goals if goal.discouraged],
+        "rows": {name: len(rows) for name, rows in plan.rows.items()},
+        "groups": {name: len(np.unique(plan.groups[rows])) for name, rows in plan.rows.items()},
+        **{k: v for k, v in dataclasses.asdict(bench.setup.training).items() if k != "weighting"},
+    }
+
+
 def _pairs(record: GridRecord) -> list[tuple[str, str]]:
-    """Return which cells are compared: each with the single task of its weighting, and with that of vanilla."""
-    single = [c for c in record.cells if not (c.encourage or c.discourage) and c.weighting]
+    """Return which cells are compared: each with the single task of its own weighting, and with that of vanilla."""
+    single = [c for c in record.cells if not (c.encourage or c.discourage) and c.weighting == "vanilla"]
     pairs: dict[tuple[str, str], None] = {}
     for cell in record.cells:
-        against = record.reference(cell)
-        vanilla = next(
-            (c.name for c in single if c.weighting == "vanilla" and c.model in (cell.model or c.model,)), None
-        )
-        for other in (against, vanilla):
+        vanilla = next((c.name for c in single if c.model in (cell.model or c.model,)), None)
+        for other in (record.reference(cell), vanilla):
             if other is not None and other != cell.name:
                 pairs[cell.name, other] = None
     return list(pairs)
 
 
-def _patch_level(trained: Sequence[TrainedRun], bench: Bench, pairs: Sequence[tuple[str, str]]) -> Iterable[PatchLevel]:
-    """Compare by resamples of pooled patches; what has one seed only stands beside every seed of the other."""
-    from conceptkit.evaluate.patch_level import compare_patches, patch_resamples
-    from conceptkit.guide.reading import evaluated
-
-    plan = bench.setup.plan
+def _patch_level(
+    trained: Sequence[TrainedRun], bench: PatchBench, pairs: Sequence[tuple[str, str]]
+) -> Iterable[PatchLevel]:
+    """Compare by resamples of pooled patches; a run of one seed is compared with every seed of the other."""
+    plan = bench.plan
     by_name: dict[str, list[TrainedRun]] = {}
     for run in trained:
         by_name.setdefault(run.record.name, []).append(run)
@@ -172,67 +150,43 @@ def _patch_level(trained: Sequence[TrainedRun], bench: Bench, pairs: Sequence[tu
         for name, against in pairs:
             if name not in by_name or against not in by_name:
                 continue
-            both = [[run.probability[place] for run in by_name[n]] for n in (name, against)]
-            found = compare_patches(y, both[0], both[1], resamples)
+            first, second = ([run.probability[place] for run in by_name[n]] for n in (name, against))
+            compared = compare_patches(y, first, second, resamples)
             yield PatchLevel(
                 run=name,
                 against=against,
                 split=split,
-                mean=float(found.first.mean()),
-                sd=float(found.first.std(ddof=1)),
-                difference=float((found.first - found.second).mean()),
-                p=found.p,
+                mean=float(compared.first.mean()),
+                sd=float(compared.first.std(ddof=1)),
+                difference=float((compared.first - compared.second).mean()),
+                p=compared.p,
                 resamples=len(resamples),
             )
 
 
-def _affinities(spec: GridSpec, bench: Bench, progress: Progress | None) -> Iterable[Affinity]:
-    """Measure what each task's step does to each other's loss, mean and SD over seeds."""
-    from conceptkit.guide.affinity import measure_affinity
-
-    setup = bench.setup
-    tasks, found = setup.tasks, []
-    for k, seed in enumerate(spec.seeds):
-        network = bench.build(tasks, setup.training, seed)
+def _affinities(spec: GridSpec, bench: PatchBench, progress: Progress | None) -> Iterable[Affinity]:
+    """Measure the effect of each task's step on the others' losses, mean and SD over seeds."""
+    tasks, seeds, by_seed = bench.setup.tasks, spec.options.seeds, []
+    for k, seed in enumerate(seeds):
+        network = bench.build(tasks, bench.setup.training, seed)
         inputs, targets = bench.inputs(network), bench.targets(tasks)
-        found.append(measure_affinity(network, inputs, targets, bench.at, seed=seed, device=spec.device))
+        by_seed.append(measure_affinity(network, inputs, targets, bench.at, seed=seed, device=spec.options.device))
         if progress is not None:
-            progress("affinity", k + 1, len(spec.seeds))
-    values = np.stack(found)  # (seeds, tasks, tasks)
+            progress("affinity", k + 1, len(seeds))
+    values = np.stack(by_seed)  # (seeds, tasks, tasks)
     for i, step in enumerate(tasks):
         for j, on in enumerate(tasks):
-            own = values[:, i, j]
-            spread = float(own.std(ddof=1)) if len(own) > 1 else float("nan")
-            yield Affinity(step=step.name, on=on.name, value=float(own.mean()), sd=spread)
+            spread = float(values[:, i, j].std(ddof=1)) if len(seeds) > 1 else float("nan")
+            yield Affinity(step=step.name, on=on.name, value=float(values[:, i, j].mean()), sd=spread)
 
 
-def _write_pictures(folder: Path, bench: Bench, kept: Sequence[KeptRun], trained: Sequence[TrainedRun]) -> None:
-    """Write what the report draws: features of one seed's networks, predictions, and the patches themselves."""
-    from conceptkit.guide.embeddings import drawn_rows, write_embeddings
-
-    rows, plan, reading = bench.evaluated, bench.setup.plan, bench.reading
-    place = np.searchsorted(bench.used, rows)
+def _write_context(folder: Path, bench: PatchBench, kept: Sequence[KeptRun], trained: Sequence[TrainedRun]) -> None:
+    """Write the features of one seed's networks, the predictions, and the patches themselves."""
+    n = len(bench.evaluated)
     trunks, spaces = {}, {}
     for run in kept:
         if run.trunk is not None:
-            name = f"{run.trained.record.name}-seed{run.trained.record.seed}"
-            trunks[name] = np.zeros((len(rows), run.trunk.shape[1]), np.float32)
-            trunks[name][drawn_rows(len(rows))] = run.trunk  # the other rows are not drawn
-            spaces[name] = run.spaces
-    probabilities = {f"{r.record.name}-seed{r.record.seed}": r.probability[place] for r in trained}
-    write_embeddings(
-        folder, bench.data, bench.meant, rows, trunks, spaces=spaces, probabilities=probabilities, classes=plan.classes
-    )
-    wanted = [*reading.encourage, *reading.discourage, *bench.meant.concepts]
-    write_context(
-        folder,
-        bench.data,
-        bench.meant,
-        bench.used,
-        concepts=names_kept(bench.meant, bench.data, wanted),
-        targets=[
-            dataclasses.replace(target, rows=np.searchsorted(bench.used, reading.split_rows[target.rows]))
-            for target in {**reading.concepts, **reading.leaks}.values()
-        ],
-        folds=reading.folds,
-    )
+            trunk = np.zeros((n, run.trunk.shape[1]), np.float32)
+            trunk[drawn_rows(n)] = run.trunk  # figures show no other row
+            trunks[run.trained.label], spaces[run.trained.label] = trunk, run.spaces
+    bench.write_context(folder, trained, trunks, spaces)

@@ -3,92 +3,146 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
+from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
+from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.errors import InputError, check_at_least
+from conceptkit.features import activations
 from conceptkit.images.decoding import Pixels
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.bags import is_bag_checkpoint
+from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
+from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
+from conceptkit.models.inference import choose_device, ieee_float32
 from conceptkit.options.base import Progress
+from conceptkit.pathology.measuring import check_out, write_table
+from conceptkit.pathology.slides import open_slide
 from conceptkit.runs.opening import find_study
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import Resolution, at_resolution, mixture_notes
-
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.tables.study import Study
 
 CARRIED = ("slide", "x", "y", "size", "mpp", "group", "patient", "split")
 """Columns of the table that are carried over where it has them: where a patch lies, and whose it is"""
+
+IDENTITY = ("patch_id", "bag", "patches", *CARRIED)
+"""Columns of the predictions that are no predictions"""
 
 
 def predict(
     checkpoint: str | Path,
     *,
     table: str | Path | None = None,
+    features: str | Path | None = None,
     out: str | Path | None = None,
     maps: str | Path | None = None,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Let a guided network predict the main task and the concepts it was encouraged to know.
+    """Predict the main task and the encouraged concepts with a guided network, on patches or on bags.
 
     Parameters
     ----------
-    checkpoint : folder that ``guide`` wrote
+    checkpoint : folder that ``guide`` or ``bags`` wrote
     table : patches; no concept column is needed. ``None`` for the current folder's study and else the embedded one
+    features : file of the features of patches, for a checkpoint of ``bags``; ``None`` for those of the table, or of the
+        network that the checkpoint was trained on
     out : ``.csv`` or ``.parquet`` file to write; ``None`` writes nothing
-    maps : folder for a picture per slide or image, its predictions where the patches lie; ``None`` for none
+    maps : folder for one picture per slide or image, with the predictions at the patches; ``None`` for none
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
-    progress : told of the work
+    progress : receives counts of the work
 
     Returns
     -------
-    one row per patch: ``patch_id``, where the patch lies, ``probability_CLASS`` of the main task (of the second class
-    when there are two), ``CONCEPT_predicted`` of each encouraged concept: the value in its unit, or the most
-    probable class. Discouraged concepts are not predicted. Patches of slides are read at the resolution and field of
-    view that the checkpoint was trained on, so that ``x``, ``y``, ``size`` and ``mpp`` say how each was read.
-    ``attrs["notes"]`` says what limits the predictions. A slide or patch that cannot be used is left out, and named
-    with the reason in ``attrs["skipped"]``.
+    one row per patch (``patch_id`` and its place) or bag (``bag`` and its number of ``patches``), with
+    ``probability_CLASS`` of the main task (of the second class of two), and ``CONCEPT_predicted`` of each encouraged
+    concept: the value in its unit, or the most probable class. Discouraged concepts are not predicted. Patches of
+    slides are read at the resolution and field of view that the checkpoint was trained on, so that ``x``, ``y``,
+    ``size`` and ``mpp`` say how each was read. ``attrs["notes"]`` says what limits the predictions. A slide or
+    patch that cannot be used is skipped, and named with the reason in ``attrs["skipped"]``.
 
     Raises
     ------
     InputError
         when the checkpoint, or no row of the table, can be used
     """
-    import pandas as pd
-    import torch
-    from scipy.special import expit, softmax
-
-    from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
-    from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
-    from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
-    from conceptkit.models.inference import choose_device, ieee_float32
-    from conceptkit.pathology.measuring import check_out, write_table
-
     check_at_least("batch_size", batch_size, 1)
     if out is not None:
         check_out(Path(out))
     folder = Path(checkpoint)
+    study = find_study(None, table)
+    if is_bag_checkpoint(folder):
+        if maps is not None:
+            raise InputError("map: not available for a checkpoint of bags; attention.csv of its run has the patches.")
+        read = bag_outputs(folder, study, features=features, batch_size=batch_size, device=device, progress=progress)
+        columns = {"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)}
+        frame = pd.DataFrame(columns)
+        frame.attrs |= {"notes": list(read.notes), "skipped": []}
+    else:
+        if features is not None:
+            raise InputError("features: only a checkpoint of bags reads features; one of guide reads images.")
+        frame = _predict_patches(folder, study, maps, batch_size, device, progress)
+    if out is not None:
+        write_table(frame, Path(out))
+    return frame
+
+
+def _predict_patches(
+    folder: Path, study: Study, maps: str | Path | None, batch_size: int, device: str, progress: Progress | None
+) -> pd.DataFrame:
     if not is_checkpoint(folder):
-        raise InputError(f"checkpoint: {folder} holds no checkpoint; name a folder that guide wrote.")
+        raise InputError(f"checkpoint: {folder} is not a checkpoint; name a folder that guide or bags wrote.")
     backbone = load_checkpoint(folder)
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    study = find_study(None, table)
     usable, skipped = _usable(study.load_table(), backbone.trained_on)
     data, resolution = at_resolution(usable, backbone.trained_on)
     if maps is not None:
         check_maps(data, Path(maps))
+    read, raw, faults = _patch_outputs(model, backbone, data, batch_size, device, progress)
+    skipped += faults
+    if not len(read):
+        raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped as {skipped[0][1]}")
+    data = data.select(read)
+    columns: dict[str, Any] = {"patch_id": data.patch_ids}
+    columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
+    frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
+    frame.attrs["skipped"] = skipped
+    frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
+    if maps is not None:
+        predicted = [name for name in frame.columns if name not in columns]
+        units = {name + PREDICTED: unit for name, unit in study.units.items()}
+        scores = held_out_scores(folder, model.tasks)
+        write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
+    return frame
+
+
+def _patch_outputs(
+    model: GuidedModel,
+    backbone: Backbone,
+    data: PatchTable,
+    batch_size: int,
+    device: str,
+    progress: Progress | None,
+) -> tuple[NDArray[np.intp], dict[str, NDArray[np.float64]], list[tuple[str, str]]]:
+    """Return the rows that can be read, task → raw output (n of these, nodes), and patch and reason of the others."""
     where = choose_device(device)
     model.to(where).eval()
     read: list[int] = []
-    collected: dict[str, list[np.ndarray]] = {task.name: [] for task in model.tasks}
+    skipped: list[tuple[str, str]] = []
+    collected: dict[str, list[NDArray[np.float64]]] = {task.name: [] for task in model.tasks}
     with torch.inference_mode(), ieee_float32():
         for start in range(0, len(data), batch_size):
             batch, pixels, faults = _read(data, np.arange(start, min(start + batch_size, len(data))))
@@ -97,41 +151,29 @@ def predict(
                 continue
             read += batch.tolist()
             padded = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
-            outputs = model(backbone.preprocessing(padded, where))
-            for name, output in outputs.items():
+            for name, output in model(backbone.preprocessing(padded, where)).items():
                 collected[name].append(output[: len(pixels)].cpu().double().numpy())
             if progress is not None:
                 progress("predicting", min(start + batch_size, len(data)), len(data))
-    if not read:
-        raise InputError(f"table: no patch can be read; {skipped[0][0]} was left out as {skipped[0][1]}")
-    data = data.select(np.array(read, dtype=np.intp))
-    columns: dict[str, object] = {"patch_id": data.patch_ids}
-    columns |= {name: data.frame[name].to_numpy() for name in CARRIED if name in data.frame}
-    for task in model.tasks:
-        raw = np.concatenate(collected[task.name])
-        if task.name == MAIN:
-            if task.nodes == 1:
-                columns[f"probability_{task.classes[1]}"] = expit(raw[:, 0])
-            else:
-                shares = softmax(raw, axis=1)
-                columns |= {f"probability_{c}": shares[:, i] for i, c in enumerate(task.classes)}
-        elif task.adversarial:
-            continue
-        elif task.kind == CONTINUOUS:
+    raw = {name: np.concatenate(parts) for name, parts in collected.items() if parts}
+    return np.array(read, dtype=np.intp), raw, skipped
+
+
+def _predictions(tasks: Sequence[Task], outputs: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the columns of predictions from the raw outputs (n, nodes) of tasks."""
+    columns: dict[str, Any] = {}
+    for task in tasks:
+        raw = outputs[task.name]
+        if task.name == MAIN and task.nodes == 1:
+            columns[f"probability_{task.classes[1]}"] = expit(raw[:, 0])
+        elif task.name == MAIN:
+            shares = softmax(raw, axis=1)
+            columns |= {f"probability_{c}": shares[:, i] for i, c in enumerate(task.classes)}
+        elif task.kind == CONTINUOUS and not task.adversarial:
             columns[task.name + PREDICTED] = raw[:, 0] * task.deviation + task.mean
-        else:
+        elif not task.adversarial:
             columns[task.name + PREDICTED] = [task.classes[k] for k in raw.argmax(1)]
-    frame = pd.DataFrame(columns)
-    frame.attrs["skipped"] = skipped
-    frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(data), *resolution]
-    if out is not None:
-        write_table(frame, Path(out))
-    if maps is not None:
-        predicted = [name for name in columns if name not in ("patch_id", *CARRIED)]
-        units = {name + PREDICTED: unit for name, unit in study.units.items()}
-        scores = held_out_scores(folder, model.tasks)
-        write_maps(frame, data, predicted, Path(maps), units=units, scores=scores)
-    return frame
+    return columns
 
 
 def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, list[tuple[str, str]]]:
@@ -142,8 +184,6 @@ def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, l
     InputError
         when none suits
     """
-    from conceptkit.pathology.slides import open_slide
-
     by = "slide" if data.location == "slide" else "mpp"
     if by not in data.frame:
         return data, []
@@ -166,17 +206,15 @@ def _usable(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, l
 
 def _read(data: PatchTable, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], Pixels | None, list[tuple[str, str]]]:
     """Return the rows that can be read, their pixels (n, h, w, 3), and patch and reason of the others."""
-    from conceptkit.features.activations import read_pixels
-
     try:
-        return rows, read_pixels(data, rows), []
+        return rows, activations.read_pixels(data, rows), []
     except InputError:
         faults = _faults(data, rows.tolist())
         if not faults:  # such as two sizes
             raise
     kept = np.array([row for row in rows.tolist() if row not in faults], dtype=np.intp)
     named = [(data.patch_ids[row], reason) for row, reason in faults.items()]
-    return kept, read_pixels(data, kept) if len(kept) else None, named
+    return kept, activations.read_pixels(data, kept) if len(kept) else None, named
 
 
 def _faults(data: PatchTable, rows: Iterable[int]) -> dict[int, str]:

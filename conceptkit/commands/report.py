@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptkit.commands.guide import run_guide
-from conceptkit.commands.probe import run_probe
 from conceptkit.errors import InputError, check_at_least, check_place
 from conceptkit.options.base import Progress
+from conceptkit.options.probe import run_probe
 from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record
 from conceptkit.synthetic import embedded_study
 
@@ -27,7 +27,7 @@ def write_report(
 
     Parameters
     ----------
-    runs : run folders, or records that were just made
+    runs : run folders or checkpoints in them, or records that were just made
     out : the page
     latex : folder for the tables as LaTeX (packages booktabs, graphicx)
     csv : folder for the tables as CSV, numbers in full
@@ -62,9 +62,15 @@ def write_report(
                 raise InputError("run: this record was not saved to a run folder.")
             folders.append(run.folder)
         else:
-            folders.append(Path(run))
+            folders.append(run_of(Path(run)))
     into = {name: None if place is None else Path(place) for name, place in places.items()}
     return write_page(folders, Path(out), seed=seed, **into)
+
+
+def run_of(folder: Path) -> Path:
+    """Return a run folder; of a checkpoint in one, the run that wrote it."""
+    inside = folder.parent.name == "checkpoints" and not (folder / RECORD_FILE).exists()
+    return folder.parent.parent if inside else folder
 
 
 def run_demo(

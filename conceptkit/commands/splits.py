@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from conceptkit.records import Note
+
 if TYPE_CHECKING:
     from conceptkit.tables.study import Study
 
@@ -78,14 +80,13 @@ def _confounding(named: Any, split: str | None, study: Study) -> list[str]:
     """Say where a center has only one label while another has others: then the center tells the label."""
     if split is None or "center" not in named or study.label not in named or study.label == "center":
         return []
-    notes = []
+    notes: list[str] = []
     for value, part in _parts(named, [split]):
         inside = named.loc[part]
         inside = inside[inside[study.label] != "(none)"]
         labels = inside.groupby("center")[study.label].nunique()
         if inside[study.label].nunique() > 1 and len(labels) > 1 and (labels == 1).any():
             single = ", ".join(sorted(str(c) for c in labels[labels == 1].index))
-            notes.append(
-                f"Split {value[0]}: center {single} has one label only; the center alone tells much of the label."
-            )
+            text = f"Split {value[0]}: center {single} has one label only; the center by itself predicts much of it"
+            notes.append(Note("confounded", f"{text}."))
     return notes

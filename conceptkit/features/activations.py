@@ -27,38 +27,32 @@ from conceptkit.models.pooling import readable
 from conceptkit.tables.patches import PatchTable
 
 Progress = Callable[[int, int], None]
-"""Told how many rows are done, and how many there are."""
+"""Receives the number of rows done and the number of rows in all."""
 
 DECODERS = 2
-"""Threads that read images while the network computes. More are slower, as they wait for Python's lock in turn: beside
-an H200, two read 1,190 JPEG files a second, four 940 and sixteen 730. Further processes (torchrun) do help."""
+"""Threads that read images while the network computes. More threads wait for Python's lock: beside an H200, two read
+1,190 JPEG files a second, four 940 and sixteen 730. More processes (torchrun) do help."""
 
 AHEAD = 2
-"""Batches that are read before they are needed: memory does not grow with the table."""
+"""Batches that are read before they are needed."""
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What one batch gave."""
+    """Activations of one batch."""
 
     rows: NDArray[np.intp]
     """Rows of the table that could be read"""
     values: dict[str, NDArray[np.float32]]
     """Dotted name → (len(rows), d)"""
     digests: list[str]
-    """Of the bytes that the rows were computed from"""
+    """Digests of the bytes that the rows were computed from"""
     skipped: list[tuple[int, str]] = field(default_factory=list)
     """Rows that could not be read, each with the reason"""
 
 
 def read_pixels(table: PatchTable, rows: NDArray[np.intp]) -> Pixels:
-    """Read the pixels (n, h, w, 3) of some rows, all of one size.
-
-    Raises
-    ------
-    InputError
-        when a patch cannot be read, or sizes differ
-    """
+    """Read the pixels (n, h, w, 3) of some rows; raise :class:`InputError` when their sizes differ."""
     images = [table.pixels(int(row)) for row in rows]
     for image in images:
         _check_shape(image, images[0].shape[:2])
@@ -67,33 +61,33 @@ def read_pixels(table: PatchTable, rows: NDArray[np.intp]) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What it takes to compute rows of a table; it can be sent to another process."""
+    """A table, a network and options from which rows are computed; it can be sent to another process."""
 
     table: PatchTable
     backbone: Backbone
     layers: tuple[str, ...]
     """Names or aliases"""
     options: Mapping[str, Any]
-    """Of the :class:`conceptkit.models.inference.Reader`"""
+    """Options of the :class:`conceptkit.models.inference.Reader`"""
     skip_bad: bool = False
-    """List a row that cannot be read, instead of ending there"""
+    """List rows that cannot be read instead of raising"""
     stated_shape: tuple[int, int] | None = None
-    """Height and width of every patch; ``None``: those of the first row"""
+    """Height and width of every patch; ``None`` for those of the first row"""
 
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """Height and width of every patch; with ``skip_bad`` of the first that can be read."""
         if self.stated_shape is not None:
             return self.stated_shape
-        told: InputError | None = None
+        first: InputError | None = None
         for row in range(len(self.table) if self.skip_bad else 1):
             try:
                 height, width = self.table.pixels(row).shape[:2]
             except InputError as error:
-                told = told or error
+                first = first or error
             else:
                 return height, width
-        raise told or InputError("table: there is no row to read.")
+        raise first or InputError("table: there are no rows to read.")
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -101,15 +95,12 @@ class Job:
         return Reader(self.backbone, self.layers, self.shape, **self.options)
 
     def computed(self, rows: NDArray[np.intp]) -> Iterator[Computed]:
-        """Compute rows in batches of one size, the next ones being read meanwhile.
+        """Compute rows in batches of one size while the next ones are read.
 
-        Raises
-        ------
-        InputError
-            when a row cannot be read, unless ``skip_bad``
+        A row that cannot be read raises :class:`InputError`, or is listed with ``skip_bad``.
         """
         loaded = _ahead(self._load, rows, self.reader.batch_size)
-        # A processor has no time of its own for the next batch while the last one is written.
+        # On a CPU, computing the next batch would slow down the writing of this one.
         in_order = map if self.reader.device.type == "cpu" else _one_ahead
         yield from in_order(self._compute, loaded)
 
@@ -124,17 +115,17 @@ class Job:
                     raise
                 bad.append((int(row), str(error)))
         values = self.reader(np.stack([pixels for _, _, pixels in read])) if read else {}
-        there = np.array([row for row, _, _ in read], dtype=np.intp)
-        return Computed(there, values, [digest for _, digest, _ in read], bad)
+        done = np.array([row for row, _, _ in read], dtype=np.intp)
+        return Computed(done, values, [digest for _, digest, _ in read], bad)
 
     def _load(self, row: int) -> tuple[str, Pixels]:
-        # The digest first: should the file change between the two, the next look finds another stamp and digest.
+        # The digest comes first: if the file changes in between, the next check finds another digest.
         digest, pixels = self.table.digest(row), self.table.pixels(row)
         _check_shape(pixels, self.shape)
         return digest, pixels
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the prepared network behind: it is made anew where it is needed."""
+        """Leave out the prepared network: the other process prepares its own."""
         return {k: v for k, v in self.__dict__.items() if k != "reader"}
 
 
@@ -144,14 +135,7 @@ def fill(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[int, list[tuple[int, str]]]:
-    """Write what is computed; return how many rows were written, and those that could not be read with the reason.
-
-    Parameters
-    ----------
-    stores : each takes its layers
-    parts : of :meth:`Job.computed`
-    progress : told of rows done
-    """
+    """Write computed rows into stores; return how many, and those that could not be read with the reason."""
     written, skipped = 0, []
     for part in parts:
         for store in stores:
@@ -167,7 +151,7 @@ def fill(
 def _ahead(
     load: Callable[[int], Any], rows: NDArray[np.intp], size: int
 ) -> Iterator[tuple[NDArray[np.intp], list[Future[Any]]]]:
-    """Yield batches of rows with what is loaded for each, never more than :data:`AHEAD` batches before their turn."""
+    """Yield batches of rows with what is loaded for each, at most :data:`AHEAD` batches early."""
     batches = deque(rows[i : i + size] for i in range(0, len(rows), size))
     with ThreadPoolExecutor(max_workers=DECODERS) as pool:
         waiting: deque[tuple[NDArray[np.intp], list[Future[Any]]]] = deque()
@@ -182,7 +166,7 @@ def _ahead(
 
 
 def _one_ahead(compute: Callable[[Any], Computed], loaded: Iterable[Any]) -> Iterator[Computed]:
-    """Yield what each gives, in order; the next one is computed while the last one is used."""
+    """Yield the results in order; the next one is computed while the last one is used."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         last: Future[Computed] | None = None
         for batch in loaded:
@@ -205,19 +189,7 @@ def _check_shape(pixels: Pixels, shape: tuple[int, ...]) -> None:
 def readable_layers(
     table: PatchTable, backbone: Backbone, layers: Sequence[str], pool: str
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the layers that can be pooled, and a sentence on each other one and on inferred class tokens.
-
-    Parameters
-    ----------
-    table : its first patch that can be read gives the size of the images
-    layers : names or aliases
-    pool : one of :data:`conceptkit.models.pooling.POOLINGS`
-
-    Raises
-    ------
-    InputError
-        when no layer can be pooled
-    """
+    """Return the layers that can be pooled, and a sentence on each other one and on inferred class tokens."""
     shape = Job(table=table, backbone=backbone, layers=(), options={}, skip_bad=True).shape
     views = views_of(backbone, list(dict.fromkeys(backbone.layer(layer) for layer in layers)), shape)
     kept, skipped = readable(views, pool)
@@ -226,12 +198,12 @@ def readable_layers(
 
 
 def store_rows(table: PatchTable) -> Rows:
-    """Return what a store has to know of a table's rows."""
+    """Return a table's rows as a store needs them."""
     return Rows(patch_ids=table.patch_ids, stamps=table.identities(), digest=table.digest)
 
 
 def cached_store(cache: Path, made_with: dict[str, Any], table: PatchTable) -> Path:
-    """Return the place in the cache of activations of that provenance and those rows."""
+    """Return the file in the cache of activations of this provenance and this table."""
     rows = hashlib.sha256("\n".join(table.patch_ids).encode()).hexdigest()
     stated = json.dumps({**made_with, "schema": SCHEMA}, sort_keys=True)
     return cache / "activations" / f"{hashlib.sha256(f'{stated}|{rows}'.encode()).hexdigest()[:24]}.h5"
@@ -251,10 +223,10 @@ def read_activations(
     notify: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the activations of ``layers``, computing what the stores in ``cache`` lack.
+    """Return activations; compute those that the stores in ``cache`` do not have.
 
-    Every forward pass runs at ``batch_size`` rows, short batches padded: rows computed at another batch size would
-    differ in their last bits. Each layer has a store of its own.
+    Every forward pass runs at ``batch_size`` rows, and short batches are padded: rows computed at another batch size
+    would differ in their last bits. Each layer has its own store.
 
     Parameters
     ----------
@@ -263,10 +235,9 @@ def read_activations(
     rows : row numbers of the table; all by default
     pool : one of :data:`conceptkit.families.POOLINGS`
     batch_size : images per forward pass
-    away : folder of the files that large matrices lie in, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps
-        all of them in memory
-    notify : told how many bytes the stores will take that are not there yet, before any is made
-    progress : told of rows done and rows to do
+    away : folder of files for large matrices, see :func:`conceptkit.files.matrix.gather`; ``None`` keeps all in memory
+    notify : receives the number of bytes that new stores will take, before any is created
+    progress : receives rows done and rows to do
 
     Returns
     -------

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from conceptkit.features.activations import Computed, Job
 
 BATCHES_AT_ONCE = 4
-"""Batches that a worker is given at a time, so that it reads images while it computes."""
+"""Batches per task of a worker, which reads images while it computes."""
 
 PARTS_PER_WORKER = 3
-"""Parts that are out at a time for each worker's thread: it has a next one, and memory does not grow with the table"""
+"""Tasks that each thread of a worker has at a time, so that memory does not grow with the table."""
 
 PATIENCE = 20
-"""Seconds within which the scheduler has to answer."""
+"""Seconds that the scheduler has to answer."""
 
 _kept: dict[str, Job] = {}
 _one_at_a_time = threading.Lock()  # a worker may have several threads, and a network that is read has hooks
@@ -51,8 +51,7 @@ def computed_on_cluster(scheduler: str, job: Job, rows: NDArray[np.intp]) -> Ite
     try:
         client = dask.Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"scheduler: no Dask scheduler answers at {scheduler} ({reason}).") from None
+        raise InputError(f"scheduler: no Dask scheduler answers at {scheduler} ({reason_of(error)}).") from None
     table = dataclasses.replace(job.table, folder=job.table.folder.resolve())
     sent = dataclasses.replace(job, table=table, stated_shape=job.shape)
     size = BATCHES_AT_ONCE * int(job.options["batch_size"])

@@ -1,4 +1,4 @@
-"""Bring your own embeddings: rows of features read from files, so that no network is needed."""
+"""Feature files of your own: embeddings read from HDF5, NumPy or Parquet, so that no network is needed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from pandas.api import types
+from scipy.stats import rankdata
 
-from conceptkit.errors import InputError, check_choice
-from conceptkit.features.store_files import Rows
-from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
+from conceptkit.errors import InputError, reason_of
 from conceptkit.files.matrix import Part, gather, in_blocks
 from conceptkit.tables.patches import CATEGORICAL, RESERVED, PatchTable
 from conceptkit.tables.table_reading import read_frame, set_aside
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LAYER = "features"
-"""What features that come without a network are called where layers are named."""
+"""Name of the one layer of a feature file."""
 
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
 
 _COMPARED = 2**22
-"""Values of features that are compared with columns of the table"""
+"""Largest number of feature values that are compared with columns of the table"""
 
 _ROUNDED = 1e-6
-"""A feature whose correlation with a column is 1 up to this is the column itself, rounded or on another scale."""
+"""A feature whose correlation with a column is this close to 1 is the column, rounded or on another scale."""
 
 _ROWS_APART = 10
 """Rows that must differ from a column's most frequent value; a column with fewer may equal a feature by chance."""
@@ -67,7 +66,7 @@ _NUMBERED = (32, 0.9)
 
 @dataclass(frozen=True)
 class OwnFeatures:
-    """Features of some rows of a table, and where they came from."""
+    """Features of some rows of a table, and their origin."""
 
     X: Any
     """(n, d) float32, an array or a :class:`conceptkit.files.matrix.FileMatrix`"""
@@ -84,64 +83,10 @@ class OwnFeatures:
         return digest.hexdigest()
 
 
-def has_own_features(data: PatchTable, model: str | None) -> bool:
-    """Return whether a table is probed by its features: it has them, and no network or no pixels."""
-    return "features" in data.frame.columns and (model is None or data.location is None)
-
-
 def with_features(data: PatchTable, path: str | Path) -> PatchTable:
     """Return the table with one features file for all of its rows."""
     place = str(Path(path).absolute())
     return dataclasses.replace(data, frame=data.frame.assign(features=place))
-
-
-def open_own_store(path: str | Path) -> Activations | None:
-    """Open a features file that is an activation store of ours, whole; ``None`` where it is something else."""
-    place = Path(path)
-    return open_activations(place) if place.suffix.lower() in _HDF5 and is_store(place) else None
-
-
-def chosen_layers(store: Activations, layers: Sequence[str] | None) -> list[str]:
-    """Return the layers of a store that are meant: those named, or all."""
-    for name in layers or ():
-        check_choice("layer", name, store.layers)
-    return list(layers or store.layers)
-
-
-def read_store(
-    data: PatchTable, store: Activations, layers: Sequence[str], rows: NDArray[np.intp], *, away: Path
-) -> dict[str, NDArray[np.float32]]:
-    """Return layer → (len(rows), d) of some rows of a table, found in a store by ``patch_id``.
-
-    Large matrices lie in the folder ``away``, see :func:`conceptkit.files.matrix.gather`.
-
-    Raises
-    ------
-    InputError
-        when the store lacks a row, or it was computed from other pixels than the table has now
-    """
-    place = {name: i for i, name in enumerate(store.patch_ids)}
-    part = data.select(rows)
-    absent = [name for name in part.patch_ids if name not in place]
-    if absent:
-        raise InputError(
-            f"features: {store.path} has no row for patch {absent[0]} ({len(absent)} of {len(part)} are missing); "
-            "extract from this table."
-        )
-    if part.location is not None:
-        now = Rows(patch_ids=part.patch_ids, stamps=part.identities(), digest=part.digest)
-        if changed := changed_since(store.path, now):
-            raise InputError(
-                f"features: {store.path} was computed from another image of patch {changed[0]} "
-                f"({len(changed)} of {len(part)} have changed); extract again."
-            )
-    at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
-
-    def taken(layer: str) -> Any:
-        values = store[layer]
-        return in_blocks(len(at), values.shape[1], lambda rows: np.asarray(values[at[rows]], dtype=np.float32))
-
-    return {layer: gather(len(at), taken(layer), away) for layer in layers}
 
 
 def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:
@@ -163,7 +108,7 @@ def read_features(data: PatchTable, rows: NDArray[np.intp], *, away: Path | None
     Raises
     ------
     InputError
-        when a file cannot be read, a row is not found in it, or widths differ
+        when a file cannot be read, a row is missing in it, or widths differ
     """
     part = data.frame.iloc[rows].reset_index(drop=True)
     if part["features"].isna().any():
@@ -212,9 +157,6 @@ class _Columns:
 
 def _copies(X: Any, part: pd.DataFrame) -> dict[int, str]:
     """Return the number of each feature that is a column of the table under another name → which one."""
-    from pandas.api import types
-    from scipy.stats import rankdata
-
     at = np.unique(np.linspace(0, len(X) - 1, min(len(X), max(_COMPARED // max(X.shape[1], 1), 20))).astype(np.intp))
     sample = np.asarray(X[at], dtype=np.float32)
     found: dict[int, str] = {}
@@ -268,9 +210,9 @@ def _constant_within(X: NDArray[np.float32], classes: pd.Series[Any]) -> list[in
 
 
 def _from_file(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
-    """Yield the rows of one file, numbered within ``part``, with their features; add columns that are not used."""
+    """Yield rows, numbered within ``part``, with their features in one file; add its unused columns to ``skipped``."""
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
-        raise InputError(f"features: there is no file {path}.")
+        raise InputError(f"features: file {path} not found.")
     kind = path.suffix.lower()
     try:
         if kind in _HDF5:
@@ -279,7 +221,7 @@ def _from_file(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Pa
             matrix = np.load(path, mmap_mode="r", allow_pickle=False)
             _check_kind(matrix.dtype, path.name)
             at = _by_row(part, len(matrix), path, "a .npy file has no names: ")
-            # opened for every block: what is mapped of a file counts as memory until it is closed
+            # opened for every block: mapped pages count as memory until the file is closed
             yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
         elif kind in _TABLES:
             yield from _from_parquet(path, part, columns)
@@ -288,19 +230,16 @@ def _from_file(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Pa
     except InputError:
         raise
     except Exception as error:  # h5py, NumPy and Arrow raise many kinds for a broken file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"features: {path} cannot be read ({reason}).") from None
+        raise InputError(f"features: {path} cannot be read ({reason_of(error)}).") from None
 
 
 def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
-    import h5py
-
     with h5py.File(path, "r") as file:
         if "features" not in file:
-            raise InputError(f"features: {path} holds {', '.join(file) or 'nothing'}, no dataset features.")
+            raise InputError(f"features: {path} has no dataset features, only {', '.join(file) or 'nothing'}.")
         matrix = file["features"]
         if not isinstance(matrix, h5py.Dataset):
-            raise InputError(f"features: features of {path} is a group, no dataset.")
+            raise InputError(f"features: features of {path} is a group, not a dataset.")
         _check_numbers(matrix, path)
         matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
         if "row" in part.columns:
@@ -321,19 +260,17 @@ def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
 
 
 def _check_numbers(data: Any, path: Path) -> None:
-    """Refuse what is not to be read: other kinds may lie in a heap; where that is damaged HDF5 may never come back."""
+    """Refuse other types before they are read: HDF5 may hang in the damaged heap of a text or object."""
     if hasattr(data, "dtype"):
         _check_kind(data.dtype, f"{data.name[1:]} of {path}")
 
 
 def _check_kind(dtype: np.dtype[Any], what: str) -> None:
     if dtype.kind not in "iufb":
-        raise InputError(f"features: {what} must hold numbers, it holds {dtype}.")
+        raise InputError(f"features: {what} must hold numbers, got {dtype}.")
 
 
 def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
-    import pandas as pd
-
     frame, notes = read_frame(path)
     other = _other_columns(frame, part.columns)
     columns.skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
@@ -367,8 +304,6 @@ def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator
 
 def _other_columns(frame: pd.DataFrame, of_table: Iterable[Any]) -> dict[str, str]:
     """Return column → why it is not used as a feature."""
-    from pandas.api import types
-
     table = {str(name).lower() for name in of_table}
     series = Counter(re.sub(r"\d+", "#", str(name)) for name in frame.columns)
     numbered = {str(name) for name in frame.columns if series[re.sub(r"\d+", "#", str(name))] > 2}
@@ -420,10 +355,10 @@ def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[n
 
 
 def _chosen(opened: Callable[[], Any], at: NDArray[np.intp], path: Path) -> Iterator[Part]:
-    """Yield rows of an array or an HDF5 dataset (n, d), some at a time; the latter wants them in order, each once."""
+    """Yield rows of an array or an HDF5 dataset (n, d) in blocks; HDF5 needs rows in order, each once."""
     shape = tuple(opened().shape)
     if len(shape) != 2:
-        raise InputError(f"features: {path} must hold (n, d) numbers, it holds {shape}.")
+        raise InputError(f"features: {path} must hold (n, d) numbers, got {shape}.")
 
     def take(rows: NDArray[np.intp]) -> NDArray[np.float32]:
         once, back = np.unique(at[rows], return_inverse=True)

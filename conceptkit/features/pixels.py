@@ -1,4 +1,4 @@
-"""What is read of a table's patches without a network, pixel statistics and stain profiles, kept in the cache."""
+"""Pixel statistics and stain profiles of a table's patches, kept in the cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.atomic import replacing
 from conceptkit.images.decoding import Pixels
+from conceptkit.pathology.domains import STAIN_PROFILE, stain_profile
 from conceptkit.probe.controls import PIXEL_STATISTICS, pixel_statistics
 from conceptkit.tables.patches import PatchTable
 
 VERSION = 1
-"""Counts the changes of the statistics; kept ones of another version are not taken."""
+"""Version of the statistics; files of another version are not read."""
 
 _AT_ONCE = 64
 
@@ -40,14 +41,12 @@ def read_stain_profiles(
     progress: Callable[[int, int], None] | None = None,
 ) -> Floats | None:
     """Return the stain profiles (len(rows), k) of some rows; ``None`` for a table without pixels."""
-    from conceptkit.pathology.domains import STAIN_PROFILE, stain_profile
-
     return _read(data, rows, stain_profile, STAIN_PROFILE, cache / "stains", progress)
 
 
 def _statistics(pixels: Pixels) -> Floats:
-    out: Floats = pixel_statistics(pixels[None])[0]
-    return out
+    found: Floats = pixel_statistics(pixels[None])[0]
+    return found
 
 
 def _read(

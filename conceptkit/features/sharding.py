@@ -1,4 +1,4 @@
-"""Extraction by several ranks under torchrun: each computes its rows into a shard, the first merges them."""
+"""Extraction under torchrun: each rank computes its rows into a shard, and the first rank merges them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
+from conceptkit.features.activations import Job, fill
 from conceptkit.features.store_files import BrokenError
 from conceptkit.features.stores import ActivationStore
-
-if TYPE_CHECKING:
-    from conceptkit.features.activations import Job
 
 Skipped = list[tuple[int, str]]
 
@@ -31,11 +31,11 @@ class Ranks:
     rank: int
     world: int
     local: int
-    """Number of this process on its machine: which of its GPUs it takes"""
+    """Number of this process on its machine, and of the GPU that it uses"""
 
 
 def ranks() -> Ranks | None:
-    """Return which of torchrun's processes this is; ``None`` without torchrun."""
+    """Return the rank of this process; ``None`` without torchrun."""
     try:
         rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     except (KeyError, ValueError):
@@ -44,9 +44,9 @@ def ranks() -> Ranks | None:
 
 
 def absorb_shards(path: Path, store: ActivationStore) -> None:
-    """Take over what ranks finished that were killed before they could be merged, and remove their files."""
+    """Take over rows of earlier shards that were never merged, and remove their files."""
     for shard in sorted(path.parent.glob(f"{path.name}.shard*")):
-        with contextlib.suppress(BrokenError):  # it holds nothing to take over; on a full disk it stays
+        with contextlib.suppress(BrokenError):  # a broken shard has no rows; on a full disk the shard stays
             store.absorb(shard)
         shard.unlink()
 
@@ -58,20 +58,20 @@ def extract_shards(
     opened: Callable[[Path, Job], ActivationStore],
     progress: Callable[[int], Callable[[int], None] | None],
 ) -> tuple[int, Skipped]:
-    """Compute the rows that the store lacks, shared among the ranks; return rows written and skipped by all of them.
+    """Compute the missing rows of a store, shared among the ranks; return rows written and skipped by all of them.
 
     Parameters
     ----------
     own : this process
-    job : the whole table's
+    job : that of the whole table
     path : the store
-    opened : opens a store for a job's table; the first rank alone opens ``path``
-    progress : rows to do → what is told of rows done
+    opened : opens a store for a job's table; only the first rank opens ``path``
+    progress : function from rows to do to a function that receives rows done
 
     Raises
     ------
     InputError
-        on every rank when one of them met a mistake; what the others finished is kept
+        on every rank when one of them fails; rows that others finished are kept
     """
     with _exchange() as exchange, contextlib.ExitStack() as stack:
         store: ActivationStore | None = None
@@ -96,8 +96,8 @@ def extract_shards(
             )
             try:
                 with opened(path.with_name(f"{path.name}.shard{own.rank}of{own.world}"), part) as shard:
-                    notify = progress(len(share)) if own.rank == 0 else None
-                    written, skipped = _fill(shard, part, notify)
+                    step = progress(len(share)) if own.rank == 0 else None
+                    written, skipped = fill([shard], part.computed(np.arange(len(share))), progress=step)
                 result = written, [(int(share[row]), reason) for row, reason in skipped]
             except (InputError, OSError) as error:
                 result = str(error)
@@ -108,28 +108,20 @@ def extract_shards(
             absorb_shards(path, store)
             store.skip(np.array([row for row, _ in skipped], dtype=np.intp))
         stack.close()
-        exchange(None)  # nobody reads the store before it is merged
-    if told := [r for r in results if isinstance(r, str)]:
-        raise InputError(told[0])
+        exchange(None)  # no rank reads the store before it is merged
+    if errors := [r for r in results if isinstance(r, str)]:
+        raise InputError(errors[0])
     return sum(written for written, _ in done), skipped
 
 
-def _fill(shard: ActivationStore, job: Job, notify: Callable[[int], None] | None) -> tuple[int, Skipped]:
-    from conceptkit.features.activations import fill
-
-    return fill([shard], job.computed(np.arange(len(job.table))), progress=notify)
-
-
 def _share(rows: NDArray[np.intp], own: Ranks, size: int) -> NDArray[np.intp]:
-    """Return this rank's rows: every so many batches, so that only one rank has a batch to pad."""
+    """Return this rank's rows: whole batches, so that only one rank pads a batch."""
     batches = [rows[i : i + size] for i in range(0, len(rows), size)][own.rank :: own.world]
     return np.concatenate(batches) if batches else rows[:0]
 
 
 def _on_own_device(options: Mapping[str, Any], own: Ranks) -> dict[str, Any]:
-    """Give each rank of a machine a GPU of its own, where one is meant and none is named."""
-    import torch
-
+    """Return options with this rank's GPU, unless the user chose a device."""
     if options["device"] in ("auto", "cuda") and torch.cuda.is_available():
         return {**options, "device": f"cuda:{own.local % torch.cuda.device_count()}"}
     return dict(options)
@@ -137,12 +129,10 @@ def _on_own_device(options: Mapping[str, Any], own: Ranks) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _exchange() -> Iterator[Callable[[Any], list[Any]]]:
-    """Join the ranks, and give a function from each rank's object to the list of all ranks' objects."""
-    import torch.distributed as dist
-
+    """Join the ranks; yield a function from each rank's object to the list of all ranks' objects."""
     joined = not dist.is_initialized()
     if joined:
-        # Only plans and results are exchanged, so gloo does on GPUs too; a rank may wait long for the slowest.
+        # Only plans and results are exchanged, so gloo suffices on GPUs too; a rank may wait long for the slowest.
         dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
 
     def exchange(value: Any) -> list[Any]:

@@ -14,32 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 from conceptkit.files.atomic import beside, holder, remove_left, take_space
 
 SCHEMA = "conceptkit/activations/3"
 
 DTYPES = ("float32", "float16")
-"""What activations are stored as."""
+"""Types of stored activations."""
 
 _MOST_ROWS = 10**9
-"""A store that says it has more is broken, or means harm"""
+"""A store that states more rows is broken or malicious"""
 
 _MOST_PROVENANCE = 10**7
-"""Bytes; it takes a few hundred"""
+"""Bytes of a provenance at most; it takes a few hundred"""
 
 MISSING, DONE, SKIPPED = 0, 1, 2
 
 Floats = NDArray[np.floating[Any]]
 
 PAUSE = 0.2
-"""Seconds between two looks at a store that another process uses"""
+"""Seconds between two attempts to open a store that another process uses"""
 
 SAY_EVERY = 60.0
-"""Seconds after which waiting is said again"""
+"""Seconds between two log messages while waiting"""
 
 _logger = logging.getLogger(__name__)
 
@@ -48,18 +49,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a store: what they are called, and how to tell that their pixels changed."""
+    """The rows of a store: their names, and how to see that their pixels changed."""
 
     patch_ids: Sequence[str]
     """(n,) unique"""
     stamps: Sequence[str]
-    """(n,) cheap marks (place, size and time of change of the file): one that stands needs no second look"""
+    """(n,) path, size and time of change of the file, cheap to read; the digest decides where a stamp differs"""
     digest: Callable[[int], str]
-    """Row → digest of its encoded bytes: the second look"""
+    """Row → digest of its encoded bytes"""
 
 
 class HeldError(InputError):
-    """The store cannot be had, whatever is in it: another process has it open, or it may not be written."""
+    """The store cannot be opened, whatever it holds: another process has it open, or it may not be written."""
 
 
 class InUseError(HeldError):
@@ -71,11 +72,11 @@ class InUseError(HeldError):
 
 
 class BrokenError(InputError):
-    """What is in the file is no whole store."""
+    """The file is not a complete store."""
 
 
 def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: str = "float32") -> int:
-    """Return how large a store will be, within a few percent."""
+    """Return the size of a store in bytes, within a few percent."""
     value = np.dtype(dtype).itemsize
     name = max((len(name.encode()) for name in patch_ids), default=1)
     chunks = 60 * len(widths)  # entries of the index of chunks
@@ -83,7 +84,7 @@ def predicted_bytes(patch_ids: Sequence[str], widths: Mapping[str, int], dtype: 
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes with a readable unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -94,21 +95,19 @@ def size_text(size: float) -> str:
 def create(
     path: Path, provenance: str, rows: Rows, widths: Mapping[str, int], dtype: str, *, over: bool = False
 ) -> None:
-    """Create a store's file with all of its space taken, and no row there.
+    """Create a store's file with all of its space allocated and every row missing.
 
     Parameters
     ----------
     provenance : as JSON
     widths : layer → activations per row
-    over : put it in the place of a file that is there
+    over : replace an existing file
 
     Raises
     ------
     InputError
-        when there is no room for it
+        when the disk has not enough space
     """
-    import h5py
-
     path.parent.mkdir(parents=True, exist_ok=True)
     need, free = predicted_bytes(rows.patch_ids, widths, dtype), shutil.disk_usage(path.parent).free
     if need > free:
@@ -120,7 +119,7 @@ def create(
     remove_left(path)
     temporary = beside(path)
     try:
-        with told_when_full(path):
+        with refused_when_full(path):
             take_space(temporary, int(1.1 * need))  # before HDF5 does, which may crash on a full disk
             with h5py.File(temporary, "w") as file:
                 # Texts have a fixed length: those of variable length lie in a heap, which may be damaged.
@@ -146,7 +145,7 @@ def create(
 
 
 def _move(temporary: Path, path: Path, *, over: bool) -> None:
-    """Put the file in its place; one that another process has put there meanwhile stays, unless it is to go."""
+    """Move the file to its place; without ``over``, one that another process has put there meanwhile stays."""
     if not over:
         with contextlib.suppress(FileExistsError, OSError):
             os.link(temporary, path)
@@ -156,17 +155,12 @@ def _move(temporary: Path, path: Path, *, over: bool) -> None:
 
 
 def check_layout(file: Any, path: Path) -> None:
-    """Raise :class:`InputError` unless a file holds what a store holds, and all of it in itself.
-
-    A link to another file, or data that lie in one, would be written to when rows are.
-    """
-    import h5py
-
+    """Raise unless a file has the layout of a store, without links to other files, which writing would change."""
     schema = schema_of(file)
     if schema != SCHEMA:
         earlier = "the schema of an earlier version" if "schema" in file.attrs else "no schema"
         has = f"schema {schema!r}" if schema else earlier
-        raise InputError(f"store: {path} has {has}, this version reads {SCHEMA!r}; --refresh computes it anew.")
+        raise InputError(f"store: {path} has {has}, this version reads {SCHEMA!r}; --refresh computes it again.")
     values = file["values"]
     parts = [(file, name) for name in ("values", "patch_ids", "stamps", "digests", "state")]
     parts += [(values, name) for name in values] if isinstance(values, h5py.Group) else [(file, "values")]
@@ -175,7 +169,7 @@ def check_layout(file: Any, path: Path) -> None:
         if name == "values" and isinstance(data, h5py.Group):
             continue
         if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-            raise ValueError(f"{name} is no dataset of its own")
+            raise ValueError(f"{name} is not a dataset in the file itself")
         if len(data) != len(file["state"]) or data.ndim != (1 if group is file else 2) or len(data) > _MOST_ROWS:
             raise ValueError(f"{name} has the shape {data.shape}")
         if group is file and data.dtype.kind != ("u" if name == "state" else "S"):
@@ -185,9 +179,9 @@ def check_layout(file: Any, path: Path) -> None:
 
 
 def schema_of(file: Any) -> str:
-    """Return what an HDF5 file says that it is, ``""`` when it says nothing in a text of fixed length.
+    """Return the schema that an HDF5 file states in a text of fixed length, else ``""``.
 
-    One of variable length is not read: where its heap is damaged, HDF5 may never come back.
+    Texts of variable length are not read: HDF5 may hang in a damaged heap.
     """
     if "schema" not in file.attrs or file.attrs.get_id("schema").dtype.kind != "S":
         return ""
@@ -196,18 +190,16 @@ def schema_of(file: Any) -> str:
 
 
 def provenance_of(file: Any) -> dict[str, Any]:
-    """Return what the values of a store depend on; raise :class:`ValueError` when it says nothing of that."""
-    import h5py
-
+    """Return what the values of a store depend on; raise :class:`ValueError` where it is not stated."""
     own = isinstance(file.get("provenance", getlink=True), h5py.HardLink)
     stated = file["provenance"] if own else None
     if not isinstance(stated, h5py.Dataset) or stated.external or stated.is_virtual:
-        raise ValueError("provenance is no dataset of its own")
+        raise ValueError("provenance is not a dataset in the file itself")
     if stated.shape != () or stated.dtype.kind != "S" or stated.dtype.itemsize > _MOST_PROVENANCE:
         raise ValueError(f"provenance holds {stated.dtype} of shape {stated.shape}")
     found = json.loads(stated[()])
     if not isinstance(found, dict):
-        raise ValueError("provenance is no mapping")
+        raise ValueError("provenance is not a mapping")
     return found
 
 
@@ -220,22 +212,21 @@ def names_of(file: Any) -> NDArray[Any]:
 def open_file(path: Path, mode: str, *, wait: bool = True) -> Any:
     """Open a store's file with h5py, as soon as no other process uses it.
 
-    HDF5's own lock is the one waited for: the system releases it however its holder ends.
+    The lock is HDF5's own, which the system releases however its holder ends.
 
     Parameters
     ----------
-    mode : ``r`` shares the file with other readers, ``r+`` has it alone
-    wait : whether to wait, and to say so in the log, while another process uses the file
+    mode : ``r`` shares the file with other readers, ``r+`` is exclusive
+    wait : wait, and log it, while another process uses the file
 
     Raises
     ------
     HeldError
-        when the file cannot be had
+        when the file is in use or may not be written
     BrokenError
-        when it is not a whole HDF5 file
+        when it is not a complete HDF5 file
     """
-    began = time.monotonic()
-    said = 0.0
+    began, said = time.monotonic(), 0.0
     while True:
         try:
             file = _open_free(path, mode)
@@ -255,34 +246,33 @@ def open_file(path: Path, mode: str, *, wait: bool = True) -> Any:
 
 
 def _open_free(path: Path, mode: str) -> Any:
-    import h5py
-
     try:
         return h5py.File(path, mode, rdcc_nbytes=0)
     except BlockingIOError:
         raise InUseError(path, holder(path)) from None
     except PermissionError:
-        raise HeldError(f"store: {path} may not be written; name another place.") from None
+        raise HeldError(f"store: no permission to write {path}; choose another file.") from None
     except OSError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BrokenError(f"store: {path} cannot be opened ({reason}); --refresh computes it anew.") from None
+        raise BrokenError(
+            f"store: {path} cannot be opened ({reason_of(error)}); --refresh computes it again."
+        ) from None
 
 
 @contextlib.contextmanager
-def told_when_broken(path: Path) -> Iterator[None]:
-    """Say in a sentence that a file is no whole store; h5py tells it in many ways."""
+def refused_when_broken(path: Path) -> Iterator[None]:
+    """Raise :class:`BrokenError` in place of the many errors by which h5py reports a broken file."""
     try:
         yield
     except (InputError, MemoryError):
         raise
     except Exception as error:
         reason = (str(error.args[0] if error.args else "").strip().splitlines() or [type(error).__name__])[0]
-        raise BrokenError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it anew.") from None
+        raise BrokenError(f"store: {path} is broken ({reason.rstrip('.')}); --refresh computes it again.") from None
 
 
 @contextlib.contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
-    """Say in a sentence that the disk is full; HDF5 tells it in its own way."""
+def refused_when_full(path: Path) -> Iterator[None]:
+    """Raise :class:`InputError` in place of HDF5's errors on a full disk."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -295,7 +285,7 @@ def told_when_full(path: Path) -> Iterator[None]:
 
 
 def take(data: Any, rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Read rows in any order, as one slice where they lie together."""
+    """Read rows in any order, as one slice where they are close together."""
     if len(rows) == 0:
         return np.empty((0, *data.shape[1:]), data.dtype)
     low, high = int(rows.min()), int(rows.max()) + 1

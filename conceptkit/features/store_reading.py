@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,15 +23,15 @@ from conceptkit.features.store_files import (
     names_of,
     open_file,
     provenance_of,
+    refused_when_broken,
     schema_of,
     take,
-    told_when_broken,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerActivations:
-    """Rows of one layer, read from the file when they are asked for: ``rows[10:20]``, ``np.asarray(rows)``."""
+    """Rows of one layer, read from the file on indexing: ``rows[10:20]``, ``np.asarray(rows)``."""
 
     path: Path
     layer: str
@@ -46,7 +47,7 @@ class LayerActivations:
     def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> Floats:
         """Return (d,) of one row, or (k, d) of some: a number, a slice, numbers, or a mask."""
         at = self._at[rows]
-        with open_file(self.path, "r") as file, told_when_broken(self.path):
+        with open_file(self.path, "r") as file, refused_when_broken(self.path):
             found = take(file["values"][self.layer], np.atleast_1d(at))
         one: Floats = found[0] if np.ndim(at) == 0 else found
         return one
@@ -100,13 +101,13 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
         when it is not a store, is of another schema, or is not finished
     """
     if not path.is_file():
-        raise InputError(f"store: there is no file {path}.")
-    with open_file(path, "r") as file, told_when_broken(path):
+        raise InputError(f"store: file {path} not found.")
+    with open_file(path, "r") as file, refused_when_broken(path):
         check_layout(file, path)
         state = file["state"][:]
         absent = int((state == MISSING).sum())
         if absent:
-            raise InputError(f"store: {path} lacks {absent} of its {len(state)} rows; extract again to finish it.")
+            raise InputError(f"store: {absent} of the {len(state)} rows of {path} are missing; extract again.")
         ids = names_of(file)
         at = np.flatnonzero(state == DONE)
         found = {}
@@ -125,8 +126,6 @@ def open_activations(path: Path, *, names: Mapping[str, str] | None = None) -> A
 
 def is_store(path: Path) -> bool:
     """Return whether a file is an activation store, of this schema or another."""
-    import h5py
-
     try:
         with h5py.File(path, "r") as file:
             if schema_of(file).startswith(SCHEMA.rpartition("/")[0]):
@@ -135,7 +134,7 @@ def is_store(path: Path) -> bool:
             return "schema" in file.attrs and all(part in file for part in earlier)
     except BlockingIOError:
         return True  # another process writes it: opening it says so
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # h5py has many words for a damaged file
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # all raised by h5py for damaged files
         return False
 
 
@@ -147,7 +146,7 @@ def changed_since(path: Path, rows: Rows) -> list[str]:
     path : a store that has all of the rows
     rows : some patches as they are now; one whose digest is empty has no file to compare with
     """
-    with open_file(path, "r") as file, told_when_broken(path):
+    with open_file(path, "r") as file, refused_when_broken(path):
         place = {str(name): i for i, name in enumerate(names_of(file))}
         at = np.array([place[name] for name in rows.patch_ids], dtype=np.intp)
         stamps, digests = file["stamps"][:][at], file["digests"][:][at]

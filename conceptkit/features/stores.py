@@ -1,4 +1,4 @@
-"""Activation stores: rows of activations on disk, resumable after a kill, never taken for another network's."""
+"""Activation stores: rows of activations on disk, resumable after a kill, with a provenance that must match."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from conceptkit.features.store_files import (
     names_of,
     open_file,
     provenance_of,
+    refused_when_broken,
+    refused_when_full,
     schema_of,
     take,
-    told_when_broken,
-    told_when_full,
 )
 from conceptkit.files.matrix import Part, in_blocks
 
@@ -38,18 +38,18 @@ from conceptkit.files.matrix import Part, in_blocks
 class ActivationStore:
     """Activations of some layers, one row per patch, in an HDF5 file of fixed layout.
 
-    The file is created whole (all space taken) beside its place and moved there, so that later writes change values
-    alone. A row counts as there when its entry of the completion map says so, which is written after the row.
+    The file is created with all space allocated and then moved to its place, so that later writes only change values.
+    A row is done when its entry in the completion map, which is written after the row, says so.
 
     Parameters
     ----------
     path : the HDF5 file; created when absent
     provenance : what the values depend on beside the pixels: network, layers, pooling, preprocessing
-    rows : names and marks of the rows; a row whose pixels changed is not there any more
-    widths : layer → activations per row; asked only when the file has to be created
+    rows : names, stamps and digests of the rows; a row whose pixels changed becomes missing
+    widths : layer → activations per row; called only when the file has to be created
     dtype : one of :data:`DTYPES`
-    verify : look at every row's encoded bytes again, whatever its mark says
-    refresh : begin anew where the file is of something else
+    verify : compare every row's digest, even where its stamp is the same
+    refresh : replace a file of another network, table or schema
 
     Raises
     ------
@@ -86,9 +86,9 @@ class ActivationStore:
             raise
 
     def _take_up(self, stated: str, verify: bool) -> None:
-        """Open the file, and see what is in it."""
+        """Open the file and check its content."""
         self._file = open_file(self.path, "r+")
-        with told_when_broken(self.path), told_when_full(self.path):
+        with refused_when_broken(self.path), refused_when_full(self.path):
             self._check(stated)
             self.layers = tuple(self._file["values"])
             self._state: NDArray[np.uint8] = self._file["state"][:]
@@ -105,11 +105,11 @@ class ActivationStore:
     def close(self) -> None:
         """Close the file; another process may then open it."""
         if hasattr(self, "_file"):
-            with contextlib.suppress(OSError, RuntimeError):  # of a full disk, which was told when it was met
+            with contextlib.suppress(OSError, RuntimeError):  # a full disk, already reported
                 self._file.close()
 
     def missing(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return those of ``rows`` that are not there."""
+        """Return those of ``rows`` that are not done."""
         absent: NDArray[np.intp] = rows[self._state[rows] != DONE]
         return absent
 
@@ -121,33 +121,33 @@ class ActivationStore:
         *,
         stamps: Sequence[str] | None = None,
     ) -> None:
-        """Write layer → (len(rows), width); rows count as there once they are on their way to the disk.
+        """Write layer → (len(rows), width) and mark the rows as done.
 
         Parameters
         ----------
         rows : distinct row numbers
         values : at least those of :attr:`layers`
         digests : of the encoded bytes that each row was computed from
-        stamps : of the rows' files; ``None`` for what they are now
+        stamps : of the rows' files; ``None`` for the current ones
 
         Raises
         ------
         InputError
-            when the disk is full (what was written before is kept), or a value is too large for the store's type
+            when the disk is full (rows written before are kept), or a value is too large for the store's type
         """
         if not len(rows):
             return
-        with told_when_full(self.path):
+        with refused_when_full(self.path):
             for layer in self.layers:
                 data = self._file["values"][layer]
                 stored = _as_type(values[layer], data.dtype, layer)
                 if stored.shape[1] != data.shape[1]:
                     raise InputError(
                         f"store: {self.path} has {data.shape[1]} values a row for layer {layer}, the network gives "
-                        f"{stored.shape[1]}; --refresh computes it anew."
+                        f"{stored.shape[1]}; --refresh computes it again."
                     )
                 for row, value in zip(rows, stored, strict=True):
-                    # Past the chunk cache: what fails here is not tried again when the file is closed.
+                    # Without the chunk cache: a failed write is not repeated when the file is closed.
                     data.id.write_direct_chunk((int(row), 0), value.tobytes())
             marks = [self._rows.stamps[row] for row in rows] if stamps is None else stamps
             self._put("stamps", rows, [mark.encode() for mark in marks])
@@ -156,43 +156,37 @@ class ActivationStore:
             self._mark(rows, DONE)
 
     def skip(self, rows: NDArray[np.intp]) -> None:
-        """Note rows whose image cannot be read: left out on purpose, tried again next time."""
+        """Mark rows whose image cannot be read as skipped; the next run tries them again."""
         if len(rows):
-            with told_when_full(self.path):
+            with refused_when_full(self.path):
                 self._mark(rows, SKIPPED)
 
     def read(self, layer: str, rows: NDArray[np.intp]) -> Floats:
-        """Return values (len(rows), width) of rows that are there, in float32 or as they are stored.
-
-        Raises
-        ------
-        InputError
-            when one of them is not
-        """
+        """Return values (len(rows), width) as stored; raise :class:`InputError` when a row is missing."""
         absent = len(self.missing(rows))
         if absent:
-            raise InputError(f"store: {self.path} lacks {absent} of the {len(rows)} rows asked for.")
-        with told_when_broken(self.path):
+            raise InputError(f"store: {absent} of {len(rows)} rows are missing in {self.path}.")
+        with refused_when_broken(self.path):
             return take(self._file["values"][layer], rows)
 
     def parts(self, layer: str, rows: NDArray[np.intp]) -> Iterator[Part]:
-        """Yield what :meth:`read` returns some rows at a time, for :func:`conceptkit.files.matrix.gather`."""
+        """Yield rows in blocks, for :func:`conceptkit.files.matrix.gather`."""
         width = int(self._file["values"][layer].shape[1])
         yield from in_blocks(len(rows), width, lambda some: self.read(layer, rows[some]))
 
     def absorb(self, path: Path) -> None:
-        """Take over the finished rows of a store of the same provenance whose patches are among this one's.
+        """Copy the finished rows of a store of the same provenance whose patches are among this one's.
 
         Raises
         ------
         BrokenError
-            when the other is no whole store
+            when the other file is not a complete store
         InputError
-            when the disk of this one is full, or another process has the other open
+            when the disk is full, or another process uses the other file
         """
         place = {name: row for row, name in enumerate(self._rows.patch_ids)}
         with open_file(path, "r", wait=False) as file:
-            with told_when_broken(path):
+            with refused_when_broken(path):
                 alike = schema_of(file) == SCHEMA and provenance_of(file) == provenance_of(self._file)
                 ids = names_of(file) if alike else np.array([])
                 theirs = np.flatnonzero(file["state"][:] == DONE) if alike else np.array([], dtype=np.intp)
@@ -200,26 +194,26 @@ class ActivationStore:
             for start in range(0, len(theirs), 256):
                 part = theirs[start : start + 256]
                 ours = np.array([place[ids[row]] for row in part], dtype=np.intp)
-                with told_when_broken(path):
+                with refused_when_broken(path):
                     values = {layer: take(file["values"][layer], part) for layer in self.layers}
                     digests, stamps = (list(take(file[name], part)) for name in ("digests", "stamps"))
-                # Outside: what this store meets, as a full disk, is not the other's fault.
+                # Outside the context: an error of this store does not mean that the other is broken.
                 self.write(ours, values, [v.decode() for v in digests], stamps=[v.decode() for v in stamps])
         self._forget_changed(verify=False)
 
     def _forget_changed(self, verify: bool) -> None:
-        """Mark rows as missing whose encoded bytes are not those that they were computed from."""
+        """Mark rows whose encoded bytes have changed as missing."""
         stamps = np.array([stamp.encode() for stamp in self._rows.stamps], dtype="S32")
-        there = self._state == DONE
-        looked_at = np.flatnonzero(there if verify else there & (self._file["stamps"][:] != stamps))
-        if not len(looked_at):
+        done = self._state == DONE
+        suspects = np.flatnonzero(done if verify else done & (self._file["stamps"][:] != stamps))
+        if not len(suspects):
             return
         known = self._file["digests"][:]
-        same = np.array([self._rows.digest(int(row)).encode() == known[row] for row in looked_at])
+        same = np.array([self._rows.digest(int(row)).encode() == known[row] for row in suspects])
         if not same.all():
-            self._mark(looked_at[~same], MISSING)
+            self._mark(suspects[~same], MISSING)
         if same.any():
-            self._put("stamps", looked_at[same], list(stamps[looked_at[same]]))
+            self._put("stamps", suspects[same], list(stamps[suspects[same]]))
             self._file.flush()
 
     def _mark(self, rows: NDArray[np.intp], state: int) -> None:
@@ -228,7 +222,7 @@ class ActivationStore:
         self._file.flush()
 
     def _put(self, name: str, rows: NDArray[np.intp], values: Sequence[Any]) -> None:
-        """Write entries of a small dataset in one piece, with what lies between them."""
+        """Write entries of a small dataset as one slice."""
         if not len(rows):
             return
         data = self._file[name]
@@ -239,14 +233,14 @@ class ActivationStore:
 
     def _check(self, provenance: str) -> None:
         check_layout(self._file, self.path)
-        kept, asked = provenance_of(self._file), json.loads(provenance)
-        differing = [k for k in sorted({*kept, *asked}) if kept.get(k) != asked.get(k)]
+        kept, wanted = provenance_of(self._file), json.loads(provenance)
+        differing = [k for k in sorted({*kept, *wanted}) if kept.get(k) != wanted.get(k)]
         if differing:
-            what = "; ".join(f"{k} {_short(kept.get(k))} instead of {_short(asked.get(k))}" for k in differing)
-            raise InputError(f"store: {self.path} was made with {what}; --refresh computes it anew.")
+            what = "; ".join(f"{k} {_short(kept.get(k))} instead of {_short(wanted.get(k))}" for k in differing)
+            raise InputError(f"store: {self.path} was made with {what}; --refresh computes it again.")
         if list(names_of(self._file)) != list(self._rows.patch_ids):
             raise InputError(
-                f"store: {self.path} was made for another table, whose patch_ids differ; --refresh computes it anew."
+                f"store: {self.path} was made for another table, whose patch_ids differ; --refresh computes it again."
             )
 
 
@@ -260,6 +254,6 @@ def _as_type(values: Floats, dtype: np.dtype[Any], layer: str) -> Floats:
 
 
 def _short(value: Any) -> str:
-    """Return a value as an error names it, digests cut short."""
+    """Return a value for an error message, digests cut short."""
     text = repr(value)
     return f"{text[:13]}…'" if isinstance(value, str) and len(value) == 64 else text

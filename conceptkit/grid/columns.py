@@ -1,32 +1,30 @@
-"""Concept values as a grid's controls and curves have them: random, shuffled, exchanged in part, or kept in part."""
+"""Concept values of a grid's controls and curves: random, shuffled, exchanged in part, or kept in part."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.grid.plan import FRACTION, NOISE, RANDOM_TARGET, SHUFFLED
+from conceptkit.models.guided import Task
 from conceptkit.records import GridCell
-
-if TYPE_CHECKING:
-    from conceptkit.models.guided import Task
 
 Rows = dict[str, NDArray[np.intp]]
 """Split → positions of its rows"""
 
 
 def altered(cell: GridCell, values: NDArray[Any], at: Rows, seed: int) -> NDArray[Any]:
-    """Return a concept's values (n,) as the cell has them.
+    """Return the values (n,) of a concept as a cell trains on them.
 
     Parameters
     ----------
     values : (n,) numbers with NaN where missing, or objects with ``None`` where missing
     at : split → positions
-    seed : of the run: another seed draws other rows
+    seed : of the run; another seed draws other rows
 
     Raises
     ------
@@ -45,7 +43,7 @@ def altered(cell: GridCell, values: NDArray[Any], at: Rows, seed: int) -> NDArra
             _exchange(out, rng.permutation(own)[: round(cell.level * len(own))], rng)
     if cell.curve == FRACTION and cell.level is not None:
         for k, name in enumerate(("train", "val")):
-            # One order for all concepts and fractions: an annotated image has all its values, and stays annotated.
+            # One order for all concepts and fractions: an annotated image keeps all of its values.
             order = np.random.default_rng([seed, 3, k]).permutation(at[name])
             out[order[max(round(cell.level * len(order)), 1) :]] = np.nan if values.dtype.kind == "f" else None
         if not _known(out)[at["train"]].any():
@@ -54,27 +52,22 @@ def altered(cell: GridCell, values: NDArray[Any], at: Rows, seed: int) -> NDArra
 
 
 def random_values(n: int, seed: int) -> NDArray[np.float64]:
-    """Return a value (n,) per row that no image can tell."""
+    """Return random values (n,), which no image predicts."""
     return np.random.default_rng([seed, 4]).normal(size=n)
 
 
-def altered_task(task: Task, values: NDArray[Any], at: Rows) -> Task:
-    """Return a task scaled by the training rows that the cell has, and named so that no reading takes it for others."""
+def altered_task(cell: GridCell, task: Task, values: NDArray[Any], at: Rows) -> Task:
+    """Return a task scaled by the training rows of a cell; one of shuffled values has another name."""
+    if cell.control == SHUFFLED:  # its head has not learned the concept
+        task = dataclasses.replace(task, name=f"{task.name}, shuffled")
     if task.kind != "continuous":
         return task
     own = values[at["train"]][np.isfinite(values[at["train"]])]
     return dataclasses.replace(task, mean=float(own.mean()), deviation=float(own.std()) or 1.0)
 
 
-def control_task_name(cell: GridCell, concept: str) -> str:
-    """Return the name of a control's task: its head has not learned the concept that it stands for."""
-    return f"{concept}, shuffled" if cell.control == SHUFFLED else concept
-
-
 def random_target_task(values: NDArray[np.float64], at: Rows) -> Task:
-    """Return the task of a random-valued target."""
-    from conceptkit.models.guided import Task
-
+    """Return the task of a random target."""
     own = values[at["train"]]
     return Task(name=RANDOM_TARGET, kind="continuous", mean=float(own.mean()), deviation=float(own.std()))
 

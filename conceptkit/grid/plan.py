@@ -1,4 +1,4 @@
-"""Which networks a grid trains: the paper's, pairs of the study's concepts, or a list of the user's own."""
+"""Networks that a grid trains: the paper's, pairs of the study's concepts, or a list of the user's own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from conceptkit.errors import InputError, check_distinct
-from conceptkit.records import GridCell
+from conceptkit.guide.goals import Goal
+from conceptkit.options.grid import Grid
+from conceptkit.records import GridCell, concept_of
 from conceptkit.tables.study import Study
 
 PAPER = "paper"
 PAIRS = "pairs"
 STUDY = "study"
 
-PAPER_MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+Model = tuple[tuple[str, ...], tuple[str, ...]]
+"""Encouraged and discouraged concepts"""
+
+PAPER_MODELS: dict[str, Model] = {
     "1": ((), ()),
     "2": (("area",), ()),
     "3": (("count",), ()),
@@ -26,12 +32,12 @@ PAPER_MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "7": (("area", "count"), ("center",)),
     "8": (("area", "count", "contrast"), ("center",)),
 }
-"""Number in the paper's Table 4 → encouraged and discouraged concepts"""
+"""Number in the paper's Table 4 → model"""
 
 PAPER_WEIGHTINGS = ("vanilla", "uncertainty")
 
 SECOND_NETWORK = {"resnet50": ("1", "8")}
-"""The paper's other network → which models it was trained as, with uncertainty weighting, there called R1 and R8"""
+"""The paper's other network → numbers of its models, trained with uncertainty weighting; the paper calls them R1, R8"""
 
 RANDOM_TARGET = "random target"
 SHUFFLED = "shuffled concept"
@@ -41,18 +47,13 @@ MULTIMODAL = "multimodal"
 NOISE, FRACTION = "noise", "fraction"
 
 
-def read_models(text: str, study: Study) -> tuple[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """Return the name of a grid and its models as (encouraged, discouraged).
+def read_models(text: str, study: Study) -> tuple[str, list[Model]]:
+    """Return the name of a grid and its models; :class:`InputError` when there is none, or one occurs twice.
 
     Parameters
     ----------
-    text : ``paper``, ``pairs``, ``study`` (the list in the study file), a file with a model per line, or models
-        separated by ``;``. A model is a list of concepts separated by commas, a discouraged one with ``-`` before it
-
-    Raises
-    ------
-    InputError
-        when there is nothing to make a grid of, or one model stands twice
+    text : ``paper``, ``pairs``, ``study`` (the list in the study file), a file with one model per line, or models
+        separated by ``;``. A model is a comma-separated list of concepts, a discouraged one with ``-`` before it
     """
     if text == PAPER:
         return PAPER, list(PAPER_MODELS.values())
@@ -64,7 +65,9 @@ def read_models(text: str, study: Study) -> tuple[str, list[tuple[tuple[str, ...
         return PAIRS, [_split(list(concepts)) for concepts in chosen]
     if text == STUDY:
         if not study.grid:
-            raise InputError('ablate: the study names no models; write models = ["count", "count, -center"] in [grid].')
+            raise InputError(
+                'ablate: the study file has no models; write models = ["count", "count, -center"] in [grid].'
+            )
         lines = list(study.grid)
     elif Path(text).is_file():
         lines = [line.partition("#")[0].strip() for line in Path(text).read_text(encoding="utf-8-sig").splitlines()]
@@ -74,7 +77,7 @@ def read_models(text: str, study: Study) -> tuple[str, list[tuple[tuple[str, ...
     models = [_split(_signed(line)) for line in lines]
     models = [model for model in models if model != ((), ())]
     if not models:
-        raise InputError(f"ablate: no model is named in {text!r}.")
+        raise InputError(f"ablate: {text!r} lists no model.")
     check_distinct("ablate", [model_name(*model) for model in models])
     return "list", models
 
@@ -84,112 +87,126 @@ def _signed(line: str) -> list[tuple[str, bool]]:
     return [(word.removeprefix("-").strip(), word.startswith("-")) for word in words]
 
 
-def _split(signed: Sequence[tuple[str, bool]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _split(signed: Sequence[tuple[str, bool]]) -> Model:
     encourage = tuple(name for name, discouraged in signed if not discouraged)
     discourage = tuple(name for name, discouraged in signed if discouraged)
     if signed:
-        check_distinct("ablate", [name.partition("@")[0] for name in (*encourage, *discourage)])
+        check_distinct("ablate", [concept_of(name) for name in (*encourage, *discourage)])
     return encourage, discourage
 
 
 def model_name(encourage: Sequence[str], discourage: Sequence[str]) -> str:
-    """Return how a model is called: its concepts, discouraged ones marked with a minus."""
-    wanted, unwanted = " + ".join(encourage), "".join(f" − {name}" for name in discourage)
-    return (wanted + unwanted).strip() or "main"
+    """Return the name of a model: its concepts, discouraged ones with a minus."""
+    return (" + ".join(encourage) + "".join(f" − {name}" for name in discourage)).strip() or "main"
+
+
+class _Cells:
+    """The cells of a grid as they are planned, each name once."""
+
+    def __init__(self, model: str, *, numbered: bool) -> None:
+        self.model = model
+        self.numbers = {value: number for number, value in PAPER_MODELS.items()} if numbered else {}
+        self.by_name: dict[str, GridCell] = {}
+
+    def add(
+        self, encourage: Sequence[str], discourage: Sequence[str], weighting: str, *, called: str = "", **more: Any
+    ) -> None:
+        """Add a trained cell."""
+        encourage, discourage = tuple(encourage), tuple(discourage)
+        fields: dict[str, Any] = {
+            "name": f"{called or model_name(encourage, discourage)}, {weighting}",
+            "number": "" if more else self.numbers.get((encourage, discourage), ""),
+            "encourage": encourage,
+            "discourage": discourage,
+            "weighting": weighting,
+            "model": self.model,
+        }
+        self.put(GridCell(**{**fields, **more}))
+
+    def put(self, cell: GridCell) -> None:
+        self.by_name.setdefault(cell.name, cell)
+
+
+def models_of(options: Grid) -> str | None:
+    """Return the text that names the models; the paper's by default, none with curves or affinities."""
+    curves = options.noise or options.fraction or options.affinity
+    return PAPER if options.ablate is None and not curves else options.ablate
 
 
 def plan_cells(
-    text: str | None,
-    study: Study,
-    *,
-    model: str,
-    second: Sequence[str] = (),
-    weightings: Sequence[str],
-    controls: bool,
-    noise: Sequence[float] = (),
-    fraction: Sequence[float] = (),
-    encourage: Sequence[str] = (),
-    discourage: Sequence[str] = (),
+    study: Study, options: Grid, *, weightings: Sequence[str], second: Sequence[str] = ()
 ) -> tuple[str, list[GridCell]]:
     """Return the name of a grid and its cells: its models, their controls, and the points of curves.
 
     Parameters
     ----------
-    text : see :func:`read_models`; ``None`` for curves alone
-    model : the network; ``second`` are those of the paper that are trained beside it
+    study : its network is trained, and its encouraged and discouraged concepts are those of pairs and curves
     weightings : of the losses; every model is trained with each
-    encourage, discourage : of the curves
+    second : the paper's networks that are trained beside the study's
     """
-    name, models = read_models(text, study) if text is not None else ("none", [])
-    cells: list[GridCell] = []
-    numbers = {value: number for number, value in PAPER_MODELS.items()} if name == PAPER else {}
-
-    def add(
-        wanted: Sequence[str], unwanted: Sequence[str], weighting: str, *, called: str = "", **more: object
-    ) -> None:
-        title = f"{called or model_name(wanted, unwanted)}, {weighting}"
-        fields: dict[str, object] = {
-            "name": title,
-            "number": numbers.get((tuple(wanted), tuple(unwanted)), "") if not more else "",
-            "encourage": tuple(wanted),
-            "discourage": tuple(unwanted),
-            "weighting": weighting,
-            "model": model,
-            **more,
-        }
-        cell = GridCell(**fields)  # type: ignore[arg-type]
-        if cell.name not in {c.name for c in cells}:
-            cells.append(cell)
-
+    name, models = ("none", []) if (text := models_of(options)) is None else read_models(text, study)
+    cells = _Cells(str(study.model), numbered=name == PAPER)
     for weighting in weightings:
-        add((), (), weighting)
-        for wanted, unwanted in models:
-            add(wanted, unwanted, weighting)
+        cells.add((), (), weighting)
+        for encourage, discourage in models:
+            cells.add(encourage, discourage, weighting)
     for network in second:
         for number in SECOND_NETWORK[network]:
-            wanted, unwanted = PAPER_MODELS[number]
-            called = f"{model_name(wanted, unwanted)}, {network}"
-            add(wanted, unwanted, PAPER_WEIGHTINGS[-1], called=called, number=f"R{number}", model=network)
-    if controls and models:
-        if not any(weighting.startswith("uncertainty") for weighting in weightings):
-            add((), (), "uncertainty", control=SINGLE)
-        first = next((concept for wanted, _ in models for concept in wanted), None)
-        for weighting in weightings:
-            add((RANDOM_TARGET,), (), weighting, control=RANDOM_TARGET)
-            if first is not None:
-                add((first,), (), weighting, called=f"{first} shuffled", control=SHUFFLED)
-        for concept in dict.fromkeys(c.partition("@")[0] for _, unwanted in models for c in unwanted):
-            title = f"{CONFOUNDER}: {concept}"
-            cells.append(GridCell(name=title, discourage=(concept,), control=CONFOUNDER))
-    for kind, levels in ((NOISE, noise), (FRACTION, fraction)):
-        for level in levels:
-            # Beside the multimodal control, which discourages nothing and weighs no rows, nothing else may differ.
-            against = () if kind == NOISE else tuple(discourage)
-            called = f"{model_name(encourage, against)}, {kind} {level:g}"
-            add(encourage, against, weightings[-1], called=called, curve=kind, level=level)
-            if kind == NOISE:
-                title = f"{MULTIMODAL}: main with {' + '.join(encourage)} as input, {kind} {level:g}, {weightings[-1]}"
-                cells.append(
-                    GridCell(
-                        name=title,
-                        encourage=tuple(encourage),
-                        model=model,
-                        control=MULTIMODAL,
-                        curve=kind,
-                        level=level,
-                        base=f"{model_name((), ())}, {weightings[-1]}",
-                    )
-                )
-    return name, cells
+            encourage, discourage = PAPER_MODELS[number]
+            called = f"{model_name(encourage, discourage)}, {network}"
+            last = PAPER_WEIGHTINGS[-1]
+            cells.add(encourage, discourage, last, called=called, number=f"R{number}", model=network)
+    if options.controls and models:
+        _add_controls(cells, models, weightings)
+    for level in options.noise:
+        # The multimodal control discourages nothing and reweights no rows, and nothing else may differ.
+        _add_point(cells, NOISE, level, study.encourage, (), weightings[-1])
+        _add_multimodal(cells, level, study.encourage, weightings[-1])
+    for level in options.fraction:
+        _add_point(cells, FRACTION, level, study.encourage, study.discourage, weightings[-1])
+    return name, list(cells.by_name.values())
+
+
+def _add_controls(cells: _Cells, models: Sequence[Model], weightings: Sequence[str]) -> None:
+    if not any(weighting.startswith("uncertainty") for weighting in weightings):
+        cells.add((), (), "uncertainty", control=SINGLE)
+    first = next((concept for encourage, _ in models for concept in encourage), None)
+    for weighting in weightings:
+        cells.add((RANDOM_TARGET,), (), weighting, control=RANDOM_TARGET)
+        if first is not None:
+            cells.add((first,), (), weighting, called=f"{first} shuffled", control=SHUFFLED)
+    for concept in dict.fromkeys(Goal.of(c, discouraged=True).concept for _, unwanted in models for c in unwanted):
+        cells.put(GridCell(name=f"{CONFOUNDER}: {concept}", discourage=(concept,), control=CONFOUNDER))
+
+
+def _add_point(
+    cells: _Cells, curve: str, level: float, encourage: Sequence[str], discourage: Sequence[str], weighting: str
+) -> None:
+    called = f"{model_name(encourage, discourage)}, {curve} {level:g}"
+    cells.add(encourage, discourage, weighting, called=called, curve=curve, level=level)
+
+
+def _add_multimodal(cells: _Cells, level: float, encourage: Sequence[str], weighting: str) -> None:
+    cells.put(
+        GridCell(
+            name=f"{MULTIMODAL}: main with {' + '.join(encourage)} as input, {NOISE} {level:g}, {weighting}",
+            encourage=tuple(encourage),
+            model=cells.model,
+            control=MULTIMODAL,
+            curve=NOISE,
+            level=level,
+            base=f"{model_name((), ())}, {weighting}",
+        )
+    )
 
 
 def is_trained(cell: GridCell) -> bool:
-    """Return whether a network is trained for a cell; the others are computed from what is there."""
+    """Return whether a network is trained for a cell; the other cells are computed from trained ones."""
     return bool(cell.weighting)
 
 
 def folder_name(cell: GridCell, seed: int) -> str:
-    """Return the name of a run's folder: words of the cell's name, and a digest where these could be another's."""
+    """Return the name of a run's folder: words of the cell's name, with a digest where they are ambiguous."""
     text = cell.name.replace(" − ", "-not-")
     words = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
     if re.search(r"[^A-Za-z0-9_. +,−-]", cell.name) or re.search(r"\w-|-\w", cell.name) or len(words) > 100:

@@ -1,168 +1,112 @@
-"""What a grid was asked for: read and checked before anything is trained, in a dry run as in a run."""
+"""The request for a grid: read and checked before anything is trained, in a dry run as in a run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from conceptkit.errors import InputError, check_at_least, check_at_most, check_choice, check_seeds
-from conceptkit.families import RECIPES
+from conceptkit.errors import InputError, check_at_least, check_at_most, check_seeds, near_names
 from conceptkit.grid.plan import (
     PAPER,
     PAPER_WEIGHTINGS,
     RANDOM_TARGET,
     SECOND_NETWORK,
     is_trained,
+    models_of,
     plan_cells,
 )
+from conceptkit.guide.goals import Goal, concept_names
 from conceptkit.guide.latent import refuse_latent
-from conceptkit.guide.setup import Wish, concept_tasks
+from conceptkit.guide.plan import make_plan
+from conceptkit.guide.setup import concept_tasks
+from conceptkit.guide.weighting import Weighting, parse_weighting
+from conceptkit.models.guided import MAIN, Task
+from conceptkit.options.grid import Grid
 from conceptkit.records import GridCell
-from conceptkit.runs.opening import open_study
+from conceptkit.runs.opening import open_source
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
-
-PROTOCOLS = ("groups", "paper")
-"""How models are compared: over groups alone, or by the paper's resamples of patches too"""
 
 
 @dataclass(frozen=True)
 class GridRequest:
     """What is to be trained, and of which study."""
 
+    options: Grid
     study: Study
-    """With the concepts that were given beside it"""
-    network: str
+    """With the concepts of the options"""
     second: tuple[str, ...]
-    """The paper's other networks, where they are wanted"""
+    """The paper's other networks"""
     grid: str
-    """Name of the grid: ``paper``, ``pairs``, ``list`` or ``none``"""
+    """``paper``, ``pairs``, ``list`` or ``none``"""
     cells: tuple[GridCell, ...]
-    wishes: tuple[Wish, ...]
-    """Of all cells, each once; those of curves and affinities too"""
+    goals: tuple[Goal, ...]
+    """Of all cells, each once, and those of curves and affinities"""
     notes: tuple[str, ...]
     skipped: tuple[str, ...]
-    """Notes on the concepts that cannot be learned; they are among ``notes`` too"""
+    """Notes on the concepts that cannot be learned, which are among ``notes`` too"""
 
 
-def read_request(
-    study: Study | str | Path | None,
-    *,
-    ablate: str | None,
-    weightings: Sequence[str] | None,
-    controls: bool,
-    noise: Sequence[float],
-    fraction: Sequence[float],
-    affinity: bool,
-    protocol: str,
-    encourage: Sequence[str] | None,
-    discourage: Sequence[str] | None,
-    table: str | Path | None,
-    model: str | None,
-    weights: str | None,
-    group: str | None,
-    categorical: Sequence[str],
-    recipe: str,
-    options: Mapping[str, Any] | None,
-    seeds: Sequence[int],
-) -> GridRequest:
-    """Return what :func:`conceptkit.run_grid` was asked for.
-
-    Raises
-    ------
-    InputError
-        when something that was given cannot be used
-    """
-    check_choice("protocol", protocol, PROTOCOLS)
-    _check_given(noise, fraction, seeds, recipe, options)
-    meant, data = open_study(study, table, model, weights, group, categorical)
-    meant = _with_wishes(meant, encourage, discourage)
-    curves = bool(noise or fraction or affinity)
-    network = _network(meant, curves=curves)
-    weightings = _weightings(ablate, weightings, dict(options or {}).get("weighting"))
-    second, notes = _second_networks(ablate, meant)
-    grid, cells = plan_cells(
-        ablate,
-        meant,
-        model=network,
-        second=second,
-        weightings=weightings,
-        controls=controls,
-        noise=noise,
-        fraction=fraction,
-        encourage=meant.encourage,
-        discourage=meant.discourage,
-    )
-    wishes = _wishes(cells, meant if curves else None)
-    _check_columns(data, grid, wishes)
-    wishes, cells, skipped = _learnable(data, meant, wishes, cells)
-    _check_weightings(wishes, cells)
-    return GridRequest(meant, network, tuple(second), grid, tuple(cells), wishes, (*notes, *skipped), tuple(skipped))
+def read_request(study: Any, options: Grid) -> GridRequest:
+    """Return the request that options make of a study; :class:`InputError` when they cannot be used."""
+    _check_options(options)
+    opened, data = open_source(options, study)
+    if options.encourage is not None or options.discourage is not None:
+        opened = dataclasses.replace(
+            opened, encourage=tuple(options.encourage or ()), discourage=tuple(options.discourage or ())
+        )
+    if opened.model is None:
+        raise InputError("model: no model given; set --model, or model in the study file.")
+    curves = bool(options.noise or options.fraction or options.affinity)
+    if curves and not opened.encourage:
+        raise InputError("encourage: curves and affinities need a concept to encourage, none is given.")
+    second, notes = _second_networks(models_of(options), opened)
+    grid, cells = plan_cells(opened, options, weightings=_weightings(options), second=second)
+    goals = _goals(cells, opened if curves else None)
+    argument = "ablate" if grid != "none" else "encourage"
+    for goal in goals:
+        refuse_latent(argument, goal.concept, "in a grid")
+        data.column(argument, goal.concept)
+    goals, cells, skipped = _learnable(data, opened, goals, cells)
+    _check_weightings(goals, cells)
+    return GridRequest(options, opened, tuple(second), grid, tuple(cells), goals, (*notes, *skipped), tuple(skipped))
 
 
-def _check_given(
-    noise: Sequence[float],
-    fraction: Sequence[float],
-    seeds: Sequence[int],
-    recipe: str,
-    options: Mapping[str, Any] | None,
-) -> None:
-    """Refuse what can be told to be wrong before a table is read, in a dry run as in a run."""
-    from conceptkit.guide.options import TrainingOptions
-
-    for name, levels in (("concept-noise", noise), ("concept-fraction", fraction)):
+def _check_options(options: Grid) -> None:
+    """Refuse options that are wrong whatever the table."""
+    for name, levels in (("concept-noise", options.noise), ("concept-fraction", options.fraction)):
         for level in levels:
             check_at_least(name, level, 0)
             check_at_most(name, level, 1)
             if name == "concept-fraction" and level == 0:
-                raise InputError(f"{name}: must be above 0, got 0; a model without the concept is in the grid anyway.")
+                raise InputError(f"{name}: must be above 0, got 0; the grid has a model without the concept anyway.")
         if len(set(levels)) < len(levels):
             raise InputError(f"{name}: no level may be given twice, got {', '.join(f'{v:g}' for v in levels)}.")
-    check_seeds(seeds)
-    RECIPES.check("recipe", recipe)
-    TrainingOptions(**(options or {})).check()
-
-
-def _network(meant: Study, *, curves: bool) -> str:
-    """Return the network, and refuse a study that names no network, or no concept where curves need one."""
-    if meant.model is None:
-        raise InputError("model: none is named, neither by --model nor in the study.")
-    if curves and not meant.encourage:
-        raise InputError("encourage: curves and affinities need a concept to encourage, none is named.")
-    return meant.model
-
-
-def _check_columns(data: PatchTable, grid: str, wishes: Iterable[Wish]) -> None:
-    """Refuse concepts that the table does not have."""
-    argument = "ablate" if grid != "none" else "encourage"
-    for wish in wishes:
-        refuse_latent(argument, wish.concept, "in a grid")
-        data.column(argument, wish.concept)
+    check_seeds(options.seeds)
+    if options.weighting is not None:
+        parse_weighting(options.weighting)
 
 
 def _learnable(
-    data: PatchTable, meant: Study, wishes: tuple[Wish, ...], cells: Sequence[GridCell]
-) -> tuple[tuple[Wish, ...], list[GridCell], list[str]]:
-    """Return wishes and cells without the concepts that cannot be learned, and notes on these.
+    data: PatchTable, study: Study, goals: tuple[Goal, ...], cells: Sequence[GridCell]
+) -> tuple[tuple[Goal, ...], list[GridCell], list[str]]:
+    """Return goals and cells without the concepts that cannot be learned, and notes on these.
 
     Raises
     ------
     InputError
         when no concept can be learned, or no model is left
     """
-    from conceptkit.guide.plan import make_plan, read_wish
-
-    plan = make_plan(meant, data, concepts=list(dict.fromkeys(wish.concept for wish in wishes)))
-    learned, notes = concept_tasks(data, plan, wishes)
-    lost = {wish.concept for wish in wishes} - {task.name for task in learned}
+    plan = make_plan(study, data, concepts=concept_names(goals))
+    learned, notes = concept_tasks(data, plan, goals)
+    lost = {goal.concept for goal in goals} - {task.name for task in learned}
     if not lost:
-        return wishes, list(cells), notes
+        return goals, list(cells), notes
 
     def concepts(cell: GridCell) -> set[str]:
-        return {read_wish(name)[0] for name in (*cell.encourage, *cell.discourage)}
+        return {Goal.of(name, discouraged=False).concept for name in (*cell.encourage, *cell.discourage)}
 
     def models(some: Sequence[GridCell]) -> int:
         return sum(bool(concepts(cell)) and is_trained(cell) and not cell.control for cell in some)
@@ -172,62 +116,42 @@ def _learnable(
     if models(cells) and not models(kept):
         raise InputError(f"ablate: no model is left without {named}. {notes[0]}")
     if len(kept) < len(cells):
-        notes.append(f"Skipped: {len(cells) - len(kept)} of {len(cells)} models and controls, which name {named}.")
-    return tuple(wish for wish in wishes if wish.concept not in lost), kept, notes
+        notes.append(f"Skipped: {len(cells) - len(kept)} of {len(cells)} models and controls, which need {named}.")
+    return tuple(goal for goal in goals if goal.concept not in lost), kept, notes
 
 
-def _with_wishes(meant: Study, encourage: Sequence[str] | None, discourage: Sequence[str] | None) -> Study:
-    if encourage is None and discourage is None:
-        return meant
-    return dataclasses.replace(meant, encourage=tuple(encourage or ()), discourage=tuple(discourage or ()))
-
-
-def _weightings(ablate: str | None, given: Sequence[str] | None, stated: str | None) -> tuple[str, ...]:
-    """Return the weightings of a grid: those given, else that of the options, else the paper's or ours."""
-    if given is not None:
-        if not given:
+def _weightings(options: Grid) -> tuple[str, ...]:
+    """Return the weightings of a grid: those given, else that of the training options, else the paper's or ours."""
+    if options.weightings is not None:
+        if not options.weightings:
             raise InputError("weightings: at least one is needed, got none.")
-        return tuple(dict.fromkeys(given))
-    if stated is not None:
-        return (stated,)
-    return PAPER_WEIGHTINGS if ablate == PAPER else ("uncertainty-bounded",)
+        return tuple(dict.fromkeys(options.weightings))
+    if options.weighting is not None:
+        return (options.weighting,)
+    return PAPER_WEIGHTINGS if models_of(options) == PAPER else ("uncertainty-bounded",)
 
 
-def _second_networks(ablate: str | None, meant: Study) -> tuple[list[str], list[str]]:
-    """Return the paper's other networks, where its first one is in use, and what has to be said otherwise."""
+def _second_networks(ablate: str | None, study: Study) -> tuple[list[str], list[str]]:
+    """Return the paper's other networks if its first one is used, or a note that they are left out."""
     if ablate != PAPER:
         return [], []
-    if str(meant.model).split(".")[0] == "inception_v3":
+    if str(study.model).split(".")[0] == "inception_v3":
         return list(SECOND_NETWORK), []
-    return [], [
-        f"Models R1 and R8 are ResNet50's beside InceptionV3's; {meant.model} is neither, so they are left out."
-    ]
+    return [], [f"Models R1 and R8 (ResNet50 beside InceptionV3) are skipped, as the network is {study.model}."]
 
 
-def _wishes(cells: Iterable[GridCell], curves: Study | None) -> tuple[Wish, ...]:
-    """Return what all cells wish for, each once; that of curves and affinities too."""
-    from conceptkit.guide.plan import read_wish
-
-    found: dict[Wish, None] = {}
-    for cell in cells:
-        if not is_trained(cell) or cell.control == RANDOM_TARGET:
-            continue
-        for names, discouraged in ((cell.encourage, False), (cell.discourage, True)):
-            found |= {Wish(*read_wish(name), discouraged): None for name in names}
-    if curves is not None:
-        found |= {Wish(*read_wish(name), False): None for name in curves.encourage}
-        found |= {Wish(*read_wish(name), True): None for name in curves.discourage}
-    # Encouraged ones first, as read_wishes has them.
-    return tuple(sorted(found, key=lambda wish: wish.discouraged))
+def _goals(cells: Iterable[GridCell], curves: Study | None) -> tuple[Goal, ...]:
+    """Return the goals of all cells, each once, and those of curves and affinities."""
+    of = [cell for cell in cells if is_trained(cell) and cell.control != RANDOM_TARGET]
+    pairs = [(cell.encourage, cell.discourage) for cell in of]
+    pairs += [] if curves is None else [(curves.encourage, curves.discourage)]
+    goals = [Goal.of(name, discouraged=k == 1) for pair in pairs for k in (0, 1) for name in pair[k]]
+    return tuple(sorted(dict.fromkeys(goals), key=lambda goal: goal.discouraged))
 
 
-def _check_weightings(wishes: Iterable[Wish], cells: Iterable[GridCell]) -> None:
-    """Refuse a weighting that is not known before anything is trained."""
-    from conceptkit.errors import near_names
-    from conceptkit.guide.weighting import Weighting, parse_weighting
-    from conceptkit.models.guided import MAIN, Task
-
-    known = [MAIN, *dict.fromkeys(wish.concept for wish in wishes)]
+def _check_weightings(goals: Sequence[Goal], cells: Iterable[GridCell]) -> None:
+    """Refuse an unknown weighting before anything is trained."""
+    known = [MAIN, *concept_names(goals)]
     for text in dict.fromkeys(cell.weighting for cell in cells if is_trained(cell)):
         for name in parse_weighting(text)[1]:
             if name not in known:

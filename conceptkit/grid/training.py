@@ -1,4 +1,4 @@
-"""The runs of a grid that are not there yet, handed to processes or to a cluster."""
+"""Training the unfinished runs of a grid in processes or on a cluster."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from conceptkit.options.base import Progress
 from conceptkit.records import GridCell
 
 APPEARS_WITHIN = 10.0
-"""Seconds within which the folder of a run that another machine finished has to be seen here"""
+"""Seconds within which the folder of a run that another machine finished must appear here"""
 
 
 def train_missing(
     spec: GridSpec, cells: Sequence[GridCell], engine: Engine, progress: Progress | None
 ) -> dict[str, str]:
-    """Train what is not in the folder yet, and return run → why it failed.
+    """Train the runs that are not in the folder yet, and return run → why it failed.
 
     Raises
     ------
@@ -34,39 +34,39 @@ def train_missing(
         GridJob(spec, cell, seed, threads)
         for cell in cells
         if is_trained(cell)
-        for seed in spec.seeds
+        for seed in spec.options.seeds
         if not is_kept(spec.folder, cell, seed)
     ]
     if not todo:
         return {}
     for model in dict.fromkeys(job.cell.model for job in todo):
-        bench = bench_of(spec, model)  # the cut's values are computed once, here, and mapped by every process
+        bench = bench_of(spec, model)  # the frozen part's output is computed once, here, and mapped by every process
         bench.progress = progress
         bench.inputs(bench.build(bench.setup.tasks[:1], bench.setup.training, 0))
         bench.progress = None
-    runs = sum(is_trained(cell) for cell in cells) * len(spec.seeds)
+    runs = sum(is_trained(cell) for cell in cells) * len(spec.options.seeds)
     epochs = bench.setup.training.epochs
     done = runs - len(todo)
     stage = f"grid of {runs} runs, epochs"
 
-    def notify(within: int = 0) -> None:
+    def count(within: int = 0) -> None:
         if progress is not None:
             progress(stage, min(done * epochs + within, runs * epochs), runs * epochs)
 
-    notify()
+    count()
     if engine.name == "processes" and engine.workers == 1 and progress is not None:
         for model in dict.fromkeys(job.cell.model for job in todo):
-            bench_of(spec, model).progress = lambda stage, at, of: notify(at) if stage.startswith("training") else None
+            bench_of(spec, model).progress = lambda stage, at, of: count(at) if stage.startswith("training") else None
     failed: dict[str, str] = {}
     missed = False
     for outcome in run_jobs(train_run, todo, engine):
         done += 1
-        notify()
+        count()
         job = todo[outcome.index]
         error = outcome.error
         if error is None and not _appears(spec.folder, job.cell, job.seed, 0.0 if missed else APPEARS_WITHIN):
-            missed = True  # the next would not appear either: it is not waited for
-            error = f"its worker finished it, but not in {spec.folder}: workers must see that folder under this path."
+            missed = True  # the next would not appear either, so do not wait for it
+            error = f"its worker did not write it into {spec.folder}; workers must see that folder under this path."
         if error is not None:
             failed[f"{job.cell.name}, seed {job.seed}"] = error
     if len(failed) == runs:
@@ -75,7 +75,7 @@ def train_missing(
 
 
 def _appears(folder: Path, cell: GridCell, seed: int, within: float) -> bool:
-    """Return whether a run that was finished is seen in the folder within so many seconds, as shared disks are slow."""
+    """Return whether a finished run appears in the folder within some seconds, as shared disks are slow."""
     until = time.monotonic() + within
     while not is_kept(folder, cell, seed):
         if time.monotonic() >= until:
@@ -85,7 +85,7 @@ def _appears(folder: Path, cell: GridCell, seed: int, within: float) -> bool:
 
 
 def _threads(engine: Engine) -> int | None:
-    """Return the threads of each process of this machine's pool, so that together they have its processors."""
+    """Return the number of threads of each process, so that together they use this machine's processors."""
     cores = usable_processors()
     workers = engine.workers or cores
     if engine.name != "processes" or workers == 1:

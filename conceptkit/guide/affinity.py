@@ -1,4 +1,4 @@
-"""Which tasks help each other: what a step of one task does to the losses of the others."""
+"""Affinity of tasks: the effect of one task's gradient step on the losses of the others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import forked_rng
 
 EPOCHS = 8
-"""Of the joint training along which steps are tried"""
+"""Epochs of the joint training along which steps are tried"""
 
 BATCH_SIZE = 64
-"""Of the joint training, and of the rows whose gradient is a step"""
+"""Rows per batch of the joint training, and per step"""
 
 TRIED = 3
 """Steps tried in each epoch"""
 
 LENGTH = 0.001
-"""Of a tried step, as a share of the shared layers' norm: short, so that the direction is seen and no overshooting"""
+"""Length of a step as a share of the norm of the shared layers: too short to overshoot"""
 
 LOOKED_AT = 512
-"""Validation rows at most whose losses are looked at"""
+"""Maximum number of validation rows on which losses are measured"""
 
 
 def measure_affinity(
@@ -43,20 +43,18 @@ def measure_affinity(
 ) -> Floats:
     """Return 1 − (loss of j after a step of i) / (loss of j before), mean over steps of a joint training.
 
-    The shared layers are trained on the main and the encouraged tasks, all losses alike. Now and then each task's
-    gradient over a batch of training rows is followed for a step of one length (the other way for a discouraged task,
-    whose loss it is to raise), the losses on validation rows are looked at, and the step is taken back.
+    The shared layers are trained on the main and the encouraged tasks, with equal weights. Some steps of fixed length
+    along one task's gradient over a training batch (against it for a discouraged task) are tried and undone.
 
     Parameters
     ----------
     model : at its start, with all tasks; it is changed
-    inputs : of all rows
     targets : task → (n,) encoded values, see :func:`conceptkit.guide.objective.encode`
-    rows : ``train`` and ``val`` → row numbers; no other row is read
+    rows : ``train`` and ``val`` → row numbers
 
     Returns
     -------
-    (t, t), row i the task that steps, column j the task whose loss is looked at; above 0, the step helps
+    (t, t), row i the task that steps, column j the task whose validation loss is measured; above 0, the step helps
 
     Source
     ------
@@ -68,7 +66,7 @@ def measure_affinity(
     train = torch.from_numpy(rows["train"])
     val = torch.from_numpy(rows["val"])
     val = val[torch.randperm(len(val), generator=order)[:LOOKED_AT]]
-    # The adversaries' heads learn, but do not press: what a step would do is asked of each task alone.
+    # The adversaries' heads learn without any effect on the shared layers.
     for reversal in model.reversals.values():
         reversal.get_buffer("strength").fill_(0.0)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -103,7 +101,7 @@ def _try_steps(
     batch: Tensor,
     val: Tensor,
 ) -> Floats:
-    """Return the affinities (t, t) at the model's present state, which is left as it was."""
+    """Return the affinities (t, t) at the current state of the model, which is restored."""
     _set_training(model, False)
     before = _losses(model, inputs, targets, val)
     length = LENGTH * float(torch.sqrt(torch.stack([p.detach().square().sum() for p in shared]).sum()))
@@ -132,7 +130,7 @@ def _try_steps(
 def _losses(
     model: GuidedModel, inputs: Inputs, targets: Mapping[str, Tensor], rows: Tensor, *, with_gradient: bool = False
 ) -> list[Tensor]:
-    """Return each task's loss over some rows, its head reading without any reversal."""
+    """Return each task's loss over some rows, without gradient reversal."""
     device = next(model.parameters()).device
     with torch.set_grad_enabled(with_gradient):
         reads = model.reads(*inputs.rest(*inputs.batch(rows, device)))

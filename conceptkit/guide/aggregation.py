@@ -1,4 +1,4 @@
-"""Weighting by Jacobian descent: the tasks' gradients into what they share are aggregated by torchjd (an extra)."""
+"""Weighting by Jacobian descent: torchjd (an extra) aggregates the tasks' gradients into shared layers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ AGGREGATORS: Mapping[str, str] = {
 
 
 def aggregator(strategy: str) -> Any:
-    """Return torchjd's aggregator for a strategy; :class:`InputError` when it or what it needs is not installed."""
+    """Return torchjd's aggregator for a strategy; :class:`InputError` when it is not installed."""
     try:
         import torchjd.aggregation
 
         return getattr(torchjd.aggregation, AGGREGATORS[strategy])()
     except ImportError:
         raise InputError(
-            f"weighting: {strategy} needs torchjd, or a part of it is not installed; pip install 'conceptkit[jd]'."
+            f"weighting: {strategy} needs torchjd with its extras; pip install 'conceptkit[jd]'."
         ) from None
 
 
@@ -39,21 +39,20 @@ def backward(
     parameters: Sequence[Tensor],
     combine: Any,
 ) -> None:
-    """Add gradients to ``.grad``: of each loss to its own head, and aggregated to the shared parameters.
+    """Add gradients to ``.grad``: of each loss to its own head, and aggregated ones to the shared parameters.
 
     Parameters
     ----------
     shared : scalar losses that reach the shared parameters, one row of the Jacobian each
-    alone : scalar losses that reach heads only
-    features : what the heads read
-    parameters : that are shared
+    alone : scalar losses that reach only heads
+    features : inputs of the heads
     combine : from :func:`aggregator`
     """
     from torchjd.autojac import jac_to_grad, mtl_backward
 
     for loss in alone:
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch's own
-    if not shared:  # no row of the batch has a label that reaches what is shared
+    if not shared:  # no row of the batch has such a label
         return
     mtl_backward(list(shared), features=list(features), retain_graph=False)
     jac_to_grad([p for p in parameters if getattr(p, "jac", None) is not None], combine)

@@ -1,219 +1,312 @@
-"""The bench on which networks are trained alike: one table, one cut, one way of reading what was learned."""
+"""The bench on which networks are trained alike: one table, one split, one way of reading what they encode."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from conceptkit.errors import InputError
+from conceptkit.features import activations
 from conceptkit.guide.building import build_model
-from conceptkit.guide.embeddings import drawn_rows, read_spaces
+from conceptkit.guide.embeddings import drawn_rows, read_spaces, write_embeddings
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
 from conceptkit.guide.objective import encode
+from conceptkit.guide.plan import Plan
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
 from conceptkit.guide.setup import Setup
-from conceptkit.guide.training import DivergedError, predict, train
+from conceptkit.guide.training import DivergedError, Trained, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
-from conceptkit.models.guided import MAIN
+from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.options.base import Progress
+from conceptkit.options.training import TrainingOptions
+from conceptkit.runs.context import names_kept, write_context
 from conceptkit.runs.opening import at_stage
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import resolution_of
 from conceptkit.tables.study import Study
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from conceptkit.guide.options import TrainingOptions
-    from conceptkit.models.guided import GuidedModel, Task
-
 Spaces = dict[str, NDArray[np.float16]]
-"""Layer → features of the rows that pictures show"""
+"""Layer → features of the rows that figures show"""
 
-NOTHING_CACHED = "Nothing was cached: the network trains its first layer, or its code cannot be cut."
+NOTHING_CACHED = "Nothing was cached: the network trains its first layer, or its code cannot be split."
+
+ALIKE = "Baseline and guided networks share data, order, seeds, options and the weighting of losses."
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network to train."""
+
+    name: str
+    """Name of the run"""
+    tasks: Sequence[Task]
+    """The main task first"""
+    options: TrainingOptions
+    seed: int
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Task → values (n used rows,) instead of the table's"""
+
+    @property
+    def label(self) -> str:
+        """Return the name of the run with its seed, as folders and files have it."""
+        return f"{self.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a training writes."""
+
+    checkpoint: Path
+    """Folder of the trained network"""
+    recorded: Path | None = None
+    """Path of the checkpoint in the record, when the folder is moved afterwards"""
+    rescued: Path | None = None
+    """Folder of the last good state of a training that diverges; ``checkpoint`` by default"""
+    state: Path | None = None
+    """File from which a killed training is resumed"""
+    logs: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network, what was read from it, and the rows as it sees them."""
+
+    run: TrainedRun
+    model: GuidedModel
+    inputs: Inputs
 
 
 @dataclass
-class Bench:
-    """What the networks of one experiment share; the frozen part's output is computed when it is first needed."""
+class Bench(ABC):
+    """What the networks of one experiment share; a row of ``data`` is a patch or a bag."""
 
     data: PatchTable
-    meant: Study
-    setup: Setup
+    study: Study
+    plan: Plan
     reading: Reading
     engine: TrainingEngine
     progress: Progress | None = None
-    keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
-    """Told how the inputs are computed, returns them: from a file, where they are kept"""
-    _shared: Inputs | None = field(default=None, init=False)
+
+    @abstractmethod
+    def build(self, tasks: Sequence[Task], options: TrainingOptions, seed: int) -> GuidedModel:
+        """Return a network at its start."""
+
+    @abstractmethod
+    def inputs(self, network: GuidedModel) -> Inputs:
+        """Return the used rows as the trained part of a network sees them."""
+
+    @abstractmethod
+    def save(self, network: GuidedModel, folder: Path) -> None:
+        """Write a checkpoint."""
 
     @property
     def used(self) -> NDArray[np.intp]:
         """Return the row numbers of the table that belong to a split."""
-        return self.setup.plan.used
+        return self.plan.used
 
     @property
     def at(self) -> dict[str, NDArray[np.intp]]:
         """Return split → positions among the used rows."""
-        return {name: np.searchsorted(self.used, rows) for name, rows in self.setup.plan.rows.items()}
+        return {name: np.searchsorted(self.used, rows) for name, rows in self.plan.rows.items()}
 
     @property
     def evaluated(self) -> NDArray[np.intp]:
         """Return the row numbers of all evaluation splits, in order."""
-        plan = self.setup.plan
-        return np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
+        return np.sort(np.concatenate([self.plan.rows[name] for name in self.plan.evaluation]))
+
+    def values(self, concept: str) -> NDArray[Any]:
+        """Return the values of a concept (n used rows,)."""
+        return self.data.select(self.used).concept(concept).values
+
+    def targets(self, tasks: Sequence[Task], columns: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Tensor]:
+        """Return task → encoded values (n used rows,), the table's unless ``columns`` has others."""
+        given = columns or {}
+        column = {task.name: self.study.label if task.name == MAIN else task.name for task in tasks}
+        return {
+            task.name: encode(task, list(given[task.name] if task.name in given else self.values(column[task.name])))
+            for task in tasks
+        }
+
+    def train(self, arm: Arm, places: Places) -> Outcome:
+        """Train one network, save it, and read it.
+
+        Raises
+        ------
+        InputError
+            when the training diverges; its last good state is saved
+        """
+        network = self.build(arm.tasks, arm.options, arm.seed)
+        inputs = self.inputs(network)
+        targets = self.targets(arm.tasks, arm.columns)
+        # Rows that train only concepts may be evaluation rows: their main label stays hidden.
+        targets[MAIN][np.searchsorted(self.used, self.plan.concept_rows)] = -1
+        rows = {**self.at, "train": np.searchsorted(self.used, self.plan.training)}
+        stage = f"{arm.name}, seed {arm.seed}"
+        try:
+            result = train(
+                network,
+                inputs,
+                targets,
+                rows,
+                arm.options,
+                seed=arm.seed,
+                engine=self.engine,
+                state=places.state,
+                log_to=places.logs,
+                progress=None if self.progress is None else at_stage(self.progress, f"training {stage}"),
+            )
+        except DivergedError as error:
+            folder = places.rescued or places.checkpoint
+            if error.kept is not None and self.engine.first:
+                self.save(error.kept.model, folder)
+            raise error.kept_in(folder) from None
+        if self.engine.first:
+            self.save(result.model, places.checkpoint)
+        return self._read(arm, result, places.recorded or places.checkpoint, f"reading {stage}")
+
+    def _read(self, arm: Arm, result: Trained, checkpoint: Path, stage: str) -> Outcome:
+        seen = self.inputs(result.model)
+        outputs, trunk = predict(result.model, seen, device=self.engine.device)
+        raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
+        if self.progress is not None:
+            self.progress(stage, 0, 1)
+        run = read_run(
+            arm.name, arm.seed, checkpoint, result.history, arm.tasks, raw, trunk.numpy(), self.plan, self.reading
+        )
+        if self.progress is not None:
+            self.progress(stage, 1, 1)
+        return Outcome(run, result.model, seen)
+
+
+@dataclass
+class PatchBench(Bench):
+    """A bench of patches; the output of the frozen part of the network is computed once, when it is first needed."""
+
+    setup: Setup = field(kw_only=True)
+    keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
+    """Receives how inputs are computed and returns them, from a file where they are kept"""
+    _shared: Inputs | None = field(default=None, init=False)
 
     @property
     def drawn(self) -> NDArray[np.intp]:
-        """Return the positions, among the used rows, of those that pictures show."""
+        """Return the positions, among the used rows, of those that figures show."""
         place = np.searchsorted(self.used, self.evaluated)
         return place[drawn_rows(len(place))]
 
-    def values(self, concept: str) -> NDArray[Any]:
-        """Return a concept's values (n used rows,)."""
-        return self.data.select(self.used).concept(concept).values
+    def spaces(self, outcome: Outcome) -> Spaces:
+        """Return the features of a trained network that figures show."""
+        return read_spaces(outcome.model, outcome.inputs, self.drawn, device=self.engine.device)
 
     def inputs(self, network: GuidedModel) -> Inputs:
-        """Return the used rows as this network's trained part sees them."""
+        """Return the used rows as the trained part of a network sees them."""
         if self._shared is None:
 
             def compute() -> Inputs:
                 size = pass_size(self.engine.device)
-                pixels = _pixel_batches(self.data.select(self.used), size, self.progress)
                 return prepare_inputs(
                     network,
                     self.setup.backbone,
-                    pixels,
+                    _pixel_batches(self.data.select(self.used), size, self.progress),
                     batch_size=size,
                     device=self.engine.device,
                     cache=self.setup.training.cache,
                 )
 
             self._shared = compute() if self.keep_inputs is None else self.keep_inputs(compute)
-        # One cut serves all runs: it lies where training begins, which is the same in each.
+        # The split lies where training begins, which is the same in all runs.
         return inputs_for(network, self._shared)
 
     @property
     def notes(self) -> list[str]:
-        """Return what has to be said of how the rows were kept."""
+        """Return a note when the output of the frozen part could not be cached."""
         whole = self._shared is not None and self._shared.preprocessing is not None
         return [NOTHING_CACHED] if whole and self.setup.training.cache != "off" else []
 
-    def build(self, tasks: Sequence[Task], training: TrainingOptions, seed: int) -> GuidedModel:
-        """Build a network at its start."""
-        return build_model(self.setup.backbone, tasks, training, seed=seed, origin=self.setup.origin)
+    def build(self, tasks: Sequence[Task], options: TrainingOptions, seed: int) -> GuidedModel:
+        """Return a network at its start."""
+        return build_model(self.setup.backbone, tasks, options, seed=seed, origin=self.setup.origin)
 
-    def train(
+    def save(self, network: GuidedModel, folder: Path) -> None:
+        """Write a checkpoint, with the resolution that it was trained on."""
+        trained_on = resolution_of(self.data.select(self.plan.training))
+        save_checkpoint(network, self.setup.backbone, folder, marks=self.plan.marks, trained_on=trained_on)
+
+    def write_context(
         self,
-        name: str,
-        tasks: Sequence[Task],
-        training: TrainingOptions,
-        *,
-        seed: int,
-        checkpoint: Path,
-        seen_as: Path | None = None,
-        rescued: Path | None = None,
-        state: Path | None = None,
-        log_to: Path | None = None,
-        columns: Mapping[str, NDArray[Any]] | None = None,
-        draw: bool = False,
-    ) -> tuple[TrainedRun, Spaces | None]:
-        """Train one network, keep it, and read it.
+        folder: Path,
+        trained: Sequence[TrainedRun],
+        trunks: Mapping[str, NDArray[np.float32]],
+        spaces: Mapping[str, Spaces],
+    ) -> None:
+        """Write what the report draws: features, predictions, and the patches themselves.
 
         Parameters
         ----------
-        name : of the run
-        tasks : the main task first
-        checkpoint : folder to keep the network in
-        seen_as : what the record calls this folder, where it is moved afterwards
-        rescued : folder for the good state of a network whose losses end up not finite; ``checkpoint`` if not named
-        state : file of the training's state, from which a killed one goes on
-        log_to : folder of the logs that the engine is asked for
-        columns : task → values (n used rows,), instead of the table's
-        draw : whether the features that pictures show are read too
+        trunks : run → (n evaluated rows, width)
+        spaces : run → see :meth:`spaces`
         """
-        plan = self.setup.plan
-        network = self.build(tasks, training, seed)
-        inputs = self.inputs(network)
-        targets = self.targets(tasks, columns)
-        # What trains the concepts alone may be an evaluation row: its main label stays out of sight.
-        targets[MAIN][np.searchsorted(self.used, plan.concept_rows)] = -1
-        stage = f"training {name}, seed {seed}"
-        try:
-            result = train(
-                network,
-                inputs,
-                targets,
-                {**self.at, "train": np.searchsorted(self.used, plan.training)},
-                training,
-                seed=seed,
-                engine=self.engine,
-                state=state,
-                log_to=log_to,
-                progress=None if self.progress is None else at_stage(self.progress, stage),
-            )
-        except DivergedError as error:
-            folder = rescued or checkpoint
-            if error.kept is not None and self.engine.first:
-                self._save(error.kept.model, folder)
-            raise error.kept_in(folder) from None
-        if self.engine.first:
-            self._save(result.model, checkpoint)
-        seen = self.inputs(result.model)
-        device = self.engine.device
-        outputs, trunk = predict(result.model, seen, device=device)
-        spaces = read_spaces(result.model, seen, self.drawn, device=device) if draw else None
-        raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
-        self._tell(f"reading {name}, seed {seed}", 0)
-        where = seen_as or checkpoint
-        read = read_run(name, seed, where, result.history, tasks, raw, trunk.numpy(), plan, self.reading)
-        self._tell(f"reading {name}, seed {seed}", 1)
-        return read, spaces
-
-    def _save(self, network: GuidedModel, folder: Path) -> None:
-        plan = self.setup.plan
-        trained_on = resolution_of(self.data.select(plan.training))
-        save_checkpoint(network, self.setup.backbone, folder, marks=plan.marks, trained_on=trained_on)
-
-    def digest(self, tasks: Sequence[Task], training: TrainingOptions, seed: int) -> str:
-        """Return a name for one training that no other has: its options, tasks, values, rows, pixels and weights."""
-        named = hashlib.sha256()
-        plan = self.setup.plan
-        part = self.data.select(self.used)
-        origin = (
-            None if self.setup.origin is None else [t.numpy() for t in self.setup.origin.trunk.state_dict().values()]
+        rows, reading = self.evaluated, self.reading
+        place = np.searchsorted(self.used, rows)
+        probabilities = {run.label: run.probability[place] for run in trained}
+        write_embeddings(
+            folder,
+            self.data,
+            self.study,
+            rows,
+            trunks,
+            spaces=spaces,
+            probabilities=probabilities,
+            classes=self.plan.classes,
         )
-        for text in (
-            json.dumps([asdict(training), [asdict(task) for task in tasks], seed, self.engine.precision]),
-            self.setup.backbone.fingerprint(),
-            *part.identities(),
-        ):
+        write_context(
+            folder,
+            self.data,
+            self.study,
+            self.used,
+            concepts=names_kept(self.study, self.data, [*reading.encourage, *reading.discourage, *self.study.concepts]),
+            targets=[
+                replace(target, rows=np.searchsorted(self.used, reading.split_rows[target.rows]))
+                for target in {**reading.concepts, **reading.leaks}.values()
+            ],
+            folds=reading.folds,
+        )
+
+    def digest(self, arm: Arm) -> str:
+        """Return a name that identifies one training by its options, tasks, values, rows, pixels and weights."""
+        origin = self.setup.origin
+        stated = [asdict(arm.options), [asdict(task) for task in arm.tasks], arm.seed, self.engine.precision]
+        identities = self.data.select(self.used).identities()
+        named = hashlib.sha256()
+        for text in (json.dumps(stated), self.setup.backbone.fingerprint(), *identities):
             named.update(text.encode())
-        for array in (plan.training, plan.concept_rows, plan.rows["val"], *(origin or ())):
+        arrays = [self.plan.training, self.plan.concept_rows, self.plan.rows["val"]]
+        arrays += [] if origin is None else [t.numpy() for t in origin.trunk.state_dict().values()]
+        arrays += [values.numpy() for values in self.targets(arm.tasks).values()]
+        for array in arrays:
             named.update(np.ascontiguousarray(array).tobytes())
-        for values in self.targets(tasks).values():
-            named.update(values.numpy().tobytes())
         return named.hexdigest()[:12]
 
     def search(self, trials: int, seed: int) -> tuple[Trial, ...]:
-        """Search for options on the baseline's validation loss, take the best, and return all that were tried.
+        """Search for options by the baseline's validation loss, use the best ones, and return all trials.
 
         Raises
         ------
         InputError
-            when the training goes on from a checkpoint, whose trunk is what it is
+            when the training continues from a checkpoint, which fixes the trunk
         """
         if self.setup.origin is not None:
-            raise InputError("search: training that goes on keeps the trunk of its checkpoint; there is no choice.")
+            raise InputError("search: not available when training continues from a checkpoint, which fixes the trunk.")
         main = self.setup.tasks[:1]
         done = 0
 
@@ -223,7 +316,7 @@ class Bench:
             targets = self.targets(main)
             try:
                 result = train(network, self.inputs(network), targets, self.at, options, seed=seed, engine=self.engine)
-            except InputError:  # a rate too high ends in losses that are no numbers: the trial has failed
+            except InputError:  # the learning rate is too high and the losses are not finite: the trial has failed
                 return float("nan")
             finally:
                 done += 1
@@ -235,23 +328,19 @@ class Bench:
         self.setup = replace(self.setup, training=best)
         return tried
 
-    def targets(self, tasks: Sequence[Task], columns: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Tensor]:
-        """Return task → encoded values (n used rows,), the table's unless ``columns`` has others."""
-        columns = columns or {}
-        return {t.name: encode(t, list(columns[t.name] if t.name in columns else self._own_values(t))) for t in tasks}
 
-    def _own_values(self, task: Task) -> NDArray[Any]:
-        return self.values(self.meant.label if task.name == MAIN else task.name)
-
-    def _tell(self, stage: str, done: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, 1)
+def arms_of(
+    tasks: Mapping[str, Sequence[Task]], options: TrainingOptions, seeds: Sequence[int], folder: Path
+) -> Iterator[tuple[Arm, Places]]:
+    """Yield the networks that a run folder compares, by seed and name, and the folder of each one's checkpoint."""
+    for seed in seeds:
+        for name, own in tasks.items():
+            arm = Arm(name, own, options, seed)
+            yield arm, Places(folder / "checkpoints" / arm.label)
 
 
 def _pixel_batches(data: PatchTable, size: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
-    from conceptkit.features.activations import read_pixels
-
     for start in range(0, len(data), size):
-        yield read_pixels(data, np.arange(start, min(start + size, len(data))))
+        yield activations.read_pixels(data, np.arange(start, min(start + size, len(data))))
         if progress is not None:
             progress("frozen part of the network", min(start + size, len(data)), len(data))

@@ -1,4 +1,4 @@
-"""Building the network that is trained: backbone, trunk and heads, with what is trained set."""
+"""Building the network that is trained: backbone, trunk and heads, with the trained parameters set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import MAIN, GuidedModel, Task, layer_width
+from conceptkit.options.training import TrainingOptions
 
 
 def build_model(
@@ -24,19 +24,14 @@ def build_model(
     seed: int,
     origin: GuidedModel | None = None,
 ) -> GuidedModel:
-    """Build a guided network on a copy of ``backbone`` and set what is trained.
+    """Build a guided network on a copy of ``backbone`` and set which parameters are trained.
 
-    The trunk and the main head of two networks of one seed start alike, whatever other heads they have.
+    Trunk and main head of two networks with the same seed start alike, whatever other heads they have.
 
     Parameters
     ----------
-    seed : of the trunk's and the heads' first weights
-    origin : a guided network on this backbone, whose trunk and heads are kept; only heads it lacks start anew
-
-    Raises
-    ------
-    InputError
-        when the options name another trunk than that of ``origin``
+    seed : of the initial weights of trunk and heads
+    origin : a guided network on this backbone whose trunk and heads are kept; its trunk must be that of the options
     """
     if origin is not None and tuple(options.trunk) != origin.trunk_widths:
         raise InputError(f"trunk: the checkpoint has {origin.trunk_widths}, got {options.trunk}.")
@@ -50,7 +45,7 @@ def build_model(
     widths = {t.layer: layer_width(own, t.layer, size=size) for t in ordered if t.layer is not None}
     erases = DISCOURAGING[options.method].erases and any(task.adversarial for task in ordered)
     if origin is not None and origin.erasure is not None:
-        erases = True  # its heads know no other features
+        erases = True  # its heads were trained behind the erasure
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GuidedModel(
@@ -81,7 +76,7 @@ def build_model(
 
 
 def _width(backbone: Backbone) -> int:
-    """Return the number of pooled features a backbone gives."""
+    """Return the number of pooled features of a backbone."""
     width = getattr(backbone.module, "head_hidden_size", None) or getattr(backbone.module, "num_features", None)
     if width is None or not hasattr(backbone.module, "forward_head"):
         raise InputError(f"model: {backbone.name} has no pooled features to build a trunk on (no forward_head).")

@@ -1,4 +1,4 @@
-"""A small network from concept values to the main label: what concepts alone predict (the paper's Table 3)."""
+"""A small network from concept values to the main label (the paper's Table 3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  # as all of torch's users wr
 from conceptkit.evaluate.scores import Floats
 
 UNITS = 20
-"""Of the hidden layer; the paper prints "20 hidden layers", which its text does not bear out"""
+"""Width of the hidden layer; the paper prints "20 hidden layers", which its text does not support"""
 
 LEARNING_RATE = 0.01
 PATIENCE = 15
@@ -35,10 +35,10 @@ class Column:
 
 
 def design(columns: Sequence[Column], train: NDArray[np.intp]) -> Floats:
-    """Return the inputs (n, d) of columns: z-scores, or an indicator of each class, by the training rows' measure.
+    """Return the inputs (n, d) of columns: z-scores, or an indicator per class, scaled by the training rows.
 
-    A missing value is the training rows' mean, with an indicator beside it where training rows lack some; a missing or
-    unknown class is none of the classes.
+    A missing value becomes the training rows' mean, with an indicator if training rows have missing values; a
+    missing or unknown class has no indicator.
     """
     parts: list[Floats] = []
     for column in columns:
@@ -59,7 +59,7 @@ def design(columns: Sequence[Column], train: NDArray[np.intp]) -> Floats:
 def fit_concept_network(
     X: Floats, codes: NDArray[np.intp], train: NDArray[np.intp], val: NDArray[np.intp], *, n_classes: int, seed: int
 ) -> Floats:
-    """Train on the training rows, stop by the validation rows, and return what is predicted of all rows.
+    """Train on the training rows, stop by the validation loss, and return the predictions for all rows.
 
     Parameters
     ----------

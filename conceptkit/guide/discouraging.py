@@ -1,4 +1,4 @@
-"""Ways to discourage a concept: what presses on the layers that all tasks share."""
+"""Methods of discouraging a concept: losses that act on the layers that all tasks share."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from conceptkit.guide.objective import confusion_loss
 from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
 
 Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""From a discouraged task, what its head reads (n, d), the head's output (n, nodes) without a gradient into the head,
+"""From a discouraged task, the input (n, d) of its head, the head's output (n, nodes) without a gradient into the head,
 targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise"""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a discouraged concept reaches the shared layers; its head always learns to read the concept."""
+    """How discouraging acts on the shared layers; the head of the concept always learns to predict it."""
 
     pressure: Pressure | None = None
-    """A loss of its own for the shared layers"""
+    """Loss of the shared layers"""
     reverses: bool = False
-    """Whether the head's gradient comes through, times −λ"""
+    """Whether the head's gradient times −λ reaches the shared layers"""
     erases: bool = False
-    """Whether the trunk's end is passed through an affine map that takes the concept out (LEACE)"""
+    """Whether an affine map erases the concept from the output of the trunk (LEACE)"""
     needs_whole: bool = False
-    """Whether its statistic is of the whole batch: those of the shares of several processes are not its parts"""
+    """Whether its statistic needs the whole batch, so that several processes cannot share a batch"""
 
 
 def as_method(*, needs_whole: bool = False) -> Callable[[Pressure], Method]:
@@ -48,7 +48,7 @@ def confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: T
 
 @as_method(needs_whole=True)
 def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
-    """Return how far the first two moments of what is read differ between classes, 0 where they do not.
+    """Return how much the first two moments of the features differ between classes; 0 if they do not.
 
     Units are scaled to variance 1 over the batch. With m_c, S_c the mean and covariance of class c and m, S their
     means over classes: mean over c of ‖m_c − m‖²/d + ‖S_c − S‖²_F/(4d²). For a continuous concept the mean over units
@@ -57,7 +57,7 @@ def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tenso
     Source
     ------
     Sun and Saenko, Deep CORAL, 2016, for the covariances; the means are added here, as units behind a ReLU differ in
-    them first
+    their means first
     """
     labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if int(labelled.sum()) < 4:
@@ -90,12 +90,12 @@ def coral(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tenso
 
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of the kernels of :func:`mmd`, times the median distance in the batch"""
+"""Bandwidths of the kernels of :func:`mmd`, times the median distance in the batch"""
 
 
 @as_method(needs_whole=True)
 def mmd(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
-    """Return how far whole distributions of what is read differ between classes, 0 where they do not.
+    """Return how much the distributions of the features differ between classes; 0 if they do not.
 
     The mean over pairs of classes of the squared maximum mean discrepancy with a mean of Gaussian kernels; for a
     continuous concept the Hilbert-Schmidt independence criterion with a Gaussian kernel on the value, over the root of
@@ -144,11 +144,11 @@ def pressure(
     targets: Mapping[str, Tensor],
     factors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Return discouraged task → scalar that the shared layers minimise, for one batch; empty without a pressure.
+    """Return discouraged task → scalar that the shared layers minimise, for one batch; empty without such a loss.
 
     Parameters
     ----------
-    reads : as :meth:`GuidedModel.reads` gives them
+    reads : inputs of the heads, see :meth:`GuidedModel.reads`
     targets, factors : task → (n,) of the batch's rows
     """
     if method.pressure is None:

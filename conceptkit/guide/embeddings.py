@@ -1,31 +1,30 @@
-"""What networks make of evaluation rows (features, predictions) with small pictures, so that the report needs none."""
+"""Features and predictions of evaluation rows with thumbnails, so that the report needs no network and no images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.hdf5 import replacing_hdf5
+from conceptkit.guide.inputs import Inputs, on_device
+from conceptkit.models.guided import GuidedModel
 from conceptkit.records import EMBEDDINGS_FILE
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
-if TYPE_CHECKING:
-    from conceptkit.guide.inputs import Inputs
-    from conceptkit.models.guided import GuidedModel
-
 THUMBNAIL = 48
-"""Side of the small pictures, in pixels."""
+"""Side of the thumbnails, in pixels."""
 
 ROWS_DRAWN = 4000
-"""Most rows that are kept; more are drawn from at random."""
+"""Maximum number of rows that are kept, drawn at random."""
 
 
 def drawn_rows(n: int) -> NDArray[np.intp]:
@@ -41,18 +40,13 @@ def read_spaces(
 
     Parameters
     ----------
-    inputs : the rows as this network's trained part sees them
-    rows : positions in them
+    rows : positions in ``inputs``
 
     Returns
     -------
-    the pooled output of the backbone's last block and, where there is a trunk, its first dense layer's; of half
-    precision, which no picture shows
+    the pooled output of the backbone's last block and the output of the first dense layer of the trunk, if there is
+    one, in half precision
     """
-    import torch
-
-    from conceptkit.guide.inputs import on_device
-
     pooled, dense = [], []
     with on_device(model, inputs, device) as where, torch.inference_mode():
         for batch in torch.split(torch.from_numpy(rows), batch_size):
@@ -75,16 +69,13 @@ def write_embeddings(
     probabilities: Mapping[str, Floats] | None = None,
     classes: Sequence[str] = (),
 ) -> Path:
-    """Write the file and return its path.
+    """Write the file into a run folder and return its path.
 
     Parameters
     ----------
-    folder : run folder
-    data : the patch table
     rows : row numbers of the evaluation rows
     trunks : run → (len(rows), width)
-    spaces : run → layer → (len(drawn_rows(len(rows))), d), see :func:`read_spaces`; of one seed's runs, as they are
-        drawn and not measured
+    spaces : run → layer → (len(drawn_rows(len(rows))), d), see :func:`read_spaces`; only of the runs of one seed
     probabilities : run → (len(rows),) of class 1, or (len(rows), k)
     classes : of the main task
     """
@@ -104,7 +95,7 @@ def write_embeddings(
             file.create_dataset(name, data=_words(values), dtype=text)
         for name in chosen.concept_names:
             concept = chosen.concept(name)
-            # Names with a slash would make HDF5 groups of their own.
+            # A slash would make an HDF5 group.
             key = f"concepts/{name.replace('/', '∕')}"
             if concept.kind == "continuous":
                 file.create_dataset(key, data=concept.values)
@@ -128,7 +119,7 @@ def write_embeddings(
 def _write_predictions(
     file: h5py.File, data: PatchTable, study: Study, probabilities: Mapping[str, Floats], classes: Sequence[str]
 ) -> None:
-    """Write what every run predicts of all evaluation rows, and what they are."""
+    """Write the predictions of every run for all evaluation rows, with label, split and group."""
     groups = data.groups(study.group)
     columns: dict[str, Iterable[Any]] = {
         "label": data.concept(study.label).values,

@@ -1,4 +1,4 @@
-"""What a training runs on, and what can be watched of it: nothing here changes what is learned but its rounding."""
+"""Device, processes, precision and logs of a training; none of them changes the result but by rounding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.models.inference import choose_device
 
 PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""Name → Lightning's name; 16 bits are mixed with 32 where digits matter"""
+"""Name → Lightning's name"""
 
 LOGGERS = ("csv", "tensorboard")
 
@@ -34,14 +34,14 @@ class TrainingEngine:
     devices: int = 1
     """Processes on this machine, one per device; each works on its share of every batch"""
     nodes: int = 1
-    """Machines; the command is started on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set. The first one, of rank
-    0, writes the results; the others train with it, and write nothing"""
+    """Machines; the command is started on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set. Only the first one, of
+    rank 0, writes results"""
     precision: str = "32"
     loggers: tuple[str, ...] = ()
     """Any of :data:`LOGGERS`"""
 
     def check(self) -> None:
-        """Raise :class:`InputError` for what cannot be."""
+        """Raise :class:`InputError` for an option that cannot be used."""
         check_at_least("devices", self.devices, 1)
         check_at_least("nodes", self.nodes, 1)
         check_choice("precision", self.precision, PRECISIONS)
@@ -69,12 +69,7 @@ class TrainingEngine:
         return self.nodes == 1 or int(os.environ["NODE_RANK"]) == 0
 
     def trainer(self, *, epochs: int, callbacks: list[lightning.Callback], log_to: Path | None) -> lightning.Trainer:
-        """Return Lightning's trainer for this engine.
-
-        Parameters
-        ----------
-        log_to : folder of the logs; ``None`` writes none
-        """
+        """Return Lightning's trainer for this engine; ``log_to`` is the folder of the logs, ``None`` for none."""
         where = choose_device(self.device)
         loggers: list[Logger] = []
         if log_to is not None:
@@ -87,7 +82,7 @@ class TrainingEngine:
             accelerator={"cuda": "gpu"}.get(where.type, where.type),
             devices=self.devices if where.index is None or self.parallel else [where.index],
             num_nodes=self.nodes,
-            # The command itself goes on in one process per machine; only the training is shared out.
+            # The command itself runs in one process per machine; only the training runs in several.
             strategy=Spawned(start_method="spawn") if self.parallel else "auto",
             precision=PRECISIONS[self.precision],
             use_distributed_sampler=False,
@@ -101,24 +96,24 @@ class TrainingEngine:
 
 
 class Spawned(DDPStrategy):
-    """Processes that leave their group before they end: one that ends with the group's threads running may abort."""
+    """Processes that leave their group before they end, as one that ends with the group's threads running may abort."""
 
     def teardown(self) -> None:
-        """Release what the training holds, and the process group after it."""
+        """Release the training, then the process group."""
         super().teardown()
         if dist.is_initialized():
-            dist.barrier()  # the first process serves the addresses of the others: nobody leaves before all are here
+            dist.barrier()  # the first process serves the addresses of the others, so it must not leave first
             gc.collect()  # the wrapped network, whose reducer holds the group
             dist.destroy_process_group()
 
 
 def _check_machine(nodes: int) -> None:
-    """Raise unless the environment says which machine this is, and where the first one is: else all would wait."""
+    """Raise unless the environment says which machine this is and where the first one is; without, all would wait."""
     lacking = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
     if lacking:
         raise InputError(
-            f"nodes: {', '.join(lacking)} must be set in the environment of each of {nodes} machines: address and a "
-            "free port of the first one, and each one's number from 0."
+            f"nodes: set {', '.join(lacking)} in the environment of each of the {nodes} machines: address and a free "
+            "port of the first one, and the number of each from 0."
         )
     rank = os.environ["NODE_RANK"]
     if not rank.isdecimal() or int(rank) >= nodes:
@@ -127,7 +122,7 @@ def _check_machine(nodes: int) -> None:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence advice that does not apply: batches come from memory, and devices are chosen by the user."""
+    """Silence advice of Lightning that does not apply: batches come from memory, the user chooses devices."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The rows as a network's trained part sees them: the frozen part's output, computed once."""
+"""The inputs of the trained part of a network: the output of the frozen part, computed once."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from conceptkit.models.guided import GuidedModel
 from conceptkit.models.inference import choose_device, ieee_float32
 
 CACHES = ("exact", "fast", "off")
-"""What is kept of the frozen part's output: all of it (float32), half of its digits (float16), or nothing"""
+"""How the output of the frozen part is cached: as float32, as float16, or not at all"""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The rows as a network's trained part sees them."""
+    """The rows as the trained part of a network sees them."""
 
     tensors: tuple[Tensor, ...]
-    """Each (n, …), on the CPU: the cut's values, or pixels (n, h, w, 3) uint8 where nothing is kept"""
+    """Each (n, …), on the CPU: outputs of the frozen part, or pixels (n, h, w, 3) uint8 if nothing is cached"""
     rest: nn.Module
-    """From a batch of them to the tuple of features; it shares the network's weights"""
+    """The trained part, from a batch of them to the tuple of features; it shares the network's weights"""
     preprocessing: Preprocessing | None = None
-    """Of pixels; ``None`` where the tensors are the cut's"""
+    """Of pixels; ``None`` if the tensors are outputs of the frozen part"""
     scales: tuple[Tensor, ...] | None = None
-    """(n,) each, of tensors that are kept as float16: a power of two per row, as activations may leave its range"""
+    """(n,) each, of float16 tensors: a power of two per row, as activations may exceed the range of float16"""
     frozen: Frozen | None = None
-    """Of pixels whose frozen part is run anew in every step: from images to the cut's values"""
+    """The frozen part, if it runs in every step"""
     pass_size: int = 16
-    """Images per pass through the frozen part, which is the same wherever it runs: another changes the last bits"""
+    """Images per pass through the frozen part; another size changes the last bits"""
     channels_last: bool = True
-    """How the frozen part lays out images and weights"""
+    """Memory layout of images and weights in the frozen part"""
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of some rows, float32."""
@@ -61,7 +61,7 @@ class Inputs:
 
 
 def pass_size(device: str) -> int:
-    """Return how many images a pass through the frozen part has: 16 on a processor, in whose cache more do not fit."""
+    """Return the images per pass through the frozen part: 16 on a CPU, whose cache holds no more."""
     return 32 if choose_device(device).type == "cuda" else 16
 
 
@@ -85,16 +85,12 @@ def prepare_inputs(
     device: str = "auto",
     cache: str = "exact",
 ) -> Inputs:
-    """Run the frozen part of a network once over all rows.
+    """Run the frozen part of a network once over all rows; :func:`inputs_for` gives the inputs of other networks.
 
     Parameters
     ----------
-    pixels : batches (≤ batch_size, h, w, 3); short ones are padded, so that every pass has one size
-    cache : one of :data:`CACHES`; where nothing is frozen, or the network cannot be cut, nothing can be kept
-
-    Returns
-    -------
-    inputs for this network, and through :func:`inputs_for` for others that are trained in the same place
+    pixels : batches (≤ batch_size, h, w, 3); short ones are padded, so that all passes have one size
+    cache : one of :data:`CACHES`; ignored if nothing is frozen, or the network cannot be split
     """
     where = choose_device(device)
     channels_last = where.type != "cuda"  # as for :class:`conceptkit.models.inference.Reader`, in float32
@@ -114,21 +110,21 @@ def prepare_inputs(
             kept = [t.cpu() for t in _pass(frozen, backbone.preprocessing, batch, batch_size, where)]
         if not all(torch.isfinite(t).all() for t in kept):
             raise InputError(
-                f"model: the frozen part of {backbone.name} gives values that are not finite; its weights, or what it "
-                "is normalised by, are to blame, and no option of training mends that."
+                f"model: the frozen part of {backbone.name} returns values that are not finite; check its weights and "
+                "its preprocessing, as no training option can change that."
             )
         if cache == "fast":
             halves = [_halved(t) for t in kept]
             kept = [half for half, _ in halves]
             scales.append([scale for _, scale in halves])
         collected.append(kept)
-    frozen.to("cpu")  # with the network, where it shares its weights
+    frozen.to("cpu")  # it may share the weights of the network
     return Inputs(_joined(collected), rest, scales=_joined(scales) if scales else None)
 
 
 @contextlib.contextmanager
 def on_device(model: nn.Module, inputs: Inputs, device: str) -> Iterator[torch.device]:
-    """Have a network and what its inputs run through in evaluation on a device; afterwards they are on the CPU."""
+    """Move a network and the module of its inputs to a device in evaluation mode, and back to the CPU at the end."""
     where = choose_device(device)
     for module in (model, inputs.rest):
         module.eval().to(where)
@@ -143,8 +139,8 @@ def on_device(model: nn.Module, inputs: Inputs, device: str) -> Iterator[torch.d
 def _pass(
     frozen: Frozen, preprocessing: Preprocessing, pixels: Pixels, size: int, device: torch.device
 ) -> list[Tensor]:
-    """Return the frozen part's values of n ≤ size images, from a pass of ``size``."""
-    # One of several processes may have no row of a small batch, and still takes part in it.
+    """Return the outputs of the frozen part for n ≤ size images, from a pass of ``size``."""
+    # One of several processes may have no row of a small batch.
     last = pixels[-1:] if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
     padded = np.concatenate([pixels, np.repeat(last, size - len(pixels), axis=0)])
     return [t[: len(pixels)].contiguous() for t in frozen(preprocessing(padded, device))]
@@ -153,36 +149,36 @@ def _pass(
 def _cut(
     model: GuidedModel, preprocessing: Preprocessing, shape: Sequence[int], channels_last: bool
 ) -> tuple[Frozen, nn.Module] | None:
-    """Return the frozen part as it is run, tried on noise, and the rest; ``None`` where the network cannot be cut."""
+    """Return the frozen part, tried on noise, and the trained one; ``None`` if the network cannot be split."""
     parts = split(model)
     if parts is None:
         return None
     noise = preprocessing(np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8))
     values: list[Any] = list(cached(parts[0].eval(), noise))
     if not all(isinstance(v, Tensor) and v.is_floating_point() and v.ndim and len(v) == len(noise) for v in values):
-        return None  # sizes, or what is no row's value, lie at the cut
+        return None  # sizes, or values that do not belong to a row, cross the boundary
     return Frozen(parts[0], noise, channels_last=channels_last), parts[1]
 
 
 def _of_pixels(
     model: GuidedModel, pixels: Tensor, preprocessing: Preprocessing, pass_size: int, channels_last: bool
 ) -> Inputs:
-    """Return inputs of which nothing is kept; what is frozen still runs as it does where it is kept."""
+    """Return inputs without a cache; the frozen part still runs as it does with one."""
     parts = _cut(model, preprocessing, pixels.shape[1:3], channels_last)
     frozen, rest = (None, Pooled(model)) if parts is None else parts
     return Inputs((pixels,), rest, preprocessing, frozen=frozen, pass_size=pass_size, channels_last=channels_last)
 
 
 def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
-    # Tensors of inference mode cannot take part in training; clones can.
+    # Inference tensors cannot be trained on; clones can.
     return tuple(torch.cat(column).clone() for column in zip(*parts, strict=True))
 
 
 def inputs_for(model: GuidedModel, inputs: Inputs) -> Inputs:
-    """Return the same rows for another network, whose trained part begins where that of the first one does."""
+    """Return the same rows for another network whose trained part begins at the same layer."""
     if inputs.preprocessing is not None:
         return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, inputs.channels_last)
     parts = split(model)
     if parts is None:
-        raise RuntimeError("the frozen part was kept for a network that can be cut; this one cannot")
+        raise RuntimeError("the cache is of a network that can be split; this one cannot")
     return Inputs(inputs.tensors, parts[1], scales=inputs.scales)

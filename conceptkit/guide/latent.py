@@ -1,6 +1,6 @@
-"""Domains that nobody labelled: ``latent:3`` among what is discouraged becomes a column of the table.
+"""Unlabelled domains: the discouraged concept ``latent:3`` becomes a column of the table.
 
-``latent:3+mixed2`` takes what the study's network makes of the patches at that layer beside their stain.
+``latent:3+mixed2`` uses the features of the study's network at that layer beside the stain of the patches.
 """
 
 from __future__ import annotations
@@ -12,174 +12,166 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
 
 from conceptkit.errors import InputError
 from conceptkit.features.pixels import read_stain_profiles
-from conceptkit.guide.setup import Wish
+from conceptkit.features.sources import open_features
+from conceptkit.guide.goals import Goal
 from conceptkit.options.base import Progress
+from conceptkit.pathology.domains import propose_domains
 from conceptkit.runs.opening import at_stage
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 LATENT = "latent"
-"""Name of the column, and what a wish for it begins with"""
+"""Name of the column, and prefix of its goal"""
 
 SEED = 0
-"""Of the clustering: the same in every run, so that runs can be compared"""
+"""Seed of the clustering: the same in every run, so that runs can be compared"""
 
 CLEAR = 0.05
-"""Above this p the note says that there are no such domains"""
+"""Above this p the note says that there is no evidence of domains"""
 
 CENTER = "center"
-"""Column that domains are compared with where the table has it"""
+"""Column that domains are compared with, if the table has it"""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """What the domains came to."""
+    """Summary of proposed domains."""
 
     domains: int
     rows: Mapping[str, Mapping[str, int]]
-    """Domain → split (or ``none``) → rows"""
+    """Domain → split (or ``none``) → number of rows"""
     unknown: int
-    """Rows whose stain could not be read"""
+    """Number of rows without readable stain"""
     agreement: Mapping[str, float]
     """``training`` and ``other`` rows → adjusted Rand index with the center: 1 the same, 0 chance; empty without one"""
     unit: str
-    """What was sorted: the group's column, or rows"""
+    """What was clustered: the group's column, or ``row``"""
     explained: float
-    """Share of the variance that lies between domains, along the axes in which these differ"""
+    """Share of the variance between domains, along the axes in which they differ"""
     by_chance: float
-    """The same where there are no domains, see :class:`conceptkit.pathology.domains.Domains`"""
+    """The same without domains, see :class:`conceptkit.pathology.domains.Domains`"""
     p: float
     layer: str | None = None
-    """Whose features had a say beside the stain"""
+    """Layer whose features were used beside the stain"""
     network: str | None = None
 
     def note(self) -> str:
-        """Return what a reader has to know."""
+        """Return the note of a record."""
         sizes = ", ".join(f"{name}: {sum(of.values())}" for name, of in self.rows.items())
-        source = "" if self.layer is None else f" and from what {self.network} makes of them at {self.layer}"
+        source = "" if self.layer is None else f" and from the features of {self.network} at {self.layer}"
         text = f"{self.domains} latent domains were proposed from the stain of the training rows{source}, by "
         text += f"{self.unit} (k-means; rows {sizes}"
         text += f"; {self.unknown} rows without stained tissue have none)" if self.unknown else ")"
         if self.agreement:
-            told = ", ".join(f"{value:.2f} on {rows} rows" for rows, value in self.agreement.items())
-            text += f"; adjusted Rand index with {CENTER} {told} (0 is chance)"
+            values = ", ".join(f"{value:.2f} on {rows} rows" for rows, value in self.agreement.items())
+            text += f"; adjusted Rand index with {CENTER} {values} (0 is chance)"
         text += f". They explain {self.explained:.2f} of the variance in which they differ, "
-        text += f"{self.by_chance:.2f} where there are none (p = {self.p:.2g})"
+        text += f"{self.by_chance:.2f} without domains (p = {self.p:.2g})"
         if self.p > CLEAR:
-            text += ": the training rows do not fall into such domains, and discouraging them has no ground"
+            text += ": there is no evidence of such domains in the training rows, so discouraging them has no basis"
         return text + "."
 
 
-def is_latent(wish: Wish) -> bool:
-    """Tell whether a wish is for domains that are to be proposed."""
-    return wish.concept.startswith(f"{LATENT}:")
-
-
-def with_latent(
-    data: PatchTable, meant: Study, wishes: Sequence[Wish], *, progress: Progress | None = None
-) -> tuple[PatchTable, list[Wish], Latent | None]:
-    """Return the table with the column of latent domains that a wish asks for, and the wishes for that column.
-
-    Without such a wish all is returned as it is.
-
-    Raises
-    ------
-    InputError
-        when the wish is malformed, the table has such a column already or no pixels, or no split to train on
-    """
-    asked = [wish for wish in wishes if is_latent(wish)]
-    if not asked:
-        return data, list(wishes), None
-    if len(asked) > 1:
-        raise InputError(f"{LATENT}: domains are proposed once, got {', '.join(w.concept for w in asked)}.")
-    (wish,) = asked
-    number, plus, layer = wish.concept.removeprefix(f"{LATENT}:").partition("+")
-    if not number.isdecimal() or int(number) < 2:
-        raise InputError(f"{LATENT}: needs a number of domains of at least 2, as in {LATENT}:3, got {wish.concept!r}.")
-    if plus and not layer:
-        raise InputError(f"{LATENT}: a layer must follow the plus, as in {LATENT}:3+mixed2, got {wish.concept!r}.")
-    if not wish.discouraged:
-        raise InputError(f"encourage: {wish.concept} can only be discouraged, as nobody knows what the domains are.")
-    if LATENT in data.frame.columns:
-        raise InputError(f"{LATENT}: the table has a column {LATENT} already; discourage {LATENT} takes that.")
-    found, summary = _propose(data, meant, int(number), layer or None, progress)
-    renamed = [w._replace(concept=LATENT) if w is wish else w for w in wishes]
-    return found, renamed, summary
+def is_latent(goal: Goal) -> bool:
+    """Return whether a goal is about domains that are to be proposed."""
+    return goal.concept.startswith(f"{LATENT}:")
 
 
 def refuse_latent(argument: str, concept: str, where: str) -> None:
-    """Refuse domains where none are proposed.
+    """Raise :class:`InputError` for latent domains where none are proposed."""
+    if concept.startswith(f"{LATENT}:"):
+        raise InputError(
+            f"{argument}: {concept} is available for a single pair of networks, not {where}; name a column of the "
+            "table."
+        )
+
+
+def with_latent(
+    data: PatchTable, study: Study, goals: Sequence[Goal], *, progress: Progress | None = None
+) -> tuple[PatchTable, list[Goal], Latent | None]:
+    """Return the table with a column of latent domains, the goals for that column, and a summary of the domains.
+
+    Without a goal about latent domains, table and goals are returned unchanged.
 
     Raises
     ------
     InputError
-        when the concept asks for them
+        when the goal is malformed, or the table has such a column already, no pixels, or no training split
     """
-    if concept.startswith(f"{LATENT}:"):
-        raise InputError(
-            f"{argument}: {concept} is proposed for a single pair of networks, not {where}; name a column of the table."
-        )
+    latent = [goal for goal in goals if is_latent(goal)]
+    if not latent:
+        return data, list(goals), None
+    if len(latent) > 1:
+        raise InputError(f"{LATENT}: domains are proposed once, got {', '.join(g.concept for g in latent)}.")
+    (goal,) = latent
+    number, plus, layer = goal.concept.removeprefix(f"{LATENT}:").partition("+")
+    if not number.isdecimal() or int(number) < 2:
+        raise InputError(f"{LATENT}: needs a number of domains of at least 2, as in {LATENT}:3, got {goal.concept!r}.")
+    if plus and not layer:
+        raise InputError(f"{LATENT}: a layer must follow the plus, as in {LATENT}:3+mixed2, got {goal.concept!r}.")
+    if not goal.discouraged:
+        raise InputError(f"encourage: {goal.concept} can only be discouraged; what the domains mean is unknown.")
+    if LATENT in data.frame.columns:
+        raise InputError(f"{LATENT}: the table already has a column {LATENT}; use --discourage {LATENT} for that.")
+    data, summary = _propose(data, study, int(number), layer or None, progress)
+    return data, [g._replace(concept=LATENT) if g is goal else g for g in goals], summary
 
 
 def _propose(
-    data: PatchTable, meant: Study, domains: int, layer: str | None, progress: Progress | None
+    data: PatchTable, study: Study, domains: int, layer: str | None, progress: Progress | None
 ) -> tuple[PatchTable, Latent]:
-    from sklearn.metrics import adjusted_rand_score
-
-    from conceptkit.pathology.domains import propose_domains
-
-    split = data.column("split", meant.splits.column)
-    fitted = (split == meant.splits.train).to_numpy(dtype=bool)
-    notify = None if progress is None else at_stage(progress, "stain")
-    profiles = read_stain_profiles(data, np.arange(len(data)), cache=cache_folder(), progress=notify)
+    split = data.column("split", study.splits.column)
+    fitted = (split == study.splits.train).to_numpy(dtype=bool)
+    counted = None if progress is None else at_stage(progress, "stain")
+    profiles = read_stain_profiles(data, np.arange(len(data)), cache=cache_folder(), progress=counted)
     if profiles is None:
         raise InputError(f"{LATENT}: domains are read from pixels, and the table has none.")
-    groups = data.groups(meant.group)
+    groups = data.groups(study.group)
     numbers = None if groups is None else np.unique(groups.astype(str), return_inverse=True)[1]
-    features = None if layer is None else _features(data, meant, layer, progress)
+    features = None if layer is None else _features(data, study, layer, progress)
     proposed = propose_domains(profiles, fitted, numbers, domains, features=features, seed=SEED)
     codes = proposed.codes
     values = np.array([None if code < 0 else str(code + 1) for code in codes], dtype=object)
-    frame = data.frame.assign(**{LATENT: values})
-    changed = dataclasses.replace(data, frame=frame, kinds={**data.kinds, LATENT: "categorical"})
+    changed = dataclasses.replace(
+        data, frame=data.frame.assign(**{LATENT: values}), kinds={**data.kinds, LATENT: "categorical"}
+    )
     parts = split.astype(object).where(split.notna(), "none")
-    rows: dict[str, dict[str, int]] = {}
-    for code in range(domains):
-        own: Any = parts[codes == code].value_counts()
-        rows[str(code + 1)] = {str(name): int(n) for name, n in own.items()}
-    agreement = {}
-    if CENTER in data.frame.columns:
-        center = data.concept(CENTER).values
-        known = (codes >= 0) & np.array([v is not None for v in center], dtype=bool)
-        for name, here in (("training", known & fitted), ("other", known & ~fitted)):
-            if here.any():
-                agreement[name] = float(adjusted_rand_score(center[here].astype(str), codes[here]))
-    unit = "row" if meant.group is None else meant.group
+    counts: Any = [parts[codes == code].value_counts() for code in range(domains)]
     return changed, Latent(
         domains=domains,
-        rows=rows,
+        rows={str(k + 1): {str(name): int(n) for name, n in own.items()} for k, own in enumerate(counts)},
         unknown=int((codes < 0).sum()),
-        agreement=agreement,
-        unit=unit,
+        agreement=_agreement(data, codes, fitted),
+        unit=study.group or "row",
         explained=proposed.explained,
         by_chance=proposed.by_chance,
         p=proposed.p,
         layer=layer,
-        network=None if layer is None else meant.model,
+        network=None if layer is None else study.model,
     )
 
 
-def _features(data: PatchTable, meant: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
-    """Return the channel means (n, d) of the study's network, which has not learned of any domain yet."""
-    from conceptkit.features.activations import read_activations
-    from conceptkit.models.checkpoints import open_model
+def _agreement(data: PatchTable, codes: NDArray[np.intp], fitted: NDArray[np.bool_]) -> dict[str, float]:
+    """Return ``training`` and ``other`` rows → adjusted Rand index of domains and centers."""
+    if CENTER not in data.frame.columns:
+        return {}
+    center = data.concept(CENTER).values
+    known = (codes >= 0) & np.array([v is not None for v in center], dtype=bool)
+    parts = {"training": known & fitted, "other": known & ~fitted}
+    return {
+        name: float(adjusted_rand_score(center[rows].astype(str), codes[rows]))
+        for name, rows in parts.items()
+        if rows.any()
+    }
 
-    if meant.model is None:
-        raise InputError(f"{LATENT}: features at {layer} need a network; name it by --model.")
-    backbone = open_model(meant.model, meant.weights)
-    notify = None if progress is None else at_stage(progress, f"features at {layer}")
-    return read_activations(data, backbone, [layer], cache=cache_folder(), progress=notify)[layer]
+
+def _features(data: PatchTable, study: Study, layer: str, progress: Progress | None) -> NDArray[np.float32]:
+    """Return the channel means (n, d) of the study's network at a layer."""
+    counted = None if progress is None else at_stage(progress, f"features at {layer}")
+    read = open_features(data, study, layers=[layer]).read(np.arange(len(data)), progress=counted)
+    return np.asarray(read[layer])

@@ -1,4 +1,4 @@
-"""One network's epochs, for Lightning's trainer: what happens in a step, and which state is kept."""
+"""The epochs of one network as a Lightning module: the steps, and which state is kept."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from conceptkit.guide.aggregation import aggregator, backward
 from conceptkit.guide.discouraging import Method, pressure
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.objective import balance_factors, class_weights, joint_codes, task_loss
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.guided import CATEGORICAL, MAIN, Erasure, GuidedModel
 from conceptkit.models.inference import ieee_float32
+from conceptkit.options.training import TrainingOptions
 from conceptkit.probe.erasure import fit_eraser
 
 EpochProgress = Callable[[int, int], None]
-"""Told how many epochs are done, and how many there may be."""
+"""Receives the number of epochs done and the maximum."""
 
 
 EVERY = 20.0
-"""Seconds that pass at least between two writings of a training's state"""
+"""Minimum seconds between two writings of the state of a training"""
 
 
 class NotFiniteError(InputError):
-    """A training that ended in numbers that are none."""
+    """Training diverged: a loss is not finite."""
 
 
 class Batches:
-    """Row numbers in batches, shuffled anew in every epoch from one seed; without a seed in order.
+    """Row numbers in batches, shuffled in every epoch; without a seed in order.
 
-    In several processes each gets its share of every batch, so that the batches are those of one process.
+    Each of several processes gets its share of every batch, so that the batches are those of one process.
     """
 
     def __init__(self, rows: Tensor, size: int, *, seed: int | None) -> None:
@@ -55,16 +55,16 @@ class Batches:
         return -(-len(self.rows) // self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        # Nothing is drawn before the first batch is asked for: a loader may be opened before the epoch is known.
+        # Drawn with the first batch, as a loader may be opened before the epoch is known.
         for batch in torch.split(self._order(), self.size):
             yield batch[self.rank :: self.world]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the generator: its state would have to outlive the way to another process."""
+        """Omit the generator, which another process makes again."""
         return {**self.__dict__, "_generator": None, "_drawn": 0}
 
     def _order(self) -> Tensor:
-        """Return the epoch's order, which depends on seed and epoch alone."""
+        """Return the order of the epoch, which depends only on seed and epoch."""
         if self.seed is None:
             return self.rows
         if self._generator is None or self._drawn > self.epoch:
@@ -76,14 +76,7 @@ class Batches:
 
 
 class Loop(lightning.LightningModule):
-    """One network's epochs.
-
-    Parameters
-    ----------
-    model, inputs, targets, rows, options : as for :func:`conceptkit.guide.training.train`
-    batches : of the training rows
-    progress : told after every epoch
-    """
+    """The epochs of one network; see :func:`conceptkit.guide.training.train` for the parameters."""
 
     def __init__(
         self,
@@ -102,7 +95,7 @@ class Loop(lightning.LightningModule):
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
         self.absent: set[str] = set()
-        """Tasks without a label in the present batch, in any process"""
+        """Tasks without a label in the current batch, in any process"""
         self._parts: tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]] | None = None
         self.in_training = torch.from_numpy(rows["train"])
         self.class_weights = {
@@ -117,24 +110,24 @@ class Loop(lightning.LightningModule):
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, learned(model)
         self.last_epoch, self.last_state = 0, self.best_state
         self.rescued: Path | None = None
-        """File that a process among several writes its good state into before it ends with an error"""
+        """File for the last good state of one of several processes that ends with an error"""
         self.handed: Path | None = None
-        """File that one of several processes of a machine writes what it has learned into at the end"""
+        """File for the result of one of several processes"""
         self.tally = Tally()
 
     @property
     def finished(self) -> bool:
-        """Return whether the last epoch is done, or the patience is at its end."""
+        """Return whether the last epoch is done, or the patience is exhausted."""
         done = len(self.history)
         return done >= self.options.epochs or bool(self.best_epoch and done - self.best_epoch >= self.options.patience)
 
     @property
     def good(self) -> tuple[int, dict[str, Tensor]]:
-        """Return epoch and state of the best epoch, before there is one of the last that ended well; 0 without one."""
+        """Return the best epoch and its state; without one the last epoch that ended well, 0 if none did."""
         return (self.best_epoch, self.best_state) if self.best_epoch else (self.last_epoch, self.last_state)
 
     def _factors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return task → factors (n,) of all rows, those of ``rows`` balanced among themselves."""
+        """Return task → factors (n,) of all rows, which balance ``rows``."""
         main = self.targets[MAIN][rows]
         discouraged = {
             t.name: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial and t.kind == CATEGORICAL
@@ -151,7 +144,7 @@ class Loop(lightning.LightningModule):
         return everywhere
 
     def train(self, mode: bool = True) -> Loop:
-        """Set dropout's mode; the backbone stays in evaluation mode, its BatchNorm at its moving statistics."""
+        """Set the mode of dropout; the backbone stays in evaluation mode, with the moving statistics of BatchNorm."""
         super().train(mode)
         self.model.backbone.eval()
         self.rest.eval()
@@ -164,7 +157,7 @@ class Loop(lightning.LightningModule):
         return method
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Decay the trunk's kernels alone; convolutions, heads, biases and loss weights are left free."""
+        """Return the optimizer; only the kernels of the trunk have weight decay."""
         options = self.options
         kernels = [m.weight for m in self.model.trunk.modules() if isinstance(m, nn.Linear)]
         decayed = {id(p) for p in kernels}
@@ -174,27 +167,27 @@ class Loop(lightning.LightningModule):
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        # One pass over parameters, gradients and moments in place of ten: a tenth of a step on cached features. Not
-        # where gradients are aggregated: heads without a label in a batch have none, which torch's fused SGD refuses.
+        # Fused saves a tenth of a step on cached features. With aggregated gradients, heads without a label in a batch
+        # have no gradient, which torch's fused SGD refuses.
         fused = self.aggregator is None
         optimizer: torch.optim.Optimizer = OPTIMIZERS[options.optimizer](groups, options, fused=fused)
         return optimizer
 
     def on_train_start(self) -> None:
-        """Take this process' share of every batch, and compute as one process does."""
-        if self.trainer.world_size > 1:  # a spawned process, which ends with the training
+        """Use this process' share of every batch, and compute as a single process does."""
+        if self.trainer.world_size > 1:  # a spawned process ends with the training
             self._flags = ieee_float32()
             self._flags.__enter__()
         self.batches.rank, self.batches.world = self.global_rank, self.trainer.world_size
 
     def on_train_epoch_start(self) -> None:
-        """Set the order of the rows and the strength of the discouragement for this epoch."""
+        """Set the order of the rows and the strength of discouraging for this epoch."""
         self.batches.epoch = self.current_epoch
         options = self.options
         at = self.current_epoch / options.warmup if options.warmup else 1.0
         self.strength = options.strength * SCHEDULES[options.reversal](min(at, 1.0))
         for reversal in self.model.reversals.values():
-            # Unless reversed, the head's gradient stays in the head.
+            # Without reversal, the head's gradient stays in the head.
             reversal.get_buffer("strength").fill_(self.strength if self.method.reverses else 0.0)
         if options.reset_weights and options.warmup and self.current_epoch == options.warmup:
             with torch.no_grad():
@@ -218,7 +211,7 @@ class Loop(lightning.LightningModule):
         return total
 
     def _end(self, part: str, broken: list[str], rows: Tensor) -> None:
-        """End the training with a sentence: which losses of a batch are not finite, and why if that can be told."""
+        """End the training with an error that names the losses that are not finite and, if known, the cause."""
         rows = rows.cpu()
         given = torch.ones(len(rows), dtype=torch.bool)
         for tensor in self.inputs.batch(rows, torch.device("cpu")):
@@ -226,11 +219,11 @@ class Loop(lightning.LightningModule):
         infinite = [name for name in broken if name in self.targets and torch.isinf(self.targets[name][rows]).any()]
         if not given.all():
             cause = (
-                f"what the network is given is not finite in {int((~given).sum())} of the {len(rows)} rows of the "
-                "batch, which no option of training mends."
+                f"the input of the network is not finite in {int((~given).sum())} of the {len(rows)} rows of the "
+                "batch, which no training option can change."
             )
         elif infinite:
-            cause = f"values of {', '.join(infinite)} are infinite, leave empty what was not measured."
+            cause = f"values of {', '.join(infinite)} are infinite; leave missing values empty."
         else:
             cause = "a lower --lr or --weighting uncertainty-bounded may help."
         if self.rescued is not None:
@@ -239,14 +232,14 @@ class Loop(lightning.LightningModule):
         raise NotFiniteError(f"guide: the {what} is not finite in epoch {self.current_epoch + 1}; {cause}")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add the gradients of one batch: those of the total, or the tasks' own, aggregated."""
+        """Add the gradients of one batch: of the total, or aggregated over tasks."""
         if self.aggregator is None or self._parts is None:
             super().backward(loss, *args, **kwargs)
             return
         (losses, pressures, reads), self._parts = self._parts, None
         heads = {id(p) for p in self.model.heads.parameters()}
         parameters = [p for p in self.model.parameters() if p.requires_grad and id(p) not in heads]
-        # A row without a gradient into what is shared would let some aggregators stand still.
+        # Some aggregators would stand still with a row that has no gradient into the shared layers.
         tasks = [t for t in self.model.tasks if t.name not in self.absent]
         alone = [] if self.method.reverses else [losses[t.name] for t in tasks if t.adversarial]
         rows = [losses[t.name] for t in tasks if self.method.reverses or not t.adversarial]
@@ -255,20 +248,20 @@ class Loop(lightning.LightningModule):
         backward(rows, alone, reads, parameters, self.aggregator)
 
     def on_validation_epoch_start(self) -> None:
-        """Give each process its share of the rows that are held back."""
+        """Use this process' share of the validation rows."""
         held_back: Any = self.trainer.val_dataloaders
         held_back.rank, held_back.world = self.global_rank, self.trainer.world_size
 
     def validation_step(self, rows: Tensor, index: int) -> None:
         """Add one batch to the validation losses."""
         losses = self._losses(rows, "val")[0]
-        # A loss that is no number must not pass for one without labels, which the choice of an epoch leaves out.
+        # NaN also stands for a loss without labels, which the choice of an epoch ignores.
         broken = [name for name, loss in losses.items() if not torch.isfinite(loss)]
         if broken:
             self._end("validation ", broken, rows)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the epoch; keep its state when it is the best one after the schedule of the discouragement."""
+        """Record the epoch; keep its state if it is the best one after the warmup."""
         entry = {"epoch": float(self.current_epoch + 1), **self.tally.close(self.model.tasks)}
         entry |= {f"weight/{name}": value for name, value in self.weighting.weights().items()}
         self.history.append(entry)
@@ -288,14 +281,14 @@ class Loop(lightning.LightningModule):
             self.progress(self.current_epoch + 1, self.options.epochs)
 
     def on_train_end(self) -> None:
-        """Hand over what was learned to the process that has started this one; all processes have learned the same."""
+        """Hand the result to the process that started this one; all processes have the same."""
         if self.handed is not None and self.local_rank == 0:
             _save_whole(
                 {"history": self.history, "best": (self.best_loss, self.best_epoch, self.best_state)}, self.handed
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is no parameter: the history, the best state, and the state of every source of chance."""
+        """Add the history, the best state and the random states."""
         checkpoint["conceptkit"] = {
             "history": self.history,
             "best": (self.best_loss, self.best_epoch, self.best_state),
@@ -305,7 +298,7 @@ class Loop(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore them."""
         kept = checkpoint["conceptkit"]
         self.history = list(kept["history"])
         self.best_loss, self.best_epoch, self.best_state = kept["best"]
@@ -315,10 +308,10 @@ class Loop(lightning.LightningModule):
             torch.cuda.set_rng_state_all(kept["chance_cuda"])
 
     def erase(self, erasure: Erasure) -> None:
-        """Fit the erasure of the discouraged concepts on the training rows as the trunk now gives them.
+        """Fit the erasure of the discouraged concepts to the current output of the trunk for the training rows.
 
-        The rows have the factors of the adversaries' losses, so that what label and concept share is not erased for
-        the concept's sake; rows that lack one of the concepts take no part.
+        Rows have the factors of the adversaries' losses, so that what label and concept share is not erased; rows
+        without a value of one of the concepts are ignored.
         """
         model = self.model
         tasks = [task for task in model.tasks if task.adversarial]
@@ -344,7 +337,7 @@ class Loop(lightning.LightningModule):
         erasure.mean.copy_(torch.from_numpy(eraser.mean))
 
     def _trunk(self, rows: Tensor) -> Tensor:
-        """Return the trunk's end (n, width) of some rows before any erasure, without dropout."""
+        """Return the output (n, width) of the trunk before any erasure, without dropout."""
         was = self.training
         self.eval()
         with torch.no_grad():
@@ -356,10 +349,10 @@ class Loop(lightning.LightningModule):
         return torch.cat(found)
 
     def _losses(self, rows: Tensor, part: str) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
-        """Return each task's loss over a batch, what presses on the shared layers by discouraged task, and the reads.
+        """Return each task's loss over a batch, the loss of the shared layers by discouraged task, and the features.
 
-        In several processes a loss is scaled so that the mean over processes, which is what their gradients are
-        averaged to, is the mean over all labelled rows of the batch: labels may be missing unevenly.
+        In several processes a loss is scaled so that the mean over processes is the mean over all labelled rows of the
+        batch, as labels may be missing unevenly.
         """
         rows = rows.cpu()
         reads = self.model.reads(*self.rest(*self.inputs.batch(rows, self.device)))
@@ -391,14 +384,14 @@ class Loop(lightning.LightningModule):
 
 
 def learned(model: GuidedModel) -> dict[str, Tensor]:
-    """Return copies of what a training changes, by their names in the state: most of a network is frozen."""
+    """Return copies of the tensors that training changes, by their names in the state."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     frozen |= {f"backbone.{name}" for name, _ in model.backbone.named_buffers()}  # of a backbone in evaluation mode
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _save_whole(content: dict[str, Any], path: Path) -> None:
-    """Write a file of this training's scratch folder: whole, whichever of several processes writes it last."""
+    """Write a file in one step, as several processes may write it."""
     own = path.with_name(f".{path.name}.{os.getpid()}")
     torch.save(content, own)
     os.replace(own, path)
@@ -409,29 +402,24 @@ def _labelled(target: Tensor) -> int:
 
 
 class KeepState(lightning.Callback):
-    """Writes the state of a training after epochs, so that a killed one goes on where it was.
-
-    Parameters
-    ----------
-    path : of the file; it is replaced in one step
-    """
+    """Writes the state of a training to a file after epochs, so that a killed one can be resumed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the state when it is time, and at the end."""
+        """Write the state if it is due, and at the end."""
         loop: Any = pl_module
         due = loop.finished or time.monotonic() - self._last >= EVERY
-        # The first process' clock decides: all of several processes write together, or none.
+        # The clock of the first process decides, as all processes write together.
         if not trainer.strategy.broadcast(due):
             return
         self._last = time.monotonic()
         temporary = self.path.with_name(f".{self.path.name}.writing")
         try:
             trainer.save_checkpoint(temporary)
-        except OSError:  # a full disk has no room for half a state
+        except OSError:  # such as a full disk
             temporary.unlink(missing_ok=True)
             raise
         if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Losses of the tasks over labelled rows, and the schedule of the gradient reversal."""
+"""Losses of the tasks over labelled rows, and schedules of discouraging."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from conceptkit.models.guided import CONTINUOUS, MAIN, Task
 
 
 def class_weights(codes: Tensor, n_classes: int) -> Tensor:
-    """Return weights (n_classes,) under which every class counts alike, whatever its share p of the labelled rows.
+    """Return weights (n_classes,) under which all classes count alike, whatever their shares p of the labelled rows.
 
     1/(K·p) for K ≥ 3 classes, so that the mean over rows is 1. For two classes 1 − p, which has the same ratio and sums
-    to one. A class without rows gets 0.
+    to 1. A class without rows gets 0.
 
     Parameters
     ----------
@@ -29,18 +29,17 @@ def class_weights(codes: Tensor, n_classes: int) -> Tensor:
 
 
 def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tensor:
-    """Return factors (n,) of rows, of mean 1, under which a categorical concept says nothing of the main label.
+    """Return factors (n,) of rows, of mean 1, under which a categorical concept is independent of the main label.
 
-    Each row gets p(c)·p(y) / p(c, y), shares of the rows where both are known; rows that lack either get 1. An
-    adversary that learns under these factors cannot earn from the label's share per class what it should earn from
-    the images, so that discouraging it does not erase the label where label and concept are confounded; and a main
-    task that learns under them earns nothing from guessing the label by the concept.
+    Each row gets p(c)·p(y) / p(c, y), shares of the rows where both are known; the other rows get 1. Under these
+    factors an adversary does not learn the concept from the label, so that discouraging a confounded concept does not
+    erase the label; and the main task does not learn the label from the concept.
 
     Parameters
     ----------
     codes : (n,) class numbers of the concept, −1 where unlabelled
     main : (n,) class numbers of the main task, −1 where unlabelled
-    power : of the factors; below 1 they balance in part, and rare combinations weigh less
+    power : exponent of the factors; below 1 they balance partly
     """
     factors = torch.ones(len(codes))
     both = (codes >= 0) & (main >= 0)
@@ -56,7 +55,7 @@ def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tenso
 
 
 def joint_codes(columns: Sequence[Tensor]) -> Tensor:
-    """Return one class number (n,) per combination of several concepts' classes, −1 where one is unlabelled."""
+    """Return class numbers (n,) of combinations of classes, −1 where one is unlabelled."""
     stacked = torch.stack(list(columns), dim=1)
     known = (stacked >= 0).all(1)
     codes = torch.full((len(stacked),), -1)
@@ -68,7 +67,7 @@ def joint_codes(columns: Sequence[Tensor]) -> Tensor:
 def task_loss(
     task: Task, output: Tensor, target: Tensor, weights: Tensor | None = None, factors: Tensor | None = None
 ) -> Tensor:
-    """Return the mean loss of one task over its labelled rows; a zero that carries no gradient when there is none.
+    """Return the mean loss of one task over its labelled rows; 0 without a gradient if there is none.
 
     Parameters
     ----------
@@ -80,7 +79,7 @@ def task_loss(
     Returns
     -------
     scalar: squared error, binary or multi-class cross-entropy. A discouraged continuous concept has 1 − e^(−e²/2) of
-    its error e, whose reversed gradient is bounded: a network could make a squared error as large as it likes.
+    its error e, whose reversed gradient is bounded.
     """
     labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():
@@ -101,12 +100,12 @@ def task_loss(
 
 
 def confusion_loss(task: Task, output: Tensor, target: Tensor, factors: Tensor | None = None) -> Tensor:
-    """Return how far an adversary's output is from knowing nothing, as a mean over labelled rows (Tzeng et al., 2015).
+    """Return the distance of an adversary's output from chance, as a mean over labelled rows (Tzeng et al., 2015).
 
     Parameters
     ----------
     output : (n, nodes) of the discouraged task's head
-    target : (n,) as for :func:`task_loss`; only whether a row is labelled counts
+    target : (n,) as for :func:`task_loss`; it only says which rows are labelled
     factors : (n,) factor of each row
 
     Returns
@@ -127,7 +126,7 @@ def confusion_loss(task: Task, output: Tensor, target: Tensor, factors: Tensor |
 
 
 def constant(progress: float) -> float:
-    """Return 1: the paper's reversal, without a schedule."""
+    """Return 1, as in the paper."""
     return 1.0
 
 
@@ -141,7 +140,7 @@ def ramp(progress: float) -> float:
 
 
 def switched(progress: float) -> float:
-    """Return 0 until the end, then 1: the adversary learns first and is turned against the network afterwards."""
+    """Return 0 until the end, then 1: the adversary learns before it acts on the network."""
     return 0.0 if progress < 1.0 else 1.0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 
 
 def adam(groups: list[dict[str, Any]], options: TrainingOptions, *, fused: bool) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""What a guided training will train, before it does: the tree of branches with their signs, losses and parameters."""
+"""Outline of a guided training: its branches with their signs, losses and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from conceptkit.errors import InputError
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
+from conceptkit.options.training import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Branch:
     task: str
     kind: str
     layer: str
-    """What the head reads: ``trunk``, or a layer of the backbone"""
+    """``trunk``, or the layer of the backbone that the head reads"""
     alpha: int
     """1: encouraged; −1: discouraged"""
     loss: str
@@ -31,7 +31,7 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What would be trained."""
+    """What ``guide`` would train."""
 
     schema: ClassVar[str] = "conceptkit/guide-outline/1"
 
@@ -49,7 +49,7 @@ class Outline:
     rows: dict[str, int]
     """Split → rows"""
     trains: str
-    """In one sentence, what is trained"""
+    """One sentence that says what is trained"""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Outline:
 
 
 def branches(model: GuidedModel) -> tuple[Branch, ...]:
-    """Return the heads of a network, the main task's first."""
+    """Return the branches of a network, the main task first."""
     return tuple(
         Branch(
             task=task.name,
@@ -84,13 +84,7 @@ def trained_parameters(model: GuidedModel, options: TrainingOptions) -> dict[str
 
 
 def unfrozen(model: GuidedModel, backbone: Backbone, options: TrainingOptions) -> dict[str, int]:
-    """Return layer of the backbone → its trained parameters, for every layer that ``options`` name.
-
-    Raises
-    ------
-    InputError
-        when one of them has no parameter to train
-    """
+    """Return unfrozen layer of the backbone → its trained parameters; refuse a layer without any."""
     found = {name: count(model.backbone.get_submodule(backbone.layer(name))) for name in options.unfreeze}
     for name, number in found.items():
         if not number:
@@ -102,12 +96,7 @@ def unfrozen(model: GuidedModel, backbone: Backbone, options: TrainingOptions) -
 
 
 def trained_sentence(model: GuidedModel, backbone: Backbone, options: TrainingOptions, *, chosen: bool) -> str:
-    """Return in one sentence what a training changes: layers of the backbone, trunk and heads.
-
-    Parameters
-    ----------
-    chosen : whether the user named the layers of the backbone
-    """
+    """Return a sentence on what is trained; ``chosen`` says whether the user set the layers of the backbone."""
     layers = [f"{name} ({number:,} parameters)" for name, number in unfrozen(model, backbone, options).items()]
     if layers:
         of_backbone = f"{', '.join(layers)} of the backbone"

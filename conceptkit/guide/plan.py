@@ -1,22 +1,24 @@
-"""What a guided training is made of: rows by split, the main task, the concepts' tasks."""
+"""The plan of a guided training: rows by split, the main task, and the tasks of concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.models.guided import Task
+from conceptkit.records import Note
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows train, which hold back, which evaluate."""
+    """Rows that train, validate and evaluate."""
 
     classes: tuple[str, ...]
     """Classes of the main task"""
@@ -27,31 +29,26 @@ class Plan:
     rows: dict[str, NDArray[np.intp]]
     """``train``, ``val`` and the evaluation splits → row numbers of the table"""
     concept_rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-    """Rows that train the concepts and not the main task, beside those of ``train``: without a split and a main label;
-    and the evaluation splits' own, where training is transductive"""
+    """Rows that train only concepts: those without a split and a main label, and the evaluation splits if training is
+    transductive"""
     notes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
-    """What stays with every network that these rows train, see :data:`conceptkit.models.checkpoints.MARKS`"""
+    """Marks of every network that these rows train, see :data:`conceptkit.models.checkpoints.MARKS`"""
 
     @property
     def used(self) -> NDArray[np.intp]:
-        """Return the row numbers that take part, in order."""
+        """Return all row numbers, in order."""
         return np.unique(np.concatenate([*self.rows.values(), self.concept_rows]))
 
     @property
     def training(self) -> NDArray[np.intp]:
-        """Return the row numbers that train anything, in order."""
+        """Return the row numbers that train, in order."""
         return np.unique(np.concatenate([self.rows["train"], self.concept_rows]))
 
     @property
-    def without_split(self) -> NDArray[np.intp]:
-        """Return the row numbers that train concepts and belong to no split."""
-        return np.setdiff1d(self.concept_rows, np.concatenate(list(self.rows.values())))
-
-    @property
     def scaled_on(self) -> NDArray[np.intp]:
-        """Return the row numbers by which concepts are scaled, and which give the classes of categorical ones."""
-        return np.union1d(self.rows["train"], self.without_split)
+        """Return the row numbers that scale concepts and define classes: training rows and those without a split."""
+        return np.union1d(self.rows["train"], np.setdiff1d(self.concept_rows, np.concatenate([*self.rows.values()])))
 
     @property
     def evaluation(self) -> list[str]:
@@ -60,78 +57,39 @@ class Plan:
 
 
 def make_plan(
-    meant: Study,
+    study: Study,
     data: PatchTable,
     *,
     concepts: Sequence[str] = (),
     transductive: bool = False,
     allow_leakage: bool = False,
 ) -> Plan:
-    """Read splits and main task from the table, and refuse what would make the comparison void.
+    """Read splits and main task from the table; refuse what makes the comparison meaningless.
 
     Parameters
     ----------
-    concepts : what is to be trained beside the main task. Rows without a split and without a main label train them,
-        where they have a value of one and their group is in no split but the training's
+    concepts : trained beside the main task. Rows without a split and a main label train them, if they have a value
+        of one and their group is in no split but the training split
     transductive : whether rows of the evaluation splits train the concepts too; their main labels never train
-    allow_leakage : whether a group may have rows in several splits, which is said instead of refused
+    allow_leakage : whether a group may have rows in several splits; a note then says so
     """
-    named = meant.splits
-    column = data.column("split", named.column)
-    data.column("label", meant.label)
-    label = data.concept(meant.label)
+    column = data.column("split", study.splits.column)
+    data.column("label", study.label)
+    label = data.concept(study.label)
     if label.kind != "categorical":
-        raise InputError(f"label: {meant.label} must be categorical; --categorical {meant.label} takes it as classes.")
+        raise InputError(f"label: {study.label} must be categorical; use --categorical {study.label}.")
     split = np.array([None if v != v else str(v) for v in column], dtype=object)
-    values = [v for v in dict.fromkeys(split[split != None]) if v is not None]  # noqa: E711  # elementwise
-    for role, name in (("train", named.train), ("val", named.val)):
-        if name not in values:
-            raise InputError(
-                f"split: column {named.column} has no row {name!r} for {role}; "
-                f'it has {", ".join(map(repr, values)) or "no values"}. The study file names others: {role} = "…" in '
-                "its part [splits]; conceptkit init writes one."
-            )
-    others = [v for v in values if v not in (named.train, named.val)]
-    if not others:
-        raise InputError(f"split: column {named.column} has no evaluation split beside {named.train} and {named.val}.")
-    rows = {"train": np.flatnonzero(split == named.train), "val": np.flatnonzero(split == named.val)}
-    rows |= {name: np.flatnonzero(split == name) for name in others}
-    labels = label.values
-    classes = tuple(sorted({str(v) for v in labels[rows["train"]] if v is not None}))
-    codes = np.array([classes.index(v) if v in classes else -1 for v in labels])
-    unknown = sorted({str(v) for v in labels[np.concatenate(list(rows.values()))] if v is not None} - set(classes))
-    if unknown:
-        raise InputError(f"label: class {unknown[0]!r} of {meant.label} does not occur in the training rows.")
-    for name, members in rows.items():
-        present = np.unique(codes[members][codes[members] >= 0])
-        if len(present) == 1 or (name in ("train", "val") and not len(present)):
-            what = f"only {classes[present[0]]!r}" if len(present) else "no row"
-            raise InputError(f"label: {meant.label} needs two classes in split {name!r}, there is {what}.")
-    groups = data.groups(meant.group)
-    notes: list[str] = []
-    marks: list[str] = []
+    rows = _rows_by_split(study, split)
+    classes, codes = _main_task(study.label, label.values, rows)
+    groups = data.groups(study.group)
     names = np.arange(len(data)).astype(str) if groups is None else groups.astype(str)
-    home: dict[str, str] = {}
-    for name, members in rows.items():
-        for g in names[members].tolist():
-            if home.setdefault(g, name) != name and not allow_leakage:
-                raise InputError(
-                    f"group: {meant.group} {g!r} has rows in splits {home[g]!r} and {name!r}; a patient in training "
-                    "and evaluation makes the scores worthless. --allow-leakage goes on, and the result says so."
-                )
-    straddling = _straddling(names, rows)
-    if straddling:
-        marks.append("allow_leakage")
-        notes.append(
-            f"LEAKAGE: {len(straddling)} of {len(home)} {meant.group}s have rows in several splits (--allow-leakage); "
-            "the scores overstate what the network does on new ones."
-        )
-    numbers = np.unique(names, return_inverse=True)[1] if groups is not None else np.arange(len(data))
+    home, notes = _home_splits(str(study.group), names, rows, allow_leakage=allow_leakage)
+    marks = ["allow_leakage"] if notes else []
     free = (split == None) & (codes < 0) & _any_value(data, concepts)  # noqa: E711  # elementwise
     outside = np.array([home.get(g, "train") == "train" for g in names])
     if (free & ~outside).any():
         notes.append(
-            f"{int((free & ~outside).sum())} rows without a split and a label do not train, as their {meant.group} "
+            f"{int((free & ~outside).sum())} rows without a split and a label do not train: their {study.group} "
             "is in another split."
         )
     concept_rows = np.flatnonzero(free & outside)
@@ -139,23 +97,77 @@ def make_plan(
         notes.append(f"{len(concept_rows)} rows without a split and a label train the concepts.")
     if transductive and concepts:
         marks.append("transductive")
+        others = [name for name in rows if name not in ("train", "val")]
         concept_rows = np.unique(np.concatenate([concept_rows, *(rows[name] for name in others)]))
         notes.append(
-            f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); scores "
-            "on them are not those of new data."
+            Note(
+                "transductive",
+                f"TRANSDUCTIVE: the rows of {', '.join(others)} trained the concepts (their main labels did not); "
+                "scores on them are not those of new data.",
+            )
         )
+    numbers = np.arange(len(data)) if groups is None else np.unique(names, return_inverse=True)[1]
     return Plan(classes, codes, numbers, rows, concept_rows, tuple(notes), tuple(marks))
 
 
-def _straddling(names: NDArray[np.str_], rows: dict[str, NDArray[np.intp]]) -> set[str]:
-    """Return the groups that have rows in more than one split."""
-    met: set[str] = set()
-    twice: set[str] = set()
-    for members in rows.values():
-        own = set(names[members].tolist())
-        twice |= met & own
-        met |= own
-    return twice
+def _rows_by_split(study: Study, split: NDArray[Any]) -> dict[str, NDArray[np.intp]]:
+    """Return ``train``, ``val`` and the evaluation splits → row numbers, of the split of each row (n,)."""
+    named = study.splits
+    values = [v for v in dict.fromkeys(split) if v is not None]
+    for role, name in (("train", named.train), ("val", named.val)):
+        if name not in values:
+            raise InputError(
+                f"split: column {named.column} has no row {name!r} for {role}; "
+                f'it has {", ".join(map(repr, values)) or "no values"}. Set {role} = "…" in the [splits] section of '
+                "the study file; conceptkit init writes one."
+            )
+    others = [v for v in values if v not in (named.train, named.val)]
+    if not others:
+        raise InputError(f"split: column {named.column} has no evaluation split beside {named.train} and {named.val}.")
+    roles = {"train": named.train, "val": named.val, **{name: name for name in others}}
+    return {role: np.flatnonzero(split == name) for role, name in roles.items()}
+
+
+def _main_task(
+    name: str, labels: NDArray[Any], rows: dict[str, NDArray[np.intp]]
+) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """Return the classes of the main task and the class number of each row (n,), −1 where unlabelled."""
+    classes = tuple(sorted({str(v) for v in labels[rows["train"]] if v is not None}))
+    codes = np.array([classes.index(v) if v in classes else -1 for v in labels])
+    unknown = sorted({str(v) for v in labels[np.concatenate(list(rows.values()))] if v is not None} - set(classes))
+    if unknown:
+        raise InputError(f"label: class {unknown[0]!r} of {name} does not occur in the training rows.")
+    for split, members in rows.items():
+        present = np.unique(codes[members][codes[members] >= 0])
+        if len(present) == 1 or (split in ("train", "val") and not len(present)):
+            what = f"only {classes[present[0]]!r}" if len(present) else "no row"
+            raise InputError(f"label: {name} needs two classes in split {split!r}, there is {what}.")
+    return classes, codes
+
+
+def _home_splits(
+    column: str, names: NDArray[np.str_], rows: dict[str, NDArray[np.intp]], *, allow_leakage: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Return group → its first split, and a note when groups have rows in several splits."""
+    home: dict[str, str] = {}
+    straddling = set()
+    for split, members in rows.items():
+        for group in names[members].tolist():
+            if home.setdefault(group, split) == split:
+                continue
+            if not allow_leakage:
+                raise InputError(
+                    f"group: {column} {group!r} has rows in splits {home[group]!r} and {split!r}; a patient in "
+                    "training and evaluation makes the scores worthless. --allow-leakage continues; the result says so."
+                )
+            straddling.add(group)
+    if not straddling:
+        return home, []
+    text = (
+        f"LEAKAGE: {len(straddling)} of {len(home)} {column}s have rows in several splits (--allow-leakage); the "
+        "scores overstate what the network does on new ones."
+    )
+    return home, [Note("leakage", text)]
 
 
 def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
@@ -170,18 +182,10 @@ def _any_value(data: PatchTable, concepts: Sequence[str]) -> NDArray[np.bool_]:
     return found
 
 
-def read_wish(text: str) -> tuple[str, str | None]:
-    """Return concept and layer of ``CONCEPT`` or ``CONCEPT@LAYER``; without a layer it is the trunk's end."""
-    name, at, layer = text.partition("@")
-    if at and not (name and layer):
-        raise InputError(f"concept: must be CONCEPT or CONCEPT@LAYER, got {text!r}.")
-    return name, layer or None
-
-
 def concept_task(
     data: PatchTable, name: str, rows: NDArray[np.intp], *, adversarial: bool, layer: str | None = None
 ) -> Task:
-    """Return a concept's task, scaled by the training rows alone."""
+    """Return the task of a concept, scaled by some rows."""
     concept = data.concept(name)
     if "." in name:
         raise InputError(f"concept: a concept to train on cannot have a dot in its name, got {name!r}.")
@@ -194,6 +198,6 @@ def concept_task(
     known = known[~np.isnan(known)]
     if not len(known) or not np.isfinite(known).all() or np.ptp(known) == 0:
         what = "no value" if not len(known) else "infinite values" if not np.isfinite(known).all() else "one value only"
-        raise InputError(f"concept: {name} has {what} among the training rows; there is nothing to learn.")
+        raise InputError(f"concept: {name} has {what} among the training rows; it cannot be learned.")
     mean, deviation = float(known.mean()), float(known.std())
     return Task(name=name, kind="continuous", mean=mean, deviation=deviation, adversarial=adversarial, layer=layer)

@@ -1,4 +1,4 @@
-"""The frozen part of a network, computed once: a network is cut where trainable layers begin."""
+"""The frozen part of a network: a network is split where trained layers begin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conceptkit.models.guided import GuidedModel
 
 
 class Pooled(nn.Module):
-    """A guided network from images to pooled features: all of it that may be frozen."""
+    """A guided network from images to pooled features, which may be frozen."""
 
     def __init__(self, model: GuidedModel) -> None:
         super().__init__()
@@ -23,22 +23,21 @@ class Pooled(nn.Module):
         self._features = model.features
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the features that :meth:`GuidedModel.features` gives of normalised images (n, 3, h, w)."""
+        """Return the features of normalised images (n, 3, h, w)."""
         return self._features(images)
 
 
 def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
-    """Cut the way from images to pooled features in two: what no training changes, and the rest.
+    """Split the way from images to pooled features into a frozen and a trained part.
 
     Parameters
     ----------
-    model : with ``requires_grad`` set on what is to be trained, and the backbone in evaluation mode
+    model : with ``requires_grad`` set on what is trained, and the backbone in evaluation mode
 
     Returns
     -------
-    prefix, suffix : the prefix maps images to a tuple of tensors, the suffix those to the tuple of features; both
-        share the network's own weights. ``None`` when the network's code cannot be traced, or its cut is not made of
-        tensors.
+    prefix, suffix : the prefix maps images to a tuple of tensors, the suffix maps those to the tuple of features; both
+        share the weights of the network. ``None`` if the code of the network cannot be traced, or nothing is frozen
     """
     if not any(p.requires_grad for p in model.backbone.parameters()):
         return Pooled(model), _AsTheyAre()
@@ -49,7 +48,7 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
     live = _live_nodes(graph, whole)
     output = next(n for n in graph.nodes if n.op == "output")
     users = [n for n in graph.nodes if n in live or n is output]
-    # What does not follow from the images, such as a frozen weight, is no row's value: the suffix has it by itself.
+    # Values that do not depend on the images, such as frozen weights, belong to the suffix.
     of_rows = _following([n for n in graph.nodes if n.op == "placeholder"])
     boundary = list(dict.fromkeys(i for n in users for i in n.all_input_nodes if i not in live and i in of_rows))
     if any(n.op == "placeholder" for n in boundary):
@@ -58,7 +57,7 @@ def split(model: GuidedModel) -> tuple[nn.Module, nn.Module] | None:
 
 
 def frozen_layers(model: GuidedModel) -> list[str]:
-    """Return the layers read by tasks that no training changes; none when the network cannot be traced."""
+    """Return the layers that heads read and training does not change; none if the network cannot be traced."""
     traced = _trace(model)
     if traced is None:
         return []
@@ -69,7 +68,7 @@ def frozen_layers(model: GuidedModel) -> list[str]:
 
 
 class _AsTheyAre(nn.Module):
-    """What follows a frozen backbone: nothing, the features are there."""
+    """The trained part behind a frozen backbone: the identity."""
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         """Return the features."""
@@ -77,14 +76,14 @@ class _AsTheyAre(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Runs hooks on modules that are not traced into, too; a module without parts is never traced into.
+    """Runs hooks on leaf modules too; a module without children is a leaf.
 
-    Nothing is cut inside such a module, and its code may ask for sizes, as convolutions do that pad to the same size.
+    No split lies inside a leaf, and its code may depend on sizes, as convolutions with same padding do.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one step."""
-        # A normalisation that holds its activation is one, so that it can be folded: unless its parts are read.
+        # So is a normalisation with its activation, so that it can be folded, unless its children are read.
         norm = isinstance(m, _BatchNorm) and not any(part._forward_hooks for part in m.modules() if part is not m)
         return norm or super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
 
@@ -104,11 +103,11 @@ def _trace(model: GuidedModel) -> tuple[nn.Module, fx.Graph] | None:
     try:
         return whole, _Tracer().trace(whole)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError):
-        return None  # data-dependent control flow; the caller says so and trains without the cache
+        return None  # data-dependent control flow
 
 
 def _live_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
-    """Return the nodes whose value changes with training: trained layers and whatever follows from them."""
+    """Return the nodes whose values change with training: trained layers and what depends on them."""
     live: set[fx.Node] = set()
     for node in graph.nodes:
         own = False
@@ -143,7 +142,7 @@ def _part(root: nn.Module, graph: fx.Graph, boundary: list[fx.Node], *, frozen: 
 
 
 def _following(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Return ``nodes`` and whatever is computed from them."""
+    """Return ``nodes`` and what is computed from them."""
     found = set(nodes)
     waiting = list(nodes)
     while waiting:
@@ -155,7 +154,7 @@ def _following(nodes: list[fx.Node]) -> set[fx.Node]:
 
 
 def _ancestors(nodes: list[fx.Node], *, stop: set[fx.Node]) -> set[fx.Node]:
-    """Return what ``nodes`` are computed from, no further back than ``stop``."""
+    """Return what ``nodes`` are computed from, back to ``stop``."""
     found: set[fx.Node] = set()
     waiting = [i for node in nodes for i in node.all_input_nodes]
     while waiting:
@@ -168,13 +167,13 @@ def _ancestors(nodes: list[fx.Node], *, stop: set[fx.Node]) -> set[fx.Node]:
 
 
 class Frozen(nn.Module):
-    """A frozen part as it is run: a copy with its normalisations folded, laid out for the device it will run on.
+    """A frozen part as it runs: a copy with folded normalisations, in the memory layout of its device.
 
     Parameters
     ----------
-    prefix : as :func:`split` gives it; it is run itself where the copy does not agree with it
+    prefix : from :func:`split`; it runs itself if the copy does not agree with it
     example : (n, 3, h, w) normalised images
-    channels_last : how weights and images are laid out
+    channels_last : memory layout of weights and images
     """
 
     def __init__(self, prefix: nn.Module, example: Tensor, *, channels_last: bool) -> None:
@@ -185,19 +184,19 @@ class Frozen(nn.Module):
         found = prepared(prefix.eval(), cached, example, keep=keep, layout=self._layout)
         self.part = prefix if found is None else found[0]
         self.folded = 0 if found is None else found[1]
-        """Normalisations that were folded"""
+        """Number of folded normalisations"""
 
     @property
     def _layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the cut's tensors for normalised images (n, 3, h, w), detached."""
+        """Return the outputs of the frozen part for normalised images (n, 3, h, w), detached."""
         return cached(self.part, images.contiguous(memory_format=self._layout))
 
 
 def cached(prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return the prefix's tensors for normalised images, detached."""
+    """Return the outputs of a prefix for normalised images, detached."""
     with torch.inference_mode():
         tensors: tuple[Tensor, ...] = prefix(images)
     return tensors

@@ -1,4 +1,4 @@
-"""What trained networks have learned: scores per split, fresh probes, paired differences."""
+"""Reading trained networks: scores by split, fresh probes, paired differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.evaluate.paired import (
-    PairedInterval,
     Scored,
     auc_within,
     estimable,
@@ -30,39 +30,39 @@ from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.targets import Target
 from conceptkit.probe.usable import usable_target
 from conceptkit.probe.validation import held_out
-from conceptkit.records import Difference, GuideRun
+from conceptkit.records import Difference, GuideRun, Metric
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
 OVERALL = "overall"
-"""Name of all evaluation splits taken together"""
+"""Name of all evaluation splits together"""
 
 CENTER = "center"
-"""Column within whose levels the AUC is taken wherever the table has it"""
+"""Column within whose levels AUCs are computed, if the table has it"""
 
 
-LEAST_SPOKEN = 0.02
-"""Share of the read rows on which a unit must not be 0 to be read by a probe"""
+LEAST_ACTIVE = 0.02
+"""Minimum share of rows on which a unit must not be 0 for a probe to read it"""
 
 
-def read_rows(meant: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
+def read_rows(study: Study, plan: Plan) -> tuple[str, NDArray[np.intp]]:
     """Return the name and the numbers of the rows on which concepts are read."""
-    if meant.splits.read in plan.rows:
-        return meant.splits.read, plan.rows[meant.splits.read]
+    if study.splits.read in plan.rows:
+        return study.splits.read, plan.rows[study.splits.read]
     return " + ".join(plan.evaluation), np.sort(np.concatenate([plan.rows[name] for name in plan.evaluation]))
 
 
-def check_read_folds(data: PatchTable, meant: Study, plan: Plan, folds: int) -> None:
-    """Refuse more folds than the read rows have groups; rows of a single group can be read with no number of folds."""
-    where, rows = read_rows(meant, plan)
-    groups = data.select(rows).groups(meant.group)
+def check_read_folds(data: PatchTable, study: Study, plan: Plan, folds: int) -> None:
+    """Refuse more folds than the read rows have groups, unless they have a single one, which cannot be read at all."""
+    where, rows = read_rows(study, plan)
+    groups = data.select(rows).groups(study.group)
     if groups is not None and len(set(groups)) > 1:
         make_folds(len(rows), np.unique(groups.astype(str), return_inverse=True)[1], folds, what=f"the {where} rows")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read from trained networks by fresh probes, on which rows."""
+    """What fresh probes read from trained networks, and on which rows."""
 
     where: str
     """Name of the rows"""
@@ -77,38 +77,38 @@ class Reading:
     folds: int
     notes: tuple[str, ...]
     strata: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
-    """Column → level (n used rows,) within which AUCs are taken, −1 where it is not known"""
+    """Column → level (n used rows,) within which AUCs are computed, −1 where unknown"""
 
     @classmethod
     def of(
         cls,
         data: PatchTable,
-        meant: Study,
+        study: Study,
         plan: Plan,
         encourage: Sequence[str],
         discourage: Sequence[str],
         folds: int,
         within: Sequence[str] = (),
     ) -> Reading:
-        """Choose the rows and make the targets; a concept that cannot be read there is noted, and stays without.
+        """Choose the rows and make the targets; a concept that cannot be read there gets a note instead.
 
         Parameters
         ----------
-        within : columns within whose levels AUCs are taken, beside the discouraged categories and the center
+        within : columns within whose levels AUCs are computed, beside the discouraged categories and the center
 
         Raises
         ------
         InputError
-            when there is no such column, or it holds numbers, or the rows have fewer groups than folds
+            when such a column is missing or continuous, or the rows have fewer groups than folds
         """
         check_at_least("folds", folds, 2)
-        where, rows = read_rows(meant, plan)
+        where, rows = read_rows(study, plan)
         part = data.select(rows)
         known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
         placing = {"centers": part.concept(CENTER).values if known else None}
-        groups = part.groups(meant.group)
+        groups = part.groups(study.group)
         if encourage or discourage:
-            check_read_folds(data, meant, plan, folds)
+            check_read_folds(data, study, plan, folds)
         notes: list[str] = []
 
         def targets(names: Sequence[str]) -> dict[str, Target]:
@@ -125,21 +125,21 @@ class Reading:
             return found
 
         concepts, leaks = targets(encourage), targets(discourage)
-        strata = _strata(data, meant, plan, discourage, within)
+        strata = _strata(data, study, plan, discourage, within)
         return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes), strata)
 
 
 def _strata(
-    data: PatchTable, meant: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
+    data: PatchTable, study: Study, plan: Plan, discourage: Sequence[str], within: Sequence[str]
 ) -> dict[str, NDArray[np.intp]]:
     for name in within:
         if data.concept(name).kind != "categorical":
-            raise InputError(f"within: {name} must be categorical; --categorical {name} takes it as classes.")
+            raise InputError(f"within: {name} must be categorical; use --categorical {name}.")
     known = [CENTER] if CENTER in data.frame.columns else []
     found = {}
     for name in dict.fromkeys([*within, *discourage, *known]):
         concept = data.concept(name)
-        if concept.kind == "categorical" and name != meant.label:
+        if concept.kind == "categorical" and name != study.label:
             values = concept.values[plan.used]
             present = np.array([v is not None for v in values], dtype=bool)
             found[name] = np.full(len(values), -1)
@@ -148,7 +148,7 @@ def _strata(
 
 
 def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
-    """Return evaluation split → its labelled rows, and all of them as ``overall`` where there are several."""
+    """Return evaluation split → its labelled rows, and ``overall`` if there are several splits."""
     rows = {name: plan.rows[name] for name in plan.evaluation}
     if len(rows) > 1 and OVERALL not in plan.rows:
         rows[OVERALL] = np.sort(np.concatenate(list(rows.values())))
@@ -158,7 +158,7 @@ def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One trained network with the predictions that paired differences are made of."""
+    """One trained network with the predictions for paired differences."""
 
     record: GuideRun
     probability: Floats
@@ -167,6 +167,11 @@ class TrainedRun:
     """(n used rows, width)"""
     fresh: dict[str, NDArray[Any]]
     """``probe:count`` and ``linear:center`` → out-of-fold predictions on the read rows"""
+
+    @property
+    def label(self) -> str:
+        """Return name and seed, as files name the run."""
+        return f"{self.record.name}-seed{self.record.seed}"
 
 
 def read_run(
@@ -184,7 +189,7 @@ def read_run(
     probability = _probability(raw[MAIN])
     metrics = split_scores(probability, plan, reading)
     place = np.searchsorted(plan.used, reading.split_rows)
-    features = _speaking(trunk[place].astype(np.float64))
+    features = _active(trunk[place].astype(np.float64))
     heads = {task.name: task for task in tasks}
     fresh: dict[str, NDArray[Any]] = {}
     concepts: dict[str, dict[str, float | None]] = {}
@@ -223,37 +228,35 @@ def read_run(
     return TrainedRun(run, probability, trunk, fresh)
 
 
-def _speaking(features: Floats) -> Floats:
-    """Return the units (n, ≤ width) that are not silent on nearly all rows; all of them when every one is.
+def _active(features: Floats) -> Floats:
+    """Return the units (n, ≤ width) that are not 0 on nearly all rows; all of them if every unit is.
 
-    Of a unit whose ReLU lets through one row in a hundred, a probe that standardises makes a number of ten standard
-    deviations: what is fitted on such a row of one patient is thrown far off by that of another.
+    Standardised, a unit that is active on one row in a hundred is an outlier of ten standard deviations there, which
+    spoils the probe's predictions for other patients.
     """
-    kept = (features != 0).mean(0) >= LEAST_SPOKEN
+    kept = (features != 0).mean(0) >= LEAST_ACTIVE
     return features[:, kept] if kept.any() else features
 
 
 def _probability(logits: Floats) -> Floats:
     """Return the probability of class 1 (n,) from one logit, or of every class (n, k) from k logits."""
-    from scipy.special import expit, softmax
-
     out: Floats = expit(logits[:, 0]) if logits.shape[1] == 1 else softmax(logits, axis=1)
     return out
 
 
 def _head_score(task: Task, output: Floats, target: Target) -> float:
-    """Return the score of a network's own head on the read rows."""
+    """Return the score of the head of a network on the read rows."""
     if task.kind == "continuous":
         return target.score(output[:, 0] * task.deviation + task.mean)
     number = {name: code for code, name in enumerate(target.classes)}
-    # A class that the read rows lack gets a number of its own: such a prediction is wrong, whatever the truth.
+    # A predicted class that the read rows do not have is wrong, whatever the truth.
     foreign = target.n_classes
     predicted = np.array([number.get(task.classes[k], foreign) for k in output.argmax(1)])
     return balanced_accuracy(target.y.astype(np.intp), predicted, foreign + 1)
 
 
 def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str, dict[str, float]]:
-    """Return split → scores of the main task; what threshold counts as class 1 is chosen on the validation rows.
+    """Return split → scores of the main task; the threshold of class 1 is chosen on the validation rows.
 
     Parameters
     ----------
@@ -289,8 +292,8 @@ def paired_differences(
 
     Parameters
     ----------
-    pairs : names (run, against); ``None`` for every other run against ``baseline``. A run of one seed is paired with
-        each seed of the other
+    pairs : names (run, against); ``None`` for all others against ``baseline``. A run of one seed is paired with each
+        seed of the other
     """
     by_name: dict[str, dict[int, TrainedRun]] = {}
     for run in trained:
@@ -313,20 +316,31 @@ def paired_differences(
             if not all((split, metric) in one for pair in both for one in pair):
                 continue
             first, second = ([pair[k][split, metric] for pair in both] for k in (0, 1))
-            paired = paired_interval(first, second)
-            paired = estimable(paired) if _is_r2(metric, reading) else paired
-            found.append(_difference(name, against, split, metric, paired))
+            interval = paired_interval(first, second)
+            interval = estimable(interval) if _is_r2(metric, reading) else interval
+            found.append(
+                Difference(
+                    run=name,
+                    against=against,
+                    split=split,
+                    metric=Metric.of(metric),
+                    mean=interval.mean,
+                    low=interval.low,
+                    high=interval.high,
+                    n_groups=interval.n_groups,
+                )
+            )
     return found
 
 
 def _is_r2(metric: str, reading: Reading) -> bool:
-    concept = metric.partition(":")[2]
+    concept = Metric.of(metric).concept
     target = reading.concepts.get(concept) or reading.leaks.get(concept)
     return target is not None and target.kind == "continuous"
 
 
 def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list[tuple[TrainedRun, TrainedRun]]:
-    """Return pairs of one seed; what has one seed only stands beside every seed of the other."""
+    """Return pairs of the same seed; a computed run of one seed is paired with every seed of the other."""
     if len(runs) == 1 and len(others) > 1 and not next(iter(runs.values())).record.history:
         return [(run, other) for run in runs.values() for other in others.values()]
     return [(run, others[seed]) for seed, run in runs.items() if seed in others]
@@ -342,9 +356,9 @@ def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, st
         for column, levels in reading.strata.items():
             inside = scored_auc_within(y, run.probability[place], groups, levels[place])
             if np.isfinite(inside.value):
-                found[split, f"auc_within_{column}"] = inside
+                found[split, Metric("auc", within=column)] = inside
     for metric, predicted in run.fresh.items():
-        concept = metric.split(":", 1)[1]
+        concept = Metric.of(metric).concept
         target = reading.concepts.get(concept) or reading.leaks[concept]
         if target.kind == "continuous":
             found[reading.where, metric] = scored_r2(target.y.astype(np.float64), predicted, target.clusters)
@@ -352,16 +366,3 @@ def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, st
             y = target.y.astype(np.intp)
             found[reading.where, metric] = scored_balanced_accuracy(y, predicted, target.clusters, target.n_classes)
     return found
-
-
-def _difference(run: str, against: str, split: str, metric: str, found: PairedInterval) -> Difference:
-    return Difference(
-        run=run,
-        against=against,
-        split=split,
-        metric=metric,
-        mean=found.mean,
-        low=found.low,
-        high=found.high,
-        n_groups=found.n_groups,
-    )

@@ -1,4 +1,4 @@
-"""Recipes: named sets of training options, each of which can be given by itself too."""
+"""Recipes: named sets of training options."""
 
 from __future__ import annotations
 
@@ -59,16 +59,11 @@ def paper_code(discouraged: Sequence[str]) -> dict[str, Any]:
 
 
 def recipe_options(recipe: str, backbone: Backbone, discouraged: Sequence[str]) -> dict[str, Any]:
-    """Return what a recipe sets for a network: options of training by name, the layers to train among them.
+    """Return the training options that a recipe sets for a network, with the layers to unfreeze.
 
-    ``ours`` sets the layers alone: the last block. ``paper`` is the method as printed (Graziani et al.), where print
-    contradicts itself as its parameter count decides; ``paper-code`` as its authors released it. On an architecture
-    that the paper does not have, the last block stands for its convolutions.
-
-    Raises
-    ------
-    InputError
-        when there is no such recipe
+    ``ours`` only unfreezes the last block. ``paper`` is the method as printed (Graziani et al.); where the text
+    contradicts itself, its parameter count decides. ``paper-code`` is the method as its authors released it. For
+    architectures that the paper does not use, both unfreeze the last block.
     """
     options = RECIPES.choose("recipe", recipe)(discouraged)
     block = last_block(backbone.module, backbone.architecture)

@@ -1,4 +1,4 @@
-"""Search for trunk, dropout, penalty and learning rate on the baseline's validation loss, once for all runs."""
+"""Random search for trunk, dropout, penalty and learning rate by the baseline's validation loss."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from conceptkit.errors import check_at_least
-from conceptkit.guide.options import TrainingOptions
+from conceptkit.options.training import TrainingOptions
 
 TRUNKS = ((64,), (256,), (256, 64), (512, 128), (1024, 256, 64))
 DROPOUTS = (0.0, 0.2, 0.5)
 L2 = (1e-6, 1e-2)
 """Range, on a logarithmic scale"""
 LR_FACTOR = (0.1, 10.0)
-"""Range of the factor of the learning rate that was given, on a logarithmic scale"""
+"""Range of the factor of the given learning rate, on a logarithmic scale"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of options that was tried."""
+    """One tried set of options."""
 
     trunk: tuple[int, ...]
     dropout: float
@@ -35,15 +35,11 @@ class Trial:
 def search(
     loss: Callable[[TrainingOptions], float], start: TrainingOptions, *, trials: int, seed: int = 0
 ) -> tuple[TrainingOptions, tuple[Trial, ...]]:
-    """Return the options of least loss, and all that were tried.
-
-    Random search: the first trial is ``start`` itself, so that the choice is never worse on these rows. Guided
-    networks take no part, so that nothing favours them.
+    """Return the options of least loss, and all trials; the first trial is ``start``.
 
     Parameters
     ----------
-    loss : trains a baseline with the options and returns its validation loss, not a number where that failed
-    trials : at least 1
+    loss : trains a baseline with the options and returns its validation loss, NaN if that failed
     """
     check_at_least("search", trials, 1)
     chance = np.random.default_rng(seed)

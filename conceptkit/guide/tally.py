@@ -1,4 +1,4 @@
-"""Sums over an epoch's batches, over all processes, from which losses and scores of the epoch follow."""
+"""Sums over the batches of an epoch, over all processes, for its losses and scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conceptkit.models.guided import CONTINUOUS, Task
 
 
 class Tally:
-    """Sums per part of the rows and task; a loss is the mean over labelled rows, whatever batches they came in."""
+    """Sums by part of the rows and task; a loss is the mean over labelled rows, whatever their batches."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], Tensor] = {}
@@ -40,10 +40,9 @@ class Tally:
         self._sums[key] = self._sums[key] + found if key in self._sums else found
 
     def close(self, tasks: tuple[Task, ...]) -> dict[str, float]:
-        """Return ``train/TASK`` and ``val/TASK``, the losses, and ``score/TASK``, the head's on validation rows.
+        """Return the losses ``train/TASK`` and ``val/TASK`` and ``score/TASK``, the head's on validation rows.
 
-        A score is R² of a continuous task and balanced accuracy of a categorical one. Not a number where no row was
-        labelled. The sums of all processes are taken together.
+        A score is R² of a continuous task and balanced accuracy of a categorical one. NaN without labelled rows.
         """
         found: dict[str, float] = {}
         nothing = float("nan")

@@ -1,4 +1,4 @@
-"""Training one guided network, going on where a killed training was, and what it then predicts."""
+"""Training one guided network, resuming a killed training, and predicting."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from conceptkit.families import DISCOURAGING
 from conceptkit.guide.engine import TrainingEngine, quiet_lightning
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.loop import Batches, EpochProgress, KeepState, Loop, NotFiniteError
-from conceptkit.guide.options import TrainingOptions
 from conceptkit.models.guided import GuidedModel, Task
 from conceptkit.models.inference import choose_device, forked_rng, ieee_float32
+from conceptkit.options.training import TrainingOptions
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and how it came about."""
+    """A trained network and its history."""
 
     model: GuidedModel
     history: tuple[Mapping[str, float], ...]
@@ -33,17 +33,17 @@ class Trained:
 
 
 class DivergedError(InputError):
-    """A training that ended in losses that are not finite, with what it had until then."""
+    """Training diverged: a loss is not finite."""
 
     kept: Trained | None = None
-    """The network in its best state, before there was one in the last state of finite losses; ``None`` without one"""
+    """The network in its best state, else in the last state with finite losses, if there was one"""
 
     def kept_in(self, folder: Path) -> InputError:
-        """Return the error that tells where the network was kept."""
+        """Return an error that says where the network was saved."""
         reason = str(self).removesuffix(".")
         if self.kept is None:
-            return InputError(f"{reason}; no epoch had ended well, so that nothing was kept.")
-        return InputError(f"{reason}; the best state until then, of epoch {self.kept.best_epoch}, is kept in {folder}.")
+            return InputError(f"{reason}; no epoch had finished, so no checkpoint was saved.")
+        return InputError(f"{reason}; the best state so far, of epoch {self.kept.best_epoch}, is saved in {folder}.")
 
 
 def train(
@@ -59,16 +59,15 @@ def train(
     log_to: Path | None = None,
     progress: EpochProgress | None = None,
 ) -> Trained:
-    """Train a network; the state of least validation loss is the one returned.
+    """Train a network and return it in the state of least validation loss.
 
     Parameters
     ----------
     targets : task → (n,) encoded values of every row, see :func:`conceptkit.guide.objective.encode`
     rows : ``train`` and ``val`` → row numbers
-    seed : of the batches' order and of dropout
-    engine : device, processes, precision, logs
-    state : file that the training's state is kept in while it runs; one that is there is gone on from, and gives the
-        result of an uninterrupted training bit for bit. It is the caller's to remove
+    seed : of the order of batches and of dropout
+    state : file for the state of the training. If it exists, the training is resumed, and its result equals that of an
+        uninterrupted training bit for bit. The caller removes it
     log_to : folder of the logs
 
     Raises
@@ -76,7 +75,7 @@ def train(
     DivergedError
         when a loss is not finite
     InputError
-        when the state is that of another training
+        when the state is of another training
     """
     engine = engine or TrainingEngine()
     engine.check()
@@ -92,23 +91,24 @@ def train(
     with tempfile.TemporaryDirectory() as scratch, forked_rng(where), ieee_float32(), quiet_lightning():
         if state is not None:
             state.parent.mkdir(parents=True, exist_ok=True)
-        if engine.parallel:  # what other processes have learned comes back through files of this machine
+        if engine.parallel:  # the result of other processes comes back in files
             loop.rescued, loop.handed = Path(scratch) / "rescued.ckpt", Path(scratch) / "handed.ckpt"
         if state is None or not _finished(state, loop):
             torch.manual_seed(seed)
             callbacks = [] if state is None else [KeepState(state)]
             trainer = engine.trainer(epochs=options.epochs, callbacks=[*callbacks], log_to=log_to)
-            loop.train()  # the trainer leaves modes as it finds them, and a built model is in evaluation mode
+            loop.train()  # a built model is in evaluation mode, and the trainer does not change modes
             resumed = str(state) if state is not None and state.is_file() else None
             try:
                 trainer.fit(loop, batches, held_back, ckpt_path=resumed, weights_only=True)
             except NotFiniteError as error:
                 raise _diverged(str(error), loop) from None
             except ProcessRaisedException as error:
-                told = _told_by_a_process(error)
-                raise (_diverged(str(told), loop) if isinstance(told, NotFiniteError) else told) from None
+                of_process = _error_of_process(error)
+                diverged = isinstance(of_process, NotFiniteError)
+                raise (_diverged(str(of_process), loop) if diverged else of_process) from None
             except ProcessExitedException as error:
-                # What was learned is written before a process ends: how it ends does not change the result.
+                # The result is written before a process ends.
                 if loop.handed is None or not loop.handed.is_file():
                     raise InputError(
                         f"devices: a process of the training ended before the training did ({error}); check the free "
@@ -121,7 +121,7 @@ def train(
 
 
 def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: TrainingEngine) -> None:
-    """Raise :class:`InputError` where several processes would not learn what one learns."""
+    """Raise :class:`InputError` if several processes would not learn the same as one."""
     if engine.parallel and DISCOURAGING[options.method].needs_whole and any(task.adversarial for task in tasks):
         raise InputError(
             f"method: {options.method} compares the rows of whole batches and trains in one process, got "
@@ -132,17 +132,17 @@ def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Tra
 def _in_state(loop: Loop, epoch: int, state: Mapping[str, Tensor]) -> Trained:
     """Return the network in one of its states, on the CPU."""
     model = loop.model
-    model.load_state_dict({**model.state_dict(), **state})  # what is frozen is there
+    model.load_state_dict({**model.state_dict(), **state})  # with the frozen tensors
     model.eval().to("cpu")
     if loop.method.erases and model.erasure is not None:
         loop.to("cpu")
-        loop.erase(model.erasure)  # the kept state's own; that of its epoch was fitted before the epoch's steps
+        loop.erase(model.erasure)  # fitted again, as that of the epoch was fitted before its steps
         model.eval()
     return Trained(model, tuple(loop.history), epoch)
 
 
 def _diverged(sentence: str, loop: Loop) -> DivergedError:
-    """Return the error that a training ends with, and the state that is to be kept."""
+    """Return the error of a training, with its last good state."""
     error = DivergedError(sentence)
     epoch, state = loop.good
     if loop.rescued is not None and loop.rescued.is_file():
@@ -153,8 +153,8 @@ def _diverged(sentence: str, loop: Loop) -> DivergedError:
     return error
 
 
-def _told_by_a_process(error: ProcessRaisedException) -> Exception:
-    """Return the sentence that a process ended with; another error is returned as it is."""
+def _error_of_process(error: ProcessRaisedException) -> Exception:
+    """Return the error of a process, if it is one of ours."""
     last = str(error).strip().splitlines()[-1]
     name, _, sentence = last.partition(": ")
     for kind in (NotFiniteError, InputError):
@@ -164,7 +164,7 @@ def _told_by_a_process(error: ProcessRaisedException) -> Exception:
 
 
 def _finished(file: Path, loop: Loop) -> bool:
-    """Return whether the file holds a finished training; its result is then taken over."""
+    """Return whether the file holds a finished training, whose result the loop then has."""
     if not file.is_file():
         return False
     try:
@@ -173,10 +173,10 @@ def _finished(file: Path, loop: Loop) -> bool:
         history = list(kept["conceptkit"]["history"])
     except Exception as error:  # a broken file raises many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"state: {file} cannot be read ({reason}); remove it to train anew.") from None
+        raise InputError(f"state: {file} cannot be read ({reason}); remove it to train again.") from None
     if not same:
         raise InputError(
-            f"state: {file} is of another training, or of another version of conceptkit; remove it to train anew."
+            f"state: {file} is of another training, or of another version of conceptkit; remove it to train again."
         )
     loop.history = history
     loop.best_loss, loop.best_epoch, loop.best_state = kept["conceptkit"]["best"]
@@ -189,7 +189,7 @@ def _finished(file: Path, loop: Loop) -> bool:
 def predict(
     model: GuidedModel, inputs: Inputs, *, batch_size: int = 256, device: str = "auto"
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return task → raw output (n, nodes) and the trunk's end (n, width) for every row, in evaluation mode."""
+    """Return task → raw output (n, nodes), and the output (n, width) of the trunk, for all rows."""
     outputs: list[dict[str, Tensor]] = []
     shared: list[Tensor] = []
     n = len(inputs.tensors[0])

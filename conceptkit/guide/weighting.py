@@ -1,4 +1,4 @@
-"""How the losses of the tasks are weighted against each other."""
+"""Weights of the losses of the tasks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.models.guided import CONTINUOUS, Task
 
 DWA_TEMPERATURE = 2.0
-"""Of dynamic weight averaging, as its authors set it"""
+"""Temperature of dynamic weight averaging, as its authors set it"""
 
 
 class Fixed(nn.Module):
-    """A weight that does not change: λ·L."""
+    """A fixed weight: λ·L."""
 
     value: Tensor
 
@@ -31,12 +31,12 @@ class Fixed(nn.Module):
         return self.value * loss
 
     def weight(self) -> float:
-        """Return the present λ."""
+        """Return the current λ."""
         return float(self.value)
 
 
 class Dynamic(Fixed):
-    """A weight set anew in every epoch from how fast the loss falls, beside the other tasks so weighted."""
+    """A weight set in every epoch from how fast the loss decreases, relative to the other dynamic tasks."""
 
 
 class Uncertainty(nn.Module):
@@ -48,10 +48,9 @@ class Uncertainty(nn.Module):
     Parameters
     ----------
     kind : of the task
-    largest : bound of the weight e^(−s). Once a task overfits, its training loss goes to 0 and the plain weight to
-        infinity: the network then serves that task alone. The bound is put on s itself before each step, so that s
-        leaves it as soon as the loss rises again
-    cost : of s; with 1 instead of ½ the weight settles at twice as much, as in the paper's code for the center
+    largest : bound of the weight e^(−s), which otherwise grows without limit when a task overfits and its training loss
+        goes to 0. It bounds s itself before each step, so that s leaves the bound as soon as the loss increases
+    cost : factor of s; 1 instead of ½ doubles the weight, as in the paper's code for the center
     """
 
     def __init__(self, kind: str, *, largest: float = math.inf, cost: float = 0.5) -> None:
@@ -68,7 +67,7 @@ class Uncertainty(nn.Module):
         return self.share * torch.exp(-self.log_variance) * loss + self.cost * self.log_variance
 
     def weight(self) -> float:
-        """Return the present e^(−s): the weight of MSE/2, or of CE."""
+        """Return the current e^(−s): the weight of MSE/2, or of CE."""
         return math.exp(-max(self.log_variance.item(), self.least))
 
 
@@ -127,17 +126,12 @@ def uncertainty_bounded(task: Task, value: float | None) -> Term:
 
 
 class Weighting(nn.Module):
-    """The total of the tasks' losses, each in its own term.
+    """The weighted total of the tasks' losses.
 
     Parameters
     ----------
     tasks : in the order of the losses
     text : ``STRATEGY[:VALUE][,TASK=STRATEGY[:VALUE]]…``, such as ``uncertainty,center=fixed:0.1``
-
-    Raises
-    ------
-    InputError
-        when a strategy or a task is not known
     """
 
     def __init__(self, tasks: Sequence[Task], text: str) -> None:
@@ -147,28 +141,28 @@ class Weighting(nn.Module):
         terms = {task.name: WEIGHTINGS[named[task.name][0]](task, named[task.name][1]) for task in tasks}
         self.terms: Mapping[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]  # a mapping of its kind
         self.aggregation: str | None = default[0] if default[0] in AGGREGATORS else None
-        """The strategy by which gradients are aggregated, where it is one"""
+        """The strategy, if it aggregates gradients"""
         self.before: list[Mapping[str, float]] = []
         """The mean training losses of the last two epochs"""
 
     def forward(self, losses: Mapping[str, Tensor], absent: Collection[str] = ()) -> Tensor:
-        """Return the total of the tasks' losses (scalars), each times its weight, and what the weights cost.
+        """Return the weighted total of the tasks' losses (scalars) with the cost of the weights.
 
         Parameters
         ----------
-        absent : tasks without a label in the batch. They have no part in the total, and their weights no gradient:
-            the cost of a weight alone would let it grow in every such batch. (They stay in the graph, with zeros, as
-            several processes wait for every parameter's gradient.)
+        absent : tasks without a label in the batch, which do not count; the cost of a weight alone would let it grow in
+            every such batch. (They stay in the graph as zeros: several processes wait for the gradient of every
+            parameter.)
         """
         terms = {name: self.terms[name](loss) for name, loss in losses.items()}
         return torch.stack([0.0 * term if name in absent else term for name, term in terms.items()]).sum()
 
     def weights(self) -> dict[str, float]:
-        """Return each task's present weight."""
+        """Return task → current weight."""
         return {name: term.weight() for name, term in self.terms.items()}
 
     def end_epoch(self, losses: Mapping[str, float]) -> None:
-        """Take in the epoch's mean training losses, and set the dynamic weights of the next epoch.
+        """Set the dynamic weights of the next epoch from the epoch's mean training losses.
 
         λ_k = K·e^(r_k/T) / Σ e^(r/T) with r_k the ratio of the last two epochs' losses (Liu et al., 2019); 1 until
         there are two, and for a task whose loss is not known.
@@ -179,7 +173,7 @@ class Weighting(nn.Module):
             return
         earlier, later = self.before
         ratios = {n: later[n] / earlier[n] for n in dynamic if earlier.get(n, 0.0) > 0 and math.isfinite(later[n])}
-        # An adversary's loss may grow without bound; a ratio is held where e^(r/T) stays a number.
+        # The loss of an adversary may grow without bound; the ratio is bounded so that e^(r/T) stays finite.
         powers = {n: math.exp(min(r, 20.0) / DWA_TEMPERATURE) for n, r in ratios.items()}
         for name, power in powers.items():
             dynamic[name].value.fill_(len(powers) * power / sum(powers.values()))

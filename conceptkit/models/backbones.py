@@ -1,4 +1,4 @@
-"""Opening a network by name, with weights that are named, never guessed."""
+"""Opening a network by name, with explicit weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conceptkit.errors import InputError, near_names
+from conceptkit.errors import InputError, near_names, reason_of
 from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
@@ -25,13 +25,13 @@ from conceptkit.models.weight_files import Matched, head_names, load_weights, ma
 from conceptkit.tables.resolution import Resolution
 
 BUNDLED = "mini_inception"
-"""The network that comes with the package."""
+"""The network in this package."""
 
 SOURCES = ("hf-hub:", "local-dir:")
-"""What a network's name begins with that timm finds in a hub or a folder."""
+"""Beginnings of names of networks that timm opens from a hub or a folder."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What a network is given that does not state how it wants its pixels."""
+"""Preprocessing of a network that does not state its own."""
 
 _ARGUMENTS: dict[str, Callable[[str], Any]] = {"num_classes": int, "pad_type": str}
 """Arguments of timm's constructor that a weights file may state in its metadata."""
@@ -52,19 +52,19 @@ class Preprocessing:
         both = (*self.mean, *self.std)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, both)) or min(self.std) <= 0:
             raise InputError(
-                "preprocessing: mean and std must be three finite numbers each, of red, green and blue, and std above "
-                f"0; got {self.mean} and {self.std}."
+                "preprocessing: mean and std must be three finite numbers each (red, green, blue), std above 0; "
+                f"got {self.mean} and {self.std}."
             )
 
     def __call__(self, images: Pixels, device: torch.device | None = None) -> Tensor:
-        """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on ``device`` if one is named."""
+        """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on ``device`` if given."""
         pixels = torch.from_numpy(np.require(images, requirements=("C", "W")))
-        if device is not None and device.type == "cuda":  # pixels are moved, which are a quarter of what comes of them
+        if device is not None and device.type == "cuda":  # uint8 pixels are a quarter of the size
             return self.of(pixels.pin_memory().to(device, non_blocking=True))
         return self.of(pixels).to(device)
 
     def of(self, pixels: Tensor) -> Tensor:
-        """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on the device they are on."""
+        """Return normalised images (n, 3, h, w) float32 of pixels (n, h, w, 3) uint8, on the same device."""
         x = pixels.permute(0, 3, 1, 2).float().div_(255.0)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = nn.functional.interpolate(
@@ -85,26 +85,25 @@ class Backbone:
     weights: str
     """As the user named them: ``bundled``, ``imagenet``, ``random``, ``random:SEED`` or a file's name"""
     architecture: str
-    """Name of the architecture, timm's or ``mini_inception``"""
+    """timm's name, ``mini_inception``, or a factory or class"""
     arguments: dict[str, Any]
-    """What the architecture was built with beside its name"""
+    """Arguments of the architecture's constructor"""
     preprocessing: Preprocessing
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of layers → dotted module names"""
     marks: tuple[str, ...] = ()
-    """What a reader of its results has to know of its training, by name: see
-    :data:`conceptkit.models.checkpoints.MARKS`"""
+    """Names in :data:`conceptkit.models.checkpoints.MARKS` of what results must state of the training"""
     notes: tuple[str, ...] = ()
     """How the weights were found in their file"""
     trained_on: Resolution | None = None
-    """Resolution of the patches that a checkpoint was trained on; ``None`` for other networks and old checkpoints"""
+    """Resolution of a checkpoint's training patches; ``None`` for other networks and early checkpoints"""
 
     def layer(self, name: str) -> str:
         """Return the dotted name of a layer given by that name or an alias."""
         return layers.resolve_layer(self.module, self.aliases, name)
 
     def fingerprint(self) -> str:
-        """Return a digest of what the network computes with; :func:`.fingerprint.network_digest` says what it sees."""
+        """Return a digest of what the network computes with, see :func:`.fingerprint.network_digest`."""
         return network_digest(self.module, self.architecture, self.arguments)
 
 
@@ -113,18 +112,17 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
 
     Parameters
     ----------
-    model : ``mini_inception`` (bundled), a name of timm's, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` (as timm
-        publishes networks), or ``package.module:factory`` (a function of your own, **which is run**, that returns a
-        network)
-    weights : ``imagenet`` (default of timm's networks), ``bundled`` (default of the bundled one), ``published``
-        (default of a hub's or folder's), ``own`` (default of a factory's: as it returns them), ``random``, or a
-        safetensors file (or a ``.pt``/``.pth`` state dict, read without running code from it)
-    seed : of random weights; the global random state is left as it was
+    model : ``mini_inception`` (bundled), a timm name, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` (as timm publishes
+        networks), or ``package.module:factory`` (your own function, **which runs**, that returns a network)
+    weights : ``imagenet`` (default of timm names), ``bundled`` (default of the bundled network), ``published`` (default
+        of hubs and folders), ``own`` (default of factories: as returned), ``random``, or a safetensors file (or a
+        ``.pt``/``.pth`` state dict, read without running code from it)
+    seed : of random weights; the global random state does not change
 
     Raises
     ------
     InputError
-        when the model is unknown, the weights do not fit or cannot be had
+        when the model is unknown, or the weights do not fit or cannot be downloaded
     """
     if model == BUNDLED:
         return _bundled(weights or "bundled", seed)
@@ -150,13 +148,13 @@ def _check_known(model: str) -> None:
 def build(
     architecture: str, arguments: dict[str, Any], preprocessing: Preprocessing | None = None, *, seed: int
 ) -> Backbone:
-    """Build a network with random weights; the global random state is left as it was.
+    """Build a network with random weights; the global random state does not change.
 
     Parameters
     ----------
-    architecture : ``mini_inception`` or a name of timm's
-    arguments : for timm's constructor
-    preprocessing : ``None`` for the architecture's own
+    architecture : ``mini_inception``, a timm name or a factory
+    arguments : of timm's constructor
+    preprocessing : ``None`` for the architecture's default
     """
     if architecture == BUNDLED:
         backbone = _bundled("random", seed)
@@ -174,7 +172,7 @@ def build(
 
 
 def same_architecture(backbone: Backbone, *, seed: int) -> Backbone:
-    """Return a network built like ``backbone``, with random weights: the control for what is trivial."""
+    """Return a randomly initialised network built like ``backbone``, as a control."""
     like = build(backbone.architecture, backbone.arguments, backbone.preprocessing, seed=seed)
     return dataclasses.replace(like, name=backbone.name)
 
@@ -212,10 +210,10 @@ def _backbone(
 
 
 def from_module(module: nn.Module, *, name: str | None = None, weights: str = "own") -> Backbone:
-    """Return a network that was built elsewhere, copied, as a backbone.
+    """Return a copy of a network that was built elsewhere as a backbone.
 
-    How it wants its pixels is taken from its ``preprocessing`` (a :class:`Preprocessing`) or, as timm has it, its
-    ``pretrained_cfg``; a network that states neither is given ImageNet's mean and deviation.
+    Preprocessing comes from its ``preprocessing`` (a :class:`Preprocessing`) or timm's ``pretrained_cfg``, else it is
+    ImageNet's.
     """
     module = copy.deepcopy(module).cpu().eval()
     config = getattr(module, "pretrained_cfg", None) or {}
@@ -237,7 +235,7 @@ def from_module(module: nn.Module, *, name: str | None = None, weights: str = "o
 
 
 def is_factory(model: str) -> bool:
-    """Return whether ``model`` names a function of the user's own, as ``package.module:factory``."""
+    """Return whether ``model`` names a user's function, as ``package.module:factory``."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model) is not None and not model.startswith(SOURCES)
 
 
@@ -250,38 +248,35 @@ def _made(model: str, weights: str | None, seed: int) -> Backbone:
             torch.manual_seed(seed)
             module = getattr(importlib.import_module(place), name)()
             if not isinstance(module, nn.Module):
-                raise TypeError(f"it returned a {type(module).__name__}, no torch module")
+                raise TypeError(f"it returned a {type(module).__name__}, not a torch module")
             if weights == "random":
-                torch.manual_seed(seed)  # again, as the factory may have set one of its own
+                torch.manual_seed(seed)  # again, because the factory may have changed it
                 for part in module.modules():
                     if callable(reset := getattr(part, "reset_parameters", None)):
                         reset()
-    except Exception as error:  # it is the user's own code
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"model: {model} gives no network ({type(error).__name__}: {reason}).") from None
+    except Exception as error:  # it is the user's code
+        raise InputError(f"model: {model} returned no network ({type(error).__name__}: {reason_of(error)}).") from None
     finally:
         sys.path.remove("")
     notes: tuple[str, ...] = ()
     if weights not in (None, "own", "random"):
         path = Path(str(weights))
         if not path.is_file():
-            raise InputError(
-                f"weights: must be a name that the model knows, random or a file; the file {path} does not exist."
-            )
+            raise InputError(f"weights: must be own, random or a file; file {path} not found.")
         notes = _filled(module, match_weights(read_weights(path)[1], module, model, path), path)
     named = {None: "own", "random": f"random:{seed}"}.get(weights, Path(str(weights)).name)
     return dataclasses.replace(from_module(module, name=model, weights=named), architecture=model, notes=notes)
 
 
 def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
-    """Open a network whose architecture and weights lie in a hub's repository or in a folder, as timm writes them."""
-    import timm
+    """Open a network from a hub's repository or a folder, as timm writes them."""
+    import timm  # takes two seconds, here and below, which the bundled network does not need
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
     source, _, place = model.partition(":")
     hub = source == "hf-hub"
     if hub and not downloads.repository_kept(place) and not downloads.hub_answers():
-        raise downloads.cannot_download(model, "the hub cannot be reached")
+        raise downloads.cannot_download(model, "the hub does not answer")
     try:
         config, architecture, arguments = (load_model_config_from_hf if hub else load_model_config_from_path)(place)
         arguments = {
@@ -300,8 +295,8 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
             opened = _from_file(architecture, Path(weights), arguments)
     except InputError:
         raise
-    except Exception as error:  # network, disk, access, a file that is not there or not timm's
-        raise downloads.cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    except Exception as error:  # network, disk, access, a missing file or one that is not timm's
+        raise downloads.cannot_download(model, reason_of(error)) from None
     pixels = dataclasses.replace(
         opened.preprocessing,
         mean=tuple(config.get("mean") or opened.preprocessing.mean),
@@ -311,7 +306,7 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
 
 
 def _filled(module: nn.Module, matched: Matched, path: Path) -> tuple[str, ...]:
-    """Put weights into a network that was built elsewhere, with a head for the file's classes; return the notes."""
+    """Load weights into a network that was built elsewhere, with a head for the file's classes; return the notes."""
     if matched.classes is not None:
         for name in head_names(module):
             old: Any = module.get_submodule(name)
@@ -324,14 +319,9 @@ def _filled(module: nn.Module, matched: Matched, path: Path) -> tuple[str, ...]:
 
 
 def _from_file(model: str, path: Path, arguments: Mapping[str, Any] | None = None) -> Backbone:
-    """Open a network of timm's with the weights of a file; the head has the classes that the file has.
-
-    Parameters
-    ----------
-    arguments : for timm's constructor; the file's metadata go before them
-    """
+    """Open a timm network with the weights and classes of a file, whose metadata override ``arguments``."""
     if not path.is_file():
-        raise InputError(f"weights: must be imagenet, random or a file; the file {path} does not exist.")
+        raise InputError(f"weights: must be imagenet, random or a file; file {path} not found.")
     metadata, content = read_weights(path)
     stated = metadata.get("architecture", model)
     if stated.split(".")[0] != model.split(".")[0]:
@@ -339,13 +329,13 @@ def _from_file(model: str, path: Path, arguments: Mapping[str, Any] | None = Non
     try:
         built_with = {**(arguments or {}), **{k: kind(metadata[k]) for k, kind in _ARGUMENTS.items() if k in metadata}}
         mean, std = (_numbers(metadata[k]) if k in metadata else None for k in ("mean", "std"))
-        Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)  # refused here, where the file is named
+        Preprocessing(mean=mean or IMAGENET_MEAN, std=std or IMAGENET_STD)  # refused here, to name the file
     except ValueError as error:
         raise InputError(f"weights: the metadata of {path} cannot be read ({error}).") from None
     classes = built_with.get("num_classes") if "num_classes" in metadata else None
-    # Before a network of that size is made:
+    # Before a network of that size is built:
     if classes and not any(v.ndim and len(v) == classes for v in content.values()):
-        raise InputError(f"weights: the metadata of {path} names {classes} classes, which no tensor in it has.")
+        raise InputError(f"weights: the metadata of {path} states {classes} classes, which no tensor in it has.")
     module = _built(model, built_with, path)
     matched = match_weights(content, module, model, path)
     if not load_weights(module, matched) or matched.classes is None:
@@ -364,8 +354,9 @@ def _built(model: str, arguments: Mapping[str, Any], path: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             module: nn.Module = timm.create_model(model, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"weights: {model} cannot be built as the metadata of {path} says ({reason}).") from None
+        raise InputError(
+            f"weights: {model} cannot be built as the metadata of {path} says ({reason_of(error)})."
+        ) from None
     return module
 
 
@@ -374,19 +365,19 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _downloaded(model: str) -> Backbone:
-    """Open a network with its published weights, from the local copy of the hub or from the hub."""
+    """Open a network with its published weights, from the hub or its cache."""
     import timm
 
     config = timm.get_pretrained_cfg(model)
     if config is None or not (config.has_weights or config.hf_hub_id):
-        raise InputError(f"weights: timm publishes none for {model}; use --weights FILE or --weights random.")
+        raise InputError(f"weights: timm has none for {model}; use --weights FILE or --weights random.")
     if not downloads.kept_files(config) and not downloads.hub_answers():
-        raise downloads.cannot_download(model, "the hub cannot be reached")
+        raise downloads.cannot_download(model, "the hub does not answer")
     try:
         with torch.random.fork_rng(devices=[]):
             module = timm.create_model(model, pretrained=True)
-    except Exception as error:  # the hub client raises many kinds: network, disk, access, missing file
-        raise downloads.cannot_download(model, (str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    except Exception as error:  # the hub's client raises many types
+        raise downloads.cannot_download(model, reason_of(error)) from None
     for file in downloads.kept_files(config):
         downloads.check_hash(file)
     return _backbone(module, model, "imagenet", {})

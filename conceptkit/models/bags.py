@@ -1,25 +1,22 @@
-"""Networks on bags: attention over the patches of a slide or patient, and a guided network's heads on what it pools."""
+"""Networks on bags: attention over the patches of a slide or patient, and a guided network's heads on top."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError, check_choice
+from conceptkit.models.checkpoints import WEIGHTS, cannot_open, read_description, write_network
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.records import to_json, write_atomically
 
 SCHEMA = "conceptkit/bag-checkpoint/1"
 DESCRIPTION = "bags.json"
-WEIGHTS = "weights.safetensors"
 
 
 class Gated(nn.Module):
@@ -55,7 +52,7 @@ class Plain(nn.Module):
 
 
 class Even(nn.Module):
-    """The same score for every patch: the mean of a bag, which attention has to beat."""
+    """The same score for every patch, so that a bag's mean is pooled: the baseline of attention."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -66,11 +63,11 @@ class Even(nn.Module):
 
 
 ATTENTIONS: Mapping[str, Callable[[int, int], nn.Module]] = {"gated": Gated, "plain": Plain, "mean": Even}
-"""Name → scores of patches, built from their width and the hidden one"""
+"""Name → module that scores patches, built from their width and the hidden width"""
 
 
 class AttentionPooling(nn.Module):
-    """From the patches of a bag to one vector: z = Σ a_k h_k, with h = ReLU(Wx + b) and a = softmax of the scores.
+    """Pool the patches of a bag to one vector: z = Σ a_k h_k, with h = ReLU(Wx + b) and a = softmax of the scores.
 
     Parameters
     ----------
@@ -93,7 +90,7 @@ class AttentionPooling(nn.Module):
         self.attend = ATTENTIONS[attention](embedding, hidden)
 
     def standardise(self, patches: Tensor) -> None:
-        """Set mean and spread of features to those of the training patches (n, width)."""
+        """Set mean and standard deviation to those of the training patches (n, width)."""
         spread, mean = torch.std_mean(patches.double(), dim=0, correction=0)
         self.center.copy_(mean)
         self.scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
@@ -104,7 +101,7 @@ class AttentionPooling(nn.Module):
         Parameters
         ----------
         patches : (b, m, width), padded
-        present : (b, m) true where there is a patch; each bag needs one
+        present : (b, m) true at patches, false at padding; each bag needs a patch
         """
         h = self.embed((patches - self.center) / self.scale)
         scores = self.attend(h).masked_fill(~present, -torch.inf)
@@ -112,18 +109,12 @@ class AttentionPooling(nn.Module):
         return torch.einsum("bm,bme->be", weights, h), weights
 
     def forward(self, patches: Tensor, present: Tensor) -> tuple[Tensor]:
-        """Return the bag vectors alone, as the features of a guided network."""
+        """Return the bag vectors, as the features of a guided network."""
         return (self.read(patches, present)[0],)
 
 
 class BagModel(GuidedModel):
-    """A guided network on bags: trunk and heads, some behind a reversal, on what attention has pooled.
-
-    Parameters
-    ----------
-    pooling : from patches to a vector per bag
-    tasks, trunk, dropout, erases : as for :class:`GuidedModel`
-    """
+    """A guided network on bags: trunk and heads on the vectors of ``pooling``; see :class:`GuidedModel`."""
 
     backbone: AttentionPooling
 
@@ -148,21 +139,17 @@ class BagModel(GuidedModel):
         return self.outputs(self.reads(*self.features(patches, present)))
 
     def attention(self, patches: Tensor, present: Tensor) -> Tensor:
-        """Return the attention (b, m) to each patch: 0 where there is none, 1 in sum over a bag."""
+        """Return the attention (b, m) to each patch: 0 at padding, 1 in sum over a bag."""
         return self.backbone.read(patches, present)[1]
 
 
 def save_bag_model(model: BagModel, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """Write a network on bags into ``folder``, as safetensors and JSON; the description comes last.
+    """Write a network on bags into ``folder``, as safetensors and JSON.
 
     Parameters
     ----------
-    made_with : what a patch's features are, and what a bag is: told again by :func:`load_bag_model`
+    made_with : origin of a patch's features and definition of a bag, which :func:`load_bag_model` returns
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
-    os.replace(temporary, folder / WEIGHTS)
     description = {
         "schema": SCHEMA,
         "pooling": model.backbone.shape,
@@ -172,27 +159,23 @@ def save_bag_model(model: BagModel, folder: Path, made_with: Mapping[str, Any]) 
         "tasks": [dataclasses.asdict(task) for task in model.tasks],
         "made_with": dict(made_with),
     }
-    write_atomically(folder / DESCRIPTION, to_json(description))
+    write_network(model, folder, DESCRIPTION, description)
+
+
+def is_bag_checkpoint(path: str | Path) -> bool:
+    """Return whether ``path`` is a folder that holds a network on bags."""
+    return (Path(path) / DESCRIPTION).is_file()
 
 
 def load_bag_model(folder: Path) -> tuple[BagModel, Mapping[str, Any]]:
-    """Open a network on bags, and what it was made with.
+    """Open a network on bags; return it with ``made_with``.
 
     Raises
     ------
     InputError
-        when the folder holds none, it is broken, or of another version
+        when the folder is not a checkpoint of bags, is broken, or has another version
     """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise InputError(f"checkpoint: {folder} holds no {DESCRIPTION}; name a folder that bags wrote.")
-    try:
-        stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = stated["schema"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"checkpoint: {path} is not a checkpoint's description.") from None
-    if schema != SCHEMA:
-        raise InputError(f"checkpoint: {path} has schema {schema!r}, this version reads {SCHEMA!r}.")
+    stated = read_description(folder / DESCRIPTION, SCHEMA, "bags")
     try:
         tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in stated["tasks"]]
         options = {name: stated[name] for name in ("trunk", "dropout", "erases")}
@@ -202,6 +185,5 @@ def load_bag_model(folder: Path) -> tuple[BagModel, Mapping[str, Any]]:
     except InputError:
         raise
     except Exception as error:  # safetensors, torch and a malformed description raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint: {folder} cannot be opened ({reason}).") from None
+        raise cannot_open(folder, error) from None
     return model.eval(), made_with

@@ -1,4 +1,4 @@
-"""Checkpoints of guided networks: safetensors and JSON, opened without running anything from them."""
+"""Checkpoints of guided networks: safetensors and JSON, opened without running code from them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 from conceptkit.files.atomic import replacing
-from conceptkit.models.backbones import Backbone, Preprocessing, build, is_factory, open_backbone, same_architecture
+from conceptkit.models.backbones import (
+    Backbone,
+    Preprocessing,
+    build,
+    from_module,
+    is_factory,
+    open_backbone,
+    same_architecture,
+)
 from conceptkit.models.guided import GuidedModel, Task
-from conceptkit.records import to_json, write_atomically
-from conceptkit.records.fitting import misfit
+from conceptkit.records import Note, to_json, write_atomically
+from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.resolution import Resolution, resolution_notes
 
@@ -26,42 +34,54 @@ SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 
-MARKS: Mapping[str, str] = {
-    "transductive": "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are "
-    "not those of new data.",
-    "allow_leakage": "LEAKAGE: patients or other groups had rows in several splits when this network was trained; "
-    "scores on these splits overstate what it does on new ones.",
+MARKS: Mapping[str, Note] = {
+    "transductive": Note(
+        "transductive",
+        "TRANSDUCTIVE: rows of evaluation splits trained the concepts of this network; scores on them are not those of "
+        "new data.",
+    ),
+    "allow_leakage": Note(
+        "leakage",
+        "LEAKAGE: patients or other groups had rows in several splits when this network was trained; scores on these "
+        "splits overstate what it does on new ones.",
+    ),
 }
-"""Option of a training that makes its network's scores worth less → the sentence in every result of the network"""
+"""Training option that weakens what scores show → sentence in every result of the network"""
 
 TRAINED = "trained"
-"""Name of the weights of a network that was opened from a checkpoint"""
+"""Name of a checkpoint's weights"""
 
 LARGEST = 4096
-"""Side in pixels that a checkpoint may ask images to be resized to; no encoder wants as much"""
+"""Largest side in pixels that a checkpoint may resize images to; no encoder needs more"""
 
 
-def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Backbone:
-    """Open a network by name, or a checkpoint by its folder.
+def open_model(model: Any, weights: str | None = None, *, seed: int = 0) -> Backbone:
+    """Open a network by name, a checkpoint by its folder, or a network that was built elsewhere.
 
     Parameters
     ----------
-    model : ``mini_inception``, a name of timm's, or the folder of a checkpoint; of one that was built on a function of
-        your own, ``package.module:factory@FOLDER``, as that function is run
-    weights : see :func:`conceptkit.models.backbones.open_backbone`; a checkpoint has its own, or ``random``
+    model : ``mini_inception``, a timm name, a torch module, a backbone, or a checkpoint folder; if it was built on your
+        own function, ``package.module:factory@FOLDER``, because that function runs
+    weights : see :func:`conceptkit.models.backbones.open_backbone`; of a checkpoint ``random``, or ``None`` for its own
     seed : of random weights
 
     Raises
     ------
     InputError
-        when it cannot be opened
+        when the network cannot be opened
     """
+    if not isinstance(model, str | Path):
+        if weights is not None:
+            raise InputError(f"weights: a network that was built already has its own, got {weights!r}.")
+        if not isinstance(model, Backbone | nn.Module):
+            raise InputError(f"model: must be a name, a torch module or a backbone, got a {type(model).__name__}.")
+        return model if isinstance(model, Backbone) else from_module(model)
+    model = str(model)
     if not model.strip():
         raise InputError("model: the name is empty.")
     if not is_checkpoint(model):
         if (folder := _trusted(model)[1]).is_dir():
-            model = str(folder)
-            raise InputError(f"model: the folder {model} holds no {DESCRIPTION}; name a checkpoint that guide wrote.")
+            raise InputError(f"model: the folder {folder} is not a guide checkpoint: it has no {DESCRIPTION}.")
         return open_backbone(model, weights, seed=seed)
     if weights == "random":
         return _random_checkpoint(model, seed)
@@ -71,7 +91,7 @@ def open_model(model: str, weights: str | None = None, *, seed: int = 0) -> Back
 
 
 def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
-    """Return a network built like the one that ``model`` opened as, with random weights throughout."""
+    """Return a randomly initialised network built like ``opened``, which ``model`` opened as."""
     if is_checkpoint(model):
         return _random_checkpoint(model, seed)
     return same_architecture(opened, seed=seed)
@@ -85,17 +105,14 @@ def save_checkpoint(
     marks: Sequence[str] = (),
     trained_on: Resolution | None = None,
 ) -> None:
-    """Write a guided network into ``folder``; the description comes last, so that a half one is not taken for whole.
+    """Write a guided network with all of its weights into ``folder``.
 
     Parameters
     ----------
-    model : the network; all of its weights are written, frozen ones too
-    backbone : what it was built on; its own marks stay
+    backbone : what the network was built on; its marks stay
     marks : names in :data:`MARKS`
     trained_on : resolution and size of the patches
     """
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
     description = {
         "schema": SCHEMA,
         "architecture": backbone.architecture,
@@ -111,32 +128,39 @@ def save_checkpoint(
         "marks": list(dict.fromkeys([*backbone.marks, *marks])),
         "patches": None if trained_on is None else dataclasses.asdict(trained_on),
     }
-    write_atomically(folder / DESCRIPTION, to_json(description))
+    write_network(model, folder, DESCRIPTION, description)
+
+
+def write_network(model: nn.Module, folder: Path, name: str, description: Mapping[str, Any]) -> None:
+    """Write a network's weights, and last its description, without which a folder is not a checkpoint."""
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, temporary)
+    write_atomically(folder / name, to_json(description))
 
 
 def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
-    """Return the plain backbone within an opened checkpoint, and its guided network; without one itself and ``None``.
+    """Return the plain backbone of an opened checkpoint and its guided network; of others, itself and ``None``.
 
-    The layers have the names again that they had before the network was guided.
+    The layers have the names that they had before guiding.
     """
     model = backbone.module
     if not isinstance(model, GuidedModel):
         return backbone, None
     prefix = "backbone."
     plain = {alias: name.removeprefix(prefix) for alias, name in backbone.aliases.items() if name.startswith(prefix)}
-    # Each layer's own name is an alias of the longer one in the checkpoint, and of itself here.
+    # In the checkpoint, a layer's plain name is an alias of its longer one.
     aliases = {alias: name for alias, name in plain.items() if alias != name}
     return dataclasses.replace(backbone, module=model.backbone, aliases=aliases), model
 
 
 def checkpoint_notes(backbone: Backbone, data: PatchTable) -> tuple[str, ...]:
-    """Return what to say of a checkpoint that reads patches as they are; nothing of other networks."""
+    """Return marks and notes of a network, and how a checkpoint's resolution differs from the table's."""
     notes = resolution_notes(backbone.trained_on, data) if backbone.weights == TRAINED else ()
     return (*mark_notes(backbone), *notes)
 
 
 def mark_notes(backbone: Backbone) -> tuple[str, ...]:
-    """Return a sentence for every mark of an opened network, and how its weights were found in their file."""
+    """Return a sentence for every mark of a network, and how its weights were found in their file."""
     return (*(MARKS[name] for name in backbone.marks), *backbone.notes)
 
 
@@ -146,43 +170,43 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def _trusted(path: str | Path) -> tuple[str | None, Path]:
-    """Return the user's own code that opening may run, and the folder, of ``package.module:factory@FOLDER``."""
+    """Return the user's code that opening may run, and the folder, of ``package.module:factory@FOLDER``."""
     code, at, folder = str(path).partition("@")
     return (code, Path(folder)) if at and is_factory(code) else (None, Path(path))
 
 
 def load_checkpoint(folder: str | Path) -> Backbone:
-    """Open a guided network; the module is a :class:`GuidedModel`, its backbone's layers keep their names and aliases.
+    """Open a guided network; its module is a :class:`GuidedModel`, and layers of its backbone keep names and aliases.
 
     Raises
     ------
     InputError
-        when the folder holds no checkpoint, it is broken, or of another version
+        when the folder is not a checkpoint, is broken, or has another version
     """
     model, inner = _built(folder, seed=0)
     folder = _trusted(folder)[1]
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:  # safetensors and torch raise many kinds
-        raise _cannot_open(folder, error) from None
+    except Exception as error:  # safetensors and torch raise many types
+        raise cannot_open(folder, error) from None
     return _as_backbone(model, inner, name=folder.name, weights=TRAINED)
 
 
 def _random_checkpoint(folder: str | Path, seed: int) -> Backbone:
     model, inner = _built(folder, seed=seed)
-    inner = dataclasses.replace(inner, marks=())  # nothing of the training is left
+    inner = dataclasses.replace(inner, marks=())  # they are of the training
     return _as_backbone(model, inner, name=_trusted(folder)[1].name, weights=f"random:{seed}")
 
 
 def _built(path: str | Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
-    """Build what the folder describes, with random weights; the global random state is left as it was."""
+    """Build what the folder describes, with random weights; the global random state does not change."""
     trusted, folder = _trusted(path)
-    description = _description(folder)
-    # A checkpoint may come from a stranger: it does not say which code is run, its reader does.
+    description = read_description(folder / DESCRIPTION, SCHEMA, "guide")
+    # A checkpoint may come from a stranger: the user, not the checkpoint, says which code runs.
     named = str(description.get("architecture"))
     if is_factory(named) and named != trusted:
         raise InputError(
-            f"checkpoint: {folder} was built on {named}, code that opening it would run; name it to allow that, as in "
+            f"checkpoint: {folder} was built on {named}, and opening it would run this code; to allow that, name "
             f"{named}@{folder}."
         )
     try:
@@ -194,69 +218,65 @@ def _built(path: str | Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
             return _build(inner.module, description), inner
     except InputError:
         raise
-    except Exception as error:  # a malformed description raises many kinds
-        raise _cannot_open(folder, error) from None
+    except Exception as error:  # a malformed description raises many types
+        raise cannot_open(folder, error) from None
 
 
-def _cannot_open(folder: Path, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, KeyError):
-        reason = f"{DESCRIPTION} lacks {reason}"
+def cannot_open(folder: Path, error: Exception) -> InputError:
+    """Return the error of a checkpoint that is broken."""
+    reason = f"its description has no {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
     return InputError(f"checkpoint: {folder} cannot be opened ({reason}).")
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    path = folder / DESCRIPTION
+def read_description(path: Path, schema: str, command: str) -> dict[str, Any]:
+    """Return the description of a checkpoint that ``command`` wrote; raise :class:`InputError` for other files."""
     if not path.is_file():
-        raise InputError(f"checkpoint: {folder} holds no {DESCRIPTION}; name a folder that guide wrote.")
+        raise InputError(f"checkpoint: {path.parent} is not a {command} checkpoint: it has no {path.name}.")
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = description["schema"]
+        found = description["schema"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"checkpoint: {path} is not a checkpoint's description.") from None
-    if schema != SCHEMA:
-        raise InputError(f"checkpoint: {path} has schema {schema!r}, this version reads {SCHEMA!r}.")
+    if found != schema:
+        raise InputError(f"checkpoint: {path} has schema {found!r}, this version reads {schema!r}.")
     return description
 
 
 def _inner(description: dict[str, Any], *, seed: int) -> Backbone:
-    """Build the backbone with random weights; a checkpoint's own are loaded over them."""
+    """Build the backbone with random weights, which the checkpoint's replace."""
     stated = description["preprocessing"]
     try:
-        preprocessing = Preprocessing(mean=tuple(stated["mean"]), std=tuple(stated["std"]), size=stated["size"])
+        preprocessing: Preprocessing = read(stated, Preprocessing, "preprocessing")
     except InputError as error:
         raise ValueError(str(error).rstrip(".")) from None
-    wrong = misfit(preprocessing, Preprocessing, "preprocessing")
-    if wrong or not 1 <= (preprocessing.size or 1) <= LARGEST:
-        raise ValueError(wrong or f"the size of the preprocessing must be from 1 to {LARGEST}")
+    if not 1 <= (preprocessing.size or 1) <= LARGEST:
+        raise ValueError(f"the size of the preprocessing must be from 1 to {LARGEST}")
     built = build(description["architecture"], description["arguments"], preprocessing, seed=seed)
     return dataclasses.replace(built, marks=_marks(description), trained_on=_trained_on(description))
 
 
 def _marks(description: dict[str, Any]) -> tuple[str, ...]:
-    marks = description.get("marks", [])  # absent from checkpoints of versions that knew none
+    marks = description.get("marks", [])  # absent from early checkpoints
     for mark in marks:
-        if mark not in MARKS:  # a warning that is not understood is not passed over
+        if mark not in MARKS:  # an unknown warning must not get lost
             raise ValueError(f"mark {mark!r} is not known")
     return tuple(marks)
 
 
 def _trained_on(description: dict[str, Any]) -> Resolution | None:
-    stated = description.get("patches")  # absent from checkpoints of versions that did not state it
+    stated = description.get("patches")  # absent from early checkpoints
     if stated is None:
         return None
-    trained_on = Resolution(**stated)
-    if (wrong := misfit(trained_on, Resolution, "patches")) is not None:
-        raise ValueError(wrong)
+    trained_on: Resolution = read(stated, Resolution, "patches")
     return trained_on
 
 
 def _check_size(folder: Path, description: dict[str, Any]) -> None:
-    """Raise unless the tensors that are described are those in the file: no larger network is ever made."""
+    """Raise unless the described tensors are those in the file, before a network of that size is built."""
     try:
-        with torch.device("meta"):  # nothing takes memory
+        with torch.device("meta"):  # takes no memory
             made = _build(_inner(description, seed=0).module, description).state_dict()
-    except NotImplementedError:  # an architecture that computes while it is built: it is made as it is
+    except NotImplementedError:  # an architecture that computes while it is built
         return
     with safe_open(folder / WEIGHTS, "pt") as file:
         kept = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -266,12 +286,9 @@ def _check_size(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _build(backbone: nn.Module, description: dict[str, Any]) -> GuidedModel:
-    tasks = [Task(**{**task, "classes": tuple(task["classes"])}) for task in description["tasks"]]
-    for task in tasks:
-        if (wrong := misfit(task, Task, "task")) is not None:
-            raise ValueError(wrong)
+    tasks: Sequence[Task] = read(description["tasks"], tuple[Task, ...], "tasks")
     trunk, dropout = description["trunk"], description["dropout"]
-    widths = description.get("widths", {})  # absent from checkpoints whose heads all read the trunk's end
+    widths = description.get("widths", {})  # absent if all heads read the trunk's end
     erases = description.get("erases", False)
     return GuidedModel(
         backbone, description["width"], tasks, trunk=trunk, dropout=dropout, widths=widths, erases=erases
@@ -285,7 +302,7 @@ def _as_backbone(model: GuidedModel, inner: Backbone, *, name: str, weights: str
         module=model.eval(),
         name=name,
         weights=weights,
-        # What the heads read: behind the erasure, where there is one.
+        # The input of the heads: after the erasure, if there is one.
         aliases={
             **{alias: f"backbone.{n}" for alias, n in inner.aliases.items()},
             "trunk": "trunk" if model.erasure is None else "erasure",

@@ -1,4 +1,4 @@
-"""Weights that are downloaded: whether the hub answers, what is kept here, and whether a file is what was published."""
+"""Downloaded weights: whether the hub answers, which files are in its cache, and whether their hashes are right."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 
 from conceptkit.errors import InputError
 
 
 def cannot_download(model: str, reason: str) -> InputError:
-    """Return the error of weights that cannot be had, which names the two ways out."""
+    """Return the error of weights that cannot be downloaded."""
     return InputError(
         f"weights: those of {model} could not be downloaded ({reason}); "
-        "give a file with --weights FILE, or take untrained weights with --weights random."
+        "use --weights FILE, or --weights random for untrained weights."
     )
 
 
 def kept_files(config: Any) -> list[Path]:
-    """Return the files that an earlier download left, given timm's description of the weights."""
+    """Return the files of an earlier download, given timm's description of the weights."""
     if config.hf_hub_id:
         return kept_of_hub(config.hf_hub_id, config.hf_hub_filename)
     name = Path(str(config.url or "")).name
@@ -33,10 +36,7 @@ def kept_files(config: Any) -> list[Path]:
 
 
 def kept_of_hub(repository: str, filename: str | None = None) -> list[Path]:
-    """Return the files of weights that an earlier download left of a hub's repository."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
+    """Return the weights files of an earlier download of a hub's repository."""
     try:
         kept = [
             huggingface_hub.try_to_load_from_cache(repository, file)
@@ -49,27 +49,18 @@ def kept_of_hub(repository: str, filename: str | None = None) -> list[Path]:
 
 
 def repository_kept(repository: str) -> bool:
-    """Return whether the hub's repository can be read from an earlier download.
-
-    Raises
-    ------
-    InputError
-        when no repository can have that name
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
+    """Return whether a hub's repository is in the cache; raise :class:`InputError` when its name is not valid."""
     try:
         return isinstance(huggingface_hub.try_to_load_from_cache(repository, "config.json"), str)
     except HFValidationError as error:
-        raise InputError(f"model: hf-hub:{repository} is no name of a repository ({error}).") from None
+        raise InputError(f"model: hf-hub:{repository} is not a valid repository name ({error}).") from None
 
 
 def check_hash(path: Path) -> None:
-    """Raise :class:`InputError` when a downloaded file is not what its publisher's hash says.
+    """Raise :class:`InputError` when a downloaded file does not have its publisher's hash.
 
-    The client compares sizes alone. The hub's cache calls a file by its SHA-256 (or git's SHA-1), other sites name a
-    file with the first digits of its SHA-256; where neither is there, as where links cannot be made, nothing is known.
+    The client only compares sizes. The hub's cache names a file by its SHA-256 (or git's SHA-1), other sites by the
+    first digits of its SHA-256; a file with neither name cannot be checked.
     """
     blob = path.parent / path.readlink() if path.is_symlink() else path
     if blob is path:
@@ -87,15 +78,13 @@ def check_hash(path: Path) -> None:
             own = hashlib.file_digest(stream, "sha256").hexdigest()
     if not own.startswith(stated):
         raise InputError(
-            f"weights: {path} is not what was published (its hash is {own[:8]}…, not {stated[:8]}…); remove it, so "
-            "that it is downloaded again."
+            f"weights: {path} is not what was published (its hash is {own[:8]}…, not {stated[:8]}…); remove it to "
+            "download it again."
         )
 
 
 def hub_answers(limit: float = 6.0) -> bool:
-    """Return whether the hub answers within ``limit`` seconds; its own client retries for almost a minute."""
-    from huggingface_hub import constants
-
+    """Return whether the hub answers within ``limit`` seconds; its client retries for almost a minute."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -104,11 +93,11 @@ def hub_answers(limit: float = 6.0) -> bool:
             with urllib.request.urlopen(request, timeout=limit):
                 answered.set()
         except urllib.error.HTTPError:
-            answered.set()  # a refusal is an answer: the client's own error will say more
+            answered.set()  # a refusal is an answer too
         except (OSError, ValueError):
             return
 
-    # A thread, as looking a name up cannot be given a time limit.
+    # In a thread, because looking up a host has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(limit)

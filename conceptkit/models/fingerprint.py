@@ -16,12 +16,12 @@ _KNOWN_SOURCES = ("torch", "torchvision", "timm", "conceptkit")
 
 
 def network_digest(module: nn.Module, architecture: str, arguments: Mapping[str, Any]) -> str:
-    """Return a digest of what a network computes with: two networks of different digests may differ.
+    """Return a digest of what a network computes with.
 
-    It holds every weight and buffer (those that no state dict holds too), what the network was built with, its
-    printed structure with each part's plain settings, and the source of classes and functions that are neither
-    torch's nor timm's nor ours. It does not see: settings that are neither numbers, text nor functions, global
-    variables, base functions that a user's own code calls, code typed without a file, and versions of libraries.
+    It covers every weight and buffer (also those outside the state dict), the arguments, the printed structure with
+    each part's plain settings, and the source of classes and functions outside torch, timm and conceptkit. It does not
+    cover settings that are not numbers, text or functions, global variables, functions that a user's code calls, code
+    without a file, and versions of libraries.
     """
     digest = hashlib.sha256(architecture.encode())
     digest.update(_plainly(sorted(arguments.items())).encode())
@@ -36,21 +36,21 @@ def network_digest(module: nn.Module, architecture: str, arguments: Mapping[str,
 
 
 def _plainly(value: object) -> str:
-    """Return the value in words that are the same in every process."""
+    """Return the value as text that is the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _bytes_of(value: Tensor) -> bytes:
     plain = value.detach().cpu().contiguous()
-    # NumPy has no bfloat16: its bytes are taken as they are.
+    # As bytes, because NumPy has no bfloat16.
     return plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
 def _structure(module: nn.Module) -> Iterator[str]:
-    """Yield what a network does beside its tensors: its parts, their plain settings and the source of foreign code."""
+    """Yield a network's parts, their plain settings and the source of foreign code."""
     yield _plainly(module)
     known: set[object] = set()
-    bare = vars(nn.Module())  # what torch itself keeps in every module says nothing, training among it
+    bare = vars(nn.Module())  # attributes of every module, such as training
     for name, part in module.named_modules():
         own = {k: v for k, v in vars(part).items() if k not in bare}
         functions = {k: v for k, v in own.items() if callable(v) and hasattr(v, "__qualname__")}
@@ -61,7 +61,7 @@ def _structure(module: nn.Module) -> Iterator[str]:
         known.update(foreign)
         yield from map(_source, foreign)
         if isinstance(part, torch.fx.GraphModule | torch.jit.ScriptModule):
-            yield str(getattr(part, "code", ""))  # made, not written: no file has it
+            yield str(getattr(part, "code", ""))  # generated code is in no file
 
 
 def _is_foreign(thing: object) -> bool:

@@ -1,4 +1,4 @@
-"""The guided network: a backbone, a trunk of dense layers, and one linear head per task, some behind a reversal."""
+"""The guided network: a backbone, a trunk of dense layers, and a linear head per task, some with a reversal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError
-from conceptkit.models.layouts import measure_views
+from conceptkit.models.layouts import hooked, measure_views
 
 MAIN = "main"
 """Name of the main task's head."""
@@ -22,7 +22,7 @@ CATEGORICAL = "categorical"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One thing that the network is trained to predict, or not to know."""
+    """A target that the network is trained to encode, or not to encode."""
 
     name: str
     kind: str
@@ -34,13 +34,13 @@ class Task:
     deviation: float = 1.0
     """Standard deviation of a continuous concept over the training rows"""
     adversarial: bool = False
-    """True: the gradient into trunk and backbone is reversed (α = −1)"""
+    """Whether the gradient into trunk and backbone is reversed (α = −1)"""
     layer: str | None = None
     """Layer of the backbone whose pooled output the head reads; ``None``: the trunk's end"""
 
     @property
     def nodes(self) -> int:
-        """Return the width of the head: 1 for a value, 1 for the main task of two classes, else one per class."""
+        """Return the width of the head: 1 for a value or a main task of two classes, else one per class."""
         if self.kind == CONTINUOUS or (self.name == MAIN and len(self.classes) == 2):
             return 1
         return len(self.classes)
@@ -63,7 +63,7 @@ class GradientReversal(nn.Module):
 
     Parameters
     ----------
-    strength : λ ≥ 0, kept as a buffer so that a schedule can set it without building the graph anew
+    strength : λ ≥ 0, a buffer that a schedule can set without building the graph again
     """
 
     strength: Tensor
@@ -79,12 +79,7 @@ class GradientReversal(nn.Module):
 
 
 class Erasure(nn.Module):
-    """An affine map that takes concepts out of features, x ↦ μ + A (x − μ); the identity until it is fitted.
-
-    Parameters
-    ----------
-    width : number of features
-    """
+    """An affine map of ``width`` features that removes concepts, x ↦ μ + A (x − μ); the identity until it is fitted."""
 
     matrix: Tensor
     mean: Tensor
@@ -143,9 +138,11 @@ class GuidedModel(nn.Module):
         self.reversals = nn.ModuleDict({task.name: GradientReversal() for task in self.tasks if task.adversarial})
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the backbone's pooled features (n, width) of normalised images (n, 3, h, w).
+        """Return the backbone's pooled features (n, width), then the pooled output (n, channels) of each of ``layers``.
 
-        Behind them stands the pooled output (n, channels) of each of ``layers``.
+        Parameters
+        ----------
+        images : (n, 3, h, w) normalised
         """
         with reading_layers(self.backbone, self.layers) as seen:
             maps = self.backbone.forward_features(images)  # type: ignore[operator]
@@ -153,14 +150,14 @@ class GuidedModel(nn.Module):
         return (pooled, *(seen[layer] for layer in self.layers))
 
     def reads(self, pooled: Tensor, *layers: Tensor) -> dict[str | None, Tensor]:
-        """Return what heads read, by layer: under ``None`` the trunk's end; from what :meth:`features` gives."""
+        """Return layer → input of its heads, ``None`` for the trunk's end, from what :meth:`features` returns."""
         end = self.trunk(pooled)
         if self.erasure is not None:
             end = self.erasure(end)
         return {None: end, **dict(zip(self.layers, layers, strict=True))}
 
     def outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
-        """Return each task's raw output (n, nodes) from what :meth:`reads` gives."""
+        """Return each task's raw output (n, nodes) from what :meth:`reads` returns."""
         found = {}
         for task in self.tasks:
             x = reads[task.layer]
@@ -168,7 +165,7 @@ class GuidedModel(nn.Module):
         return found
 
     def held_outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
-        """Return each discouraged task's raw output (n, nodes) such that its head's own weights get no gradient."""
+        """Return each discouraged task's raw output (n, nodes) without a gradient for its head's weights."""
         found = {}
         for task in self.tasks:
             if task.adversarial:
@@ -183,10 +180,7 @@ class GuidedModel(nn.Module):
 
 @contextmanager
 def reading_layers(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the pooled output (n, channels) of layers in the forward passes within the context.
-
-    It is pooled at once, as a later module may work in place.
-    """
+    """Collect the pooled output (n, channels) of layers, pooled at once because later modules may work in place."""
     seen: dict[str, Tensor] = {}
 
     def keep(layer: str) -> Any:
@@ -195,33 +189,19 @@ def reading_layers(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[
 
         return hook
 
-    handles = [backbone.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    try:
+    with hooked(backbone, keep, layers):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layer_width(backbone: nn.Module, layer: str, *, size: int) -> int:
-    """Return the channels of a layer's output, found by passing images of (3, size, size).
-
-    Raises
-    ------
-    InputError
-        when the output is not a map of channels (n, channels, h, w)
-    """
+    """Return the channels of a layer's output for images of (3, size, size); refuse all but (n, channels, h, w)."""
     shapes: list[tuple[int, ...]] = []
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
+    def look(name: str) -> Any:
+        return lambda module, inputs, output: shapes.append(tuple(getattr(output, "shape", ())))
 
-    images = torch.zeros(1, 3, size, size)
-    handle = backbone.get_submodule(layer).register_forward_hook(hook)
-    try:
-        view = measure_views(backbone, [layer], images)[layer]
-    finally:
-        handle.remove()
+    with hooked(backbone, look, [layer]):
+        view = measure_views(backbone, [layer], torch.zeros(1, 3, size, size))[layer]
     if len(shapes[0]) != 4 or view.channels != 1:
         got = "×".join(map(str, shapes[0][1:]))
         raise InputError(

@@ -1,4 +1,4 @@
-"""One forward pass up to the deepest layer asked for, on a network prepared to be read."""
+"""Pooled activations from forward passes that end after the deepest layer needed."""
 
 from __future__ import annotations
 
@@ -14,39 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conceptkit.errors import InputError, check_at_least, check_choice
+from conceptkit.errors import InputError, check_at_least, check_choice, reason_of
 from conceptkit.families import POOLINGS
 from conceptkit.images.decoding import Pixels
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.folding import prepared
-from conceptkit.models.layouts import Enough, measure_views
+from conceptkit.models.layouts import Enough, hooked, measure_views, refused_size
 from conceptkit.models.pooling import View, readable
 
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Lower precisions that a forward pass may run in."""
-
-
-@contextlib.contextmanager
-def _taps(
-    module: nn.Module, layers: Sequence[str], pool: str, views: Mapping[str, View], seen: dict[str, Tensor]
-) -> Iterator[None]:
-    """Hook ``layers`` so that their pooled outputs land in ``seen`` and the pass stops after the last of them."""
-    pooling = POOLINGS[pool]
-
-    def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(own: nn.Module, inputs: Any, output: Any) -> None:
-            seen[layer] = pooling(output, views[layer])
-            if len(seen) == len(layers):
-                raise Enough
-
-        return hook
-
-    handles = [module.get_submodule(layer).register_forward_hook(tap(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+"""Lower precisions of forward passes."""
 
 
 def pooled_activations(
@@ -77,13 +54,22 @@ def pooled_activations(
     InputError
         when a layer did not run, does not return one tensor with a row per image, or cannot be pooled this way
     """
+    known = measure_views(module, layers, images) if views is None else views
     if views is None:
-        views = measure_views(module, layers, images)
-        layers, skipped = readable(views, pool)
+        layers, skipped = readable(known, pool)
         for sentence in skipped:
             warnings.warn(sentence, stacklevel=2)
     seen: dict[str, Tensor] = {}
-    with _taps(module, layers, pool, views, seen), torch.inference_mode(), contextlib.suppress(Enough):
+
+    def tap(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(own: nn.Module, inputs: Any, output: Any) -> None:
+            seen[layer] = POOLINGS[pool](output, known[layer])
+            if len(seen) == len(layers):
+                raise Enough
+
+        return hook
+
+    with hooked(module, tap, layers), torch.inference_mode(), contextlib.suppress(Enough):
         module(images)
     for layer, value in seen.items():
         if len(value) != len(images):
@@ -102,7 +88,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         if "device type" in reason:  # torch then lists some twenty kinds of hardware
             reason = "known: auto, cpu, cuda, mps"
         raise InputError(f"device: {device!r} cannot be used ({reason}).") from None
@@ -111,32 +97,28 @@ def choose_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Keep a GPU's convolutions to float32 as IEEE has it (no TF32), by algorithms that do not change.
-
-    TF32 keeps three digits: a network would have other activations where it is trained than where it is probed.
-    """
+    """Run a GPU's convolutions in IEEE float32 (no TF32, which keeps three digits) with deterministic algorithms."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
 def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leave the processor's and the device's sources of chance as they were, whatever is drawn within."""
+    """Restore the random states of CPU and device afterwards."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Reader:
-    """A network prepared for reading some of its layers, always at one batch size.
+    """A network prepared to read some of its layers, always at one batch size.
 
-    The network is copied, its batch normalisations are folded and its weights laid out as is fastest there. The copy is
-    used only if it agrees with the plain network on noise, whatever the layers: else the plain network is read.
+    A copy with folded normalisations and the device's fastest layout is read where it agrees with the network on noise.
 
     Parameters
     ----------
-    backbone : stays as it is
+    backbone : not changed
     layers : names or aliases, each once
     shape : height and width of the images in pixels
     pool : one of :data:`conceptkit.families.POOLINGS`
-    batch_size : images per forward pass; fewer are padded, as another number would change the last bits
+    batch_size : images per forward pass; fewer are padded, because another number would change the last bits
     device : ``auto``, ``cpu``, ``cuda``, …
     autocast : ``None`` for float32, or ``bf16`` or ``fp16``
 
@@ -171,15 +153,15 @@ class Reader:
         first = self.device.type == "cuda" and autocast is None
         self._format = torch.contiguous_format if first else torch.channels_last
         self.views = views_of(backbone, self.layers, shape)
-        """Dotted name → how it is read"""
+        """Dotted name → axes of its output"""
         noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), dtype=np.uint8)
         example = self._preprocessing(noise)
         self.widths = {layer: int(value.shape[1]) for layer, value in self._pass(backbone.module, example).items()}
         """Dotted name → values per image"""
         self.folded = 0
-        """Batch normalisations that were folded"""
+        """Number of folded batch normalisations"""
         self.module = self._prepared(backbone.module, example).to(self.device)
-        """What is run"""
+        """The network that runs"""
 
     def _prepared(self, module: nn.Module, example: Tensor) -> nn.Module:
         def run(network: nn.Module, images: Tensor) -> list[Tensor]:
@@ -213,30 +195,12 @@ class Reader:
 
     def _pass(self, module: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """Run :func:`pooled_activations`."""
-        with _refused_size(images):
+        with refused_size(images):
             return pooled_activations(module, images, self.layers, pool=self._pool, views=self.views)
 
 
-@contextlib.contextmanager
-def _refused_size(images: Tensor) -> Iterator[None]:
-    """Say in words that a user understands when a network refuses the size of the images."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        size = f"{images.shape[-1]}×{images.shape[-2]}"
-        raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
-
-
 def views_of(backbone: Backbone, layers: Sequence[str], shape: tuple[int, int]) -> dict[str, View]:
-    """Return how each layer of a network is read.
-
-    Parameters
-    ----------
-    layers : dotted names
-    shape : height and width of the patches in pixels
+    """Return the axes of each layer's output, by dotted name, for images of height and width ``shape``.
 
     Raises
     ------
@@ -244,17 +208,17 @@ def views_of(backbone: Backbone, layers: Sequence[str], shape: tuple[int, int]) 
         when a layer cannot be read, or the network does not take images of that shape
     """
     images = backbone.preprocessing(np.zeros((1, *shape, 3), dtype=np.uint8))
-    with _refused_size(images):
+    with refused_size(images):
         return measure_views(backbone.module, layers, images)
 
 
 def check_autocast(autocast: str | None) -> str | None:
-    """Return ``autocast`` when it is known."""
+    """Return ``autocast`` if it is ``None`` or one of :data:`AUTOCAST`."""
     return None if autocast is None else check_choice("autocast", autocast, AUTOCAST)
 
 
 VIEWS = 2
-"""Version of :mod:`conceptkit.models.layouts`: activations of another version may be pooled over other axes."""
+"""Version of :mod:`conceptkit.models.layouts`; another version may have pooled over other axes."""
 
 
 def provenance(

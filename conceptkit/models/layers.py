@@ -1,4 +1,4 @@
-"""Names of layers: dotted module names, and the names that papers and Keras use for them."""
+"""Names of layers: dotted module names, and aliases from papers and Keras."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError, near_names
+from conceptkit.models.layouts import hooked, refused_size
 
 INCEPTION_V3 = {
     "mixed0": "Mixed_5b",
@@ -49,7 +50,7 @@ ALIASES: Mapping[str, Callable[[nn.Module], Mapping[str, str]]] = {
 
 
 def aliases(module: nn.Module, architecture: str) -> dict[str, str]:
-    """Return the aliases of a network's layers: alias → dotted module name, only those that it has."""
+    """Return alias → dotted module name of a network's layers."""
     modules = dict(module.named_modules())
     found: dict[str, str] = {}
     for pattern, names in ALIASES.items():
@@ -59,13 +60,7 @@ def aliases(module: nn.Module, architecture: str) -> dict[str, str]:
 
 
 def resolve_layer(module: nn.Module, known: Mapping[str, str], layer: str) -> str:
-    """Return the dotted name of a layer given by that name or by one of the aliases ``known``.
-
-    Raises
-    ------
-    InputError
-        when there is no such layer; the message lists near names
-    """
+    """Return the dotted name of a layer given by it or by an alias in ``known``; refuse others with near names."""
     name = known.get(layer, layer)
     modules = [n for n, _ in module.named_modules() if n]
     if name not in modules:
@@ -75,10 +70,10 @@ def resolve_layer(module: nn.Module, known: Mapping[str, str], layer: str) -> st
 
 
 def last_block(module: nn.Module, architecture: str) -> str | None:
-    """Return the dotted name of the last block before pooling, where the architecture states it; else ``None``.
+    """Return the dotted name of the last block before pooling; ``None`` where the architecture does not state it.
 
-    timm's networks state their stages in ``feature_info``. The last block is the last one with weights inside the last
-    stage; where that has none (an activation, a normalisation), inside what comes before it.
+    It is the last block with weights in the last stage of timm's ``feature_info``; if that stage has no weights (an
+    activation, a normalisation), in the module before it.
     """
     if architecture == "mini_inception":
         return "mixed10"
@@ -90,7 +85,7 @@ def last_block(module: nn.Module, architecture: str) -> str | None:
 
 
 def _last_stage(module: nn.Module) -> str | None:
-    """Return the dotted name of the last stage with weights that a network of timm's states."""
+    """Return the dotted name of the last stage with weights that a timm network states."""
     info: Any = getattr(module, "feature_info", None)
     stages = list(getattr(info, "info", info) or ())
     if not stages:
@@ -109,7 +104,7 @@ def _last_stage(module: nn.Module) -> str | None:
 
 
 def _last_inside(module: nn.Module, name: str) -> str:
-    """Return the dotted name of the last block of a stage: a list of blocks, or a module that holds one."""
+    """Return the dotted name of the last block of a stage, which is a list of blocks or a module that holds one."""
     own: Any = module.get_submodule(name)
     lists = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     for held in ("blocks", "transformer_encoder"):
@@ -124,13 +119,13 @@ def _last_inside(module: nn.Module, name: str) -> str:
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Return whether a module has weights beside those of normalisations, which hold one number per channel."""
+    """Return whether a module has weights other than those of normalisations, which are one number per channel."""
     return any(p.ndim > 1 for p in module.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer of a network, as a forward pass meets it."""
+    """A layer of a network in a forward pass."""
 
     name: str
     """Dotted"""
@@ -138,7 +133,7 @@ class Layer:
     kind: str
     """Class of the module"""
     shape: tuple[int, ...] | None
-    """Of one image's output; ``None`` when it returns no single tensor and cannot be read"""
+    """Of one image's output; ``None`` when it is not one tensor and cannot be read"""
     returns: str
     """Class of what it returns"""
 
@@ -148,7 +143,6 @@ def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> 
 
     Parameters
     ----------
-    module : in evaluation mode
     known : alias → dotted name
     images : (1, 3, h, w) normalised
     """
@@ -168,15 +162,6 @@ def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> 
 
         return hook
 
-    handles = [part.register_forward_hook(look(name)) for name, part in module.named_modules() if name]
-    try:
-        with torch.inference_mode():
-            module(images)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        size = f"{images.shape[-1]}×{images.shape[-2]}"
-        raise InputError(f"model: the network does not take patches of {size} pixels ({reason}).") from None
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(module, look), refused_size(images), torch.inference_mode():
+        module(images)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""Where a layer keeps its channels, positions and tokens, found by running the network at two image sizes."""
+"""Axes of channels, positions and tokens in a layer's output, found by running the network at two image sizes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 from conceptkit.models.pooling import View
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 _SPATIAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-"""Modules whose output is (n, c, h, w) by their definition"""
+"""Modules whose output is always (n, c, h, w)"""
 
 _OTHER_SIZES = ((1 / 2, 3 / 4), (3 / 2, 2.0), (1 / 2, 1 / 2), (2.0, 2.0))
-"""Height and width of the second image as shares of the first's; the first pair that the network takes
-is used, and where it leaves a layer unclear the next"""
+"""Height and width of the second image as shares of the first's: the first pair that the network takes, then the next
+pairs for layers that remain unclear"""
 
 _LEAST_SIDE = 32
 
 _MOST_EXTRA = 16
-"""Tokens beyond the patches that are taken as class and register tokens when the network does not name them"""
+"""Largest number of extra tokens that count as class and register tokens when the network does not name them"""
 
 _EQUAL = 1e-6
-"""Two outputs that differ by no more, as a share of the largest value, do not depend on the image"""
+"""Largest difference, as a share of the largest value, between outputs that do not depend on the image"""
 
 
-class Enough(Exception):  # noqa: N818  # no error: it ends a forward pass whose layers have all been seen
-    """Raised to stop a forward pass after the deepest layer asked for."""
+class Enough(Exception):  # noqa: N818  # not an error: all layers have been seen
+    """Raised to stop a forward pass after the deepest layer needed."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Prefix:
 
 @dataclass
 class _Pass:
-    """What the modules of a network returned in one forward pass of ``n`` images."""
+    """Outputs of a network's modules in one forward pass of ``n`` images."""
 
     n: int
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Dotted name → shape, in the order in which modules finish; modules that do not return one tensor are left out"""
+    """Dotted name → shape, in the order in which modules finish; only modules that return one tensor"""
     constant: dict[int, int] = field(default_factory=dict)
-    """Number of tokens → how many of them, the first ones, do not depend on the image; −1 when it is others"""
+    """Number of tokens → how many of the first ones do not depend on the image; −1 when other ones do not"""
 
 
 def stated_prefixes(module: nn.Module) -> list[Prefix]:
-    """Return the distinct prefixes that a network or modules inside it state by attributes known to us.
+    """Return the distinct prefixes that a network or modules inside it state by known attributes.
 
-    timm states ``num_prefix_tokens``. Other transformers hold the tokens as parameters: ``class_token`` (torchvision),
+    timm states ``num_prefix_tokens``. Other transformers have parameters: ``class_token`` (torchvision),
     ``cls_token`` and ``register_tokens`` (DINOv2, Hugging Face), ``distillation_token`` (DeiT), ``class_embedding``
     (CLIP).
     """
@@ -83,19 +83,18 @@ def _is_token(value: object) -> bool:
 def measure_views(module: nn.Module, layers: Sequence[str], images: Tensor) -> dict[str, View]:
     """Return the view of each layer.
 
-    The network runs on two images of noise, and on one of another size where it takes one: axes that change are
-    positions, the axis that does not change holds the channels. Where the sizes do not show it (networks of one input
-    size), the module's own type, the number of patches, or modules of known type with an output of the same shape do.
+    The network runs on two images of noise and, if it can, on one of another size: axes that change are positions, and
+    the one that does not holds the channels. Networks of one input size are read by the module's type, the number of
+    patches, or modules of known type with an output of the same shape.
 
-    Tokens before the patches are those that the network states by known attributes; otherwise they are the tokens in
-    excess of h·w, where h·w is the output of the patch embedding's convolution. Both are checked against the tokens
-    that are the same for two images.
+    Tokens before the patches are those that the network states by known attributes; otherwise those in excess of h·w
+    of the patch embedding's convolution. Both are checked against the tokens that are the same for two images.
 
     Parameters
     ----------
-    module : in evaluation mode; weights, statistics and the global random state stay as they are
+    module : in evaluation mode; neither weights nor statistics nor the global random state change
     layers : dotted names
-    images : (n, 3, h, w) normalised; only the shape, type and device are used
+    images : (n, 3, h, w) normalised; only shape, type and device matter
 
     Raises
     ------
@@ -106,7 +105,7 @@ def measure_views(module: nn.Module, layers: Sequence[str], images: Tensor) -> d
     for layer in layers:
         _check_rows(layer, first)
     views: dict[str, View] = {}
-    for sizes in (_OTHER_SIZES, _OTHER_SIZES[1:]):  # a map of 3×3 may keep one side at three quarters of the size
+    for sizes in (_OTHER_SIZES, _OTHER_SIZES[1:]):  # a 3×3 map may keep one side at 3/4 of the size
         left = [layer for layer in layers if layer not in views or views[layer].unclear]
         several = any(len(first.shapes[layer]) > 2 for layer in left)
         other = _other_size(module, layers, images, sizes) if several else None
@@ -133,7 +132,7 @@ def _other_size(
         size = (int(height * tall), int(width * wide))
         if min(size) < min(_LEAST_SIDE, height, width):
             continue
-        with contextlib.suppress(Exception):  # whatever a network raises that does not take the size
+        with contextlib.suppress(Exception):  # raised by a network that does not take the size
             return _run(module, layers, images, 1, size)
     return None
 
@@ -160,7 +159,7 @@ def _run(module: nn.Module, layers: Sequence[str], images: Tensor, n: int, size:
 
         return hook
 
-    with hooks(module, look), torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Enough):
+    with hooked(module, look), torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Enough):
         module(noise.to(images))
     for layer in layers:
         if layer in absent:
@@ -169,9 +168,12 @@ def _run(module: nn.Module, layers: Sequence[str], images: Tensor, n: int, size:
 
 
 @contextlib.contextmanager
-def hooks(module: nn.Module, look: Callable[[str], Callable[[nn.Module, Any, Any], None]]) -> Iterator[None]:
-    """Hook every module inside a network within the context; ``look`` makes the hook of a dotted name."""
-    handles = [part.register_forward_hook(look(name)) for name, part in module.named_modules() if name]
+def hooked(
+    module: nn.Module, look: Callable[[str], Callable[[nn.Module, Any, Any], Any]], names: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Hook modules inside a network within the context, all by default; ``look`` makes the hook of a dotted name."""
+    chosen = [name for name, _ in module.named_modules() if name] if names is None else names
+    handles = [module.get_submodule(name).register_forward_hook(look(name)) for name in chosen]
     try:
         yield
     finally:
@@ -179,8 +181,20 @@ def hooks(module: nn.Module, look: Callable[[str], Callable[[nn.Module, Any, Any
             handle.remove()
 
 
+@contextlib.contextmanager
+def refused_size(images: Tensor) -> Iterator[None]:
+    """Raise :class:`InputError` in place of what a network raises for images (n, 3, h, w) of a size it cannot take."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        size = f"{images.shape[-1]}×{images.shape[-2]}"
+        raise InputError(f"model: the network does not take patches of {size} pixels ({reason_of(error)}).") from None
+
+
 def _look_for_tokens(made: _Pass, x: Tensor) -> None:
-    """Count the tokens (n, t, c) that are the same for two images, where their number is met for the first time.
+    """Count the tokens (n, t, c) that are the same for two images, when a number of tokens first occurs.
 
     Before the first attention these are the class and register tokens.
     """
@@ -193,7 +207,7 @@ def _look_for_tokens(made: _Pass, x: Tensor) -> None:
 
 
 class _Evidence:
-    """What is known of a network's outputs after it ran at one or two sizes."""
+    """A network's outputs at one or two image sizes."""
 
     def __init__(self, module: nn.Module, first: _Pass, other: _Pass | None) -> None:
         self.first, self.other = first, other
@@ -237,11 +251,11 @@ class _Evidence:
         return View(channels=channels)
 
     def _channels(self, layer: str, shape: tuple[int, ...]) -> int | None:
-        """Return the axis of the channels, or ``None`` where it is not clear."""
+        """Return the axis of the channels, or ``None`` if it is unclear."""
         other = None if self.other is None else self.other.shapes.get(layer)
         if other is not None and len(other) == len(shape):
             changed = [axis for axis in range(1, len(shape)) if shape[axis] != other[axis]]
-            # The weights of attention, (n, heads, t, t), are no map: t counts all positions.
+            # Attention weights (n, heads, t, t) are not maps: t counts all positions.
             square = len(changed) > 1 and len({other[axis] for axis in changed}) == 1 < other[changed[0]]
             if changed and not square:
                 fixed = [axis for axis in range(1, len(shape)) if axis not in changed]
@@ -261,7 +275,7 @@ class _Evidence:
         return self._like_others(shape)
 
     def _like_others(self, shape: tuple[int, ...]) -> int | None:
-        """Return the axis of the channels that modules of known type with an output of the same sizes agree on."""
+        """Return the axis of the channels in outputs of the same shape of modules of known type, if they agree."""
         typed = {n: axis for n in self.first.shapes if (axis := self._typed(n)) is not None}
         same = {axis for name, axis in typed.items() if self.first.shapes[name] == shape}
         if len(same) == 1:
@@ -277,7 +291,7 @@ class _Evidence:
         return any(number - count in self.grids for count in (0, *(s.count for s in self.stated)))
 
     def _typed(self, layer: str) -> int | None:
-        """Return the axis of the channels that a module of torch's has by its definition."""
+        """Return the axis of the channels that a torch module has by definition."""
         own, shape = self.modules[layer], self.first.shapes[layer]
         if len(shape) < 3:
             return None
@@ -294,19 +308,19 @@ class _Evidence:
         return None
 
     def _with_tokens(self, layer: str, channels: int, t: int) -> View:
-        """Return the view of tokens, of which there are ``t``."""
+        """Return the view of ``t`` tokens."""
         plain = View(channels=channels)
-        constant = self.first.constant.get(t) or None  # 0: all depend on it, as they do after attention
+        constant = self.first.constant.get(t) or None  # 0: all depend on the image, as after attention
         if t in self.grids and not constant:
             return plain
         counts = {t - grid for grid in self.grids}
-        if not self.grids:  # patches are cut without a convolution: their number is met before the class token joins
+        if not self.grids:  # patches are cut without a convolution: their number occurs before the class token joins
             counts = {t - s[1] for s in self.first.shapes.values() if len(s) == 3 and s[1] < t}
         for stated in self.stated:
             if constant == stated.count or (constant is None and stated.count in counts):
                 return View(channels=channels, prefix=stated.count, has_class=stated.has_class)
         if constant is None and any(grid % t == 0 for grid in self.grids):
-            return plain  # fewer positions, merged in the way of pooling
+            return plain  # fewer positions, merged as by pooling
         extra = constant if constant in counts else None
         if constant is None and not self.stated and self.patches is not None:
             extra = t - self.patches

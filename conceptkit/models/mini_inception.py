@@ -1,4 +1,4 @@
-"""The small bundled network of the embedded study: an inception in miniature whose blocks bear Keras' names."""
+"""The small bundled network of the embedded study: a miniature inception whose blocks have Keras' names."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 MEAN = (0.5, 0.5, 0.5)
-"""Channel means, on the scale 0 to 1, that are taken off the red, green and blue pixels before the network."""
+"""Means of red, green and blue, on the scale 0 to 1."""
 
 STD = (0.25, 0.25, 0.25)
-"""Channel deviations, on the scale 0 to 1, by which the pixels are divided after the means were taken off."""
+"""Standard deviations of red, green and blue, on the scale 0 to 1."""
 
 WEIGHTS_FILE = "mini_inception.safetensors"
-"""Name of the bundled weights beside this module, stored as float16."""
+"""File of the bundled weights beside this module, in float16."""
 
 LAYER_NAMES = tuple(f"mixed{i}" for i in range(11))
 """The blocks in the order in which they run."""
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch normalisation and ReLU, of the attributes ``conv``, ``bn`` and ``act``."""
+    """Convolution without bias, batch normalisation and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1) -> None:
         super().__init__()
@@ -145,20 +145,13 @@ class BlockE(nn.Module):
 
 
 class MiniInception(nn.Module):
-    """An inception-style network for small RGB patches, of some 0.6 million weights.
+    """An inception-style network of some 0.6 million weights for RGB patches of 96 × 96, at least 64 × 64 pixels.
 
-    Its blocks follow the plan of InceptionV3 (Szegedy et al. 2016) at a tenth of the width, and its methods those of
-    a timm model, so that whatever opens a timm backbone opens it too.
+    Its blocks follow InceptionV3 (Szegedy et al., 2016) at a tenth of the width; its methods are those of a timm model.
 
     Parameters
     ----------
-    num_classes
-        Outputs of the last layer ``fc``; 0 makes ``fc`` the identity, and ``forward`` returns the pooled features.
-
-    Notes
-    -----
-    Pixels are expected as ``(rgb - MEAN) / STD`` with ``rgb`` on the scale 0 to 1, in patches of 96 × 96; any height
-    and width of at least 64 pixels will do.
+    num_classes : outputs of the last layer ``fc``; 0 makes ``fc`` the identity
     """
 
     num_features: int = 256
@@ -204,26 +197,18 @@ class MiniInception(nn.Module):
         return x if pre_logits else cast(Tensor, self.fc(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised patches ``x`` (n, 3, h, w) to (n, num_classes), or to (n, 256) where there is no class."""
+        """Map normalised patches ``x`` (n, 3, h, w) to (n, num_classes), or to (n, 256) without classes."""
         return self.forward_head(self.forward_features(x))
 
 
 def load_mini_inception(*, pretrained: bool = True, seed: int | None = None) -> MiniInception:
-    """Return the small network in training mode without a last layer, leaving the global random state as it was.
+    """Return the network in training mode without classes; the global random state does not change.
 
     Parameters
     ----------
-    pretrained
-        Read the bundled weights, which ``examples/pretrain_mini_inception.py`` made from drawn shapes and textures
-        alone; otherwise draw random ones, as a control.
-    seed
-        Seed of the random weights (He et al. 2015: normal, variance 2 / fan-out); None draws a new one every time.
-        The bundled weights know no seed.
-
-    Returns
-    -------
-    MiniInception
-        A network of float32 weights on the CPU.
+    pretrained : read the bundled weights, which ``examples/pretrain_mini_inception.py`` trained on drawn shapes and
+        textures; otherwise draw random ones
+    seed : of the random weights (He et al., 2015: normal, variance 2 / fan-out); ``None`` for another one every time
     """
     with torch.random.fork_rng(devices=[]):  # layers draw their default weights on construction
         model = MiniInception()

@@ -12,7 +12,7 @@ from conceptkit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How the output of one layer is read; :func:`conceptkit.models.layouts.measure_views` finds it."""
+    """Axes of a layer's output, as :func:`conceptkit.models.layouts.measure_views` finds them."""
 
     channels: int | None = None
     """Axis of the channels; ``None`` for one row per image, (n, d) or (n,), and where it is not clear"""
@@ -21,9 +21,9 @@ class View:
     has_class: bool = False
     """Whether the first of them is the class token"""
     unclear: str = ""
-    """Why positions and channels cannot be told apart; only ``flatten`` can read such a layer"""
+    """Why positions and channels cannot be distinguished; only ``flatten`` can read such a layer"""
     note: str = ""
-    """What was inferred, for the reader of the results"""
+    """What was inferred"""
 
     def channels_first(self, x: Tensor) -> Tensor:
         """Return maps as (n, c, …), a view; tokens (n, t, c) stay as they are."""
@@ -52,18 +52,12 @@ def readable(views: Mapping[str, View], pool: str) -> tuple[list[str], list[str]
 
 def mean(x: Tensor, view: View) -> Tensor:
     """Return the mean over positions of maps, or over patch tokens."""
-    if x.ndim <= 2:
-        return _row(x)
-    patches = view.patches(x)
-    return patches.mean(tuple(range(2, x.ndim)))
+    return _row(x) if x.ndim <= 2 else view.patches(x).mean(tuple(range(2, x.ndim)))
 
 
 def maximum(x: Tensor, view: View) -> Tensor:
     """Return the maximum over positions of maps, or over patch tokens."""
-    if x.ndim <= 2:
-        return _row(x)
-    patches = view.patches(x)
-    return patches.amax(tuple(range(2, x.ndim)))
+    return _row(x) if x.ndim <= 2 else view.patches(x).amax(tuple(range(2, x.ndim)))
 
 
 def flatten(x: Tensor, view: View) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights files: read without running code, and matched with a network whatever they are wrapped in."""
+"""Weights files, read without running code and matched with a network."""
 
 from __future__ import annotations
 
@@ -10,74 +10,73 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
 
 State = Mapping[str, Tensor]
 """Name of a parameter or buffer → its value."""
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch puts into names, at any place, when a network was compiled or wrapped before it was saved"""
+"""Parts that torch adds to names of compiled or wrapped networks"""
 
 _HEADS = ("fc", "classifier", "head", "heads", "last_linear")
 """Names of the classification head in networks that do not state it"""
 
 _DEEPEST = 3
-"""Dictionaries within dictionaries that are searched for weights"""
+"""Depth of nested dictionaries that are searched for weights"""
 
 _SHOWN = 3
-"""Names that a sentence shows of each side"""
+"""Names in an error, of network and file each"""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The part of a file that holds the weights of a network."""
+    """The part of a file with the weights of a network."""
 
     state: State
-    """The network's own names; the head's are among them where the file has a head of the network's form"""
+    """By the network's names, with the head's if the file has a head of the same form"""
     classes: int | None
-    """Classes of the head in the file; ``None`` where it has no head of the network's form"""
+    """Classes of the file's head; ``None`` without a head of the same form"""
     notes: tuple[str, ...]
 
 
 def read_weights(path: Path) -> tuple[dict[str, str], Mapping[str, Any]]:
-    """Return metadata and content of a safetensors file or of one that torch saved; nothing in the file is run.
+    """Return metadata and content of a safetensors or torch file, without running code from it.
 
     Raises
     ------
     InputError
-        when the file cannot be read, or holds no weights
+        when the file cannot be read, or has no weights
     """
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
             with safe_open(path, "pt") as file:
                 return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        with torch.serialization.safe_globals([argparse.Namespace]):  # a bag of options that many trainings store
+        with torch.serialization.safe_globals([argparse.Namespace]):  # stored by many training scripts
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, Mapping) or not any(True for _ in _states(content)):
             raise ValueError("it does not hold a dictionary of tensors by name")
         return {}, content
-    except Exception as error:  # both readers raise errors of their own kinds for a broken or unsafe file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in the file
-            reason = "not a file of weights, or one that would run code; use .safetensors, .pt or .pth"
+    except Exception as error:  # both readers raise many types for a broken or unsafe file
+        reason = reason_of(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the file
+            reason = "not a weights file, or one that would run code; use .safetensors, .pt or .pth"
         raise InputError(f"weights: {path} cannot be read ({reason}).") from None
 
 
 def match_weights(content: Mapping[str, Any], module: nn.Module, model: str, path: Path) -> Matched:
     """Find the weights of a network in the content of a file.
 
-    A file may hold them in a dictionary (``state_dict``, ``model``, ``teacher``, …), behind a prefix (``module.``,
-    ``model.``, ``backbone.``, …), without a head, or with a head of another number of classes. They are taken when
-    exactly one dictionary and prefix has every name of the network beside its head, each of the same shape.
+    They may be in a dictionary (``state_dict``, ``model``, ``teacher``, …), with a prefix (``module.``, ``model.``,
+    ``backbone.``, …), without a head, or with another number of classes. Exactly one dictionary and prefix must have
+    every name of the network outside its head, each of the same shape.
 
     Parameters
     ----------
-    module : the network; its weights are not changed
-    model, path : names for the sentences
+    module : the network, not changed
+    model, path : names for errors
 
     Raises
     ------
@@ -100,7 +99,7 @@ def match_weights(content: Mapping[str, Any], module: nn.Module, model: str, pat
     where = [f"from {place!r}"] if place else []
     where += [f"without the prefix {prefix!r}"] if prefix else []
     notes = [f"The weights were read {' and '.join(where)} of {path.name}."] if where else []
-    whole = all(k in head for k in own if k not in body)  # else a bias would stay random
+    whole = all(k in head for k in own if k not in body)  # otherwise a bias would stay random
     classes = _classes(head, heads) if whole else None
     if heads and classes is None and (head or len(own) > len(body)):
         what = f"a head of another form ({min(head)}), which was not read" if head else "no classification head"
@@ -110,7 +109,7 @@ def match_weights(content: Mapping[str, Any], module: nn.Module, model: str, pat
 
 
 def head_names(module: nn.Module) -> tuple[str, ...]:
-    """Return the dotted names of the classification head: as timm states it, else the last linear layer there."""
+    """Return the dotted names of the classification head: as timm states it, else its last linear layer."""
     stated = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = (stated,) if isinstance(stated, str) else tuple(stated)
     if names:
@@ -124,9 +123,9 @@ def head_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def load_weights(module: nn.Module, matched: Matched) -> bool:
-    """Put weights into a network; return ``False``, and do nothing, where the head has another shape there.
+    """Load weights into a network; return ``False``, without loading, if the head has another shape.
 
-    What the file does not hold stays as it is.
+    Weights that the file does not have stay.
     """
     own = module.state_dict()
     if any(k in own and own[k].shape != v.shape for k, v in matched.state.items()):
@@ -142,7 +141,7 @@ def _under(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def _states(content: Mapping[str, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
-    """Yield every dictionary of tensors in a file, with the names that lead to it; names without torch's wrappers."""
+    """Yield every dictionary of tensors in a file, with its place; names are without torch's wrappers."""
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:
         yield place, {_unwrapped(name): value for name, value in tensors.items()}
@@ -158,21 +157,21 @@ def _unwrapped(name: str) -> str:
 
 
 def _prefixes(state: State, body: Mapping[str, Any]) -> list[str]:
-    """Return the prefixes with which the first name of a network stands in a state."""
+    """Return the prefixes of the first name of a network in a state."""
     first = next(iter(body), "")
     ends = [k.removesuffix(first) for k in state if k.endswith(first)]
     return [prefix for prefix in dict.fromkeys(ends) if not prefix or prefix.endswith(".")]
 
 
 def _fits(state: State, prefix: str, body: Mapping[str, Any], own: Mapping[str, Any], heads: tuple[str, ...]) -> bool:
-    """Return whether a state has, behind a prefix, every name of a network beside its head, and no name more."""
+    """Return whether a state has, after a prefix, every name of a network outside its head, and no others."""
     if any(prefix + k not in state or tuple(state[prefix + k].shape) != shape for k, shape in body.items()):
         return False
     return not _unexpected(state, prefix, own, heads)
 
 
 def _unexpected(state: State, prefix: str, own: Mapping[str, Any], heads: tuple[str, ...]) -> list[str]:
-    """Return the names behind a prefix that a network does not have, apart from a head, of whatever form."""
+    """Return the names after a prefix that a network does not have, except those of any head."""
     places = {*_HEADS, *(head.partition(".")[0] for head in heads)}
     inside = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
     names = [k for k in inside if k not in own and not k.endswith("num_batches_tracked")]
@@ -180,7 +179,7 @@ def _unexpected(state: State, prefix: str, own: Mapping[str, Any], heads: tuple[
 
 
 def _classes(head: State, heads: tuple[str, ...]) -> int | None:
-    """Return the number of classes of a head, when its tensors are the weights and biases of linear layers."""
+    """Return the number of classes of a head whose tensors are weights and biases of linear layers."""
     if not head or set(head) - {f"{name}.{part}" for name in heads for part in ("weight", "bias")}:
         return None
     sizes = {len(v) for v in head.values()}
@@ -195,12 +194,12 @@ def _misfit(
     path: Path,
     heads: tuple[str, ...],
 ) -> InputError:
-    """Return the sentence that says why a file does not fit."""
+    """Return the error that says why a file does not fit."""
     if fitting:
         parts = [f"{place} {prefix}*".strip() for place, prefix, _ in fitting]
         return InputError(
-            f"weights: {path} holds several sets of weights that fit {model} ({', '.join(parts)}); save the one "
-            "that you want in a file of its own."
+            f"weights: {path} has several sets of weights that fit {model} ({', '.join(parts)}); save one of them in "
+            "a separate file."
         )
     own = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     body = {k: shape for k, shape in own.items() if not _under(k, heads)}

@@ -10,6 +10,11 @@ from conceptkit.options.base import Command, described
 from conceptkit.registry import load
 
 COMMANDS: Mapping[str, str] = {
+    "probe": "conceptkit.options.probe:Probe",
+    "guide": "conceptkit.options.guide:Guide",
+    "grid": "conceptkit.options.grid:Grid",
+    "bags": "conceptkit.options.bags:Bags",
+    "predictivity": "conceptkit.options.predictivity:Predictivity",
     "attribute": "conceptkit.options.attribute:Attribute",
     "audit": "conceptkit.options.audit:Audit",
 }

@@ -47,6 +47,8 @@ class Declared:
     maximum: float | None = None
     parse: Callable[[Any], Any] | None = None
     """Turns a text, or another short form, into the value"""
+    shown: Any = None
+    """Default that the help shows where ``None`` stands for it"""
 
 
 def option(

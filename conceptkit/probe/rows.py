@@ -19,16 +19,16 @@ from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.crossfit import jackknife_units
 from conceptkit.probe.folds import leave_out_folds, unseen_levels
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
-from conceptkit.probe.testing import Tested
 from conceptkit.probe.validation import Validated, Validation, held_out, held_out_each, validate
-from conceptkit.records import ProbeRow
+from conceptkit.records import Note, ProbeRow
 
 PROTOCOLS = ("cross-validated", "paper")
 """``paper``: least squares, fitted and scored on the same rows, as Table 6 of Graziani et al. (2023)."""
 
-PAPER_NOTE = (
+PAPER_NOTE = Note(
+    "protocol",
     "Protocol of the paper: least squares fitted and scored on the same rows. These scores are in-sample: they are "
-    "comparable with published ones, and do not show what holds for other patients."
+    "comparable with published ones, and do not show what holds for other patients.",
 )
 
 _NAMED = 5
@@ -129,7 +129,7 @@ def probe_rows(
     report(len(layers) * len(parts), len(layers) * len(parts))
     ordered = [rows[layer.name, target.name] for layer in layers for target in targets]
     q = adjust_for_many([row.p for row in ordered])
-    return tuple(dataclasses.replace(row, q=_or_none(value)) for row, value in zip(ordered, q, strict=True))
+    return tuple(dataclasses.replace(row, q=value) for row, value in zip(ordered, q, strict=True))
 
 
 def scored(target: Target, predicted: NDArray[Any]) -> Scored:
@@ -149,7 +149,7 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) ->
         parts = [
             _common_fields(target, options),
             _score_fields(target, result, options),
-            {"notes": _center_notes(result.tested, unseen, options.folds)},
+            {"notes": _center_notes(result, unseen, options.folds)},
             _adjusted_fields(X, target, options),
             left_out,
         ]
@@ -201,50 +201,37 @@ def _common_fields(target: Target, options: Asked) -> dict[str, Any]:
             f"ceiling: not estimable, as {target.name} or {repeated} does not vary on the {n} rows with both, or there "
             "are fewer than 3."
         )
-    return values | {"repeated_as": repeated, "ceiling": _or_none(r), "notes": (note,)}
+    return values | {"repeated_as": repeated, "ceiling": r, "notes": (Note("ceiling", note),)}
 
 
 def _score_fields(target: Target, result: Validated, options: Asked) -> dict[str, Any]:
-    tested = result.tested
     return {
+        **result.numbers(),
         "folds": options.folds,
         "metric": target.metric,
-        "score": result.score,
-        "score_low": result.interval.low,
-        "score_high": result.interval.high,
-        "interval_note": result.interval.note,
-        "score_in_sample": result.score_in_sample,
-        "score_patchwise": result.score_patchwise,
         "chance": target.chance,
-        "alpha": result.alpha,
-        "alpha_folds": result.alpha_folds,
-        **_finite(result, "cosine", "auc", "score_shuffled", "score_random_concept"),
-        "auc_low": _or_none(result.auc_interval.low),
-        "auc_high": _or_none(result.auc_interval.high),
-        "selectivity": _or_none(result.score - max(result.score_random_concept, target.chance)),
-        "permuted": tested.permuted if options.permutations else None,
         "permutations": options.permutations,
-        **_finite(tested, "icc", "p", "p_between", "p_within", "p_across_centers", "p_min"),
-        "decided_by": tested.decided_by,
-        "assumed": tested.assumed,
+        "permuted": result.permuted if options.permutations else None,
     }
 
 
-def _center_notes(tested: Tested, unseen: Mapping[str, int], folds: int) -> Iterator[str]:
+def _center_notes(result: Validated, unseen: Mapping[str, int], folds: int) -> Iterator[Note]:
     """Yield notes on folds that train without a center, and on coarse tests within centers."""
     if unseen:
         names, counts = list(unseen), set(unseen.values())
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         plural, each = ("s", "each") if len(names) > 1 else ("", "it")
-        yield (
+        yield Note(
+            "centers",
             f"center{plural} {', '.join(names[:_NAMED])}{more}: {'up to ' if len(counts) > 1 else ''}{max(counts)} of "
-            f"{folds} folds score {each} without a training row of it; that part of the score is for an unseen center."
+            f"{folds} folds score {each} without a training row of it; that part of the score is for an unseen center.",
         )
-    if math.isfinite(tested.p_across_centers):
-        yield (
+    if result.p_across_centers is not None and math.isfinite(result.p_across_centers):
+        yield Note(
+            "centers",
             f"p is primary and permutes groups within centers, with few possible permutations (smallest p "
-            f"{tested.p_min:.2g}). p_across_centers = {tested.p_across_centers:.2g} permutes groups across centers; it "
-            "is valid only if no center differs from the others in both concept and activations."
+            f"{result.p_min:.2g}). p_across_centers = {result.p_across_centers:.2g} permutes groups across centers; it "
+            "is valid only if no center differs from the others in both concept and activations.",
         )
 
 
@@ -284,8 +271,8 @@ def _gain_fields(values: dict[str, Any], networks: Sequence[Scored], pixels: Sco
         gain, low, high = gain_interval(own, ends, values["chance"], rivals)
         fields |= {
             "r2_above_baseline": gain,
-            "r2_above_baseline_low": _or_none(low),
-            "r2_above_baseline_high": _or_none(high),
+            "r2_above_baseline_low": low,
+            "r2_above_baseline_high": high,
         }
     return fields
 
@@ -305,7 +292,10 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], options: Asked) -> list[d
         splits = leave_out_folds(levels, name, options.leave_out_parts)
         predicted = held_out(rows_of(X, present), kept, alphas=options.alphas, splits=splits)
     except InputError as error:
-        return [{"leave_out": name, "notes": (f"leave-out {name}: not estimable ({error})",)} for _ in part]
+        return [
+            {"leave_out": name, "notes": (Note("leave_out", f"leave-out {name}: not estimable ({error})"),)}
+            for _ in part
+        ]
     several = len(np.unique(levels))
     split = _split_groups(kept[0].groups, levels)
     remarks = [f"leave-out {name}: {split}."] if split else []
@@ -316,7 +306,7 @@ def _left_out(X: NDArray[Any], part: Sequence[Target], options: Asked) -> list[d
         unknown = _class_in_one_level(target, levels)
         note = f"leave-out {name}: not estimable ({unknown})" if unknown else " ".join(remarks)
         score = None if unknown else target.score(p)
-        out.append({"leave_out": name, "score_leave_out": score, "notes": (note,) if note else ()})
+        out.append({"leave_out": name, "score_leave_out": score, "notes": (Note("leave_out", note),) if note else ()})
     return out
 
 
@@ -345,7 +335,7 @@ def _adjusted_fields(X: NDArray[Any], target: Target, options: Asked) -> dict[st
     here = {name: values[target.rows] for name, values in options.confounders.items() if name != target.name}
     if not here:
         note = f"adjusted: not estimable, as {target.name} is the only confounder itself."
-        return {"notes": (note,)} if options.confounders else {}
+        return {"notes": (Note("adjusted", note),)} if options.confounders else {}
     present = np.flatnonzero(np.all([_is_present(values) for values in here.values()], axis=0))
     fields: dict[str, Any] = {"adjusted_for": tuple(here)}
     notes, names = [], ", ".join(here)
@@ -358,10 +348,10 @@ def _adjusted_fields(X: NDArray[Any], target: Target, options: Asked) -> dict[st
             rows_of(X, present), kept, confounders, kept.folds(options.folds), options, terms=options.terms
         )
         fields |= {
-            "score_adjusted": _or_none(result.score),
-            "score_adjusted_low": _or_none(result.interval.low),
-            "score_adjusted_high": _or_none(result.interval.high),
-            "score_confounders": _or_none(result.confounders),
+            "score_adjusted": result.score,
+            "score_adjusted_low": result.interval.low,
+            "score_adjusted_high": result.interval.high,
+            "score_confounders": result.confounders,
         }
         if math.isfinite(result.score) and not math.isfinite(result.interval.low):
             why = f" ({result.interval.note})" if result.interval.note else ""
@@ -372,7 +362,7 @@ def _adjusted_fields(X: NDArray[Any], target: Target, options: Asked) -> dict[st
         notes += [] if result.note is None else [f"adjusted for {names}: {result.note}"]
     except InputError as error:
         notes.append(f"adjusted for {names}: not estimable ({error})")
-    return fields | {"notes": notes}
+    return fields | {"notes": [Note("adjusted", note) for note in notes]}
 
 
 def _is_present(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -386,12 +376,3 @@ def _on(target: Target, rows: NDArray[np.intp]) -> Target:
     if len(rows) < 2 or len(np.unique(target.y[rows])) < 2:
         raise InputError(f"concept: {target.name} does not vary on the {len(rows)} rows that are left.")
     return target.on(rows)
-
-
-def _finite(source: object, *names: str) -> dict[str, float | None]:
-    """Return attributes by name, ``None`` for NaN."""
-    return {name: _or_none(getattr(source, name)) for name in names}
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

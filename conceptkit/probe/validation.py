@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.intervals import (
-    NO_INTERVAL,
     Interval,
     accuracy_interval,
     auc_interval,
@@ -46,6 +45,7 @@ from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Tested, permutation_tests
+from conceptkit.records.probe import ProbeScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +65,11 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validated:
-    """Scores of one target; NaN stands for a score that was not requested or does not apply."""
+class Validated(ProbeScore):
+    """Scores of one target, with its predictions."""
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
-    score: float
-    interval: Interval
-    auc: float = np.nan
-    """Of categorical concepts"""
-    auc_interval: Interval = NO_INTERVAL
-    score_in_sample: float
-    score_patchwise: float
-    score_shuffled: float
-    score_random_concept: float
-    alpha: float
-    alpha_folds: tuple[float, ...]
-    cosine: float
-    """Mean cosine between the directions of the folds"""
-    tested: Tested
-    """The permutation tests"""
 
 
 def held_out(
@@ -174,20 +159,25 @@ def _continuous(
         shuffled = scores[: t * SHUFFLES].reshape(t, -1).mean(1)
         random = scores[t * SHUFFLES :].reshape(t, -1).mean(1)
     patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=seed), by_patch)
+    intervals = [
+        r2_interval(
+            Y[:, i],
+            predicted[:, i],
+            clusters,
+            deleted[:, i],
+            units,
+            n_columns=X.shape[1],
+            n_resamples=options.n_resamples,
+            seed=seed,
+        )
+        for i in range(t)
+    ]
     return [
-        Validated(
-            predicted=predicted[:, i],
-            score=target.score(predicted[:, i]),
-            interval=r2_interval(
-                Y[:, i],
-                predicted[:, i],
-                clusters,
-                deleted[:, i],
-                units,
-                n_columns=X.shape[1],
-                n_resamples=options.n_resamples,
-                seed=seed,
-            ),
+        _validated(
+            target,
+            predicted[:, i],
+            intervals[i],
+            tested[i],
             score_in_sample=target.score(fitted[:, i]),
             score_patchwise=target.score(patchwise[:, i]),
             score_shuffled=float(shuffled[i]),
@@ -195,10 +185,23 @@ def _continuous(
             alpha=float(alpha[i]),
             alpha_folds=tuple(alpha_folds[:, i].tolist()),
             cosine=float(cosine[i]),
-            tested=tested[i],
         )
         for i, target in enumerate(targets)
     ]
+
+
+def _validated(target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, **scores: Any) -> Validated:
+    score = target.score(predicted)
+    return Validated(
+        predicted=predicted,
+        score=score,
+        score_low=interval.low,
+        score_high=interval.high,
+        interval_note=interval.note,
+        selectivity=score - max(scores["score_random_concept"], target.chance),
+        **dataclasses.asdict(tested),
+        **scores,
+    )
 
 
 def _with_controls(targets: Sequence[Target], seed: int) -> tuple[Floats, Floats]:
@@ -263,14 +266,18 @@ def _classified(
             draws_accuracy(X, draw(target, count, options.seed), k, splits, found.alpha)
             for draw, count in ((shuffled_values, SHUFFLES), (random_concepts, RANDOM_CONCEPTS))
         )
-    return Validated(
-        predicted=found.predicted,
-        score=target.score(found.predicted),
-        interval=accuracy_interval(
-            y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
-        ),
+    area = auc_interval(y, found.scores, target.clusters, units, inflation=inflation)
+    interval = accuracy_interval(
+        y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
+    )
+    return _validated(
+        target,
+        found.predicted,
+        interval,
+        tested,
         auc=auc(y, found.scores),
-        auc_interval=auc_interval(y, found.scores, target.clusters, units, inflation=inflation),
+        auc_low=area.low,
+        auc_high=area.high,
         score_in_sample=target.score(whole.predict(X)),
         score_patchwise=target.score(patchwise.predicted),
         score_shuffled=shuffled,
@@ -278,5 +285,4 @@ def _classified(
         alpha=float(whole.alpha_),
         alpha_folds=tuple(found.alpha.tolist()),
         cosine=float(mean_cosine(found.vectors).mean()) if len(found.vectors) > 1 else np.nan,
-        tested=tested,
     )

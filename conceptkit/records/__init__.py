@@ -1,14 +1,15 @@
-"""What a command found, frozen, saved as JSON and loaded back: a file per command."""
+"""The results of commands: frozen, saved as JSON and loaded again; a file per command."""
 
 from conceptkit.records.attribute import AttributeRecord, AttributeRow, Moved, Score
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.records.guide import Difference, GuideRecord, GuideRun
+from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsRecord
 from conceptkit.records.loading import AnyRecord, load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
+from conceptkit.records.texts import Metric, Note, concept_of
 
 __all__ = [
     "CONTEXT_FILE",
@@ -30,14 +31,18 @@ __all__ = [
     "GridRecord",
     "GuideRecord",
     "GuideRun",
+    "Metric",
     "Moved",
+    "Note",
     "PatchLevel",
     "PredictivityRecord",
     "PredictivityRow",
     "ProbeRecord",
     "ProbeRow",
     "Record",
+    "RunsRecord",
     "Score",
+    "concept_of",
     "load_record",
     "to_json",
     "write_atomically",

@@ -1,14 +1,15 @@
-"""What ``attribute`` found."""
+"""The result of ``attribute``."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
+from conceptkit.records.base import RowsRecord, frame_of
+from conceptkit.records.texts import Note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One score along a concept vector, and what it has to be read against."""
+    """One score along a concept vector, with its refits and controls."""
 
     value: float
-    """NaN where the score has none, as a ratio to a spread of zero."""
+    """NaN where the score is not defined, as a ratio to a spread of zero."""
     refits_mean: float
     """Mean over vectors fitted on resamples of the groups."""
     refits_sd: float
@@ -47,7 +48,7 @@ class AttributeRow:
     layer: str
     concept: str
     concept_class: str | None
-    """Class that the vector stands for, of a categorical concept."""
+    """Class of the vector, for a categorical concept."""
     kind: str
     """``continuous`` or ``categorical``."""
     target: str
@@ -63,7 +64,7 @@ class AttributeRow:
     metric: str
     """``r2`` or ``balanced_accuracy``."""
     score: float
-    """How well the concept is read at the layer, held out by group."""
+    """How well the concept is decoded at the layer, held out by group."""
     per_unit: float
     """Change of the output per unit of the concept, along its pattern; of a categorical concept from the mean of all
     other classes to that of the class."""
@@ -79,12 +80,12 @@ class AttributeRow:
     unit: str
     """Unit of the concept; empty where none is known."""
     round_step: float
-    """A round number of units near the standard deviation, for people to read ``per_unit`` by; 1 for a class."""
+    """A round number of units near the standard deviation, for which ``per_unit`` is shown; 1 for a class."""
     per_unit_p: float
     """Share of shuffled concepts whose change of the output is at least as large, the concept itself included."""
     per_unit_q: float
     interval_note: str | None
-    """What has to be said of the intervals; ``None``: nothing."""
+    """Caveat of the intervals; ``None`` without one."""
     scores: Mapping[str, Score]
     """``sign_count``, ``magnitude``, ``mean`` and ``relevance`` along the vector; the last for continuous concepts."""
     alpha: float
@@ -110,7 +111,10 @@ class AttributeRow:
     same_derivative: bool = False
     """Whether the derivative is the same at every image, so that ``sign_count`` is 0 or 1 for any direction."""
     notes: tuple[str, ...] = ()
-    """Sentences a reader of this row has to know."""
+    """Sentences that a reader of this row has to know, each a :class:`conceptkit.records.Note`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(Note.of, self.notes)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +132,18 @@ class Moved:
     """Output → its mean over the images at each step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributeRecord(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttributeRecord(RowsRecord):
     """The result of ``attribute``: one row per layer, concept (and class of it), output and set of images."""
 
     schema: ClassVar[str] = "conceptkit/attribute/1"
     rows: tuple[AttributeRow, ...]
     moved: tuple[Moved, ...] = ()
-    figures: tuple[str, ...] = field(default_factory=tuple)
+    figures: tuple[str, ...] = ()
     """Names of the pictures in the run folder."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a tidy table; scores in columns such as ``sign_count``, ``sign_count_p``."""
-        import pandas as pd
-
         flat = []
         for row in self.rows:
             values = dataclasses.asdict(row)
@@ -149,18 +151,4 @@ class AttributeRecord(Record):
                 values[name] = score.pop("value")
                 values |= {f"{name}_{key}": value for key, value in score.items()}
             flat.append(values)
-        return pd.DataFrame(flat)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        rows = tuple(
-            read_fields(AttributeRow, {**row, "scores": {k: read_fields(Score, v) for k, v in row["scores"].items()}})
-            for row in values["rows"]
-        )
-        moved = tuple(
-            read_fields(Moved, {**one, "outputs": {k: tuple(v) for k, v in one["outputs"].items()}})
-            for one in values["moved"]
-        )
-        fields: dict[str, Any] = {**common_fields(values), "rows": rows, "moved": moved}
-        return cls(**{**fields, "figures": tuple(values["figures"])})
+        return frame_of(flat)

@@ -1,21 +1,16 @@
-"""What ``audit`` found."""
+"""The result of ``audit``."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
-
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.records.base import RowsRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRow:
-    """What one kind of fresh probe reads of the concept at one place, on groups it was not fitted on."""
+    """How well one kind of fresh probe decodes the concept at one place, held out by group."""
 
     layer: str
     """``input`` for plain pixel statistics, a layer's name, or ``logit`` for the main task's output."""
@@ -27,7 +22,7 @@ class AuditRow:
     n_groups: int
     """Equal to ``n`` where no group was named."""
     width: int
-    """Numbers per row that were read from."""
+    """Features per row."""
     metric: str
     """``r2`` or ``balanced_accuracy``."""
     score: float
@@ -51,7 +46,7 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditLayer:
-    """What holds of a layer as a whole."""
+    """Distance between classes and cost of erasure at one layer."""
 
     layer: str
     a_distance: float
@@ -73,16 +68,16 @@ class AuditLevel:
     """NaN where they are of one class."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditRecord(Record):
-    """The result of ``audit``: what is left of a concept from a network's input to its logit."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AuditRecord(RowsRecord):
+    """The result of ``audit``: how decodable a concept is from a network's input to its logit."""
 
     schema: ClassVar[str] = "conceptkit/audit/1"
     concept: str
     kind: str
     """``continuous`` or ``categorical``."""
     discouraged: bool
-    """Whether the network was trained not to know it."""
+    """Whether the network was trained to discourage it."""
     head: float | None
     """Score of the network's own head of the concept on the same rows; ``None`` where it has none."""
     rows: tuple[AuditRow, ...]
@@ -90,19 +85,3 @@ class AuditRecord(Record):
     levels: tuple[AuditLevel, ...] = ()
     auc: float
     """Of the main task over all rows."""
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a tidy table, one per layer, probe and whether the concept was erased."""
-        import pandas as pd
-
-        return pd.DataFrame([dataclasses.asdict(row) for row in self.rows])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        kinds = {"rows": AuditRow, "layers": AuditLayer, "levels": AuditLevel}
-        parts = {name: tuple(read_fields(kind, one) for one in values[name]) for name, kind in kinds.items()}
-        fields: dict[str, Any] = {**common_fields(values), **parts}
-        if fields["auc"] is None:
-            fields["auc"] = float("nan")
-        return cls(**fields)

@@ -1,18 +1,17 @@
-"""What ``bags`` trained and found."""
+"""The result of ``bags``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-from conceptkit.records.base import read_fields
 from conceptkit.records.guide import GuideRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class BagScore:
-    """How one network tells the label of the bags of one split."""
+    """How well one network predicts the label of the bags of one split."""
 
     run: str
     seed: int
@@ -21,36 +20,29 @@ class BagScore:
     low: float
     high: float
     n: int
-    """Bags with a label."""
+    """Bags that were scored."""
     n_groups: int
     interval_note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionScore:
-    """Whether one network attends to the patches that make a bag positive."""
+class AttentionScore(BagScore):
+    """Whether one network attends to the patches that make a bag positive.
 
-    run: str
-    seed: int
-    split: str
-    auc: float
-    """Share of pairs of a positive and another patch of one bag in which the positive one has more attention."""
-    low: float
-    high: float
-    n: int
-    """Bags that hold both."""
-    n_groups: int
+    ``auc`` is the share of pairs of a positive and another patch of one bag in which the positive one has more
+    attention, over the bags that hold both.
+    """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BagsRecord(GuideRecord):
-    """The result of ``bags``: trained networks on bags, their differences, and where they look."""
+    """The result of ``bags``: trained networks on bags, their differences, and their attention."""
 
     schema: ClassVar[str] = "conceptkit/bags/1"
     by: str
     """Column that names the bag of each patch."""
     label_rule: str
-    """How a bag's label came about, in words."""
+    """How a bag's label is derived, in words."""
     n_bags: Mapping[str, int] = field(default_factory=dict)
     """Split → bags."""
     patches_per_bag: tuple[int, float, int] = (0, 0.0, 0)
@@ -58,10 +50,3 @@ class BagsRecord(GuideRecord):
     scores: tuple[BagScore, ...] = ()
     attention: tuple[AttentionScore, ...] = ()
     """Empty where patches have no label of their own, and for means."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        kinds = {"scores": BagScore, "attention": AttentionScore}
-        parts = {name: tuple(read_fields(kind, one) for one in values[name]) for name, kind in kinds.items()}
-        return super().from_dict({**values, **parts, "patches_per_bag": tuple(values["patches_per_bag"])})

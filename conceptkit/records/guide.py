@@ -1,20 +1,25 @@
-"""What ``guide`` trained and found."""
+"""The result of ``guide``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from conceptkit.records.base import Record, common_fields, read_fields
+from conceptkit.records.base import Record, frame_of
+from conceptkit.records.texts import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
 
+What = Literal["metrics", "concepts", "leakage"]
+"""Which numbers of a run: the main task's by split, those of encouraged and of discouraged concepts"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuideRun:
-    """One trained network: what it predicts, and what can be read from it."""
+    """One trained network: its scores, and those of fresh probes on it."""
 
     name: str
     """``baseline``, ``guided``, or the name of a grid's cell."""
@@ -25,7 +30,7 @@ class GuideRun:
     """Split, and ``overall`` for all evaluation splits together → the main task's ``auc``, ``auc_within_COLUMN``,
     ``f1`` and ``balanced_accuracy`` at the ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``."""
     concepts: Mapping[str, Mapping[str, float | None]]
-    """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head); ``None``: not there."""
+    """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head), or ``None``."""
     leakage: Mapping[str, Mapping[str, float | None]]
     """Discouraged concept → ``linear`` and ``mlp`` (fresh probes, held-out) and ``chance``."""
     history: tuple[Mapping[str, float], ...] = ()
@@ -40,49 +45,67 @@ class Difference:
     run: str
     against: str
     split: str
-    metric: str
-    """``auc`` of the main task, ``auc_within_center`` within the levels of that column; ``probe:count``, the score of a
-    fresh probe of the encouraged concept ``count``; ``linear:center`` and ``mlp:center``, those of a fresh linear and
-    non-linear probe of the discouraged one."""
+    metric: Metric
+    """Of the main task, or the score of a fresh probe: ``probe`` of an encouraged concept, ``linear`` and ``mlp`` of a
+    discouraged one."""
     mean: float
     low: float
     high: float
     n_groups: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", Metric.of(self.metric))
 
-@dataclass(frozen=True, kw_only=True)
-class GuideRecord(Record):
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunsRecord(Record):
+    """A record of trained networks and their paired differences."""
+
+    runs: tuple[GuideRun, ...]
+    differences: tuple[Difference, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Concept → unit, where it is known."""
+    evaluated_on: str = "internal"
+    """The rows on which ``concepts`` and ``leakage`` are measured."""
+
+    @property
+    def run_names(self) -> list[str]:
+        """Return the names of the runs in their order, each once whatever its number of seeds."""
+        return list(dict.fromkeys(run.name for run in self.runs))
+
+    def over_seeds(self, name: str, what: What, key: str, metric: str) -> tuple[float, float]:
+        """Return mean and SD over the seeds of run ``name``: of a ``metric`` of a split or a concept (``key``)."""
+        return mean_sd(getattr(run, what).get(key, {}).get(metric) for run in self.runs if run.name == name)
+
+    def run_rows(self) -> Iterator[tuple[GuideRun, dict[str, Any]]]:
+        """Yield every number of every run with its seed, what it is of, name and metric."""
+        for run in self.runs:
+            for word, what in (("split", "metrics"), ("concept", "concepts"), ("leakage", "leakage")):
+                for name, metrics in getattr(run, what).items():
+                    for metric, value in metrics.items():
+                        yield run, {"seed": run.seed, "what": word, "name": name, "metric": metric, "value": value}
+
+
+def mean_sd(values: Iterable[float | None]) -> tuple[float, float]:
+    """Return mean and sample SD of the finite values; NaN for the SD of fewer than two."""
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return math.nan, math.nan
+    mean = math.fsum(finite) / len(finite)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in finite) / (len(finite) - 1)) if len(
+        finite
+    ) > 1 else math.nan
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GuideRecord(RunsRecord):
     """The result of ``guide``: trained runs and their paired differences."""
 
     schema: ClassVar[str] = "conceptkit/guide/1"
     encourage: tuple[str, ...]
     discourage: tuple[str, ...]
-    units: Mapping[str, str] = field(default_factory=dict)
-    """Concept → unit, where it is known."""
-    evaluated_on: str = "internal"
-    """The rows on which ``concepts`` and ``leakage`` are read."""
-    runs: tuple[GuideRun, ...]
-    differences: tuple[Difference, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Return every number as a tidy table with columns run, seed, what, name, metric, value."""
-        import pandas as pd
-
-        rows = [
-            {"run": run.name, "seed": run.seed, "what": what, "name": name, "metric": metric, "value": value}
-            for run in self.runs
-            for what, values in (("split", run.metrics), ("concept", run.concepts), ("leakage", run.leakage))
-            for name, metrics in values.items()
-            for metric, value in metrics.items()
-        ]
-        return pd.DataFrame(rows, columns=["run", "seed", "what", "name", "metric", "value"])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        common = common_fields(values)
-        runs = tuple(read_fields(GuideRun, {**run, "history": tuple(run["history"])}) for run in values["runs"])
-        differences = tuple(read_fields(Difference, d) for d in values["differences"])
-        lists = {key: tuple(common[key]) for key in ("encourage", "discourage")}
-        fields: dict[str, Any] = {**common, **lists, "runs": runs, "differences": differences}
-        return cls(**fields)
+        rows = [{"run": run.name, **row} for run, row in self.run_rows()]
+        return frame_of(rows, ["run", "seed", "what", "name", "metric", "value"])

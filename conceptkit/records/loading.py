@@ -12,7 +12,6 @@ from conceptkit.records.attribute import AttributeRecord
 from conceptkit.records.audit import AuditRecord
 from conceptkit.records.bags import BagsRecord
 from conceptkit.records.base import RECORD_FILE
-from conceptkit.records.fitting import misfit
 from conceptkit.records.grid import GridRecord
 from conceptkit.records.guide import GuideRecord
 from conceptkit.records.predictivity import PredictivityRecord
@@ -54,8 +53,6 @@ def load_record(folder: str | Path) -> AnyRecord:
         raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(KINDS)}.")
     try:
         record = KINDS[schema].from_dict(values)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise InputError(f"run: {path} lacks a part of a {schema} record.") from None
-    if (wrong := misfit(record, KINDS[schema], "record")) is not None:
-        raise InputError(f"run: {path} is no {schema} record ({wrong}).")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run: {path} is not a valid {schema} record: {error}.") from None
     return dataclasses.replace(record, folder=path.parent)

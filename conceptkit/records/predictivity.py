@@ -1,13 +1,12 @@
-"""What ``predictivity`` found: how far concept values alone tell the main label."""
+"""The result of ``predictivity``: how well concept values by themselves predict the main label."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
-from conceptkit.records.base import Record, common_fields, read_fields
+from conceptkit.records.base import RowsRecord, frame_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +18,7 @@ class PredictivityRow:
 
     inputs: tuple[str, ...]
     role: str
-    """``random`` (a column of chance), ``concept``, ``growing`` set, or ``confounder`` (a discouraged column alone)"""
+    """``random`` (random numbers), ``concept``, ``growing`` set, or ``confounder`` (a discouraged column by itself)"""
     split: str
     auc: float
     """Mean over seeds"""
@@ -33,8 +32,8 @@ class PredictivityRow:
     """AUC of each seed, in their order"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictivityRecord(Record):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PredictivityRecord(RowsRecord):
     """The result of ``predictivity``: one row per set of columns and split."""
 
     schema: ClassVar[str] = "conceptkit/predictivity/1"
@@ -42,13 +41,4 @@ class PredictivityRecord(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a tidy table, their inputs joined by a plus."""
-        import pandas as pd
-
-        return pd.DataFrame([{**dataclasses.asdict(row), "inputs": " + ".join(row.inputs)} for row in self.rows])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the record from what :meth:`to_dict` gave (through JSON: ``null`` is read as not a number)."""
-        rows = tuple(read_fields(PredictivityRow, row) for row in values["rows"])
-        fields: dict[str, Any] = {**common_fields(values), "rows": rows}
-        return cls(**fields)
+        return frame_of({**dataclasses.asdict(row), "inputs": " + ".join(row.inputs)} for row in self.rows)

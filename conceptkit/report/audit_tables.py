@@ -16,8 +16,9 @@ from conceptkit.report.judging import (
     mark_of,
     p_words,
     side_of,
+    verdict,
 )
-from conceptkit.report.table import Table, tidy
+from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import groups_word, interval, is_finite, metric_name, number
 
@@ -34,7 +35,8 @@ def remnant_table(record: AuditRecord) -> Table:
     metric = metric_name(record.rows[0].metric) if record.rows else "score"
     erased = {(row.layer, row.probe): row for row in record.rows if row.erased}
     layers = dict.fromkeys(row.layer for row in record.rows)
-    adjusted = {id(row): p for layer in layers for row, p in _places(record, layer)}
+    before = [[row for row in record.rows if row.layer == layer and not row.erased] for layer in layers]
+    adjusted = {id(row): p for place in before for row, p in _adjusted(place)}
     rows = []
     for row in record.rows:
         if row.erased:
@@ -44,32 +46,28 @@ def remnant_table(record: AuditRecord) -> Table:
             {
                 "layer": row.layer,
                 "probe": PROBES.get(row.probe, row.probe),
-                metric: row.score,
-                f"{metric} low": row.low,
-                f"{metric} high": row.high,
+                **ends(metric, row.score, row.low, row.high),
                 "p": row.p,
                 "verdict": judge_audit(row, adjusted[id(row)], record.group),
-                "erased": math.nan if after is None else after.score,
-                "erased low": math.nan if after is None else after.low,
-                "erased high": math.nan if after is None else after.high,
-                "erased p": math.nan if after is None else after.p,
+                **ends("erased", *((after.score, after.low, after.high) if after else (None, None, None))),
+                "erased p": after.p if after else math.nan,
                 "chance": row.chance,
                 "rows": row.n,
                 "groups": row.n_groups,
             }
         )
-    return Table(
-        name="audit",
-        title=f"How well fresh probes decode {record.concept}",
-        caption=f"{metric} on held-out {groups_word(record.group)}, with a 95 % interval over them. p: permutation "
-        "test of each probe by itself. Verdict: by the interval and by p adjusted for the probes of the place (Holm). "
-        "Erased: after linear erasure (LEACE), fitted in each training part, with its own p.",
-        frame=tidy(rows, list(rows[0]) if rows else ["layer", "probe"]),
+    return make_table(
+        "audit",
+        f"How well fresh probes decode {record.concept}",
+        f"{metric} on held-out {groups_word(record.group)}, with a 95 % interval over them. p: permutation test of "
+        "each probe by itself. Verdict: by the interval and by p adjusted for the probes of the place (Holm). Erased: "
+        "after linear erasure (LEACE), fitted in each training part, with its own p.",
+        rows,
     )
 
 
 def layer_table(record: AuditRecord) -> Table:
-    """Return how far the classes lie apart at each place, and what erasing the concept costs the main task."""
+    """Return the distance between the classes at each place, and the cost of erasure for the main task."""
     rows = [
         {
             "layer": one.layer,
@@ -80,15 +78,12 @@ def layer_table(record: AuditRecord) -> Table:
         }
         for one in record.layers
     ]
-    columns = list(rows[0]) if rows else ["layer"]
-    if not any(is_finite(row["A-distance"]) for row in rows):
-        columns.remove("A-distance")
-    return Table(
-        name="audit layers",
-        title=f"The distance between classes of {record.concept}, and what erasing it costs",
-        caption="A-distance: 2(1 − 2ε) of linear probes between two classes, from 0 (alike) to 2 (apart). Main label: "
-        "AUC of a fresh linear probe, before and after the concept is erased.",
-        frame=tidy(rows, columns),
+    return make_table(
+        "audit layers",
+        f"The distance between classes of {record.concept}, and what erasing it costs",
+        "A-distance: 2(1 − 2ε) of linear probes between two classes, from 0 (alike) to 2 (apart). Main label: AUC of a "
+        "fresh linear probe, before and after the concept is erased.",
+        rows,
     )
 
 
@@ -96,12 +91,12 @@ def level_table(record: AuditRecord) -> Table:
     """Return the main task's AUC over all rows and within each class of the concept."""
     rows = [{record.concept: "all", "AUC": record.auc, "rows": sum(one.n for one in record.levels)}]
     rows += [{record.concept: one.level, "AUC": one.auc, "rows": one.n} for one in record.levels]
-    return Table(
-        name="audit levels",
-        title=f"Main task within each {record.concept}",
-        caption="AUC of the network's own main output. Where the label depends on the concept, a network that relies "
-        "on it scores higher over all rows than within its classes.",
-        frame=tidy(rows, list(rows[0])),
+    return make_table(
+        "audit levels",
+        f"Main task within each {record.concept}",
+        "AUC of the network's own main output. Where the label depends on the concept, a network that relies on it "
+        "scores higher over all rows than within its classes.",
+        rows,
     )
 
 
@@ -128,11 +123,6 @@ def judge_audit(row: AuditRow, p: float, group: str | None) -> Mark:
     return "associated" if bare and row.score > row.chance + READABLE_ABOVE_CHANCE else mark
 
 
-def _places(record: AuditRecord, layer: str) -> list[tuple[AuditRow, float]]:
-    """Return the rows of a place before erasure, each with its p adjusted for all of them."""
-    return _adjusted([row for row in record.rows if row.layer == layer and not row.erased])
-
-
 def _adjusted(rows: Sequence[AuditRow]) -> list[tuple[AuditRow, float]]:
     tested = [row for row in rows if is_finite(row.p)]
     adjusted = dict(zip(map(id, tested), holm([row.p for row in tested]), strict=True))
@@ -149,29 +139,21 @@ def readers(rows: Sequence[AuditRow], group: str | None = None) -> list[tuple[Au
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values that hold for all tests together.
+    """Return p-values that hold for all tests together (Holm, 1979)."""
+    from statsmodels.stats.multitest import multipletests
 
-    Source
-    ------
-    Holm, A simple sequentially rejective multiple test procedure, 1979
-    """
-    order = sorted(range(len(values)), key=values.__getitem__)
-    out, largest = [0.0] * len(values), 0.0
-    for k, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - k) * values[i]))
-        out[i] = largest
-    return out
+    return list(map(float, multipletests(values, method="holm")[1])) if values else []
 
 
 def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
-    rows = _places(record, layer)
+    rows = [row for row in record.rows if row.layer == layer and not row.erased]
     if not rows:
         return None
+    judged = [(judge_audit(row, p, record.group), row, p) for row, p in _adjusted(rows)]
     strength = list(MARKS)
-    marks = [judge_audit(row, p, record.group) for row, p in rows]
     # The probe with the strongest evidence, as for the layers of ``probe``.
-    mark, (best, p) = max(
-        zip(marks, rows, strict=True), key=lambda one: (-strength.index(one[0]), _sortable(one[1][0].score))
+    mark, best, p = max(
+        judged, key=lambda one: (-strength.index(one[0]), one[1].score if math.isfinite(one[1].score) else -math.inf)
     )
     still = "still " if record.discouraged else ""
     probe = PROBES.get(best.probe, best.probe)
@@ -180,22 +162,16 @@ def _decodable(record: AuditRecord, layer: str) -> Verdict | None:
         f"chance {number(best.chance)}"
     )
     tested = f" ({p_words(p)})" if is_finite(p) else ""
-    few = are_few(best.n_groups, record.group)
     answer = {
         "established": f"{record.concept} can {still}be decoded from {layer}{tested}: {size}",
         "associated": f"{record.concept} is {still}associated with {layer}{tested}; size not established: {size}",
         "open": f"{record.concept} is not shown to be decodable from {layer}: {size}",
     }[mark]
-    caveat = "This does not prove that it is gone" if mark == "open" else ""
-    if few:
-        caveat = few_words(best.n_groups, record.group)
-    elif record.discouraged and record.head is not None and layer != "logit":
-        caveat = f"The score of the network's own adversary ({number(record.head)}) does not show that it is gone"
-    return Verdict(text=f"{answer}. {caveat}." if caveat else f"{answer}.", mark=mark)
-
-
-def _sortable(score: float) -> float:
-    return score if math.isfinite(score) else -math.inf
+    adversary = ""
+    if record.discouraged and record.head is not None and layer != "logit":
+        adversary = f"The score of the network's own adversary ({number(record.head)}) does not show that it is gone"
+    gone = "This does not prove that it is gone" if mark == "open" else ""
+    return verdict(mark, answer, few_words(best.n_groups, record.group), adversary, gone)
 
 
 def _after_erasure(record: AuditRecord, layer: str) -> Verdict | None:
@@ -208,7 +184,6 @@ def _after_erasure(record: AuditRecord, layer: str) -> Verdict | None:
     answer = "is not shown to decode" if left == "open" else "still decodes"
     text = f"After linear erasure at {layer} a linear probe {answer} {record.concept}: {size}"
     others = [f"{PROBES.get(name, name)} {number(row.score)}" for name, row in rows.items() if name != "linear"]
-    text += f" ({', '.join([*others, f'chance {number(linear.chance)}'])})."
-    if is_finite(whole.label_auc_erased):
-        text += f" The main label's AUC goes from {number(whole.label_auc)} to {number(whole.label_auc_erased)}."
-    return Verdict(text=text, mark=left)
+    text += f" ({', '.join([*others, f'chance {number(linear.chance)}'])})"
+    cost = f"The main label's AUC goes from {number(whole.label_auc)} to {number(whole.label_auc_erased)}"
+    return verdict(left, text, cost if is_finite(whole.label_auc_erased) else "")

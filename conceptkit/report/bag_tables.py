@@ -1,19 +1,19 @@
-"""What ``bags`` found, in words and tables: the label of bags, and where a network looks in them."""
+"""The tables and verdicts of ``bags``: the label of bags, and where a network looks in them."""
 
 from __future__ import annotations
 
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
-from conceptkit.report.judging import Mark, Verdict, are_few, few_words, mark_of, side_of
-from conceptkit.report.table import Table, tidy
-from conceptkit.report.tables import tables
+from conceptkit.report.guide_tables import guide_tables
+from conceptkit.report.judging import Mark, Verdict, are_few, few_words, mark_of, side_of, verdict
+from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.verdicts import guide_verdicts
 from conceptkit.report.wording import groups_word, interval, is_finite
 
 
 def bag_tables(record: BagsRecord) -> list[Table]:
-    """Return the tables of a record: AUC of bags, attention, and those that guided training has."""
+    """Return the tables of a record: AUC of bags, attention, and those of guided training."""
     own = [score_table(record), *([attention_table(record)] if record.attention else [])]
-    return [*own, *tables(record)]
+    return [*own, *guide_tables(record)]
 
 
 def score_table(record: BagsRecord) -> Table:
@@ -23,9 +23,7 @@ def score_table(record: BagsRecord) -> Table:
             "split": one.split,
             "run": one.run,
             "seed": one.seed,
-            "AUC": one.auc,
-            "AUC low": one.low,
-            "AUC high": one.high,
+            **ends("AUC", one.auc, one.low, one.high),
             "bags": one.n,
             "groups": one.n_groups,
             "verdict": auc_mark(one, record.group),
@@ -33,13 +31,13 @@ def score_table(record: BagsRecord) -> Table:
         for one in record.scores
     ]
     least, median, most = record.patches_per_bag
-    return Table(
-        name="bags",
-        title=f"Main task of bags by {record.by}",
-        caption=f"Label: {record.label_rule}. AUC with a 95 % interval by {groups_word(record.group)} (jackknife on "
-        f"its logit), of one network each. Verdict: whether the interval excludes 0.5. A bag has {least} to {most} "
-        f"patches, {median:g} in the median.",
-        frame=tidy(rows, ["split", "run", "seed", "AUC", "AUC low", "AUC high", "bags", "groups", "verdict"]),
+    return make_table(
+        "bags",
+        f"Main task of bags by {record.by}",
+        f"Label: {record.label_rule}. AUC with a 95 % interval by {groups_word(record.group)} (jackknife on its "
+        "logit), of one network each. Verdict: whether the interval excludes 0.5. A bag has "
+        f"{least} to {most} patches, {median:g} in the median.",
+        rows,
     )
 
 
@@ -50,25 +48,19 @@ def attention_table(record: BagsRecord) -> Table:
             "split": one.split,
             "run": one.run,
             "seed": one.seed,
-            "attention AUC": one.auc,
-            "attention AUC low": one.low,
-            "attention AUC high": one.high,
+            **ends("attention AUC", one.auc, one.low, one.high),
             "bags": one.n,
-            "verdict": judge_attention(one, record.group, _positive(record)).mark,
+            "verdict": auc_mark(one, record.group),
         }
         for one in record.attention
     ]
-    return Table(
-        name="attention",
-        title="Where attention lies",
-        caption=f"In bags with {_positive(record)} and other patches: the share of pairs in which the "
-        f"{_positive(record)} patch gets more attention. Training does not use the labels of patches; 0.5 is chance. "
-        "95 % interval over "
+    return make_table(
+        "attention",
+        "Where attention lies",
+        f"In bags with {_positive(record)} and other patches: the share of pairs in which the {_positive(record)} "
+        "patch gets more attention. Training does not use the labels of patches; 0.5 is chance. 95 % interval over "
         f"{groups_word(record.group)}.",
-        frame=tidy(
-            rows,
-            ["split", "run", "seed", "attention AUC", "attention AUC low", "attention AUC high", "bags", "verdict"],
-        ),
+        rows,
     )
 
 
@@ -91,10 +83,9 @@ def auc_mark(one: BagScore | AttentionScore, group: str | None) -> Mark:
 
 def judge_attention(one: AttentionScore, group: str | None, positive: str = "positive") -> Verdict:
     """Return whether a network attends to the patches that make a bag positive, of the class ``positive``."""
-    few, side = are_few(one.n_groups, group), side_of(one.auc, one.low, one.high, 0.5)
-    mark = auc_mark(one, group)
+    side, mark = side_of(one.auc, one.low, one.high, 0.5), auc_mark(one, group)
     who = f"{one.run} (seed {one.seed})"
     answer = f"{who} attends" if mark == "established" else f"Open whether {who} attends"
     size = interval(one.auc, one.low, one.high) + {"below": ", below chance"}.get(side, "")
-    text = f"{answer} to the {positive} patches on {one.split}: AUC {size} ({one.n} bags)."
-    return Verdict(text=f"{text} {few_words(one.n_groups, group)}." if few else text, mark=mark)
+    text = f"{answer} to the {positive} patches on {one.split}: AUC {size} ({one.n} bags)"
+    return verdict(mark, text, few_words(one.n_groups, group))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,29 +75,18 @@ def contact_sheet(
     with styled():
         figure = new_figure(1.45 * columns + 1.3, 7.0)
         grid = figure.subplots(4, columns, squeeze=False)
-        for top, (word, patches) in zip((0, 2), (("highest", most), ("lowest", least)), strict=True):
-            for k in range(columns):
-                for axes in (grid[top, k], grid[top + 1, k]):
-                    _bare(axes)
-                if k >= len(patches):
-                    grid[top, k].set_visible(False)
-                    grid[top + 1, k].set_visible(False)
-                    continue
-                one = patches[k]
-                grid[top, k].imshow(one.pixels)
-                grid[top, k].set_title(_caption(one), fontsize=7.5, fontweight="normal")
-                side = one.pixels.shape
-                extent = (0.0, float(side[1]), float(side[0]), 0.0)
-                grey = one.pixels.mean(2)
-                grid[top + 1, k].imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent)
-                grid[top + 1, k].imshow(
-                    one.map,
-                    cmap=colours,
-                    norm=scale,
-                    extent=extent,
-                    alpha=over,
-                    interpolation="nearest",
-                )
+        for axes in grid.flat:
+            _bare(axes)
+        for top, word, patches in ((0, "highest", most), (2, "lowest", least)):
+            for axes in grid[top : top + 2, len(patches) :].flat:
+                axes.set_visible(False)
+            for (above, beneath), one in zip(grid[top : top + 2].T, patches, strict=False):
+                extent = (0.0, float(one.pixels.shape[1]), float(one.pixels.shape[0]), 0.0)
+                above.imshow(one.pixels)
+                above.set_title(_caption(one), fontsize=7.5, fontweight="normal")
+                beneath.imshow(one.pixels.mean(2), cmap="gray", vmin=0, vmax=255, extent=extent)
+                look: dict[str, Any] = {"cmap": colours, "norm": scale, "alpha": over, "interpolation": "nearest"}
+                beneath.imshow(one.map, extent=extent, **look)
             grid[top, 0].set_ylabel(word, fontsize=9)
             grid[top + 1, 0].set_ylabel("where", fontsize=9)
         bar = figure.colorbar(
@@ -110,10 +99,7 @@ def contact_sheet(
     return Drawing(
         name=f"map-{number:02d}-{_part_of_name(layer)}-{_part_of_name(concept)}",
         alt=f"{concept} at {layer}, {_decoded(decoded, established)}: highest predictions, "
-        + "; ".join(_told(one) for one in most)
-        + "; lowest, "
-        + "; ".join(_told(one) for one in least)
-        + ".",
+        f"{'; '.join(map(_words, most))}; lowest, {'; '.join(map(_words, least))}.",
         caption="The mean of a map is the prediction for its patch. Each position sees far more of the patch than its "
         "square, so a map shows where, not which pixels.",
         figure=figure,
@@ -129,10 +115,8 @@ def _part_of_name(text: str) -> str:
 
 
 def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def _caption(one: Shown) -> str:
@@ -144,5 +128,5 @@ def _three(value: float) -> str:
     return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else number(value, digits=0)
 
 
-def _told(one: Shown) -> str:
+def _words(one: Shown) -> str:
     return f"{one.name} (predicted {_three(one.read)}, measured {one.measured})"

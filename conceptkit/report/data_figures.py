@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
-from conceptkit.report.ordering import natural
 from conceptkit.report.run_context import Context, Samples, is_drawable
-from conceptkit.report.wording import number, with_unit
+from conceptkit.report.wording import natural, number, with_unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +22,7 @@ LEVELS_MOST = 15
 """Classes or centers that are drawn side by side; of more the most frequent ones"""
 
 _CHANNELS = (("red", COLOURS[1], "solid"), ("green", COLOURS[2], (0, (4, 2))), ("blue", COLOURS[0], (0, (1, 1))))
-"""Name, line's colour and dash: told apart without colour too"""
+"""Name, colour and dash of the line, so that lines differ without colour too"""
 
 
 def class_figures(context: Context) -> list[Drawing]:
@@ -156,16 +155,17 @@ def levels(values: NDArray[np.str_]) -> list[str]:
 
 
 def left_out_of_figures(context: Context) -> str:
-    """Return which centers, classes and concepts the figures have no room for; nothing where all are drawn."""
+    """Return which centers, classes and concepts are not drawn; empty where all are."""
     said = []
     for what, values in (("centers", context.centers), ("classes", context.labels)):
         drawn, every = levels(values), sorted(set(values[values != ""].tolist()), key=natural)
         if lacking := [name for name in every if name not in drawn]:
             names = ", ".join(lacking)
-            said.append(f"Of {len(every)} {what} the {len(drawn)} of most patches are drawn; left out: {names}.")
+            said.append(f"Of {len(every)} {what} the {len(drawn)} with most patches are drawn; not drawn: {names}.")
     concepts = [name for name, values in context.concepts.items() if is_drawable(values)]
     if lacking := concepts[CONCEPTS_MOST:]:
-        said.append(f"Of {len(concepts)} concepts the first {CONCEPTS_MOST} are drawn; left out: {', '.join(lacking)}.")
+        names = ", ".join(lacking)
+        said.append(f"Of {len(concepts)} concepts the first {CONCEPTS_MOST} are drawn; not drawn: {names}.")
     return " ".join(said)
 
 

@@ -1,19 +1,18 @@
-"""What the page says of the data: patches and patients per split, concepts by class and center, colours."""
+"""The data on the page: patches and patients per split, concepts by class and center, colours."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from conceptkit.report.data_figures import center_figures, class_figures, left_out_of_figures, levels, sample_figure
-from conceptkit.report.ordering import natural
 from conceptkit.report.part import Part, table_part
 from conceptkit.report.run_context import Context
-from conceptkit.report.table import Table, tidy
-from conceptkit.report.wording import groups_word
+from conceptkit.report.table import Table, make_table
+from conceptkit.report.wording import groups_word, natural
 
 SPREAD = (
-    "Rows that the run used, training rows among them. Where classes or centers differ here already, a network can "
-    "tell them apart by this concept alone."
+    "Rows that the run used, training rows among them. Where classes or centers differ here, a network can tell them "
+    "apart by this concept only."
 )
 
 
@@ -22,7 +21,7 @@ def data_parts(context: Context | None, group: str | None, seen: set[str]) -> li
 
     Parameters
     ----------
-    seen : what other sections of the page show already, and this one need not repeat; what is shown now is added
+    seen : parts that other sections of the page show, which are not repeated; those of this section are added
     """
     if context is None:
         return []
@@ -70,16 +69,13 @@ def split_table(context: Context, group: str | None) -> Table:
             row |= {_class(c): int((here & (context.labels == c)).sum()) for c in classes}
             row[patients] = len(np.unique(context.groups[here]))
             rows.append(row)
-    columns = ["split", "center", "patches", *map(_class, classes), patients]
-    there = {"split": (context.splits != "").any(), "center": (context.centers != "").any()}
-    dropped = {name for name, any_there in there.items() if not any_there}
-    dropped |= {patients} if group is None else set()
-    return Table(
-        name="splits",
-        title="Patches of the run",
-        caption="Rows that the run used. A class that is missing at a center, or present at one alone, lets a network "
-        "tell the class by the center.",
-        frame=tidy(rows, [c for c in columns if c not in dropped]),
+    return make_table(
+        "splits",
+        "Patches of the run",
+        "Rows that the run used. Where a class is missing at a center, or occurs at one center only, a network can "
+        "recognise the class by the center.",
+        rows,
+        without={patients} if group is None else (),
     )
 
 

@@ -1,4 +1,4 @@
-"""One figure of the report: how it is drawn, saved and described for those who cannot see it."""
+"""One figure of the report: its style, its files and its text alternative."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
-from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
+from conceptkit.report.run_context import reading
 
 SCHEMA = "conceptkit/embeddings/1"
 """Schema of the files that :func:`read_embeddings` reads."""
@@ -76,50 +76,27 @@ class Projection:
 def read_embeddings(
     folder: Path, *, runs: Sequence[str] | None = None, rows_most: int = ROWS_MOST, seed: int = 0
 ) -> Embeddings | None:
-    """Read the saved features of a guide run.
+    """Read the saved features of a guide run; ``None`` when its folder has no such file.
 
     Parameters
     ----------
-    folder
-        The run folder; the file in it is named by :data:`conceptkit.records.EMBEDDINGS_FILE`.
-    runs
-        Names of the runs to read (``name-seedN``); those that are not in the file are left out. All when ``None``.
-    rows_most
-        Rows read at most, drawn without replacement.
-    seed
-        Seed of that draw.
-
-    Returns
-    -------
-    Embeddings or None
-        ``None`` when the folder holds no such file.
+    runs : names of the runs to read (``name-seedN``), as far as the file has them; ``None`` for all
+    rows_most : rows read at most, drawn without replacement
+    seed : of that draw
 
     Raises
     ------
     InputError
-        when the file cannot be read, is of another schema, or holds parts of different lengths.
+        when the file cannot be read, is of another schema, or holds parts of different lengths
     """
     path = folder / EMBEDDINGS_FILE
     if not path.is_file():
         return None
-    try:
-        with open_hdf5(path) as file:
-            return _read(file, runs, rows_most, seed)
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"run: {path} cannot be read as saved features ({_first_line(error)}).") from None
-    except ValueError as error:
-        raise InputError(f"run: {path} {_first_line(error)}.") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error.args[0]) if error.args else str(error)).strip().split("\n")[0].rstrip(".")
+    with reading(path, "saved features", schema=SCHEMA) as file:
+        return _read(file, runs, rows_most, seed)
 
 
 def _read(file: h5py.File, runs: Sequence[str] | None, rows_most: int, seed: int) -> Embeddings:
-    schema = file.attrs.get("schema")
-    schema = schema.decode() if isinstance(schema, bytes) else schema
-    if schema != SCHEMA:
-        raise ValueError(f"has schema {schema!r}; this version reads {SCHEMA}")
     n = file["patch_id"].shape[0]
     rows = np.arange(n)
     if n > rows_most:
@@ -163,26 +140,20 @@ def project(features: Mapping[str, NDArray[np.float32]], *, seed: int = 0) -> tu
     others from the first one's picture (same rows), and are then turned and mirrored onto it by orthogonal Procrustes:
     neither changes a distance within a picture.
 
+    With too few rows for a UMAP it uses the principal components and adds a note. Nearest neighbours are exact, from
+    one matrix product, instead of the approximate search of umap-learn.
+
     Parameters
     ----------
-    features
-        Run → (n, d); the rows are the same patches in each, d may differ.
-    seed
-        Seed of the layout.
-
-    Returns
-    -------
-    tuple of Projection
-        In the order of ``features``. With too few rows for a UMAP the principal components, and a note that says so.
+    features : run → (n, d); the rows are the same patches in each, d may differ
 
     Raises
     ------
     InputError
-        when features are not finite.
+        when features are not finite
 
-    Notes
-    -----
-    Nearest neighbours are exact, found by one matrix product, instead of the approximate search of umap-learn.
+    Source
+    ------
     UMAP: McInnes, Healy & Melville 2018. Trustworthiness: Venna & Kaski 2001.
     """
     projections: list[Projection] = []
@@ -203,8 +174,7 @@ def _project_one(run: str, X: NDArray[np.float32], first: Floats | None, seed: i
         return _components(run, centred, note)
     squared = squared_distances(centred)
     if not squared.any():
-        note = "all rows have the same features: there is nothing to lay out."
-        return _components(run, centred, note)
+        return _components(run, centred, "all rows have the same features, so they cannot be laid out.")
     indices, distances = nearest(squared, NEIGHBOURS + 1)
     xy = lay_out(X, indices, distances, first, seed)
     if first is not None:
@@ -219,8 +189,12 @@ def _project_one(run: str, X: NDArray[np.float32], first: Floats | None, seed: i
 
 
 def _components(run: str, centred: Floats, note: str) -> Projection:
-    """Return the principal components in place of a UMAP, and why."""
-    xy = _principal_components(centred)
+    """Return the first two principal components in place of a UMAP, and why; missing ones are 0."""
+    from sklearn.decomposition import PCA
+
+    xy, most = np.zeros((len(centred), 2)), min(2, *centred.shape)
+    if most and centred.any():
+        xy[:, :most] = PCA(n_components=most, svd_solver="full").fit_transform(centred)
     return Projection(run=run, method="PCA", xy=xy, trustworthiness=math.nan, preservation=math.nan, note=note)
 
 
@@ -280,26 +254,12 @@ def lay_out(
             return np.asarray(model.fit_transform(X), dtype=np.float64)
 
 
-def _principal_components(centred: Floats) -> Floats:
-    """Return the first two principal components (n, 2), largest entries positive, missing ones 0."""
-    n, d = centred.shape
-    out = np.zeros((n, 2))
-    if min(n, d) == 0:
-        return out
-    gram = centred @ centred.T if n < d else centred.T @ centred
-    values, vectors = np.linalg.eigh(gram)
-    top = vectors[:, ::-1][:, :2]
-    scores = top * np.sqrt(np.maximum(values[::-1][:2], 0.0)) if n < d else centred @ top
-    signs = np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])])
-    out[:, : scores.shape[1]] = scores * np.where(signs == 0, 1.0, signs)
-    return out
-
-
 def _turned_onto(xy: Floats, target: Floats) -> Floats:
     """Return ``xy`` turned, mirrored and moved onto ``target``, its distances untouched (orthogonal Procrustes)."""
-    moved = xy - xy.mean(axis=0)
-    left, _, right = np.linalg.svd(moved.T @ (target - target.mean(axis=0)))
-    turned: Floats = moved @ (left @ right) + target.mean(axis=0)
+    from scipy.linalg import orthogonal_procrustes
+
+    moved, place = xy - xy.mean(axis=0), target.mean(axis=0)
+    turned: Floats = moved @ orthogonal_procrustes(moved, target - place)[0] + place
     return turned
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow
-from conceptkit.report.contents import difference_kind, difference_parts, networks, run_names
+from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow, RunsRecord
+from conceptkit.report.contents import difference_kind, difference_parts, is_in_sample, networks
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, shared_ends, short, styled
 from conceptkit.report.judging import Mark
 from conceptkit.report.verdicts import difference_mark, judge_probe
@@ -39,73 +41,78 @@ DIFFERENCE_COLOURS = {
 """Kind of a paired difference → its colour, and the words of the caption."""
 
 
+def by_concept(record: ProbeRecord) -> dict[str, list[ProbeRow]]:
+    """Return the rows of each network and concept under their title, in their order."""
+    several = len(networks(record.rows)) > 1
+    by: dict[str, list[ProbeRow]] = {}
+    for row in record.rows:
+        title = f"{row.concept}: {row.model} ({row.weights})" if several else row.concept
+        by.setdefault(title, []).append(row)
+    return by
+
+
 def probe_figures(record: ProbeRecord) -> list[Drawing]:
     """Return one figure per network and concept: the score by layer, with its controls."""
-    several = len(networks(record.rows)) > 1
-    by: dict[tuple[str, str, str], list[ProbeRow]] = {}
-    for row in record.rows:
-        by.setdefault((row.model, row.weights, row.concept), []).append(row)
-    return [
-        _probe_figure(rows, f"{concept}: {model} ({weights})" if several else concept, record.group, i)
-        for i, ((model, weights, concept), rows) in enumerate(by.items())
-    ]
+    drawings = [_probe_figure(rows, title, record.group) for title, rows in by_concept(record).items()]
+    return [dataclasses.replace(drawing, name=f"probe-{i + 1}") for i, drawing in enumerate(drawings)]
 
 
-def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None, i: int) -> Drawing:
-    measure = metric_name(rows[0].metric)
-    at = np.arange(len(rows))
-    score = _column(rows, "score")
-    ends = np.vstack([score - _column(rows, "score_low"), _column(rows, "score_high") - score])
-    # beside the held-out score, not on it: where they agree with it, one would hide the other
-    controls = [
-        ("training fit", "score_in_sample", COLOURS[3], ":", "v", -0.16),
-        ("random split", "score_patchwise", COLOURS[4], "--", "^", -0.08),
-        ("random network", "score_random_network", COLOURS[1], "-.", "s", 0.08),
-        ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D", 0.16),
-        ("random concepts", "score_random_concept", FAINT, ":", "x", 0.24),
-    ]
-    if group is None:  # the random split is then the score itself
-        del controls[1]
+def _probe_figure(rows: Sequence[ProbeRow], title: str, group: str | None) -> Drawing:
     with styled():
         figure = new_figure(min(4.6 + 0.25 * max(0, len(rows) - 8), 9.0), 3.7)
-        axes = figure.add_subplot()
-        chance = rows[0].chance
-        handles: list[Any] = [axes.axhline(chance, color=FAINT, lw=1)]
-        names = [f"chance ({'0' if chance == 0 else number(chance)})"]
-        for name, field, colour, style, marker, aside in controls:
-            values = _column(rows, field)
-            if np.isfinite(values).any():
-                handles += axes.plot(at + aside, values, style, color=colour, marker=marker, ms=4, lw=1.3)
-                names.append(name)
-        drawn = np.nan_to_num(np.maximum(ends, 0.0))  # a missing end leaves the point without a whisker
-        bars = axes.errorbar(at, score, drawn, color=COLOURS[0], lw=2, capsize=3, zorder=3)
-        marks = [judge_probe(row, group).mark for row in rows]
-        for x, y, mark in zip(at, score, marks, strict=True):
-            axes.plot(x, y, ms=7, mew=1.4, zorder=4, **point_style(mark, COLOURS[0]))
-        handles.insert(0, bars)
-        in_sample = rows[0].protocol != "cross-validated"
-        names.insert(0, "training fit (the paper's protocol)" if in_sample else "held out, 95 % interval")
-        for mark in dict.fromkeys(marks):
-            handles += axes.plot([], [], ms=7, mew=1.4, ls="", **point_style(mark, COLOURS[0]))
-            names.append(mark)
-        _layer_ticks(axes, [r.layer for r in rows])
-        # a held-out R² may fall without bound; the part that says something must keep its room
-        floor = -0.25 if rows[0].metric == "r2" else 0.0
-        below = [_column(rows, f"score{what}") for what in ("", "_low", "_random_network", "_random_concept")]
-        bottom = max(floor, float(np.nanmin([floor + 0.2, *np.concatenate(below)])) - 0.05)
-        axes.set_ylim(bottom, 1.03)
-        for x, end in zip(at, _column(rows, "score_low"), strict=True):
-            if end < bottom:  # an interval that leaves the picture says how far it goes
-                axes.annotate(f"↓ {number(end)}", (x, bottom), (4, 3), textcoords="offset points", fontsize=8)
-        axes.set_ylabel(measure)
-        axes.set_title(short(title, 32), loc="left")
-        figure.legend(handles, names, loc="outside lower left", ncols=2)
-    alt = f"{measure} of {title} by layer: " + "; ".join(
-        f"{r.layer} {number(r.score)} [{number(r.score_low)}, {number(r.score_high)}] {mark}"
+        legend = draw_probe(figure.add_subplot(), rows, title, group)
+        figure.legend(list(legend.values()), list(legend), loc="outside lower left", ncols=2)
+    alt = f"{metric_name(rows[0].metric)} of {title} by layer: " + "; ".join(
+        f"{r.layer} {number(r.score)} [{number(r.score_low)}, {number(r.score_high)}] {judge_probe(r, group).mark}"
         + (f", random network {number(r.score_random_network)}" if r.score_random_network is not None else "")
-        for r, mark in zip(rows, marks, strict=True)
+        for r in rows
     )
-    return Drawing(name=f"probe-{i + 1}", alt=f"{alt}; chance {number(rows[0].chance)}.", caption="", figure=figure)
+    return Drawing(name="probe", alt=f"{alt}; chance {number(rows[0].chance)}.", caption="", figure=figure)
+
+
+# beside the held-out score, not on it: where they agree with it, one would hide the other
+_CONTROLS = (
+    ("training fit", "score_in_sample", COLOURS[3], ":", "v", -0.16),
+    ("random split", "score_patchwise", COLOURS[4], "--", "^", -0.08),
+    ("random network", "score_random_network", COLOURS[1], "-.", "s", 0.08),
+    ("pixel statistics", "score_pixels", COLOURS[2], "-.", "D", 0.16),
+    ("random concepts", "score_random_concept", FAINT, ":", "x", 0.24),
+)
+
+
+def draw_probe(axes: Axes, rows: Sequence[ProbeRow], title: str, group: str | None) -> dict[str, Any]:
+    """Draw the score of one concept by layer with its controls; return what the legend names."""
+    at, score = np.arange(len(rows)), _column(rows, "score")
+    ends = np.vstack([score - _column(rows, "score_low"), _column(rows, "score_high") - score])
+    bars = axes.errorbar(  # a missing end leaves the point without a whisker
+        at, score, np.nan_to_num(np.maximum(ends, 0.0)), color=COLOURS[0], lw=2, capsize=3, zorder=3
+    )
+    chance = rows[0].chance
+    legend: dict[str, Any] = {
+        "training fit (the paper's protocol)" if is_in_sample(rows[0]) else "held out, 95 % interval": bars,
+        f"chance ({'0' if chance == 0 else number(chance)})": axes.axhline(chance, color=FAINT, lw=1),
+    }
+    for name, field, colour, style, marker, aside in _CONTROLS:
+        values = _column(rows, field)
+        if np.isfinite(values).any() and not (name == "random split" and group is None):  # it is then the score itself
+            [legend[name]] = axes.plot(at + aside, values, style, color=colour, marker=marker, ms=4, lw=1.3)
+    marks = [judge_probe(row, group).mark for row in rows]
+    for x, y, mark in zip(at, score, marks, strict=True):
+        axes.plot(x, y, ms=7, mew=1.4, zorder=4, **point_style(mark, COLOURS[0]))
+    for mark in dict.fromkeys(marks):
+        [legend[mark]] = axes.plot([], [], ms=7, mew=1.4, ls="", **point_style(mark, COLOURS[0]))
+    _layer_ticks(axes, [r.layer for r in rows])
+    # a held-out R² may fall without bound; the part that says something must keep its room
+    floor = -0.25 if rows[0].metric == "r2" else 0.0
+    below = [_column(rows, f"score{what}") for what in ("", "_low", "_random_network", "_random_concept")]
+    bottom = max(floor, float(np.nanmin([floor + 0.2, *np.concatenate(below)])) - 0.05)
+    axes.set_ylim(bottom, 1.03)
+    for x, end in zip(at, _column(rows, "score_low"), strict=True):
+        if end < bottom:  # an interval that leaves the picture says how far it goes
+            axes.annotate(f"↓ {number(end)}", (x, bottom), (4, 3), textcoords="offset points", fontsize=8)
+    axes.set_ylabel(metric_name(rows[0].metric))
+    axes.set_title(short(title, 32), loc="left")
+    return legend
 
 
 def _column(rows: Sequence[ProbeRow], field: str) -> NDArray[np.float64]:
@@ -135,38 +142,61 @@ def _told_apart(layers: Sequence[str]) -> tuple[str, list[str], str]:
     return before, names, after
 
 
-def difference_figure(record: GuideRecord) -> Drawing | None:
-    """Return every paired difference as a point with its interval about 0; ``None`` when there is none to draw."""
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval and mark, as one line of a figure."""
+
+    label: str
+    ends: tuple[float, float, float]
+    """Value, lower and upper end"""
+    mark: Mark
+    colour: str = COLOURS[0]
+
+
+def difference_estimates(record: RunsRecord) -> list[Estimate]:
+    """Return every paired difference that could be measured, coloured by its kind."""
+    return [
+        Estimate(
+            f"{short(parts[0], 30)}\n{', '.join(short(part, 30) for part in parts[1:] if part)}",
+            (d.mean, d.low, d.high),
+            difference_mark(d, record.group),
+            DIFFERENCE_COLOURS[difference_kind(d)][0],
+        )
+        for d, parts in zip(record.differences, difference_parts(record), strict=True)
+        if math.isfinite(d.mean)
+    ]
+
+
+def draw_estimates(axes: Axes, estimates: Sequence[Estimate], *, reference: float, label: str) -> None:
+    """Draw each number as a point with its interval, beside a line at the reference."""
     from matplotlib.ticker import MaxNLocator
 
-    pairs = zip(record.differences, difference_parts(record), strict=True)
-    rows = [(d, parts) for d, parts in pairs if math.isfinite(d.mean)]
-    if not rows:
+    axes.axvline(reference, color=FAINT, lw=1)
+    for at, one in enumerate(estimates):
+        value, low, high = one.ends
+        axes.plot([low, high], [at, at], color=one.colour, lw=2)
+        axes.plot(value, at, ms=6, mew=1.5, **point_style(one.mark, one.colour))
+    axes.set_yticks(range(len(estimates)), [one.label for one in estimates], linespacing=1.05, fontsize=9)
+    axes.set_ylim(len(estimates) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would touch
+
+
+def difference_figure(record: GuideRecord) -> Drawing | None:
+    """Return every paired difference as a point with its interval about 0; ``None`` when there is none to draw."""
+    estimates = difference_estimates(record)
+    if not estimates:
         return None
     with styled():
-        figure = new_figure(4.9, 1.0 + 0.42 * len(rows))  # narrow enough to be read on a phone
-        axes = figure.add_subplot()
-        axes.axvline(0, color=FAINT, lw=1)
-        for at, (d, _) in enumerate(rows):
-            colour = DIFFERENCE_COLOURS[difference_kind(d)][0]
-            mark = difference_mark(d, record.group)
-            axes.plot([d.low, d.high], [at, at], color=colour, lw=2)
-            axes.plot(d.mean, at, ms=6, mew=1.5, **point_style(mark, colour))
-        labels = [_two_lines(*(short(part, 30) for part in parts if part)) for _, parts in rows]
-        axes.set_yticks(range(len(rows)), labels, linespacing=1.05, fontsize=9)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("difference")
-        axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would touch
+        figure = new_figure(4.9, 1.0 + 0.42 * len(estimates))  # narrow enough to be read on a phone
+        draw_estimates(figure.add_subplot(), estimates, reference=0, label="difference")
     alt = "Paired differences: " + "; ".join(
         f"{', '.join(filter(None, parts))} {number(d.mean, digits=3)} "
         f"[{number(d.low, digits=3)}, {number(d.high, digits=3)}] {difference_mark(d, record.group)}"
-        for d, parts in rows
+        for d, parts in zip(record.differences, difference_parts(record), strict=True)
+        if math.isfinite(d.mean)
     )
     return Drawing(name="differences", alt=alt + ".", caption="", figure=figure)
-
-
-def _two_lines(first: str, *others: str) -> str:
-    return f"{first}\n{', '.join(others)}"
 
 
 def training_figures(record: GuideRecord) -> list[Drawing]:
@@ -190,7 +220,7 @@ def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: in
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
-    names = run_names(record)
+    names = record.run_names
     texts = apart(names, 20)
     handles: dict[str, Any] = {}
     with styled():

@@ -1,42 +1,58 @@
-"""The tables of a grid in the form of the paper's Tables 4 to 6, and its sentences."""
+"""The tables of a grid in the form of the paper's Tables 4 to 6, and its verdicts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from conceptkit.records import GridRecord
-from conceptkit.report.judging import Verdict, are_few, few_words, side_of
-from conceptkit.report.table import Table, tidy
-from conceptkit.report.verdicts import difference_mark
-from conceptkit.report.wording import f1_words, groups_word, interval, is_finite, metric_name, number, with_unit
+from conceptkit.records import GridRecord, Metric
+from conceptkit.report.contents import READERS
+from conceptkit.report.judging import Verdict, few_words, side_of, verdict
+from conceptkit.report.table import Table, ends, make_table, spread
+from conceptkit.report.verdicts import difference_mark, no_clear_change
+from conceptkit.report.wording import (
+    as_float,
+    counted,
+    f1_words,
+    groups_word,
+    interval,
+    is_finite,
+    metric_name,
+    number,
+    with_unit,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from conceptkit.records import Difference
     from conceptkit.records.grid import GridCell
 
-_READERS = {"probe": "linear probe", "head": "own head", "linear": "linear probe", "mlp": "MLP probe"}
+_READERS = {**READERS, "probe": "linear probe", "head": "own head"}
 
-_METRICS = ("auc", "f1", "f1_at_half", "balanced_accuracy", "brier", "ece")
+_METRICS = ("f1", "f1_at_half", "balanced_accuracy", "brier", "ece")
+
+
+GRID_SPLITS = "grid splits"
+"""Name of the table of patches by split, center and label"""
 
 
 def grid_tables(record: GridRecord) -> list[Table]:
     """Return the tables of a grid, in the order in which they are read."""
-    found = [main_table(record), metric_table(record), concept_table(record)]
-    found += [curve_table(record, kind) for kind in ("noise", "fraction")]
-    found += [affinity_table(record), patch_level_table(record)]
-    return [table for table in found if not table.frame.empty]
+    tables = [main_table(record), metric_table(record), concept_table(record)]
+    tables += [curve_table(record, kind) for kind in ("noise", "fraction")]
+    tables += [affinity_table(record), patch_level_table(record)]
+    return [table for table in tables if not table.frame.empty]
 
 
 def grid_split_table(record: GridRecord) -> Table:
     """Return the patches by split, center and label; the page has a fuller one, from the run folder's own rows."""
-    columns = list(dict.fromkeys(key for row in record.splits for key in row))
-    return Table(
-        name="grid splits",
-        title="Patches by split, center and label",
-        caption="Where a split has centers of one class only, its AUC rewards whoever knows the center.",
-        frame=tidy(record.splits, columns),
+    columns = dict.fromkeys(key for row in record.splits for key in row)
+    return make_table(
+        GRID_SPLITS,
+        "Patches by split, center and label",
+        "Where a split has centers of one class only, its AUC rewards a network that recognises the center.",
+        [{column: row.get(column) for column in columns} for row in record.splits],
     )
 
 
@@ -50,36 +66,40 @@ def _weightings(record: GridRecord) -> set[str]:
     return {cell.weighting for cell in record.cells if cell.weighting}
 
 
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a record's table; their missing values are empty texts or no finite numbers."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _spread(values: dict[str, Any], column: str, name: str | None = None) -> dict[str, float]:
+    return spread(name or column, as_float(values[column]), as_float(values[f"{column} sd"]))
+
+
+def _ends(values: dict[str, Any], column: str, name: str) -> dict[str, float]:
+    return ends(name, values[column], values[f"{column} low"], values[f"{column} high"])
+
+
 def main_table(record: GridRecord) -> Table:
     """Return the AUC of the main task by network and evaluation split, vanilla beside uncertainty (Table 4)."""
     rows = []
-    columns = ["model", "network", "weighting", "control"]
-    for values in record.table4().to_dict("records"):
-        row: dict[str, object] = {"model": _text(values["number"]), "network": shown_name(record, str(values["cell"]))}
-        row |= {"weighting": _text(values["weighting"]), "control": _text(values["control"])}
+    for values in _rows(record.table4()):
+        row: dict[str, object] = {"model": values["number"], "network": shown_name(record, values["cell"])}
+        row |= {"weighting": values["weighting"], "control": values["control"]}
         for split in record.evaluation:
-            row[split] = _number(values[split])
-            row[f"{split} sd"] = _number(values[f"{split} sd"])
+            row |= _spread(values, split)
             for column in record.strata:
-                within = f"{split} within {column}"
-                row[within], row[f"{within} sd"] = _number(values[within]), _number(values[f"{within} sd"])
-            name = f"difference {split}"
-            row[name] = _number(values[f"{split} difference"])
-            row[f"{name} low"] = _number(values[f"{split} difference low"])
-            row[f"{name} high"] = _number(values[f"{split} difference high"])
+                row |= _spread(values, f"{split} within {column}")
+            row |= _ends(values, f"{split} difference", f"difference {split}")
         row["seeds"] = int(values["seeds"])
         rows.append(row)
-    columns = list(rows[0]) if rows else columns
-    inside = f" Within {' and '.join(record.strata)}: of pairs of one level alone." if record.strata else ""
-    empty = {c for c in ("model", "control") if not any(row[c] for row in rows)}
-    empty |= {"weighting"} if len(_weightings(record)) < 2 else set()
-    return Table(
-        name="table4",
-        title="AUC of the main task by network",
-        caption="Mean ± SD over seeds. Difference: paired, to the single task of the same weighting, with a 95 % "
-        f"interval over {groups_word(record.group)}.{inside} The paper's Table 4, whose baseline has no such "
-        "weighting.",
-        frame=tidy(rows, [c for c in columns if c not in empty]),
+    inside = f" Within {' and '.join(record.strata)}: of pairs of one level only." if record.strata else ""
+    return make_table(
+        "table4",
+        "AUC of the main task by network",
+        "Mean ± SD over seeds. Difference: paired, to the single task of the same weighting, with a 95 % interval over "
+        f"{groups_word(record.group)}.{inside} The paper's Table 4, whose baseline has no such weighting.",
+        rows,
+        without={"weighting"} if len(_weightings(record)) < 2 else (),
         digits=3,
     )
 
@@ -87,151 +107,142 @@ def main_table(record: GridRecord) -> Table:
 def metric_table(record: GridRecord) -> Table:
     """Return every metric of the main task by network and split (Table 5)."""
     frame = record.table5()
-    own = [m for m in frame.columns if str(m).startswith("auc_within_") and not str(m).endswith(" sd")]
-    metrics = [m for m in ("auc", *map(str, own), *_METRICS[1:]) if m in frame]
-    rows = []
-    for values in frame.to_dict("records"):
-        row: dict[str, object] = {"split": _text(values["split"]), "network": shown_name(record, str(values["cell"]))}
+    metrics = [m for m in ("auc", *(Metric("auc", within=c) for c in record.strata), *_METRICS) if m in frame]
+    rows: list[dict[str, object]] = []
+    for values in _rows(frame):
+        row: dict[str, object] = {"split": values["split"], "network": shown_name(record, values["cell"])}
         for metric in metrics:
-            row[metric_name(metric)] = _number(values[metric])
-            row[f"{metric_name(metric)} sd"] = _number(values[f"{metric} sd"])
+            row |= _spread(values, metric, metric_name(metric))
         rows.append(row)
     rows.sort(key=lambda row: record.evaluation.index(str(row["split"])))
-    return Table(
-        name="table5",
-        title="The main task in full",
-        caption="Mean ± SD over seeds, by split. F1 and balanced accuracy at the threshold chosen on validation "
+    return make_table(
+        "table5",
+        "The main task in full",
+        "Mean ± SD over seeds, by split. F1 and balanced accuracy at the threshold chosen on validation "
         f"rows.{f1_words(record.settings)} The paper's Table 5 is one of these splits.",
-        frame=tidy(rows, list(rows[0]) if rows else ["split", "network"]),
+        rows,
         digits=3,
     )
 
 
 def concept_table(record: GridRecord) -> Table:
-    """Return how well each concept is read from each network (Table 6, held out)."""
+    """Return how well each concept is decoded from each network (Table 6, held out)."""
     cells = {cell.name: cell for cell in record.cells}
-
-    def mark(values: dict[Any, Any]) -> str:
-        metric = f"{values['reader']}:{values['concept']}"
+    rows = []
+    for values in _rows(record.table6()):
+        metric = Metric(reader=values["reader"], concept=values["concept"])
         d = record.difference(cells[values["cell"]], record.evaluated_on, metric)
-        return "" if d is None else difference_mark(d, record.group)
-
-    rows: list[dict[str, object]] = [
-        {
-            "concept": with_unit(str(values["concept"]), record.units),
-            "role": _text(values["role"]),
-            "network": shown_name(record, str(values["cell"])),
-            "reader": _READERS.get(str(values["reader"]), str(values["reader"])),
-            "score": _number(values["score"]),
-            "score sd": _number(values["score sd"]),
-            "difference": _number(values["difference"]),
-            "difference low": _number(values["difference low"]),
-            "difference high": _number(values["difference high"]),
-            "verdict": mark(values),
-            "chance": _number(values["chance"]),
-        }
-        for values in record.table6().to_dict("records")
-    ]
-    return Table(
-        name="table6",
-        title="Concepts read from each network",
-        caption=f"Held out, by {groups_word(record.group)}, on {record.evaluated_on}; R² of continuous, balanced "
-        "accuracy of categorical concepts. Difference: paired, to the single task of the same weighting, with its "
-        "verdict. The paper's Table 6 is fitted and scored on the same rows.",
-        frame=tidy(rows, list(rows[0]) if rows else ["concept", "network", "score"]),
+        rows.append(
+            {
+                "concept": with_unit(values["concept"], record.units),
+                "role": values["role"],
+                "network": shown_name(record, values["cell"]),
+                "reader": _READERS.get(values["reader"], values["reader"]),
+                **_spread(values, "score"),
+                **_ends(values, "difference", "difference"),
+                "verdict": "" if d is None else difference_mark(d, record.group),
+                "chance": as_float(values["chance"]),
+            }
+        )
+    return make_table(
+        "table6",
+        "Concepts decoded from each network",
+        f"Held out, by {groups_word(record.group)}, on {record.evaluated_on}; R² of continuous, balanced accuracy of "
+        "categorical concepts. Difference: paired, to the single task of the same weighting, with its verdict. The "
+        "paper's Table 6 is fitted and scored on the same rows.",
+        rows,
     )
 
 
 def curve_table(record: GridRecord, kind: str) -> Table:
     """Return the points of a curve of noisy or scarce concept values."""
-    rows: list[dict[str, object]] = [
+    rows = [
         {
             kind: float(values["level"]),
-            "split": _text(values["split"]),
+            "split": values["split"],
             "network": "multimodal" if values["multimodal"] else "multi-task",
-            "AUC": _number(values["auc"]),
-            "AUC sd": _number(values["sd"]),
+            **spread("AUC", as_float(values["auc"]), as_float(values["sd"])),
         }
-        for values in record.curve(kind).to_dict("records")
+        for values in _rows(record.curve(kind))
     ]
     what = {"noise": "that were exchanged", "fraction": "that were kept"}[kind]
-    return Table(
-        name=kind,
-        title=f"AUC by {kind} of concept values",
-        caption=f"Share of concept values {what}; mean ± SD over seeds. Multimodal: concept values as inputs.",
-        frame=tidy(rows, [kind, "split", "network", "AUC", "AUC sd"]),
+    return make_table(
+        kind,
+        f"AUC by {kind} of concept values",
+        f"Share of concept values {what}; mean ± SD over seeds. Multimodal: concept values as inputs.",
+        rows,
         digits=3,
     )
 
 
 def affinity_table(record: GridRecord) -> Table:
-    """Return what each task's step does to each other's loss."""
-    rows: list[dict[str, object]] = [
-        {"a step of": a.step, "does to the loss of": a.on, "affinity": a.value, "affinity sd": a.sd}
-        for a in record.affinity
-    ]
-    return Table(
-        name="affinity",
-        title="Which task helps which",
-        caption="1 − loss after / loss before on validation rows, when one task alone takes a step; above 0 it helps. "
+    """Return the effect of each task's step on each other's loss."""
+    return make_table(
+        "affinity",
+        "Which task helps which",
+        "1 − loss after / loss before on validation rows, when only one task takes a step; above 0 it helps. "
         "Mean ± SD over seeds.",
-        frame=tidy(rows, ["a step of", "does to the loss of", "affinity", "affinity sd"]),
+        [
+            {"a step of": a.step, "does to the loss of": a.on, **spread("affinity", a.value, a.sd)}
+            for a in record.affinity
+        ],
         digits=4,
     )
 
 
 def patch_level_table(record: GridRecord) -> Table:
     """Return the comparisons by the paper's own protocol."""
-    rows: list[dict[str, object]] = [
+    rows = [
         {
             "network": p.run,
             "against": p.against,
             "split": p.split,
-            "AUC": p.mean,
-            "AUC sd": p.sd,
+            **spread("AUC", p.mean, p.sd),
             "difference": p.difference,
-            "p": math.nan if p.p is None else p.p,
+            "p": as_float(p.p),
             "resamples": p.resamples,
         }
         for p in record.patch_level
     ]
-    return Table(
-        name="patch-level",
-        title="By the paper's protocol: patches taken as independent",
-        caption="Bootstrap of pooled patches and Wilcoxon's test over paired resamples. It says nothing of new "
-        "patients: with enough resamples any difference has a small p.",
-        frame=tidy(rows, ["network", "against", "split", "AUC", "AUC sd", "difference", "p", "resamples"]),
+    return make_table(
+        "patch-level",
+        "By the paper's protocol: patches taken as independent",
+        "Bootstrap of pooled patches and Wilcoxon's test over paired resamples. It does not describe new patients: "
+        "with enough resamples any difference has a small p.",
+        rows,
         digits=3,
     )
 
 
-# --- sentences ---------------------------------------------------------------------------------------------------
+# --- verdicts ----------------------------------------------------------------------------------------------------
 
 
 def grid_verdicts(record: GridRecord) -> list[Verdict]:
-    """Return what the grid shows on each evaluation split, what its controls show, and what failed."""
-    verdicts = [verdict for split in record.evaluation for verdict in _split_verdicts(record, split)]
+    """Return what the grid and its controls show on each evaluation split, and how many networks failed."""
+    verdicts: list[Verdict] = []
+    unchanged: list[tuple[str, Difference]] = []
+    for split in record.evaluation:
+        compared = [
+            (cell, d) for cell in record.cells if not cell.curve and (d := record.difference(cell, split, "auc"))
+        ]
+        compared = [(cell, d) for cell, d in compared if is_finite(d.mean)]
+        models = [(cell, d) for cell, d in compared if not cell.control]
+        verdicts += [_networks_verdict(record, split, models)] if models else []
+        for cell, d in compared:
+            name = f"{shown_name(record, cell.name)} ({cell.control})"
+            if cell.control == "confounder only":
+                mean = record.over_seeds(cell.name, "metrics", split, "auc")[0]
+                text = f"The confounder by itself ({cell.name}) reaches an AUC of {number(mean, digits=3)} on {split}"
+                verdicts.append(verdict("open", text, "This number has no interval"))
+            elif cell.control in ("random target", "shuffled concept"):
+                if side_of(d.mean, d.low, d.high) == "covers":
+                    unchanged.append((f"AUC of the control {name} on {split}", d))
+                else:
+                    verdicts.append(judge_control(name, d, record.group))
+    verdicts += no_clear_change(unchanged, record.group, digits=3)
     if record.failed:
-        verdicts.append(Verdict(text=f"{len(record.failed)} of the grid's networks gave no result.", mark="open"))
-    return verdicts or [Verdict(text="No network of this grid was compared with another.", mark="open")]
-
-
-def _split_verdicts(record: GridRecord, split: str) -> list[Verdict]:
-    compared: list[tuple[GridCell, Difference]] = []
-    for cell in record.cells:
-        d = record.difference(cell, split, "auc")
-        if d is not None and is_finite(d.mean) and not cell.curve:
-            compared.append((cell, d))
-    models = [(cell, d) for cell, d in compared if not cell.control]
-    out = [_networks_verdict(record, split, models)] if models else []
-    for cell, d in compared:
-        if cell.control in ("random target", "shuffled concept"):
-            out.append(judge_control(f"{shown_name(record, cell.name)} ({cell.control})", d, record.group))
-        elif cell.control == "confounder only":
-            mean = _mean_auc(record, cell, split)
-            text = f"The confounder by itself ({cell.name}) reaches an AUC of {number(mean, digits=3)} on {split}."
-            out.append(Verdict(text=f"{text} This number has no interval.", mark="open"))
-    return out
+        verdicts.append(verdict("open", f"{len(record.failed)} of the grid's networks gave no result"))
+    return verdicts or [verdict("open", "No network of this grid was compared with another")]
 
 
 def _networks_verdict(record: GridRecord, split: str, models: Sequence[tuple[GridCell, Difference]]) -> Verdict:
@@ -241,14 +252,11 @@ def _networks_verdict(record: GridRecord, split: str, models: Sequence[tuple[Gri
     text = (
         f"On {split} {sides.count('above')} of {len(models)} {networks} the AUC over the single task of the same "
         f"weighting, {sides.count('below')} lower it: largest difference "
-        f"{interval(d.mean, d.low, d.high, digits=3, signed=True)} ({shown_name(record, best.name)}, {d.n_groups} "
-        f"{groups_word(record.group, d.n_groups)})."
+        f"{interval(d.mean, d.low, d.high, digits=3, signed=True)} ({shown_name(record, best.name)}, "
+        f"{counted(record.group, d.n_groups)})"
     )
-    if are_few(d.n_groups, record.group):
-        text += f" {few_words(d.n_groups, record.group)}."
-    elif len(models) > 1:
-        text += f" The largest of {len(models)} differences is biased upwards."
-    return Verdict(text=text, mark="established" if sides else "open")
+    biased = f"The largest of {len(models)} differences is biased upwards" if len(models) > 1 else ""
+    return verdict("established" if sides else "open", text, few_words(d.n_groups, record.group), biased)
 
 
 def judge_control(name: str, d: Difference, group: str | None) -> Verdict:
@@ -256,25 +264,11 @@ def judge_control(name: str, d: Difference, group: str | None) -> Verdict:
     side, mark = side_of(d.mean, d.low, d.high), difference_mark(d, group)
     size = interval(d.mean, d.low, d.high, digits=3, signed=True)
     if mark == "established":
-        verb, means = {
+        verb, consequence = {
             "above": ("raises", "A gain of this size needs no real concept"),
             "below": ("lowers", "A real concept has to be compared with this loss"),
         }[side]
-        return Verdict(text=f"The control {name} {verb} the AUC on {d.split}: {size}. {means}.", mark=mark)
+        return verdict(mark, f"The control {name} {verb} the AUC on {d.split}: {size}", consequence)
     change = {"covers": "no clear change", "missing": "a change without an interval"}.get(side, "an uncertain change")
-    text = f"The control {name} shows {change} of the AUC on {d.split}: {size}."
-    return Verdict(text=f"{text} {few_words(d.n_groups, group)}." if are_few(d.n_groups, group) else text, mark=mark)
-
-
-def _mean_auc(record: GridRecord, cell: GridCell, split: str) -> float:
-    values = [run.metrics.get(split, {}).get("auc") for run in record.runs if run.name == cell.name]
-    known = [v for v in values if is_finite(v)]
-    return sum(map(float, known)) / len(known) if known else math.nan  # type: ignore[arg-type]
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None or value != value else float(value)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value)
+    text = f"The control {name} shows {change} of the AUC on {d.split}: {size}"
+    return verdict(mark, text, few_words(d.n_groups, group))

@@ -1,4 +1,4 @@
-"""What numbers show: one rule from an interval and a test to a mark, for every kind of result."""
+"""What numbers show: one rule from an interval and a test to a mark and a sentence, for every kind of result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conceptkit.evaluate.intervals import FEW_GROUPS
-from conceptkit.report.wording import as_float, groups_word, is_finite, number
+from conceptkit.report.wording import as_float, counted, is_finite, number
 
 Mark = Literal["established", "associated", "open"]
 Side = Literal["above", "covers", "below", "missing"]
@@ -17,8 +17,8 @@ MARKS: Mapping[Mark, str] = {"established": "●", "associated": "◐", "open": 
 
 LEGEND = (
     "● established: the interval excludes chance (of a difference, 0), the permutation test (where there is one) "
-    "agrees, and no control reaches the interval. ◐ associated: there is a relation, but its size or its source is not "
-    "established. ○ open: not shown, which does not prove that there is nothing."
+    "agrees, and no control reaches the interval. ◐ associated: there is a relation of unknown size or source. "
+    "○ open: no relation is shown; this does not prove that there is none."
 )
 
 SIGNIFICANT = 0.05
@@ -33,8 +33,14 @@ class Verdict:
     mark: Mark
 
 
+def verdict(mark: Mark, answer: str, *caveats: str) -> Verdict:
+    """Return the answer and the first caveat that is not empty, a sentence each."""
+    said = [answer, *[caveat for caveat in caveats if caveat][:1]]
+    return Verdict(text=" ".join(f"{sentence}." for sentence in said), mark=mark)
+
+
 def side_of(value: object, low: object, high: object, reference: float = 0.0) -> Side:
-    """Return where an interval lies. The value counts as part of it, as a bootstrap interval need not hold it."""
+    """Return where an interval lies; it includes the value, which a bootstrap interval need not contain."""
     if not (is_finite(value) and is_finite(low) and is_finite(high)):
         return "missing"
     ends = as_float(value), as_float(low), as_float(high)
@@ -49,7 +55,7 @@ def is_significant(p: object, least: object = None) -> bool | None:
     Parameters
     ----------
     p : p or q
-    least : the smallest p that the number of permutations allows; a test that cannot reach 0.05 says nothing
+    least : the smallest p that the number of permutations allows; a test that cannot reach 0.05 shows nothing
     """
     if not is_finite(p) or (is_finite(least) and as_float(least) >= SIGNIFICANT):
         return None
@@ -63,7 +69,7 @@ def mark_of(side: Side, significant: bool | None, *, few: bool, sought: Collecti
     ----------
     side : where the interval lies
     significant : by the test; ``None`` without one
-    few : whether too few groups stand behind the interval
+    few : whether the interval rests on too few groups
     sought : sides on which the interval shows a relation; two for a difference
     """
     if side in sought and not few and significant is not False:
@@ -77,8 +83,10 @@ def are_few(n_groups: int, group: str | None) -> bool:
 
 
 def few_words(n_groups: int, group: str | None) -> str:
-    """Return the caveat of an interval over few groups."""
-    return f"{n_groups} {groups_word(group, n_groups)} {'is' if n_groups == 1 else 'are'} too few to trust the interval"
+    """Return the caveat of an interval over few groups; empty where they are enough."""
+    if not are_few(n_groups, group):
+        return ""
+    return f"{counted(group, n_groups)} {'is' if n_groups == 1 else 'are'} too few for a reliable interval"
 
 
 def p_words(p: object, name: str = "p") -> str:

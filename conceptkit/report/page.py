@@ -1,4 +1,4 @@
-"""One self-contained page from saved records: it opens offline and asks no network for anything."""
+"""One self-contained page from saved records, which opens offline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from conceptkit.records import Record, load_record, write_atomically
 from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import write_csv, write_figures, write_latex
 from conceptkit.report.judging import LEGEND
-from conceptkit.report.part import Part, SavedPicture
-from conceptkit.report.sections import NAMES, Section, section
+from conceptkit.report.part import SavedPicture
+from conceptkit.report.sections import KINDS, Section, section
 from conceptkit.report.table import Table, numeric_columns, shown
 
 SYNTHETIC = "Synthetic tissue, generated: not real histology."
-"""What stands above every number that was made on generated patches."""
+"""Banner above numbers that were made on generated patches."""
 
 
 def write_page(
@@ -35,20 +35,10 @@ def write_page(
 
     Parameters
     ----------
-    runs
-        Run folders (or record files) that a command wrote, in the order in which they are to be read.
-        No model, image or slide is opened: all comes from the records and the files saved beside them.
-    out
-        The HTML file. It is written in one step; an older one is replaced.
-    seed
-        Seed of the rows drawn for the UMAP and of its layout.
-    latex, csv, figures
-        Folders for the tables as LaTeX and as CSV, and for the figures as SVG and PDF; ``None`` for none of them.
-
-    Returns
-    -------
-    Path
-        ``out``.
+    runs : run folders (or record files), in the order of the page; no model, image or slide is opened
+    out : the HTML file, written in one step; an older one is replaced
+    seed : of the rows drawn for the UMAP and of its layout
+    latex, csv, figures : folders for the tables as LaTeX and as CSV, and for the figures as SVG and PDF
 
     Raises
     ------
@@ -78,7 +68,7 @@ def write_page(
 
 def _titles(records: Sequence[Record], folders: Sequence[Path]) -> list[str]:
     """Return ``Probe`` or ``Guide`` where there is one of it, and the folder's name with it where there are several."""
-    kinds = [NAMES[type(record)] for record in records]
+    kinds = [KINDS[type(record)].title for record in records]
     names = [folder.resolve().name for folder in folders]
     return [k if kinds.count(k) == 1 else f"{k}: {name}" for k, name in zip(kinds, names, strict=True)]
 
@@ -94,6 +84,7 @@ def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(cells=_cells, drawn=_picture, saved=_saved, zip=zip)
     synthetic = [section.title for section in sections if section.synthetic]
     banner = SYNTHETIC if synthetic else ""
     if synthetic and len(synthetic) < len(sections):
@@ -103,30 +94,11 @@ def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
         title=", ".join(dict.fromkeys(section.study for section in sections)),
         banner=banner,
         legend=LEGEND,
-        sections=[(section, [_part(part) for part in section.parts]) for section in sections],
+        sections=sections,
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=script,
         divs=divs,
     )
-
-
-def _part(part: Part) -> dict[str, Any]:
-    """Return a part as the template takes it."""
-    return {
-        "title": part.title,
-        "text": part.text,
-        "folded": part.folded,
-        "table": None if part.table is None else _cells(part.table),
-        "pictures": [*map(_picture, part.drawings), *map(_saved, part.pictures)],
-        "rows": [
-            {
-                "heading": row.heading,
-                "plots": list(zip(row.keys, row.titles, row.beneath, strict=True)),
-                "picture": _picture(row.drawing, kind="png", dpi=150),
-            }
-            for row in part.plots
-        ],
-    }
 
 
 def _cells(table: Table) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One titled piece of a section: words, and tables, drawings or interactive plots beneath them."""
+"""One titled part of a section: a text, and a table, drawings or interactive plots beneath it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conceptkit.report.table import Table, shown
 
 @dataclass(frozen=True, kw_only=True)
 class PlotRow:
-    """Interactive plots side by side, and the drawing that stands for them in print and without scripts."""
+    """Interactive plots side by side, and the drawing for print and for browsers without scripts."""
 
     heading: str
     keys: Sequence[str]
@@ -43,18 +43,18 @@ class Part:
     pictures: Sequence[SavedPicture] = ()
     plots: Sequence[PlotRow] = ()
     folded: bool = False
-    """True: shown when it is asked for"""
+    """True: shown on a click"""
 
 
 def table_part(table: Table) -> Part:
-    """Return a table as a part; a sentence in its place when it has no row."""
+    """Return a table as a part; without a row, a sentence."""
     if shown(table).empty:
-        return Part(title=table.title, text="Nothing of this was recorded.")
+        return Part(title=table.title, text="Not recorded.")
     return Part(title=table.title, text=table.caption, table=table)
 
 
 def saved_pictures(folder: Path, names: Sequence[str]) -> list[SavedPicture]:
-    """Return the PNG pictures of these names in a run folder; those that are not there, or elsewhere, are left out."""
+    """Return the PNG pictures of these names in a run folder; missing ones and paths elsewhere are skipped."""
     found = []
     for name in names:
         path = folder / Path(name).name

@@ -1,4 +1,4 @@
-"""What the page says of the main task's predictions: AUC with its interval, and calibration."""
+"""The main task's predictions on the page: AUC with its interval, and calibration."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from conceptkit.records import GridRecord, GuideRecord
-from conceptkit.report.contents import run_names
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
 from conceptkit.report.part import Part, table_part
 from conceptkit.report.predictions import Predictions, calibration, read_predictions, score
-from conceptkit.report.table import Table, tidy
+from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.wording import groups_word, number
 
 RUNS_MOST = 8
-"""Networks whose calibration is drawn, as there are no more colours to tell them by; the table has all"""
+"""Networks whose calibration is drawn, one for each colour; the table has all"""
 
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
@@ -33,10 +32,10 @@ def prediction_parts(record: GuideRecord | GridRecord, folder: Path) -> list[Par
     text = (
         "Predicted against observed share of "
         + (f"{predictions.classes[1]}, " if len(predictions.classes) == 2 else "the predicted class, ")
-        + "in ten bins of equally many patches, one line per seed; on the diagonal probabilities mean what they say."
+        + "in ten bins of equally many patches, one line per seed; on the diagonal the probabilities are calibrated."
     )
     splits = list(dict.fromkeys(predictions.splits.tolist()))
-    names = run_names(record)[:RUNS_MOST]
+    names = record.run_names[:RUNS_MOST]
     drawn = [(name, seed) for name, seed in runs if name in names]
     drawings = [_calibration_figure(predictions, drawn, names, split, i) for i, split in enumerate(splits)]
     part = Part(title="Calibration", text=text, drawings=[d for d in drawings if d is not None])
@@ -48,33 +47,23 @@ def prediction_table(
 ) -> Table:
     """Return AUC with its interval, Brier score and calibration error of each network (Tables 4 and 5)."""
     groups = groups_word(record.group)
-    rows = []
+    rows: list[dict[str, object]] = []
     for split in splits:
         for name, seed in runs:
-            found = score(predictions, f"{name}-seed{seed}", split)
-            missing = math.nan
-            rows.append(
-                {
-                    "split": split,
-                    "run": name,
-                    "seed": seed,
-                    "AUC": found.auc if found else missing,
-                    "AUC low": found.low if found else missing,
-                    "AUC high": found.high if found else missing,
-                    "Brier score": found.brier if found else missing,
-                    "calibration error": found.calibration_error if found else missing,
-                    "patches": found.n if found else 0,
-                    groups: found.n_groups if found else 0,
-                }
-            )
-    columns = ["split", "run", "seed", "AUC", "AUC low", "AUC high", "Brier score", "calibration error", "patches"]
-    dropped = {"seed"} if len({seed for _, seed in runs}) == 1 else set()
-    return Table(
-        name="predictions",
-        title="Main task, network by network",
-        caption=f"AUC with a 95 % interval by {groups} (jackknife on its logit), of one network each: what other "
-        f"{groups} would change, and not what another seed would. Brier score and calibration error: 0 is best.",
-        frame=tidy(rows, [c for c in [*columns, *([groups] if record.group else [])] if c not in dropped]),
+            scored = score(predictions, f"{name}-seed{seed}", split)
+            row: dict[str, object] = {"split": split, "run": name, "seed": seed}
+            row |= ends("AUC", *((scored.auc, scored.low, scored.high) if scored else (None, None, None)))
+            row["Brier score"] = scored.brier if scored else math.nan
+            row["calibration error"] = scored.calibration_error if scored else math.nan
+            rows.append(row | {"patches": scored.n if scored else 0, groups: scored.n_groups if scored else 0})
+    without = {"seed"} if len({seed for _, seed in runs}) == 1 else set()
+    return make_table(
+        "predictions",
+        "Main task, network by network",
+        f"AUC of each network with a 95 % interval by {groups} (jackknife on its logit): the uncertainty over "
+        f"{groups}, not over seeds. Brier score and calibration error: 0 is best.",
+        rows,
+        without=without if record.group else {*without, groups},
         digits=3,
     )
 

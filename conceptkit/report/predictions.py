@@ -1,4 +1,4 @@
-"""What networks predicted of the evaluation rows: read from a run folder, and scored with intervals by patient."""
+"""Predictions of networks on the evaluation rows: read from a run folder, and scored with intervals by patient."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.scores import auc
-from conceptkit.files.hdf5 import open_hdf5
 from conceptkit.records import EMBEDDINGS_FILE
+from conceptkit.report.run_context import reading
 
 BINS = 10
 """Of a calibration curve: as many rows in each"""
@@ -64,24 +63,20 @@ def read_predictions(folder: Path) -> Predictions | None:
     path = folder / EMBEDDINGS_FILE
     if not path.is_file():
         return None
-    try:
-        with open_hdf5(path) as file:
-            if "predictions" not in file:
-                return None
-            saved = file["predictions"]
-            classes = tuple(map(str, saved.attrs["classes"]))
-            number = {name: i for i, name in enumerate(classes)}
-            labels = saved["label"].asstr()[...]
-            groups = np.asarray(saved["group"].asstr()[...], dtype=str)
-            return Predictions(
-                classes=classes,
-                codes=np.array([number.get(label, -1) for label in labels], dtype=np.intp),
-                splits=np.asarray(saved["split"].asstr()[...], dtype=str),
-                groups=np.unique(groups, return_inverse=True)[1].astype(np.intp),
-                probabilities={run: np.asarray(p[...], dtype=float) for run, p in saved["probability"].items()},
-            )
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"run: the predictions in {path} cannot be read ({type(error).__name__}).") from None
+    with reading(path, "saved predictions") as file:
+        if "predictions" not in file:
+            return None
+        saved = file["predictions"]
+        classes = tuple(map(str, saved.attrs["classes"]))
+        number = {name: i for i, name in enumerate(classes)}
+        groups = np.asarray(saved["group"].asstr()[...], dtype=str)
+        return Predictions(
+            classes=classes,
+            codes=np.array([number.get(label, -1) for label in saved["label"].asstr()[...]], dtype=np.intp),
+            splits=np.asarray(saved["split"].asstr()[...], dtype=str),
+            groups=np.unique(groups, return_inverse=True)[1].astype(np.intp),
+            probabilities={run: np.asarray(p[...], dtype=float) for run, p in saved["probability"].items()},
+        )
 
 
 def score(predictions: Predictions, run: str, split: str) -> SplitScore | None:
@@ -94,7 +89,7 @@ def score(predictions: Predictions, run: str, split: str) -> SplitScore | None:
     ends = auc_interval(y, probability, groups, groups)
     n_groups = int(groups.max()) + 1
     area = auc(y, probability)
-    # One group alone, or an area so near to 1 that no group's absence moves it, give nothing to judge by.
+    # There is no interval for one group, or for an area so near to 1 that no group changes it.
     known = ends.low < area < ends.high
     return SplitScore(
         auc=area,

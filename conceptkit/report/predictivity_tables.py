@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from conceptkit.records import PredictivityRecord
 from conceptkit.records.predictivity import PredictivityRow
-from conceptkit.report.judging import Verdict, are_few, few_words, mark_of, side_of
-from conceptkit.report.table import Table, tidy
-from conceptkit.report.wording import groups_word, interval, is_finite
+from conceptkit.report.judging import Verdict, are_few, few_words, mark_of, side_of, verdict
+from conceptkit.report.table import Table, ends, make_table
+from conceptkit.report.wording import counted, groups_word, interval, is_finite
 
 
 def predictivity_table(record: PredictivityRecord) -> Table:
     """Return the AUC of each set of columns (Table 3)."""
-    rows: list[dict[str, object]] = [
+    rows = [
         {
             "inputs": " + ".join(row.inputs),
             "role": row.role,
             "split": row.split,
-            "AUC": row.auc,
-            "AUC low": row.low,
-            "AUC high": row.high,
+            **ends("AUC", row.auc, row.low, row.high),
             "SD over seeds": row.sd,
             groups_word(record.group): row.n_groups,
             "verdict": judge_auc(row, record.group, "").mark,
         }
         for row in record.rows
     ]
-    columns = ["inputs", "role", "split", "AUC", "AUC low", "AUC high", "SD over seeds"]
-    columns += [groups_word(record.group), "verdict"]
-    if not any(is_finite(row["SD over seeds"]) for row in rows):  # of one seed
-        columns.remove("SD over seeds")
-    return Table(
-        name="table3",
-        title="The main label from concept values only",
-        caption="A small network on the concept values, without any image; 95 % interval over "
+    return make_table(
+        "table3",
+        "The main label from concept values only",
+        "A small network on the concept values, without any image; 95 % interval over "
         f"{groups_word(record.group)}. Random: a column of random numbers. Confounder: a discouraged column by itself, "
         "which should not predict the label. The paper's Table 3.",
-        frame=tidy(rows, columns),
+        rows,
         digits=3,
     )
 
@@ -57,13 +51,10 @@ def predictivity_verdicts(record: PredictivityRecord) -> list[Verdict]:
 
 def judge_auc(row: PredictivityRow, group: str | None, caveat: str) -> Verdict:
     """Return whether a set of columns predicts the main label by itself; ``caveat`` follows where it does."""
-    few, names = are_few(row.n_groups, group), " + ".join(row.inputs)
     side = side_of(row.auc, row.low, row.high, 0.5)
-    mark = mark_of(side, None, few=few)
-    verb = "predicts" if len(row.inputs) == 1 else "predict"
-    shown = f"{names} {verb} the label on {row.split}"
-    answer = shown if mark == "established" else f"Open whether {shown}"
+    mark = mark_of(side, None, few=are_few(row.n_groups, group))
+    answer = f"{' + '.join(row.inputs)} {'predicts' if len(row.inputs) == 1 else 'predict'} the label on {row.split}"
+    answer = answer if mark == "established" else f"Open whether {answer}"
     size = interval(row.auc, row.low, row.high, digits=3) + {"below": ", below chance"}.get(side, "")
-    text = f"{answer}: AUC {size} ({row.n_groups} {groups_word(group, row.n_groups)})."
-    caveat = few_words(row.n_groups, group) if few else caveat if mark == "established" else ""
-    return Verdict(text=f"{text} {caveat}." if caveat else text, mark=mark)
+    text = f"{answer}: AUC {size} ({counted(group, row.n_groups)})"
+    return verdict(mark, text, few_words(row.n_groups, group), caveat if mark == "established" else "")

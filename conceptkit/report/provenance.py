@@ -1,4 +1,4 @@
-"""What the numbers were made with: all that is needed to make them again."""
+"""Provenance: settings, seeds, digests and versions that reproduce the numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def provenance(record: Record, folder: Path, context: Context | None) -> list[tu
     if context is not None:
         lines += [(name, value) for name, value in context.made_with.items() if value]
     lines.append(("patches", "synthetic" if record.synthetic else "as the study's table names them"))
-    lines.append(("never split across folds", record.group or "nothing: rows were taken as independent"))
+    lines.append(("never split across folds", record.group or "no column: rows were taken as independent"))
     if isinstance(record, GuideRecord):
         lines += [(f"run {run.name}, seed {run.seed}", run.checkpoint or "–") for run in record.runs]
         lines += [

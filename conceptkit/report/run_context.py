@@ -1,9 +1,10 @@
-"""What a run saved of its patches: rows, folds, samples and colour histograms, read from the run folder."""
+"""The patches of a run: rows, folds, samples and colour histograms, read from the run folder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,7 @@ class Context:
 
 
 def read_context(folder: Path) -> Context | None:
-    """Read what a run saved of its patches.
-
-    Parameters
-    ----------
-    folder : the run folder
-
-    Returns
-    -------
-    ``None`` when the folder holds no such file, as runs of earlier versions do
+    """Read the patches that a run saved; ``None`` for a folder without such a file, as of earlier versions.
 
     Raises
     ------
@@ -89,15 +82,29 @@ def read_context(folder: Path) -> Context | None:
     path = folder / CONTEXT_FILE
     if not path.is_file():
         return None
+    with reading(path, "a run's context", schema=SCHEMA) as file:
+        return _read(file)
+
+
+@contextmanager
+def reading(path: Path, what: str, *, schema: str | None = None) -> Iterator[h5py.File]:
+    """Open a file of a run folder; whatever is wrong with it becomes one sentence.
+
+    Raises
+    ------
+    InputError
+        when the file or a part of it cannot be read, or it is of another schema
+    """
     try:
         with open_hdf5(path) as file:
-            schema = file.attrs.get("schema")
-            if schema != SCHEMA:
-                raise InputError(f"run: {path} has schema {schema!r}; this version reads {SCHEMA}.")
-            return _read(file)
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
-        said = str(error.args[-1] if error.args else error).split("\n")[0].rstrip(".")
-        raise InputError(f"run: {path} cannot be read as a run's context ({said}).") from None
+            found = file.attrs.get("schema")
+            found = found.decode() if isinstance(found, bytes) else found
+            if schema is not None and found != schema:
+                raise ValueError(f"it has schema {found!r}; this version reads {schema}")
+            yield file
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        said = str(error.args[-1] if error.args else error).strip().split("\n")[0].rstrip(".")
+        raise InputError(f"run: {path} cannot be read as {what} ({said}).") from None
 
 
 def _read(file: h5py.File) -> Context:

@@ -1,4 +1,4 @@
-"""What the page says of one run: its sentences, tables and drawings, chosen by the kind of record."""
+"""The section of one run on the page: its verdicts, tables and drawings, chosen by the kind of record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conceptkit.records import (
     BagsRecord,
     GridRecord,
     GuideRecord,
+    Note,
     PredictivityRecord,
     ProbeRecord,
     Record,
@@ -21,19 +22,20 @@ from conceptkit.records import (
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
-from conceptkit.report.contents import difference_kind, notes_of, run_names
+from conceptkit.report.contents import difference_kind, notes_of
 from conceptkit.report.data_parts import data_parts
-from conceptkit.report.drawing import Drawing
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
 from conceptkit.report.grid_figures import grid_figures
-from conceptkit.report.grid_tables import grid_tables, grid_verdicts
+from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
+from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
 from conceptkit.report.part import Part, saved_pictures, table_part
 from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
+from conceptkit.report.probe_tables import probe_tables
 from conceptkit.report.provenance import provenance
 from conceptkit.report.run_context import Context, read_context
-from conceptkit.report.tables import tables
+from conceptkit.report.table import Table
 from conceptkit.report.umap_parts import Plots, umap_parts
 from conceptkit.report.verdicts import guide_verdicts, probe_verdicts
 from conceptkit.report.wording import groups_word
@@ -41,14 +43,14 @@ from conceptkit.report.wording import groups_word
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Everything the page says of one run folder."""
+    """Everything that the page shows of one run folder."""
 
     anchor: str
     title: str
     study: str
     synthetic: bool
     verdicts: Sequence[Verdict]
-    notes: Sequence[str]
+    notes: Sequence[Note]
     parts: Sequence[Part]
     provenance: Sequence[tuple[str, str]]
 
@@ -63,39 +65,36 @@ class Run:
     """Of the UMAPs"""
     context: Context | None
     seen: set[str]
-    """What other sections show of the data already"""
+    """Parts on the data that other sections show already"""
     plots: Plots = field(default_factory=dict)
     """Interactive plots by key, which the parts add to: one script at the page's end holds them all"""
-
-
-Parts = tuple[list[Verdict], list[Part]]
 
 
 def section(
     record: Record, folder: Path, *, title: str, anchor: str, seed: int, plots: Plots, seen: set[str]
 ) -> Section:
-    """Return the section of one record; what it draws interactively is added to ``plots``."""
+    """Return the section of one record; its interactive plots are added to ``plots``."""
     run = Run(folder=folder, anchor=anchor, seed=seed, context=read_context(folder), seen=seen, plots=plots)
-    verdicts, parts = BUILDERS[type(record)](record, run)
+    kind = KINDS[type(record)]
+    tables = kind.tables(record)
+    if run.context is not None:  # the rows that it holds are counted in a fuller table
+        tables = [table for table in tables if table.name != GRID_SPLITS]
+    parts = [*kind.above(record, run), *map(table_part, tables), *kind.parts(record, run)]
+    if kind.data:
+        parts += data_parts(run.context, record.group, run.seen)
     return Section(
         anchor=anchor,
         title=title,
         study=record.study,
         synthetic=record.synthetic,
-        verdicts=verdicts,
+        verdicts=kind.verdicts(record),
         notes=notes_of(record),
         parts=parts,
         provenance=provenance(record, folder, run.context),
     )
 
 
-def _probe(record: ProbeRecord, run: Run) -> Parts:
-    parts = [_layers(record), *(table_part(table) for table in tables(record))]
-    parts += data_parts(run.context, record.group, run.seen)
-    return probe_verdicts(record), [part for part in parts if part is not None]
-
-
-def _layers(record: ProbeRecord) -> Part | None:
+def _layers(record: ProbeRecord, run: Run) -> list[Part]:
     drawings = probe_figures(record)
     one_group = f" or a random split ({groups_word(record.group)} mixed)"
     text = (
@@ -103,54 +102,55 @@ def _layers(record: ProbeRecord) -> Part | None:
         "it is associated, and hollow where it is open. The other lines are controls: a randomly initialised network, "
         f"and the scores that a training fit{one_group if record.group else ''} would give."
     )
-    return Part(title="By layer", text=text, drawings=drawings) if drawings else None
+    return [Part(title="By layer", text=text, drawings=drawings)] if drawings else []
 
 
-def _guide(record: GuideRecord, run: Run) -> Parts:
-    parts: list[Part | None] = [table_part(table) for table in tables(record)]
-    parts += [_differences(record), *prediction_parts(record, run.folder), _training(record)]
-    parts += umap_parts(record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=run_names(record))
-    parts += data_parts(run.context, record.group, run.seen)
-    return guide_verdicts(record), [part for part in parts if part is not None]
+def _guide(record: GuideRecord, run: Run) -> list[Part]:
+    parts = [*_differences(record), *prediction_parts(record, run.folder), *_training(record)]
+    return parts + umap_parts(
+        record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=record.run_names
+    )
 
 
-def _differences(record: GuideRecord) -> Part | None:
+def _differences(record: GuideRecord) -> list[Part]:
     drawing = difference_figure(record)
     if drawing is None:
-        return None
-    there = {difference_kind(d) for d in record.differences}
-    colours = ", ".join(words for kind, (_, words) in DIFFERENCE_COLOURS.items() if kind in there)
+        return []
+    kinds = {difference_kind(d) for d in record.differences}
+    colours = ", ".join(words for kind, (_, words) in DIFFERENCE_COLOURS.items() if kind in kinds)
     text = (
         f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals; filled points are established, hollow open. "
         "Higher is better for encouraged concepts and the main task, lower for discouraged concepts."
     )
-    return Part(title="Differences at a glance", text=text, drawings=[drawing])
+    return [Part(title="Differences at a glance", text=text, drawings=[drawing])]
 
 
-def _training(record: GuideRecord) -> Part:
-    drawings: list[Drawing] = training_figures(record)
+def _training(record: GuideRecord) -> list[Part]:
+    drawings = training_figures(record)
     text = (
         "Raw losses, before weighting, one line per seed; beneath them the score of the task's own head on validation "
         "rows (R² of a value, from −1 upwards; balanced accuracy of classes), and the weight of the task in the total."
     )
-    return Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)
+    return [Part(title="Training", text=text if drawings else "No training history was saved.", drawings=drawings)]
 
 
-def _grid(record: GridRecord, run: Run) -> Parts:
-    parts = [table_part(table) for table in grid_tables(record)]
+def _grid_tables(record: GridRecord) -> list[Table]:
+    return [*([grid_split_table(record)] if record.splits else []), *grid_tables(record)]
+
+
+def _grid(record: GridRecord, run: Run) -> list[Part]:
+    parts = prediction_parts(record, run.folder)
     drawings = grid_figures(record)
     if drawings:
-        parts.append(Part(title="Affinities and curves", text="Over all seeds of the grid.", drawings=drawings))
-    parts += prediction_parts(record, run.folder)
-    parts += umap_parts(
+        parts.insert(0, Part(title="Affinities and curves", text="Over all seeds of the grid.", drawings=drawings))
+    return parts + umap_parts(
         record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=_cells_to_draw(record)
     )
-    return grid_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
 
 
 def _cells_to_draw(record: GridRecord) -> list[str]:
     """Return the single task first, then the network of the largest gain on the rows that concepts are read on."""
-    names = run_names(record)
+    names = record.run_names
     split = record.evaluated_on if record.evaluated_on in record.evaluation else next(iter(record.evaluation), "")
     gains = {c.name: record.difference(c, split, "auc") for c in record.cells if not c.control and not c.curve}
     known = {name: d for name, d in gains.items() if d is not None and math.isfinite(d.mean) and name in names}
@@ -160,50 +160,41 @@ def _cells_to_draw(record: GridRecord) -> list[str]:
     return [known[best].against, best]
 
 
-def _predictivity(record: PredictivityRecord, run: Run) -> Parts:
-    parts = [table_part(predictivity_table(record))]
-    return predictivity_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
-
-
-def _attribute(record: AttributeRecord, run: Run) -> Parts:
-    parts = [table_part(table) for table in attribution_tables(record)]
+def _concept_maps(record: AttributeRecord, run: Run) -> list[Part]:
     maps = saved_pictures(run.folder, record.figures)
-    if maps:
-        text = (
-            "Patches with the highest and lowest prediction of each concept, and where in them. A map shows where, not "
-            "which pixels. Maps are grey where the held-out score does not establish the concept at the layer."
-        )
-        parts.append(Part(title="Concept maps", text=text, pictures=maps))
-    return attribution_verdicts(record), [*parts, *data_parts(run.context, record.group, run.seen)]
+    text = (
+        "Patches with the highest and lowest prediction of each concept, and where in them. A map shows where, not "
+        "which pixels. Maps are grey where the held-out score does not establish the concept at the layer."
+    )
+    return [Part(title="Concept maps", text=text, pictures=maps)] if maps else []
 
 
-def _audit(record: AuditRecord, run: Run) -> Parts:
-    return audit_verdicts(record), [table_part(table) for table in audit_tables(record)]
+def _bags(record: BagsRecord, run: Run) -> list[Part]:
+    return [*_differences(record), *_training(record)]
 
 
-def _bags(record: BagsRecord, run: Run) -> Parts:
-    parts = [*(table_part(table) for table in bag_tables(record)), _differences(record), _training(record)]
-    return bag_verdicts(record), [part for part in parts if part is not None]
+@dataclass(frozen=True)
+class Kind:
+    """What the report shows of a kind of record."""
+
+    title: str
+    tables: Callable[[Any], list[Table]]
+    verdicts: Callable[[Any], list[Verdict]]
+    above: Callable[[Any, Run], list[Part]] = lambda record, run: []
+    """Figures above the tables"""
+    parts: Callable[[Any, Run], list[Part]] = lambda record, run: []
+    """Figures beneath the tables"""
+    data: bool = True
+    """Whether the rows of the run are shown, where it saved them"""
 
 
-BUILDERS: Mapping[type[Record], Callable[[Any, Run], Parts]] = {
-    ProbeRecord: _probe,
-    GuideRecord: _guide,
-    GridRecord: _grid,
-    PredictivityRecord: _predictivity,
-    AttributeRecord: _attribute,
-    AuditRecord: _audit,
-    BagsRecord: _bags,
+KINDS: Mapping[type[Record], Kind] = {
+    ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, _layers),
+    GuideRecord: Kind("Guide", guide_tables, guide_verdicts, parts=_guide),
+    GridRecord: Kind("Grid", _grid_tables, grid_verdicts, parts=_grid),
+    PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
+    AttributeRecord: Kind("Attribution", attribution_tables, attribution_verdicts, parts=_concept_maps),
+    AuditRecord: Kind("Audit", audit_tables, audit_verdicts, data=False),
+    BagsRecord: Kind("Bags", bag_tables, bag_verdicts, parts=_bags, data=False),
 }
-"""Class of record → its sentences and parts; a new command's record is a new entry"""
-
-NAMES: Mapping[type[Record], str] = {
-    ProbeRecord: "Probe",
-    GuideRecord: "Guide",
-    GridRecord: "Grid",
-    PredictivityRecord: "Predictivity",
-    AttributeRecord: "Attribution",
-    AuditRecord: "Audit",
-    BagsRecord: "Bags",
-}
-"""Class of record → title of its section"""
+"""Class of record → what the report shows of it; the record of a new command is a new entry"""

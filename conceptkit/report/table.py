@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from conceptkit.report.wording import MISSING, interval, is_finite, number
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-if TYPE_CHECKING:
-    import pandas as pd
+from conceptkit.report.wording import MISSING, as_float, interval, is_finite, number
+
+ENDS = ("low", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +28,71 @@ class Table:
     most_digits: int = 3
     """Decimals of an interval where fewer would move an end onto 0."""
     unshown: frozenset[str] = frozenset()
-    """Columns for files alone: the same in every row, so that the caption says them once."""
+    """Columns for files only: the same in every row, so that the caption states them."""
+    details: bool = False
+    """True: on the page and in files; in a terminal with ``--verbose`` only."""
+
+
+Row = Mapping[str, object]
+
+
+def make_table(
+    name: str,
+    title: str,
+    caption: str,
+    rows: Iterable[Row],
+    *,
+    without: Collection[str] = (),
+    digits: int = 2,
+    most_digits: int = 3,
+    unshown: Collection[str] = (),
+    details: bool = False,
+) -> Table:
+    """Return a table of rows; columns without a single value are dropped, and those of ``without``."""
+    kept = list(rows)
+    columns = [column for column in (kept[0] if kept else ()) if any(_has_value(row[column]) for row in kept)]
+    dropped = {*without, *(f"{column} {end}" for column in without for end in (*ENDS, "sd"))}
+    return Table(
+        name=name,
+        title=title,
+        caption=caption,
+        frame=pd.DataFrame(kept, columns=[column for column in columns if column not in dropped]),
+        digits=digits,
+        most_digits=most_digits,
+        unshown=frozenset(unshown),
+        details=details,
+    )
+
+
+def _has_value(value: object) -> bool:
+    return bool(value) if isinstance(value, str) else is_finite(value)
+
+
+def ends(column: str, value: object, low: object, high: object) -> dict[str, float]:
+    """Return the cells of a number with its interval."""
+    return {column: as_float(value), f"{column} low": as_float(low), f"{column} high": as_float(high)}
+
+
+def spread(column: str, value: float, sd: float) -> dict[str, float]:
+    """Return the cells of a mean with its standard deviation."""
+    return {column: value, f"{column} sd": sd}
 
 
 def shown(table: Table) -> pd.DataFrame:
     """Return the table as people read it: every cell a text, intervals and spreads beside their number."""
-    import pandas as pd
-
     frame, digits = table.frame, table.digits
-    parts = {f"{column} {end}" for column in frame.columns for end in ("low", "high", "sd")}
+    parts = {f"{column} {end}" for column in frame.columns for end in (*ENDS, "sd")}
 
     def cells(column: str) -> list[str]:
         values = frame[column].tolist()
         if f"{column} low" in frame:
-            ends = zip(values, frame[f"{column} low"].tolist(), frame[f"{column} high"].tolist(), strict=True)
+            limits = zip(values, frame[f"{column} low"].tolist(), frame[f"{column} high"].tolist(), strict=True)
             signed = column.startswith("difference")
-            return [interval(*end, digits=digits, most=table.most_digits, signed=signed) for end in ends]
+            return [interval(*limit, digits=digits, most=table.most_digits, signed=signed) for limit in limits]
         if f"{column} sd" in frame:
-            spreads = [number(sd, digits=digits) for sd in frame[f"{column} sd"].tolist()]
+            sds = [number(sd, digits=digits) for sd in frame[f"{column} sd"].tolist()]
             texts = [number(v, digits=digits) for v in values]
-            return [t if sd == MISSING else f"{t} ± {sd}" for t, sd in zip(texts, spreads, strict=True)]
+            return [text if sd == MISSING else f"{text} ± {sd}" for text, sd in zip(texts, sds, strict=True)]
         return [_cell(v, column, digits) for v in values]
 
     names = [str(column) for column in frame.columns if column not in parts | table.unshown]
@@ -59,21 +105,14 @@ def _cell(value: object, column: str, digits: int) -> str:
     if not is_finite(value):
         return MISSING
     if column in ("p", "p within", "least p", "erased p", "q") and isinstance(value, float):
-        return number(value, digits=4)
+        return "< 0.0001" if value < 0.0001 else number(value, digits=4)
     if column in ("alpha", "noise", "fraction") and isinstance(value, float):  # they may span decades
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")
-    return str(value) if isinstance(value, int) else number(value, digits=digits)
+    if isinstance(value, int):
+        return str(value)
+    return number(value, digits=digits, signed=column.startswith("difference"))
 
 
 def numeric_columns(table: Table) -> set[str]:
     """Return the columns of :func:`shown` that hold numbers, to be set flush right."""
-    from pandas.api.types import is_numeric_dtype
-
     return {str(c) for c in table.frame.columns if is_numeric_dtype(table.frame[c])}
-
-
-def tidy(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a table that has its columns even without a row."""
-    import pandas as pd
-
-    return pd.DataFrame(list(rows), columns=list(columns))

@@ -63,7 +63,7 @@ _LATEX = {
     **{digit: rf"\textsubscript{{{k}}}" for k, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     **{letter: f"${_greek(letter)}$" for letter in _GREEK},
 }
-"""Character → how LaTeX sets it; of the others it knows the Latin ones, and other scripts need LuaLaTeX or XeLaTeX"""
+"""Character → LaTeX; other Latin letters need none, and other scripts need LuaLaTeX or XeLaTeX"""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the start of a formula"""
@@ -73,7 +73,7 @@ _WIDE = 8
 
 
 def latex_text(text: str) -> str:
-    """Return ``text`` as LaTeX sets it: nothing in it is a command, on one line."""
+    """Return ``text`` for LaTeX, without commands, on one line."""
     plain = re.sub(r"[\x00-\x1f\x7f]+", " ", unicodedata.normalize("NFC", text))
     pairs = zip(plain, f"{plain[1:]} ", strict=True) if plain else ()
     # Two hyphens in a row would be set as one dash.

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from conceptkit.report.drawing import COLOURS, Drawing, apart, new_figure, short, styled
 from conceptkit.report.embedding import Embeddings, Projection
-from conceptkit.report.ordering import natural
-from conceptkit.report.wording import number
+from conceptkit.report.wording import natural, number
 
 _MARKERS = ("circle", "triangle", "square", "diamond", "inverted_triangle", "hex", "star", "plus")
 _MARKERS_MATPLOTLIB = ("o", "^", "s", "D", "v", "h", "*", "P")
@@ -36,7 +35,7 @@ def categories(values: Sequence[str]) -> list[tuple[str, NDArray[np.intp]]]:
 
 
 def _marker(k: int) -> int:
-    """Return the marker of class ``k``: where the colours begin anew, the markers are one further."""
+    """Return the marker of class ``k``: where the colours repeat, the markers differ."""
     return (k + k // len(COLOURS)) % len(_MARKERS)
 
 
@@ -184,7 +183,7 @@ def _coloured(source: Any, embeddings: Embeddings, space: int, n_plots: int, col
             outline_line_color="#cccccc",
         )
         plot.toolbar.logo = None
-        plot.axis.visible = False  # the axes of a UMAP mean nothing
+        plot.axis.visible = False  # the axes of a UMAP have no meaning
         plot.grid.visible = False
         glyphs: list[Any] = [
             plot.scatter(

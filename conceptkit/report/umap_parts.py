@@ -1,4 +1,4 @@
-"""What the page shows of the networks' spaces: baseline beside guided at two layers (the paper's Figure 7)."""
+"""The networks' spaces on the page: baseline beside guided at two layers (the paper's Figure 7)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.records import EMBEDDINGS_FILE, GridRecord, GuideRecord
-from conceptkit.report.contents import wishes
+from conceptkit.report.contents import trained_concepts
 from conceptkit.report.embedding import NEIGHBOURS, Embeddings, Projection, project, read_embeddings
 from conceptkit.report.part import Part, PlotRow
 from conceptkit.report.umap_figures import umap_figure, umap_plots
@@ -17,7 +17,7 @@ Plots = dict[str, Any]
 """Key of a plot → Bokeh's plot"""
 
 TRUNK = "trunk's end"
-"""The layer that files of earlier versions hold alone"""
+"""The only layer in files of earlier versions"""
 
 LAYERS_MOST = 2
 """Layers whose spaces are laid out"""
@@ -37,14 +37,14 @@ def umap_parts(
     chosen = _runs_to_draw(record, names)
     embeddings = read_embeddings(folder, runs=list(chosen), seed=seed)
     if embeddings is None:
-        return [Part(title=TITLE, text=f"This run saved no {EMBEDDINGS_FILE}, so there is nothing to lay out.")]
+        return [Part(title=TITLE, text=f"This run saved no {EMBEDDINGS_FILE}, so no space is shown.")]
     features = {
         layer: {chosen[run]: X for run, X in spaces.items() if len(X) > 2}
         for layer, spaces in (embeddings.layers or {TRUNK: embeddings.features}).items()
     }
     layers = [layer for layer, spaces in features.items() if spaces][:LAYERS_MOST]
     if not layers:
-        text = f"{EMBEDDINGS_FILE} holds no features of these runs, or fewer than three rows: nothing to lay out."
+        text = f"{EMBEDDINGS_FILE} holds no features of these runs, or fewer than three rows."
         return [Part(title=TITLE, text=text)]
     spaces = [project(features[layer], seed=seed) for layer in layers]
     colours, size = _colours(record, embeddings), _size(record, embeddings)
@@ -79,8 +79,8 @@ def _text(record: GuideRecord | GridRecord, embeddings: Embeddings, size: str | 
     return (
         f"{rows} (seed {seed}). Each network has a space of its own and is laid out by itself; the later ones start "
         "from the first and are turned onto it, so that the same patches lie near the same place where the spaces "
-        f"allow.{bigger} A UMAP shows who is near whom; distances between clouds mean nothing. The numbers beneath say "
-        "how far neighbours on the page are neighbours in the network."
+        f"allow.{bigger} A UMAP shows which patches are near each other; distances between clouds have no meaning. The "
+        "numbers beneath show how many neighbours on the page are neighbours in the network."
     )
 
 
@@ -96,10 +96,10 @@ def _runs_to_draw(record: GuideRecord | GridRecord, names: Sequence[str]) -> dic
 
 def _colours(record: GuideRecord | GridRecord, embeddings: Embeddings) -> Sequence[str]:
     texts = [name for name, values in embeddings.concepts.items() if values.dtype.kind == "U"]
-    discouraged = [name for name in [*wishes(record)[1], "center"] if name in texts]
+    discouraged = [name for name in [*trained_concepts(record)[1], "center"] if name in texts]
     return ["label", *list(dict.fromkeys(discouraged))[:1]]
 
 
 def _size(record: GuideRecord | GridRecord, embeddings: Embeddings) -> str | None:
     numbers = [name for name, values in embeddings.concepts.items() if values.dtype.kind != "U"]
-    return next((name for name in [*wishes(record)[0], *numbers] if name in numbers), None)
+    return next((name for name in [*trained_concepts(record)[0], *numbers] if name in numbers), None)

@@ -1,4 +1,4 @@
-"""The report in sentences: what the rows of probe and guide show, and what they leave open."""
+"""The verdicts of probe and guide: the answer, its number, and one caveat."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from conceptkit.report.contents import (
     difference_kind,
     is_in_sample,
     networks,
-    over_seeds,
-    read_by,
     reference_run,
-    run_names,
 )
 from conceptkit.report.judging import (
     MARKS,
@@ -27,14 +24,15 @@ from conceptkit.report.judging import (
     mark_of,
     p_words,
     side_of,
+    verdict,
 )
-from conceptkit.report.wording import as_float, groups_word, interval, is_finite, metric_name, number
+from conceptkit.report.wording import as_float, counted, groups_word, interval, is_finite, metric_name, number
 
 READABLE_ABOVE_CHANCE = 0.05
 """Without an interval or a test, a concept counts as decodable when a fresh probe scores this much above chance."""
 
 FEW_FOR_LEAKAGE = 10
-"""Below so many patients a mean score without an interval says nothing about what is left."""
+"""Below this number of patients a mean score without an interval does not show what is left."""
 
 
 # --- probe -------------------------------------------------------------------------------------------------------
@@ -42,22 +40,24 @@ FEW_FOR_LEAKAGE = 10
 
 def probe_verdicts(record: ProbeRecord) -> list[Verdict]:
     """Return one verdict per network and concept, that of the layer with the strongest evidence."""
-    several = networks(record.rows)
+    several = len(networks(record.rows)) > 1
+    by: dict[tuple[str, str, str], list[ProbeRow]] = {}
+    for network in networks(record.rows):
+        for row in record.rows:
+            if (row.model, row.weights) == network:
+                by.setdefault((*network, row.concept), []).append(row)
     out = []
-    for network in several:
-        for concept in dict.fromkeys(r.concept for r in record.rows):
-            rows = [r for r in record.rows if (r.model, r.weights) == network and r.concept == concept]
-            if rows:
-                verdict = _best_verdict(rows, record.group)
-                prefix = f"{network[0]} ({network[1]}): " if len(several) > 1 else ""
-                out.append(Verdict(text=prefix + verdict.text, mark=verdict.mark))
+    for (model, weights, _), rows in by.items():
+        best = _best_verdict(rows, record.group)
+        prefix = f"{model} ({weights}): " if several else ""
+        out.append(Verdict(text=prefix + best.text, mark=best.mark))
     return out
 
 
 def _best_verdict(rows: Sequence[ProbeRow], group: str | None) -> Verdict:
     scored = [row for row in rows if is_finite(row.score)]
     if not scored:
-        return Verdict(text=f"{rows[0].concept} could not be scored at any layer.", mark="open")
+        return verdict("open", f"{rows[0].concept} could not be scored at any layer")
     strength = list(MARKS)
     best = max(scored, key=lambda row: (-strength.index(judge_probe(row, group).mark), row.score))
     return judge_probe(best, group, layers=len(scored))
@@ -70,52 +70,41 @@ def judge_probe(row: ProbeRow, group: str | None, *, layers: int = 1) -> Verdict
     ----------
     row : the numbers
     group : column of the groups; ``None``: rows were taken as independent
-    layers : among how many layers the row was chosen
+    layers : number of layers among which the row was chosen
     """
     if not is_finite(row.score):
-        return Verdict(text=f"{row.concept} could not be scored at {row.layer}.", mark="open")
+        return verdict("open", f"{row.concept} could not be scored at {row.layer}")
     if is_in_sample(row):
-        text = (
-            f"The training fit of {row.concept} at {row.layer} is R² = {number(row.score)} (protocol of the paper, "
-            f"{row.n} rows). It does not show what holds for other patients."
-        )
-        return Verdict(text=text, mark="open")
+        fit = f"The training fit of {row.concept} at {row.layer} is R² = {number(row.score)}"
+        answer = f"{fit} (protocol of the paper, {row.n} rows)"
+        return verdict("open", answer, "It does not show what holds for other patients")
     side, few = side_of(row.score, row.score_low, row.score_high, row.chance), are_few(row.n_groups, group)
-    significant = is_significant(_tested(row)[1], row.p_min)
+    name, p = ("q", row.q) if is_finite(row.q) else ("p", row.p)
+    significant = is_significant(p, row.p_min)
     mark = mark_of(side, significant, few=few)
     controls = _controls(row) if mark != "open" else ""
     decoded = mark == "established"
     mark = "associated" if decoded and controls else mark
-    numbers = _probe_numbers(row, side, group, layers)
     if decoded:
         lead = f"{row.concept} can be decoded from {row.layer}" if controls else f"{row.layer} encodes {row.concept}"
     elif mark == "associated":
-        lead = f"{row.concept} is associated with {row.layer} ({p_words(*_tested(row)[::-1])}); size not established"
+        lead = f"{row.concept} is associated with {row.layer} ({p_words(p, name)}); size not established"
     else:
         lead = f"Open whether {row.layer} encodes {row.concept}"
     unconfirmed = significant is False and side == "above"
-    caveats = [
-        f"The permutation test does not confirm it ({p_words(*_tested(row)[::-1])})" if unconfirmed else "",
-        few_words(row.n_groups, group) if few else "",
+    compared = is_finite(row.score_random_network) or is_finite(row.score_pixels)
+    return verdict(
+        mark,
+        f"{lead}: {_probe_numbers(row, side, group, layers)}",
+        f"The permutation test does not confirm it ({p_words(p, name)})" if unconfirmed else "",
+        few_words(row.n_groups, group),
         controls,
         *(_conditions(row) if mark != "open" else ()),
         _odd_fit(row, group),
-        "It was not compared with a randomly initialised network or with pixel statistics"
-        if decoded and not is_finite(row.score_random_network) and not is_finite(row.score_pixels)
-        else "",
-    ]
-    return Verdict(text=_sentences(f"{lead}: {numbers}", caveats), mark=mark)
-
-
-def _sentences(answer: str, caveats: Sequence[str]) -> str:
-    """Return the answer and the first caveat."""
-    first = next((caveat for caveat in caveats if caveat), "")
-    return f"{answer}. {first}." if first else f"{answer}."
-
-
-def _tested(row: ProbeRow) -> tuple[str, float | None]:
-    """Return the name and the value by which a row is tested: q, or p where nothing was adjusted."""
-    return ("q", row.q) if is_finite(row.q) else ("p", row.p)
+        ""
+        if compared or not decoded
+        else "It was not compared with a randomly initialised network or with pixel statistics",
+    )
 
 
 def _probe_numbers(row: ProbeRow, side: str, group: str | None, layers: int) -> str:
@@ -123,14 +112,12 @@ def _probe_numbers(row: ProbeRow, side: str, group: str | None, layers: int) -> 
     if row.chance != 0:
         text += f", chance {number(row.chance)}"
     text += {"below": ", below chance", "missing": ", without an interval"}.get(side, "")
-    basis = f"{row.n} rows taken as independent"
-    if group is not None:
-        basis = f"{row.n_groups} {groups_word(group, row.n_groups)}"
+    basis = f"{row.n} rows taken as independent" if group is None else counted(group, row.n_groups)
     return f"{text} ({basis}{f'; best supported of {layers} layers' if layers > 1 else ''})"
 
 
 def _controls(row: ProbeRow) -> str:
-    """Return the controls that reach the interval (or the score, without an interval) in words; empty without any."""
+    """Return which controls reach the interval (or the score, without an interval); empty if none does."""
     bound = min(row.score, row.score_low) if is_finite(row.score_low) else row.score
     top = max(row.score, row.score_high) if is_finite(row.score_high) else row.score
     named = (
@@ -153,7 +140,7 @@ def _controls(row: ProbeRow) -> str:
 
 
 def _conditions(row: ProbeRow) -> Iterator[str]:
-    """Give the further analyses that were requested and that do not support the score."""
+    """Yield the further analyses that do not support the score."""
     if is_finite(row.score_adjusted) and side_of(
         row.score_adjusted, row.score_adjusted_low, row.score_adjusted_high
     ) not in ("above", "missing"):
@@ -164,7 +151,7 @@ def _conditions(row: ProbeRow) -> Iterator[str]:
 
 
 def _odd_fit(row: ProbeRow, group: str | None) -> str:
-    """Return what to know of a training fit below the random split or the held-out score, or of a high random split."""
+    """Return what is odd of a training fit below the random split or the held-out score, or of a high random split."""
     fit, mixed = row.score_in_sample, as_float(row.score_patchwise) if group is not None else math.nan
     if is_finite(fit) and fit < mixed:
         return (
@@ -182,21 +169,40 @@ def _odd_fit(row: ProbeRow, group: str | None) -> str:
 
 
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:
-    """Return the verdicts of a guide record: concepts, then leakage, then the main task, then what did not change."""
+    """Return the verdicts of a guide record: concepts, leakage, main task, and last all results without a change."""
     said: dict[str, list[Verdict]] = {"encouraged": [], "discouraged": [], "main task": []}
     pooled = {_place(d): d for d in record.differences if d.metric == "auc"}
     unchanged: list[Difference] = []
     for d in record.differences:
-        if d.metric.startswith("auc_within_") and _place(d) in pooled and _same(d, pooled[_place(d)]):
+        if d.metric.within and _place(d) in pooled and _same(d, pooled[_place(d)]):
             continue  # a split with one center would be reported twice
         if side_of(d.mean, d.low, d.high) == "covers":
             unchanged.append(d)
         else:
             said[difference_kind(d)].append(_difference_verdict(d, record))
     if not record.differences:
-        said["main task"].append(Verdict(text="No paired difference between runs was recorded.", mark="open"))
-    order = [*said["encouraged"], *_leakage_verdicts(record), *said["discouraged"], *said["main task"]]
-    return order + ([_unchanged(unchanged, record)] if unchanged else [])
+        said["main task"].append(verdict("open", "No paired difference between runs was recorded"))
+    leakage = [
+        _leakage_verdict(record, name, concept)
+        for concept in record.discourage
+        for name in compared_runs(record) or record.run_names
+    ]
+    order = [*said["encouraged"], *leakage, *said["discouraged"], *said["main task"]]
+    unchanged.sort(key=lambda d: list(said).index(difference_kind(d)))
+    several = len({(d.run, d.against) for d in record.differences}) > 1
+    parts = [(f"{_what(d)}{f' ({d.run})' if several else ''}", d) for d in unchanged]
+    return [*order, *no_clear_change(parts, record.group)]
+
+
+def no_clear_change(results: Sequence[tuple[str, Difference]], group: str | None, *, digits: int = 2) -> list[Verdict]:
+    """Return all named results whose interval covers 0 in one line; nothing without any."""
+    if not results:
+        return []
+    counts = sorted({d.n_groups for _, d in results})
+    basis = f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} {groups_word(group, counts[-1])}"
+    parts = [f"{name} {interval(d.mean, d.low, d.high, digits=digits, signed=True)}" for name, d in results]
+    many = f"{len(parts)} result{'' if len(parts) == 1 else 's'}"
+    return [verdict("open", f"No clear change in {many} ({basis}): {'; '.join(parts)}")]
 
 
 def _place(d: Difference) -> tuple[str, str, str]:
@@ -215,109 +221,70 @@ def difference_mark(d: Difference, group: str | None) -> Mark:
 
 
 def _what(d: Difference) -> str:
-    reader, concept = read_by(d)
-    what = f"{READERS[reader]} score of {concept}" if reader else metric_name(d.metric)
-    return f"{what} on {d.split}"
-
-
-def _guiding(d: Difference) -> str:
-    return "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
-
-
-def _unchanged(differences: Sequence[Difference], record: GuideRecord) -> Verdict:
-    """Return all results whose interval covers 0 in one line."""
-    runs = {(d.run, d.against) for d in record.differences}
-    kinds = ("encouraged", "discouraged", "main task")
-    differences = sorted(differences, key=lambda d: kinds.index(difference_kind(d)))
-    counts = sorted({d.n_groups for d in differences})
-    basis = f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} {groups_word(record.group, counts[-1])}"
-    parts = [
-        f"{_what(d)}{f' ({d.run})' if len(runs) > 1 else ''} {interval(d.mean, d.low, d.high, signed=True)}"
-        for d in differences
-    ]
-    results = "1 result" if len(parts) == 1 else f"{len(parts)} results"
-    return Verdict(text=f"No clear change in {results} ({basis}): {'; '.join(parts)}.", mark="open")
+    score = f"{READERS[d.metric.reader]} score of {d.metric.concept}" if d.metric.reader else metric_name(d.metric)
+    return f"{score} on {d.split}"
 
 
 def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
-    guiding, what = _guiding(d), f"the {_what(d)}"
+    guiding = "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
+    what = f"the {_what(d)}"
     if not is_finite(d.mean):
-        return Verdict(text=f"How {guiding} changed {what} could not be measured.", mark="open")
+        return verdict("open", f"How {guiding} changed {what} could not be measured")
     side, mark = side_of(d.mean, d.low, d.high), difference_mark(d, record.group)
-    basis = f"{d.n_groups} {groups_word(record.group, d.n_groups)}"
-    size = interval(d.mean, d.low, d.high, signed=True)
     if side == "missing":
-        size = number(d.mean, signed=True)
-        return Verdict(text=f"Open whether {guiding} changed {what}: {size}, without an interval.", mark="open")
+        return verdict(
+            "open", f"Open whether {guiding} changed {what}: {number(d.mean, signed=True)}, without an interval"
+        )
     verb, sign = ("raised", 1.0) if side == "above" else ("lowered", -1.0)
     if mark == "open":
-        text = _sentences(f"Open whether {guiding} {verb} {what}: {size}", [few_words(d.n_groups, record.group)])
-        return Verdict(text=text, mark=mark)
-    levels = [_level(d, record, name) for name in (d.against, d.run)]
+        size = interval(d.mean, d.low, d.high, signed=True)
+        return verdict(mark, f"Open whether {guiding} {verb} {what}: {size}", few_words(d.n_groups, record.group))
+    before, after = (_level(d, record, name) for name in (d.against, d.run))
     # The levels use all rows, the paired difference those that both runs have: where the two disagree in sign,
     # both in one sentence would contradict each other; the tables show them apart.
-    agree = (levels[1] - levels[0]) * d.mean > 0
-    moved = f", from {number(levels[0])} to {number(levels[1])}" if agree else ""
+    moved = f", from {number(before)} to {number(after)}" if (after - before) * d.mean > 0 else ""
     subject = "Guiding" if guiding == "guiding" else guiding
     by = interval(sign * d.mean, *sorted((sign * d.low, sign * d.high)))
-    return Verdict(text=f"{subject} {verb} {what} by {by}{moved} ({basis}).", mark=mark)
+    return verdict(mark, f"{subject} {verb} {what} by {by}{moved} ({counted(record.group, d.n_groups)})")
 
 
 def _level(d: Difference, record: GuideRecord, name: str) -> float:
-    """Return the mean over seeds of what a difference is about, for one of its runs."""
-    reader, concept = read_by(d)
-    if reader == "probe":
-        return over_seeds(record, name, lambda r: r.concepts, concept, "probe")[0]
-    if reader:
-        return over_seeds(record, name, lambda r: r.leakage, concept, reader)[0]
-    return over_seeds(record, name, lambda r: r.metrics, d.split, d.metric)[0]
-
-
-def _leakage_verdicts(record: GuideRecord) -> list[Verdict]:
-    compared = compared_runs(record) or run_names(record)
-    return [_leakage_verdict(record, name, concept) for concept in record.discourage for name in compared]
+    """Return the mean over seeds of the quantity of a difference, for one of its runs."""
+    reader, concept = d.metric.reader, d.metric.concept
+    if not reader:
+        return record.over_seeds(name, "metrics", d.split, d.metric)[0]
+    return record.over_seeds(name, "concepts" if reader == "probe" else "leakage", concept, reader)[0]
 
 
 def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
     linear, mlp, chance = _leakage(record, name, concept)
     network = "the guided network" if name == "guided" else f"the network of {name}"
-    if not (is_finite(linear) or is_finite(mlp)) or not is_finite(chance):
-        return Verdict(text=f"What is left of {concept} in {network} was not measured.", mark="open")
-    scores = {"linear": linear, "MLP": mlp}
-    decodable = max(v for v in scores.values() if is_finite(v)) > chance + READABLE_ABOVE_CHANCE
+    scores = {probe: v for probe, v in (("linear", linear), ("MLP", mlp)) if is_finite(v)}
+    if not scores or not is_finite(chance):
+        return verdict("open", f"What is left of {concept} in {network} was not measured")
     # chance is 0 for R² only: a class-wise measure of k classes has 1/k
     text = f"{'R²' if chance == 0 else 'balanced accuracy'} = "
-    text += ", ".join(f"{number(v)} ({probe} probe)" for probe, v in scores.items() if is_finite(v))
+    text += ", ".join(f"{number(v)} ({probe} probe)" for probe, v in scores.items())
     text += f", chance {'0' if chance == 0 else number(chance)}"
     reference = reference_run(record)
-    before = [v for v in _leakage(record, reference or "", concept)[:2] if is_finite(v)]
+    before = [v for v in _leakage(record, reference, concept)[:2] if is_finite(v)]
     if name != reference and before:
         text += f"; {reference} {number(max(before))}"
-    n_groups = _leakage_groups(record, name, concept)
+    read = [d for d in record.differences if name in (d.run, d.against) and d.metric.concept == concept]
+    n_groups = min((d.n_groups for d in read if d.metric.reader in ("linear", "mlp")), default=None)
     few = n_groups is None or (record.group is not None and n_groups < FEW_FOR_LEAKAGE)
-    counted = f"{n_groups} {groups_word(record.group, n_groups)}" if n_groups is not None else ""
-    text += f" ({counted or f'number of {groups_word(record.group)} not recorded'})"
-    if not decodable:
+    basis = "" if n_groups is None else counted(record.group, n_groups)
+    text += f" ({basis or f'number of {groups_word(record.group)} not recorded'})"
+    if max(scores.values()) <= chance + READABLE_ABOVE_CHANCE:
         answer = f"{concept} is not shown to be decodable from {network}: {text}"
-        return Verdict(text=f"{answer}. This does not prove that it is gone.", mark="open")
+        return verdict("open", answer, "This does not prove that it is gone")
     if few:
-        why = f"{counted} are too few to tell" if counted else "Scores without an interval settle nothing"
-        return Verdict(text=f"Open whether {concept} is still decodable from {network}: {text}. {why}.", mark="open")
+        why = f"{basis} are too few to tell" if basis else "Scores without an interval do not decide it"
+        return verdict("open", f"Open whether {concept} is still decodable from {network}: {text}", why)
     answer = f"{concept} is still decodable from {network}: {text}"
-    return Verdict(
-        text=f"{answer}. These scores have no interval; conceptkit audit gives one and a test.", mark="associated"
-    )
-
-
-def _leakage_groups(record: GuideRecord, name: str, concept: str) -> int | None:
-    counts = [
-        d.n_groups
-        for d in record.differences
-        if name in (d.run, d.against) and read_by(d) in (("linear", concept), ("mlp", concept))
-    ]
-    return min(counts, default=None)
+    return verdict("associated", answer, "These scores have no interval; conceptkit audit gives one and a test")
 
 
 def _leakage(record: GuideRecord, name: str, concept: str) -> tuple[float, float, float]:
-    read = [over_seeds(record, name, lambda r: r.leakage, concept, key)[0] for key in ("linear", "mlp", "chance")]
-    return read[0], read[1], read[2]
+    linear, mlp, chance = (record.over_seeds(name, "leakage", concept, key)[0] for key in ("linear", "mlp", "chance"))
+    return linear, mlp, chance

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from conceptkit.records import Metric
+
 MISSING = "–"
-"""What stands where a number is missing."""
+"""Text of a missing number."""
 
 
 def number(value: object, *, digits: int = 2, signed: bool = False) -> str:
-    """Return ``value`` with ``digits`` decimals and a true minus sign; :data:`MISSING` when it is no finite number."""
+    """Return ``value`` with ``digits`` decimals and a true minus sign; :data:`MISSING` when it is not finite."""
     if not is_finite(value):
         return MISSING
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -35,12 +38,12 @@ def interval(value: object, low: object, high: object, *, digits: int = 2, most:
 
 
 def is_finite(value: object) -> bool:
-    """Return whether ``value`` is a finite number; a truth value is none."""
+    """Return whether ``value`` is a finite number, not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_float(value: object) -> float:
-    """Return ``value`` as a number; NaN for what is none."""
+    """Return ``value`` as a number; NaN for everything that is not a number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -58,18 +61,18 @@ _METRICS = {
 
 def metric_name(metric: str) -> str:
     """Return a metric's name as people write it."""
-    within = metric.removeprefix("auc_within_")
-    return f"AUC within {within}" if within != metric else _METRICS.get(metric, metric)
+    parts = Metric.of(metric)
+    return f"AUC within {parts.within}" if parts.within else _METRICS.get(metric, metric)
 
 
 def f1_words(settings: Mapping[str, Any]) -> str:
-    """Return the sentence, after a blank, that says of which class F1 is; none where it is the mean over classes."""
+    """Return a sentence that names the class of F1, after a space; empty where F1 is the mean over classes."""
     classes = settings.get("classes", ())
     return f" F1 is that of {classes[1]}." if len(classes) == 2 else ""
 
 
 def groups_word(group: str | None, n: int = 2) -> str:
-    """Return the word for ``n`` of what is never split: patients, slides, or groups of the named column."""
+    """Return the word for ``n`` of the units that are never split: patients, slides, or groups of a column."""
     if group is None:
         return "row" if n == 1 else "rows"
     word = group if group in ("patient", "slide", "case", "donor", "group") else f"group ({group})"
@@ -77,5 +80,15 @@ def groups_word(group: str | None, n: int = 2) -> str:
 
 
 def with_unit(concept: str, units: Mapping[str, str]) -> str:
-    """Return the concept's name with its unit, where it is known and there is one (``1`` means a mere number)."""
+    """Return the concept's name with its unit, where it has one (``1`` stands for a number without a unit)."""
     return concept if units.get(concept, "") in ("", "1") else f"{concept} ({units[concept]})"
+
+
+def counted(group: str | None, n: int) -> str:
+    """Return ``23 patients``."""
+    return f"{n} {groups_word(group, n)}"
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a sorting key by which C2 comes before C10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", text)]

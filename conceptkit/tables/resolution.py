@@ -101,14 +101,20 @@ def resolution_notes(trained: Resolution | None, data: PatchTable) -> tuple[str,
             f"RESOLUTION: {int(np.isnan(mpp).sum())} of {len(mpp)} patches have no mpp, so their resolution was not "
             f"compared with the {trained} of the checkpoint.",
         )
-    far = (mpp < trained.finest / (1 + ALIKE)) | (mpp > trained.coarsest * (1 + ALIKE))
-    if far.any():
-        return (
-            f"RESOLUTION: {int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm "
-            f"per pixel, the checkpoint was trained at {trained}: what it encodes here may differ from what it "
-            "learned.",
-        )
-    return ()
+    far = _far(trained, mpp)
+    return (f"RESOLUTION: {far}: what it encodes here may differ from what it learned.",) if far else ()
+
+
+def _far(trained: Resolution, mpp: NDArray[np.float64]) -> str:
+    """Return how many patches have another resolution than a checkpoint, and which; empty without any."""
+    finest, coarsest = trained.finest or 0.0, trained.coarsest or math.inf
+    far = (mpp < finest / (1 + ALIKE)) | (mpp > coarsest * (1 + ALIKE))
+    if not far.any():
+        return ""
+    return (
+        f"{int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm per pixel, the "
+        f"checkpoint was trained at {trained}"
+    )
 
 
 def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTable, tuple[str, ...]]:
@@ -128,9 +134,9 @@ def at_resolution(data: PatchTable, trained: Resolution | None) -> tuple[PatchTa
         # Sides in pixels say nothing of the field of view where the resolution is unknown.
         return data, notes
     if trained.mixed or trained.mpp is None or trained.side is None:
-        if notes:
+        if far := _far(trained, microns_per_pixel(data)):
             raise InputError(
-                f"table: {notes[0].removeprefix('RESOLUTION: ').split(':')[0]}; a checkpoint of several resolutions "
+                f"table: {far}; a checkpoint of several resolutions "
                 "has none that patches could be read at, so cut them at one of these."
             )
         return data, notes

@@ -1,0 +1,306 @@
+"""The one door to features: networks, activation stores, feature files and pixel statistics are read alike."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conceptkit.errors import InputError, check_choice, check_distinct
+from conceptkit.features import activations
+from conceptkit.features.own_files import LAYER, OwnFeatures, read_features, with_features
+from conceptkit.features.pixels import VERSION, read_pixel_statistics
+from conceptkit.features.store_files import Rows
+from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
+from conceptkit.files.matrix import gather, in_blocks
+from conceptkit.models.backbones import Backbone
+from conceptkit.models.checkpoints import checkpoint_notes, open_model, random_control
+from conceptkit.synthetic import cache_folder
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study
+
+PIXELS = "pixel statistics"
+"""Name of the layer of pixel statistics."""
+
+_Size = Callable[[int], None] | None
+_Progress = Callable[[int, int], None] | None
+
+
+class Features(abc.ABC):
+    """Features of a table's patches by layer, wherever they come from; :func:`open_features` chooses the kind."""
+
+    table: PatchTable
+    layers: tuple[str, ...]
+    """Names of the layers"""
+    pool: str
+    """How positions were pooled"""
+    model: str
+    """The network as the user named it, or what stands for one"""
+    name: str
+    """Name of the network, or what stands for one"""
+    made_by: str
+    """Name of the weights, the store or the file; of files, once rows were read"""
+
+    def read(
+        self,
+        rows: NDArray[np.intp],
+        layers: Sequence[str] | None = None,
+        *,
+        on_size: _Size = None,
+        progress: _Progress = None,
+    ) -> dict[str, Any]:
+        """Return layer → (len(rows), d), each an array or a :class:`conceptkit.files.matrix.FileMatrix`.
+
+        Parameters
+        ----------
+        rows : row numbers of the table
+        layers : some of :attr:`layers`; ``None`` for all
+        on_size : receives the number of bytes that new files in the cache will take, before any is created
+        progress : receives rows done and rows to do
+
+        Raises
+        ------
+        InputError
+            when a row has no features, or they cannot be read
+        """
+        return self._read(rows, self.layers if layers is None else layers, on_size, progress)
+
+    @abc.abstractmethod
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        """Return layer → (len(rows), d)."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Return a digest of what the features depend on beside the pixels, or of the features themselves."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a reader of results has to know of the features."""
+        return ()
+
+    def network(self) -> Backbone:
+        """Return the network itself, for gradients; raise :class:`InputError` where there are features only."""
+        raise InputError(f"model: {self.made_by} holds features without their network; set --model to a network.")
+
+    def random_controls(self, n: int) -> Iterator[Features]:
+        """Yield the features of ``n`` randomly initialised copies of the network; none where there is no network."""
+        yield from ()
+
+    def settings(self) -> dict[str, str]:
+        """Return what a record states of the origin of its features."""
+        return {"model": self.model, "weights": self.made_by, "weights_sha256": self.digest()}
+
+
+class NetworkFeatures(Features):
+    """Activations of a network, kept in the cache folder; of several layers, those that can be pooled.
+
+    Parameters
+    ----------
+    model, weights, seed : see :func:`conceptkit.models.checkpoints.open_model`
+    layers : names or aliases
+    pool : one of :data:`conceptkit.families.POOLINGS`
+    batch_size : images per forward pass
+    device : ``auto``, ``cpu``, ``cuda``, …
+    """
+
+    def __init__(
+        self,
+        table: PatchTable,
+        model: Any,
+        layers: Sequence[str],
+        *,
+        weights: str | None = None,
+        seed: int = 0,
+        pool: str = "gap",
+        batch_size: int = 16,
+        device: str = "auto",
+    ) -> None:
+        self.table, self.pool = table, pool
+        self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._backbone = open_model(model, weights, seed=seed)
+        self.name, self.made_by = self._backbone.name, self._backbone.weights
+        self.model = str(model) if isinstance(model, str | Path) else self.name
+        kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
+        self.layers = tuple(kept)
+
+    def network(self) -> Backbone:
+        """Return the network."""
+        return self._backbone
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a checkpoint states of its training, layers that cannot be pooled, and inferred class tokens."""
+        return (*checkpoint_notes(self._backbone, self.table), *self._notes)
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        return activations.read_activations(
+            self.table,
+            self._backbone,
+            layers,
+            cache=cache_folder(),
+            rows=rows,
+            pool=self.pool,
+            batch_size=self._batch_size,
+            device=self._device,
+            away=cache_folder(),
+            notify=size,
+            progress=progress,
+        )
+
+    def digest(self) -> str:
+        """Return the digest of the network."""
+        return self._backbone.fingerprint()
+
+    def random_controls(self, n: int) -> Iterator[Features]:
+        """Yield the features of ``n`` networks built alike, with the seeds that follow this network's."""
+        for seed in range(self._seed + 1, self._seed + 1 + n):
+            control = copy.copy(self)
+            control._seed, control._backbone = seed, random_control(self.model, self._backbone, seed=seed)
+            control.made_by = control._backbone.weights
+            yield control
+
+
+class StoreFeatures(Features):
+    """Activations in a store that ``extract`` wrote, found by ``patch_id``; ``layers`` of ``None`` are all of it."""
+
+    def __init__(self, table: PatchTable, store: Activations, layers: Sequence[str] | None = None) -> None:
+        for name in layers or ():
+            check_choice("layer", name, store.layers)
+        self.table, self.layers = table, tuple(layers or store.layers)
+        self.pool, self.name = (str(store.provenance.get(key)) for key in ("pool", "architecture"))
+        self.model, self.made_by = self.name, store.path.name
+        self._store = store
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        store = self._store
+        place = {name: i for i, name in enumerate(store.patch_ids)}
+        part = self.table.select(rows)
+        absent = [name for name in part.patch_ids if name not in place]
+        if absent:
+            raise InputError(
+                f"features: {store.path} has no row for patch {absent[0]} ({len(absent)} of {len(part)} are missing); "
+                "extract from this table."
+            )
+        if part.location is not None:
+            now = Rows(patch_ids=part.patch_ids, stamps=part.identities(), digest=part.digest)
+            if changed := changed_since(store.path, now):
+                raise InputError(
+                    f"features: {store.path} was computed from another image of patch {changed[0]} "
+                    f"({len(changed)} of {len(part)} have changed); extract again."
+                )
+        at = np.array([place[name] for name in part.patch_ids], dtype=np.intp)
+
+        def taken(layer: str) -> Any:
+            values = store[layer]
+            return in_blocks(len(at), values.shape[1], lambda rows: np.asarray(values[at[rows]], dtype=np.float32))
+
+        return {layer: gather(len(at), taken(layer), cache_folder()) for layer in layers}
+
+    def digest(self) -> str:
+        """Return the digest of the network, as the store states it."""
+        return str(self._store.provenance.get("weights"))
+
+
+class FileFeatures(Features):
+    """Embeddings in the files that the column ``features`` names, as one layer.
+
+    Name, notes and digest are those of the rows that were read last; of all rows before any was read.
+    """
+
+    def __init__(self, table: PatchTable, layers: Sequence[str] | None = None, *, pool: str = "gap") -> None:
+        for name in layers or ():
+            check_choice("layer", name, (LAYER,))
+        self.table, self.pool = table, pool
+        self.layers, self.model, self.name, self.made_by = (LAYER,), LAYER, LAYER, LAYER
+        self._last: OwnFeatures | None = None
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        self._last = read_features(self.table, rows, away=cache_folder())
+        self.made_by = self._last.name
+        return {LAYER: self._last.X}
+
+    def _features(self) -> OwnFeatures:
+        if self._last is None:
+            self.read(np.arange(len(self.table)))
+        return cast(OwnFeatures, self._last)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return which columns are not used as features, and which features are columns of the table."""
+        return self._features().notes
+
+    def digest(self) -> str:
+        """Return a digest of the values."""
+        return self._features().digest()
+
+
+class PixelFeatures(Features):
+    """Plain statistics of each patch's pixels; a table without pixels has no layer."""
+
+    def __init__(self, table: PatchTable) -> None:
+        self.table, self.pool = table, "none"
+        self.layers = () if table.location is None else (PIXELS,)
+        self.model, self.name, self.made_by = PIXELS, PIXELS, f"version {VERSION}"
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        values = read_pixel_statistics(self.table, rows, cache=cache_folder(), progress=progress)
+        return {} if values is None else {PIXELS: values}
+
+    def digest(self) -> str:
+        """Return a digest of the images."""
+        return hashlib.sha256("\n".join([self.made_by, *self.table.identities()]).encode()).hexdigest()
+
+
+def open_features(
+    table: PatchTable,
+    study: Study,
+    *,
+    layers: Sequence[str] | None = None,
+    features: str | Path | None = None,
+    pool: str = "gap",
+    batch_size: int = 16,
+    device: str = "auto",
+    seed: int = 0,
+) -> Features:
+    """Open the features of a table's patches.
+
+    They come from ``features``; else from the table's column ``features``, if no network is given or the table has no
+    pixels; else from the study's network.
+
+    Parameters
+    ----------
+    study : names the network, its weights and layers
+    layers : names; ``None`` for the study's, or all of a store's. A feature file has one layer
+    features : activation store, or a feature file of your own (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
+    pool, batch_size, device, seed : see :class:`NetworkFeatures`
+
+    Raises
+    ------
+    InputError
+        when there is neither a network nor a file, the network or store cannot be opened, or it has no such layer
+    """
+    column = "features" in table.frame.columns and (study.model is None or table.location is None)
+    opened: Features
+    if features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features)):
+        opened = StoreFeatures(table, open_activations(Path(features)), layers)
+    elif features is not None or column:
+        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool)
+    elif study.model is None:
+        raise InputError("model: no model given; set --model, or model in the study file.")
+    else:
+        check_distinct("layer", layers or study.layers)
+        opened = NetworkFeatures(
+            table,
+            study.model,
+            layers or study.layers,
+            weights=study.weights,
+            seed=seed,
+            pool=pool,
+            batch_size=batch_size,
+            device=device,
+        )
+    check_distinct("layer", opened.layers)
+    return opened

@@ -1,0 +1,68 @@
+"""Options of ``guide``, and those that it shares with ``grid``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conceptkit.families import DISTURBANCES, RECIPES
+from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
+from conceptkit.options.shared import NetworkOptions, TableOptions
+from conceptkit.options.training import TrainingOverrides
+
+
+@declare
+class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
+    """Options of every command that trains guided networks on patches."""
+
+    encourage: Names | None = None
+    """Concepts to encourage: CONCEPT or CONCEPT@LAYER, comma-separated; default: the study's."""
+    discourage: Names | None = None
+    """Concepts to discourage, as above; default: the study's."""
+    recipe: str = option("ours", choices=RECIPES)
+    """Recipe that sets the training options that are not given."""
+    folds: int = option(5, minimum=2)
+    """Number of cross-validation folds of the probes that read the trained networks."""
+    within: Names = ()
+    """Columns within whose levels AUCs are computed too, beside the discouraged categories and the center."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    dry_run: bool = False
+    """Print what would be trained, and stop."""
+
+
+def _trials(value: Any) -> Any:
+    """Return the number of trials; 0 for the trials of a record, as its options are the best of them."""
+    return 0 if isinstance(value, list | tuple) else value
+
+
+@declare
+class Guide(Guided):
+    """Train a baseline and a guided network alike, and measure what guiding changed."""
+
+    name = "guide"
+    example = "guide --study study.toml --encourage area_um2,count --discourage center --seeds 0,1,2"
+    runner = "conceptkit.commands.guide:guide"
+
+    discourage: Names | None = None
+    """Concepts to discourage, as above; latent:3 for three domains proposed from stain, latent:3+LAYER from stain and
+    the network's features there; default: the study's."""
+    seed: int = option(0, minimum=0)
+    """Seed of a single pair of networks."""
+    seeds: tuple[int, ...] | None = option(None, parse=seed_list)
+    """Number of seeds (5), or a list (1001,822): one pair of networks per seed; default: --seed."""
+    devices: int = option(1, minimum=1)
+    """Processes on this machine that share each batch."""
+    nodes: int = option(1, minimum=1)
+    """Machines; the command is started on each."""
+    precision: str = option("32", choices=("32", "bf16", "16"))
+    """Floating-point precision."""
+    log: Names = option((), choices=("csv", "tensorboard"))
+    """Loggers of the losses, comma-separated."""
+    disturb: Names = option((), choices=DISTURBANCES)
+    """Disturb every patch by a known amount, which becomes the concept made_NAME; comma-separated."""
+    search: int = option(0, minimum=0, parse=_trials)
+    """Number of sets of trunk, dropout, l2 and lr to try on the baseline first."""
+    transductive: bool = False
+    """Train the concepts on evaluation rows too; the result says so."""
+    allow_leakage: bool = False
+    """Allow groups with rows in several splits; the result says so."""

@@ -1,0 +1,55 @@
+"""Options of ``probe``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conceptkit.options.base import Names, RecordCommand, declare, option
+from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
+
+
+@declare
+class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
+    """Measure how well concepts can be decoded from layers or other features, held out by patient."""
+
+    name = "probe"
+    example = "probe --table patches.csv --group patient --model mobilenetv2_100 --layer blocks.6 --concept area_um2"
+    runner = "conceptkit.commands.probe:probe"
+
+    layers: Names = option((), flag="--layer")
+    """Layers, comma-separated; conceptkit layers lists a network's. Default: the study's, or all of a store."""
+    concepts: Names = option((), flag="--concept")
+    """Concepts: columns of the table, comma-separated."""
+    features: str | Path | None = None
+    """Store of extract, or your own features (.h5, .npy, .parquet), instead of a network."""
+    center: str | None = None
+    """Column of the centers, or none; default: center, if present."""
+    nested: str | None = None
+    """Column of units nested in the groups, such as slides of patients."""
+    split: str | None = None
+    """Use only the rows of this split."""
+    pool: str = "gap"
+    """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
+    folds: int = option(5, minimum=2)
+    """Number of cross-validation folds."""
+    permutations: int = option(1000, minimum=0)
+    """Permutations of each concept, for p; 0 for none."""
+    adjust: Names = ()
+    """Confounders for a partial R², comma-separated; stain stands for all stain measures."""
+    adjust_terms: str = option("linear", choices=("linear", "quadratic"))
+    """Terms of the confounders; quadratic adds squares and pairwise interactions."""
+    leave_out: str | None = None
+    """Column whose levels are each held out for one more score; default: the centers, in at most ten parts."""
+    repeat: Mapping[str, str] | None = None
+    """CONCEPT=COLUMN of its repeated measurement, for the reliability ceiling."""
+    protocol: str = option("cross-validated", choices=("cross-validated", "paper"))
+    """cross-validated, or paper: least squares, scored in sample."""
+
+
+def run_probe(
+    study: Any = None, *, out: str | Path | None = None, progress: Any = None, notify: Any = None, **options: Any
+) -> Any:
+    """Return the record of :class:`Probe` with ``options``; see :meth:`Probe.run` for the other parameters."""
+    return Probe(**options).run(study, out=out, progress=progress, notify=notify)
