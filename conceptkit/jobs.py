@@ -43,7 +43,7 @@ class Engine:
             check_at_least("workers", self.workers, 1)
         if (self.name == "dask") != (self.scheduler is not None):
             raise InputError(
-                f"scheduler: must be given with --engine dask and with no other engine, got {self.scheduler!r} for {self.name}."
+                f"scheduler: must be given with --engine dask and only then, got {self.scheduler!r} for {self.name}."
             )
 
 

@@ -20,9 +20,9 @@ from conceptkit.options.probe import Probe
 from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.rows import (
     PAPER_NOTE,
-    Asked,
     BaselineScores,
     Layer,
+    RowOptions,
     add_random_network,
     check_protocol,
     probe_rows,
@@ -191,7 +191,7 @@ def _probe_features(
     values = features.read(rows, on_size=say_size, progress=step("reading activations"))
     for layer, X in values.items():  # before as much is read of each random network
         check_activations(X, layer)
-    asked = Asked(
+    row_options = RowOptions(
         model=features.name,
         weights=features.made_by,
         folds=options.folds,
@@ -209,9 +209,9 @@ def _probe_features(
     of_random: BaselineScores = {}
     for i, control in enumerate(features.random_controls(RANDOM_NETWORKS)):  # one at a time in memory
         read = step(f"random network {i + 1} of {RANDOM_NETWORKS}")
-        add_random_network(of_random, control.read(rows, progress=read), placed, asked)
+        add_random_network(of_random, control.read(rows, progress=read), placed, row_options)
     layers = [Layer(name=layer, X=X) for layer, X in values.items()]
-    return probe_rows(layers, placed, asked, random=of_random, progress=step("probing"))
+    return probe_rows(layers, placed, row_options, random=of_random, progress=step("probing"))
 
 
 def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:

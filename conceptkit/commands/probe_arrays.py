@@ -23,9 +23,9 @@ from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.rows import (
     PAPER_NOTE,
-    Asked,
     BaselineScores,
     Layer,
+    RowOptions,
     add_random_network,
     check_protocol,
     probe_rows,
@@ -107,7 +107,7 @@ def probe_arrays(
     )
     levels = None if leave_out is None else given_column("leave_out", leave_out, n, categorical=True)[order]
     pixels, random = _baselines(baseline_features, list(features))
-    asked = Asked(
+    row_options = RowOptions(
         model="arrays",
         weights="given",
         folds=chosen.folds,
@@ -132,8 +132,8 @@ def probe_arrays(
     ]
     of_random: BaselineScores = {}
     for network in controls:
-        add_random_network(of_random, network, targets, asked)
-    rows = probe_rows(layers, targets, asked, random=of_random, progress=progress)
+        add_random_network(of_random, network, targets, row_options)
+    rows = probe_rows(layers, targets, row_options, random=of_random, progress=progress)
     return ProbeRecord(
         study="arrays",
         group=None if groups is None else "groups",
@@ -150,8 +150,8 @@ def probe_arrays(
             "leave_out": leave_out is not None,
             "repeat": list(repeat or {}),
             "concepts": [target.name for target in targets],
-            "alphas": asked.alphas.tolist(),
-            "adjust": list(asked.confounders),
+            "alphas": row_options.alphas.tolist(),
+            "adjust": list(row_options.confounders),
             "centers": centers is not None,
             "nested": None if nested is None else "nested",
             "seed": chosen.random_state,

@@ -208,7 +208,7 @@ def load_mini_inception(*, pretrained: bool = True, seed: int | None = None) -> 
     ----------
     pretrained : read the bundled weights, which ``examples/pretrain_mini_inception.py`` trained on drawn shapes and
         textures; otherwise draw random ones
-    seed : seed of the initial weights (He et al., 2015: normal, variance 2 / fan-out); ``None`` for another one every time
+    seed : of the initial weights (He et al., 2015: normal, variance 2 / fan-out); ``None`` for a new one every time
     """
     with torch.random.fork_rng(devices=[]):  # layers draw their default weights on construction
         model = MiniInception()

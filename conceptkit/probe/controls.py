@@ -32,8 +32,8 @@ def random_concepts(target: Target, draws: int, seed: int) -> NDArray[Any]:
     n, clusters, g = len(target.y), target.clusters, target.n_groups
     share = np.bincount(target.y.astype(np.intp), minlength=target.n_classes) / n
     of_groups: NDArray[Any] = rng.choice(target.n_classes, size=(g, draws), p=share)[clusters]
-    alone = rng.choice(target.n_classes, size=(n, draws), p=share)
-    return np.where(rng.random((n, draws)) < part_weights(target)[0], of_groups, alone)
+    of_rows = rng.choice(target.n_classes, size=(n, draws), p=share)
+    return np.where(rng.random((n, draws)) < part_weights(target)[0], of_groups, of_rows)
 
 
 def random_parts(target: Target, draws: int, seed: int) -> tuple[Floats, Floats]:

@@ -106,7 +106,7 @@ def choose_penalty(
         solution = None
         for i, alpha in enumerate(descending):
             inner = np.searchsorted(present, codes[train])
-            # Seven digits of the loss suffice to distinguish penalties a factor of ten apart.
+            # Seven digits of the loss are enough to distinguish penalties a factor of ten apart.
             solution = fit_logistic(A[train], share, inner, float(alpha), solution, tolerance=1e-7)
             scores = A[known] @ solution[0] + solution[1]
             if len(present) == 2:

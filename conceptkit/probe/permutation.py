@@ -118,7 +118,7 @@ def row_losses(
 
     The penalty of each target and order is chosen by generalised cross-validation in the training part (Golub et al.,
     1979), in closed form in the eigenbasis. For a test within groups, values and predictions are centred by group, so
-    that differences between groups do not enter. Single precision suffices.
+    that differences between groups do not enter. Single precision is enough.
 
     Parameters
     ----------

@@ -149,7 +149,7 @@ class Eigenbasis:
         return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
 
     def _kept(self, rows: NDArray[np.intp]) -> Any:
-        """Return coordinates in memory, or in a file beside that of X; ``None``: too large, to be computed again."""
+        """Return coordinates in memory, or in a file next to that of X; ``None``: too large, to be computed again."""
         if self._small:
             return self._projected(rows)
         new_file = getattr(self.X, "new_file", None)  # X may be a conceptkit.files.matrix.FileMatrix

@@ -60,7 +60,7 @@ BaselineScores = dict[tuple[str, str], list[Scored]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Validation):
+class RowOptions(Validation):
     """Options for all concepts and layers."""
 
     model: str
@@ -83,7 +83,7 @@ class Asked(Validation):
 
 
 def add_random_network(
-    scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], options: Asked
+    scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], options: RowOptions
 ) -> None:
     """Append the scores of one randomly initialised network, with features by layer (n, d), to ``scores``."""
     named = {f"{layer} of a random network": Z for layer, Z in features.items()}
@@ -96,7 +96,7 @@ def add_random_network(
 def probe_rows(
     layers: Sequence[Layer],
     targets: Sequence[Target],
-    options: Asked,
+    options: RowOptions,
     *,
     random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -140,7 +140,7 @@ def scored(target: Target, predicted: NDArray[Any]) -> Scored:
     return scored_balanced_accuracy(target.y.astype(np.intp), predicted, units, target.n_classes)
 
 
-def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) -> Iterator[dict[str, Any]]:
+def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
     """Yield the values of the row of each target without its baselines; ``own`` is its :class:`Scored`."""
     centers = part[0].centers
     unseen = {} if centers is None else unseen_levels(centers, part[0].folds(options.folds))
@@ -158,7 +158,7 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) ->
         yield {**merged, "notes": notes, "own": scored(target, result.predicted)}
 
 
-def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) -> Iterator[dict[str, Any]]:
+def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
     """Yield the values of the row of each target by the protocol of the paper."""
     for target in part:
         score = _least_squares_r2(X, target)
@@ -179,7 +179,7 @@ def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: Asked) -
         }
 
 
-def _common_fields(target: Target, options: Asked) -> dict[str, Any]:
+def _common_fields(target: Target, options: RowOptions) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": options.model,
         "weights": options.weights,
@@ -204,7 +204,7 @@ def _common_fields(target: Target, options: Asked) -> dict[str, Any]:
     return values | {"repeated_as": repeated, "ceiling": r, "notes": (Note("ceiling", note),)}
 
 
-def _score_fields(target: Target, result: Validated, options: Asked) -> dict[str, Any]:
+def _score_fields(target: Target, result: Validated, options: RowOptions) -> dict[str, Any]:
     return {
         **result.numbers(),
         "folds": options.folds,
@@ -243,7 +243,7 @@ def _least_squares_r2(X: NDArray[Any], target: Target) -> float:
     return target.score(A @ weights)
 
 
-def _baselines(features: Mapping[str, Any], part: Sequence[Target], options: Asked) -> list[list[Scored]]:
+def _baselines(features: Mapping[str, Any], part: Sequence[Target], options: RowOptions) -> list[list[Scored]]:
     """Return the held-out score of each target of a batch from each of the named features (n, d)."""
 
     def each() -> Iterator[Any]:
@@ -277,7 +277,7 @@ def _gain_fields(values: dict[str, Any], networks: Sequence[Scored], pixels: Sco
     return fields
 
 
-def _left_out(X: NDArray[Any], part: Sequence[Target], options: Asked) -> list[dict[str, Any]]:
+def _left_out(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> list[dict[str, Any]]:
     """Return the score of each target on held-out levels of a column, and a note."""
     # By default centers are held out: the center itself cannot be predicted then.
     center = options.leave_out_parts is not None
@@ -330,7 +330,7 @@ def _split_groups(groups: NDArray[np.intp] | None, levels: NDArray[Any]) -> str 
     return f"{several} of {len(np.unique(groups))} groups have rows in several levels, and were on both sides of a fold"
 
 
-def _adjusted_fields(X: NDArray[Any], target: Target, options: Asked) -> dict[str, Any]:
+def _adjusted_fields(X: NDArray[Any], target: Target, options: RowOptions) -> dict[str, Any]:
     """Return the partial R² of a target given the confounders, with notes."""
     here = {name: values[target.rows] for name, values in options.confounders.items() if name != target.name}
     if not here:

@@ -1,4 +1,4 @@
-"""Held-out validation of concept vectors by patient, with in-sample and patch-wise scores and controls beside it."""
+"""Held-out validation of concept vectors by patient, with in-sample and patch-wise scores and controls next to it."""
 
 from __future__ import annotations
 
