@@ -192,7 +192,7 @@ def null(sets: str = "400") -> None:
     """Print how often each p is at most 0.05 for concepts that activations and derivatives know nothing of.
 
     Patches of a group are alike in their activations (intra-class correlation 0.4), and so are derivatives. Concepts of
-    the group are shuffled as whole groups; the control, which treats their rows as independent, must reject too often in
+    the group are shuffled as whole groups; the control treats their rows as independent and must reject too often in
     the change per unit. ``sign_count`` has ties, which count against it, so that it may lie below.
     Of several classes the shares are means over classes. Br is not there: where the held-out R² is not above 0, as
     mostly here, it is 0, and so is that of every shuffle.
