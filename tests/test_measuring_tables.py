@@ -167,7 +167,7 @@ def test_masks_in_hdf5_are_those_of_the_same_row(folder):
         run_measure(path / "b.csv", out=path / "n.csv")
     with h5py.File(path / "g.h5", "w") as file:
         file["masks"] = labels[:2]
-    with pytest.raises(InputError, match="has 2 rows, row 2"):
+    with pytest.raises(InputError, match="has 2 rows, got row 2"):
         run_measure(path / "b.csv", out=path / "n.csv")
     with h5py.File(path / "g.h5", "w") as file:
         file["other"] = labels

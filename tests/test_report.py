@@ -444,7 +444,7 @@ def test_a_figure_is_the_same_twice_and_says_its_numbers() -> None:
     ],
 )
 def test_long_layer_names_keep_what_tells_them_apart(layers: list[str], expected: tuple[str, list[str], str]) -> None:
-    assert figures._told_apart(layers) == expected
+    assert figures._split_names(layers) == expected
 
 
 def test_rare_classes_are_drawn_together() -> None:
