@@ -265,7 +265,7 @@ def test_annotations_are_found_by_name_and_counted_by_class(wsi, tmp_path):
     named.write_text(json.dumps([shape(corners(0, 0, 1000), name="Tumor"), shape(corners(0, 1000, 1900), name="Fat")]))
     options = {"out": tmp_path / "t.csv", "annotations": folder}
     every = run_tile([wsi / CMU], **options)
-    assert any("counted as tumor: Tumor, Fat; --tumor-class" in note for note in every.notes)
+    assert any("counted as tumor: Tumor, Fat; use --tumor-class" in note for note in every.notes)
     one = run_tile([wsi / CMU], **options, tumor_class=["tumor"])
     assert not any("counted as tumor" in note for note in one.notes)
     assert (one.table["label"] == "tumor").sum() < (every.table["label"] == "tumor").sum()
