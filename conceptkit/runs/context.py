@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import platform
 import shlex
 import sys
@@ -18,17 +17,15 @@ from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.files.hdf5 import replacing_hdf5
+from conceptkit.options.probe import NO_CENTER
 from conceptkit.probe.targets import Target
 from conceptkit.probe.usable import usable_targets
 from conceptkit.records import CONTEXT_FILE
-from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.patches import MemoryTable, PatchTable
 from conceptkit.tables.study import Study
 
 CENTER = "center"
 """Column of the centers whose samples and colours are kept"""
-
-NO_CENTER = "none"
-"""Named as the column of centers, where the table has none or they are not to count"""
 
 LEFT_OUT_PARTS = 10
 """Parts in which centers are held out where nobody asked for it: of more centers, several are held out together"""
@@ -192,7 +189,9 @@ def _made_with(study: Study) -> dict[str, str]:
     return {
         "command": shlex.join(["conceptkit", *sys.argv[1:]]) if ours else "called from Python",
         "table": study.table.name,
-        "table's SHA-256": hashlib.sha256(study.table.read_bytes()).hexdigest() if study.table.is_file() else "",
+        "table's SHA-256": study.table_digest()
+        if isinstance(study.table, MemoryTable) or study.table.is_file()
+        else "",
         "Python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
