@@ -93,7 +93,7 @@ def set_up(
     notes += checkpoint_notes(backbone, data)
     if backbone.weights == GIVEN:
         notes.append(
-            f"The checkpoints of this run cannot be opened by themselves, as the network is a torch module given in "
+            "The checkpoints of this run cannot be opened by themselves, as the network is a torch module given in "
             f"Python ({study.model_name}); train from package.module:factory for checkpoints that can be probed."
         )
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
@@ -101,8 +101,8 @@ def set_up(
     if origin is not None:
         tasks, kept = _continued(origin, backbone, tasks), len(origin.tasks)
         notes.append(
-            f"Training of {study.model_name} continues: trunk, heads and scales are kept, in the baseline with the tasks "
-            "it had, in the guided network with the added ones."
+            f"Training of {study.model_name} continues: trunk, heads and scales are kept, in the baseline with the "
+            "tasks it had, in the guided network with the added ones."
         )
     training, from_recipe = _training(options, backbone, origin, learned)
     _check_weighting(training, [task.name for task in tasks])

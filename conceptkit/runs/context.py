@@ -186,12 +186,11 @@ def text_of(data: PatchTable, argument: str, name: str) -> NDArray[Any]:
 def _made_with(study: Study) -> dict[str, str]:
     program = Path(sys.argv[0])  # …/bin/conceptkit, or …/conceptkit/__main__.py
     ours = "conceptkit" in (program.stem, program.parent.name if program.stem == "__main__" else "")
+    has_table = isinstance(study.table, MemoryTable) or study.table.is_file()
     return {
         "command": shlex.join(["conceptkit", *sys.argv[1:]]) if ours else "called from Python",
         "table": study.table.name,
-        "table's SHA-256": study.table_digest()
-        if isinstance(study.table, MemoryTable) or study.table.is_file()
-        else "",
+        "table's SHA-256": study.table_digest() if has_table else "",
         "Python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
