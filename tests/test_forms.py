@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from conceptkit.models.checkpoints import load_checkpoint, open_model
 from conceptkit.options import COMMANDS
 from conceptkit.options.base import RecordCommand as Recorded
 from conceptkit.options.base import StudyCommand, described
+from conceptkit.options.extract import Extract
 from conceptkit.registry import load
 from conceptkit.runs.opening import find_study
 from conceptkit.tables.patches import as_table as stored
@@ -277,9 +279,9 @@ def test_a_module_is_probed_like_the_network_of_its_name(module, of_file, table,
     options = {**PROBE, "model": with_preprocessing(module)}
     record = ck.Probe(**options).run(table, out=tmp_path / "run")
     ours, named = record.to_frame(), of_file.to_frame()
-    for column in ("score", "low", "high"):
+    for column in ("score", "score_low", "score_high"):
         assert ours[column].tolist() == named[column].tolist()
-    assert ours["random"].notna().all()  # copies with random weights
+    assert ours["score_random_network"].notna().all()  # copies with random weights
     assert (record.settings["model"], record.settings["weights"]) == ("MiniInception", "given")
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     refused(lambda: ck.from_settings(record.settings), "torch module", "MiniInception")
@@ -289,7 +291,7 @@ def test_a_module_is_probed_like_the_network_of_its_name(module, of_file, table,
 
 def test_a_part_without_a_random_state_has_a_note_and_no_control(table, tmp_path):
     record = ck.Probe(**{**PROBE, "model": Stated(), "layers": "body"}).run(table, out=tmp_path / "run")
-    assert record.to_frame()["random"].isna().all()
+    assert record.to_frame()["score_random_network"].isna().all()
     assert any("Stated" in note and "reset_parameters" in note for note in record.notes)
 
 
@@ -310,8 +312,9 @@ def test_a_module_is_guided_attributed_and_extracted(module, study, tmp_path):
     assert any("cannot be opened" in note for note in record.notes)
     refused(lambda: load_checkpoint(record.folder / "checkpoints" / "guided-seed0"), "package.module:factory")
     few = {"permutations": 0, "refits": 10, "maps": 0, "folds": 2}
-    attributed = ck.Attribute(model=module, **few).run(study, out=tmp_path / "attribute")
-    assert attributed.settings["model"] == "MiniInception"
+    classifier = timm.create_model("resnet10t", num_classes=2)
+    attributed = ck.Attribute(model=classifier, layers="layer1", **few).run(study, out=tmp_path / "attribute")
+    assert attributed.settings["model"] == "ResNet"
     named = ck.extract("mini_inception", study, layers="mixed2")
     given_module = ck.extract(with_preprocessing(module), study.parent / "patches.csv", layers="mixed2")
     assert np.array_equal(named["mixed2"][:], given_module["mixed2"][:])
@@ -326,7 +329,7 @@ def test_predict_and_extract_take_a_table_in_memory(study, table, tmp_path):
     for form in (ck.predict(folder, table), ck.predict(folder, table=table), ck.predict(folder, study.parent)):
         pd.testing.assert_frame_equal(form, of_file)
     assert as_table(table).patch_ids == as_table(study).patch_ids
-    assert ck.Extract(layers="mixed2", model="mini_inception").run(table).study.table.name == "dataframe"
+    assert Extract(layers="mixed2", model="mini_inception").run(table).study.table.name == "dataframe"
 
 
 # --- records that repeat -----------------------------------------------------------------------------------------
@@ -355,8 +358,6 @@ def test_settings_of_a_probe_repeat_its_numbers(options, study, tmp_path):
 
 
 def test_a_file_of_weights_is_stated_as_it_was_given(study, tmp_path, monkeypatch):
-    import timm
-
     (tmp_path / "away").mkdir()
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet10t", num_classes=2).state_dict(), tmp_path / "away" / "w.pt")
@@ -387,7 +388,7 @@ def test_settings_of_other_records_repeat_their_numbers(study, tmp_path):
     again = repeated(guided, study, tmp_path / "guide2")
     assert [run.metrics for run in again.runs] == [run.metrics for run in guided.runs]
     assert again.differences == guided.differences
-    checkpoint = guided.folder / "checkpoints" / "guided-seed0"
+    checkpoint = guided.folder / "checkpoints" / "guided-seed2"
 
     audited = ck.Audit(checkpoint=checkpoint, concept="count", folds=2, permutations=5).run(
         study, out=tmp_path / "audit"
@@ -417,7 +418,15 @@ def test_settings_of_a_grid_repeat_its_numbers(study, tmp_path):
 
 def test_settings_of_bags_repeat_their_numbers(study, table, tmp_path):
     store = ck.extract("mini_inception", study, layers="mixed2", store=tmp_path / "kept" / "s.h5").path
-    wanted = {"by": "patient", "positive": "tumor", "share": 0.5, "epochs": 1, "warmup": 0, "folds": 2}
+    wanted = {
+        "by": "patient",
+        "label": "count",
+        "encourage": "area",
+        "discourage": "",
+        "epochs": 1,
+        "warmup": 0,
+        "folds": 2,
+    }
     record = ck.Bags(features=store, layer="mixed2", **wanted).run(study, out=tmp_path / "bags")
     assert record.settings["features"] == str(store)
     again = repeated(record, study, tmp_path / "bags2")

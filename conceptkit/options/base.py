@@ -358,9 +358,9 @@ def network_given(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Return a value as an error names it: long ones by their class."""
+    """Return a value as an error names it: a long one by its class."""
     shown = repr(value)
-    return shown if len(shown) <= 60 else f"a {type(value).__name__}"
+    return shown if len(shown) <= 60 and "\n" not in shown else f"a {type(value).__name__}"
 
 
 def _parts(argument: str, value: Any, kind: type) -> list[Any]:
