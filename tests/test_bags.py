@@ -143,7 +143,7 @@ def rows(**columns):
     return PatchTable(pd.DataFrame({**plain, **columns}), None)
 
 
-MEANT = Study(name="s", table=None, group=None)
+MEANT = Study(name="s", table="t.csv", group=None)
 
 
 def test_a_bag_has_the_mean_of_a_value_and_the_class_that_it_is_of():
@@ -164,7 +164,7 @@ def test_a_bag_has_the_mean_of_a_value_and_the_class_that_it_is_of():
     assert parted.tolist() == ["t at most 0.4", "t over 0.4"]
     with pytest.raises(InputError, match=r"share: 0.5 .* t are 0 to 0.5 of their patches, 0.25 in the median"):
         make_bags(data, MEANT, "slide", [], positive="t", share=0.5)  # one half is not more than one half
-    cut = make_bags(data, Study(name="s", table=None, label="count"), "slide", []).table.frame["count"]
+    cut = make_bags(data, Study(name="s", table="t.csv", label="count"), "slide", []).table.frame["count"]
     assert cut.tolist() == ["count over 2", "count at most 2"]
 
 

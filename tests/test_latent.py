@@ -207,4 +207,4 @@ def test_a_table_with_such_a_column_or_without_pixels_is_refused(embedded):
         with_latent(dataclasses.replace(data, frame=data.frame.assign(latent="a")), embedded, wishes)
     bare = PatchTable(pd.DataFrame({"patch_id": ["a", "b"], "split": ["train", "train"]}), None)
     with pytest.raises(InputError, match="read from pixels"):
-        with_latent(bare, Study(name="s", table=None), wishes)
+        with_latent(bare, Study(name="s", table="t.csv"), wishes)

@@ -206,7 +206,6 @@ def _record(
             by=opened.by,
             encourage=list(reading.encourage),
             discourage=list(reading.discourage),
-            features=None if options.features is None else Path(options.features).name,
             positive=opened.positive,
             **made_with,
             n_resamples=0,

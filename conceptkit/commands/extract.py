@@ -26,13 +26,13 @@ from conceptkit.models.backbones import BUNDLED, is_factory
 from conceptkit.models.checkpoints import open_model
 from conceptkit.models.inference import provenance
 from conceptkit.models.layers import Layer, list_layers
-from conceptkit.options.base import Notify, Progress
+from conceptkit.options.base import Notify, Progress, is_frame
 from conceptkit.options.extract import Extract
 from conceptkit.options.layers import Layers
-from conceptkit.runs.opening import open_study
+from conceptkit.runs.opening import code_of, open_study
 from conceptkit.synthetic import cache_folder
-from conceptkit.tables.patches import PatchTable, load_table
-from conceptkit.tables.study import Study
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.study import Study, load_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,8 @@ def extract(
     ----------
     model : a network's name (see :func:`conceptkit.models.backbones.open_backbone`), a checkpoint's folder, a torch
         module, or a backbone
-    images_or_table : a patch table or its file; or images: (n, h, w, 3) uint8, or a list of files
+    images_or_table : a study or a table in any form (file, folder, DataFrame); or images: (n, h, w, 3) uint8, or a list
+        of files
     notify : receives sentences: how large the store will be, before it is created, and notes on the network
     progress : receives the stage of the work and how far it is
     options : of :class:`conceptkit.options.extract.Extract`, ``layers`` among them
@@ -106,9 +107,11 @@ def run_extract(
     study, table = open_study(study, options.table, options.model, weights, None, ())
     if study.model is None:
         raise InputError("model: no model given; set --model or model in the study file.")
-    if notify is not None and is_factory(study.model):
+    if notify is not None and code_of(study):
         notify(f"Runs user code from {study.model}.")
-    options = options.replace(model=study.model, weights=study.weights, layers=options.layers or study.layers)
+    options = options.replace(
+        table=None, model=study.model, weights=study.weights, layers=options.layers or study.layers
+    )
     return Extracted(activations=_extract(options, as_table(table), progress, notify), study=study, options=options)
 
 
@@ -185,20 +188,22 @@ def as_table(given: Any) -> PatchTable:
     """Return a patch table of a table, its file, a list of image files, or an array of images."""
     if isinstance(given, PatchTable):
         table = given
-    elif isinstance(given, str | Path):
-        table = load_table(Path(given))
+    elif isinstance(given, str | Path | Study) or is_frame(given):
+        table = load_study(given).load_table()
     elif isinstance(given, np.ndarray):
         if given.ndim != 4 or given.shape[3] != 3 or given.dtype != np.uint8:
             raise InputError(f"images: must be (n, h, w, 3) uint8, got {given.shape} {given.dtype}.")
         width = len(str(max(len(given) - 1, 0)))
         names = [f"{i:0{width}d}" for i in range(len(given))]
         table = ImageArray(pd.DataFrame({"patch_id": names}), Path(), images=given)
-    elif isinstance(given, Sequence):
+    elif isinstance(given, Sequence) and all(isinstance(path, str | Path) for path in given):
         names = [str(Path(path).absolute()) for path in given]
         check_distinct("images", names)
         table = PatchTable(pd.DataFrame({"patch_id": [str(p) for p in given], "image": names}), Path())
     else:
-        raise InputError(f"images: must be a table, files or an array, got a {type(given).__name__}.")
+        raise InputError(
+            f"images: must be a study, a table, a list of files or an array, got a {type(given).__name__}."
+        )
     if not len(table):
         raise InputError("table: there are no rows to extract.")
     return table

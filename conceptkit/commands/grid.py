@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,7 @@ def _spec(request: GridRequest, folder: Path) -> GridSpec:
 
 
 def _weights_of_second(study: Study) -> str | None:
-    return study.weights if study.weights in (None, "imagenet", "random") else "imagenet"
+    return study.weights if (study.weights or "random").partition(":")[0] in ("imagenet", "random") else "imagenet"
 
 
 def _without_missing_networks(spec: GridSpec, request: GridRequest) -> GridRequest:
@@ -133,7 +132,7 @@ def _common(spec: GridSpec) -> dict[str, Any]:
         "study": study.name,
         "table": study.table.name,
         "images_sha256": bench.data.files_digest(),
-        "table_sha256": hashlib.sha256(study.table.read_bytes()).hexdigest(),
+        "table_sha256": study.table_digest(),
         "model": study.model,
         "label": study.label,
         "group": study.group,

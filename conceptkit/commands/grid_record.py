@@ -22,6 +22,7 @@ from conceptkit.guide.bench import PatchBench
 from conceptkit.guide.embeddings import drawn_rows
 from conceptkit.guide.reading import TrainedRun, evaluated, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes
+from conceptkit.models.backbones import weights_setting
 from conceptkit.options.base import Progress
 from conceptkit.records import Affinity, GridRecord, Note, PatchLevel
 from conceptkit.report.drawing import to_bytes
@@ -109,7 +110,7 @@ def _settings(request: GridRequest, bench: PatchBench) -> dict[str, Any]:
     return {
         "ablate": models_of(request.options),
         "model": study.model,
-        "weights": bench.setup.backbone.weights,
+        "weights": weights_setting(bench.setup.backbone, study.weights),
         "weights_sha256": bench.setup.backbone.fingerprint(),
         "label": study.label,
         "classes": list(plan.classes),

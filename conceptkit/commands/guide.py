@@ -23,6 +23,7 @@ from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, pair
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
+from conceptkit.models.backbones import weights_setting
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
@@ -223,8 +224,8 @@ def _record(
             study,
             folder,
             _notes(bench, options, opened, trials),
-            model=study.model,
-            weights=setup.backbone.weights,
+            model=study.model_name,
+            weights=weights_setting(setup.backbone, study.weights),
             weights_sha256=setup.backbone.fingerprint(),
             label=study.label,
             classes=list(plan.classes),

@@ -82,15 +82,18 @@ def run_predict(
     return Predicted(frame=_predict(options, study, progress), study=study.name, options=options)
 
 
-def predict(checkpoint: str | Path, *, progress: Progress | None = None, **options: Any) -> pd.DataFrame:
+def predict(
+    checkpoint: str | Path, study: Any = None, *, progress: Progress | None = None, **options: Any
+) -> pd.DataFrame:
     """Predict the main task and the encouraged concepts with a guided network, on patches or on bags.
 
     Parameters
     ----------
     checkpoint : folder that ``guide`` or ``bags`` wrote
+    study : a study or a table in any form (file, folder, DataFrame); ``None`` for the option ``table``, else the
+        current folder's study, else the embedded one
     progress : receives the stage of the work and how far it is
-    options : of :class:`conceptkit.options.predict.Predict`: ``table``, ``out``, ``maps`` and others; without a table
-        the current folder's study is predicted, else the embedded one
+    options : of :class:`conceptkit.options.predict.Predict`: ``table``, ``out``, ``maps`` and others
 
     Returns
     -------
@@ -107,7 +110,7 @@ def predict(checkpoint: str | Path, *, progress: Progress | None = None, **optio
         when the checkpoint, or no row of the table, can be used
     """
     chosen = Predict(checkpoint=checkpoint, **options)
-    return _predict(chosen, find_study(None, chosen.table), progress)
+    return _predict(chosen, find_study(study, chosen.table), progress)
 
 
 def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:

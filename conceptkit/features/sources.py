@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,8 @@ from conceptkit.features.pixels import VERSION, read_pixel_statistics
 from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
 from conceptkit.files.matrix import gather, in_blocks
-from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import checkpoint_notes, open_model, random_control
+from conceptkit.models.backbones import Backbone, weights_setting
+from conceptkit.models.checkpoints import checkpoint_notes, no_control, open_model, random_control
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -123,6 +124,7 @@ class NetworkFeatures(Features):
         self.table, self.pool = table, pool
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._backbone = open_model(model, weights, seed=seed)
+        self._weights = weights_setting(self._backbone, weights)
         self.name, self.made_by = self._backbone.name, self._backbone.weights
         self.model = str(model) if isinstance(model, str | Path) else self.name
         kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
@@ -134,7 +136,8 @@ class NetworkFeatures(Features):
 
     def notes(self) -> tuple[str, ...]:
         """Return what a checkpoint states of its training, layers that cannot be pooled, and inferred class tokens."""
-        return (*checkpoint_notes(self._backbone, self.table), *self._notes)
+        without = no_control(self._backbone)
+        return (*checkpoint_notes(self._backbone, self.table), *self._notes, *([without] if without else []))
 
     def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
         return activations.read_activations(
@@ -155,9 +158,17 @@ class NetworkFeatures(Features):
         """Return the digest of the network."""
         return self._backbone.fingerprint()
 
+    def settings(self) -> dict[str, str]:
+        """Return network and weights as they open it again."""
+        return {**super().settings(), "weights": self._weights}
+
     def random_controls(self, n: int) -> Iterator[Features]:
-        """Yield the features of ``n`` networks built alike, with the seeds that follow this network's."""
-        for seed in range(self._seed + 1, self._seed + 1 + n):
+        """Yield the features of ``n`` networks built alike, with the seeds that follow this network's.
+
+        There is none for a module with parts that cannot be initialised at random.
+        """
+        seeds = (seed for seed in itertools.count(self._seed + 1) if f"random:{seed}" != self.made_by)
+        for seed in itertools.islice(seeds, 0 if no_control(self._backbone) else n):
             control = copy.copy(self)
             control._seed, control._backbone = seed, random_control(self.model, self._backbone, seed=seed)
             control.made_by = control._backbone.weights
@@ -282,7 +293,7 @@ def open_features(
     InputError
         when there is neither a network nor a file, the network or store cannot be opened, or it has no such layer
     """
-    column = "features" in table.frame.columns and (study.model is None or table.location is None)
+    column = "features" in table.frame.columns and (study.model in (None, LAYER) or table.location is None)
     opened: Features
     if features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features)):
         opened = StoreFeatures(table, open_activations(Path(features)), layers)

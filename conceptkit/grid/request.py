@@ -59,6 +59,11 @@ def read_request(study: Any, options: Grid) -> GridRequest:
         )
     if opened.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
+    if not isinstance(opened.model, str):
+        raise InputError(
+            "model: every process of a grid opens its network by name, got a torch module, "
+            f"{opened.model_name}; write a function that makes it and give package.module:factory."
+        )
     curves = bool(options.noise or options.fraction or options.affinity)
     if curves and not opened.encourage:
         raise InputError("encourage: curves and affinities need a concept to encourage, got none.")

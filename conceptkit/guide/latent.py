@@ -152,7 +152,7 @@ def _propose(
         by_chance=proposed.by_chance,
         p=proposed.p,
         layer=layer,
-        network=None if layer is None else study.model,
+        network=None if layer is None else study.model_name,
     )
 
 

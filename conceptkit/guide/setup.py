@@ -21,6 +21,7 @@ from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import checkpoint_notes, inside, open_model
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.options.guide import Guided
+from conceptkit.options.shared import GIVEN
 from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.probe.usable import usable
@@ -90,17 +91,22 @@ def set_up(
     notes += [] if goals else [ONLY_BASELINE]
     backbone, origin = inside(open_model(study.model, study.weights, seed=seeds[0]))
     notes += checkpoint_notes(backbone, table)
+    if backbone.weights == GIVEN:
+        notes.append(
+            "The checkpoints of this run cannot be opened by themselves, as the network is a torch module given in "
+            f"Python ({study.model_name}); train from package.module:factory for checkpoints that can be probed."
+        )
     tasks = [Task(name=MAIN, kind="categorical", classes=plan.classes), *learned]
     kept = 1
     if origin is not None:
         tasks, kept = _continued(origin, backbone, tasks), len(origin.tasks)
         notes.append(
-            f"Training of {study.model} continues: trunk, heads and scales are kept, in the baseline with the tasks it "
-            "had, in the guided network with the added ones."
+            f"Training of {study.model_name} continues: trunk, heads and scales are kept, in the baseline with the "
+            "tasks it had, in the guided network with the added ones."
         )
     training, from_recipe = _training(options, backbone, origin, learned)
     _check_weighting(training, [task.name for task in tasks])
-    notes += _training_notes(options, training, from_recipe, study.model, guided=len(tasks) > 1)
+    notes += _training_notes(options, training, from_recipe, str(study.model_name), guided=len(tasks) > 1)
     notes += unbalanced_notes(table, plan, tasks) if training.balance or training.balance_main else []
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)

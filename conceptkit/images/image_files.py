@@ -16,6 +16,9 @@ from conceptkit.images.pixel_values import Pixels, in_bytes, on_white, upright
 from conceptkit.images.tiff_images import tiff_rgb
 from conceptkit.images.tiff_pages import BITS, COMPRESSION, ORIENTATION, WEBP, first_page, is_tiff
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of image files that are looked for in folders."""
+
 _QUIET = threading.Lock()
 """Warnings are switched off for the whole process, so only one thread at a time may do it."""
 

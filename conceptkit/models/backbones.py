@@ -22,6 +22,7 @@ from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
+from conceptkit.options.shared import GIVEN
 from conceptkit.tables.resolution import Resolution
 
 BUNDLED = "mini_inception"
@@ -83,7 +84,7 @@ class Backbone:
     name: str
     """As the user named it"""
     weights: str
-    """As the user named them: ``bundled``, ``imagenet``, ``random``, ``random:SEED`` or a file's name"""
+    """As the user named them: ``bundled``, ``imagenet``, ``random:SEED`` or a file's name; ``given`` of a module"""
     architecture: str
     """timm's name, ``mini_inception``, or a factory or class"""
     arguments: dict[str, Any]
@@ -177,6 +178,36 @@ def same_architecture(backbone: Backbone, *, seed: int) -> Backbone:
     return dataclasses.replace(like, name=backbone.name)
 
 
+def reinitialised(backbone: Backbone, *, seed: int) -> Backbone:
+    """Return a copy of a network that was given as a module, with the random weights that its parts draw."""
+    module = copy.deepcopy(backbone.module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _reset(module)
+    return dataclasses.replace(backbone, module=module, weights=f"random:{seed}")
+
+
+def fixed_parts(module: nn.Module) -> list[str]:
+    """Return the parts of a network with parameters that no ``reset_parameters`` draws at random."""
+    return [
+        name or type(part).__name__
+        for name, part in module.named_modules()
+        if next(part.parameters(recurse=False), None) is not None
+        and not callable(getattr(part, "reset_parameters", None))
+    ]
+
+
+def _reset(module: nn.Module) -> None:
+    for part in module.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+
+
+def weights_setting(backbone: Backbone, given: str | None) -> str:
+    """Return the weights as settings state them: a file's path as it was given, else their name."""
+    return str(given) if given is not None and Path(given).is_file() else backbone.weights
+
+
 def _bundled(weights: str, seed: int) -> Backbone:
     from conceptkit.models import mini_inception
 
@@ -209,8 +240,8 @@ def _backbone(
     )
 
 
-def from_module(module: nn.Module, *, name: str | None = None, weights: str = "own") -> Backbone:
-    """Return a copy of a network that was built elsewhere as a backbone.
+def from_module(module: nn.Module, *, name: str | None = None, weights: str = GIVEN) -> Backbone:
+    """Return a copy of a network that was built elsewhere as a backbone; its name is that of its class by default.
 
     Preprocessing comes from its ``preprocessing`` (a :class:`Preprocessing`) or timm's ``pretrained_cfg``, else it is
     ImageNet's.
@@ -225,7 +256,7 @@ def from_module(module: nn.Module, *, name: str | None = None, weights: str = "o
     architecture = str(config.get("architecture") or f"{type(module).__module__}.{type(module).__qualname__}")
     return Backbone(
         module=module,
-        name=name or architecture,
+        name=name or type(module).__qualname__,
         weights=weights,
         architecture=architecture,
         arguments={},
@@ -251,9 +282,7 @@ def _made(model: str, weights: str | None, seed: int) -> Backbone:
                 raise TypeError(f"it returned a {type(module).__name__}, not a torch module")
             if weights == "random":
                 torch.manual_seed(seed)  # again, because the factory may have changed it
-                for part in module.modules():
-                    if callable(reset := getattr(part, "reset_parameters", None)):
-                        reset()
+                _reset(module)
     except Exception as error:  # it is the user's code
         raise InputError(f"model: {model} returned no network ({type(error).__name__}: {reason_of(error)}).") from None
     finally:

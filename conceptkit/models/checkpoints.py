@@ -19,12 +19,15 @@ from conceptkit.models.backbones import (
     Backbone,
     Preprocessing,
     build,
+    fixed_parts,
     from_module,
     is_factory,
     open_backbone,
+    reinitialised,
     same_architecture,
 )
 from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.options.shared import GIVEN
 from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
@@ -62,7 +65,8 @@ def open_model(model: Any, weights: str | None = None, *, seed: int = 0) -> Back
     ----------
     model : ``mini_inception``, a timm name, a torch module, a backbone, or a checkpoint folder; if it was built on your
         own function, ``package.module:factory@FOLDER``, because that function runs
-    weights : see :func:`conceptkit.models.backbones.open_backbone`; of a checkpoint ``random``, or ``None`` for its own
+    weights : see :func:`conceptkit.models.backbones.open_backbone`; of a checkpoint ``random``, or ``None`` or
+        ``trained`` for its own. ``random:SEED`` states the seed too, as records do
     seed : of random weights
 
     Raises
@@ -79,19 +83,24 @@ def open_model(model: Any, weights: str | None = None, *, seed: int = 0) -> Back
     model = str(model)
     if not model.strip():
         raise InputError("model: the name is empty.")
+    kind, _, number = (weights or "").partition(":")
+    if kind == "random" and number.isdecimal():
+        weights, seed = kind, int(number)
     if not is_checkpoint(model):
         if (folder := _trusted(model)[1]).is_dir():
             raise InputError(f"model: the folder {folder} is not a guide checkpoint: it has no {DESCRIPTION}.")
         return open_backbone(model, weights, seed=seed)
     if weights == "random":
         return _random_checkpoint(model, seed)
-    if weights is not None:
+    if weights not in (None, TRAINED):
         raise InputError(f"weights: the checkpoint {model} has its own (or random), got {weights!r}.")
     return load_checkpoint(model)
 
 
 def random_control(model: str, opened: Backbone, *, seed: int) -> Backbone:
     """Return a randomly initialised network built like ``opened``, which ``model`` opened as."""
+    if opened.weights == GIVEN:
+        return reinitialised(opened, seed=seed)
     if is_checkpoint(model):
         return _random_checkpoint(model, seed)
     return same_architecture(opened, seed=seed)
@@ -159,14 +168,25 @@ def checkpoint_notes(backbone: Backbone, data: PatchTable) -> tuple[str, ...]:
     return (*mark_notes(backbone), *notes)
 
 
+def no_control(opened: Backbone) -> str | None:
+    """Return why a network has no randomly initialised control; ``None`` if it has one."""
+    fixed = fixed_parts(opened.module) if opened.weights == GIVEN else []
+    if not fixed:
+        return None
+    return (
+        f"No random network was compared: {fixed[0]} ({len(fixed)} of the parts of {opened.name}) has parameters and "
+        "no reset_parameters, so its random state is not known."
+    )
+
+
 def mark_notes(backbone: Backbone) -> tuple[str, ...]:
     """Return a sentence for every mark of a network, and how its weights were found in their file."""
     return (*(MARKS[name] for name in backbone.marks), *backbone.notes)
 
 
-def is_checkpoint(path: str | Path) -> bool:
+def is_checkpoint(path: Any) -> bool:
     """Return whether ``path`` is a folder that holds a checkpoint."""
-    return (_trusted(path)[1] / DESCRIPTION).is_file()
+    return isinstance(path, str | Path) and (_trusted(path)[1] / DESCRIPTION).is_file()
 
 
 def _trusted(path: str | Path) -> tuple[str | None, Path]:
@@ -202,6 +222,11 @@ def _built(path: str | Path, *, seed: int) -> tuple[GuidedModel, Backbone]:
     """Build what the folder describes, with random weights; the global random state does not change."""
     trusted, folder = _trusted(path)
     description = read_description(folder / DESCRIPTION, SCHEMA, "guide")
+    if description.get("weights") == GIVEN:
+        raise InputError(
+            f"checkpoint: {folder} was trained from a torch module given in Python, {description.get('architecture')}, "
+            "which no name builds again; train from package.module:factory to open checkpoints of it."
+        )
     # A checkpoint may come from a stranger: the user, not the checkpoint, says which code runs.
     named = str(description.get("architecture"))
     if is_factory(named) and named != trusted:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conceptkit.errors import check_choice
+from conceptkit.errors import InputError, check_choice
 from conceptkit.options.base import Command, described
+from conceptkit.options.shared import GIVEN
 from conceptkit.registry import load
 
 COMMANDS: Mapping[str, str] = {
@@ -46,16 +47,22 @@ RECORDS: Mapping[str, str] = {
 def from_settings(settings: Mapping[str, Any]) -> Command:
     """Return the command that made a record, from the record's settings.
 
-    Settings hold paths as they were given; run the command where these exist. Settings other than options, such as
-    the digest of the weights, are ignored.
+    Settings hold paths as they were given; run the command where these exist, on the study or table of the record.
+    Settings other than options, such as the digest of the weights, are ignored.
 
     Raises
     ------
     InputError
-        when the settings have no valid command, or a value that its options do not allow
+        when the settings have no valid command, a value that its options do not allow, or a torch module, which they
+        cannot hold
     """
     name = str(settings.get("command"))
     check_choice("command", name, COMMANDS)
     command: type[Command] = load(COMMANDS[name])
+    if settings.get("weights") == GIVEN:
+        raise InputError(
+            f"model: the network was a torch module, {settings.get('model')}, which settings cannot hold; give it "
+            'again as from_settings({**record.settings, "model": MODULE, "weights": None}).'
+        )
     names = [option.name for option in described(command)]
     return command(**{name: settings[name] for name in names if name in settings})

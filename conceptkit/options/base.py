@@ -94,7 +94,8 @@ def declare(cls: C) -> C:
             if name not in fields:
                 raise InputError(f"{command}: no option {name!r}; {near_names(name, fields)}.")
         for name, field in fields.items():
-            if field.default is dataclasses.MISSING and name not in options:
+            missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if missing and name not in options:
                 raise InputError(f"{name}: must be given.")
         assign(self, **options)
 
@@ -154,8 +155,8 @@ class StudyCommand(Command):
 
         Parameters
         ----------
-        study : a study, its file or folder, or a table (pandas or polars); ``None`` for the current folder's study,
-            else the embedded one
+        study : a study, its file or folder, or a table: its file or a DataFrame (pandas or polars); ``None`` for the
+            current folder's study, else the embedded one
         progress : called with each stage of the work and how far it is
         notify : called with sentences for the user
 
@@ -182,8 +183,8 @@ class RecordCommand(Command):
 
         Parameters
         ----------
-        study : a study, its file or folder, or a table (pandas or polars); ``None`` for the current folder's study,
-            else the embedded one
+        study : a study, its file or folder, or a table: its file or a DataFrame (pandas or polars); ``None`` for the
+            current folder's study, else the embedded one
         out : run folder; ``None`` for the next free one below ``runs/``
         progress : called with each stage of the work and how far it is
         notify : called with sentences for the user
@@ -193,6 +194,8 @@ class RecordCommand(Command):
         InputError
             when something cannot be used; nothing is written then
         """
+        if out is not None:
+            _typed("out", out, str | Path)
         return load(self.runner)(self, study, out=out, progress=progress, notify=notify)
 
 
@@ -283,7 +286,7 @@ def described(cls: Any) -> tuple[Described, ...]:
 def _describe(field: dataclasses.Field[Any], hint: Any, help_text: str, panel: str) -> Described:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not type(None)]
-    kind = kinds[0] if len(kinds) == 1 else Any
+    kind = kinds[0] if len(kinds) == 1 else str | Path if set(kinds) == {str, Path} else Any
     many, pairs = typing.get_origin(kind) is tuple, typing.get_origin(kind) in (dict, Mapping)
     return Described(
         name=field.name,
@@ -319,6 +322,47 @@ def name_list(argument: str, text: str) -> list[str]:
     return [name.strip() for row in rows for name in row if name.strip()]
 
 
+def names_of(argument: str, value: Any) -> Names:
+    """Return names as a tuple, given as a list or as one text in which commas separate them."""
+    return tuple(_typed(argument, part, str) for part in _parts(argument, value, str))
+
+
+def text_of(argument: str, value: Any) -> str | None:
+    """Return text, or ``None``; raise :class:`InputError` for anything else."""
+    return None if value is None else str(_typed(argument, value, str))
+
+
+def is_frame(value: Any) -> bool:
+    """Return whether a value is a table in memory: of pandas, polars or pyarrow."""
+    return not isinstance(value, type) and hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
+
+
+def table_given(value: Any) -> Any:
+    """Return a table as it was given: its path, or a table in memory."""
+    if isinstance(value, str | Path) or is_frame(value):
+        return value
+    raise InputError(f"table: must be a path or a DataFrame (pandas or polars), got {_short(value)}.")
+
+
+def network_given(value: Any) -> Any:
+    """Return a network as it was given: its name or folder as text, or the network itself."""
+    if isinstance(value, str | Path):
+        return str(value)
+    module = getattr(value, "module", value)  # that of a backbone
+    if isinstance(value, type) or not all(callable(getattr(module, name, None)) for name in ("forward", "state_dict")):
+        raise InputError(
+            "model: must be the name of a network, the folder of a checkpoint, package.module:factory or a torch "
+            f"module, got {_short(value)}."
+        )
+    return value
+
+
+def _short(value: Any) -> str:
+    """Return a value as an error names it: a long one by its class."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 and "\n" not in shown else f"a {type(value).__name__}"
+
+
 def _parts(argument: str, value: Any, kind: type) -> list[Any]:
     """Return the values of an option that holds several."""
     if isinstance(value, str):
@@ -326,7 +370,7 @@ def _parts(argument: str, value: Any, kind: type) -> list[Any]:
     if isinstance(value, Path) or not isinstance(value, Collection) or isinstance(value, Mapping | bytes):
         if kind in (int, float) and isinstance(value, int | float):
             return [value]
-        raise InputError(f"{argument}: must be a list, got {value!r}.")
+        raise InputError(f"{argument}: must be a list, got {_short(value)}.")
     return list(value)
 
 
@@ -342,7 +386,10 @@ def _pairs(argument: str, value: Any) -> dict[str, str]:
     return found
 
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", Path: "a path"}
+_WORDS: Mapping[Any, str] = {
+    **{str: "text", int: "a whole number", float: "a number", bool: "True or False"},
+    **{Path: "a path", str | Path: "a path"},
+}
 
 
 def _typed(argument: str, value: Any, kind: Any) -> Any:
@@ -360,11 +407,13 @@ def _typed(argument: str, value: Any, kind: Any) -> Any:
             if not isinstance(value, str):
                 value.__float__()
             return float(value)
-        if kind is str and not isinstance(value, str | Path):
-            raise TypeError
+        if kind in (str, str | Path):
+            if not isinstance(value, str | Path):
+                raise TypeError
+            return str(value) if kind is str else value
         return kind(value)
     except (TypeError, ValueError, AttributeError):
-        raise InputError(f"{argument}: must be {_WORDS.get(kind, kind.__name__)}, got {value!r}.") from None
+        raise InputError(f"{argument}: must be {_WORDS.get(kind, str(kind))}, got {_short(value)}.") from None
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from conceptkit.options.base import Names, StudyCommand, declare, option
+from conceptkit.options.base import Names, StudyCommand, declare, option, table_given
 from conceptkit.options.shared import ComputeOptions, NetworkOptions
 
 
@@ -16,7 +17,7 @@ class Extract(NetworkOptions, ComputeOptions, StudyCommand):
     example = "extract --table patches.csv --model mobilenetv2_100 --layer blocks.6 --out activations.h5"
     runner = "conceptkit.commands.extract:run_extract"
 
-    table: str | Path | None = None
+    table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's."""
     store: str | Path | None = option(None, flag="--out -o")
     """Store to write or to finish, an HDF5 file; default: one in the cache folder."""

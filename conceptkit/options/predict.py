@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from conceptkit.options.base import StudyCommand, declare, option
+from conceptkit.options.base import StudyCommand, declare, option, table_given
 
 
 @declare
@@ -17,7 +18,7 @@ class Predict(StudyCommand):
 
     checkpoint: str | Path = option(argument=True)
     """Folder of a checkpoint that guide or bags wrote."""
-    table: str | Path | None = None
+    table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's; no concept column is needed."""
     features: str | Path | None = None
     """Features of patches (.h5, .npy, .parquet), for a checkpoint of bags."""

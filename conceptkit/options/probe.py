@@ -9,6 +9,9 @@ from typing import Any
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
 
+NO_CENTER = "none"
+"""Named as the column of centers, where the table has none or they are not to count"""
+
 
 @declare
 class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):

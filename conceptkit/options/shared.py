@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conceptkit.options.base import Names, Options, declare, option
+from conceptkit.options.base import Names, Options, declare, network_given, option, table_given
+
+GIVEN = "given"
+"""Weights of a network that was given as a torch module, as records state them"""
 
 
 @declare
@@ -14,7 +17,7 @@ class TableOptions(Options):
 
     panel = "Data"
 
-    table: str | Path | None = None
+    table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's."""
     group: str | None = None
     """Column of patients or slides, never split across folds."""
@@ -28,7 +31,7 @@ class NetworkOptions(Options):
 
     panel = "Network"
 
-    model: Any = None
+    model: Any = option(None, parse=network_given)
     """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, your
     own function, which is run."""
     weights: str | Path | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from conceptkit.options.base import Command, StudyCommand, declare, option
+from conceptkit.options.base import Command, StudyCommand, declare, option, table_given
 
 
 @declare
@@ -30,7 +31,7 @@ class Splits(StudyCommand):
     example = "splits --table patches.csv"
     runner = "conceptkit.commands.splits:splits"
 
-    table: str | Path | None = None
+    table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from conceptkit.options.probe import NO_CENTER
 from conceptkit.records import ProbeRecord, ProbeRow
 from conceptkit.report.contents import is_in_sample, networks
 from conceptkit.report.table import Table, ends, make_table
@@ -59,7 +60,8 @@ def probe_table(record: ProbeRecord) -> Table:
         of += f" Every score uses {', '.join(f'{n} {words[name] or name}' for name, n in shared.items())}."
     patients = groups_word(record.group)
     split = f"no {groups_word(record.group, 1)} on both sides of a fold" if grouped else "rows treated as independent"
-    same = " of the same centers" if record.settings.get("center") or record.settings.get("centers") else ""
+    has_centers = record.settings.get("center") not in (None, NO_CENTER) or record.settings.get("centers")
+    same = " of the same centers" if has_centers else ""
     return make_table(
         "probe",
         "What each layer encodes of each concept",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import platform
 import shlex
 import sys
@@ -18,17 +17,15 @@ from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.files.hdf5 import replacing_hdf5
+from conceptkit.options.probe import NO_CENTER
 from conceptkit.probe.targets import Target
 from conceptkit.probe.usable import usable_targets
 from conceptkit.records import CONTEXT_FILE
-from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.patches import MemoryTable, PatchTable
 from conceptkit.tables.study import Study
 
 CENTER = "center"
 """Column of the centers whose samples and colours are kept"""
-
-NO_CENTER = "none"
-"""Value of ``--center`` for no column of centers"""
 
 LEFT_OUT_PARTS = 10
 """Default maximum number of parts in which centers are held out; of more centers, several share a part"""
@@ -189,10 +186,11 @@ def text_of(table: PatchTable, argument: str, name: str) -> NDArray[Any]:
 def _made_with(study: Study) -> dict[str, str]:
     program = Path(sys.argv[0])  # …/bin/conceptkit, or …/conceptkit/__main__.py
     ours = "conceptkit" in (program.stem, program.parent.name if program.stem == "__main__" else "")
+    has_table = isinstance(study.table, MemoryTable) or study.table.is_file()
     return {
         "command": shlex.join(["conceptkit", *sys.argv[1:]]) if ours else "called from Python",
         "table": study.table.name,
-        "table's SHA-256": hashlib.sha256(study.table.read_bytes()).hexdigest() if study.table.is_file() else "",
+        "table's SHA-256": study.table_digest() if has_table else "",
         "Python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }

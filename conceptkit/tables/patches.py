@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,16 @@ from conceptkit.images.decoding import (
     one_line,
     read_pixels,
 )
+from conceptkit.options.base import is_frame
 from conceptkit.tables.table_reading import (
     NO_NUMBER,
     are_dates,
     check_spelling,
+    frame_digest,
     is_number,
     label_of,
     read_frame,
+    read_in_memory,
     set_aside,
     spelling_note,
 )
@@ -316,31 +320,81 @@ class PatchTable:
         return {name: values[row] for name, values in self._places.items()}
 
 
-def load_table(path: Path, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
-    """Load a patch table from CSV or Parquet.
+@dataclass(frozen=True, eq=False)
+class MemoryTable:
+    """A table in memory, which takes the place of a file's path."""
+
+    name: ClassVar[str] = "dataframe"
+    """What records state instead of the name of a file"""
+    stem: ClassVar[str] = "dataframe"
+    frame: pd.DataFrame
+    """As it was read, before rows are named"""
+    notes: tuple[str, ...]
+    parent: Path
+    """Current folder when it was given"""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def as_table(table: Any) -> Path | MemoryTable:
+    """Return a table by its path, or a table in memory (pandas, polars, pyarrow) as it is read.
+
+    Raises
+    ------
+    InputError
+        when it is neither, or a table in memory cannot be read
+    """
+    if isinstance(table, MemoryTable):
+        return table
+    if isinstance(table, str | Path):
+        return Path(table)
+    if not is_frame(table):
+        raise InputError(f"table: must be a path or a DataFrame (pandas or polars), got a {type(table).__name__}.")
+    return MemoryTable(*_read(MemoryTable.name, lambda: read_in_memory(table)), Path.cwd())
+
+
+def table_digest(table: Path | MemoryTable) -> str:
+    """Return a digest of a table's content."""
+    if isinstance(table, MemoryTable):
+        return frame_digest(table.frame)
+    return hashlib.sha256(table.read_bytes()).hexdigest()
+
+
+def load_table(path: Path | MemoryTable, *, kinds: Mapping[str, str] | None = None) -> PatchTable:
+    """Load a patch table from CSV or Parquet, or from memory.
 
     Raises :class:`InputError` when the file is missing or unreadable, a column occurs twice, there are no rows, or a
     ``patch_id`` repeats.
     """
-    if path.is_dir():
+    if isinstance(path, MemoryTable):
+        frame, notes = path.frame, path.notes
+    elif path.is_dir():
         raise InputError(f"table: must be a CSV or Parquet file, {path} is a folder.")
-    if not path.is_file():
+    elif not path.is_file():
         raise InputError(f"table: file {path} not found.")
-    try:
-        frame, notes = read_frame(path)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"table: {path} cannot be read as a table (not UTF-8: {error.reason}); save it as CSV in UTF-8."
-        ) from None
-    except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
-        raise InputError(f"table: {path} cannot be read as a table ({one_line(error)}).") from None
+    else:
+        file = path
+        frame, notes = _read(str(path), lambda: read_frame(file))
     if frame.empty:
         raise InputError(f"table: {path} has no rows.")
     aside = {name: what for name, what in set_aside(frame).items() if name not in (*RESERVED, *CATEGORICAL)}
     notes = (*notes, *_near_reserved(frame))
     if _location(frame.columns) == "image" and {"x", "y"} & set(frame.columns) and "size" not in frame.columns:
         notes = (*notes, "There is no column size: each patch is the whole image, and x and y are not used.")
-    return PatchTable(_with_ids(frame, path), path.parent, aside=aside, notes=notes).with_kinds(kinds or {})
+    return PatchTable(_with_ids(frame, str(path)), path.parent, aside=aside, notes=notes).with_kinds(kinds or {})
+
+
+def _read(path: str, read: Callable[[], tuple[pd.DataFrame, tuple[str, ...]]]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return what ``read`` returns; raise :class:`InputError` when the table cannot be read."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"table: {path} cannot be read as a table (not UTF-8: {error.reason}); save it as CSV in UTF-8."
+        ) from None
+    except (OSError, ValueError, csv.Error, KeyError, TypeError, NotImplementedError) as error:  # some are Arrow's
+        raise InputError(f"table: {path} cannot be read as a table ({one_line(error)}).") from None
 
 
 def _near_reserved(frame: pd.DataFrame) -> list[str]:
@@ -359,7 +413,7 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _with_ids(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _with_ids(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     location = _location(frame.columns)
     partial = [lead for lead in LOCATIONS if lead in frame.columns]
     # With pixels or features a column slide is only a name; with patch_id it may be one.

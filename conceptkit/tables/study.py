@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import InputError, near_names
-from conceptkit.tables.patches import PatchTable, load_table
+from conceptkit.images.image_files import SUFFIXES
+from conceptkit.options.base import declare, is_frame, names_of, network_given, text_of
+from conceptkit.tables.patches import MemoryTable, PatchTable, as_table, load_table, table_digest
+from conceptkit.tables.table_reading import PARQUET
 
 STUDY_FILE = "conceptkit.toml"
 """Name under which commands look for a study in the current folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@declare
 class Splits:
     """Which values of the split column mean what; every other value is an evaluation split."""
 
@@ -28,13 +31,15 @@ class Splits:
     it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@declare
 class Study:
     """A study: what commands use where their options say nothing else."""
 
     name: str
-    table: Path
-    model: str | None = None
+    table: Path | MemoryTable
+    """Path of the table, or a table in memory: pandas, polars"""
+    model: Any = None
+    """Name, checkpoint folder, ``package.module:factory``, or a torch module"""
     weights: str | None = None
     layers: tuple[str, ...] = ()
     concepts: tuple[str, ...] = ()
@@ -56,9 +61,31 @@ class Study:
     stated_in: Path | None = field(default=None, compare=False)
     """The study file it was read from, which may come from a stranger: code that it names as its model is not run"""
 
+    def __post_init__(self) -> None:
+        """Bring every field into its type; :class:`InputError` for what has another."""
+        values: dict[str, Any] = {"table": as_table(self.table)}
+        values |= {name: text_of(name, getattr(self, name)) for name in ("name", "weights", "group", "label")}
+        for name in ("layers", "concepts", "encourage", "discourage", "grid"):
+            values[name] = names_of(name, getattr(self, name))
+        if self.model is not None:
+            values["model"] = network_given(self.model)
+        if not isinstance(self.splits, Splits):
+            raise InputError(f"splits: must be Splits, got a {type(self.splits).__name__}.")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     def load_table(self) -> PatchTable:
         """Load the study's patch table."""
         return load_table(self.table, kinds=self.kinds)
+
+    @property
+    def model_name(self) -> str | None:
+        """Return the model as it is named, or the class of a torch module."""
+        return self.model if self.model is None or isinstance(self.model, str) else type(self.model).__qualname__
+
+    def table_digest(self) -> str:
+        """Return a digest of the table's content."""
+        return table_digest(self.table)
 
     def replace(self, **changes: Any) -> Study:
         """Return the study with some fields changed; ``None`` leaves a field as it is."""
@@ -71,21 +98,52 @@ _GRID = ("models",)
 _SPLITS = tuple(f.name for f in dataclasses.fields(Splits))
 
 
-def load_study(path: str | Path) -> Study:
-    """Read a study file.
+def load_study(given: Any) -> Study:
+    """Return a study in whatever form it is given.
 
     Parameters
     ----------
-    path : the TOML file, or a folder that holds a ``conceptkit.toml``; paths in it are relative to its folder
+    given : a study file (TOML), or a folder that holds a ``conceptkit.toml``; paths in it are relative to its folder.
+        Or a table: its path (CSV or Parquet) or a DataFrame (pandas or polars), see :func:`table_study`. A
+        :class:`Study` is returned as it is
 
     Raises
     ------
     InputError
-        when the file is missing, is not TOML, has an unknown key, has no ``table``, or a value has the wrong type
+        when the file is missing, is not TOML, has an unknown key, has no ``table``, or a value has the wrong type; or
+        the table cannot be read
     """
-    path = Path(path)
+    if isinstance(given, Study):
+        return given
+    if is_frame(given):
+        return table_study(as_table(given))
+    if not isinstance(given, str | Path):
+        raise InputError(
+            "study: must be a study, the path of its file, folder or table, or a DataFrame (pandas or polars), got a "
+            f"{type(given).__name__}."
+        )
+    path = Path(given)
+    if path.suffix.lower() in (".csv", *PARQUET) and not path.is_dir():
+        return table_study(path)
     if path.is_dir():
+        _refuse_images(path)
         path = path / STUDY_FILE
+    return _read_study(path)
+
+
+def _refuse_images(folder: Path) -> None:
+    """Raise :class:`InputError` for a folder of images, from which a table must be made first."""
+    if (folder / STUDY_FILE).exists():
+        return
+    within = (file for place in (folder, *filter(Path.is_dir, folder.iterdir())) for file in place.iterdir())
+    if any(file.suffix.lower() in SUFFIXES for file in within):
+        raise InputError(
+            f"study: {folder} holds images and no {STUDY_FILE}; conceptkit adapt classes {folder} --out patches.csv "
+            "makes a table of images in a folder per class."
+        )
+
+
+def _read_study(path: Path) -> Study:
     if not path.is_file():
         raise InputError(f"study: file {path} not found.")
     try:
@@ -121,7 +179,7 @@ def load_study(path: str | Path) -> Study:
     )
 
 
-def table_study(table: Path) -> Study:
+def table_study(table: Path | MemoryTable) -> Study:
     """Return the study that a bare patch table makes: its name, and ``group`` or ``patient`` as groups if there."""
     columns = load_table(table).frame.columns
     group = next((c for c in ("group", "patient") if c in columns), None)

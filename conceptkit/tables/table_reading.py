@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import hashlib
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,9 @@ import pyarrow.parquet
 from pandas.api import types
 
 from conceptkit.errors import InputError
+
+PARQUET = (".parquet", ".pq")
+"""Suffixes of Parquet files; every other table is read as CSV."""
 
 TEXT = (
     *("patch_id", "image", "slide", "h5", "features", "key", "mask"),
@@ -59,8 +64,33 @@ def read_frame(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     or stands for a missing one, unless its digits can only be names (007). Raises ValueError, OSError, csv.Error,
     KeyError, TypeError or NotImplementedError when the file cannot be read, or a column name occurs twice.
     """
-    parquet = path.suffix.lower() in (".parquet", ".pq")
-    frame = _read_parquet(path) if parquet else _read_csv(path)
+    parquet = path.suffix.lower() in PARQUET
+    return _tidied(_read_parquet(path) if parquet else _read_csv(path), parquet=parquet)
+
+
+def read_in_memory(data: Any) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return a table in memory (pandas, or any that Arrow reads) as :func:`read_frame` returns its Parquet file.
+
+    Raises ValueError, TypeError, KeyError or NotImplementedError when Parquet cannot hold it.
+    """
+    file = io.BytesIO()
+    if isinstance(data, pd.DataFrame):
+        data.set_axis([str(name) for name in data.columns], axis=1).to_parquet(file)
+    else:
+        to_arrow = getattr(data, "to_arrow", None)  # text of polars is of a type that few readers know otherwise
+        pyarrow.parquet.write_table(pyarrow.table(data if to_arrow is None else to_arrow()), file)
+    return _tidied(_read_parquet(file), parquet=True)
+
+
+def frame_digest(frame: pd.DataFrame) -> str:
+    """Return a digest of the names, types and cells of a table."""
+    digest = hashlib.sha256(repr([(str(name), str(column.dtype)) for name, column in frame.items()]).encode())
+    for _, column in frame.items():
+        digest.update(pd.util.hash_pandas_object(column, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tidied(frame: pd.DataFrame, *, parquet: bool) -> tuple[pd.DataFrame, tuple[str, ...]]:
     empty = frame.isna().all(axis=1)
     if not parquet and empty.any():  # spreadsheets write them below a table
         frame = frame[~empty].reset_index(drop=True)
@@ -122,7 +152,7 @@ def _lines_above(stream: TextIO) -> int:
     return len(above) if any(above) else 0
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path | BinaryIO) -> pd.DataFrame:
     frame = pd.read_parquet(path)
     if not isinstance(frame.index, pd.RangeIndex):
         levels = enumerate(frame.index.names)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from conceptkit.errors import InputError
+from conceptkit.images.image_files import SUFFIXES
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.measuring import relative_path
 from conceptkit.pathology.scales import SCALES
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 def image_folder(folder: Path, *, out: Path, mpp: float | None = None, patient: str | None = None) -> Adapted:
