@@ -237,7 +237,7 @@ def test_a_folder_of_images_names_the_command_that_makes_a_table(tmp_path):
     (tmp_path / "tumor" / "a.png").touch()
     refused(lambda: ck.load_study(tmp_path), "conceptkit adapt classes")
     (tmp_path / "bare").mkdir()
-    refused(lambda: ck.load_study(tmp_path / "bare"), "there is no file")
+    refused(lambda: ck.load_study(tmp_path / "bare"), "not found")
 
 
 def test_a_table_that_parquet_cannot_hold_names_the_column():

@@ -145,7 +145,7 @@ def test_rows_without_split_and_label_train_concepts(plan_of):
     plan, data = plan_of(table, how={"concepts": ["count"]})
     at = {str(p): i for i, p in enumerate(data.patch_ids)}
     row = at[table.loc[loose[0], "patch_id"]]
-    assert plan.concept_rows.tolist() == plan.without_split.tolist() == [row]
+    assert plan.concept_rows.tolist() == [row]
     assert row in plan.training
     assert row in plan.used
     assert row not in plan.rows["train"]
@@ -158,7 +158,7 @@ def test_evaluation_rows_train_concepts_only_when_asked_for_and_it_is_said(plan_
     evaluated = np.concatenate([plan.rows["internal"], plan.rows["external"]])
     assert sorted(plan.concept_rows) == sorted(evaluated)
     assert not set(plan.rows["val"]) & set(plan.training)
-    assert not len(plan.without_split)
+    assert plan.scaled_on.tolist() == sorted(plan.rows["train"])
     assert any(note.startswith("TRANSDUCTIVE") for note in plan.notes)
     silent, _ = plan_of(frame(), how={"concepts": ["count"]})
     assert silent.training.tolist() == silent.rows["train"].tolist()

@@ -77,32 +77,32 @@ def open_study(
     *,
     opens_model: bool = True,
 ) -> tuple[Study, PatchTable]:
-    """Return the study with what was named instead of its own, and its table.
+    """Return the study, with its fields replaced by options, and its table.
 
     Raises
     ------
     InputError
-        when the table has not what is named, or a study file names code as its model, which its reader did not
+        when the table has no such column, or a study file names user code as its model and the options do not
     """
-    meant = find_study(study, table)
-    if opens_model and model is None and meant.stated_in is not None and code_of(meant):
+    opened = find_study(study, table)
+    if opens_model and model is None and opened.stated_in is not None and code_of(opened):
         raise InputError(
-            f"model: {meant.stated_in} names {meant.model}, code that opening it would run; name it yourself to "
-            f"allow that, as --model {meant.model}."
+            f"model: {opened.stated_in} names {opened.model}, code that opening it would run; name it yourself to "
+            f"allow that, as --model {opened.model}."
         )
-    if model not in (None, meant.model) and weights is None:
-        meant = dataclasses.replace(meant, weights=None)  # the study's weights are another model's
-    meant = meant.replace(model=model, weights=weights, group=group)
-    data = meant.load_table()
+    if model not in (None, opened.model) and weights is None:
+        opened = dataclasses.replace(opened, weights=None)  # the study's weights belong to another model
+    opened = opened.replace(model=model, weights=weights, group=group)
+    patches = opened.load_table()
     for name in categorical:
-        data.column("categorical", name)
-    data = data.with_kinds(dict.fromkeys(categorical, "categorical"))
-    data.groups(meant.group)
-    return meant, data
+        patches.column("categorical", name)
+    patches = patches.with_kinds(dict.fromkeys(categorical, "categorical"))
+    patches.groups(opened.group)
+    return opened, patches
 
 
 def open_source(options: Any, study: Any, *, opens_model: bool = True) -> tuple[Study, PatchTable]:
-    """Return the study with what a command's options name instead of its own, and its table; see :func:`open_study`."""
+    """Return the study, with its fields replaced by a command's options, and its table; see :func:`open_study`."""
     model, weights = getattr(options, "model", None), getattr(options, "weights", None)
     return open_study(study, options.table, model, weights, options.group, options.categorical, opens_model=opens_model)
 
@@ -159,7 +159,7 @@ def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[
 
     def decorate(run: Callable[Given, Result]) -> Callable[Given, Result]:
         @functools.wraps(run)
-        def alone(*given: Given.args, **options: Given.kwargs) -> Result:
+        def locked(*given: Given.args, **options: Given.kwargs) -> Result:
             first = given[0] if given else None
             if getattr(first, "nodes", options.get("nodes", 1)) != 1:
                 return run(*given, **options)
@@ -173,54 +173,54 @@ def in_own_folder(command: str) -> Callable[[Callable[Given, Result]], Callable[
                     try:
                         stack.enter_context(held(folder))
                     except InputError:
-                        if out is None and folder.exists():  # another process has the number: the next is free
+                        if out is None and folder.exists():  # another process uses this number: try the next
                             busy.append(folder)
                             continue
                         raise
                     options["out"] = folder
                     return run(*given, **options)
 
-        return alone
+        return locked
 
     return decorate
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what a run left that was killed after it had finished."""
+    """Remove temporary files of a run that was killed after it had finished."""
     with contextlib.suppress(InputError, OSError), held(folder):
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
-def split_rows(data: PatchTable, meant: Study, split: str | None) -> NDArray[np.bool_]:
-    """Return which rows belong to the split; all of them when none is named."""
+def split_rows(table: PatchTable, study: Study, split: str | None) -> NDArray[np.bool_]:
+    """Return which rows belong to the split; all rows by default."""
     if split is None:
-        return np.ones(len(data), dtype=bool)
-    column = data.column("split", meant.splits.column).astype("str")
+        return np.ones(len(table), dtype=bool)
+    column = table.column("split", study.splits.column).astype("str")
     chosen = (column == split).to_numpy(dtype=bool)
     if not chosen.any():
         known = ", ".join(sorted(column.unique()))
-        raise InputError(f"split: no row has {meant.splits.column} {split!r}; known: {known}.")
+        raise InputError(f"split: no row has {study.splits.column} {split!r}; known: {known}.")
     return chosen
 
 
-def notes_on(meant: Study, data: PatchTable, concepts: Iterable[str]) -> tuple[str, ...]:
+def notes_on(study: Study, table: PatchTable, concepts: Iterable[str]) -> tuple[str, ...]:
     """Return notes on study and table, and refuse concepts that are text by mistake."""
     concepts = list(concepts)
     for name in concepts:
-        data.check_words(name)
+        table.check_words(name)
     notes = []
-    if meant.synthetic:
+    if study.synthetic:
         notes.append("Synthetic tissue, generated by conceptkit: these numbers do not describe real histology.")
-    if code := code_of(meant):
+    if code := code_of(study):
         notes.append(f"The network was built by user code, {code}, which was run.")
-    if meant.group is None:
+    if study.group is None:
         notes.append("No group column: rows were treated as independent, which patches of one patient are not.")
-    elif (n := data.frame[meant.group].nunique()) < 10:
+    elif (n := table.frame[study.group].nunique()) < 10:
         notes.append(f"Only {n} groups: the intervals resample groups and are unreliable below 10.")
-    notes += [*mixture_notes(data), *data.notes]
-    notes += [note for name in concepts if (note := data.looks_categorical(name))]
-    classes = dict.fromkeys([*concepts, *([meant.group] if meant.group else [])])
-    notes += [note for name in classes for note in (data.looks_missing(name), data.spelled_alike(name)) if note]
+    notes += [*mixture_notes(table), *table.notes]
+    notes += [note for name in concepts if (note := table.looks_categorical(name))]
+    classes = dict.fromkeys([*concepts, *([study.group] if study.group else [])])
+    notes += [note for name in classes for note in (table.looks_missing(name), table.spelled_alike(name)) if note]
     return tuple(notes)
 
 
