@@ -453,7 +453,7 @@ def test_rare_classes_are_drawn_together() -> None:
     assert len(classes) == umap_figures.CATEGORIES_MOST
     assert classes[-1][0] == "7 others"
     assert sum(len(rows) for _, rows in classes) == len(values)
-    looks = {(drawing_of.COLOURS[k % 8], umap_figures._marker(k)) for k in range(umap_figures.CATEGORIES_MOST)}
+    looks = {(drawing_of.COLOURS[k % 8], umap_figures.marker(k)) for k in range(umap_figures.CATEGORIES_MOST)}
     assert len(looks) == umap_figures.CATEGORIES_MOST
     assert [name for name, _ in umap_figures.categories(["C10", "C9", "2", "C", "10"])] == ["2", "10", "C", "C9", "C10"]
 

@@ -20,11 +20,11 @@ from conceptkit.models.backbones import (
     Preprocessing,
     build,
     from_module,
-    is_factory,
     open_backbone,
     same_architecture,
 )
 from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.models.names import is_factory
 from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
