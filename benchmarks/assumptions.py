@@ -24,6 +24,7 @@ from conceptkit.probe.remnants import read_remnant
 from conceptkit.probe.ridge import ALPHAS, factorise
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests
+from conceptkit.probe.validation import Validation
 
 COLUMNS = 12
 FIRST = 510_000
@@ -243,13 +244,13 @@ def audit(sets):
             value = rng.normal(size=30)
             y = value[groups] if kind == "continuous" else np.where(value > np.median(value), "a", "b")[groups]
             null_target = make_target("c", kind, y.astype(object) if kind == "categorical" else y, groups, seed=k)
-            p.append(read_remnant(X, null_target, reader, permutations=199, n_resamples=20, seed=k).p)
+            p.append(read_remnant(X, null_target, reader, permutations=199, n_resamples=20, seed=k).tested.p)
             if kind == "continuous":
                 some = make_target("c", kind, X[:, 0] + 0.7 * value[groups], groups, seed=k)
                 found = read_remnant(X, some, reader, permutations=0, n_resamples=1000, seed=k)
                 draws = draw_groups(30, n_resamples=1000, seed=k)
                 plain = percentile_interval(r2_resampled(some.y.astype(float), found.predicted, some.clusters, draws))
-                runs.append((found.low, found.high, *plain, found.score))
+                runs.append((found.interval.low, found.interval.high, *plain, found.score))
         covers = ["–", "–"]
         if runs:
             low, high, plain_low, plain_high, score = np.array(runs).T
@@ -285,7 +286,7 @@ def partial(sets):
         for k in range(min(sets, 50)):
             X, y, confounders, groups = make(np.random.default_rng(k))
             target = make_target("c", "continuous", y, groups, seed=k)
-            one = adjusted_score(X, target, confounders, target.folds(5), n_resamples=20, **how)
+            one = adjusted_score(X, target, confounders, target.folds(5), Validation(n_resamples=20), **how)
             found.append((one.score, one.confounders))
         report(f"  {case}", *(f"{v:.3f}" for v in np.mean(found, axis=0)))
 

@@ -40,7 +40,8 @@ from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.disturbances import restain
 from conceptkit.probe.regression import RegressionConceptVector
-from conceptkit.probe.validation import held_out, make_target
+from conceptkit.probe.targets import make_target
+from conceptkit.probe.validation import held_out
 from conceptkit.tables.patches import load_table
 from conceptkit.tables.study import Study
 

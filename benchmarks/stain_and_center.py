@@ -80,7 +80,8 @@ def read(
                 best = ""
                 for reader in ("linear", "kernel"):
                     one = read_remnant(X[rows], target[name], reader, folds=folds, permutations=PERMUTATIONS)
-                    best += f"{reader} {one.score:.2f} [{one.low:.2f}, {one.high:.2f}] p {one.p:.3f}; "
+                    ends = f"[{one.interval.low:.2f}, {one.interval.high:.2f}]"
+                    best += f"{reader} {one.score:.2f} {ends} p {one.tested.p:.3f}; "
                 cells.append(best.rstrip("; "))
         print(f"| {variant} | " + " | ".join(cells) + " |", flush=True)
 

@@ -32,7 +32,7 @@ from conceptkit.probe.remnants import permuted_agreement, read_remnant
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import make_target
 from conceptkit.probe.testing import permutation_tests, together
-from conceptkit.probe.validation import held_out
+from conceptkit.probe.validation import Validation, held_out
 
 
 def p_of(X, y, groups, *, seed=0, permutations=99, kind="continuous", **placed):
@@ -150,7 +150,7 @@ def test_where_centers_leave_few_permutations_both_tests_are_reported():
     assert found.p_across_centers == p_of(X, y, groups).p
     record = ck.probe_arrays(X, {"c": y}, groups, centers=centers, permutations=99, n_resamples=50)
     assert any("p is primary and permutes groups within centers" in note for note in record.rows[0].notes)
-    assert record.rows[0].p_across_centers == found.p_across
+    assert record.rows[0].p_across_centers == found.p_across_centers
     plain = ck.probe_arrays(X, {"c": y}, groups, permutations=99, n_resamples=50).rows[0]
     assert (plain.p_across_centers, plain.assumed) == (None, "groups")
 
@@ -326,7 +326,7 @@ def test_the_audit_has_the_interval_of_the_probe():
         target = make_target("c", "continuous", y, groups)
         found = read_remnant(X, target, "linear", permutations=0, n_resamples=400, seed=seed)
         percentile = percentile_interval(r2_resampled(y, found.predicted, groups, draw_groups(14, n_resamples=400)))
-        ours.append((found.low, found.high, found.score))
+        ours.append((found.interval.low, found.interval.high, found.score))
         plain.append((*percentile, found.score))
     low, high, score = np.array(ours).T
     truth = score.mean()
@@ -334,25 +334,27 @@ def test_the_audit_has_the_interval_of_the_probe():
     plain_low, plain_high, _ = np.array(plain).T
     assert covered >= lowest(60, 0.95)
     assert np.mean((plain_low <= truth) & (truth <= plain_high)) < covered  # the control
-    assert "14 groups" in found.note
+    assert "14 groups" in found.interval.note
     [row] = ck.probe_arrays(X, {"c": y}, groups, permutations=0, n_resamples=400, random_state=seed).rows
     again = read_remnant(
         X, dataclasses.replace(target, seed=seed), "linear", permutations=0, n_resamples=400, seed=seed
     )
-    assert (again.score, again.low, again.high) == pytest.approx((row.score, row.score_low, row.score_high), abs=1e-9)
+    assert (again.score, again.interval.low, again.interval.high) == pytest.approx(
+        (row.score, row.score_low, row.score_high), abs=1e-9
+    )
 
 
 def test_the_audits_linear_p_is_that_of_the_probe():
     X, y, groups, centers = in_centers(3)
     target = make_target("c", "continuous", y, groups, centers=centers)
     found = read_remnant(X, target, "linear", permutations=99, n_resamples=20)
-    assert found.p == p_of(X, y, groups, centers=centers).p
+    assert found.tested.p == p_of(X, y, groups, centers=centers).p
 
 
 def test_after_erasure_no_permutation_of_the_linear_probe_differs():
     X, y, groups = two_levels(0, related=True)
     found = read_remnant(X[:, :5], make_target("c", "continuous", y, groups), "linear", erased=True, permutations=99)
-    assert found.p == 1.0
+    assert found.tested.p == 1.0
 
 
 def test_predictions_that_are_not_fitted_again_are_compared_with_twice_the_variance():
@@ -379,7 +381,7 @@ def test_predictions_that_are_not_fitted_again_are_compared_with_twice_the_varia
 
 def adjusted(X, y, confounders, groups, **how):
     target = make_target("c", "continuous", y, groups)
-    return adjusted_score(X, target, confounders, target.folds(5), n_resamples=20, **how)
+    return adjusted_score(X, target, confounders, target.folds(5), Validation(n_resamples=20), **how)
 
 
 def test_the_square_of_a_confounder_is_removed_when_it_is_named():

@@ -57,9 +57,9 @@ def test_each_probe_finds_what_is_of_its_kind():
     for reader in ("linear", "mlp", "kernel"):
         found = read_remnant(X, target, reader, permutations=199)
         assert found.score > (0.65 if reader == "mlp" else 0.75)
-        assert found.p == 1 / 200
-        assert found.low < found.score < found.high
-        assert found.permuted == "groups"
+        assert found.tested.p == 1 / 200
+        assert found.interval.low < found.score < found.interval.high
+        assert found.tested.permuted == "groups"
         assert found.score == pytest.approx(balanced_accuracy(target.y, found.predicted, 2))
     X, target, _ = some_rows(curved=True)
     assert read_remnant(X, target, "linear", permutations=0).score < 0.6
@@ -69,7 +69,7 @@ def test_each_probe_finds_what_is_of_its_kind():
 def test_after_erasure_the_linear_probe_is_inside_its_permutations():
     X, target, _ = some_rows()
     linear = read_remnant(X, target, "linear", erased=True, permutations=199)
-    assert linear.p > 0.05
+    assert linear.tested.p > 0.05
     assert abs(linear.score - 0.5) < 0.12
     X, target, _ = some_rows(curved=True, shift=3.0)
     assert read_remnant(X, target, "kernel", erased=True, permutations=0).score > 0.75  # only what is linear goes
@@ -83,7 +83,7 @@ def test_a_value_is_read_and_erased_too():
     for reader in ("linear", "mlp", "kernel"):
         assert read_remnant(X, target, reader, permutations=0).score > 0.6
     assert read_remnant(X, target, "linear", erased=True, permutations=0).score < 0.05
-    assert read_remnant(X, target, "linear", permutations=99).permuted == "within"
+    assert read_remnant(X, target, "linear", permutations=99).tested.permuted == "within"
 
 
 @pytest.mark.parametrize("level", ["groups", "within"])
@@ -99,7 +99,7 @@ def test_p_is_calibrated_where_nothing_is_left(level):
             target = make_target("c", "categorical", values, groups)
         else:
             target = make_target("c", "continuous", rng.normal(size=128), groups)
-        hits.append(read_remnant(X, target, "linear", folds=4, permutations=99, n_resamples=10).p < 0.05)
+        hits.append(read_remnant(X, target, "linear", folds=4, permutations=99, n_resamples=10).tested.p < 0.05)
     assert np.mean(hits) <= 0.1  # 0.05 plus two standard errors of 80 draws
 
 
@@ -277,7 +277,14 @@ def rows_of(target, found):
     more = {"layer": "trunk", "erased": False, "n": 1, "n_groups": 1, "width": 1, "metric": target.metric}
     return [
         AuditRow(
-            **more, probe=k, score=r.score, low=r.low, high=r.high, chance=target.chance, p=r.p, permuted=r.permuted
+            **more,
+            probe=k,
+            score=r.score,
+            low=r.interval.low,
+            high=r.interval.high,
+            chance=target.chance,
+            p=r.tested.p,
+            permuted=r.tested.permuted,
         )
         for k, r in found.items()
     ]
@@ -327,7 +334,7 @@ def test_where_nothing_is_left_no_place_is_called_readable():
         target = make_target("c", "categorical", values, groups)
         found = {name: read_remnant(X, target, name, folds=4, permutations=99, n_resamples=10) for name in PROBES}
         called.append(bool(readers(rows_of(target, found))))
-        single.append([one.p < 0.05 for one in found.values()])
+        single.append([one.tested.p < 0.05 for one in found.values()])
     reach = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)
     assert np.mean(called) <= reach
     assert (np.mean(single, axis=0) <= reach).all()

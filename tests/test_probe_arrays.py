@@ -17,6 +17,7 @@ import conceptkit as ck
 from conceptkit.probe.adjustment import adjusted_score, ceiling, design
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.targets import make_target
+from conceptkit.probe.validation import Validation
 from conceptkit.records import load_record
 
 
@@ -159,7 +160,7 @@ def test_partial_r2_is_the_statement_of_residuals():
     confounders = {"center": center, "age": age}
     target = make_target("count", "continuous", y, groups)
     splits = make_folds(240, target.groups, 4)
-    found = adjusted_score(X, target, confounders, splits)
+    found = adjusted_score(X, target, confounders, splits, Validation())
     C = StandardScaler().fit_transform(np.column_stack([center == "B", center == "C", age]).astype(float))
     left, read = np.empty(240), np.empty(240)
     for train, test in splits:
@@ -214,7 +215,7 @@ def test_a_class_of_one_level_alone_cannot_be_read_where_that_is_left_out():
     assert found["center"].score_leave_out is None
     assert found["site"].score_leave_out is None
     assert found["site"].notes[-1] == (
-        "leave-out leave_out: not estimable (class lung has rows in A alone, and is unknown where that is left out)"
+        "leave-out leave_out: not estimable (class lung has rows in A only, and is unknown when that is held out)"
     )
     assert found["high"].score_leave_out is not None  # the control
 
@@ -302,11 +303,11 @@ def test_the_papers_protocol_is_in_sample_and_says_so():
         ({"repeat": {"counts": np.zeros(200)}}, "concepts: there is no column 'counts'"),
         (
             {"protocol": "paper", "adjust": {"a": np.zeros(200)}},
-            "protocol: paper .*, so that adjust cannot be had",
+            "protocol: adjust not available with .*paper",
         ),
         (
             {"protocol": "paper", "adjust": {"a": np.zeros(200)}, "leave_out": np.arange(200) % 3},
-            "so that adjust and leave_out cannot be had with it; use cross-validated",
+            "adjust and leave_out not available with .*paper.*; use cross-validated",
         ),
         ({"protocol": "papers"}, "protocol: 'papers' is not known; near names: paper"),
     ],

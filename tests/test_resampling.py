@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
 from conceptkit.evaluate.resampling import (
-    balanced_accuracy_resampled,
     draw_groups,
     percentile_interval,
     r2_resampled,
-    resampled,
 )
-from conceptkit.evaluate.scores import balanced_accuracy
 
 
 def explicit(draw, groups):
@@ -45,29 +42,6 @@ def test_r2_from_sums_is_that_of_the_explicit_resample(seed, n_groups, offset):
     expected = [r2_score(y[r], predicted[r]) if len(np.unique(y[r])) > 1 else np.nan for r in rows]
     # An offset of 1e5 leaves eleven digits of the values, and their squares' sums somewhat fewer.
     np.testing.assert_allclose(r2_resampled(y, predicted, groups, draws), expected, rtol=1e-6, atol=1e-6)
-
-
-@settings(max_examples=15)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(2, 4))
-def test_balanced_accuracy_from_tables_is_that_of_the_explicit_resample(seed, n_groups, k):
-    rng = np.random.default_rng(seed)
-    groups = np.concatenate([np.arange(n_groups), rng.integers(0, n_groups, 40)])
-    y, predicted = rng.integers(0, k, (2, len(groups)))
-    draws = draw_groups(n_groups, n_resamples=20, seed=seed)
-    expected = [balanced_accuracy(y[r], predicted[r], k) for r in (explicit(draw, groups) for draw in draws)]
-    np.testing.assert_allclose(balanced_accuracy_resampled(y, predicted, groups, draws, k), expected)
-
-
-def test_any_statistic_gets_the_rows_of_the_resample():
-    rng = np.random.default_rng(0)
-    groups = rng.integers(0, 5, 30)
-    values = rng.normal(size=30)
-    draws = draw_groups(5, n_resamples=20)
-    found = resampled(lambda rows: float(np.median(values[rows])), groups, draws)
-    np.testing.assert_array_equal(found, [np.median(values[explicit(draw, groups)]) for draw in draws])
-    seen = []
-    resampled(lambda rows: seen.append(rows) or 0.0, groups, draws[:1])
-    np.testing.assert_array_equal(np.sort(seen[0]), np.sort(explicit(draws[0], groups)))
 
 
 def test_percentile_interval():

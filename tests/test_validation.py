@@ -17,17 +17,10 @@ from conceptkit.errors import InputError
 from conceptkit.probe import crossfit, permutation, ridge
 from conceptkit.probe.controls import RANDOM_CONCEPTS, SHUFFLES, random_concepts, shuffled_values
 from conceptkit.probe.folds import make_folds
+from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.ridge import ALPHAS
-from conceptkit.probe.targets import check_varying
-from conceptkit.probe.validation import (
-    batches,
-    check_activations,
-    held_out,
-    held_out_each,
-    held_out_mlp,
-    make_target,
-    validate,
-)
+from conceptkit.probe.targets import batches, check_activations, check_varying, make_target
+from conceptkit.probe.validation import held_out, held_out_each, validate
 
 
 def pipeline(alpha):
@@ -216,7 +209,8 @@ def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
             yield matrix
 
     for threads in (1, 2, 3):
-        monkeypatch.setattr("threadpoolctl.threadpool_info", lambda n=threads: [{"user_api": "blas", "num_threads": n}])
+        one = {"user_api": "blas", "num_threads": threads}
+        monkeypatch.setattr(crossfit, "threadpool_info", lambda one=one: [one])
         together = held_out_each(one_after_the_other(), len(others), targets)
         for matrix, read in zip(others, together, strict=True):
             for one, alone in zip(read, held_out(matrix, targets), strict=True):
@@ -226,7 +220,7 @@ def test_several_matrices_are_read_as_each_by_itself(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_fault_in_a_thread_ends_all_of_them(monkeypatch, threads):
-    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "blas", "num_threads": threads}])
+    monkeypatch.setattr(crossfit, "threadpool_info", lambda: [{"user_api": "blas", "num_threads": threads}])
     X, y, groups = clustered()
     taken = []
 

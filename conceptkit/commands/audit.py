@@ -172,6 +172,7 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         permutations=options.permutations,
         seed=options.seed,
     )
+    tested = one.tested
     return AuditRow(
         layer=place,
         probe=reader,
@@ -181,16 +182,16 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         width=X.shape[1],
         metric=target.metric,
         score=one.score,
-        low=one.low,
-        high=one.high,
+        low=one.interval.low,
+        high=one.interval.high,
         chance=target.chance,
-        p=one.p,
-        permuted=one.permuted,
-        interval_note=one.note,
-        p_between=one.p_between if math.isfinite(one.p_between) else None,
-        p_within=one.p_within if math.isfinite(one.p_within) else None,
-        decided_by=one.decided_by,
-        assumed=one.assumed,
+        p=tested.p,
+        permuted=tested.permuted,
+        interval_note=one.interval.note,
+        p_between=tested.p_between if math.isfinite(tested.p_between) else None,
+        p_within=tested.p_within if math.isfinite(tested.p_within) else None,
+        decided_by=tested.decided_by,
+        assumed=tested.assumed,
     )
 
 

@@ -1,4 +1,4 @@
-"""How much of a concept is a matter of the group: intra-class correlation, group means."""
+"""Group means, effective number of groups and intra-class correlation."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.scores import Floats
 
 
-def group_sums(values: Floats, groups: NDArray[np.intp], n_groups: int) -> Floats:
-    """Return the sums (n_groups, t) of values (n, t) over the rows of each group."""
-    out = np.zeros((n_groups, values.shape[1]))
-    np.add.at(out, groups, values)
-    return out
-
-
 def group_means(values: Floats, groups: NDArray[np.intp]) -> Floats:
     """Return the means (g, t) of values (n, t) over groups numbered 0 … g − 1."""
     counts = np.bincount(groups)
-    return group_sums(values, groups, len(counts)) / counts[:, None]
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums / counts[:, None]
 
 
 def effective_number(groups: NDArray[np.intp]) -> float:
-    """Return the number of equal groups that groups (n,) of unequal size are worth, (Σm)²/Σm² of their sizes m.
-
-    Source
-    ------
-    Kish, 1965
-    """
+    """Return the number of equal groups with the information of groups (n,) of unequal size (Kish, 1965)."""
     return effective_size(np.bincount(groups).astype(np.float64))
 
 
@@ -37,7 +27,7 @@ def effective_size(sizes: Floats) -> float:
 
 
 def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
-    """Return ICC(1) of the one-way analysis of variance, the squares of all columns taken together.
+    """Return ICC(1) of the one-way analysis of variance (Donner, 1986), with sums of squares over all columns.
 
     Parameters
     ----------
@@ -46,11 +36,7 @@ def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
 
     Returns
     -------
-    Between −1 and 1; 1 when nothing varies within a group; not a number when there is one group, or one row each
-
-    Source
-    ------
-    Donner, 1986, with n₀ for groups of unequal size
+    Between −1 and 1; 1 when nothing varies within groups; NaN for one group, or one row in each
     """
     counts = np.bincount(groups)
     n, g = len(groups), len(counts)

@@ -1,4 +1,4 @@
-"""Intervals for what fitted models reach on fresh groups: the studentised bootstrap over groups."""
+"""Intervals for the score of fitted models on new groups: the studentised bootstrap over groups."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from conceptkit.evaluate.clustering import effective_number
-from conceptkit.evaluate.resampling import Resamples, draw_groups
+from conceptkit.evaluate.resampling import Resamples, draw_groups, r2_sums
 from conceptkit.evaluate.scores import Floats, auc, confusion, recall_mean
 
 FEW_GROUPS = 10
-"""Below so many groups an interval comes with a warning."""
+"""Minimum number of groups of an interval without a warning."""
 
 TRIED_GROUPS = 30
-"""Below so many groups the coverage is less certain: 0.87 to 0.98 in simulations of 8 to 12 groups."""
+"""Below this number of groups the coverage is less certain: 0.87 to 0.98 in simulations of 8 to 12 groups."""
 
 LEAST_LOW = -10.0
-"""An interval of R² that begins below this says nothing: it is not estimable."""
+"""An interval of R² with a lower end below this is reported as not estimable."""
 
 MANY_COLUMNS = 2
-"""Columns per group from which on the interval was found to be wide rather than narrow."""
+"""Columns per group above which the interval was too wide, not too narrow, in simulations."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval, and what has to be said of it."""
+    """A 95 % interval; NaN where it is not estimable."""
 
     low: float
     high: float
     note: str | None = None
+    """Caveat of the interval"""
+
+
+NO_INTERVAL = Interval(np.nan, np.nan)
 
 
 def coverage_note(n_groups: int, n_columns: int | None = None, *, effective: float | None = None) -> str | None:
-    """Return what has to be said of an interval from so few groups, or of so many columns; ``None`` when nothing has.
+    """Return the caveat of an interval over few groups, or of R² over many columns; ``None`` without one.
 
     Parameters
     ----------
-    n_columns : of the activations, for the interval of R²; ``None`` for an interval of something else
-    effective : number of equal groups that these are worth (:func:`effective_number`); ``n_groups`` by default
+    n_columns : of the activations, for the interval of R²; ``None`` for other intervals
+    effective : effective number of groups (:func:`effective_number`); ``n_groups`` by default
     """
     worth = n_groups if effective is None else min(round(effective), n_groups)
     of = f"{n_groups} groups" if worth == n_groups else f"{n_groups} groups of unequal size, worth {worth} equal ones"
@@ -49,44 +54,33 @@ def coverage_note(n_groups: int, n_columns: int | None = None, *, effective: flo
     if worth < TRIED_GROUPS:
         return f"the interval rests on {of}; below {TRIED_GROUPS} it is less certain to cover 95 %"
     if n_columns is not None and n_columns >= MANY_COLUMNS * n_groups:
-        return (
-            "the layer has many more channels than there are groups: the interval may be somewhat too wide, not too "
-            "narrow"
-        )
+        return "the layer has many more channels than groups: the interval may be somewhat too wide, not too narrow"
     return None
 
 
-def student_reach(effective: float, *, level: float = 0.95) -> float:
-    """Return the quantile of Student's t at one degree of freedom less than ``effective`` groups, and at least one."""
-    from scipy.stats import t as student
-
-    return float(student.ppf((1 + level) / 2, max(effective - 1, 1)))
+def student_reach(effective: float) -> float:
+    """Return the 97.5 % quantile of Student's t with ``effective`` − 1 degrees of freedom, at least 1."""
+    return float(stdtrit(max(effective - 1, 1), 0.975))
 
 
 def _noted(groups: NDArray[np.intp], n_columns: int | None = None) -> str | None:
     return coverage_note(int(groups.max()) + 1, n_columns, effective=effective_number(groups))
 
 
-def studentised_interval(
-    estimate: float, error: float, drawn: Floats, drawn_error: Floats, *, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the bootstrap-t interval: the quantiles of (drawn − estimate) / drawn error, scaled by ``error``.
+def studentised_interval(estimate: float, error: float, drawn: Floats, drawn_error: Floats) -> tuple[float, float]:
+    """Return the 95 % bootstrap-t interval (Efron and Tibshirani, 1993, chapter 12).
 
     Parameters
     ----------
     estimate, error : the statistic and its standard error
-    drawn, drawn_error : (n_resamples,) the same in each resample; resamples without a value are left out
-
-    Source
-    ------
-    Efron and Tibshirani, 1993, chapter 12
+    drawn, drawn_error : (n_resamples,) the same in each resample; resamples without a value are skipped
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (drawn - estimate) / drawn_error
     ratio = ratio[np.isfinite(ratio)]
     if not ratio.size or not np.isfinite(estimate) or not np.isfinite(error):
         return float("nan"), float("nan")
-    low, high = np.quantile(ratio, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(ratio, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(estimate - high * error), float(estimate - low * error)
 
 
@@ -112,35 +106,28 @@ def r2_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return the interval for the R² that models fitted on this many rows reach on fresh groups.
+    """Return the interval for the R² on new groups of models fitted on this number of rows.
 
-    All is done on θ = log(1 − R²) = log SSE − log SST. The standard error is that of the delete-one-group jackknife
-    in which the models are fitted again without the group, so that it holds the chance in the training groups beside
-    that in the scored ones; the shape comes from the bootstrap over groups, studentised by the infinitesimal jackknife.
+    It is computed on θ = log(1 − R²) = log SSE − log SST. The standard error comes from the delete-one-group jackknife
+    with refitted models, and so includes the variation of the training groups; the shape comes from the bootstrap over
+    groups, studentised by the infinitesimal jackknife.
 
     Parameters
     ----------
     y, predicted : (n,) values and out-of-fold predictions
     groups : (n,) numbers 0 … g − 1
-    deleted : (u,) squared out-of-fold error had each unit been deleted from training and scored rows alike
+    deleted : (u,) squared out-of-fold error with each unit deleted from training and scored rows
     units : (n,) numbers 0 … u − 1: the groups, or unions of them
-    n_columns : of the activations that were read, for what has to be said of the interval
+    n_columns : of the activations, for the note
     about_mean : whether SST is taken about the mean of y; about 0 otherwise, as for a partial R²
-    inflation : factor of the standard error, for models that ``deleted`` does not fit again
+    inflation : factor of the standard error, for models that ``deleted`` does not refit
 
     Returns
     -------
-    without ends (not a number) where it would begin below :data:`LEAST_LOW`
+    NaN ends where the lower end would be below :data:`LEAST_LOW`
     """
     u = len(deleted)
-    shifted = y - y.mean() if about_mean else y
-    sums = np.stack(
-        [
-            np.bincount(units, weights=w, minlength=u)
-            for w in (np.ones_like(y), shifted, shifted**2, (y - predicted) ** 2)
-        ],
-        axis=1,
-    )  # (u, 4)
+    sums = r2_sums(y, predicted, units, u, center=about_mean)
     if not about_mean:
         sums[:, 1] = 0.0
     total = sums.sum(0)
@@ -161,19 +148,14 @@ def r2_interval(
     with np.errstate(over="ignore"):
         low, high = float(-np.expm1(most)), float(-np.expm1(least))
     if low < LEAST_LOW:
-        nan = float("nan")
-        return Interval(nan, nan, f"the interval is not estimable: it would begin at R² = {low:.4g}")
+        return Interval(np.nan, np.nan, f"the interval is not estimable: it would begin at R² = {low:.4g}")
     return Interval(low, high, _noted(groups, n_columns))
 
 
 def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp]) -> float:
-    """Return how much larger the standard error of log(1 − R²) is when the models are fitted again, at least 1.
+    """Return the factor, at least 1, by which refitting enlarges the standard error of log(1 − R²).
 
-    Parameters
-    ----------
-    y, predicted : (n, c) indicators of classes and their out-of-fold predictions
-    deleted : (u,) squared out-of-fold error over all columns had each unit been deleted from training and scored rows
-    units : (n,) numbers 0 … u − 1
+    ``y`` and ``predicted`` are (n, c); ``deleted`` and ``units`` as for :func:`r2_interval`, summed over columns.
     """
     u = len(deleted)
     error = np.bincount(units, weights=((y - predicted) ** 2).sum(1), minlength=u)
@@ -182,11 +164,11 @@ def refit_inflation(y: Floats, predicted: Floats, deleted: Floats, units: NDArra
         scored = np.log(error.sum() - error) - np.log(spread.sum() - spread)
         refitted = np.log(deleted) - np.log(spread.sum() - spread)
         ratio = float(np.divide(jackknife_error(refitted), jackknife_error(scored)))
-    return max(1.0, ratio) if np.isfinite(ratio) else 1.0  # two units alike leave no error to compare with
+    return max(1.0, ratio) if np.isfinite(ratio) else 1.0  # two equal units have no error to compare with
 
 
 def _log_unexplained(sums: Floats) -> Floats:
-    """Return log SSE − log SST from sums (…, 4): number, Σy, Σy², squared error; y is centred, as R² is unmoved."""
+    """Return log SSE − log SST from sums (…, 4) of :func:`conceptkit.evaluate.resampling.r2_sums`."""
     n, first, second, residual = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         out: Floats = np.log(residual) - np.log(np.maximum(second - first**2 / n, 0.0))
@@ -203,13 +185,13 @@ def accuracy_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return the interval for the balanced accuracy on fresh groups, by the same form on its logit.
+    """Return the interval for the balanced accuracy on new groups, in the same way on its logit.
 
     Parameters
     ----------
     y, predicted : (n,) class numbers
     groups : (n,) numbers 0 … g − 1
-    inflation : factor of the standard error, for the chance in the training groups, which is not refitted here
+    inflation : factor of the standard error for the variation of the training groups; no model is refitted here
     """
     g, n = int(groups.max()) + 1, len(y)
     tables = np.zeros((g, n_classes, n_classes))
@@ -228,7 +210,7 @@ def accuracy_interval(
 
 
 def _accuracy_errors(tables: Floats, draws: Resamples, drawn: Floats, n: int) -> Floats:
-    """Return the infinitesimal jackknife's standard error of the logit of balanced accuracy in each resample."""
+    """Return the infinitesimal jackknife error of the logit of balanced accuracy in each resample."""
     k = tables.shape[1]
     of_class = drawn.sum(-1)  # (R, k)
     occurring = of_class > 0
@@ -240,14 +222,13 @@ def _accuracy_errors(tables: Floats, draws: Resamples, drawn: Floats, n: int) ->
     own_hits, own = np.diagonal(tables, axis1=-2, axis2=-1), tables.sum(-1)  # (g, k)
     influence = sum(weight[:, c, None] * (own_hits[:, c] - recall[:, c, None] * own[:, c]) for c in range(k))  # (R, g)
     score = np.clip(recall_mean(drawn), 0.5 / n, 1 - 0.5 / n)
-    out: Floats = np.sqrt((draws * influence**2).sum(1)) / (score * (1 - score))
-    return out
+    return np.asarray(np.sqrt((draws * influence**2).sum(1)) / (score * (1 - score)))
 
 
 def auc_interval(
     y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp], units: NDArray[np.intp], *, inflation: float = 1.0
 ) -> Interval:
-    """Return the interval for the AUC on fresh groups: Student's t on its logit, with the delete-one-group jackknife.
+    """Return the interval for the AUC on new groups: Student's t on its logit, with the delete-one-group jackknife.
 
     Parameters
     ----------
@@ -264,10 +245,9 @@ def auc_interval(
 
 
 def _logit(share: Floats, n: int) -> Floats:
-    """Return the logit, kept half a row away from 0 and 1."""
+    """Return the logit of a share clipped to half a row from 0 and 1."""
     clipped = np.clip(share, 0.5 / n, 1 - 0.5 / n)
-    out: Floats = np.log(clipped / (1 - clipped))
-    return out
+    return np.log(clipped / (1 - clipped))
 
 
 def _logistic(value: float) -> float:

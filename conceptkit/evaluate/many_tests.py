@@ -1,16 +1,15 @@
-"""The correction for many tests."""
+"""Correction of p-values for many tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
 
 def adjust_for_many(p: Sequence[float | None]) -> list[float]:
-    """Return q: p adjusted by Benjamini and Hochberg (1995) over those that are numbers; NaN for the others."""
-    from statsmodels.stats.multitest import multipletests
-
+    """Return q, p adjusted by Benjamini and Hochberg (1995); NaN where p is ``None`` or NaN."""
     values = np.asarray(p, dtype=np.float64)  # None becomes NaN
     tested = np.isfinite(values)
     out = np.full(len(values), np.nan)

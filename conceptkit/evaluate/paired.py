@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import effective_size
-from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, student_reach
+from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, jackknife_error, student_reach
+from conceptkit.evaluate.resampling import r2_sums
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A score of one model, and what it would be without each group."""
+    """A score of one model, and its score without each group."""
 
     value: float
     deleted: Floats
-    """(g,) the score without the rows of each group; not a number where it has none"""
+    """(g,) the score without the rows of each group; NaN where it is undefined"""
     sizes: Floats | None = None
-    """(g,) rows of each group; ``None``: the same number"""
+    """(g,) rows of each group; ``None``: equal sizes"""
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,15 @@ class PairedInterval:
     high: float
     n_groups: int
     note: str | None = None
-    """What has to be said of the interval"""
+    """Caveat of the interval"""
 
 
-def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
-    """Return the mean difference ``first − second`` over pairs of models, with Student's interval over groups.
+def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> PairedInterval:
+    """Return the mean difference ``first − second`` over pairs of models, with Student's 95 % interval over groups.
 
-    The difference is averaged over the pairs (the seeds) before anything is deleted, so that the interval is that of
-    the average and not the average of intervals. With D the difference and D₋ᵢ that without group i, the standard
-    error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval D ± t(k−1)·error. The degrees of freedom come from Kish's
-    effective number k of groups, which is g for groups of one size: a few large groups decide the error.
+    The difference is averaged over the pairs (the seeds) first, so the interval is that of the average. With D the
+    difference and D₋ᵢ that without group i, the standard error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval
+    D ± t(k−1)·error with Kish's effective number k of groups, which is g for groups of equal size.
 
     Parameters
     ----------
@@ -51,8 +51,7 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
 
     Returns
     -------
-    without ends (not a number) where the score of a model is not defined once some group is left out, as an AUC whose
-    positives all lie in one group: no group may then stand for others
+    NaN ends where a score is undefined without one of the groups, such as an AUC whose positives all lie in one group
 
     Source
     ------
@@ -65,21 +64,14 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, level:
     g = len(deleted)
     if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
         return PairedInterval(mean, float("nan"), float("nan"), g, "no interval: it needs two groups of each class")
-    error = float(np.sqrt((g - 1) / g * np.sum((deleted - deleted.mean()) ** 2)))
     sizes = first[0].sizes
     effective = float(g) if sizes is None else effective_size(sizes)
-    reach = student_reach(effective, level=level) * error
+    reach = student_reach(effective) * jackknife_error(deleted)
     return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
 
 
 def estimable(found: PairedInterval) -> PairedInterval:
-    """Return a difference of two R² by the rule of :func:`conceptkit.evaluate.intervals.r2_interval`.
-
-    Returns
-    -------
-    without ends (not a number) where the interval would reach beyond ±:data:`LEAST_LOW`, as one of the R² then says
-    nothing
-    """
+    """Return a difference of two R², with NaN ends where its interval would extend beyond ±:data:`LEAST_LOW`."""
     if not max(-found.low, found.high) > -LEAST_LOW:
         return found
     nan, ends = float("nan"), f"{found.low:.4g} to {found.high:.4g}"
@@ -89,20 +81,14 @@ def estimable(found: PairedInterval) -> PairedInterval:
 def gain_interval(
     own: Scored, ends: tuple[float, float], chance: float, rivals: Sequence[Sequence[Scored]]
 ) -> tuple[float, float, float]:
-    """Return the gain of a score over the best of chance and its rivals, with a 95 % interval.
+    """Return the gain of a score over the best of chance and its rivals, with the ends of a 95 % interval.
 
     A gain over the best baseline is a gain over each: every number is the smallest one over the baselines.
 
     Parameters
     ----------
-    own : the score
-    ends : of its own 95 % interval
-    chance : the score without any information
-    rivals : for each baseline its models, whose mean is taken
-
-    Returns
-    -------
-    gain, low, high; the ends are not numbers where one of the intervals has none
+    own, ends : the score, and the ends of its 95 % interval
+    rivals : the models of each baseline, over which the mean is taken
     """
     paired = [paired_interval([own] * len(rival), rival) for rival in rivals if rival]
     gain = min([own.value - chance, *(one.mean for one in paired)])
@@ -110,23 +96,16 @@ def gain_interval(
     return gain, low, float(np.min([ends[1] - chance, *(one.high for one in paired)]))
 
 
-def mean_interval(scored: Sequence[Scored], *, level: float = 0.95) -> PairedInterval:
-    """Return the mean of AUCs over models with the interval of :func:`paired_interval`, cut where no AUC lies."""
+def mean_interval(scored: Sequence[Scored]) -> PairedInterval:
+    """Return the mean of AUCs over models with the interval of :func:`paired_interval`, clipped to 0 … 1."""
     zero = Scored(0.0, np.zeros(len(scored[0].deleted)))
-    found = paired_interval(scored, [zero] * len(scored), level=level)
+    found = paired_interval(scored, [zero] * len(scored))
     low, high = np.clip((found.low, found.high), 0.0, 1.0).tolist()
     return dataclasses.replace(found, low=low, high=high)
 
 
 def scored_auc(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp]) -> Scored:
-    """Return the AUC (for several classes the mean over one against the rest) and that without each group.
-
-    Parameters
-    ----------
-    y : (n,) class numbers
-    score : (n,) of class 1, or (n, k)
-    groups : (n,) numbers 0 … g − 1
-    """
+    """Return the AUC of class numbers y (n,) and scores (n,) or (n, k), see ``auc``, and that without each group."""
     n_groups = int(groups.max()) + 1
     if score.ndim == 1:
         return Scored(auc(y, score), _auc_without_each(y == 1, score, groups, n_groups), _sizes(groups))
@@ -142,10 +121,11 @@ def _sizes(groups: NDArray[np.intp]) -> Floats:
 def _auc_without_each(positive: NDArray[np.bool_], score: Floats, groups: NDArray[np.intp], n_groups: int) -> Floats:
     """Return the AUC without each group (g,), in O(n log n).
 
-    Of the pairs (positive, negative) ranked rightly, those with either row in the group are taken away, and those with
-    both added back, as they were taken twice.
+    From the correctly ranked pairs (positive, negative), those with either row in the group are subtracted; those with
+    both rows in it are subtracted twice and therefore added back.
     """
-    wins = np.where(positive, _wins(positive, score), _losses(positive, score))  # pairs won that the row is part of
+    losses = _wins(~positive, -score)  # positives ranked above each row
+    wins = np.where(positive, _wins(positive, score), losses)  # correctly ranked pairs with the row
     inside = np.zeros(n_groups)
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(n_groups + 1))
@@ -157,32 +137,24 @@ def _auc_without_each(positive: NDArray[np.bool_], score: Floats, groups: NDArra
     n_negative = (~positive).sum() - np.bincount(groups[~positive], minlength=n_groups)
     won = wins[positive].sum() - np.bincount(groups, weights=wins, minlength=n_groups) + inside
     pairs = n_positive.astype(float) * n_negative
-    out: Floats = np.divide(won, pairs, out=np.full(n_groups, np.nan), where=pairs > 0)
-    return out
+    return np.asarray(np.divide(won, pairs, out=np.full(n_groups, np.nan), where=pairs > 0))
 
 
 def _wins(positive: NDArray[np.bool_], score: Floats) -> Floats:
-    """Return how many negatives each row ranks above (n,), ties counting one half."""
+    """Return the number of negatives (n,) ranked below each row, ties counting one half."""
     negatives = np.sort(score[~positive])
     below, not_above = (np.searchsorted(negatives, score, side=side) for side in ("left", "right"))
-    out: Floats = (below + not_above) / 2.0
-    return out
-
-
-def _losses(positive: NDArray[np.bool_], score: Floats) -> Floats:
-    """Return how many positives rank above each row (n,), ties counting one half."""
-    return _wins(~positive, -score)
+    return (below + not_above) / 2.0
 
 
 def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.intp], strata: NDArray[np.intp]) -> Scored:
     """Return the AUC within strata, see :func:`auc_within`, and that without each group."""
     n_groups = int(groups.max()) + 1
-    total, weight = np.zeros(n_groups), np.zeros(n_groups)
     if score.ndim > 1:
-        deleted = np.array(
-            [auc_within(y[groups != g], score[groups != g], strata[groups != g]) for g in range(n_groups)]
-        )
+        rest = (groups != g for g in range(n_groups))
+        deleted = np.array([auc_within(y[kept], score[kept], strata[kept]) for kept in rest])
         return Scored(auc_within(y, score, strata), deleted, _sizes(groups))
+    total, weight = np.zeros(n_groups), np.zeros(n_groups)
     for stratum in np.unique(strata[strata >= 0]):
         here = strata == stratum
         positive = y[here] == 1
@@ -196,17 +168,15 @@ def scored_auc_within(y: NDArray[np.intp], score: Floats, groups: NDArray[np.int
 
 
 def auc_within(y: NDArray[np.intp], score: Floats, strata: NDArray[np.intp]) -> float:
-    """Return the share of pairs of unequal class that are ranked rightly, among pairs of one stratum.
+    """Return the share of correctly ranked pairs of unequal class, among pairs of the same stratum.
+
+    A score that encodes only the stratum has 0.5. NaN without such a pair.
 
     Parameters
     ----------
     y : (n,) class numbers
     score : (n,) or (n, k); for more than two classes the mean over one class against the rest
-    strata : (n,) numbers, −1 where unknown: such rows are left out
-
-    Returns
-    -------
-    what a score that tells the strata alone cannot exceed one half of; not a number without such a pair
+    strata : (n,) numbers, −1 where unknown: these rows are skipped
     """
     if score.ndim > 1:
         each = [auc_within((y == k).astype(np.intp), score[:, k], strata) for k in range(score.shape[1])]
@@ -223,16 +193,9 @@ def auc_within(y: NDArray[np.intp], score: Floats, strata: NDArray[np.intp]) -> 
 
 
 def scored_r2(y: Floats, predicted: Floats, groups: NDArray[np.intp]) -> Scored:
-    """Return R² of predictions that stay as they are, and that without each group."""
+    """Return R² of predictions, and that without each group; no model is refitted."""
     g = int(groups.max()) + 1
-    shifted = y - y.mean()
-    sums = np.stack(
-        [
-            np.bincount(groups, weights=w, minlength=g)
-            for w in (np.ones_like(shifted), shifted, shifted**2, (y - predicted) ** 2)
-        ],
-        axis=1,
-    )
+    sums = r2_sums(y, predicted, groups, g)
     n, first, second, residual = (sums.sum(0) - sums).T
     spread = second - first**2 / np.maximum(n, 1)
     deleted = 1.0 - np.divide(residual, spread, out=np.full(g, np.nan), where=spread > 0)
@@ -242,7 +205,7 @@ def scored_r2(y: Floats, predicted: Floats, groups: NDArray[np.intp]) -> Scored:
 def scored_balanced_accuracy(
     y: NDArray[np.intp], predicted: NDArray[np.intp], groups: NDArray[np.intp], n_classes: int
 ) -> Scored:
-    """Return the balanced accuracy, and that without each group; not a number where a class goes with it."""
+    """Return the balanced accuracy, and that without each group; NaN where a class is only in that group."""
     g = int(groups.max()) + 1
     tables = np.zeros((g, n_classes, n_classes))
     np.add.at(tables, (groups, y, predicted), 1.0)

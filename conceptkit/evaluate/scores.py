@@ -11,13 +11,7 @@ Floats = NDArray[np.float64]
 
 
 def r2(y: Floats, predicted: Floats) -> float:
-    """Return R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², as scikit-learn's ``r2_score``; not a number when ``y`` is constant.
-
-    Parameters
-    ----------
-    y : (n,) true values
-    predicted : (n,) predictions in the same unit
-    """
+    """Return R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)² of predictions (n,); NaN when y (n,) is constant."""
     total = float(np.sum((y - y.mean()) ** 2))
     return 1.0 - float(np.sum((y - predicted) ** 2)) / total if total > 0 else float("nan")
 
@@ -37,21 +31,13 @@ def recall_mean(table: Floats) -> Floats:
     occurring = table.sum(-1) > 0  # (…, k)
     hits = np.diagonal(table, axis1=-2, axis2=-1)
     recall = np.divide(hits, table.sum(-1), out=np.zeros(hits.shape), where=occurring)
-    out: Floats = recall.sum(-1) / np.maximum(occurring.sum(-1), 1)
-    return out
+    return np.asarray(recall.sum(-1) / np.maximum(occurring.sum(-1), 1))
 
 
 def auc(y: NDArray[np.intp], score: Floats) -> float:
     """Return the area under the ROC curve; for more than two classes the mean over one class against the rest.
 
-    Parameters
-    ----------
-    y : (n,) class numbers, 0 … k − 1
-    score : (n,) for two classes, (n, k) for more
-
-    Returns
-    -------
-    Not a number when only one class occurs: no curve can be drawn then.
+    Class numbers y are (n,), scores (n,) for two classes and (n, k) for more. NaN when only one class occurs.
     """
     if score.ndim == 1:
         return _auc_binary(y == 1, score)
@@ -64,13 +50,12 @@ def _auc_binary(positive: NDArray[np.bool_], score: Floats) -> float:
     if not n_positive or not n_negative:
         return float("nan")
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    rank = (last - (counts - 1) / 2.0)[inverse]  # ties share their mean rank (Mann and Whitney)
+    rank = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]  # ties share their mean rank (Mann and Whitney)
     return float((rank[positive].sum() - n_positive * (n_positive + 1) / 2.0) / (n_positive * n_negative))
 
 
 def f1(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> float:
-    """Return F1 of class 1 for two classes, the mean over classes for more; 0 where neither true nor predicted."""
+    """Return F1 of class 1 for two classes, the mean over classes for more; 0 for a class without rows."""
     table = confusion(y, predicted, n_classes)
     hits = np.diagonal(table)
     each = 2 * hits / np.maximum(table.sum(0) + table.sum(1), 1)
@@ -78,16 +63,9 @@ def f1(y: NDArray[np.intp], predicted: NDArray[np.intp], n_classes: int) -> floa
 
 
 def best_threshold(y: NDArray[np.intp], probability: Floats) -> float:
-    """Return the threshold of greatest F1, to be chosen on validation rows and used on others.
+    """Return the threshold on probabilities (n,) of class 1 with the largest F1, for use on other rows than these.
 
-    Parameters
-    ----------
-    y : (n,) class numbers 0 and 1
-    probability : (n,) of class 1
-
-    Returns
-    -------
-    half way between two probabilities that occur; of several that are as good, the one nearest to one half
+    It lies half way between two of the probabilities; of equally good ones, the nearest to one half is taken.
     """
     values = np.unique(probability)
     between = (values[1:] + values[:-1]) / 2
@@ -102,26 +80,20 @@ def best_threshold(y: NDArray[np.intp], probability: Floats) -> float:
 
 
 def brier(y: NDArray[np.intp], probability: Floats) -> float:
-    """Return the mean squared error of the probabilities, for more than two classes summed over them."""
+    """Return the mean squared error of the probabilities, summed over classes when there are more than two."""
     if probability.ndim == 1:
         return float(np.mean((probability - (y == 1)) ** 2))
     return float(np.mean(((probability - np.eye(probability.shape[1])[y]) ** 2).sum(1)))
 
 
 def calibration_error(y: NDArray[np.intp], probability: Floats, *, bins: int = 10) -> float:
-    """Return the expected calibration error: |share − mean probability| over bins of equal width, weighted by rows.
+    """Return the expected calibration error (Guo et al., 2017) over bins of equal width, weighted by rows.
 
-    Parameters
-    ----------
-    probability : (n,) of class 1, whose share is meant; or (n, k), and then it is that of the likeliest class
-
-    Source
-    ------
-    Guo et al., 2017
+    Probabilities are (n,) of class 1; or (n, k), of which the most likely class is scored.
     """
-    said, true = (probability, y == 1) if probability.ndim == 1 else (probability.max(1), probability.argmax(1) == y)
-    bin_of = np.minimum((said * bins).astype(np.intp), bins - 1)
-    gaps = np.bincount(bin_of, weights=true - said, minlength=bins)
+    top, true = (probability, y == 1) if probability.ndim == 1 else (probability.max(1), probability.argmax(1) == y)
+    bin_of = np.minimum((top * bins).astype(np.intp), bins - 1)
+    gaps = np.bincount(bin_of, weights=true - top, minlength=bins)
     return float(np.abs(gaps).sum() / len(y))
 
 

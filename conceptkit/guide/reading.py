@@ -26,8 +26,10 @@ from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.probe.folds import make_folds
+from conceptkit.probe.perceptron import held_out_mlp
+from conceptkit.probe.targets import Target
 from conceptkit.probe.usable import usable_target
-from conceptkit.probe.validation import Target, held_out, held_out_mlp
+from conceptkit.probe.validation import held_out
 from conceptkit.records import Difference, GuideRun, Metric
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study

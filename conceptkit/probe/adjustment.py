@@ -1,4 +1,4 @@
-"""Scores given confounders, on held-out levels, and against a second measurement."""
+"""Scores given confounders, and the ceiling set by a second measurement."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.evaluate.intervals import Interval, r2_interval
+from conceptkit.evaluate.intervals import NO_INTERVAL, Interval, r2_interval
 from conceptkit.evaluate.scores import Floats, r2
 from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.crossfit import deleted_errors, jackknife_units, read_fold
-from conceptkit.probe.ridge import ALPHAS, Split, factorise
+from conceptkit.probe.ridge import Split, factorise
 from conceptkit.probe.targets import Target
+from conceptkit.probe.validation import Validation
 
 TERMS = ("linear", "quadratic")
-"""Terms of the confounders: themselves, or their squares and pairwise interactions too."""
+"""``quadratic`` adds the squares of numeric confounders and pairwise interactions."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,30 @@ class Adjusted:
     interval: Interval
     confounders: float
     """Held-out R² of the confounders without the activations"""
-    note: str | None
-    """Why there is no score, or what has to be said of it; ``None``: nothing"""
+    note: str | None = None
+    """Why there is no score, or its caveat"""
 
 
 def absent_level(confounders: Mapping[str, NDArray[Any]], splits: Sequence[Split]) -> str | None:
-    """Return why an adjustment cannot be estimated: a level of a confounder that a training part lacks.
-
-    Parameters
-    ----------
-    confounders : name → (n,) numbers, or text for categorical ones
-    """
+    """Return a sentence when a level of a categorical confounder is absent from a training part."""
     for name, values in confounders.items():
         if values.dtype.kind == "f":
             continue
         text = values.astype(str)
         for fold, (train, test) in enumerate(splits):
-            lacking = np.setdiff1d(text[test], text[train])
-            if len(lacking):
-                return f"not estimable: {name} {str(lacking[0])!r} is absent from the training part of fold {fold + 1}."
+            absent = np.setdiff1d(text[test], text[train])
+            if len(absent):
+                return f"not estimable: {name} {str(absent[0])!r} is absent from the training part of fold {fold + 1}."
     return None
 
 
 def design(confounders: Mapping[str, NDArray[Any]], terms: str = "linear") -> Floats:
-    """Return confounders as columns (n, q): numbers standardised, an indicator of each level but the first.
+    """Return confounders as columns (n, q): standardised numbers, and an indicator of each level except the first.
 
     Parameters
     ----------
-    terms : ``quadratic`` adds the squares of numbers and the products of columns of different confounders
+    confounders : name → (n,) numbers (float), or text for categorical ones
+    terms : one of :data:`TERMS`
     """
     blocks = []
     for values in confounders.values():
@@ -80,19 +77,17 @@ def adjusted_score(
     target: Target,
     confounders: Mapping[str, NDArray[Any]],
     splits: Sequence[Split],
+    options: Validation,
     *,
     terms: str = "linear",
-    alphas: Floats = ALPHAS,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Adjusted:
     """Return the held-out partial R² of a continuous concept given confounders.
 
     (R²_full − R²_confounders) / (1 − R²_confounders) = 1 − Σ(r − r̂)² / Σr². In each training part the concept is fitted
-    by ridge regression on the confounders, with the penalty of least squared error on left-out groups; r are the
-    held-out residuals of this model. The full model adds r̂, a ridge regression of the residuals on the activations,
-    from which the same regression on the confounders has been taken out. It contains the model of the confounders,
-    which it equals at a large penalty of the activations.
+    by ridge regression on the confounders, with the penalty chosen by leave-one-group-out error; r are the held-out
+    residuals of this model. The full model adds r̂, a ridge regression of the residuals on the activations, after the
+    same regression on the confounders is subtracted from these. At a large penalty of the activations it equals the
+    model of the confounders.
 
     Parameters
     ----------
@@ -100,13 +95,12 @@ def adjusted_score(
     confounders : name → (n,) numbers (float), or text for categorical ones
     terms : one of :data:`TERMS`
     """
-    nan = float("nan")
-    none = Interval(nan, nan)
-    if target.kind != "continuous":
-        return Adjusted(nan, none, nan, "not estimable: a partial R² needs a continuous concept.")
-    why = absent_level(confounders, splits)
-    if why is not None:
-        return Adjusted(nan, none, nan, why)
+    alphas = options.alphas
+    why: str | None = "not estimable: a partial R² needs a continuous concept."
+    if target.kind == "continuous":
+        why = absent_level(confounders, splits)
+    if why:
+        return Adjusted(np.nan, NO_INTERVAL, np.nan, why)
     C, y = design(confounders, terms), target.y.astype(np.float64)[:, None]
     groups, units = target.groups, jackknife_units(target.clusters)
     every = np.arange(len(y))
@@ -124,7 +118,14 @@ def adjusted_score(
     score = 1.0 - float(np.sum((left - predicted) ** 2) / np.sum(left**2))
     of_confounders = r2(y[:, 0], y[:, 0] - left)
     interval = r2_interval(
-        left, predicted, target.clusters, deleted, units, n_resamples=n_resamples, seed=seed, about_mean=False
+        left,
+        predicted,
+        target.clusters,
+        deleted,
+        units,
+        about_mean=False,
+        n_resamples=options.n_resamples,
+        seed=options.seed,
     )
     note = None
     if of_confounders <= 0:
@@ -136,10 +137,9 @@ def adjusted_score(
 
 
 def ceiling(first: Floats, second: Floats) -> tuple[float, int]:
-    """Return Pearson's r of two measurements (n,) of one concept, and the number of rows that have both.
+    """Return Pearson's r of two measurements (n,) of one concept, and the number of rows with both.
 
-    If the errors of both are equal and independent, r is the share of the true value's variance in a measurement, and
-    no prediction reaches a higher R².
+    If their errors are equal and independent, r is the share of variance due to the true value, and so the highest R².
     """
     both = np.isfinite(first) & np.isfinite(second)
     a, b = first[both], second[both]

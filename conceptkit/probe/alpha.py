@@ -1,4 +1,4 @@
-"""The penalty of least error on left-out groups, in closed form from one factorisation."""
+"""The penalty with the smallest leave-one-group-out error, in closed form from one factorisation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
@@ -16,56 +17,54 @@ _ROWS_AT_ONCE = 512
 _COLUMNS_AT_ONCE = 1024
 
 _SYRK_FROM = 32
-"""Rows of a group from which its product is taken by itself."""
+"""Minimum number of rows of a group for a product of its own."""
 
 
 def choose_alpha(
     response: Response, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS, mix: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Choose the penalty of each target by leave-one-group-out error inside the training part.
+    """Choose the penalty of each target by leave-one-group-out error within the training part.
 
     Parameters
     ----------
     response : the t targets of a training part
-    groups : (n,) group numbers of the training rows; ``None``: each row is left out by itself
+    groups : (n,) group numbers of the training rows, at least 2; ``None``: leave one row out
     alphas : (a,) penalties to choose from
-    mix : (t, t') instead of the targets, combinations of them
+    mix : (t, t') for combinations of the targets instead of the targets
 
     Returns
     -------
     (t,) penalties, the larger one on a tie, and (a, t) sums of squared errors of left-out rows
-
-    Raises
-    ------
-    InputError
-        when all rows are of one group, so that none can be left out
     """
     error = left_out_error(response, groups, alphas, mix)
+    return best_alpha(alphas, error), error
+
+
+def best_alpha(alphas: Floats, error: Floats) -> Floats:
+    """Return the penalties (…) with the smallest error (a, …), the larger one on a tie."""
     order = np.argsort(-alphas, kind="stable")
-    chosen: Floats = alphas[order][error[order].argmin(0)]
-    return chosen, error
+    return np.asarray(alphas[order][error[order].argmin(0)])
 
 
 def left_out_error(
     response: Response, groups: NDArray[np.intp] | None, alphas: Floats, mix: Floats | None = None
 ) -> Floats:
-    """Return the sums of squared errors (a, t) of left-out rows, had each group been left out of the fit.
+    """Return the leave-one-group-out sums of squared errors (a, t), without refitting.
 
-    Nothing is fitted again. With an unpenalised intercept and columns standardised by the whole training part, the
-    fit is ŷ = Hy, H = 11ᵀ/n + A diag(1/(λ + α)) Aᵀ, and the errors of group g had it been left out are
-    (I − H_gg)⁻¹ e_g of its ordinary errors e_g. A group of more rows than coordinates is left out of the r × r normal
-    equations instead.
+    With an unpenalised intercept and columns standardised by the whole training part, the fit is ŷ = Hy,
+    H = 11ᵀ/n + A diag(1/(λ + α)) Aᵀ, and the left-out errors of group g are (I − H_gg)⁻¹ e_g of its ordinary errors
+    e_g. A group with more rows than coordinates is removed from the r × r normal equations instead.
     """
     error = np.zeros((len(alphas), len(response.mean) if mix is None else mix.shape[1]))
     for _, at_each in _each_left_out(response, groups, alphas):
         for i, errors in enumerate(at_each):
-            mixed = errors if mix is None else errors @ mix  # an error is as linear in the target as the fit is
+            mixed = errors if mix is None else errors @ mix  # errors are linear in the target
             error[i] += np.einsum("kt,kt->t", mixed, mixed)
     return error
 
 
 def deleted_residuals(response: Response, groups: NDArray[np.intp] | None, alpha: Floats) -> Floats:
-    """Return the error (n, t) of each training row had its group been left out, each target at its penalty (t,)."""
+    """Return the left-out error (n, t) of each training row, each target at its penalty (t,)."""
     out = np.empty_like(response.centred)
     for value in np.unique(alpha):
         at = np.flatnonzero(alpha == value)
@@ -79,7 +78,7 @@ def _each_left_out(
 ) -> Iterator[tuple[NDArray[np.intp], Iterator[Floats]]]:
     """Yield positions in the training part (k,) with their left-out errors (k, t) at each penalty, every row once.
 
-    The errors of one penalty at a time stay in the processor's cache.
+    The errors of a single penalty fit into the processor's cache.
     """
     basis, centred, M = response.basis, response.centred, response.moments
     n, r = len(centred), len(basis.spectrum)
@@ -106,12 +105,12 @@ def _each_left_out(
 
 
 def _dearer(s: int, r: int, a: int) -> bool:
-    """Tell whether s × s systems of a group cost more than r × r ones without it."""
+    """Return whether s × s systems of a group cost more than r × r ones without it."""
     return a * (2 * s * s * r + s**3) > 2 * s * r * r + a * (r**3 / 3 + 2 * r * r)
 
 
 def _chunks(sizes: list[int]) -> Iterator[list[int]]:
-    """Cut ascending sizes into runs that are padded to one size at little waste, and fit into memory."""
+    """Split ascending sizes into runs that can be padded to one size with little waste."""
     run: list[int] = []
     for i, size in enumerate(sizes):
         if run and (size > 1.25 * sizes[run[0]] + 2 or (len(run) + 1) * size > _ROWS_AT_ONCE):
@@ -125,7 +124,7 @@ def _chunks(sizes: list[int]) -> Iterator[list[int]]:
 def _single_left_out(
     basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], shrink: Floats
 ) -> Iterator[Floats]:
-    """Yield the errors (k, t) of rows that are left out one by one, at each penalty."""
+    """Yield the leave-one-row-out errors (k, t) at each penalty."""
     A = basis.coordinates(basis.train[rows])
     rest = 1.0 - (1.0 / len(centred) + (A * A) @ shrink.T)  # (k, a)
     for i, read in enumerate(_readings(A, M, shrink)):
@@ -137,34 +136,34 @@ def _single_left_out(
 def _small_left_out(
     basis: Eigenbasis, centred: Floats, M: Floats, members: list[NDArray[np.intp]], shrink: Floats
 ) -> Iterator[Floats]:
-    """Yield left-out errors (k, t) of rows group by group at each penalty, by solving with I − H_gg."""
+    """Yield left-out errors (k, t) of rows, group by group, at each penalty, by solving with I − H_gg."""
     most = max(len(m) for m in members)
     n, t = centred.shape
     together = np.concatenate(members)
     flat = basis.coordinates(basis.train[together])  # (k, r)
-    there = np.arange(most) < np.array([len(m) for m in members])[:, None]
-    whole = bool(there.all())
-    errors = np.zeros((*there.shape, t))
+    real = np.arange(most) < np.array([len(m) for m in members])[:, None]
+    whole = bool(real.all())
+    errors = np.zeros((*real.shape, t))
     if whole:
-        A = flat.reshape(*there.shape, -1)
+        A = flat.reshape(*real.shape, -1)
     else:
-        A = np.zeros((*there.shape, flat.shape[1]))
-        A[there] = flat
-    # Padding rows have neither error nor leverage, so that they stand by themselves in each system.
-    kept = np.eye(most) - np.where(there[:, :, None] & there[:, None, :], 1.0 / n, 0.0)
+        A = np.zeros((*real.shape, flat.shape[1]))
+        A[real] = flat
+    # Padding rows have neither error nor leverage, and so do not affect the other rows of a system.
+    kept = np.eye(most) - np.where(real[:, :, None] & real[:, None, :], 1.0 / n, 0.0)
     leverage = _leverages(A, np.sqrt(shrink))
     for i, read in enumerate(_readings(flat, M, shrink)):
         left = centred[together] - read
         if whole:
             errors = left.reshape(errors.shape)
         else:
-            errors[there] = left
+            errors[real] = left
         solved = np.linalg.solve(kept - leverage[i], errors)
-        yield solved.reshape(left.shape) if whole else solved[there]
+        yield solved.reshape(left.shape) if whole else solved[real]
 
 
 def _readings(flat: Floats, M: Floats, shrink: Floats) -> Iterator[Floats]:
-    """Yield what is read of rows (k, r) at each penalty (k, t): one large product for several penalties."""
+    """Yield the fitted values (k, t) of rows (k, r) at each penalty, with one product for several penalties."""
     t = M.shape[1]
     step = max(1, _COLUMNS_AT_ONCE // t)
     for start in range(0, len(shrink), step):
@@ -182,8 +181,8 @@ def _leverages(A: Floats, roots: Floats) -> Floats:
             np.multiply(A, root, out=rooted)
             np.matmul(rooted, rooted.transpose(0, 2, 1), out=out[i])
         return out
-    # NumPy takes syrk, half the work, for single products only; with small systems the calls would cost more. One group
-    # at a time stays in the processor's cache.
+    # NumPy uses syrk, half the work, for single products only, and a single group fits into the processor's cache. For
+    # small systems the calls would cost more.
     scaled = np.empty_like(A[0])
     for g, of_group in enumerate(A):
         for i, root in enumerate(roots):
@@ -195,13 +194,11 @@ def _leverages(A: Floats, roots: Floats) -> Floats:
 def _large_left_out(
     basis: Eigenbasis, centred: Floats, M: Floats, rows: NDArray[np.intp], alphas: Floats
 ) -> Iterator[Floats]:
-    """Yield left-out errors (k, t) of one group by solving the normal equations of the other rows, at each penalty."""
-    from scipy.linalg import cho_factor, cho_solve
-
+    """Yield left-out errors (k, t) of one group at each penalty, from the normal equations of the other rows."""
     A = basis.coordinates(basis.train[rows])
     rest = len(centred) - len(rows)
     S, total = A.sum(0), centred[rows].sum(0)
-    # Of the other rows: coordinates and targets have the means −S/rest and −total/rest.
+    # Coordinates and targets of the other rows have the means −S/rest and −total/rest.
     gram = np.diag(basis.spectrum) - A.T @ A - np.outer(S, S) / rest
     b = M - A.T @ centred[rows] - np.outer(S, total) / rest
     shifted = A + S / rest

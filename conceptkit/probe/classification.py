@@ -20,14 +20,14 @@ from conceptkit.probe.ridge import column_scale, factorise
 class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Linear classification of a categorical concept on activations (Kim et al., 2018).
 
-    Columns are standardised and classes weighted alike, so that a rare class counts as much as a frequent one.
+    Columns are standardised and classes have equal weight.
 
     Parameters
     ----------
     method : ``logistic`` (multinomial, ridge penalty chosen by the log-loss on left-out groups) or
-        ``mean-difference`` (the class mean against the mean of the other classes, two-class or one class each)
-    alphas : penalties to choose from; ``None`` for 1, 10, … 10⁴. Unused by ``mean-difference``
-    folds : parts into which the groups are split to choose the penalty
+        ``mean-difference`` (each class mean minus the mean of the other class means)
+    alphas : penalties to choose from; ``None`` for 1, 10, … 10⁴. Not used by ``mean-difference``
+    folds : number of parts of the groups from which the penalty is chosen
 
     Attributes
     ----------
@@ -88,8 +88,7 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         """Return the class (n,) of rows X (n, d)."""
         scores = self.decision_function(X)
         codes = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(1)
-        labels: NDArray[Any] = self.classes_[codes]
-        return labels
+        return np.asarray(self.classes_[codes])
 
     def project(self, X: ArrayLike) -> Floats:
         """Return the projection of rows X (n, d) on the unit direction: (n,) for two classes, (n, k) for more."""
@@ -100,7 +99,7 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
 
 def _mean_difference(Z: Floats, codes: NDArray[np.intp], n_classes: int) -> tuple[Floats, Floats]:
-    """Take, for each class, its mean minus the mean of the other classes' means; the threshold lies half way."""
+    """Return each class mean minus the mean of the other class means, with the threshold half way."""
     means = np.stack([Z[codes == k].mean(0) for k in range(n_classes)])
     others = (means.sum(0) - means) / (n_classes - 1)
     W = means - others

@@ -1,4 +1,4 @@
-"""Concepts and features that mean nothing, or next to nothing: what a score has to be read against."""
+"""Controls and baselines of a score: random concepts, shuffled values, pixel statistics."""
 
 from __future__ import annotations
 
@@ -12,57 +12,46 @@ from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.targets import Target
 
 RANDOM_CONCEPTS = 20
-"""Random concepts whose mean score is taken from a concept's own."""
+"""Number of random concepts over which the control is averaged."""
 
 SHUFFLES = 5
-"""Shuffles of a concept's values whose mean score is shown."""
+"""Number of shuffles over which the control is averaged."""
 
 
 def random_concepts(target: Target, draws: int, seed: int) -> NDArray[Any]:
-    """Draw concepts that have nothing to do with any activation, as much a matter of the group as ``target`` is.
+    """Draw concepts (n, draws) unrelated to activations, with the intra-class correlation ρ of ``target``.
 
-    A continuous one is √ρ·u_g + √(1 − ρ)·ε with standard normal u and ε and ρ the target's intra-class correlation
-    (0 when it is negative or there are no groups). A categorical one takes the class of its group, drawn from the
-    target's shares, with probability √ρ and else a class drawn by itself: indicators of its classes then correlate by
-    ρ within groups.
-
-    Returns
-    -------
-    (n, draws) values, or class numbers
+    Continuous values are √ρ·u_g + √(1 − ρ)·ε with standard normal u and ε (ρ = 0 when it is negative or without
+    groups). A categorical row takes the class of its group with probability √ρ, and otherwise a class of its own, both
+    drawn with the frequencies of the target: class indicators then correlate by ρ within groups.
     """
     if target.kind == "continuous":
-        of_group, own = random_parts(target, draws, seed)
-        weight, other = part_weights(target)
-        continuous: Floats = weight * of_group + other * own
-        return continuous
+        weights, parts = part_weights(target), random_parts(target, draws, seed)
+        return weights[0] * parts[0] + weights[1] * parts[1]
     rng = np.random.default_rng([seed, 1])
     n, clusters, g = len(target.y), target.clusters, target.n_groups
-    rho = _share_of_groups(target)
     share = np.bincount(target.y.astype(np.intp), minlength=target.n_classes) / n
     of_groups: NDArray[Any] = rng.choice(target.n_classes, size=(g, draws), p=share)[clusters]
     alone = rng.choice(target.n_classes, size=(n, draws), p=share)
-    return np.where(rng.random((n, draws)) < np.sqrt(rho), of_groups, alone)
+    return np.where(rng.random((n, draws)) < part_weights(target)[0], of_groups, alone)
 
 
 def random_parts(target: Target, draws: int, seed: int) -> tuple[Floats, Floats]:
-    """Draw u_g and ε (n, draws) of continuous random concepts: the same for all targets on the same rows and groups."""
+    """Draw u_g and ε (n, draws) of continuous random concepts, equal for all targets on the same rows and groups."""
     rng = np.random.default_rng([seed, 1])
     of_group = rng.normal(size=(target.n_groups, draws))[target.clusters]
     return of_group, rng.normal(size=(len(target.y), draws))
 
 
 def part_weights(target: Target) -> tuple[float, float]:
-    """Return √ρ and √(1 − ρ), by which a target's random concepts are made of these parts."""
-    rho = _share_of_groups(target)
+    """Return √ρ and √(1 − ρ), the weights of these parts in a target's random concepts."""
+    icc = target.icc
+    rho = min(max(icc, 0.0), 1.0) if np.isfinite(icc) else 0.0
     return math.sqrt(rho), math.sqrt(1.0 - rho)
 
 
-def _share_of_groups(target: Target) -> float:
-    return min(max(target.icc, 0.0), 1.0) if np.isfinite(target.icc) else 0.0
-
-
 def shuffled_values(target: Target, draws: int, seed: int) -> NDArray[Any]:
-    """Return the target's own values (n, draws), each draw in another order of all rows."""
+    """Return the target's values in random orders of all rows (n, draws)."""
     rng = np.random.default_rng([seed, 2])
     return np.stack([rng.permutation(target.y) for _ in range(draws)], axis=1)
 
@@ -75,7 +64,7 @@ _PERCENTILES = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 
 
 def pixel_statistics(pixels: NDArray[np.uint8]) -> Floats:
-    """Return raw colour and texture statistics of patches: features that no network computed.
+    """Return raw colour and texture statistics of patches, a baseline without a network.
 
     Parameters
     ----------
@@ -92,7 +81,7 @@ def pixel_statistics(pixels: NDArray[np.uint8]) -> Floats:
 
 
 def _colour(image: NDArray[np.uint8]) -> Floats:
-    """Return 27 statistics; all but the correlations come from the channels' histograms."""
+    """Return 27 statistics, all except the correlations computed from histograms."""
     flat = image.reshape(-1, 3)
     out = []
     for channel in range(3):

@@ -1,4 +1,4 @@
-"""Work done once per fold on a factorised training part, the folds in as many threads as BLAS may use."""
+"""Computations on the factorised training part of each fold, in parallel over folds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import choose_alpha, deleted_residuals
@@ -32,17 +33,15 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 MOST_UNITS = 200
-"""Units of the jackknife; more groups than these are deleted several at a time."""
+"""Maximum number of jackknife units; more groups are deleted several at a time."""
 
 
 def _in_threads(jobs: Iterable[Callable[[], T]], count: int) -> list[T]:
-    """Run ``count`` jobs side by side, each with its share of the BLAS threads: factorisations gain little from more.
+    """Run ``count`` jobs in parallel, each with its share of the BLAS threads, because factorisations scale badly.
 
-    A job is made when a thread is free for it, so that few are in memory. When BLAS is confined to one thread
-    (``OMP_NUM_THREADS=1``), they run one after the other.
+    A job is created when a thread is free, so that few are in memory. When BLAS has one thread (``OMP_NUM_THREADS=1``),
+    the jobs run one after the other.
     """
-    from threadpoolctl import threadpool_info, threadpool_limits
-
     threads = max([int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
     if threads == 1:
         return [job() for job in jobs]
@@ -59,7 +58,7 @@ def _in_threads(jobs: Iterable[Callable[[], T]], count: int) -> list[T]:
                     return
                 done[number] = job()
         except BaseException:
-            numbered = enumerate(())  # the others finish what they have begun, and begin nothing
+            numbered = enumerate(())  # the other threads finish their current job and start no new one
             raise
 
     with threadpool_limits(max(1, threads // count)), ThreadPoolExecutor(min(threads, count)) as pool:
@@ -76,15 +75,15 @@ def _fold_jobs(
         yield functools.partial(one, split, of_split)
 
 
-def _whole(X: NDArray[Any], parts: Sequence[Moments] | None) -> Eigenbasis:
-    return factorise(X, moments=None if parts is None else gathered(parts))
+def _basis_jobs(
+    X: NDArray[Any], splits: Sequence[Split], parts: Sequence[Moments] | None, work: Callable[[Eigenbasis, Split], T]
+) -> Iterator[Callable[[], T]]:
+    return _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
 
 
 def each_fold(X: NDArray[Any], splits: Sequence[Split], work: Callable[[Eigenbasis, Split], T]) -> list[T]:
-    """Return ``work(basis, split)`` for each fold, ``basis`` being the factorised training part."""
-    parts = part_moments(X, splits)
-    jobs = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
-    return _in_threads(jobs, len(splits))
+    """Return ``work(basis, split)`` for each fold, with ``basis`` the factorised training part."""
+    return _in_threads(_basis_jobs(X, splits, part_moments(X, splits), work), len(splits))
 
 
 def each_fold_and_all(
@@ -93,57 +92,55 @@ def each_fold_and_all(
     work: Callable[[Eigenbasis, Split], T],
     of_all: Callable[[Eigenbasis], U],
 ) -> tuple[list[T], U]:
-    """Return what :func:`each_fold` does, and ``of_all(basis)`` of all rows, made beside the folds.
-
-    Five folds and all rows fill two, three or six cores, five folds and then all rows do not.
-    """
+    """Return the result of :func:`each_fold`, and ``of_all(basis)`` for all rows, computed in parallel with it."""
     parts = part_moments(X, splits)
-    folds = _fold_jobs(splits, parts, lambda split, moments: work(factorise(X, split[0], moments), split))
-    last: list[Callable[[], Any]] = [lambda: of_all(_whole(X, parts))]
-    *each, whole = _in_threads(itertools.chain(folds, last), len(splits) + 1)
+    last: list[Callable[[], Any]] = [lambda: of_all(factorise(X, moments=None if parts is None else gathered(parts)))]
+    *each, whole = _in_threads(itertools.chain(_basis_jobs(X, splits, parts, work), last), len(splits) + 1)
     return each, whole
 
 
-def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
-    """Return out-of-fold predictions (n, t) of targets Y (n, t), each at a penalty (t,) that is known already.
+def pooled(splits: Sequence[Split], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return out-of-fold values (n, …) in the order of rows, given those of each held-out part."""
+    out = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for (_, test), part in zip(splits, parts, strict=True):
+        out[test] = part
+    return out
 
-    Products of rows and targets are gathered once per held-out part, and each training part's are sums of these.
+
+def cross_predict_at(X: NDArray[Any], Y: Floats, splits: Sequence[Split], alpha: Floats) -> Floats:
+    """Return out-of-fold predictions (n, t) of targets Y (n, t), each at a known penalty (t,).
+
+    Products of rows and targets are computed once per held-out part; those of a training part are sums of these.
     """
     moments_of = part_moments(X, splits)
-    out = np.full(Y.shape, np.nan)
     level = Y.mean(0)
-    centred = Y - level  # products with centred rows keep their digits
+    centred = Y - level  # for precise products
     parts = [] if moments_of is None else [part_products(X, test, centred) for _, test in splits]
 
-    def one(split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
+    def one(split: Split, moments: Moments | None) -> Floats:
         train, test = split
         if moments is None:
-            return test, factorise(X, train).fit(Y[train], alpha).predict(test)
+            return factorise(X, train).fit(Y[train], alpha).predict(test)
         others = [part for (_, held), part in zip(splits, parts, strict=True) if held is not test]
         products = np.stack([part.total for part in others]).T @ np.stack([p.mean - moments.mean for p in others])
         for part in others:
             products += part.products
-        return test, predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level
+        return np.asarray(predict_at(X, test, products, centred[train].mean(0), alpha, moments) + level)
 
-    for test, predicted in _in_threads(_fold_jobs(splits, moments_of, one), len(splits)):
-        out[test] = predicted
-    return out
+    return pooled(splits, _in_threads(_fold_jobs(splits, moments_of, one), len(splits)))
 
 
 @dataclass(frozen=True)
 class FoldReading:
-    """What one fold's vectors say of its held-out rows."""
+    """Predictions of one fold's vectors for its held-out rows."""
 
-    test: NDArray[np.intp]
-    predicted: Floats
-    """(len(test), t)"""
-    alpha: Floats
-    """(t,) penalties chosen inside the training part"""
+    predicted: Floats  # (len(test), t)
+    alpha: Floats  # (t,) penalties chosen within the training part
     response: Response
 
     def first(self, t: int) -> FoldReading:
-        """Return the reading of the first ``t`` targets."""
-        return FoldReading(self.test, self.predicted[:, :t], self.alpha[:t], self.response.only(slice(t)))
+        """Return the predictions of the first ``t`` targets."""
+        return FoldReading(self.predicted[:, :t], self.alpha[:t], self.response.only(slice(t)))
 
 
 def read_fold(
@@ -154,15 +151,15 @@ def read_fold(
     alphas: Floats,
     mix: Floats | None = None,
 ) -> FoldReading:
-    """Fit targets Y (rows, t) on a training part, each penalty chosen inside it, and predict the held-out part.
+    """Fit targets Y (rows, t) on a training part, choosing penalties within it, and predict the held-out part.
 
-    With ``mix`` (t, t') the combinations Y @ mix are what is read: many of few columns cost little more than the few.
+    With ``mix`` (t, t') the targets are the combinations Y @ mix, which cost little more than Y itself.
     """
     train, test = split
     response = basis.response(Y[train])
     alpha, _ = choose_alpha(response, None if groups is None else groups[train], alphas, mix)
     response = response if mix is None else response.mixed(mix)
-    return FoldReading(test, response.fit(alpha).predict(test), alpha, response)
+    return FoldReading(response.fit(alpha).predict(test), alpha, response)
 
 
 def cross_predict(
@@ -173,57 +170,38 @@ def cross_predict(
     splits: Sequence[Split],
     alphas: Floats,
 ) -> list[Floats]:
-    """Return out-of-fold predictions (n, t) of targets Y (n, t) from each of ``count`` matrices (n, d).
+    """Return out-of-fold predictions (n, t) of targets Y (n, t) from each of ``count`` matrices (n, d), in parallel."""
 
-    Their folds share the threads: five folds of one matrix leave one of two cores idle for the time of a fold.
-    """
+    def one(basis: Eigenbasis, split: Split) -> Floats:
+        return read_fold(basis, split, Y, groups, alphas).predicted
 
-    def one(X: NDArray[Any], split: Split, moments: Moments | None) -> tuple[NDArray[np.intp], Floats]:
-        reading = read_fold(factorise(X, split[0], moments), split, Y, groups, alphas)
-        return reading.test, reading.predicted
-
-    def jobs() -> Iterator[Callable[[], tuple[NDArray[np.intp], Floats]]]:
-        for X in matrices:
-            yield from _fold_jobs(splits, part_moments(X, splits), functools.partial(one, X))
-
-    read = iter(_in_threads(jobs(), count * len(splits)))
-    out = []
-    for _ in range(count):
-        predicted = np.full(Y.shape, np.nan)
-        for test, values in itertools.islice(read, len(splits)):
-            predicted[test] = values
-        out.append(predicted)
-    return out
+    jobs = (job for X in matrices for job in _basis_jobs(X, splits, part_moments(X, splits), one))
+    predicted = _in_threads(jobs, count * len(splits))
+    return [pooled(splits, predicted[i * len(splits) :][: len(splits)]) for i in range(count)]
 
 
 def mean_cosine(vectors: Sequence[Floats]) -> Floats:
-    """Return, for each target, the mean cosine (t,) between the directions (d, t) that the folds found."""
+    """Return the mean cosine (t,) between the directions (d, t) of the folds, for each target."""
     stacked = np.stack(list(vectors))  # (k, d, t)
     length = np.linalg.norm(stacked, axis=1, keepdims=True)
     unit = np.divide(stacked, length, out=np.zeros_like(stacked), where=length > 0)
     total = np.einsum("dt,dt->t", unit.sum(0), unit.sum(0))
     own = np.einsum("kdt,kdt->t", unit, unit)
     k = len(stacked)
-    out: Floats = (total - own) / (k * (k - 1))
-    return out
+    return np.asarray((total - own) / (k * (k - 1)))
 
 
 def jackknife_units(clusters: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the units (n,) that the jackknife deletes: the groups, or unions of them when they are many."""
+    """Return the units (n,) that the jackknife deletes: groups, or unions of them if there are many."""
     n_groups = int(clusters.max()) + 1
     return clusters if n_groups <= MOST_UNITS else clusters % MOST_UNITS
 
 
 def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray[np.intp]) -> Floats:
-    """Return the held-out squared error (u, t) of a fold, had each unit been deleted from both of its parts.
+    """Return the held-out squared error (u, t) of a fold with each unit deleted from both of its parts.
 
-    The vectors are fitted again without the unit, in closed form: without rows g the prediction of a held-out row x
-    changes by −H_xg (I − H_gg)⁻¹ e_g. The penalty stays as it is.
-
-    Parameters
-    ----------
-    Y : (rows, t) targets
-    units : (rows,) numbers 0 … u − 1
+    The vectors are refitted without the unit in closed form, at the same penalty: without rows g the prediction of a
+    held-out row x changes by −H_xg (I − H_gg)⁻¹ e_g. ``units`` (rows,) are numbers 0 … u − 1.
     """
     train, test = split
     basis, alpha = reading.response.basis, reading.alpha
@@ -241,7 +219,7 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     level = np.stack([np.bincount(of_train, one, n_units) for one in left.T]) / len(train)  # (t, u)
     out = np.zeros((n_units, Y.shape[1]))
     for at, A in basis.blocks(test):
-        other = of_test[at][:, None] != np.arange(n_units)  # rows of the unit itself are deleted too
+        other = of_test[at][:, None] != np.arange(n_units)  # the unit's own rows are deleted
         for t in range(len(alpha)):
             shift = A @ pulled[t].T + level[t]
             out[:, t] += (((error[at][:, t, None] + shift) ** 2) * other).sum(0)

@@ -1,4 +1,4 @@
-"""Erasure: the smallest affine change of activations after which no linear probe reads a concept (LEACE)."""
+"""The smallest affine change of activations after which no linear probe decodes a concept (LEACE)."""
 
 from __future__ import annotations
 
@@ -21,29 +21,27 @@ class Eraser:
     """μ (d,)"""
 
     def __call__(self, X: Floats) -> Floats:
-        """Return the activations (n, d) without what is linear of the concept."""
-        out: Floats = self.mean + (X - self.mean) @ self.matrix.T
-        return out
+        """Return the activations (n, d) without linear information on the concept."""
+        return self.mean + (X - self.mean) @ self.matrix.T
 
 
 def indicators(codes: NDArray[np.intp], n_classes: int) -> Floats:
-    """Return one column per class (n, n_classes), which is what a categorical concept is erased as."""
-    out: Floats = np.eye(n_classes)[codes]
-    return out
+    """Return one indicator column per class (n, n_classes)."""
+    return np.eye(n_classes)[codes]
 
 
 def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
-    """Fit the map after which every unit of X is uncorrelated with every column of Z, and X is least changed.
+    """Fit the map with the smallest change of X after which X is uncorrelated with every column of Z.
 
     With W = Σ_xx^(−1/2) and P the orthogonal projection onto the columns of W Σ_xz, A = I − W⁺ P W. Uncorrelated
-    means that no linear predictor of Z beats a constant one on these rows, for any convex loss. Directions in which X
-    does not vary are left alone.
+    means that no linear predictor of Z is better than a constant on these rows, for any convex loss. Directions in
+    which X does not vary are unchanged.
 
     Parameters
     ----------
     X : (n, d) activations
     Z : (n, k) values of concepts, or :func:`indicators` of classes
-    weights : (n,) of rows; the covariances are those of the weighted rows
+    weights : (n,) row weights of the covariances
 
     Raises
     ------
@@ -67,15 +65,15 @@ def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
     varies = values > values[-1] * len(values) * np.finfo(np.float64).eps
     root = np.sqrt(values[varies])
     basis = vectors[:, varies]
-    # What correlates with the concept, in units of one standard deviation in every direction.
+    # Covariance with the concept, in units of one standard deviation in every direction.
     whitened = (basis / root).T @ cross
     left, strength, _ = np.linalg.svd(whitened, full_matrices=False)
-    # A direction whose correlation is rounding error is no direction: projecting it out would change X for nothing.
+    # Directions with a correlation of rounding error are kept: projecting them out would change X without effect.
     spread = np.sqrt(share @ (Z - share @ Z) ** 2)
     left = left[:, strength > 1e-8 * max(float(spread.max(initial=0.0)), np.finfo(np.float64).tiny)]
     matrix = np.eye(X.shape[1]) - (basis * root) @ left @ left.T @ (basis / root).T
-    # A unit that is always the same stays so: products would give it rounding errors that follow the concept, and a
-    # probe that standardises its columns would read them.
+    # A constant unit stays constant: products would give it rounding errors correlated with the concept, which a probe
+    # on standardised columns would decode.
     same = (X[:1] == X).all(0)
     matrix[same], matrix[:, same] = 0.0, 0.0
     matrix[same, same] = 1.0

@@ -1,12 +1,14 @@
-"""Folds of rows in which no group lies on both sides."""
+"""Cross-validation folds that never split a group."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import KFold
 
 from conceptkit.errors import InputError, check_at_least
 from conceptkit.probe.ridge import Split
@@ -21,39 +23,31 @@ def make_folds(
     strata: Sequence[NDArray[Any]] = (),
     what: str = "the rows",
 ) -> list[Split]:
-    """Assign rows to ``folds`` held-out parts by seed, no group on both sides.
+    """Assign rows to ``folds`` held-out parts at random, without splitting a group.
 
-    Groups are shuffled and dealt out from the largest to the smallest, each to the fold that holds the fewest rows: of
-    its own combination of strata, then of its first stratum, then of all. Names therefore decide nothing, and folds
-    coincide with no order in which patients were numbered.
+    Shuffled groups are assigned from the largest to the smallest, each to the fold with the fewest rows: of its
+    combination of strata, then of its first stratum, then of all. The order of patient ids therefore has no influence.
 
     Parameters
     ----------
     n : number of rows
-    groups : (n,) numbers 0 … g − 1; ``None``: each row by itself
+    groups : (n,) numbers 0 … g − 1; ``None``: independent rows
     folds : number of held-out parts, at least 2
-    seed : of the assignment
-    strata : (n,) values of each column to spread over the folds, the most important first
-    what : names the rows in an error
+    strata : (n,) values of each stratification column, the most important first
+    what : name of the rows in an error
 
     Raises
     ------
     InputError
         when there are fewer groups (or rows) than folds
     """
-    from sklearn.model_selection import KFold
-
     check_at_least("folds", folds, 2)
     available = n if groups is None else len(np.unique(groups))
     if available < folds:
-        unit = "rows" if groups is None else "groups"
-        said = f"folds: {folds} folds need at least {folds} {unit}, {what} have {available}"
-        if groups is None:
-            raise InputError(f"{said}.")
-        raise InputError(
-            f"{said}; take fewer folds or groups that are smaller, such as slides. With patch_id as the group every "
-            "patch stands for itself, and the score says nothing of other patients."
-        )
+        unit, advice = "rows", ""
+        if groups is not None:
+            unit, advice = "groups", "; use fewer folds, or smaller groups such as slides (patients are then mixed)"
+        raise InputError(f"folds: {folds} folds need at least {folds} {unit}, {what} have {available}{advice}.")
     if groups is None and not strata:
         return list(KFold(folds, shuffle=True, random_state=seed).split(np.zeros(n)))
     rng = np.random.default_rng(seed)
@@ -73,11 +67,11 @@ def _codes(values: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def level_of_groups(values: NDArray[Any], groups: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the level (g,) of each group, numbered; groups with rows of several levels share one for each mixture."""
+    """Return the level (g,) of each group, numbered; each mixture of levels within a group is a level of its own."""
     codes = _codes(values)
     pairs = np.unique(np.stack([groups, codes]), axis=1)
     ends = np.cumsum(np.bincount(pairs[0]))[:-1]
-    return _codes(np.array(["+".join(map(str, own)) for own in np.split(pairs[1], ends)]))
+    return _codes(np.array(["+".join(map(str, levels)) for levels in np.split(pairs[1], ends)]))
 
 
 def _dealt(
@@ -92,53 +86,29 @@ def _dealt(
     fold_of = np.empty(len(sizes), dtype=np.intp)
     order = rng.permutation(len(sizes))
     for g in order[np.argsort(-sizes[order], kind="stable")]:
-        own = [rows[level[g]] for rows, level in zip(held, levels, strict=True)]
-        fold_of[g] = np.lexsort(own)[0]
-        for rows in own:
-            rows[fold_of[g]] += sizes[g]
+        counts = [rows[level[g]] for rows, level in zip(held, levels, strict=True)]  # of each fold, by stratum
+        fold_of[g] = np.lexsort(counts)[0]
+        for count in counts:
+            count[fold_of[g]] += sizes[g]
     return fold_of
 
 
 def unseen_levels(values: NDArray[Any], splits: Sequence[Split]) -> dict[str, int]:
-    """Return level → number of folds whose held-out part has rows of it and whose training part has none.
-
-    Parameters
-    ----------
-    values : (n,) names, empty where unknown
-    """
-    found: dict[str, int] = {}
-    for train, test in splits:
-        for level in np.setdiff1d(values[test], np.append(values[train], "")):
-            found[str(level)] = found.get(str(level), 0) + 1
-    return found
+    """Return level → number of folds with the level in the held-out part only, for names (n,), empty if unknown."""
+    unseen = (np.setdiff1d(values[test], np.append(values[train], "")) for train, test in splits)
+    return Counter(str(level) for levels in unseen for level in levels)
 
 
 def inner_folds(groups: NDArray[np.intp] | None, n: int, folds: int) -> list[Split]:
-    """Split the rows of one training part again, to choose a penalty: as many folds, or as many as there are groups.
-
-    Raises
-    ------
-    InputError
-        when all rows are of one group, so that none can be left out
-    """
-    if groups is None:
-        return make_folds(n, None, min(folds, n), what="a training part")
-    distinct = len(np.unique(groups))
-    return make_folds(n, groups, max(2, min(folds, distinct)), what="a training part")
+    """Split the rows of one training part to choose a penalty, in at most as many folds as there are groups."""
+    count = min(folds, n) if groups is None else max(2, min(folds, len(np.unique(groups))))
+    return make_folds(n, groups, count, what="a training part")
 
 
 def leave_out_folds(levels: NDArray[Any], argument: str, most: int | None = None) -> list[Split]:
-    """Hold out each level of a column in turn, a center for instance.
+    """Hold out each level of a column (n,) in turn, such as a center; several together above ``most`` levels.
 
-    Parameters
-    ----------
-    levels : (n,) text
-    most : parts at most, beyond which several levels are held out together
-
-    Raises
-    ------
-    InputError
-        when there is one level only
+    Raises :class:`InputError` when there is only one level.
     """
     names, codes = np.unique(levels, return_inverse=True)
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""Logistic regression with a ridge penalty in an eigenbasis, where a diagonal scaling makes it well-conditioned."""
+"""Logistic regression with a ridge penalty, well-conditioned by a diagonal scaling in an eigenbasis."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.folds import inner_folds
 
 PENALTIES: Floats = np.logspace(0, 4, 5)
-"""The penalties tried by default for logistic vectors, on standardised columns."""
+"""Default penalties of logistic vectors, for standardised columns."""
 
 Solution = tuple[Floats, Floats]
 """Weights (r, m) in the eigenbasis and intercepts (m,); m = 1 for two classes, k for more."""
@@ -26,27 +27,24 @@ def fit_logistic(
     *,
     tolerance: float = 1e-12,
 ) -> Solution:
-    """Minimise Σ wᵢ·CE + (α/2)‖W‖², wᵢ weighting classes alike, intercepts free.
+    """Minimise Σ wᵢ·CE + (α/2)‖W‖² with balanced class weights wᵢ and unpenalised intercepts.
 
-    Weights are sought as s·U with s = 1/√(hλ + α) and h the curvature p(1 − p) of balanced classes: the Hessian is
-    then near the identity, and L-BFGS (Liu and Nocedal, 1989) needs tens of steps where plain columns need hundreds.
-    Several concepts are fitted in one go, as one pass over the rows then serves them all.
+    The weights are s·U with s = 1/√(hλ + α) and h the curvature p(1 − p) of balanced classes. The Hessian of U is near
+    the identity, so that L-BFGS (Liu and Nocedal, 1989) needs tens of steps instead of hundreds. Several concepts are
+    fitted together, with a single pass over the rows per step.
 
     Parameters
     ----------
-    A : (n, r) rows in the eigenbasis of their Gram matrix; rotation leaves the penalty as it is
+    A : (n, r) rows in the eigenbasis of their Gram matrix; the rotation does not change the penalty
     spectrum : (r,) its eigenvalues
-    codes : (n,) class numbers 0 … k − 1, each of which occurs, or (n, c) of c concepts
-    alpha : penalty
-    start : a solution at a neighbouring penalty
+    codes : (n,) class numbers 0 … k − 1, all present, or (n, c) of c concepts
+    start : solution at a neighbouring penalty
     tolerance : relative decrease of the objective at which to stop
 
     Returns
     -------
-    weights (r, m) and intercepts (1, m), m = 1 for two classes and k for more; c times as many columns for c concepts
+    weights (r, m) and intercepts (1, m), m = 1 for two classes and k for more; c·m columns for c concepts
     """
-    from scipy.optimize import minimize
-
     n, r = A.shape
     codes = codes.reshape(n, -1)
     c, k = codes.shape[1], int(codes.max()) + 1
@@ -56,7 +54,7 @@ def fit_logistic(
     curvature = (1 / k) * (1 - 1 / k)
     scale = np.append(1.0 / np.sqrt(curvature * spectrum + alpha), 1.0 / np.sqrt(curvature * n))[:, None]
     scaled = np.column_stack([A, np.ones(n)]) * scale.T
-    turned = np.ascontiguousarray(scaled.T)  # BLAS is three times as fast on it as on the view
+    turned = np.ascontiguousarray(scaled.T)  # three times as fast in BLAS as the view
     shrink = alpha * scale**2
     shrink[-1] = 0.0
 
@@ -75,8 +73,8 @@ def fit_logistic(
 
     first = np.zeros((r + 1, c * m)) if start is None else np.vstack(start) / scale
     options = {"maxiter": 500, "maxcor": 10, "ftol": tolerance, "gtol": 1e-5 * np.sqrt(n)}
-    found = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
-    solution = found.reshape(r + 1, c * m) * scale
+    best = minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options).x
+    solution = best.reshape(r + 1, c * m) * scale
     return solution[:-1], solution[-1:]
 
 
@@ -88,9 +86,9 @@ def choose_penalty(
     alphas: Iterable[float],
     folds: int,
 ) -> float:
-    """Return the penalty of least class-balanced log-loss on left-out groups; the larger one on a tie.
+    """Return the penalty with the smallest class-balanced log-loss on left-out groups, the larger one on a tie.
 
-    Columns stay standardised as in the whole training part.
+    Columns stay standardised by the whole training part.
     """
     descending = np.sort(np.fromiter(alphas, dtype=np.float64))[::-1]
     if len(descending) == 1:
@@ -100,7 +98,7 @@ def choose_penalty(
     loss = np.zeros(len(descending))
     for train, test in inner_folds(groups, len(codes), folds):
         present = np.unique(codes[train])
-        known = test[np.isin(codes[test], present)]  # a class absent from the training part tells nothing of it
+        known = test[np.isin(codes[test], present)]  # rows of classes in the training part
         if len(present) < 2 or not len(known):
             continue
         share = spectrum * (len(train) / len(codes))
@@ -108,7 +106,7 @@ def choose_penalty(
         solution = None
         for i, alpha in enumerate(descending):
             inner = np.searchsorted(present, codes[train])
-            # A loss to seven digits tells penalties a factor of ten apart.
+            # Seven digits of the loss suffice to distinguish penalties a factor of ten apart.
             solution = fit_logistic(A[train], share, inner, float(alpha), solution, tolerance=1e-7)
             scores = A[known] @ solution[0] + solution[1]
             if len(present) == 2:

@@ -1,4 +1,4 @@
-"""A small multi-layer perceptron: what can be read of a concept beyond the linear."""
+"""A small multi-layer perceptron for concepts that are not encoded linearly."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.targets import Target
 
 
 class Perceptron:
-    """One hidden layer of 64 units on standardised columns; a tenth of the training part decides when to stop."""
+    """One hidden layer of 64 units on standardised columns, stopped early by a tenth of the training part."""
 
     def __init__(self, *, classes: bool, seed: int = 0) -> None:
         self.classes, self.seed = classes, seed
+        self.center, self.spread = 0.0, 1.0
 
     def fit(self, X: Floats, y: NDArray[Any]) -> Self:
         """Fit activations (n, d) to values, or class numbers (n,)."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.neural_network import MLPClassifier, MLPRegressor
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        spread = 1.0 if self.classes else float(y.std())
-        self.center, self.spread = (0.0, 1.0) if self.classes else (float(y.mean()), spread if spread > 0 else 1.0)
+        if not self.classes:
+            self.center, self.spread = float(y.mean()), float(y.std()) or 1.0
+            y = (y - self.center) / self.spread
         network = (MLPClassifier if self.classes else MLPRegressor)(
             hidden_layer_sizes=(64,),
             alpha=1e-2,
@@ -36,10 +37,8 @@ class Perceptron:
             random_state=self.seed,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the early stop is the rule, the limit its bound
-            self.model = make_pipeline(StandardScaler(), network).fit(
-                X, y if self.classes else (y - self.center) / self.spread
-            )
+            warnings.simplefilter("ignore", ConvergenceWarning)  # early stopping is the rule, ``max_iter`` its limit
+            self.model = make_pipeline(StandardScaler(), network).fit(X, y)
         return self
 
     def predict(self, X: Floats) -> NDArray[Any]:

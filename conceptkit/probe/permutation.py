@@ -1,4 +1,4 @@
-"""Permutation tests at the level at which a concept varies, permuted targets being so many more columns."""
+"""Permutation tests at the level at which a concept varies, with permuted targets as additional columns."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.alpha import left_out_error
+from conceptkit.probe.alpha import best_alpha, left_out_error
 from conceptkit.probe.ridge import Eigenbasis, Split, factorise
 from conceptkit.probe.targets import Target
 
 BOTH_LEVELS = 0.1
-"""Above this intra-class correlation a concept is a matter of the group too, and is tested on group means."""
+"""Intra-class correlation above which a concept is also tested on group means."""
 
 _ROWS_AT_ONCE = 2048
 _COLUMNS_AT_ONCE = 1024
@@ -25,54 +25,53 @@ _COLUMNS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Orders:
-    """Orders of n rows, the first of which leaves all in place; kept as places within groups, in as few bytes as do."""
+    """Orders of n rows, the first of which is the original one; stored compactly as places within groups."""
 
-    places: NDArray[np.unsignedinteger[Any]]
-    """(b, n) which of its group's rows each row takes its value from"""
-    members: NDArray[np.int32]
-    """(n,) row numbers, group after group"""
-    starts: NDArray[np.int32]
-    """(n,) where the members of each row's group begin"""
+    places: NDArray[np.unsignedinteger[Any]]  # (b, n) place in its group of the row that each row takes its value from
+    members: NDArray[np.int32]  # (n,) row numbers, group after group
+    starts: NDArray[np.int32]  # (n,) first member of each row's group
 
     def __len__(self) -> int:
         return len(self.places)
 
     def of(self, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.int32]:
-        """Return the row numbers (b, len(rows)) that ``rows`` take their values from."""
-        found: NDArray[np.int32] = self.members[self.starts[rows] + self.places[:, rows]]
-        return found
+        """Return the row numbers (b, len(rows)) from which ``rows`` take their values."""
+        return self.members[self.starts[rows] + self.places[:, rows]]
 
 
 @dataclass(frozen=True)
 class Level:
-    """At which level a concept is permuted."""
+    """Level at which a concept is permuted."""
 
     name: str
-    """``rows`` without groups; ``within`` groups; ``groups``: whole ones"""
+    """``rows`` without groups; ``within`` groups; ``groups``: whole groups"""
     both: bool
-    """True when what varies within groups is tested as well"""
+    """Whether the variation within groups is tested as well"""
     icc: float
 
     @property
     def permuted(self) -> str:
-        """Return what is permuted: ``rows``, ``within``, ``groups``, or ``groups and within`` for both tests."""
+        """What is permuted: ``rows``, ``within``, ``groups``, or ``groups and within`` for both tests."""
         return f"{self.name} and within" if self.both else self.name
+
+
+def is_constant(columns: Floats, units: NDArray[np.intp]) -> bool:
+    """Return whether values (n, c) are constant within each unit, so that permutations within them change nothing."""
+    return bool(np.allclose(columns, group_means(columns, units)[units], rtol=1e-12, atol=0.0))
 
 
 def level_of(target: Target) -> Level:
     """Return the level at which a concept varies."""
-    if target.groups is None:
-        return Level("rows", False, float("nan"))
     icc = target.icc
-    columns, groups = target.columns, target.groups
-    constant = np.allclose(columns, group_means(columns, groups)[groups], rtol=1e-12, atol=0.0)
-    if constant or target.n_groups == len(target.y):
+    if target.groups is None:
+        return Level("rows", False, icc)
+    if is_constant(target.columns, target.groups) or target.n_groups == len(target.y):
         return Level("groups", False, icc)
     return Level("groups", True, icc) if icc > BOTH_LEVELS else Level("within", False, icc)
 
 
 def draw_orders(n: int, permutations: int, seed: int, groups: NDArray[np.intp] | None = None) -> Orders:
-    """Draw permutations of rows; within groups when these are given (n,)."""
+    """Draw permutations of rows, within groups (n,) if given."""
     rng = np.random.default_rng(seed)
     numbers = np.zeros(n, dtype=np.intp) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(numbers)
@@ -87,7 +86,7 @@ def draw_orders(n: int, permutations: int, seed: int, groups: NDArray[np.intp] |
 
 
 def smallest_p(columns: Floats, permutations: int, groups: NDArray[np.intp] | None = None) -> float:
-    """Return the smallest p that can be attained, however strong the relation: few groups allow few permutations."""
+    """Return the smallest possible p, which is limited by the number of distinct permutations."""
     parts = [columns] if groups is None else [columns[groups == g] for g in np.unique(groups)]
     logarithm = 0.0
     for part in parts:
@@ -98,10 +97,9 @@ def smallest_p(columns: Floats, permutations: int, groups: NDArray[np.intp] | No
 
 
 def p_value(losses: Floats) -> Floats:
-    """Return p (t,) of held-out losses (permutations + 1, t): the share that are at most the first, itself included."""
-    slack = 1e-5 * np.abs(losses[0])  # permutations that change nothing must count, whatever their rounding
-    out: Floats = (losses <= losses[0] + slack).sum(0) / len(losses)
-    return out
+    """Return p (t,) of held-out losses (permutations + 1, t): the share that is at most the first, including it."""
+    slack = 1e-5 * np.abs(losses[0])  # permutations that change nothing count, despite rounding
+    return np.asarray((losses <= losses[0] + slack).sum(0) / len(losses))
 
 
 def row_losses(
@@ -113,19 +111,19 @@ def row_losses(
     alphas: Floats,
     groups: NDArray[np.intp] | None,
 ) -> Floats:
-    """Return the held-out loss (permutations + 1, t) of one fold, the same statistic for every order.
+    """Return the held-out loss (permutations + 1, t) of one fold, for every order.
 
-    The loss is Σ(y − ȳ − f)² − Σ(y − ȳ)², ȳ being the training mean and f what is read beyond it: negative when the
-    reading helps. It is summed as Σ(f² − 2(y − ȳ)f), which keeps its digits where a heavy penalty leaves little of f.
+    The loss is Σ(y − ȳ − f)² − Σ(y − ȳ)² with the training mean ȳ and predictions ȳ + f: negative when f is useful. It
+    is summed as Σ(f² − 2(y − ȳ)f), which is precise when a large penalty makes f small.
 
-    The penalty of each target and order is that of least generalised cross-validation in the training part
-    (Golub et al., 1979), which is closed in the eigenbasis. Within groups, values come centred by group, and so are
-    predictions: what a group has in common is then no part of the statistic. Single precision suffices.
+    The penalty of each target and order is chosen by generalised cross-validation in the training part (Golub et al.,
+    1979), in closed form in the eigenbasis. For a test within groups, values and predictions are centred by group, so
+    that differences between groups do not enter. Single precision suffices.
 
     Parameters
     ----------
     columns : (n, c) values, centred over all rows or by group
-    owner : (c,) number of the target that each column belongs to
+    owner : (c,) number of the target of each column
     groups : (n,) for the test within groups; ``None``: rows are permuted freely
     """
     train, test = split
@@ -165,7 +163,7 @@ def row_losses(
 
 
 def _in_whole_groups(rows: NDArray[np.intp], groups: NDArray[np.intp] | None) -> Iterator[NDArray[np.intp]]:
-    """Yield rows some thousand at a time, those of a group together."""
+    """Yield rows in blocks that never split a group."""
     if groups is None:
         yield from (rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE))
         return
@@ -181,20 +179,18 @@ def _in_whole_groups(rows: NDArray[np.intp], groups: NDArray[np.intp] | None) ->
 def _by_gcv(
     M: NDArray[np.float32], total: Floats, spectrum: Floats, owner: NDArray[np.intp], alphas: Floats, n: int
 ) -> Floats:
-    """Return penalties (c, b) of least RSS / (n − 1 − tr H)², the columns of a target sharing theirs."""
+    """Return penalties (c, b) with the smallest RSS / (n − 1 − tr H)², one for all columns of a target."""
     s = 1.0 / (spectrum + alphas[:, None])  # (a, r)
     explains = (2 * s - spectrum * s**2).T.astype(np.float32)
     explained = np.stack([(m * m) @ explains for m in M.reshape(*total.shape, -1)])
     residual = total[:, :, None] - explained
     freedom = np.maximum(n - 1 - (spectrum * s).sum(1), 1e-9 * n)
     score = _by_owner(np.maximum(residual, 0.0), owner) / freedom**2  # (t, b, a)
-    order = np.argsort(-alphas, kind="stable")
-    chosen: Floats = alphas[order][score[..., order].argmin(-1)]
-    return chosen[owner]
+    return best_alpha(alphas, np.moveaxis(score, -1, 0))[owner]
 
 
 def _by_owner(values: Floats, owner: NDArray[np.intp]) -> Floats:
-    """Return sums over the columns of each target: (c, …) to (t, …)."""
+    """Return sums over the columns of each target, (c, …) to (t, …)."""
     out = np.zeros((int(owner.max()) + 1, *values.shape[1:]))
     np.add.at(out, owner, values)
     return out
@@ -210,19 +206,18 @@ def group_losses(
     alphas: Floats,
     strata: NDArray[np.intp] | None = None,
 ) -> Floats:
-    """Return the held-out loss (permutations + 1, t) of group means read from mean activations; see `row_losses`.
+    """Return the held-out loss (permutations + 1, t) of group means on mean activations; see `row_losses`.
 
-    Groups stay in their folds. The penalty is the one of least leave-one-group-out error, chosen for every order.
+    Groups stay in their folds. The penalty is chosen by leave-one-group-out error for every order.
 
     Parameters
     ----------
     X : (n, d) activations
     groups : (n,) numbers 0 … g − 1
     columns : (n, c) values
-    owner : (c,) number of the target that each column belongs to
-    orders : (permutations + 1, g) which group each takes its mean from
-    strata : (g,) numbers of the strata within which ``orders`` permute; values and activations are then taken about
-        their stratum's means, since what the strata have in common is not tested
+    owner : (c,) number of the target of each column
+    orders : (permutations + 1, g) group from which each group takes its mean
+    strata : (g,) within which ``orders`` permute; values and activations are centred by stratum
     """
     means = group_means(columns, groups)  # (g, c)
     centers = np.stack([X[groups == g].mean(0, dtype=np.float64) for g in range(len(means))])
@@ -245,8 +240,7 @@ def group_losses(
             response = basis.response(Y[train])
             error = left_out_error(response, None, alphas).reshape(len(alphas), k, -1)
             pooled = _by_owner(error.transpose(2, 0, 1), owner)  # (t, a, k)
-            order = np.argsort(-alphas, kind="stable")
-            alpha = alphas[order][pooled[:, order].argmin(1)]  # (t, k)
+            alpha = best_alpha(alphas, np.moveaxis(pooled, 1, 0))  # (t, k)
             fit = response.fit(alpha[owner].T.ravel())
             read = fit.predict(test) - fit.target_mean
             loss = (read * (read - 2 * (Y[test] - fit.target_mean))).sum(0).reshape(k, -1)

@@ -1,8 +1,8 @@
-"""Concept regions: kernel ridge regression for concepts that do not grow along a line."""
+"""Concept regions: kernel ridge regression for concepts that do not increase along a direction."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,18 +15,18 @@ from conceptkit.probe.regression import group_numbers
 from conceptkit.probe.ridge import column_scale
 
 ALPHAS: Floats = np.logspace(-4, 3, 15)
-"""The penalties tried by default, for a kernel whose diagonal is 1."""
+"""Default penalties, for a kernel whose diagonal is 1."""
 
 WIDTHS: Floats = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
-"""The widths tried by default, in units of the median squared distance between rows."""
+"""Default widths, in units of the median squared distance between rows."""
 
 
 class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Kernel ridge regression of a continuous concept on activations: where the concept is high, not along what.
+    """Kernel ridge regression of a continuous concept on activations.
 
     f(x) = b + Σᵢ aᵢ k(xᵢ, x) with k(x, x′) = exp(−‖z − z′‖² / (w·m)), z standardised activations and m the median
-    squared distance between training rows. Width w and penalty are those of least squared error on groups left out one
-    by one, in closed form; the intercept is not penalised.
+    squared distance between training rows. Width w and penalty are chosen by leave-one-group-out error in closed form;
+    the intercept is not penalised.
 
     Parameters
     ----------
@@ -51,13 +51,8 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Parameters
         ----------
         X : (n, d) activations
-        y : (n,) concept values, in the concept's unit
-        groups : (n,) patients or slides, left out whole when width and penalty are chosen; rows one by one without
-
-        Raises
-        ------
-        InputError
-            when all rows are of one group
+        y : (n,) concept values
+        groups : (n,) patients or slides, at least 2, left out one by one to choose width and penalty; ``None``: rows
         """
         checked = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]
@@ -72,30 +67,28 @@ class ConceptRegion(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         distances = _squared_distances(self.X_fit_, self.X_fit_)
         median = float(np.median(distances[np.triu_indices(len(A), 1)]))
         self.unit_ = median if median > 0 else 1.0
-        found = [_best(np.exp(-distances / (w * self.unit_)), values, numbers, alphas) for w in widths]
-        best = int(np.argmin([error for error, *_ in found]))
-        _, self.alpha_, self.dual_coef_, self.intercept_ = found[best]
+        fits = [_best(np.exp(-distances / (w * self.unit_)), values, numbers, alphas) for w in widths]
+        best = int(np.argmin([error for error, *_ in fits]))
+        _, self.alpha_, self.dual_coef_, self.intercept_ = fits[best]
         self.width_ = float(widths[best])
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
-        """Return the concept's value (n,) for rows X (n, d), in the concept's unit."""
+        """Return concept values (n,) for rows X (n, d)."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         distances = _squared_distances((A - self.mean_) / self.scale_, self.X_fit_)
-        out: Floats = np.exp(-distances / (self.width_ * self.unit_)) @ self.dual_coef_ + self.intercept_
-        return out
+        return np.exp(-distances / (self.width_ * self.unit_)) @ self.dual_coef_ + self.intercept_
 
 
 def _squared_distances(A: Floats, B: Floats) -> Floats:
     """Return squared distances (n, m) between rows."""
     out = (A * A).sum(1)[:, None] + (B * B).sum(1) - 2.0 * (A @ B.T)
-    distances: Floats = np.maximum(out, 0.0)
-    return distances
+    return np.asarray(np.maximum(out, 0.0))
 
 
 def _best(K: Floats, y: Floats, groups: NDArray[np.intp] | None, alphas: Floats) -> tuple[float, float, Floats, float]:
-    """Return the least left-out error, its penalty, and the dual coefficients and intercept at that penalty.
+    """Return the smallest left-out error, its penalty, and the dual coefficients and intercept at that penalty.
 
     In feature space with an unpenalised intercept the fit is ŷ = Hy with H = 11ᵀ/n + CK(CKC + αI)⁻¹C, C = I − 11ᵀ/n,
     and the errors of left-out rows are (I − H_gg)⁻¹ e_g.
@@ -106,9 +99,7 @@ def _best(K: Floats, y: Floats, groups: NDArray[np.intp] | None, alphas: Floats)
     spectrum = np.maximum(spectrum, 0.0)
     mean = float(y.mean())
     moments = U.T @ (y - mean)
-    members: list[Any] = (
-        [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)] if groups is not None else []
-    )
+    members = [] if groups is None else [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
     best: tuple[float, float] = (np.inf, float(alphas[-1]))
     for alpha in np.sort(alphas)[::-1]:  # the larger penalty on a tie
         share = spectrum / (spectrum + alpha)

@@ -1,4 +1,4 @@
-"""Regression concept vectors: the direction along which a continuous concept grows."""
+"""Regression concept vectors: the direction in which a continuous concept increases."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
 class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Ridge regression of a continuous concept on activations (Graziani et al., 2018).
 
-    Columns are standardised, and the penalty is the one of least squared error on groups left out one by one (rows,
-    when no groups are given), in closed form; ``coef_`` is given back in the units of the activations.
+    Columns are standardised, and the penalty is chosen by leave-one-group-out error (leave-one-out without groups), in
+    closed form; ``coef_`` is in the units of the activations.
 
     Parameters
     ----------
     alphas : penalties to choose from; ``None`` for 20 values from 0.1 to 10⁶
-    folds : parts into which the groups (or rows) are split to see how far the direction depends on them
+    folds : number of parts of the groups (or rows) for ``cosine_``
 
     Attributes
     ----------
     coef_ : (d,) change of the concept per unit of each activation, or (t, d) for t concepts
-    intercept_ : the concept where all activations are zero, scalar or (t,)
+    intercept_ : the concept at zero activations, scalar or (t,)
     alpha_ : the chosen penalty, scalar or (t,)
-    direction_ : ``coef_`` scaled to length 1: the regression concept vector; zeros if ``coef_`` is zero
-    cosine_ : mean cosine between the directions without each of the folds, scalar or (t,); NaN for fewer than 2 folds
+    direction_ : ``coef_`` scaled to length 1, the regression concept vector; zeros if ``coef_`` is zero
+    cosine_ : mean cosine between the directions without each fold, scalar or (t,); NaN for fewer than 2 folds
     """
 
     def __init__(self, *, alphas: ArrayLike | None = None, folds: int = 5) -> None:
@@ -53,8 +53,8 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         Parameters
         ----------
         X : (n, d) activations
-        y : (n,) or (n, t) concept values, in the concept's unit
-        groups : (n,) patients or slides, left out whole when the penalty is chosen
+        y : (n,) or (n, t) concept values
+        groups : (n,) patients or slides, left out one by one when the penalty is chosen
         """
         checked = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2)
         A: Floats = checked[0]
@@ -75,18 +75,16 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
-        """Return the concept's value (n,) or (n, t) for rows X (n, d), in the concept's unit."""
+        """Return concept values (n,) or (n, t) for rows X (n, d)."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = A @ self.coef_.T + self.intercept_
-        return out
+        return A @ self.coef_.T + self.intercept_
 
     def project(self, X: ArrayLike) -> Floats:
-        """Return the projection (n,) or (n, t) of rows X (n, d) on the unit direction, in units of the activations."""
+        """Return projections (n,) or (n, t) of rows X (n, d) on the unit direction, in units of the activations."""
         check_is_fitted(self)
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
-        out: Floats = A @ self.direction_.T
-        return out
+        return np.asarray(A @ self.direction_.T)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

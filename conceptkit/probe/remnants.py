@@ -1,4 +1,4 @@
-"""What is left of a concept: fresh linear, non-linear and kernel probes, before and after linear erasure."""
+"""Fresh linear, non-linear and kernel probes of a concept, before and after linear erasure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.intervals import Interval, accuracy_interval, r2_interval, refit_inflation
@@ -25,26 +28,24 @@ from conceptkit.probe.region import ConceptRegion
 from conceptkit.probe.regression import RegressionConceptVector
 from conceptkit.probe.ridge import ALPHAS, Split, factorise
 from conceptkit.probe.targets import Target
-from conceptkit.probe.testing import Blocks, Tested, blocks_between, blocks_within, permutation_tests, together
+from conceptkit.probe.testing import Blocks, Tested, choose_tests, combine_tests, permutation_tests
+
+Groups = NDArray[np.intp] | None
 
 
-def fit_linear(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_linear(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
     """Fit a ridge or logistic vector."""
     vector = ConceptActivationVector() if classes else RegressionConceptVector()
     return vector.fit(X, y, groups=groups)
 
 
-def fit_mlp(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_mlp(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
     """Fit a perceptron with one hidden layer of 64 units."""
     return Perceptron(classes=classes).fit(X, y)
 
 
-def fit_kernel(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, classes: bool) -> Any:
+def fit_kernel(X: Floats, y: NDArray[Any], groups: Groups, classes: bool) -> Any:
     """Fit a probe with a radial kernel."""
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
     if not classes:
         return ConceptRegion().fit(X, y, groups=groups)
     return make_pipeline(StandardScaler(), SVC(kernel="rbf", class_weight="balanced")).fit(X, y)
@@ -52,25 +53,13 @@ def fit_kernel(X: Floats, y: NDArray[Any], groups: NDArray[np.intp] | None, clas
 
 @dataclass(frozen=True)
 class Remnant:
-    """What one kind of probe reads on held-out groups."""
+    """Held-out score of one fresh probe."""
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
     score: float
-    low: float
-    high: float
-    note: str | None
-    """What has to be said of the interval"""
-    p: float
-    """Of the permutations at every level at which the concept varies"""
-    p_between: float
-    p_within: float
-    decided_by: str | None
-    """The level with the smaller p"""
-    permuted: str
-    """``rows``, ``within`` groups, whole ``groups``, or ``groups and within``"""
-    assumed: str | None
-    """What the tests take as exchangeable"""
+    interval: Interval
+    tested: Tested
 
 
 def read_remnant(
@@ -84,16 +73,14 @@ def read_remnant(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Remnant:
-    """Read a concept from activations by a fresh probe, cross-validated by group.
+    """Decode a concept from activations by a fresh probe, cross-validated by group.
 
-    The linear probe has the permutation test of :func:`conceptkit.probe.validation.validate`, in which every permuted
-    concept is fitted again. The others cost too much for that: their p comes from :func:`permuted_agreement`.
+    The linear probe has the permutation test of :func:`conceptkit.probe.validation.validate`, which refits every
+    permuted concept. That costs too much for the others: their p comes from :func:`permuted_agreement`.
 
     Parameters
     ----------
     X : (n, d) activations of the target's rows
-    reader : one of :data:`conceptkit.families.PROBES`
-    erased : whether the concept is erased first (LEACE), fitted in each training part and applied to both
     permutations : of the concept's values, at the level at which it varies
     """
     splits = target.folds(folds)
@@ -103,40 +90,24 @@ def read_remnant(
     if reader != "linear":
         tested = permuted_agreement(target, predicted, splits, permutations, seed)
     elif erased:
-        # Erasure leaves a linear fit to the training part nothing, whatever concept was erased: the statistic is the
-        # same for every permutation whose own concept is erased before the fit.
+        # After erasure a linear fit to the training part is constant for every permutation whose concept is erased
+        # before the fit, and so the statistic is the same for all of them.
         tested = dataclasses.replace(_untested(target), p=1.0 if permutations else math.nan)
     else:
         tests = permutation_tests([target], permutations, ALPHAS, seed)
         [tested] = tests.finish(X, splits, each_fold(X, splits, tests.in_fold) if tests.by_row else [])
-    return Remnant(
-        predicted=predicted,
-        score=target.score(predicted),
-        low=interval.low,
-        high=interval.high,
-        note=interval.note,
-        p=tested.p,
-        p_between=tested.p_between,
-        p_within=tested.p_within,
-        decided_by=tested.decided_by,
-        permuted=tested.permuted,
-        assumed=tested.assumed,
-    )
+    return Remnant(predicted, target.score(predicted), interval, tested)
 
 
-@dataclass(frozen=True)
-class _Refitted:
-    """A ridge regression of the concept's columns on the same folds, whose vectors are fitted again without a group."""
-
-    predicted: Floats
-    """(n, c)"""
-    deleted: Floats
-    """(u, c) held-out squared error without each unit"""
+def _erased_columns(target: Target) -> Floats:
+    """Return the columns (n, k) that are erased: the values, or an indicator of each class."""
+    classes = target.kind == "categorical"
+    return indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
 
 
-def _refitted(X: Floats, target: Target, splits: Sequence[Split], erased: bool) -> _Refitted:
-    Y, units = target.columns, jackknife_units(target.clusters)
-    Z = indicators(target.y.astype(np.intp), target.n_classes) if target.kind == "categorical" else Y
+def _refitted(X: Floats, target: Target, splits: Sequence[Split], erased: bool) -> tuple[Floats, Floats]:
+    """Return predictions (n, c) of a ridge regression on the same folds, and its error (u, c) without each unit."""
+    Y, units, Z = target.columns, jackknife_units(target.clusters), _erased_columns(target)
     predicted, deleted = np.empty_like(Y), np.zeros((int(units.max()) + 1, Y.shape[1]))
     for split in splits:
         train, test = split
@@ -144,38 +115,32 @@ def _refitted(X: Floats, target: Target, splits: Sequence[Split], erased: bool) 
         reading = read_fold(factorise(A, train), split, Y, target.groups, ALPHAS)
         predicted[test] = reading.predicted
         deleted += deleted_errors(reading, split, Y, units)
-    return _Refitted(predicted, deleted)
+    return predicted, deleted
 
 
 def _interval(
     target: Target,
     predicted: NDArray[Any],
-    refits: _Refitted,
+    refits: tuple[Floats, Floats],
     n_columns: int,
     linear: bool,
     n_resamples: int,
     seed: int,
 ) -> Interval:
-    """Return the interval of ``probe``: exact for a linear probe of values.
+    """Return the interval of ``probe``, which is exact for a linear probe of a continuous concept.
 
-    The others' models are not fitted again: their standard error is widened as much as that of a ridge regression of
-    the concept on the same folds grows when it is fitted again.
+    The other probes are not refitted: their standard error is enlarged by the factor by which refitting enlarges that
+    of a ridge regression on the same folds.
     """
-    units = jackknife_units(target.clusters)
-    deleted, inflation = refits.deleted[:, 0], 1.0
+    units, inflation = jackknife_units(target.clusters), 1.0
     if target.kind == "categorical" or not linear:
-        inflation = refit_inflation(target.columns, refits.predicted, refits.deleted.sum(1), units)
+        inflation = refit_inflation(target.columns, refits[0], refits[1].sum(1), units)
     if target.kind == "categorical":
+        codes = target.y.astype(np.intp)
         return accuracy_interval(
-            target.y.astype(np.intp),
-            predicted,
-            units,
-            target.n_classes,
-            inflation=inflation,
-            n_resamples=n_resamples,
-            seed=seed,
+            codes, predicted, units, target.n_classes, inflation=inflation, n_resamples=n_resamples, seed=seed
         )
-    y = target.y.astype(np.float64)
+    deleted, y = refits[1][:, 0], target.y.astype(np.float64)
     if not linear:
         errors = (y - predicted) ** 2
         deleted = errors.sum() - np.bincount(units, weights=errors)
@@ -193,9 +158,8 @@ def _interval(
 
 
 def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False, folds: int = 5) -> NDArray[Any]:
-    """Return the out-of-fold predictions (n,) of a fresh probe, no group on both sides of a fold."""
-    classes = target.kind == "categorical"
-    Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
+    """Return the out-of-fold predictions (n,) of a fresh probe."""
+    classes, Z = target.kind == "categorical", _erased_columns(target)
     out = np.empty(len(X), dtype=np.intp if classes else np.float64)
     for train, test in target.folds(folds):
         A, B = X[train], X[test]
@@ -204,7 +168,7 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
             A, B = eraser(A), eraser(B)
         groups = None if target.groups is None else target.groups[train]
         present = np.unique(target.y[train])
-        if classes and len(present) == 1:  # a fold's training part may lack all classes but one
+        if classes and len(present) == 1:
             out[test] = present[0]
             continue
         out[test] = PROBES[reader](A, target.y[train], groups, classes).predict(B)
@@ -214,47 +178,29 @@ def held_out_by(X: Floats, target: Target, reader: str, *, erased: bool = False,
 def permuted_agreement(
     target: Target, predicted: NDArray[Any], splits: Sequence[Split], permutations: int, seed: int
 ) -> Tested:
-    """Test held-out predictions against permutations of the concept's values, at the level at which it varies.
+    """Test held-out predictions (n,) against permutations of the concept's values, at the level at which it varies.
 
-    Predictions of different folds are not independent: two rows of different folds each trained the other's prediction.
+    Predictions of different folds are not independent: two rows in different folds each trained the other's prediction.
     For predictions that are linear in the training values, each such pair counts twice in the statistic but once in its
     permutations, so that its variance without a relation is twice theirs. The statistic is therefore divided by √2
-    before it is compared. For other probes this is an approximation.
-
-    Parameters
-    ----------
-    predicted : (n,) out-of-fold values or class numbers
+    before the comparison. For other probes this is an approximation.
     """
-    level = level_of(target)
     read = np.asarray(predicted, dtype=np.float64)[:, None]
     if target.kind == "categorical":
         read = dataclasses.replace(target, y=predicted.astype(np.intp)).columns
-    if not permutations:
-        return _untested(target)
-    tests = {}
-    if level.name == "groups":
-        tests["between"] = blocks_between(target)
-    if level.name != "groups" or level.both:
-        tests["rows" if level.name == "rows" else "within"] = blocks_within(target)
     fold_of = np.empty(len(read), dtype=np.intp)
     for k, (_, test) in enumerate(splits):
         fold_of[test] = k
+    level = level_of(target)
+    tests = choose_tests(target, level, permutations)
     p = {name: _agreement(target.columns, read, one, fold_of, permutations, seed) for name, one in tests.items()}
-    return dataclasses.replace(
-        _untested(target),
-        p=together(list(p.values())),
-        p_between=p.get("between", math.nan),
-        p_within=p["within"] if len(p) > 1 else math.nan,
-        p_min=together([one.smallest(target, permutations) for one in tests.values()]),
-        decided_by=min(p, key=p.__getitem__),
-        assumed=" and ".join(one.said for one in tests.values()),
-    )
+    return combine_tests(target, level, tests, p, permutations)
 
 
 def _agreement(
     values: Floats, read: Floats, blocks: Blocks, fold_of: NDArray[np.intp], permutations: int, seed: int
 ) -> float:
-    """Return p of the sum of products of values and predictions, the latter about the means of fold and stratum."""
+    """Return p of the sum of products of values and predictions, the latter centred by fold and stratum."""
     if blocks.units is not None:
         first = np.unique(blocks.units, return_index=True)[1]
         values, read, fold_of = group_means(values, blocks.units), group_means(read, blocks.units), fold_of[first]
@@ -269,22 +215,20 @@ def _agreement(
 
 
 def _untested(target: Target) -> Tested:
-    level = level_of(target)
-    nan = math.nan
-    return Tested(level.permuted, level.icc, nan, nan, nan, nan, nan, None, None)
+    return combine_tests(target, level_of(target), {}, {}, 0)
 
 
 def a_distance(X: Floats, target: Target, *, reader: str = "linear", folds: int = 5) -> float:
-    """Return the proxy A-distance 2(1 − 2ε) between the classes of a concept, mean over pairs of them.
+    """Return the proxy A-distance 2(1 − 2ε) between the classes of a concept, averaged over pairs.
 
-    ε is the held-out balanced error of a fresh probe that tells the two apart: 0 where it does no better than chance,
-    2 where it makes no error. Negative estimates are noise and are kept.
+    ε is the held-out balanced error of a fresh probe of the two: 0 means chance, 2 no error. Negative estimates, which
+    are noise, are kept.
 
     Source
     ------
     Ben-David et al., A theory of learning from different domains, 2010
     """
-    found = []
+    distances = []
     for one, other in itertools.combinations(range(target.n_classes), 2):
         rows = np.flatnonzero((target.y == one) | (target.y == other))
         kept = target.on(rows)
@@ -292,52 +236,42 @@ def a_distance(X: Floats, target: Target, *, reader: str = "linear", folds: int 
         parts = min(folds, pair.n_groups)
         if parts < 2:
             continue
-        found.append(2 * (1 - 2 * (1 - pair.score(held_out_by(X[rows], pair, reader, folds=parts)))))
-    return float(np.mean(found)) if found else float("nan")
+        distances.append(2 * (1 - 2 * (1 - pair.score(held_out_by(X[rows], pair, reader, folds=parts)))))
+    return float(np.mean(distances)) if distances else math.nan
 
 
 def cost_of_erasure(
     X: Floats, target: Target, label: NDArray[np.intp], n_classes: int, *, folds: int = 5
 ) -> tuple[float, float]:
-    """Return how well a fresh linear probe reads the main label (AUC), before and after the concept is erased.
+    """Return the AUC of a fresh linear probe for the main label, before and after the concept is erased.
 
-    Parameters
-    ----------
-    X : (n, d) activations of the target's rows
-    label : (n,) class numbers of the main task, −1 where unlabelled
+    ``label`` (n,) are class numbers of the main task, −1 where unlabelled.
     """
-    classes = target.kind == "categorical"
-    Z = indicators(target.y.astype(np.intp), target.n_classes) if classes else target.columns
-    known = label >= 0
+    Z, known = _erased_columns(target), label >= 0
     scores = np.full((2, len(X), n_classes), np.nan)
     for train, test in target.folds(folds):
         eraser = fit_eraser(X[train], Z[train])
         on = train[known[train]]
         present = np.unique(label[on])
         if len(present) < n_classes:
-            return float("nan"), float("nan")
+            return math.nan, math.nan
         groups = None if target.groups is None else target.groups[on]
         changes: tuple[Callable[[Floats], Floats], ...] = (np.asarray, eraser)
         for k, change in enumerate(changes):
             vector = ConceptActivationVector().fit(change(X[on]), label[on], groups=groups)
             decided = vector.decision_function(change(X[test]))
             scores[k, test] = np.stack([-decided, decided], 1) if decided.ndim == 1 else decided
-    found = [auc(label[known], s[known][:, 1] if n_classes == 2 else s[known]) for s in scores]
-    return found[0], found[1]
+    before, after = (auc(label[known], s[known][:, 1] if n_classes == 2 else s[known]) for s in scores)
+    return before, after
 
 
 def scores_within(label: NDArray[np.intp], score: Floats, levels: Sequence[Any]) -> dict[str, tuple[int, float]]:
-    """Return level → number of rows and AUC of the main task among them; not a number where it has one class.
+    """Return level → number of rows and AUC of the main task among them, NaN if they have one class.
 
-    Parameters
-    ----------
-    label : (n,) class numbers, −1 where unlabelled
-    score : (n,) or (n, k)
-    levels : (n,) text, ``None`` where missing
+    Labels (n,) are −1 where unlabelled, scores (n,) or (n, k), and levels (n,) text, ``None`` where missing.
     """
-    found = {}
     names = np.array([None if v is None else str(v) for v in levels], dtype=object)
-    for level in sorted({v for v in names if v is not None}):
-        rows = np.flatnonzero((names == level) & (label >= 0))
-        found[level] = (len(rows), auc(label[rows], score[rows]) if len(rows) else float("nan"))
-    return found
+    rows_of = {
+        level: np.flatnonzero((names == level) & (label >= 0)) for level in sorted({v for v in names if v is not None})
+    }
+    return {level: (len(at), auc(label[at], score[at]) if len(at) else math.nan) for level, at in rows_of.items()}

@@ -1,4 +1,4 @@
-"""One factorisation of a training part, from which every ridge solution on it follows."""
+"""One factorisation of a training part, from which all of its ridge solutions follow."""
 
 from __future__ import annotations
 
@@ -9,40 +9,48 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dger
 
 from conceptkit.evaluate.scores import Floats
 
 ALPHAS: Floats = np.logspace(-1, 6, 20)
-"""The penalties tried by default, for standardised columns."""
+"""Default penalties, for standardised columns."""
 
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Row numbers of a training part and of its held-out part."""
 
 _BLOCK = 2**21
-"""Values taken up in float64 at a time (16 MiB): X itself is never copied whole, and C's library hands memory below
-32 MiB out again, where more is asked of the system, and cleared by it, each time."""
+"""Values converted to float64 at a time (16 MiB). X is never copied whole, and the C library reuses allocations below
+32 MiB, while larger ones are requested from the system and cleared each time."""
 
 _KEPT = 2**26
-"""Coordinates of up to so many values (512 MiB) are kept between calls; beyond, they are made anew."""
+"""Maximum number of coordinates (512 MiB) kept between calls; larger ones are computed again."""
+
+
+def _blocks(X: NDArray[Any], rows: NDArray[np.intp], mean: Floats | float) -> Iterator[tuple[slice, Floats]]:
+    """Yield places among ``rows``, and these rows of X (n, d) minus ``mean`` in float64, a block at a time."""
+    step = max(1, _BLOCK // X.shape[1])
+    for i in range(0, len(rows), step):
+        yield slice(i, i + step), X[rows[i : i + step]].astype(np.float64, copy=False) - mean
 
 
 def column_scale(X: Floats) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation of each column; a constant column gets 1, so that it stays zero."""
+    """Return mean and standard deviation of each column, 1 for a constant column."""
     mean = X.mean(0)
     return mean, _scale(X.shape[0], mean, ((X - mean) ** 2).mean(0))
 
 
 def _scale(n: int, mean: Floats, variance: Floats) -> Floats:
-    """Judge constant columns as scikit-learn's ``StandardScaler`` does: a variance within the sums' rounding error."""
+    """Return standard deviations, 1 where the variance is rounding error, as scikit-learn's ``StandardScaler``."""
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
-    out: Floats = np.where(constant, 1.0, np.sqrt(variance))
-    return out
+    return np.where(constant, 1.0, np.sqrt(variance))
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean (d,) and scatter (d, d) about that mean of some rows."""
+    """Number, mean (d,) and scatter (d, d) about the mean of some rows."""
 
     n: int
     mean: Floats
@@ -50,10 +58,8 @@ class Moments:
 
 
 def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
-    """Return the moments of some rows of X (n, d), gathered in float64 a block of rows at a time."""
-    step = max(1, _BLOCK // X.shape[1])
-    blocks = (X[rows[i : i + step]].astype(np.float64, copy=False) for i in range(0, len(rows), step))
-    return gathered(_centred(block) for block in blocks)
+    """Return the moments of some rows of X (n, d), computed in float64 a block of rows at a time."""
+    return gathered(_centred(block) for _, block in _blocks(X, rows, 0.0))
 
 
 def _centred(block: Floats) -> Moments:
@@ -63,13 +69,11 @@ def _centred(block: Floats) -> Moments:
 
 
 def gathered(parts: Iterable[Moments]) -> Moments:
-    """Return the moments of disjoint parts together (Chan et al., 1983).
+    """Return the moments of the union of disjoint parts (Chan et al., 1983).
 
-    Parts are added, never taken away from a whole: a column that varies in one part alone is then exactly constant in
-    the others.
+    Parts are added, never subtracted from a whole, so that a column that varies in one part only is exactly constant
+    in the others.
     """
-    from scipy.linalg.blas import dger
-
     n = 0
     mean, scatter = np.zeros(0), np.zeros((0, 0))
     for part in parts:
@@ -78,16 +82,18 @@ def gathered(parts: Iterable[Moments]) -> Moments:
             continue
         step = part.mean - mean
         scatter += part.scatter
-        dger(n * part.n / (n + part.n), step, step, a=scatter.T, overwrite_a=1)  # in place: no second d × d matrix
+        dger(
+            n * part.n / (n + part.n), step, step, a=scatter.T, overwrite_a=1
+        )  # in place, without a second d × d matrix
         mean = mean + step * (part.n / (n + part.n))
         n += part.n
     return Moments(n, mean, scatter)
 
 
 def part_moments(X: NDArray[Any], splits: Sequence[Split]) -> list[Moments] | None:
-    """Return the moments of each held-out part; together these must make up all rows.
+    """Return the moments of each held-out part, of which all rows consist.
 
-    Nothing is gathered where a training part has fewer rows than columns: it is factorised through its kernel.
+    ``None`` when a training part has fewer rows than columns, because it is then factorised through its kernel.
     """
     if any(len(train) < X.shape[1] for train, _ in splits):
         return None
@@ -95,37 +101,30 @@ def part_moments(X: NDArray[Any], splits: Sequence[Split]) -> list[Moments] | No
 
 
 def training_moments(parts: Sequence[Moments]) -> Iterator[Moments]:
-    """Yield the moments of each training part, all rows but one of the held-out parts."""
+    """Yield the moments of each training part: all held-out parts except one."""
     for i in range(len(parts)):
         yield gathered(part for j, part in enumerate(parts) if j != i)
 
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """Standardised rows in the eigenbasis of a training part, in which each ridge solution is a division.
+    """Standardised rows in the eigenbasis of a training part, in which a ridge solution is a division.
 
     With Z (n, d) the standardised training rows and A = ZV = U diag(√λ) their coordinates, the solution of
     min ‖y − ȳ − Zw‖² + α‖w‖² is w = V c with c = Aᵀ(y − ȳ) / (λ + α). Primal: ZᵀZ = V diag(λ) Vᵀ. Dual, for n < d:
     ZZᵀ = U diag(λ) Uᵀ, and V = ZᵀU diag(1/√λ) is never formed.
     """
 
-    X: NDArray[Any]
-    """(rows, d) all rows, training part and others, untouched"""
-    train: NDArray[np.intp]
-    """(n,) the rows factorised"""
-    mean: Floats
-    """(d,) column means of the training part"""
-    scale: Floats
-    """(d,) column standard deviations of the training part"""
-    spectrum: Floats
-    """(r,) λ"""
-    vectors: Floats
-    """(d, r) V, or (n, r) U diag(1/√λ) in the dual form"""
-    kernel: Floats | None
-    """(rows, n) products of all standardised rows with the training rows; ``None`` in the primal form"""
+    X: NDArray[Any]  # (rows, d) all rows, as given
+    train: NDArray[np.intp]  # (n,) rows of the training part
+    mean: Floats  # (d,) column means of the training part
+    scale: Floats  # (d,) column standard deviations of the training part
+    spectrum: Floats  # (r,) λ
+    vectors: Floats  # (d, r) V, or (n, r) U diag(1/√λ) in the dual form
+    kernel: Floats | None  # (rows, n) products of standardised rows with the training rows; None in the primal form
 
     @functools.cached_property
-    def _of_kernel(self) -> Floats:
+    def _kernel_coordinates(self) -> Floats:
         return np.zeros((0, 0)) if self.kernel is None else self.kernel @ self.vectors
 
     @functools.cached_property
@@ -139,33 +138,30 @@ class Eigenbasis:
 
     @functools.cached_property
     def _place(self) -> NDArray[np.intp]:
-        """(rows,) where each row of X stands in the training part, −1 for the others."""
+        """Return the place (rows,) of each row of X in the training part, −1 for the others."""
         place = np.full(len(self.X), -1)
         place[self.train] = np.arange(len(self.train))
         return place
 
     @functools.cached_property
     def _small(self) -> bool:
-        """Whether the coordinates of all rows may be in memory."""
+        """Return whether the coordinates of all rows are kept in memory."""
         return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
 
     def _kept(self, rows: NDArray[np.intp]) -> Any:
-        """Return the coordinates of rows to be asked for again: in memory, or beside X where that lies in a file.
-
-        ``None`` where neither will do: they are then made anew.
-        """
+        """Return coordinates in memory, or in a file beside that of X; ``None``: too large, to be computed again."""
         if self._small:
             return self._projected(rows)
-        beside = getattr(self.X, "beside", None)  # of conceptkit.files.matrix, which is not known here
+        beside = getattr(self.X, "beside", None)  # X may be a conceptkit.files.matrix.FileMatrix
         return None if beside is None else beside(len(rows), self._in_blocks(rows))
 
     def coordinates(self, rows: NDArray[np.intp]) -> Floats:
-        """Return the coordinates (len(rows), r) of some rows of X, not to be changed.
+        """Return the read-only coordinates (len(rows), r) of some rows of X.
 
-        Those of the training part are made together, once, and so are those of the other rows.
+        Those of the training part are computed together once, and so are those of the other rows.
         """
         if self.kernel is not None:
-            return self._of_kernel[rows]
+            return self._kernel_coordinates[rows]
         place = self._place[rows]
         fitted = place >= 0
         if fitted.all():
@@ -182,49 +178,42 @@ class Eigenbasis:
         out = np.empty((len(rows), len(self.spectrum)))
         for _ in self._in_blocks(rows, out):
             pass
-        out.flags.writeable = False  # parts of it are handed out
+        out.flags.writeable = False  # callers receive views
         return out
 
     def _in_blocks(
         self, rows: NDArray[np.intp], out: Floats | None = None
     ) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-        """Yield the coordinates of some rows at a time, with their places among ``rows``; made in ``out``, if given."""
+        """Yield places among ``rows`` and their coordinates, a block at a time; computed in ``out``, if given."""
         W = self.vectors / self.scale[:, None]
-        step = max(1, _BLOCK // self.X.shape[1])
-        for i in range(0, len(rows), step):
-            block = self.X[rows[i : i + step]].astype(np.float64, copy=False) - self.mean
-            made = np.matmul(block, W, out=None if out is None else out[i : i + step])
-            yield np.arange(i, i + len(made)), made
+        for at, block in _blocks(self.X, rows, self.mean):
+            A = np.matmul(block, W, out=None if out is None else out[at])
+            yield np.arange(at.start, at.start + len(A)), A
 
     def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
-        """Yield the coordinates of ``rows`` a block at a time, with the block's place."""
+        """Yield places among ``rows`` and their coordinates, a block at a time."""
         step = len(rows) if self._small else max(1, _BLOCK // self.X.shape[1])
         for i in range(0, len(rows), max(step, 1)):
             yield slice(i, i + step), self.coordinates(rows[i : i + step])
 
     def response(self, Y: Floats) -> Response:
-        """Return training targets Y (n, t) about their means, with what they share with the coordinates."""
+        """Return training targets Y (n, t) with their products with the coordinates."""
         mean = Y.mean(0)
         return Response(self, mean, Y - mean, self._moments(Y - mean))
 
     def _moments(self, centred: Floats) -> Floats:
         if self.kernel is not None:
-            dual: Floats = self.coordinates(self.train).T @ centred
-            return dual
-        # Vᵀ(Zᵀy), not (ZV)ᵀy: coordinates of the rows cost a product of n × d × d, and need not be made for this.
+            return self.coordinates(self.train).T @ centred
+        # Vᵀ(Zᵀy), not (ZV)ᵀy: this avoids the coordinates of the rows, a product of n × d × d.
         products = np.zeros((self.X.shape[1], centred.shape[1]))
-        step = max(1, _BLOCK // self.X.shape[1])
-        for i in range(0, len(self.train), step):
-            rows = self.train[i : i + step]
-            products += (self.X[rows].astype(np.float64, copy=False) - self.mean).T @ centred[i : i + step]
-        out: Floats = self.vectors.T @ (products / self.scale[:, None])
-        return out
+        for at, block in _blocks(self.X, self.train, self.mean):
+            products += block.T @ centred[at]
+        return self.vectors.T @ (products / self.scale[:, None])
 
     def weights(self, c: Floats) -> Floats:
-        """Return coefficients (d, t), per unit of the columns of X, of solutions c (r, t) in the eigenbasis."""
+        """Return coefficients (d, t) in units of the columns of X, of solutions c (r, t) in the eigenbasis."""
         if self.kernel is None:
-            out: Floats = (self.vectors @ c) / self.scale[:, None]
-            return out
+            return (self.vectors @ c) / self.scale[:, None]
         dual = self.vectors @ c  # (n, t)
         out = np.empty((self.X.shape[1], c.shape[1]))
         for at in _column_blocks(self.X):
@@ -238,7 +227,7 @@ class Eigenbasis:
 
 
 def _taken(coordinates: Floats, at: NDArray[np.intp]) -> Floats:
-    """Return rows of coordinates: themselves, not a copy, where these follow one another."""
+    """Return rows of coordinates, as a view where they are consecutive."""
     if len(at) and bool((np.diff(at) == 1).all()):
         return coordinates[at[0] : at[-1] + 1]
     return coordinates[at]
@@ -246,22 +235,19 @@ def _taken(coordinates: Floats, at: NDArray[np.intp]) -> Floats:
 
 @dataclass(frozen=True)
 class Response:
-    """Targets of a training part, from which their solutions follow at every penalty."""
+    """Targets of a training part, with all that their solutions at any penalty need."""
 
     basis: Eigenbasis
-    mean: Floats
-    """(t,)"""
-    centred: Floats
-    """(n, t) about their means"""
-    moments: Floats
-    """(r, t) Aᵀ(y − ȳ)"""
+    mean: Floats  # (t,)
+    centred: Floats  # (n, t) about their means
+    moments: Floats  # (r, t) Aᵀ(y − ȳ)
 
     def only(self, columns: slice | NDArray[np.intp]) -> Response:
         """Return some of the targets."""
         return Response(self.basis, self.mean[columns], self.centred[:, columns], self.moments[:, columns])
 
     def mixed(self, mix: Floats) -> Response:
-        """Return the combinations (t, t') of the targets: all that is known of these is linear in them."""
+        """Return the combinations (t, t') of the targets, in which all fields are linear."""
         return Response(self.basis, self.mean @ mix, self.centred @ mix, self.moments @ mix)
 
     def fit(self, alpha: Floats) -> RidgeFit:
@@ -274,18 +260,15 @@ class RidgeFit:
     """Ridge solutions of t targets, each at its own penalty."""
 
     basis: Eigenbasis
-    target_mean: Floats
-    """(t,)"""
-    c: Floats
-    """(r, t) solutions in the eigenbasis"""
+    target_mean: Floats  # (t,)
+    c: Floats  # (r, t) solutions in the eigenbasis
 
     def predict(self, rows: NDArray[np.intp]) -> Floats:
         """Return predictions (len(rows), t) for rows of the basis's X."""
         basis = self.basis
         if basis.kernel is not None:
-            dual: Floats = basis.coordinates(rows) @ self.c + self.target_mean
-            return dual
-        weights = basis.weights(self.c)  # (d, t): less work than coordinates of the rows, which need not be made
+            return basis.coordinates(rows) @ self.c + self.target_mean
+        weights = basis.weights(self.c)  # (d, t): cheaper than the coordinates of the rows
         return _predicted_by(basis.X, rows, basis.mean, weights, self.target_mean)
 
     def coefficients(self) -> tuple[Floats, Floats]:
@@ -295,21 +278,20 @@ class RidgeFit:
 
 
 def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: Moments | None = None) -> Eigenbasis:
-    """Factorise a training part once for every penalty and target.
+    """Factorise a training part once for all penalties and targets.
 
     Parameters
     ----------
-    X : (rows, d) activations in their own units, of any float type
-    train : (n,) rows of the training part, with whose moments columns are standardised; all rows by default
-    moments : of these rows, where they are known already
+    X : (rows, d) activations of any float type
+    train : (n,) rows of the training part, whose moments standardise the columns; all rows by default
+    moments : of these rows, if already computed
 
     Returns
     -------
-    the eigenbasis, primal for n ≥ d, dual for n < d: no d × d matrix is formed then, and X is taken up in blocks
+    the eigenbasis, primal for n ≥ d, dual for n < d, which forms no d × d matrix and reads X in blocks
     """
     train = np.arange(len(X)) if train is None else train
-    # NumPy's divide and conquer, not SciPy's default: that takes 100 times as long where dead units make the spectrum
-    # degenerate.
+    # NumPy's divide and conquer: SciPy's default takes 100 times as long when dead units make the spectrum degenerate.
     if len(train) < X.shape[1]:
         mean, scale, products = _kernel(X, train)
         spectrum, U = np.linalg.eigh(products[train])
@@ -329,24 +311,19 @@ def _standardised(scatter: Floats, scale: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Products:
-    """What some rows and their targets have in common."""
+    """Products of some rows with their targets."""
 
-    mean: Floats
-    """(d,) of the rows"""
-    products: Floats
-    """(t, d) Σy (x − mean)ᵀ: the order in which LAPACK solves for them in place"""
-    total: Floats
-    """(t,) Σy"""
+    mean: Floats  # (d,) of the rows
+    products: Floats  # (t, d) Σy (x − mean)ᵀ, in the order in which LAPACK solves in place
+    total: Floats  # (t,) Σy
 
 
 def part_products(X: NDArray[Any], rows: NDArray[np.intp], Y: Floats) -> Products:
     """Return the products of some rows of X (n, d) with their targets Y (n, t)."""
     mean = X[rows].mean(0, dtype=np.float64)
     out = np.zeros((Y.shape[1], X.shape[1]))
-    step = max(1, _BLOCK // X.shape[1])
-    for i in range(0, len(rows), step):
-        some = rows[i : i + step]
-        out += Y[some].T @ (X[some].astype(np.float64, copy=False) - mean)
+    for at, block in _blocks(X, rows, mean):
+        out += Y[rows[at]].T @ block
     return Products(mean, out, Y[rows].sum(0))
 
 
@@ -358,16 +335,13 @@ def predict_at(
     alpha: Floats,
     moments: Moments,
 ) -> Floats:
-    """Return held-out predictions (len(test), t) at known penalties (t,): a Cholesky factor each costs less than V.
+    """Return held-out predictions (len(test), t) at known penalties (t,), by Cholesky factors, which cost less than V.
 
     Parameters
     ----------
     products : (t, d) Σy (x − x̄)ᵀ over the training part; overwritten
-    target_mean : (t,) of the training part
-    moments : of the training part, of at least as many rows as columns
+    target_mean, moments : (t,) and moments of the training part, which has at least as many rows as columns
     """
-    from scipy.linalg import cho_factor, cho_solve
-
     scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
     products /= scale
     different = np.unique(alpha)
@@ -385,12 +359,10 @@ def predict_at(
 def _predicted_by(
     X: NDArray[Any], rows: NDArray[np.intp], mean: Floats, weights: Floats, target_mean: Floats
 ) -> Floats:
-    """Return (x − mean) · weights + target_mean (len(rows), t) of some rows, a block of them at a time."""
+    """Return (x − mean) · weights + target_mean (len(rows), t) of some rows."""
     out = np.empty((len(rows), weights.shape[1]))
-    step = max(1, _BLOCK // X.shape[1])
-    for i in range(0, len(rows), step):
-        block = X[rows[i : i + step]].astype(np.float64, copy=False) - mean
-        np.matmul(block, weights, out=out[i : i + step])
+    for at, block in _blocks(X, rows, mean):
+        np.matmul(block, weights, out=out[at])
     out += target_mean
     return out
 

@@ -1,4 +1,4 @@
-"""What is probed: one concept on the rows that have it, with their groups and centers."""
+"""Targets of a probe: one concept on the rows with a value, with their groups and centers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
-from conceptkit.evaluate.resampling import Resamples, balanced_accuracy_resampled, r2_resampled
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Split
@@ -22,56 +21,56 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Target:
-    """One concept on the rows that have it, ready to be probed."""
+    """One concept on the rows with a value."""
 
     name: str
     kind: str
     """``continuous`` or ``categorical``"""
     rows: NDArray[np.intp]
-    """(n,) row numbers of the table that have a value"""
+    """(n,) row numbers in the table"""
     y: Floats | NDArray[np.intp]
     """(n,) values, or class numbers 0 … k − 1"""
     groups: NDArray[np.intp] | None
-    """(n,) group numbers 0 … g − 1; ``None``: rows are taken as independent"""
+    """(n,) group numbers 0 … g − 1; ``None``: independent rows"""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their numbers"""
     centers: NDArray[np.str_] | None = None
-    """(n,) names of centers, empty where unknown; ``None``: not recorded, or a single one"""
+    """(n,) names of centers, empty where unknown; ``None``: not recorded, or only one"""
     nested: NDArray[np.intp] | None = None
     """(n,) numbers of units nested in the groups, such as slides of patients"""
     labels: NDArray[np.str_] | None = None
-    """(n,) main labels, over which the folds are stratified"""
+    """(n,) main labels, by which the folds are stratified"""
     seed: int = 0
-    """Of the assignment of groups to folds"""
+    """Seed of the assignment of groups to folds"""
 
     @property
     def n_classes(self) -> int:
-        """Return the number of classes; 0 for a continuous concept."""
+        """Number of classes; 0 for a continuous concept."""
         return len(self.classes)
 
     @property
     def metric(self) -> str:
-        """Return the name of the score."""
+        """Name of the score."""
         return "r2" if self.kind == "continuous" else "balanced_accuracy"
 
     @property
     def chance(self) -> float:
-        """Return the score of knowing nothing."""
+        """Score without any information."""
         return 0.0 if self.kind == "continuous" else 1.0 / self.n_classes
 
     @property
     def clusters(self) -> NDArray[np.intp]:
-        """Return the units to resample: the groups, or the rows themselves."""
+        """Units to resample (n,): the groups, or the rows."""
         return np.arange(len(self.y)) if self.groups is None else self.groups
 
     @property
     def n_groups(self) -> int:
-        """Return the number of units to resample."""
+        """Number of units to resample."""
         return int(self.clusters.max()) + 1
 
     @property
     def columns(self) -> Floats:
-        """Return the concept as numbers (n, c): its values, or an indicator of each class (of the second of two)."""
+        """The concept as numbers (n, c): its values, or an indicator of each class (of two, only of the second)."""
         if self.kind == "continuous":
             return self.y.astype(np.float64)[:, None]
         indicators = np.eye(self.n_classes)[self.y.astype(np.intp)]
@@ -79,11 +78,11 @@ class Target:
 
     @property
     def icc(self) -> float:
-        """Return the intra-class correlation; not a number without groups, or with one row each."""
+        """Intra-class correlation; NaN without groups, or with one row in each."""
         return float("nan") if self.groups is None else intraclass_correlation(self.columns, self.groups)
 
     def folds(self, folds: int) -> list[Split]:
-        """Return the folds of the rows, stratified by center and by class or label, no group on both sides."""
+        """Return folds stratified by center and by class or label, without splitting a group."""
         labels = self.labels if self.kind == "continuous" else self.y
         strata = [values for values in (self.centers, labels) if values is not None]
         what = f"the rows with {self.name}"
@@ -91,28 +90,21 @@ class Target:
 
     def on(self, at: NDArray[np.intp]) -> Target:
         """Return the target on some of its rows, with groups and nested units renumbered."""
-        numbered = {
-            name: None if values is None else np.unique(values[at], return_inverse=True)[1]
-            for name, values in (("groups", self.groups), ("nested", self.nested))
-        }
-        kept = {
-            name: None if values is None else values[at]
-            for name, values in (("centers", self.centers), ("labels", self.labels))
-        }
-        found: Any = {**numbered, **kept}
-        return dataclasses.replace(self, rows=self.rows[at], y=self.y[at], **found)
+        return dataclasses.replace(
+            self,
+            rows=self.rows[at],
+            y=self.y[at],
+            groups=None if self.groups is None else np.unique(self.groups[at], return_inverse=True)[1],
+            nested=None if self.nested is None else np.unique(self.nested[at], return_inverse=True)[1],
+            centers=None if self.centers is None else self.centers[at],
+            labels=None if self.labels is None else self.labels[at],
+        )
 
     def score(self, predicted: NDArray[Any]) -> float:
         """Return the score of predictions (n,) for all rows."""
         if self.kind == "continuous":
             return r2(self.y.astype(np.float64), predicted)
         return balanced_accuracy(self.y.astype(np.intp), predicted, self.n_classes)
-
-    def resampled(self, predicted: NDArray[Any], draws: Resamples) -> Floats:
-        """Return the score in every resample of groups."""
-        if self.kind == "continuous":
-            return r2_resampled(self.y.astype(np.float64), predicted, self.clusters, draws)
-        return balanced_accuracy_resampled(self.y.astype(np.intp), predicted, self.clusters, draws, self.n_classes)
 
 
 def make_target(
@@ -126,21 +118,20 @@ def make_target(
     labels: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Target:
-    """Take the rows that have the concept, number its classes and groups, and refuse what cannot be probed.
+    """Select the rows with a value, and number classes and groups.
 
     Parameters
     ----------
     values : (n,) float with NaN where missing, or objects with ``None`` where missing
     groups : (n,) group labels, or ``None``
-    centers : (n,) text, ``None`` where missing: groups are permuted within them, and the folds stratified by them
-    nested : (n,) labels of units nested in the groups, such as slides of patients: rows are permuted within them
-    labels : (n,) text, ``None`` where missing: the main label, by which the folds are stratified too
-    seed : of the assignment of groups to folds
+    centers : (n,) text, ``None`` where missing: permutations stay within centers, folds are stratified by them
+    nested : (n,) labels of units nested in the groups, such as slides of patients: permutations stay within them
+    labels : (n,) text, ``None`` where missing: the main label, by which the folds are also stratified
 
     Raises
     ------
     InputError
-        when the concept is empty, constant, infinite somewhere, or has a class that one group holds alone
+        when the concept is empty, constant, has infinite values, or a class in one group only
     """
     present = ~np.isnan(values) if kind == "continuous" else np.array([v is not None for v in values], dtype=bool)
     rows = np.flatnonzero(present)
@@ -149,9 +140,9 @@ def make_target(
     kept = values[rows]
     numbers = _numbered(groups, rows)
     placed: dict[str, Any] = {
-        "centers": _several(centers, rows),
+        "centers": _text(centers, rows),
         "nested": _nested(name, nested, numbers, rows),
-        "labels": _several(labels, rows),
+        "labels": _text(labels, rows),
         "seed": seed,
     }
     if kind == "continuous":
@@ -167,8 +158,8 @@ def make_target(
     for code, held in enumerate(classes):
         if numbers is not None and len(np.unique(numbers[y == code])) < 2:
             raise InputError(
-                f"concept: {name} has the class {str(held)!r} in one group only; it can never be in the training part "
-                "and the held-out one. Leave out the concept, or these rows, or name another group."
+                f"concept: {name} has the class {str(held)!r} in one group only, which cannot be in the training and "
+                "the held-out part. Remove the concept or these rows, or set another `--group`."
             )
     return Target(name, kind, rows, y, numbers, tuple(str(c) for c in classes), **placed)
 
@@ -177,8 +168,8 @@ def _numbered(labels: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np
     return None if labels is None else np.unique(labels[rows].astype(str), return_inverse=True)[1]
 
 
-def _several(names: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np.str_] | None:
-    """Return names (n,) as text, empty where missing; ``None`` where all rows have the same one."""
+def _text(names: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np.str_] | None:
+    """Return names (n,) as text, empty where missing; ``None`` if all are equal."""
     if names is None:
         return None
     text = np.array(["" if v is None or v != v else str(v) for v in names[rows]], dtype=str)
@@ -188,29 +179,29 @@ def _several(names: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[np.s
 def _nested(
     name: str, nested: NDArray[Any] | None, groups: NDArray[np.intp] | None, rows: NDArray[np.intp]
 ) -> NDArray[np.intp] | None:
-    """Return numbers (n,) of nested units, and refuse units that lie in several groups."""
+    """Return numbers (n,) of nested units; refuse units in several groups."""
     numbers = _numbered(nested, rows)
     if numbers is None:
         return None
     if groups is None:
-        raise InputError(f"nested: {name} has no groups for the units to be nested in; name the group column too.")
+        raise InputError(f"nested: {name} has no groups for the units to be nested in; set the group column too.")
     pairs = np.unique(np.stack([numbers, groups]), axis=1)
     several = int((np.bincount(pairs[0]) > 1).sum())
     if several:
         raise InputError(
             f"nested: every unit must lie in one group, {several} of {int(numbers.max()) + 1} have rows in several; "
-            "name the larger unit as the group and the smaller one as nested."
+            "set the larger unit as the group and the smaller one as nested."
         )
     return numbers
 
 
 def check_activations(X: NDArray[Any], name: str) -> None:
     """Raise :class:`InputError` when activations (n, d) hold NaN or infinity."""
-    # A block at a time: an answer for each value of X would be a quarter of X again.
-    blocks = [~np.isfinite(X[i : i + _ROWS_AT_ONCE]).all(axis=1) for i in range(0, len(X), _ROWS_AT_ONCE)]
-    bad = np.concatenate([np.zeros(0, dtype=bool), *blocks])
-    if bad.any():
-        raise InputError(f"activations: {name} must be finite, {int(bad.sum())} of {len(X)} rows hold NaN or infinity.")
+    # In blocks: a mask of all values would take a quarter of the memory of X.
+    blocks = (X[i : i + _ROWS_AT_ONCE] for i in range(0, len(X), _ROWS_AT_ONCE))
+    bad = sum(int((~np.isfinite(block).all(axis=1)).sum()) for block in blocks)
+    if bad:
+        raise InputError(f"activations: {name} must be finite, {bad} of {len(X)} rows hold NaN or infinity.")
 
 
 def check_varying(X: NDArray[Any], name: str) -> None:
@@ -221,15 +212,15 @@ def check_varying(X: NDArray[Any], name: str) -> None:
 
 
 def batches(targets: Sequence[Target]) -> list[list[Target]]:
-    """Sort targets into lists of those on the same folds, which share their factorisations.
+    """Sort targets into lists with the same folds, which share factorisations.
 
-    Continuous ones share folds where they share rows; folds of a categorical one are stratified by its own classes.
+    Continuous targets share folds if they share rows; those of a categorical one are stratified by its classes.
     """
-    found: dict[tuple[str, bytes], list[Target]] = {}
+    alike: dict[tuple[str, bytes], list[Target]] = {}
     for target in targets:
-        own = b"" if target.kind == "continuous" else target.y.tobytes()
-        found.setdefault((target.kind, target.rows.tobytes() + own), []).append(target)
-    return list(found.values())
+        classes = b"" if target.kind == "continuous" else target.y.tobytes()
+        alike.setdefault((target.kind, target.rows.tobytes() + classes), []).append(target)
+    return list(alike.values())
 
 
 def values_of(targets: Sequence[Target]) -> Floats:

@@ -1,9 +1,9 @@
-"""Which permutation tests a batch of targets gets, and their p."""
+"""Permutation tests of a batch of targets, and their p."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from conceptkit.probe.permutation import (
     Orders,
     draw_orders,
     group_losses,
+    is_constant,
     level_of,
     p_value,
     row_losses,
@@ -27,115 +28,135 @@ from conceptkit.probe.ridge import Eigenbasis, Split
 from conceptkit.probe.targets import Target
 
 COARSE = 0.01
-"""Above this smallest p the test within centers is so coarse that the test across centers is reported beside it."""
+"""Smallest p of the test within centers above which the test across centers is reported as well."""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """The permutation test of one target."""
+    """The permutation tests of one target; NaN for a test that was not run."""
 
     permuted: str
     """As :attr:`conceptkit.probe.permutation.Level.permuted`"""
     icc: float
     p: float
-    """Of all tests together: of two, twice the smaller p, at most 1; not a number without permutations"""
+    """Of all tests: with two tests twice the smaller p, at most 1"""
     p_between: float
-    """On group means, whole groups permuted; not a number for a concept that is not tested there"""
+    """On group means, with whole groups permuted"""
     p_within: float
-    """Within groups, for a concept that varies at both levels; not a number otherwise"""
+    """Within groups, for a concept that varies at both levels"""
     p_across_centers: float
-    """As ``p_between``, but permuted across centers; where the test within centers is coarse"""
+    """As ``p_between``, but permuted across centers, where the test within centers is coarse"""
     p_min: float
-    """The smallest value that ``p`` could have taken"""
+    """Smallest possible ``p``"""
     decided_by: str | None
-    """``rows``, ``within`` or ``between``: the test with the smaller p; ``None`` without permutations"""
+    """Test with the smaller p: ``rows``, ``within`` or ``between``; ``None`` without permutations"""
     assumed: str | None
-    """What the tests take as exchangeable"""
+    """What the tests assume to be exchangeable"""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Units that are permuted, and the strata within which they are."""
+    """Units that are permuted, and the strata within which they are permuted."""
 
     units: NDArray[np.intp] | None
     """(n,) numbers of the units; ``None``: rows"""
     strata: NDArray[np.intp] | None
     """(u,) stratum of each unit, or (n,) of each row; ``None``: permuted freely"""
-    said: str
-    """As of a sentence: ``groups within each center``"""
+    description: str
+    """In words: ``groups within each center``"""
 
     def smallest(self, target: Target, permutations: int) -> float:
-        """Return the smallest p that can be attained by permuting a target so."""
+        """Return the smallest possible p."""
         columns = target.columns if self.units is None else group_means(target.columns, self.units)
         return smallest_p(columns, permutations, self.strata)
 
 
 def blocks_between(target: Target) -> Blocks:
-    """Return how whole groups are permuted: within centers where these are known and leave anything to permute."""
+    """Return how whole groups are permuted: within centers if the concept varies within any."""
     groups = target.clusters
     if target.centers is None:
         return Blocks(groups, None, "groups")
     strata = level_of_groups(target.centers, groups)
-    if _moves(group_means(target.columns, groups), strata):
+    if not is_constant(group_means(target.columns, groups), strata):
         return Blocks(groups, strata, "groups within each center")
     return Blocks(groups, None, "groups across centers, as the concept does not vary within any center")
 
 
 def blocks_within(target: Target) -> Blocks:
-    """Return what is permuted beside whole groups, or without groups.
+    """Return what is permuted within groups, or without groups.
 
-    Rows, within the nested units or else within the groups, and within centers; whole nested units within their groups
-    where the concept is constant in each of them.
+    Rows, within the nested units or else the groups, and within centers; whole nested units within their groups when
+    the concept is constant in each of them.
     """
-    if target.nested is not None and target.groups is not None and _constant(target.columns, target.nested):
+    inner, unit = (target.groups, "group") if target.nested is None else (target.nested, "nested unit")
+    if target.nested is not None and target.groups is not None and is_constant(target.columns, target.nested):
         first = np.unique(target.nested, return_index=True)[1]
         cells = _crossed(target.groups, target.centers)
-        assert cells is not None
         return Blocks(target.nested, cells[first], "nested units within each group")
-    inner, said = (target.groups, "group") if target.nested is None else (target.nested, "nested unit")
-    cells = _crossed(inner, target.centers)
     if inner is not None:
-        return Blocks(None, cells, f"rows within each {said}")
-    if cells is None:
+        return Blocks(None, _crossed(inner, target.centers), f"rows within each {unit}")
+    if target.centers is None:
         return Blocks(None, None, "rows")
-    if _moves(target.columns, cells):
+    cells = np.unique(target.centers, return_inverse=True)[1]
+    if not is_constant(target.columns, cells):
         return Blocks(None, cells, "rows within each center")
     return Blocks(None, None, "rows across centers, as the concept does not vary within any center")
 
 
-def _crossed(inner: NDArray[np.intp] | None, centers: NDArray[np.str_] | None) -> NDArray[np.intp] | None:
+def _crossed(inner: NDArray[np.intp], centers: NDArray[np.str_] | None) -> NDArray[np.intp]:
     """Return numbers (n,) of the combinations of inner unit and center."""
     if centers is None:
         return inner
     codes: NDArray[np.intp] = np.unique(centers, return_inverse=True)[1]
-    if inner is None:
-        return codes
-    crossed: NDArray[np.intp] = np.unique(inner * (int(codes.max()) + 1) + codes, return_inverse=True)[1]
-    return crossed
+    return np.asarray(np.unique(inner * (int(codes.max()) + 1) + codes, return_inverse=True)[1].astype(np.intp))
 
 
-def _constant(columns: Floats, units: NDArray[np.intp]) -> bool:
-    return bool(np.allclose(columns, group_means(columns, units)[units], rtol=1e-12, atol=0.0))
+def choose_tests(target: Target, level: Level, permutations: int) -> dict[str, Blocks]:
+    """Return the tests of a target at its level by name, ``between``, ``within`` or ``rows``."""
+    tests = {}
+    if permutations and level.name == "groups":
+        tests["between"] = blocks_between(target)
+    if permutations and (level.name != "groups" or level.both):
+        tests["rows" if level.name == "rows" else "within"] = blocks_within(target)
+    return tests
 
 
-def _moves(columns: Floats, strata: NDArray[np.intp]) -> bool:
-    """Return whether any permutation within strata changes the values (u, c)."""
-    return not _constant(columns, strata)
+def combine_tests(
+    target: Target,
+    level: Level,
+    tests: Mapping[str, Blocks],
+    p: Mapping[str, float],
+    permutations: int,
+    p_across: float = math.nan,
+) -> Tested:
+    """Return the result of the tests of a target, from the p of each."""
+    return Tested(
+        permuted=level.permuted,
+        icc=level.icc,
+        p=together([p[name] for name in tests]),
+        p_between=p.get("between", math.nan),
+        p_within=p["within"] if len(tests) > 1 else math.nan,
+        p_across_centers=p_across,
+        p_min=together([blocks.smallest(target, permutations) for blocks in tests.values()]),
+        decided_by=min(tests, key=lambda name: p[name]) if tests else None,
+        assumed=" and ".join(blocks.description for blocks in tests.values()) or None,
+    )
+
+
+def together(p: Sequence[float]) -> float:
+    """Return the p of several tests of one hypothesis: the smallest times their number, at most 1 (Bonferroni)."""
+    return min(1.0, len(p) * min(p)) if p else math.nan
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Targets whose rows are permuted in the same orders."""
 
-    at: list[int]
-    """Their numbers in the batch"""
-    columns: Floats
-    """(n, c) values, centred over all rows or by cell"""
-    owner: NDArray[np.intp]
-    """(c,) number of the target, within these, that each column belongs to"""
+    at: list[int]  # their numbers in the batch
+    columns: Floats  # (n, c) values, centred over all rows or by cell
+    owner: NDArray[np.intp]  # (c,) number of the target, within these, of each column
     orders: Orders
-    cells: NDArray[np.intp] | None
-    """(n,) within which rows are permuted"""
+    cells: NDArray[np.intp] | None  # (n,) within which rows are permuted
 
 
 @dataclass(frozen=True)
@@ -144,115 +165,87 @@ class Permutations:
 
     targets: Sequence[Target]
     levels: Sequence[Level]
+    tests: Sequence[Mapping[str, Blocks]]
     alphas: Floats
     number: int
     seed: int
-    within: Sequence[Blocks | None]
-    """What is permuted within groups, or without groups; ``None`` for a target that is constant in each group"""
     rows: Sequence[_Rows]
-    """Targets that are tested row by row, those with the same orders together"""
-
-    @property
-    def numbers(self) -> range:
-        """Return the numbers of the targets."""
-        return range(len(self.targets))
 
     @property
     def by_row(self) -> list[int]:
-        """Return the targets that are tested row by row, in the order of the columns of :meth:`in_fold`."""
+        """Numbers of the targets that are tested row by row, in the order of the columns of :meth:`in_fold`."""
         return [i for some in self.rows for i in some.at]
 
     def in_fold(self, basis: Eigenbasis, split: Split) -> Floats:
         """Return one fold's losses (permutations + 1, t') of the targets tested row by row."""
-        if not self.rows:
-            return np.zeros((0, 0))
-        return np.concatenate(
-            [
-                row_losses(basis, split, some.columns, some.owner, some.orders, self.alphas, some.cells)
-                for some in self.rows
-            ],
-            axis=1,
-        )
+        losses = [
+            row_losses(basis, split, some.columns, some.owner, some.orders, self.alphas, some.cells)
+            for some in self.rows
+        ]
+        return np.concatenate(losses, axis=1) if losses else np.zeros((0, 0))
 
     def finish(self, X: NDArray[Any], splits: Sequence[Split], parts: Sequence[Floats]) -> list[Tested]:
-        """Return the tests of all targets from the losses of all folds."""
-        within = dict(zip(self.by_row, p_value(np.sum(parts, axis=0)).tolist(), strict=True)) if self.by_row else {}
-        by_unit = {i: one for i, one in enumerate(self.within) if one is not None and one.units is not None}
-        within |= self._of_units(X, splits, by_unit)
-        whole = [i for i, level in enumerate(self.levels) if self.number and level.name == "groups"]
-        between = {i: blocks_between(self.targets[i]) for i in whole}
-        coarse = {i: one for i, one in between.items() if self._is_coarse(i, one)}
-        p_between = self._of_units(X, splits, between)
-        p_across = self._of_units(X, splits, {i: Blocks(one.units, None, "groups") for i, one in coarse.items()})
+        """Return the tests of all targets, given the losses of all folds."""
+        whole = {
+            (i, name): blocks
+            for i, tests in enumerate(self.tests)
+            for name, blocks in tests.items()
+            if blocks.units is not None
+        }
+        across = {
+            (i, "across"): Blocks(one.units, None, "groups") for (i, _), one in whole.items() if self._coarse(i, one)
+        }
+        p = self._of_units(X, splits, whole) | self._of_units(X, splits, across)
+        if self.by_row:
+            for i, value in zip(self.by_row, p_value(np.sum(parts, axis=0)).tolist(), strict=True):
+                p[i, "rows" if self.levels[i].name == "rows" else "within"] = value
         return [
-            self._tested(
-                i, between.get(i), p_between.get(i, math.nan), within.get(i, math.nan), p_across.get(i, math.nan)
+            combine_tests(
+                target, level, tests, {name: p[i, name] for name in tests}, self.number, p.get((i, "across"), math.nan)
             )
-            for i in range(len(self.targets))
+            for i, (target, level, tests) in enumerate(zip(self.targets, self.levels, self.tests, strict=True))
         ]
 
-    def _is_coarse(self, i: int, blocks: Blocks) -> bool:
-        return blocks.strata is not None and blocks.smallest(self.targets[i], self.number) > COARSE
+    def _coarse(self, i: int, blocks: Blocks) -> bool:
+        between = blocks is self.tests[i].get("between")
+        return between and blocks.strata is not None and blocks.smallest(self.targets[i], self.number) > COARSE
 
-    def _of_units(self, X: NDArray[Any], splits: Sequence[Split], blocks: dict[int, Blocks]) -> dict[int, float]:
-        """Return the p of targets whose units are permuted whole; those with the same units and strata together."""
-        alike: dict[bytes, list[int]] = {}
-        for i, one in blocks.items():
-            key = b"" if one.strata is None else one.strata.tobytes()
-            alike.setdefault(np.asarray(one.units).tobytes() + key, []).append(i)
-        found: dict[int, float] = {}
-        for at in alike.values():
-            units, strata = blocks[at[0]].units, blocks[at[0]].strata
-            assert units is not None
-            columns, owner = _stacked([self.targets[i].columns for i in at])
+    def _of_units(
+        self, X: NDArray[Any], splits: Sequence[Split], tests: Mapping[tuple[int, str], Blocks]
+    ) -> dict[tuple[int, str], float]:
+        """Return the p of tests that permute whole units; those with the same units and strata are run together."""
+        alike: dict[bytes, list[tuple[int, str]]] = {}
+        for key, blocks in tests.items():
+            alike.setdefault(np.asarray(blocks.units).tobytes() + _bytes(blocks.strata), []).append(key)
+        p: dict[tuple[int, str], float] = {}
+        for keys in alike.values():
+            units, strata = np.asarray(tests[keys[0]].units), tests[keys[0]].strata
+            columns, owner = _stacked([self.targets[i].columns for i, _ in keys])
             orders = draw_orders(int(units.max()) + 1, self.number, self.seed, strata).of()
             losses = group_losses(X, units, columns, owner, splits, orders, self.alphas, strata)
-            found |= dict(zip(at, p_value(losses).tolist(), strict=True))
-        return found
-
-    def _tested(self, i: int, between: Blocks | None, p_between: float, p_inner: float, p_across: float) -> Tested:
-        target, level, within = self.targets[i], self.levels[i], self.within[i]
-        p = {"between": p_between, "rows" if level.name == "rows" else "within": p_inner}
-        used = {"between": between, "rows" if level.name == "rows" else "within": within}
-        tests = {name: (p[name], one) for name, one in used.items() if one is not None}
-        least = [one.smallest(target, self.number) for _, one in tests.values()]
-        return Tested(
-            permuted=level.permuted,
-            icc=level.icc,
-            p=together([p for p, _ in tests.values()]),
-            p_between=p_between,
-            p_within=p_inner if len(tests) > 1 else math.nan,
-            p_across_centers=p_across,
-            p_min=together(least),
-            decided_by=min(tests, key=lambda name: tests[name][0]) if tests else None,
-            assumed=" and ".join(one.said for _, one in tests.values()) or None,
-        )
-
-
-def together(p: Sequence[float]) -> float:
-    """Return the p of several tests of one hypothesis: the smallest times their number, at most 1 (Bonferroni)."""
-    return min(1.0, len(p) * min(p)) if p else math.nan
+            p |= dict(zip(keys, p_value(losses).tolist(), strict=True))
+        return p
 
 
 def permutation_tests(targets: Sequence[Target], permutations: int, alphas: Floats, seed: int) -> Permutations:
     """Prepare the tests of targets on the same rows; none for ``permutations`` of 0."""
     levels = [level_of(target) for target in targets]
-    within = [
-        blocks_within(target) if permutations and (level.both or level.name != "groups") else None
-        for target, level in zip(targets, levels, strict=True)
-    ]
-    alike: dict[bytes, list[int]] = {}
-    for i, one in enumerate(within):
-        if one is not None and one.units is None:
-            alike.setdefault(b"" if one.strata is None else one.strata.tobytes(), []).append(i)
+    tests = [choose_tests(target, level, permutations) for target, level in zip(targets, levels, strict=True)]
+    alike: dict[bytes, tuple[list[int], NDArray[np.intp] | None]] = {}
+    for i, each in enumerate(tests):
+        for blocks in each.values():
+            if blocks.units is None:
+                alike.setdefault(_bytes(blocks.strata), ([], blocks.strata))[0].append(i)
     rows = []
-    for at in alike.values():
-        blocks = within[at[0]]
-        cells = None if blocks is None else blocks.strata
+    for at, cells in alike.values():
         columns, owner = _stacked([targets[i].columns for i in at])
         columns = columns - (columns.mean(0) if cells is None else group_means(columns, cells)[cells])
         rows.append(_Rows(at, columns, owner, draw_orders(len(columns), permutations, seed, cells), cells))
-    return Permutations(targets, levels, alphas, permutations, seed, within, rows)
+    return Permutations(targets, levels, tests, alphas, permutations, seed, rows)
+
+
+def _bytes(strata: NDArray[np.intp] | None) -> bytes:
+    return b"" if strata is None else strata.tobytes()
 
 
 def _stacked(columns: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:

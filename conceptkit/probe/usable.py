@@ -1,4 +1,4 @@
-"""What of a concept can be probed: rows of classes that several groups hold, in folds that can be fitted."""
+"""Concepts that can be probed: classes in several groups, and folds that can be fitted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ Made = TypeVar("Made")
 
 
 def usable(items: Iterable[Item], make: Callable[[Item], Made]) -> tuple[list[Made], list[str]]:
-    """Return what ``make`` returns for the items that it does not refuse, and a note on each of the others.
+    """Return ``make(item)`` for the items that it accepts, and a note on each of the others.
 
-    Raises
-    ------
-    InputError
-        when every item is refused: what was said of the first
+    Raises the first :class:`InputError` when every item is refused.
     """
     made: list[Made] = []
     refused: list[InputError] = []
@@ -45,16 +42,8 @@ def usable_targets(
 ) -> tuple[list[Target], list[str]]:
     """Return the concepts that can be probed, and notes on concepts and classes that are skipped.
 
-    Parameters
-    ----------
-    values_of : returns the kind and the values of a concept, or refuses it
-    groups, placing : as for :func:`usable_target`
-    folds : of the cross-validation; ``None`` for the paper's protocol, which has none
-
-    Raises
-    ------
-    InputError
-        when no concept can be probed
+    ``values_of`` returns the kind and the values of a concept; the other arguments are those of :func:`usable_target`.
+    Raises :class:`InputError` when no concept can be probed.
     """
 
     def make(name: str) -> tuple[Target, str | None]:
@@ -75,18 +64,18 @@ def usable_target(
     folds: int | None,
     placing: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Target, str | None]:
-    """Return a concept as a target, and a note on the classes whose rows are skipped: those of one group only.
+    """Return a concept as a target, and a note on skipped rows, of classes in one group only.
 
     Parameters
     ----------
     values, groups : as for :func:`conceptkit.probe.targets.make_target`
-    placing : the keywords of that function
-    folds : of the cross-validation, which is refused here where it would fail later; ``None`` for none
+    placing : keywords of that function
+    folds : of the cross-validation, which are checked here; ``None`` for none
 
     Raises
     ------
     InputError
-        when the concept cannot be probed: too few groups, classes or values
+        when the concept has too few groups, classes or values
     """
     note = None
     if kind == "categorical" and groups is not None:
@@ -105,5 +94,5 @@ def usable_target(
             if target.groups is not None and len(np.unique(target.groups[train])) < 2:
                 raise InputError(f"folds: {name} needs at least 3 groups, so that each training part has two.")
             if kind == "categorical" and len(np.unique(target.y[train])) < 2:
-                raise InputError(f"concept: {name} has one class only in one training part; name fewer --folds.")
+                raise InputError(f"concept: {name} has one class only in one training part; set fewer `--folds`.")
     return target, note

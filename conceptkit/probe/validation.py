@@ -1,44 +1,75 @@
-"""Held-out validation of concept vectors: out-of-fold predictions by patient, beside the scores that flatter."""
+"""Held-out validation of concept vectors by patient, with in-sample and patch-wise scores and controls beside it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.categorical import Categorical, cross_classify, validate_categorical
-from conceptkit.probe.continuous import Continuous, validate_continuous
-from conceptkit.probe.crossfit import cross_predict
-from conceptkit.probe.folds import unseen_levels
-from conceptkit.probe.perceptron import held_out_mlp
-from conceptkit.probe.ridge import ALPHAS, Split
-from conceptkit.probe.targets import Target, batches, check_activations, make_target, values_of
+from conceptkit.evaluate.intervals import (
+    Interval,
+    accuracy_interval,
+    auc_interval,
+    r2_interval,
+    refit_inflation,
+)
+from conceptkit.evaluate.scores import Floats, auc, r2
+from conceptkit.probe.alpha import choose_alpha
+from conceptkit.probe.categorical import cross_classify, draws_accuracy
+from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.controls import (
+    RANDOM_CONCEPTS,
+    SHUFFLES,
+    part_weights,
+    random_concepts,
+    random_parts,
+    shuffled_values,
+)
+from conceptkit.probe.crossfit import (
+    cross_predict,
+    cross_predict_at,
+    deleted_errors,
+    each_fold,
+    each_fold_and_all,
+    jackknife_units,
+    mean_cosine,
+    pooled,
+    read_fold,
+)
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split
+from conceptkit.probe.targets import Target, values_of
+from conceptkit.probe.testing import Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
 
-__all__ = [
-    "Target",
-    "Validated",
-    "batches",
-    "check_activations",
-    "held_out",
-    "held_out_mlp",
-    "make_target",
-    "validate",
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Options of a validation."""
+
+    folds: int = 5
+    alphas: Floats = field(default_factory=lambda: ALPHAS)
+    """Penalties to choose from, for continuous concepts and permutation tests"""
+    n_resamples: int = 2000
+    """Bootstrap resamples of groups for the 95 % interval"""
+    permutations: int = 0
+    """Permutations of each concept at the level at which it varies; 0 for no test"""
+    controls: bool = False
+    """Whether shuffled values and random concepts are scored too"""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validated(ProbeScore):
-    """How well a target is decoded from one set of activations."""
+    """Scores of one target, with its predictions."""
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
-    unseen: Mapping[str, int]
-    """Center → number of folds that score rows of it and train on none"""
 
 
 def held_out(
@@ -49,13 +80,9 @@ def held_out(
     alphas: Floats = ALPHAS,
     splits: Sequence[Split] | None = None,
 ) -> list[NDArray[Any]]:
-    """Return, for each target, the out-of-fold predictions (n,) of a linear vector, no group on both sides.
+    """Return the out-of-fold predictions (n,) of a linear vector for each target, from activations X (n, d).
 
-    Parameters
-    ----------
-    X : (n, d) activations of the targets' rows
-    targets : on the same folds; see :func:`batches`
-    splits : instead of ``folds`` parts by group
+    Targets are on the same folds, see :func:`conceptkit.probe.targets.batches`; ``splits`` replace ``folds`` by group.
     """
     return held_out_each([X], 1, targets, folds=folds, alphas=alphas, splits=splits)[0]
 
@@ -69,115 +96,193 @@ def held_out_each(
     alphas: Floats = ALPHAS,
     splits: Sequence[Split] | None = None,
 ) -> list[list[NDArray[Any]]]:
-    """Return what :func:`held_out` does for each of ``count`` matrices (n, d), whose folds share the threads.
-
-    Parameters
-    ----------
-    matrices : taken up one after the other, so that they need not all be in memory
-    """
+    """Return the result of :func:`held_out` for each of ``count`` matrices (n, d), read one after the other."""
     if targets[0].kind == "continuous":
         splits = targets[0].folds(folds) if splits is None else splits
         each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
-    own = [target.folds(folds) if splits is None else splits for target in targets]
+    each_splits = [target.folds(folds) if splits is None else splits for target in targets]
     return [
-        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, own, strict=True)] for X in matrices
+        [cross_classify(X, t, t.groups, of).predicted for t, of in zip(targets, each_splits, strict=True)]
+        for X in matrices
     ]
 
 
 def validate(
-    X: NDArray[Any],
-    targets: Sequence[Target],
-    *,
-    folds: int = 5,
-    alphas: Floats = ALPHAS,
-    n_resamples: int = 2000,
-    permutations: int = 0,
-    controls: bool = False,
-    seed: int = 0,
+    X: NDArray[Any], targets: Sequence[Target], options: Validation | None = None, **changes: Any
 ) -> list[Validated]:
-    """Probe concepts: the held-out score with its interval, and what it has to be read against.
+    """Return the held-out score of each concept with its interval, in-sample scores, controls and tests.
 
     Parameters
     ----------
     X : (n, d) activations of the targets' rows
-    targets : on the same folds; see :func:`batches`
-    folds : parts of the outer cross-validation
-    alphas : penalties to choose from for continuous concepts, and in permutation tests
-    n_resamples : bootstrap resamples of groups for the 95 % interval
-    permutations : of each concept, at the level at which it varies; 0 for no test
-    controls : whether shuffled values and random concepts are scored too
-    seed : of all that is drawn
+    targets : on the same folds; see :func:`conceptkit.probe.targets.batches`
+    changes : fields of :class:`Validation` that differ from ``options``
     """
-    splits = targets[0].folds(folds)
-    unseen = {} if targets[0].centers is None else unseen_levels(targets[0].centers, splits)
-    if targets[0].kind == "continuous":
-        found = validate_continuous(
-            X,
-            targets,
-            splits,
-            folds=folds,
-            alphas=alphas,
-            n_resamples=n_resamples,
-            permutations=permutations,
-            controls=controls,
+    options = dataclasses.replace(options or Validation(), **changes)
+    method = _continuous if targets[0].kind == "continuous" else _categorical
+    return method(X, targets, targets[0].folds(options.folds), options)
+
+
+def _continuous(
+    X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], options: Validation
+) -> list[Validated]:
+    """Validate continuous concepts; each fold's factorisation serves scores, controls, intervals and permutations."""
+    t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
+    alphas, seed = options.alphas, options.seed
+    Y, units = values_of(targets), jackknife_units(clusters)
+    columns, mix = _with_controls(targets, seed) if options.controls else (Y, None)
+    tests = permutation_tests(targets, options.permutations, alphas, seed)
+
+    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        reading = read_fold(basis, split, columns, groups, alphas, mix)
+        own = reading.first(t)
+        weights = basis.weights(own.response.fit(own.alpha).c)
+        return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
+
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
+        response = whole.response(Y)
+        alpha, _ = choose_alpha(response, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
+        return alpha, by_patch, response.fit(alpha).predict(np.arange(len(Y)))
+
+    parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
+    every = columns if mix is None else columns @ mix
+    predicted = pooled(splits, [part[0] for part in parts])
+    alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
+    cosine = mean_cosine([part[2] for part in parts])
+    deleted = np.sum([part[3] for part in parts], axis=0)
+    tested = tests.finish(X, splits, [part[4] for part in parts])
+    shuffled = random = np.full(t, np.nan)
+    if options.controls:
+        scores = np.array([r2(every[:, i], predicted[:, i]) for i in range(t, every.shape[1])])
+        shuffled = scores[: t * SHUFFLES].reshape(t, -1).mean(1)
+        random = scores[t * SHUFFLES :].reshape(t, -1).mean(1)
+    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=seed), by_patch)
+    intervals = [
+        r2_interval(
+            Y[:, i],
+            predicted[:, i],
+            clusters,
+            deleted[:, i],
+            units,
+            n_columns=X.shape[1],
+            n_resamples=options.n_resamples,
             seed=seed,
         )
-        return [_of_continuous(found, target, i, unseen) for i, target in enumerate(targets)]
-    each = validate_categorical(
-        X,
-        targets,
-        splits,
-        folds=folds,
-        alphas=alphas,
-        n_resamples=n_resamples,
-        permutations=permutations,
-        controls=controls,
-        seed=seed,
-    )
-    return [_of_categorical(one, target, unseen) for one, target in zip(each, targets, strict=True)]
+        for i in range(t)
+    ]
+    return [
+        _validated(
+            target,
+            predicted[:, i],
+            intervals[i],
+            tested[i],
+            score_in_sample=target.score(fitted[:, i]),
+            score_patchwise=target.score(patchwise[:, i]),
+            score_shuffled=float(shuffled[i]),
+            score_random_concept=float(random[i]),
+            alpha=float(alpha[i]),
+            alpha_folds=tuple(alpha_folds[:, i].tolist()),
+            cosine=float(cosine[i]),
+        )
+        for i, target in enumerate(targets)
+    ]
 
 
-def _of_continuous(found: Continuous, target: Target, i: int, unseen: Mapping[str, int]) -> Validated:
-    score, random_concept = target.score(found.predicted[:, i]), float(found.random_concept[i])
+def _validated(target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, **scores: Any) -> Validated:
+    score = target.score(predicted)
     return Validated(
-        predicted=found.predicted[:, i],
-        unseen=unseen,
+        predicted=predicted,
         score=score,
-        score_low=found.intervals[i].low,
-        score_high=found.intervals[i].high,
-        interval_note=found.intervals[i].note,
-        score_in_sample=target.score(found.fitted[:, i]),
-        score_patchwise=target.score(found.patchwise[:, i]),
-        score_shuffled=float(found.shuffled[i]),
-        score_random_concept=random_concept,
-        selectivity=score - max(random_concept, target.chance),
-        alpha=float(found.alpha[i]),
-        alpha_folds=tuple(found.fold_alpha[:, i].tolist()),
-        cosine=float(found.cosine[i]),
-        **dataclasses.asdict(found.tested[i]),
+        score_low=interval.low,
+        score_high=interval.high,
+        interval_note=interval.note,
+        selectivity=score - max(scores["score_random_concept"], target.chance),
+        **dataclasses.asdict(tested),
+        **scores,
     )
 
 
-def _of_categorical(found: Categorical, target: Target, unseen: Mapping[str, int]) -> Validated:
-    score = target.score(found.held_out.predicted)
-    return Validated(
-        predicted=found.held_out.predicted,
-        unseen=unseen,
-        score=score,
-        score_low=found.interval.low,
-        score_high=found.interval.high,
-        interval_note=found.interval.note,
-        auc=found.auc,
-        auc_low=found.auc_interval.low,
-        auc_high=found.auc_interval.high,
-        score_in_sample=target.score(found.fitted),
-        score_patchwise=target.score(found.patchwise),
-        score_shuffled=found.shuffled,
-        score_random_concept=found.random_concept,
-        selectivity=score - max(found.random_concept, target.chance),
-        alpha=found.alpha,
-        alpha_folds=tuple(found.held_out.alpha.tolist()),
-        cosine=found.cosine,
-        **dataclasses.asdict(found.tested),
+def _with_controls(targets: Sequence[Target], seed: int) -> tuple[Floats, Floats]:
+    """Return columns (n, c) and their combinations (c, t'): targets, shuffles of each, random concepts of each.
+
+    The random concepts of all targets are mixtures of the same draws, with weights by intra-class correlation.
+    """
+    shuffled = [shuffled_values(target, SHUFFLES, seed) for target in targets]
+    columns = np.concatenate([values_of(targets), *shuffled, *random_parts(targets[0], RANDOM_CONCEPTS, seed)], axis=1)
+    given = len(targets) * (1 + SHUFFLES)
+    mix = np.zeros((columns.shape[1], given + len(targets) * RANDOM_CONCEPTS))
+    mix[:given, :given] = np.eye(given)
+    for i, target in enumerate(targets):
+        at = given + i * RANDOM_CONCEPTS
+        draws = [np.eye(RANDOM_CONCEPTS) * weight for weight in part_weights(target)]
+        mix[given:, at : at + RANDOM_CONCEPTS] = np.concatenate(draws)
+    return columns, mix
+
+
+def _categorical(
+    X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], options: Validation
+) -> list[Validated]:
+    """Validate categorical concepts by logistic vectors.
+
+    Permutation tests use ridge regression of class indicators: a logistic vector for each permutation would cost a
+    hundred times as much and test the same. The same regression widens the standard errors for the variation of the
+    training groups, by the factor by which refitting enlarges those of its R².
+    """
+    tests = permutation_tests(targets, options.permutations, options.alphas, options.seed)
+    columns = [target.columns for target in targets]
+    at = np.cumsum([0, *(c.shape[1] for c in columns)])
+    Y, groups = np.concatenate(columns, axis=1), targets[0].groups
+    units = jackknife_units(targets[0].clusters)
+
+    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats]:
+        reading = read_fold(basis, split, Y, groups, options.alphas)
+        return reading.predicted, deleted_errors(reading, split, Y, units), tests.in_fold(basis, split)
+
+    parts = each_fold(X, splits, work)
+    predicted = pooled(splits, [part[0] for part in parts])
+    deleted = np.sum([part[1] for part in parts], axis=0)
+    inflation = [
+        refit_inflation(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
+    ]
+    tested = tests.finish(X, splits, [part[2] for part in parts])
+    return [
+        _classified(X, target, splits, test, ratio, options)
+        for target, test, ratio in zip(targets, tested, inflation, strict=True)
+    ]
+
+
+def _classified(
+    X: NDArray[Any], target: Target, splits: Sequence[Split], tested: Tested, inflation: float, options: Validation
+) -> Validated:
+    y, k, units = target.y.astype(np.intp), target.n_classes, jackknife_units(target.clusters)
+    found = cross_classify(X, target, target.groups, splits)
+    whole = ConceptActivationVector().fit(X, y, target.groups)
+    patchwise = cross_classify(X, target, None, make_folds(len(X), None, options.folds, seed=options.seed))
+    shuffled = random = np.nan
+    if options.controls:
+        shuffled, random = (
+            draws_accuracy(X, draw(target, count, options.seed), k, splits, found.alpha)
+            for draw, count in ((shuffled_values, SHUFFLES), (random_concepts, RANDOM_CONCEPTS))
+        )
+    area = auc_interval(y, found.scores, target.clusters, units, inflation=inflation)
+    interval = accuracy_interval(
+        y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
+    )
+    return _validated(
+        target,
+        found.predicted,
+        interval,
+        tested,
+        auc=auc(y, found.scores),
+        auc_low=area.low,
+        auc_high=area.high,
+        score_in_sample=target.score(whole.predict(X)),
+        score_patchwise=target.score(patchwise.predicted),
+        score_shuffled=shuffled,
+        score_random_concept=random,
+        alpha=float(whole.alpha_),
+        alpha_folds=tuple(found.alpha.tolist()),
+        cosine=float(mean_cosine(found.vectors).mean()) if len(found.vectors) > 1 else np.nan,
     )
