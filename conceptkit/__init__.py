@@ -2,140 +2,95 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import conceptkit.records.base as _records
+from conceptkit.options import COMMANDS, RECORDS
+from conceptkit.registry import load
 
 if TYPE_CHECKING:
-    from conceptkit.commands.extract import extract
-    from conceptkit.commands.guide import run_guide
-    from conceptkit.commands.measure import run_measure
-    from conceptkit.commands.predict import predict
-    from conceptkit.commands.probe_arrays import probe_arrays
-    from conceptkit.commands.report import write_report
-    from conceptkit.commands.tile import run_tile
-    from conceptkit.errors import InputError
-    from conceptkit.models.guided import GradientReversal, GuidedModel
-    from conceptkit.options import from_settings
-    from conceptkit.options.attribute import Attribute
-    from conceptkit.options.audit import Audit
-    from conceptkit.options.bags import Bags
-    from conceptkit.options.grid import Grid
-    from conceptkit.options.guide import Guide
-    from conceptkit.options.predictivity import Predictivity
-    from conceptkit.options.probe import Probe, run_probe
-    from conceptkit.probe.classification import ConceptActivationVector
-    from conceptkit.probe.region import ConceptRegion
-    from conceptkit.probe.regression import RegressionConceptVector
-    from conceptkit.records.attribute import AttributeRecord
-    from conceptkit.records.audit import AuditRecord
-    from conceptkit.records.bags import BagsRecord
-    from conceptkit.records.grid import GridRecord
-    from conceptkit.records.guide import GuideRecord
-    from conceptkit.records.loading import load_record
-    from conceptkit.records.predictivity import PredictivityRecord
-    from conceptkit.records.probe import ProbeRecord
-    from conceptkit.report.plotting import plot
-    from conceptkit.synthetic import embedded_study
-    from conceptkit.tables.study import Study, load_study
+    from conceptkit.commands.extract import extract as extract
+    from conceptkit.commands.guide import run_guide as run_guide
+    from conceptkit.commands.measure import run_measure as run_measure
+    from conceptkit.commands.predict import predict as predict
+    from conceptkit.commands.probe_arrays import probe_arrays as probe_arrays
+    from conceptkit.commands.report import write_report as write_report
+    from conceptkit.commands.tile import run_tile as run_tile
+    from conceptkit.errors import InputError as InputError
+    from conceptkit.models.guided import GradientReversal as GradientReversal
+    from conceptkit.models.guided import GuidedModel as GuidedModel
+    from conceptkit.options import from_settings as from_settings
+    from conceptkit.options.attribute import Attribute as Attribute
+    from conceptkit.options.audit import Audit as Audit
+    from conceptkit.options.bags import Bags as Bags
+    from conceptkit.options.grid import Grid as Grid
+    from conceptkit.options.guide import Guide as Guide
+    from conceptkit.options.predictivity import Predictivity as Predictivity
+    from conceptkit.options.probe import Probe as Probe
+    from conceptkit.options.probe import run_probe as run_probe
+    from conceptkit.probe.classification import ConceptActivationVector as ConceptActivationVector
+    from conceptkit.probe.region import ConceptRegion as ConceptRegion
+    from conceptkit.probe.regression import RegressionConceptVector as RegressionConceptVector
+    from conceptkit.records.attribute import AttributeRecord as AttributeRecord
+    from conceptkit.records.audit import AuditRecord as AuditRecord
+    from conceptkit.records.bags import BagsRecord as BagsRecord
+    from conceptkit.records.grid import GridRecord as GridRecord
+    from conceptkit.records.guide import GuideRecord as GuideRecord
+    from conceptkit.records.loading import load_record as load_record
+    from conceptkit.records.predictivity import PredictivityRecord as PredictivityRecord
+    from conceptkit.records.probe import ProbeRecord as ProbeRecord
+    from conceptkit.report.plotting import plot as plot
+    from conceptkit.synthetic import embedded_study as embedded_study
+    from conceptkit.tables.study import Study as Study
+    from conceptkit.tables.study import load_study as load_study
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Attribute": "options.attribute",
-    "AttributeRecord": "records.attribute",
-    "Audit": "options.audit",
-    "AuditRecord": "records.audit",
-    "Bags": "options.bags",
-    "BagsRecord": "records.bags",
-    "ConceptActivationVector": "probe.classification",
-    "ConceptRegion": "probe.region",
-    "GradientReversal": "models.guided",
-    "Grid": "options.grid",
-    "GridRecord": "records.grid",
-    "Guide": "options.guide",
-    "GuideRecord": "records.guide",
-    "GuidedModel": "models.guided",
-    "InputError": "errors",
-    "Predictivity": "options.predictivity",
-    "PredictivityRecord": "records.predictivity",
-    "Probe": "options.probe",
-    "ProbeRecord": "records.probe",
-    "RegressionConceptVector": "probe.regression",
-    "Study": "tables.study",
-    "embedded_study": "synthetic",
-    "from_settings": "options",
-    "extract": "commands.extract",
-    "load_record": "records.loading",
-    "load_study": "tables.study",
-    "plot": "report.plotting",
-    "predict": "commands.predict",
-    "probe_arrays": "commands.probe_arrays",
-    "run_guide": "commands.guide",
-    "run_measure": "commands.measure",
-    "run_probe": "options.probe",
-    "run_tile": "commands.tile",
-    "write_report": "commands.report",
+_HOMES: dict[str, str] = {
+    "ConceptActivationVector": "conceptkit.probe.classification",
+    "ConceptRegion": "conceptkit.probe.region",
+    "GradientReversal": "conceptkit.models.guided",
+    "GuidedModel": "conceptkit.models.guided",
+    "InputError": "conceptkit.errors",
+    "RegressionConceptVector": "conceptkit.probe.regression",
+    "Study": "conceptkit.tables.study",
+    "embedded_study": "conceptkit.synthetic",
+    "from_settings": "conceptkit.options",
+    "extract": "conceptkit.commands.extract",
+    "load_record": "conceptkit.records.loading",
+    "load_study": "conceptkit.tables.study",
+    "plot": "conceptkit.report.plotting",
+    "predict": "conceptkit.commands.predict",
+    "probe_arrays": "conceptkit.commands.probe_arrays",
+    "run_guide": "conceptkit.commands.guide",
+    "run_measure": "conceptkit.commands.measure",
+    "run_probe": "conceptkit.options.probe",
+    "run_tile": "conceptkit.commands.tile",
+    "write_report": "conceptkit.commands.report",
 }
+"""Public name → its module; a command that writes a record, and the record, come from ``options``"""
 
-__all__ = [
-    "Attribute",
-    "AttributeRecord",
-    "Audit",
-    "AuditRecord",
-    "Bags",
-    "BagsRecord",
-    "ConceptActivationVector",
-    "ConceptRegion",
-    "GradientReversal",
-    "Grid",
-    "GridRecord",
-    "Guide",
-    "GuideRecord",
-    "GuidedModel",
-    "InputError",
-    "Predictivity",
-    "PredictivityRecord",
-    "Probe",
-    "ProbeRecord",
-    "RegressionConceptVector",
-    "Study",
-    "__version__",
-    "embedded_study",
-    "extract",
-    "from_settings",
-    "load_record",
-    "load_study",
-    "plot",
-    "predict",
-    "probe_arrays",
-    "run_guide",
-    "run_measure",
-    "run_probe",
-    "run_tile",
-    "write_report",
-]
+for _name, _record in RECORDS.items():
+    for _place in (COMMANDS[_name], _record):
+        _HOMES[_place.partition(":")[2]] = _place.partition(":")[0]
+
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``conceptkit --help`` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'conceptkit' has no attribute {name!r}")
-    return getattr(_module(_HOMES[name]), name)
-
-
-def _module(home: str) -> Any:
-    return importlib.import_module(f"conceptkit.{home}")
+    return load(f"{_HOMES[name]}:{name}")
 
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return __all__
+    return list(__all__)
 
 
 # Records lie below the report, which draws them: the package, above both, joins them when a record is first shown.
 _records.show_by(
-    plot=lambda record: _module("report.plotting").plot(record),
-    html=lambda record: _module("report.plotting").to_html(record),
+    plot=lambda record: load("conceptkit.report.plotting:plot")(record),
+    html=lambda record: load("conceptkit.report.plotting:to_html")(record),
 )

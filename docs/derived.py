@@ -45,16 +45,21 @@ class Files(Directive):
 
 
 class Options(Directive):
-    """Tabulate the options of a command: spelling, what it does, default and choices."""
-
-    required_arguments = 1
+    """Tabulate the options of every command: spelling, what they do, and default."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [
-            [[nodes.literal(text=one.flag_text)], [nodes.Text(one.help_text)], [nodes.Text(one.default_text)]]
-            for one in map(_Row, described(load(COMMANDS[self.arguments[0]])))
-        ]
-        return [_table(["option", "", "default"], rows, [25, 60, 15])]
+        found: list[nodes.Node] = []
+        for name, place in COMMANDS.items():
+            command = load(place)
+            rows = [
+                [[nodes.literal(text=one.flag_text)], [nodes.Text(one.help_text)], [nodes.Text(one.default_text)]]
+                for one in map(_Row, described(command))
+            ]
+            summary = (command.__doc__ or "").partition("\n\n")[0]
+            found.append(nodes.rubric("", "", nodes.literal(text=f"conceptkit {name}"), ids=[f"options-{name}"]))
+            found.append(nodes.paragraph("", summary))
+            found.append(_table(["option", "", "default"], rows, [25, 60, 15]))
+        return found
 
 
 class _Row:

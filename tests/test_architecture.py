@@ -185,7 +185,7 @@ def outside(names):
 @pytest.mark.parametrize("name", [n for n in INSIDE if room(n) in ARRAYS_ONLY])
 def test_probe_and_evaluate_know_arrays_only(name):
     assert not outside(closure(name)) & set(HEAVY)
-    light = (*ARRAYS_ONLY, "errors", "registry", "families", "records", "files")
+    light = (*ARRAYS_ONLY, "errors", "registry", "families", "options", "records", "files")
     assert not {m for m in closure(name) if room(m) not in light}
 
 

@@ -31,6 +31,17 @@ COMMANDS: Mapping[str, str] = {
 }
 """Name of a command → ``module:class``, in the order of the help"""
 
+RECORDS: Mapping[str, str] = {
+    "probe": "conceptkit.records.probe:ProbeRecord",
+    "guide": "conceptkit.records.guide:GuideRecord",
+    "grid": "conceptkit.records.grid:GridRecord",
+    "bags": "conceptkit.records.bags:BagsRecord",
+    "predictivity": "conceptkit.records.predictivity:PredictivityRecord",
+    "attribute": "conceptkit.records.attribute:AttributeRecord",
+    "audit": "conceptkit.records.audit:AuditRecord",
+}
+"""Name of a command that writes a record → ``module:class`` of the record, whose schema is ``conceptkit/NAME/…``"""
+
 
 def from_settings(settings: Mapping[str, Any]) -> Command:
     """Return the command that made a record, from the record's settings.

@@ -6,7 +6,7 @@ from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
 from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsRecord
-from conceptkit.records.loading import AnyRecord, load_record
+from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
 from conceptkit.records.texts import Metric, Note, concept_of
@@ -16,7 +16,6 @@ __all__ = [
     "EMBEDDINGS_FILE",
     "RECORD_FILE",
     "Affinity",
-    "AnyRecord",
     "AttentionScore",
     "AttributeRecord",
     "AttributeRow",

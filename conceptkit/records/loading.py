@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from conceptkit.errors import InputError
-from conceptkit.records.attribute import AttributeRecord
-from conceptkit.records.audit import AuditRecord
-from conceptkit.records.bags import BagsRecord
-from conceptkit.records.base import RECORD_FILE
-from conceptkit.records.grid import GridRecord
-from conceptkit.records.guide import GuideRecord
-from conceptkit.records.predictivity import PredictivityRecord
-from conceptkit.records.probe import ProbeRecord
+from conceptkit.options import RECORDS
+from conceptkit.records.base import RECORD_FILE, Record
+from conceptkit.registry import load
 
 _NAMED = 5
 """Runs that a sentence names"""
 
-AnyRecord = AttributeRecord | AuditRecord | BagsRecord | ProbeRecord | GuideRecord | GridRecord | PredictivityRecord
 
-KINDS: Mapping[str, type[AnyRecord]] = {
-    c.schema: c
-    for c in (ProbeRecord, GuideRecord, GridRecord, PredictivityRecord, AttributeRecord, AuditRecord, BagsRecord)
-}
-"""Schema → class of record"""
-
-
-def load_record(folder: str | Path) -> AnyRecord:
+def load_record(folder: str | Path) -> Record:
     """Load the record of a run folder (or of a record file).
 
     Raises
@@ -49,10 +35,11 @@ def load_record(folder: str | Path) -> AnyRecord:
         schema = values["schema"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"run: {path} is not a record of conceptkit (no JSON object with a schema).") from None
-    if not isinstance(schema, str) or schema not in KINDS:
-        raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(KINDS)}.")
+    kinds: dict[str, type[Record]] = {kind.schema: kind for kind in map(load, RECORDS.values())}
+    if not isinstance(schema, str) or schema not in kinds:
+        raise InputError(f"run: {path} has schema {schema!r}; this version reads {', '.join(kinds)}.")
     try:
-        record = KINDS[schema].from_dict(values)
+        record = kinds[schema].from_dict(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"run: {path} is not a valid {schema} record: {error}.") from None
     return dataclasses.replace(record, folder=path.parent)
