@@ -385,9 +385,10 @@ def test_public_names():
 
 def test_the_type_checker_sees_the_same_names():
     tree = ast.parse(MODULES["conceptkit"].read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     stated = {
         alias.asname or alias.name: node.module
-        for node in ast.walk(tree)
+        for node in ast.walk(checked)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("conceptkit.")
         for alias in node.names
     }
