@@ -54,6 +54,37 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
+def plain_seconds(backbone, options, batches, targets, device):
+    """Return the seconds per image of a loop that runs the whole network in every step."""
+    model = build_model(backbone, TASKS, options, seed=0).to(device)
+    weighting = Weighting(TASKS, options.weighting).to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam([*trained, *weighting.parameters()])
+    times = []
+    for k, batch in enumerate([batches[0], *batches]):  # the first one warms up
+        start = time.perf_counter()
+        features = model.features(backbone.preprocessing(batch).to(device))
+        bare_step(model, features, torch.arange(BATCH) + k, targets, weighting, optimizer, device)
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:])) / BATCH
+
+
+def bare_epoch(model, inputs, targets, weighting, optimizer, rows):
+    """Return the seconds of an epoch of the bare loop on cached inputs, with its validation."""
+    device = next(model.parameters()).device
+    start = time.perf_counter()
+    for part in torch.split(torch.randperm(len(rows["train"])), BATCH):
+        features = inputs.rest(*inputs.batch(part, device))
+        bare_step(model, features, part, targets, weighting, optimizer, device)
+    with torch.no_grad():
+        for part in torch.split(torch.from_numpy(rows["val"]), 256):
+            outputs = model.outputs(model.reads(*inputs.rest(*inputs.batch(part, device))))
+            [task_loss(t, outputs[t.name], targets[t.name][part].to(device)) for t in TASKS]
+    wait(device)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,18 +117,7 @@ def main() -> None:
     batches = [pixels[s : s + BATCH] for s in range(0, len(pixels), BATCH)]
     rows = {"train": np.arange(n), "val": np.arange(n, total)}
 
-    model = build_model(backbone, TASKS, options, seed=0).to(device)
-    weighting = Weighting(TASKS, options.weighting).to(device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam([*trained, *weighting.parameters()])
-    times = []
-    for k, batch in enumerate([batches[0], *batches]):  # the first one warms up
-        start = time.perf_counter()
-        features = model.features(backbone.preprocessing(batch).to(device))
-        bare_step(model, features, torch.arange(BATCH) + k, targets, weighting, optimizer, device)
-        wait(device)
-        times.append(time.perf_counter() - start)
-    plain = float(np.median(times[1:])) / BATCH
+    plain = plain_seconds(backbone, options, batches, targets, device)
     print(f"device {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}, {given.steps} plain steps")
     print("extrapolated: the plain loop and the building of the cache from these steps, sweeps from single epochs")
     print(f"{'plain loop':34s} {1e3 * plain:8.2f} ms per image and epoch")
@@ -138,19 +158,7 @@ def main() -> None:
         optimizer = torch.optim.Adam(
             [*(p for p in bare_model.parameters() if p.requires_grad), *weighting.parameters()], fused=True
         )
-        epochs = []
-        for _ in range(2):
-            start = time.perf_counter()
-            for part in torch.split(torch.randperm(n), BATCH):
-                features = own.rest(*own.batch(part, device))
-                bare_step(bare_model, features, part, targets, weighting, optimizer, device)
-            with torch.no_grad():
-                for part in torch.split(torch.arange(n, total), 256):
-                    outputs = bare_model.outputs(bare_model.reads(*own.rest(*own.batch(part, device))))
-                    [task_loss(t, outputs[t.name], targets[t.name][part].to(device)) for t in TASKS]
-            wait(device)
-            epochs.append(time.perf_counter() - start)
-        bare = min(epochs) / n
+        bare = min(bare_epoch(bare_model, own, targets, weighting, optimizer, rows) for _ in range(2)) / n
         once = given.epochs * plain / (building + given.epochs * engine)
         many = given.sweep * given.epochs * plain / (building + given.sweep * given.epochs * engine)
         print(f"cache {cache}: {kept / 1e3:.0f} kB per image, building {1e3 * each:.2f} ms each and {once_only:.2f} s")

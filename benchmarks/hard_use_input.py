@@ -183,6 +183,11 @@ def tables(case: Case, bench: Path, rng: Random) -> None:
     body = text if text is not None else _csv_text(rows, options)
     content = body.encode(options.get("encoding", "utf-8"), "replace")
     path.write_bytes(mutate(content, rng) if rng.random() < 0.1 else content)
+    _use_table(case, path, rng)
+
+
+def _use_table(case: Case, path: Path, rng: Random) -> None:
+    """Probe, split or measure a table."""
     command = rng.integers(0, 4)
     if command < 2:
         case.argv = ["probe", "--table", str(path), "--features", str(case.given / "features.npy"), "--folds", "2"]

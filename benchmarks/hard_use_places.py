@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,14 @@ def places(work: Path, seed: int, scale: float, only: str | None) -> list[dict[s
         finally:
             subprocess.run(["umount", str(out)], check=True)
 
-    # The rest needs a process from its beginning.
+    _from_the_start(commands, work, out, note)
+    return _counted(rows)
+
+
+def _from_the_start(
+    commands: dict[str, list[str]], work: Path, out: Path, note: Callable[[str, str, int, bool, str], None]
+) -> None:
+    """Start processes without a home, an alphabet or streams."""
     new = [sys.executable, "-m", "conceptkit"]
     for name in ("extract", "probe", "guide", "report"):
         _anew(out)
@@ -193,4 +200,3 @@ def places(work: Path, seed: int, scale: float, only: str | None) -> list[dict[s
             ["sh", "-c", '"$@" | head -c 1', "sh", *new, *argv], cwd=work, capture_output=True, text=True
         )
         note("a pipe that closes", name, piped.returncode, piped.returncode == 0, piped.stderr)
-    return _counted(rows)

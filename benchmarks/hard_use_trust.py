@@ -63,52 +63,13 @@ def trust(work: Path, seed: int, scale: float, only: str | None) -> list[dict[st
         f"{out}-t.csv",
     ]
 
-    guided = bench / "guided" / "checkpoints" / "guided-seed0"
-    for named in ("evil:make", "os:getcwd", "builtins:breakpoint", "os:abort"):
-        folder = place / f"checkpoint-{named.replace(':', '-')}"
-        shutil.copytree(guided, folder)
-        description = json.loads((folder / "checkpoint.json").read_text())
-        (folder / "checkpoint.json").write_text(json.dumps({**description, "architecture": named}))
-        model = ["--model", str(folder)]
-        tries[f"checkpoint of {named}, predict"] = ["predict", str(folder), *table, "--out", f"{out}.csv"]
-        tries[f"checkpoint of {named}, layers"] = ["layers", *model]
-        tries[f"checkpoint of {named}, extract"] = [*extract, *model]
-        tries[f"checkpoint of {named}, guide"] = ["guide", *table, *model, "--encourage", "count", "--dry-run"]
-        tries[f"checkpoint of {named}, audit"] = [
-            "audit",
-            str(folder),
-            *table,
-            "--concept",
-            "count",
-            "--out",
-            f"{out}-a",
-        ]
-        for key, more in (("evil", ""), ("folder", f"@{folder}")):
-            study = place / f"{key}-{named.replace(':', '-')}.toml"
-            study.write_text((bench / "conceptkit.toml").read_text().replace("mini_inception", named + more))
-            for part in ("patches.csv", "patches.h5"):
-                shutil.copy(bench / part, place / part)
-            for command in (["probe", "--out", f"{out}-p"], ["guide", "--out", f"{out}-g", "--dry-run"]):
-                tries[f"study of {named}{more[:1]}, {command[0]}"] = [*command, "--study", str(study)]
+    tries |= _named_code(bench, place, out, table, extract)
 
     for kind in ("external link", "external data", "virtual data"):
         store, victim = place / f"{kind.replace(' ', '-')}.h5", place / f"{kind.replace(' ', '-')}-victim.h5"
         shutil.copy(bench / "store.h5", store)
         shutil.copy(bench / "store.h5", victim)
-        with h5py.File(store, "r+") as file:
-            file["state"][:] = 0
-            stamps = file["stamps"][:]
-            if kind == "external link":
-                del file["stamps"]
-                file["stamps"] = h5py.ExternalLink(str(victim), "/stamps")
-            elif kind == "external data":
-                del file["stamps"]
-                file.create_dataset("stamps", stamps.shape, stamps.dtype, external=[(str(victim), 0, stamps.nbytes)])
-            else:
-                layout = h5py.VirtualLayout(stamps.shape, stamps.dtype)
-                layout[:] = h5py.VirtualSource(str(victim), "stamps", stamps.shape)
-                del file["stamps"]
-                file.create_virtual_dataset("stamps", layout)
+        _refer(store, victim, kind)
         with h5py.File(victim, "r+") as file:
             file["stamps"][:] = b"theirs"
         tries[f"store with {kind}"] = [*extract[:-1], str(store), "--model", "mini_inception"]
@@ -273,3 +234,56 @@ def _downloads(work: Path, place: Path) -> list[dict[str, Any]]:
         refused = {"refused in a sentence": int("not what was" in opened), "other files changed": "", "code run": 0}
         rows.append({"what": f"download {name}", "tried": 1, **refused, "detail": opened[-60:]})
     return rows
+
+
+def _named_code(bench: Path, place: Path, out: str, table: list[str], extract: list[str]) -> dict[str, list[str]]:
+    """Return calls with checkpoints and study files that name code to run."""
+    tries: dict[str, list[str]] = {}
+    guided = bench / "guided" / "checkpoints" / "guided-seed0"
+    for named in ("evil:make", "os:getcwd", "builtins:breakpoint", "os:abort"):
+        folder = place / f"checkpoint-{named.replace(':', '-')}"
+        shutil.copytree(guided, folder)
+        description = json.loads((folder / "checkpoint.json").read_text())
+        (folder / "checkpoint.json").write_text(json.dumps({**description, "architecture": named}))
+        model = ["--model", str(folder)]
+        tries[f"checkpoint of {named}, predict"] = ["predict", str(folder), *table, "--out", f"{out}.csv"]
+        tries[f"checkpoint of {named}, layers"] = ["layers", *model]
+        tries[f"checkpoint of {named}, extract"] = [*extract, *model]
+        tries[f"checkpoint of {named}, guide"] = ["guide", *table, *model, "--encourage", "count", "--dry-run"]
+        tries[f"checkpoint of {named}, audit"] = [
+            "audit",
+            str(folder),
+            *table,
+            "--concept",
+            "count",
+            "--out",
+            f"{out}-a",
+        ]
+        for key, more in (("evil", ""), ("folder", f"@{folder}")):
+            study = place / f"{key}-{named.replace(':', '-')}.toml"
+            study.write_text((bench / "conceptkit.toml").read_text().replace("mini_inception", named + more))
+            for part in ("patches.csv", "patches.h5"):
+                shutil.copy(bench / part, place / part)
+            for command in (["probe", "--out", f"{out}-p"], ["guide", "--out", f"{out}-g", "--dry-run"]):
+                tries[f"study of {named}{more[:1]}, {command[0]}"] = [*command, "--study", str(study)]
+    return tries
+
+
+def _refer(store: Path, victim: Path, kind: str) -> None:
+    """Make the stamps of a store a reference to those of another file."""
+    import h5py
+
+    with h5py.File(store, "r+") as file:
+        file["state"][:] = 0
+        stamps = file["stamps"][:]
+        if kind == "external link":
+            del file["stamps"]
+            file["stamps"] = h5py.ExternalLink(str(victim), "/stamps")
+        elif kind == "external data":
+            del file["stamps"]
+            file.create_dataset("stamps", stamps.shape, stamps.dtype, external=[(str(victim), 0, stamps.nbytes)])
+        else:
+            layout = h5py.VirtualLayout(stamps.shape, stamps.dtype)
+            layout[:] = h5py.VirtualSource(str(victim), "stamps", stamps.shape)
+            del file["stamps"]
+            file.create_virtual_dataset("stamps", layout)

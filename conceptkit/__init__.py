@@ -10,7 +10,6 @@ from conceptkit.registry import load
 
 if TYPE_CHECKING:
     from conceptkit.commands.extract import extract as extract
-    from conceptkit.commands.guide import run_guide as run_guide
     from conceptkit.commands.measure import run_measure as run_measure
     from conceptkit.commands.predict import predict as predict
     from conceptkit.commands.probe_arrays import probe_arrays as probe_arrays
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from conceptkit.options.bags import Bags as Bags
     from conceptkit.options.grid import Grid as Grid
     from conceptkit.options.guide import Guide as Guide
+    from conceptkit.options.guide import run_guide as run_guide
     from conceptkit.options.predictivity import Predictivity as Predictivity
     from conceptkit.options.probe import Probe as Probe
     from conceptkit.options.probe import run_probe as run_probe
@@ -62,7 +62,7 @@ _HOMES: dict[str, str] = {
     "plot": "conceptkit.report.plotting",
     "predict": "conceptkit.commands.predict",
     "probe_arrays": "conceptkit.commands.probe_arrays",
-    "run_guide": "conceptkit.commands.guide",
+    "run_guide": "conceptkit.options.guide",
     "run_measure": "conceptkit.commands.measure",
     "run_probe": "conceptkit.options.probe",
     "run_tile": "conceptkit.commands.tile",

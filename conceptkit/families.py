@@ -65,7 +65,13 @@ MEASURES: Registry[Any] = Registry(
 )
 """Concepts that are computed from patches, see :func:`conceptkit.pathology.batch.as_measure`"""
 
-NUCLEI: Registry[Any] = Registry("nuclei", _in("pathology.nuclei", "hematoxylin", "maskrcnn"))
+NUCLEI: Registry[Any] = Registry(
+    "nuclei",
+    {
+        **_in("pathology.hematoxylin", hematoxylin="open_hematoxylin"),
+        **_in("pathology.maskrcnn", maskrcnn="open_maskrcnn"),
+    },
+)
 """Functions from a file of weights (or ``None``) and a device to a segmenter: a function from an image (h, w, 3) and
 its microns per pixel (or ``None``) to labels (h, w), 0 where there is no nucleus"""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import conceptkit
+from conceptkit.options import COMMANDS
 
 PACKAGE = Path(conceptkit.__file__).parent
 
@@ -200,6 +201,98 @@ def test_the_walk_sees_torch():
     assert "torch" in outside(closure("conceptkit.commands.probe"))
 
 
+FUNCTION_MOST, FILE_MOST = 80, 500
+"""Lines of a function with its docstring, and of a file"""
+
+SOURCES = [
+    path
+    for folder in ("conceptkit", "tests", "benchmarks", "examples")
+    for path in (PACKAGE.parent / folder).rglob("*.py")
+]
+
+
+def functions(source):
+    """The functions of a module, methods and functions inside functions among them."""
+    return [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def long_functions(source):
+    return [n.name for n in functions(source) if n.end_lineno - n.lineno >= FUNCTION_MOST]
+
+
+def is_long(source):
+    return len(source.splitlines()) > FILE_MOST
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_is_long(name):
+    assert long_functions(MODULES[name].read_text(encoding="utf-8")) == []
+
+
+def test_no_file_is_long():
+    assert {path.parts[-2] for path in SOURCES} >= {"cli", "tests", "benchmarks", "examples"}
+    assert [str(path) for path in SOURCES if is_long(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_long_function_and_a_long_file_are_seen():
+    method = "class C:\n    async def f(self):\n" + "        x = 1\n" * (FUNCTION_MOST - 1)
+    assert long_functions(method) == []
+    assert long_functions(method + "        x = 1\n") == ["f"]
+    assert not is_long("x = 1\n" * FILE_MOST)
+    assert is_long("x = 1\n" * (FILE_MOST + 1))
+
+
+COMMAND_LINE = "the help must not wait for the packages that commands need"
+EXTRA = "an optional package"
+NATIVE = "a C library that may be missing, which only slides need"
+POSIX = "not on every system"
+LATE = {
+    "cli/__init__.py": (1, COMMAND_LINE),
+    "cli/adapt.py": (1, COMMAND_LINE),
+    "cli/command.py": (1, COMMAND_LINE),
+    "cli/console.py": (9, COMMAND_LINE),
+    "cli/guide.py": (2, COMMAND_LINE),
+    "commands/doctor.py": (3, "a broken package is what it reports"),
+    "commands/status.py": (1, POSIX),
+    "features/cluster.py": (1, EXTRA),
+    "files/atomic.py": (1, POSIX),
+    "guide/aggregation.py": (2, EXTRA),
+    "guide/engine.py": (1, EXTRA),
+    "images/decoding.py": (2, NATIVE),
+    "jobs.py": (1, EXTRA),
+    "models/backbones.py": (1, "timm takes two seconds or more, which the bundled network does not need"),
+    "pathology/finding.py": (1, NATIVE),
+    "pathology/slides.py": (1, NATIVE),
+    "records/base.py": (1, "pandas takes half a second, which the command line reads records without"),
+    "report/embedding.py": (1, "umap takes three seconds, which only UMAPs need"),
+    "report/umap_parts.py": (1, "Bokeh takes half a second, which only interactive UMAPs need"),
+}
+"""File → how many imports stand inside its functions, and why"""
+
+
+def late_imports(source):
+    """The imports inside functions, those of functions inside functions once."""
+    return {
+        node.lineno
+        for function in functions(source)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+
+
+def test_imports_inside_functions_are_few_and_have_a_reason():
+    counts = {
+        path.relative_to(PACKAGE).as_posix(): len(late_imports(path.read_text(encoding="utf-8")))
+        for path in MODULES.values()
+    }
+    assert {file: n for file, n in counts.items() if n} == {file: n for file, (n, _) in LATE.items()}
+
+
+def test_the_walk_sees_imports_inside_functions():
+    source = "import a\n\ndef f():\n    import b\n    def g():\n        from c import d\n"
+    assert late_imports(source) == {4, 6}
+
+
 @pytest.mark.parametrize("name", ["utils", "util", "common", "helpers", "helper", "misc", "manager"])
 def test_no_module_has_a_name_that_says_nothing(name):
     assert not [m for m in MODULES if name in m.split(".")]
@@ -216,7 +309,12 @@ def test_the_first_line_of_a_module_is_its_purpose(name):
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=True,
+        timeout=60,
     ).stdout
 
 
@@ -234,6 +332,37 @@ def test_what_is_imported_without_torch(name):
     heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "bokeh", "skimage", "seaborn", "openslide")
     found = run(f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])")
     assert found.strip() == "[]"
+
+
+HELPS = """
+import sys
+from conceptkit.cli import app
+for words in {lines!r}:
+    try:
+        app([*words, "--help"])
+    except SystemExit as end:
+        assert not end.code
+    print("heavy:", *words, [m for m in {heavy!r} if m in sys.modules])
+"""
+
+
+def heavy_after_help(lines, heavy):
+    """What has been imported after the help of each command line, one after the other."""
+    shown = run(HELPS.format(lines=lines, heavy=heavy))
+    assert shown.count("Usage:") == len(lines)
+    return [line for line in shown.splitlines() if line.startswith("heavy:")]
+
+
+def test_help_imports_nothing_heavy():
+    lines = [(), *((name,) for name in COMMANDS)]
+    heavy = ("torch", "pandas", "numpy", "scipy", "matplotlib", "timm", "openslide")
+    assert heavy_after_help(lines, heavy) == [" ".join(["heavy:", *words, "[]"]) for words in lines]
+
+
+def test_help_of_adapters_imports_no_network():
+    lines = [("adapt",), ("adapt", "camelyon")]
+    heavy = ("torch", "timm", "matplotlib", "openslide", "pandas")  # the last one is the control
+    assert heavy_after_help(lines, heavy) == ["heavy: adapt ['pandas']", "heavy: adapt camelyon ['pandas']"]
 
 
 def test_the_control_imports_torch():

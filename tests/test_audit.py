@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import run_guide
 from conceptkit.commands.report import write_report
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import balanced_accuracy
 from conceptkit.families import PROBES
+from conceptkit.options.guide import run_guide
 from conceptkit.probe.remnants import (
     a_distance,
     cost_of_erasure,

@@ -1,11 +1,10 @@
-"""The command line: JSON that is all of standard output, one sentence for a mistake, and results that stay."""
+"""The command line: JSON that is all of standard output, help, completion, and results that stay."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -16,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from command_calls import call, sentence
 from PIL import Image
-from small_study import write_study
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -40,31 +39,6 @@ PROBE_ROW = {
     *("model", "weights", "layer", "concept", "kind", "n", "n_groups", "folds", "metric", "score"),
     *("score_low", "score_high", "score_in_sample", "score_patchwise", "score_random_network", "chance", "alpha"),
 }
-
-
-def call(*arguments):
-    """Run a command in this process; a traceback of it fails the test."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def sentence(result):
-    """Return the one sentence of a command that was called wrongly."""
-    assert result.exit_code == 2, result.stderr
-    said = [line for line in result.stdout.splitlines() if not line.startswith("Activations will take")]
-    assert len(said) <= 1, result.stdout  # whose data was meant
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
-    assert lines[0].endswith(".")
-    return lines[0].removeprefix("Error: ")
-
-
-def contents(folder):
-    """Return every file below ``folder`` with its bytes."""
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -201,146 +175,6 @@ def test_without_json_people_read_standard_output(probed, here):
     assert result.stderr == ""
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def odd(study, table, tmp_path_factory):
-    """A folder of things that are wrong, and of an earlier run."""
-    folder = tmp_path_factory.mktemp("odd")
-    shutil.copy(study, folder)
-    write_study(folder, table)
-
-    def write(name, **changes):
-        table.assign(**changes).to_csv(folder / name, index=False)
-
-    text = (folder / "patches.csv").read_text()
-    (folder / "twice.csv").write_text(text.replace("contrast,correlation", "contrast,contrast", 1))
-    (folder / "semicolons.csv").write_text(text.replace(",", ";"))
-    (folder / "latin.csv").write_bytes("patch_id,fläche\np1,2\n".encode("latin-1"))
-    n = len(table)
-    write("one-center.csv", center="A")
-    write("one-label.csv", label="tumor")
-    write("words.csv", count=["n.d.", *table["count"].astype(str)[1:]])
-    write("straddle.csv", patient=["P1" if i in (0, n - 1) else p for i, p in enumerate(table.patient)])
-    write("no-group.csv", patient=[None, *table.patient[1:]])
-    write("infinite.csv", count=[np.inf, *table["count"][1:]])
-    table.drop(columns="split").to_csv(folder / "no-split.csv", index=False)
-    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "whole.png")
-    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:900])
-    places = table.drop(columns=["h5", "key", "row"])
-    places.assign(image=["cut.png", *["whole.png"] * (n - 1)]).to_csv(folder / "cut.csv", index=False)
-    (folder / "cut-images.csv").write_text("image\nwhole.png\ncut.png\n")
-    (folder / "file").write_text("a file")
-    (folder / "earlier.csv").write_text("an earlier table")
-    (folder / "broken").mkdir()
-    (folder / "broken" / "record.json").write_text("[1]")
-    (folder / "earlier").mkdir()
-    (folder / "earlier" / "record.json").write_text('{"schema": "conceptkit/probe/1"}')
-    return folder
-
-
-PROBE = "probe --study conceptkit.toml"
-TABLE = "--model mini_inception --weights bundled --layer mixed2 --concept count"
-GUIDE = f"guide --study conceptkit.toml {' '.join(TINY)}"
-
-MISTAKES = [
-    # columns
-    (f"{PROBE} --concept cuont", ["concept", "'cuont'", "near names: count"]),
-    (f"{PROBE} --group patiant", ["group", "'patiant'", "near names: patient"]),
-    (f"{PROBE} --categorical centre", ["categorical", "'centre'", "near names: center"]),
-    (f"{PROBE} --concept split", ["concept", "split", "cannot be probed"]),
-    (f"{PROBE} --concept count,count", ["concept", "count", "more than once"]),
-    (f"probe --table no-split.csv --split train {TABLE}", ["split", "no column 'split'"]),
-    (f"{PROBE} --split internl", ["split", "'internl'", "internal"]),
-    (f"probe --table twice.csv {TABLE}", ["table", "contrast", "more than once"]),
-    (f"probe --table semicolons.csv {TABLE}", ["table", "separated by commas", "';'"]),
-    (f"probe --table latin.csv {TABLE}", ["table", "latin.csv", "UTF-8"]),
-    (f"probe --table gone.csv {TABLE}", ["table", "gone.csv"]),
-    (f"probe --table . {TABLE}", ["table", "folder"]),
-    (f"probe --table no-group.csv {TABLE}", ["group", "1 of"]),
-    ("probe --study gone.toml", ["study", "gone.toml"]),
-    # concepts that nothing can be learned of
-    (f"{PROBE} --concept constant", ["concept", "constant", "1.5"]),
-    (f"{PROBE} --concept void", ["concept", "void", "no value"]),
-    (f"{PROBE} --concept only", ["concept", "only", "one class", "'x'"]),
-    (f"probe --table one-center.csv {TABLE.replace('count', 'center')}", ["concept", "center", "one class", "'A'"]),
-    (f"probe --table infinite.csv {TABLE}", ["concept", "count", "finite"]),
-    (f"{PROBE} --folds 25", ["folds", "25", "24"]),
-    (f"{PROBE} --folds 1", ["folds", "at least 2", "1"]),
-    # networks and pixels
-    (f"{PROBE} --layer mixed11", ["layer", "'mixed11'", "near names: mixed1"]),
-    (f"{PROBE} --layer mixed2,mixed2", ["layer", "mixed2", "more than once"]),
-    (f"{PROBE} --model mini_inceptoin", ["model", "'mini_inceptoin'", "near names: mini_inception"]),
-    (f"{PROBE} --model resnet18 --weights gone.pt", ["weights", "gone.pt"]),
-    (f"{PROBE} --model broken", ["model", "broken", "checkpoint.json"]),
-    (f"probe --table cut.csv {TABLE}", ["cut.png", "cannot be read"]),
-    # options
-    (f"{PROBE} --pool mean", ["pool", "'mean'", "near names: max; also gap, flatten"]),
-    (f"{PROBE} --device gpu", ["device", "'gpu'"]),
-    (f"{PROBE} --out earlier", ["out", "earlier", "holds an earlier run"]),
-    (f"{PROBE} --out file", ["out", "file", "name a folder"]),
-    (f"{PROBE} --out file/run", ["out", "file/run", "is not a folder"]),
-    (f"{PROBE} --json .", ["json", "'.'"]),
-    (f"{PROBE} --json file/result.json", ["json", "file/result.json"]),
-    (f"{PROBE} --folds five", ["--folds", "integer", "'five'"]),
-    (f"{PROBE} --leyer mixed2", ["--leyer"]),
-    ("prob", ["'prob'", "'probe'"]),
-    ("report", ["RUN"]),
-    # guided training
-    (f"{GUIDE} --encourage cuont", ["concept", "'cuont'", "near names: count"]),
-    (f"{GUIDE} --encourage count --discourage count", ["encourage and discourage", "count", "more than once"]),
-    (f"{GUIDE} --encourage label", ["label", "main task"]),
-    (f"{GUIDE} --encourage constant", ["concept", "constant"]),
-    (f"{GUIDE} --encourage count --table words.csv", ["concept", "count", "'n.d.'", "--categorical count"]),
-    (f"{GUIDE} --weighting uncertain", ["weighting", "'uncertain'", "near names: uncertainty"]),
-    (f"{GUIDE} --reversal rampp", ["reversal", "'rampp'", "near names: ramp; also"]),
-    (f"{GUIDE} --unfreeze mixed99", ["layer", "'mixed99'", "near names: mixed9"]),
-    (f"{GUIDE} --epochs 0", ["epochs", "at least 1", "0"]),
-    (f"{GUIDE} --lr 0", ["lr", "above 0"]),
-    (f"{GUIDE} --lr fast", ["--lr", "'fast'"]),
-    (f"{GUIDE} --trunk 8,wide", ["trunk", "'wide'"]),
-    (f"{GUIDE} --seeds 1,1", ["seeds", "[1, 1]"]),
-    (f"{GUIDE} --folds 1", ["folds", "at least 2"]),
-    (f"{GUIDE} --device tpu", ["device", "'tpu'"]),
-    (f"{GUIDE} --out earlier", ["out", "earlier", "holds an earlier run"]),
-    (f"{GUIDE} --table straddle.csv", ["group", "'P1'", "'train'", "'external'"]),
-    (f"{GUIDE} --table one-label.csv", ["label", "two classes", "'tumor'"]),
-    (f"{GUIDE} --table no-split.csv", ["split", "no column 'split'"]),
-    # measuring and reporting
-    ("measure cut-images.csv --out earlier.csv --patch-size 96", ["image", "cut.png", "cannot be read"]),
-    ("measure gone.csv --out earlier.csv", ["images", "gone.csv"]),
-    ("measure cut-images.csv --out cut-images.csv", ["out", "the list of images itself"]),
-    ("measure cut-images.csv --out new.txt", ["out", ".csv or .parquet", "new.txt"]),
-    ("measure cut-images.csv --out file/new.csv", ["out", "file/new.csv"]),
-    ("measure cut-images.csv --out new.csv --measure cuont", ["'cuont'", "near names: count"]),
-    ("measure cut-images.csv --out new.csv --on-error ignore", ["on_error", "'ignore'", "fail, skip"]),
-    ("report gone", ["run", "gone", "record.json"]),
-    ("report broken", ["run", "broken/record.json", "no JSON object"]),
-    ("report earlier", ["run", "earlier/record.json", "has no 'study'"]),
-    ("report broken -o broken/record.json", ["run"]),
-    ("demo --out file", ["out", "file", "name a folder"]),
-    ("demo --seed -1 --out new", ["seed", "at least 0", "-1"]),
-]
-
-
-@pytest.mark.parametrize(("command", "words"), MISTAKES, ids=[command for command, _ in MISTAKES])
-def test_a_mistake_ends_with_one_sentence_and_changes_nothing(command, words, odd, monkeypatch):
-    monkeypatch.chdir(odd)
-    before = contents(odd)
-    told = sentence(call(*command.split()))
-    for word in words:
-        assert word in told
-    after = contents(odd)
-    if command == "measure cut-images.csv --out earlier.csv --patch-size 96":
-        # What was finished before the fault is kept in a folder of its own: whole.png, if its process was quicker.
-        parts = {path for path in after if path.parent == odd / "earlier.csv.parts"}
-        assert len(parts) <= 1
-        after = {path: held for path, held in after.items() if path not in parts}
-    assert after == before
-
-
 def test_the_folder_of_all_runs_is_told_from_a_run(probed, here):
     Path("runs/probe-001").mkdir(parents=True)
     shutil.copy(probed[0] / "record.json", "runs/probe-001")
@@ -355,20 +189,6 @@ def test_a_page_is_not_written_over_a_record(probed, here):
     told = sentence(call("report", "run", "-o", "run/record.json"))
     assert told == "out: must end in .html, got 'run/record.json'."
     assert isinstance(load_record(Path("run")), ProbeRecord)
-
-
-def test_activations_that_are_not_numbers_are_refused(odd, table, monkeypatch, tmp_path):
-    import timm
-    from safetensors.torch import save_file
-
-    state = timm.create_model("test_resnet").state_dict()
-    name = next(k for k in reversed(state) if k.startswith("layer4") and k.endswith("weight"))
-    state[name].fill_(float("nan"))
-    save_file(state, tmp_path / "broken.safetensors")
-    monkeypatch.chdir(odd)
-    network = ["--model", "test_resnet", "--weights", tmp_path / "broken.safetensors"]
-    told = sentence(call(*PROBE.split(), *network, "--layer", "layer4", "--split", "val", "--folds", "2"))
-    assert re.fullmatch(r"activations: layer4 must be finite, (\d+) of \1 rows hold NaN or infinity\.", told)
 
 
 def test_every_command_ends_its_help_with_an_example_that_it_understands():
@@ -409,7 +229,7 @@ def test_debug_shows_the_traceback(here):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "Traceback" in result.stderr
-    assert "InputError: table: file gone.csv not found." in result.stderr
+    assert "InputError: table: there is no file gone.csv." in result.stderr
 
 
 def test_debug_raises_the_error_itself(here):
@@ -440,7 +260,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_work(probed, here):
         told = sentence(call("report", probed[0], "-o", here / "page.html"))
     finally:
         here.chmod(0o700)
-    assert "no permission to write" in told
+    assert "nothing may be written" in told
 
 
 # --- calls -------------------------------------------------------------------------------------------------------

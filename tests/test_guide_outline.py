@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError
 from conceptkit.models.checkpoints import load_checkpoint
+from conceptkit.options.guide import run_guide
 
 PATIENTS = {"train": 6, "val": 4, "internal": 6}
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError
 from conceptkit.guide.goals import read_goals
 from conceptkit.guide.latent import with_latent
+from conceptkit.options.guide import run_guide
 from conceptkit.pathology.domains import REFERENCES, STAIN_PROFILE, propose_domains, stain_profile
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study

@@ -14,9 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from conceptkit.cli import app
-from conceptkit.commands.guide import run_guide
 from conceptkit.commands.maps import held_out_scores, write_maps
 from conceptkit.models.checkpoints import load_checkpoint
+from conceptkit.options.guide import run_guide
 from conceptkit.records import load_record
 from conceptkit.report.concept_maps import Shown, contact_sheet
 from conceptkit.report.drawing import to_bytes

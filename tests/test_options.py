@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ import typer
 from typer.testing import CliRunner
 
 import conceptkit as ck
+from conceptkit import families
 from conceptkit.cli import app
 from conceptkit.errors import InputError
+from conceptkit.families import ADAPTERS
 from conceptkit.options import COMMANDS, from_settings
 from conceptkit.options.base import Names, Options, RecordCommand, StudyCommand, declare, described, option, seed_list
 from conceptkit.registry import load
@@ -79,6 +84,90 @@ def test_every_option_reaches_its_field(monkeypatch, tmp_path, command, name):
     assert (str(value) if isinstance(value, Path) else value) == wanted
     others = [one for one in described(cls) if one.name != name and not one.required]
     assert all(getattr(seen[0], one.name) == one.checked(one.default) for one in others)
+
+
+ADAPTED = [
+    (adapter, parameter)
+    for adapter, function in ADAPTERS.items()
+    for parameter in inspect.signature(function).parameters
+]
+"""Every adapter with the names of its options"""
+
+
+def adapter_arguments(function, name):
+    """The command line that gives an adapter's option, with those it needs, and the values it should receive."""
+    words, wanted, types = ["--out", "table.csv"], {"out": Path("table.csv")}, get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "out" or (parameter.default is not parameter.empty and parameter.name != name):
+            continue
+        several = get_origin(types[parameter.name]) is Sequence
+        kinds = set(get_args(types[parameter.name])) - {type(None)} or {types[parameter.name]}
+        [kind] = kinds
+        text = "7" if kind in (int, float) else "given"
+        flag = f"--{parameter.name.replace('_', '-')}".removesuffix("s" if several else "")
+        words += [text] if parameter.kind is not parameter.KEYWORD_ONLY else [flag, text]
+        wanted[parameter.name] = [kind(text)] if several else kind(text)
+    return words, wanted
+
+
+@pytest.mark.parametrize(("adapter", "name"), ADAPTED)
+def test_every_option_of_an_adapter_reaches_it(monkeypatch, tmp_path, adapter, name):
+    monkeypatch.chdir(tmp_path)
+    function, seen = ADAPTERS[adapter], {}
+
+    @functools.wraps(function)
+    def adapt(*args, **kwargs):
+        seen.update(inspect.signature(function).bind(*args, **kwargs).arguments)
+        raise RanError
+
+    monkeypatch.setitem(ADAPTERS._loaded, adapter, adapt)
+    words, wanted = adapter_arguments(function, name)
+    result = CliRunner().invoke(app, ["adapt", adapter, *words])
+    assert isinstance(result.exception, RanError), result.output
+    assert seen[name] == wanted[name]
+    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if n not in wanted}
+    assert {n: tuple(v) if isinstance(v, list) else v for n, v in seen.items() if n not in wanted} == defaults
+
+
+OF_FAMILY = {
+    **dict.fromkeys(["probe.pool", "extract.pool", "attribute.pool"], families.POOLINGS),
+    "attribute.method": families.ATTRIBUTIONS,
+    "tile.stain": families.STAIN,
+    "measure.nuclei": families.NUCLEI,
+    "guide.disturb": families.DISTURBANCES,
+    **dict.fromkeys(["guide.recipe", "grid.recipe"], families.RECIPES),
+    **{
+        f"{command}.{name}": family
+        for command in ("guide", "grid", "bags")
+        for name, family in {
+            "method": families.DISCOURAGING,
+            "optimizer": families.OPTIMIZERS,
+            "reversal": families.SCHEDULES,
+        }.items()
+    },
+}
+"""Command and option → the family that it chooses from"""
+
+
+def test_options_named_after_a_family_choose_from_it():
+    names = {place.partition(".")[2] for place in OF_FAMILY}
+    assert {f"{command}.{name}" for command, name in ALL if name in names} == set(OF_FAMILY)
+
+
+@pytest.mark.parametrize("place", OF_FAMILY)
+def test_choices_are_the_members_of_a_family(place, monkeypatch):
+    command, _, name = place.partition(".")
+    family = OF_FAMILY[place]
+    [one] = [one for one in described(CLASSES[command]) if one.name == name]
+    assert one.choices() == tuple(family)
+    monkeypatch.setitem(family._loaded, "of-a-script", family[next(iter(family))])
+    assert one.checked(["of-a-script"] if one.many else "of-a-script") in ("of-a-script", ("of-a-script",))
+    with pytest.raises(InputError, match="near names: of-a-script"):
+        one.checked(["of-a-scrip"] if one.many else "of-a-scrip")
+
+
+def test_grl_is_another_name_of_reversal():
+    assert ck.Guide(method="grl").method == "reversal"
 
 
 @pytest.mark.parametrize("command", CLASSES)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from conceptkit.records import Difference, GuideRecord, GuideRun
 from conceptkit.report import figures
 from conceptkit.report.contents import difference_kind, difference_parts
-from conceptkit.report.drawing import apart, short
 from conceptkit.report.guide_tables import main_task_table
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.verdicts import guide_verdicts
 
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands.guide import run_guide
 from conceptkit.commands.maps import _title
 from conceptkit.errors import InputError
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import DESCRIPTION, checkpoint_notes, load_checkpoint, save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.options.guide import run_guide
 from conceptkit.tables.patches import PatchTable, load_table
 from conceptkit.tables.resolution import Resolution, at_resolution, mixture_notes, resolution_of
 

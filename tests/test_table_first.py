@@ -11,7 +11,6 @@ import torch
 from small_study import write_study
 
 import conceptkit as ck
-from conceptkit.commands.guide import run_guide
 from conceptkit.commands.probe_arrays import probe_arrays
 from conceptkit.errors import InputError
 from conceptkit.evaluate.intervals import LEAST_LOW, r2_interval
@@ -19,6 +18,7 @@ from conceptkit.features import activations
 from conceptkit.models.backbones import open_backbone
 from conceptkit.models.checkpoints import save_checkpoint
 from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.options.guide import run_guide
 from conceptkit.records import to_json
 from conceptkit.report.verdicts import probe_verdicts
 from conceptkit.tables.patches import PatchTable

@@ -211,7 +211,7 @@ def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Colle
     Nothing is broken within a word: headings wrap between words, and a name longer than :data:`NAME_MOST` loses its
     middle, different from the others that it stands with.
     """
-    from conceptkit.report.drawing import apart
+    from conceptkit.report.short_names import apart
 
     columns = {str(name): apart(cells[name].tolist(), NAME_MOST) for name in cells.columns}
     widths = {n: max(map(len, [*n.split(), *texts]), default=0) + 3 for n, texts in columns.items()}

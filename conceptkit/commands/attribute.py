@@ -121,15 +121,7 @@ def attribute(
                     progress(f"concepts at {layer}", k, len(plan.targets))
                 at = np.searchsorted(rows, target.rows)
                 analysis = _analyse(options, plan, X[at], G[:, at], target, at)
-                common = {
-                    "model": backbone.name,
-                    "weights": backbone.weights,
-                    "layer": layer,
-                    "permutations": options.permutations,
-                    "adjusted_for": options.adjust,
-                    "unit": plan.study.units.get(target.name, ""),
-                }
-                found += [_row(analysis, one, outputs, common) for one in analysis.found]
+                found += _rows(options, plan, backbone, layer, analysis, outputs)
                 moved += _moved(options, backbone, module, layer, analysis.fitted, outputs, images)
                 drawer.draw(backbone, module, layer, analysis, X[at], images, table.groups(plan.study.group))
             if progress is not None:
@@ -277,6 +269,20 @@ def _among(labels: NDArray[Any], wanted: Sequence[str] | None, column: str) -> d
         if name not in sets:
             raise InputError(f"among: no image of these rows has {column} {name!r}; {near_names(name, sets)}.")
     return {name: sets[name] for name in wanted}
+
+
+def _rows(
+    options: Attribute, plan: _Plan, backbone: Backbone, layer: str, analysis: Analysis, outputs: Sequence[Output]
+) -> list[AttributeRow]:
+    common = {
+        "model": backbone.name,
+        "weights": backbone.weights,
+        "layer": layer,
+        "permutations": options.permutations,
+        "adjusted_for": options.adjust,
+        "unit": plan.study.units.get(analysis.fitted.target.name, ""),
+    }
+    return [_row(analysis, one, outputs, common) for one in analysis.found]
 
 
 def _row(analysis: Analysis, one: Found, outputs: Sequence[Output], common: Mapping[str, Any]) -> AttributeRow:

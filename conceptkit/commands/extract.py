@@ -22,10 +22,11 @@ from conceptkit.features.store_files import predicted_bytes, size_text
 from conceptkit.features.store_reading import Activations, open_activations
 from conceptkit.features.stores import ActivationStore
 from conceptkit.images.decoding import Pixels, forget_files
-from conceptkit.models.backbones import BUNDLED, is_factory
+from conceptkit.models.backbones import BUNDLED
 from conceptkit.models.checkpoints import open_model
 from conceptkit.models.inference import provenance
 from conceptkit.models.layers import Layer, list_layers
+from conceptkit.models.names import is_factory
 from conceptkit.options.base import Notify, Progress, is_frame
 from conceptkit.options.extract import Extract
 from conceptkit.options.layers import Layers

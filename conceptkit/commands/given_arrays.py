@@ -6,16 +6,16 @@ import datetime
 import numbers
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow
 from numpy.typing import NDArray
+from pandas.api import types
 
 from conceptkit.errors import InputError
 from conceptkit.tables.table_reading import check_spelling, is_number, label_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
 
@@ -177,9 +177,6 @@ def _frame(given: Any) -> Any:
     if isinstance(given, Mapping | np.ndarray | list | tuple) or _is_pandas(given, "DataFrame"):
         return given
     if hasattr(type(given), "columns") or hasattr(type(given), "column_names"):
-        import pandas as pd
-        import pyarrow
-
         if hasattr(given, "__arrow_c_stream__"):
             table = pyarrow.table(given)
             return pd.DataFrame({name: _of_arrow(table[name]) for name in table.column_names})
@@ -189,9 +186,6 @@ def _frame(given: Any) -> Any:
 
 
 def _of_arrow(column: Any) -> pd.Series[Any]:
-    import pandas as pd
-    import pyarrow
-
     if pyarrow.types.is_dictionary(column.type):  # categories
         codes = [None if index is None else names[index] for names, index in _indices(column)]
         return pd.Series(codes, dtype="category")
@@ -227,16 +221,12 @@ def _array(argument: str, given: Any) -> NDArray[Any]:
 
 def _column(argument: str, given: Any, n: int) -> pd.Series[Any]:
     """Return a column as a pandas series of n values."""
-    import pandas as pd
-
     if not _is_pandas(given, "Series"):
         if isinstance(given, list | tuple) and not any(np.ndim(v) for v in given):
             listed = np.empty(len(given), dtype=object)  # NumPy would turn numbers into text in a mixed list
             listed[:] = [v.detach().item() if hasattr(v, "detach") else v for v in given]
             given = listed
         elif hasattr(given, "__arrow_c_stream__") or hasattr(given, "__arrow_c_array__"):
-            import pyarrow
-
             given = _of_arrow(
                 pyarrow.chunked_array(given) if hasattr(given, "__arrow_c_stream__") else pyarrow.array(given)
             )
@@ -253,8 +243,6 @@ def _column(argument: str, given: Any, n: int) -> pd.Series[Any]:
 
 
 def _kind_of(argument: str, column: pd.Series[Any]) -> str:
-    import pandas as pd
-
     if isinstance(column.dtype, pd.CategoricalDtype):
         return "categorical"
     families = _families(column)
@@ -272,9 +260,6 @@ def _kind_of(argument: str, column: pd.Series[Any]) -> str:
 
 def _families(column: pd.Series[Any]) -> set[str]:
     """Return what kinds of values a column holds, missing ones aside."""
-    import pandas as pd
-    from pandas.api import types
-
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         column = pd.Series(dtype.categories)
@@ -303,8 +288,6 @@ def _family(value: Any) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-    import pandas as pd
-
     return value is None or value is pd.NA or value is pd.NaT or (not isinstance(value, str | bytes) and value != value)
 
 

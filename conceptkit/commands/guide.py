@@ -118,19 +118,6 @@ def _guide(
     return record
 
 
-def run_guide(
-    study: Any = None,
-    *,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-    notify: Notify | None = None,
-    **options: Any,
-) -> GuideRecord:
-    """Make a :class:`conceptkit.Guide` of the options and run it; see there."""
-    record: GuideRecord = Guide(**options).run(study, out=out, progress=progress, notify=notify)
-    return record
-
-
 def _seeds(options: Guide) -> tuple[int, ...]:
     return (options.seed,) if options.seeds is None else options.seeds
 

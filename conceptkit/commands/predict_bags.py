@@ -17,10 +17,11 @@ from conceptkit.features.sources import open_features
 from conceptkit.guide.bag_table import bag_members
 from conceptkit.guide.bags import bag_inputs
 from conceptkit.guide.training import predict
-from conceptkit.models.backbones import Backbone, is_factory
+from conceptkit.models.backbones import Backbone
 from conceptkit.models.bags import load_bag_model
 from conceptkit.models.checkpoints import TRAINED, open_model
 from conceptkit.models.guided import Task
+from conceptkit.models.names import is_factory
 from conceptkit.options.base import Progress
 from conceptkit.probe.targets import check_activations
 from conceptkit.runs.opening import at_stage

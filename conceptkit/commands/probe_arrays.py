@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,22 @@ from conceptkit.runs.context import LEFT_OUT_PARTS
 from conceptkit.runs.opening import versions
 
 _BASELINES = ("pixels", "random_network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arrays:
+    """The arguments of :func:`probe_arrays` that hold data."""
+
+    X: Any
+    concepts: Any
+    groups: Any
+    baseline_features: Any
+    ids: Any
+    centers: Any
+    nested: Any
+    adjust: Any
+    leave_out: Any
+    repeat: Mapping[str, Any]
 
 
 def probe_arrays(
@@ -83,53 +100,60 @@ def probe_arrays(
     InputError
         when something cannot be used
     """
-    chosen = ArrayProbe(**options)
-    given = {} if adjust is None else given_columns("adjust", adjust)
-    check_protocol(chosen.protocol, list(given), leave_out)
-    check_same_order(
-        X=X, concepts=concepts, groups=groups, adjust=adjust, centers=centers, nested=nested, leave_out=leave_out
+    given = _Arrays(
+        X=X,
+        concepts=concepts,
+        groups=groups,
+        baseline_features=baseline_features,
+        ids=ids,
+        centers=centers,
+        nested=nested,
+        adjust=adjust,
+        leave_out=leave_out,
+        repeat=repeat or {},
     )
-    features = _features(X, chosen.layer)
+    return _measured(ArrayProbe(**options), given, progress)
+
+
+def _measured(options: ArrayProbe, given: _Arrays, progress: Callable[[int, int], None] | None) -> ProbeRecord:
+    adjust = {} if given.adjust is None else given_columns("adjust", given.adjust)
+    check_protocol(options.protocol, list(adjust), given.leave_out)
+    in_rows = ("X", "concepts", "groups", "adjust", "centers", "nested", "leave_out")
+    check_same_order(**{name: getattr(given, name) for name in in_rows})
+    features = _features(given.X, options.layer)
     n = len(next(iter(features.values())))
-    order = _order(ids, n)
-    named = _concepts(concepts, n, chosen.categorical, repeat or {}, order)
-    of = None if groups is None else given_labels("groups", groups, n)[order]
-    placing = {
-        "centers": None if centers is None else given_column("centers", centers, n, categorical=True)[order],
-        "nested": None if nested is None else given_labels("nested", nested, n)[order],
-    }
+    order = _order(given.ids, n)
+    named = _concepts(given.concepts, n, options.categorical, given.repeat, order)
+    groups = None if given.groups is None else given_labels("groups", given.groups, n)[order]
+    centers = None if given.centers is None else given_column("centers", given.centers, n, categorical=True)[order]
+    nested = None if given.nested is None else given_labels("nested", given.nested, n)[order]
     targets, skipped = usable_targets(
         named,
         lambda name: (_kind(named[name]), named[name]),
-        of,
-        chosen.folds if chosen.protocol != "paper" else None,
-        {**placing, "seed": chosen.random_state},
+        groups,
+        options.folds if options.protocol != "paper" else None,
+        {"centers": centers, "nested": nested, "seed": options.random_state},
     )
-    levels = None if leave_out is None else given_column("leave_out", leave_out, n, categorical=True)[order]
-    pixels, random = _baselines(baseline_features, list(features))
+    levels = None if given.leave_out is None else given_column("leave_out", given.leave_out, n, categorical=True)[order]
+    pixels, random = _baselines(given.baseline_features, list(features))
     row_options = RowOptions(
         model="arrays",
         weights="given",
-        folds=chosen.folds,
-        alphas=ALPHAS if chosen.alphas is None else _penalties(chosen.alphas),
-        permutations=chosen.permutations,
-        n_resamples=chosen.n_resamples,
-        seed=chosen.random_state,
-        protocol=chosen.protocol,
+        folds=options.folds,
+        alphas=ALPHAS if options.alphas is None else _penalties(options.alphas),
+        permutations=options.permutations,
+        n_resamples=options.n_resamples,
+        seed=options.random_state,
+        protocol=options.protocol,
         pixels=None if pixels is None else pixels[order],
-        confounders={name: given_column(f"adjust[{name!r}]", column, n)[order] for name, column in given.items()},
-        terms=chosen.adjust_terms,
-        leave_out=_left_out(levels, placing["centers"], chosen.protocol),
-        leave_out_parts=LEFT_OUT_PARTS if leave_out is None else None,
-        ceilings=_ceilings(repeat or {}, named, n, order),
+        confounders={name: given_column(f"adjust[{name!r}]", column, n)[order] for name, column in adjust.items()},
+        terms=options.adjust_terms,
+        leave_out=_left_out(levels, centers, options.protocol),
+        leave_out_parts=LEFT_OUT_PARTS if given.leave_out is None else None,
+        ceilings=_ceilings(given.repeat, named, n, order),
     )
     layers, controls = _ordered(features, random, order, n)
-    same = [
-        note
-        for each in layers
-        for where, own in [(f"X[{each.name!r}]", X[each.name]) if isinstance(X, Mapping) else ("X", X)]
-        for note in check_features(where, own, each.X, named)
-    ]
+    same = _same(given.X, layers, named)
     of_random: BaselineScores = {}
     for network in controls:
         add_random_network(of_random, network, targets, row_options)
@@ -137,28 +161,37 @@ def probe_arrays(
     return ProbeRecord(
         study="arrays",
         group=None if groups is None else "groups",
-        notes=(*([PAPER_NOTE] if chosen.protocol == "paper" else []), *_group_notes(of), *same, *skipped),
+        notes=(*([PAPER_NOTE] if options.protocol == "paper" else []), *_group_notes(groups), *same, *skipped),
         settings={
             "command": "probe_arrays",
-            **chosen.settings(),
+            **options.settings(),
             "layers": list(features),
             "groups": groups is not None,
-            "ids": ids is not None,
+            "ids": given.ids is not None,
             "baseline_features": [
                 name for name, there in (("pixels", pixels), ("random_network", random)) if _given(there)
             ],
-            "leave_out": leave_out is not None,
-            "repeat": list(repeat or {}),
+            "leave_out": levels is not None,
+            "repeat": list(given.repeat),
             "concepts": [target.name for target in targets],
             "alphas": row_options.alphas.tolist(),
-            "adjust": list(row_options.confounders),
+            "adjust": list(adjust),
             "centers": centers is not None,
             "nested": None if nested is None else "nested",
-            "seed": chosen.random_state,
+            "seed": options.random_state,
         },
         versions=versions(),
         rows=rows,
     )
+
+
+def _same(X: Any, layers: Sequence[Layer], concepts: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return notes on features that equal a concept."""
+    notes = []
+    for layer in layers:
+        where, values = (f"X[{layer.name!r}]", X[layer.name]) if isinstance(X, Mapping) else ("X", X)
+        notes += check_features(where, values, layer.X, concepts)
+    return notes
 
 
 def _features(X: Any, layer: str) -> dict[str, NDArray[Any]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit.commands.guide import run_guide
 from conceptkit.errors import InputError, check_at_least, check_place
 from conceptkit.options.base import Notify, Progress
+from conceptkit.options.guide import run_guide
 from conceptkit.options.probe import run_probe
 from conceptkit.options.report import SYNTHETIC, Demo, Report
 from conceptkit.records import RECORD_FILE, GuideRecord, ProbeRecord, Record, load_record

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import importlib
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +18,15 @@ from torch import Tensor, nn
 
 from conceptkit.errors import InputError, near_names, reason_of
 from conceptkit.images.decoding import Pixels
-from conceptkit.models import downloads, layers
+from conceptkit.models import downloads, layers, mini_inception
 from conceptkit.models.fingerprint import network_digest
+from conceptkit.models.names import SOURCES, is_factory
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
 from conceptkit.options.shared import GIVEN
 from conceptkit.tables.resolution import Resolution
 
 BUNDLED = "mini_inception"
 """The network in this package."""
-
-SOURCES = ("hf-hub:", "local-dir:")
-"""Beginnings of names of networks that timm opens from a hub or a folder."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Preprocessing of a network that does not state its own."""
@@ -139,11 +136,16 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     return _from_file(model, Path(weights))
 
 
-def _check_known(model: str) -> None:
+def _timm() -> Any:
+    """Return timm, whose import takes two seconds that the bundled network does not need."""
     import timm
 
-    if not timm.is_model(model):
-        raise InputError(f"model: {model!r} is not known; {near_names(model, [BUNDLED, *timm.list_models()])}.")
+    return timm
+
+
+def _check_known(model: str) -> None:
+    if not _timm().is_model(model):
+        raise InputError(f"model: {model!r} is not known; {near_names(model, [BUNDLED, *_timm().list_models()])}.")
 
 
 def build(
@@ -162,12 +164,10 @@ def build(
     elif is_factory(architecture):
         backbone = _made(architecture, "random", seed)
     else:
-        import timm
-
         _check_known(architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = timm.create_model(architecture, pretrained=False, **arguments)
+            module = _timm().create_model(architecture, pretrained=False, **arguments)
         backbone = _backbone(module, architecture, f"random:{seed}", arguments)
     return backbone if preprocessing is None else dataclasses.replace(backbone, preprocessing=preprocessing)
 
@@ -209,8 +209,6 @@ def weights_setting(backbone: Backbone, given: str | None) -> str:
 
 
 def _bundled(weights: str, seed: int) -> Backbone:
-    from conceptkit.models import mini_inception
-
     if weights not in ("bundled", "random"):
         raise InputError(f"weights: {BUNDLED} has weights bundled and random, got {weights!r}.")
     module = mini_inception.load_mini_inception(pretrained=weights == "bundled", seed=seed)
@@ -265,11 +263,6 @@ def from_module(module: nn.Module, *, name: str | None = None, weights: str = GI
     )
 
 
-def is_factory(model: str) -> bool:
-    """Return whether ``model`` names a user's function, as ``package.module:factory``."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model) is not None and not model.startswith(SOURCES)
-
-
 def _made(model: str, weights: str | None, seed: int) -> Backbone:
     """Run a user's factory."""
     place, _, name = model.partition(":")
@@ -299,22 +292,22 @@ def _made(model: str, weights: str | None, seed: int) -> Backbone:
 
 def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
     """Open a network from a hub's repository or a folder, as timm writes them."""
-    import timm  # takes two seconds, here and below, which the bundled network does not need
-    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
-
+    hub_of_timm = _timm().models._hub
     source, _, place = model.partition(":")
     hub = source == "hf-hub"
     if hub and not downloads.repository_kept(place) and not downloads.hub_answers():
         raise downloads.cannot_download(model, "the hub does not answer")
     try:
-        config, architecture, arguments = (load_model_config_from_hf if hub else load_model_config_from_path)(place)
+        config, architecture, arguments = (
+            hub_of_timm.load_model_config_from_hf if hub else hub_of_timm.load_model_config_from_path
+        )(place)
         arguments = {
             **(arguments or {}),
             **({"num_classes": n} if (n := config.get("num_classes")) is not None else {}),
         }
         if weights in (None, "published"):
             with torch.random.fork_rng(devices=[]):
-                module = timm.create_model(model, pretrained=True)
+                module = _timm().create_model(model, pretrained=True)
             for file in downloads.kept_of_hub(place) if hub else ():
                 downloads.check_hash(file)
             opened = _backbone(module, architecture, "published", arguments)
@@ -377,11 +370,9 @@ def _from_file(model: str, path: Path, arguments: Mapping[str, Any] | None = Non
 
 
 def _built(model: str, arguments: Mapping[str, Any], path: Path) -> nn.Module:
-    import timm
-
     try:
         with torch.random.fork_rng(devices=[]):
-            module: nn.Module = timm.create_model(model, pretrained=False, **arguments)
+            module: nn.Module = _timm().create_model(model, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"weights: {model} cannot be built as the metadata of {path} says ({reason_of(error)})."
@@ -395,16 +386,14 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _downloaded(model: str) -> Backbone:
     """Open a network with its published weights, from the hub or its cache."""
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
+    config = _timm().get_pretrained_cfg(model)
     if config is None or not (config.has_weights or config.hf_hub_id):
         raise InputError(f"weights: timm has none for {model}; use --weights FILE or --weights random.")
     if not downloads.kept_files(config) and not downloads.hub_answers():
         raise downloads.cannot_download(model, "the hub does not answer")
     try:
         with torch.random.fork_rng(devices=[]):
-            module = timm.create_model(model, pretrained=True)
+            module = _timm().create_model(model, pretrained=True)
     except Exception as error:  # the hub's client raises many types
         raise downloads.cannot_download(model, reason_of(error)) from None
     for file in downloads.kept_files(config):

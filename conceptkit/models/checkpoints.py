@@ -21,12 +21,12 @@ from conceptkit.models.backbones import (
     build,
     fixed_parts,
     from_module,
-    is_factory,
     open_backbone,
     reinitialised,
     same_architecture,
 )
 from conceptkit.models.guided import GuidedModel, Task
+from conceptkit.models.names import is_factory
 from conceptkit.options.shared import GIVEN
 from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read

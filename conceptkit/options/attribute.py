@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conceptkit.families import ATTRIBUTIONS
+from conceptkit.families import ATTRIBUTIONS, POOLINGS
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
 
@@ -30,8 +30,8 @@ class Attribute(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     """Split whose rows are used, or all; default for a checkpoint: the rows it was not trained on."""
     nested: str | None = None
     """Column of units nested in the groups, such as slides of patients."""
-    pool: str = "gap"
-    """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
+    pool: str = option("gap", choices=POOLINGS)
+    """Pooling of a layer's output."""
     method: str = option("gradient", choices=ATTRIBUTIONS)
     """gradient, or integrated: averaged on the way from an empty image."""
     folds: int = option(5, minimum=2)

@@ -266,7 +266,7 @@ _DESCRIBED: dict[Any, tuple[Described, ...]] = {}
 
 
 def described(cls: Any) -> tuple[Described, ...]:
-    """Return the options of a class: its own first, then those of each mixin."""
+    """Return the options of a class: those of the command in the order of its fields, then those of each mixin."""
     if cls not in _DESCRIBED:
         hints = typing.get_type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -279,14 +279,15 @@ def described(cls: Any) -> tuple[Described, ...]:
                     )
         if missing := [name for name in fields if name not in found]:
             raise TypeError(f"{cls.__name__}: {', '.join(missing)} has no docstring below it")
-        _DESCRIBED[cls] = tuple(found.values())
+        own = [found[name] for name in fields if found[name].panel == Options.panel]
+        _DESCRIBED[cls] = (*own, *(one for one in found.values() if one not in own))
     return _DESCRIBED[cls]
 
 
 def _describe(field: dataclasses.Field[Any], hint: Any, help_text: str, panel: str) -> Described:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not type(None)]
-    kind = kinds[0] if len(kinds) == 1 else str | Path if set(kinds) == {str, Path} else Any
+    kind: Any = str if set(kinds) == {str, Path} else kinds[0] if len(kinds) == 1 else Any
     many, pairs = typing.get_origin(kind) is tuple, typing.get_origin(kind) in (dict, Mapping)
     return Described(
         name=field.name,

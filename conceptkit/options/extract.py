@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from conceptkit.families import POOLINGS
 from conceptkit.options.base import Names, StudyCommand, declare, option, table_given
 from conceptkit.options.shared import ComputeOptions, NetworkOptions
 
@@ -23,8 +24,8 @@ class Extract(NetworkOptions, ComputeOptions, StudyCommand):
     """Store to write or to finish, an HDF5 file; default: one in the cache folder."""
     layers: Names = option((), flag="--layer")
     """Layers, comma-separated; default: the study's. conceptkit layers lists a network's."""
-    pool: str = "gap"
-    """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
+    pool: str = option("gap", choices=POOLINGS)
+    """Pooling of a layer's output."""
     dtype: str = option("float32", choices=("float32", "float16"))
     """Type of the stored values."""
     autocast: str | None = None

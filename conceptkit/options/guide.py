@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from conceptkit.families import DISTURBANCES, RECIPES
@@ -67,3 +68,10 @@ class Guide(Guided):
     """Train the concepts on evaluation rows too; the result says so."""
     allow_leakage: bool = False
     """Allow groups with rows in several splits; the result says so."""
+
+
+def run_guide(
+    study: Any = None, *, out: str | Path | None = None, progress: Any = None, notify: Any = None, **options: Any
+) -> Any:
+    """Return the record of :class:`Guide` with ``options``; see :meth:`Guide.run` for the other parameters."""
+    return Guide(**options).run(study, out=out, progress=progress, notify=notify)

@@ -28,7 +28,7 @@ class Measure(JobOptions, Command):
     """Side of a patch, in pixels."""
     names: Names | None = option(None, flag="--measure")
     """Measures, comma-separated; or core, nuisances, all; default: the paper's, as far as the images allow."""
-    nuclei: str | None = option(None, choices=lambda: NUCLEI)
+    nuclei: str | None = option(None, choices=NUCLEI)
     """Method that finds nuclei, instead of reading masks."""
     nuclei_weights: str | Path | None = None
     """Checkpoint of maskrcnn."""

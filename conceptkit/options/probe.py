@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conceptkit.families import POOLINGS
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
 
@@ -33,8 +34,8 @@ class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     """Column of units nested in the groups, such as slides of patients."""
     split: str | None = None
     """Use only the rows of this split."""
-    pool: str = "gap"
-    """Pooling of a layer's output: gap, max, flatten, cls or tokens."""
+    pool: str = option("gap", choices=POOLINGS)
+    """Pooling of a layer's output."""
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds."""
     permutations: int = option(1000, minimum=0)

@@ -44,7 +44,7 @@ class Tile(JobOptions, Command):
     """Whether GeoJSON counts from the corner of the scanned area, as QuPath's does."""
     export: str = option("none", choices=("none", "png", "h5"))
     """Where pixels are kept: in the slides, read on demand; as a PNG per tile; as an HDF5 file per slide."""
-    stain: str | None = option(None, choices=lambda: STAIN)
+    stain: str | None = option(None, choices=STAIN)
     """Stain normalisation of exported pixels, each slide by its own tissue."""
     stain_reference: str | Path | None = None
     """Image or .npy file that the stain is fitted on."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from conceptkit.errors import InputError
 from conceptkit.images.pixel_values import check_enlarged, nearest
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
@@ -27,6 +31,13 @@ SMALLEST, LARGEST, HOLE = 20, 900, 150
 
 _LEAST, _POWER = 0.2, 0.4
 _APART = 3
+
+
+def open_hematoxylin(weights: Path | None, device: str) -> Callable[[NDArray[np.uint8], float | None], Labels]:
+    """Return :func:`segment`, which has no weights."""
+    if weights is not None:
+        raise InputError(f"nuclei-weights: hematoxylin takes none, got {weights}.")
+    return segment
 
 
 def segment(image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:

@@ -195,6 +195,13 @@ def save_maskrcnn(model: MaskRCNN, path: Path) -> None:
     temporary.replace(path)
 
 
+def open_maskrcnn(weights: Path | None, device: str) -> Callable[[NDArray[np.uint8], float | None], NDArray[np.int32]]:
+    """Return the method of a checkpoint of :func:`save_maskrcnn`."""
+    if weights is None:
+        raise InputError("nuclei-weights: maskrcnn needs the checkpoint of a training, got none.")
+    return load_maskrcnn(weights, device=device).segment
+
+
 def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
     """Open a checkpoint of :func:`save_maskrcnn`; raises :class:`InputError` when the file is not one."""
     if not path.is_file():

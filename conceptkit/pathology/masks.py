@@ -13,6 +13,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.io import loadmat
 from skimage.measure import label
 
@@ -151,8 +152,6 @@ def _pieces(labels: Labels) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 def _apart(labels: Labels) -> bool:
     """Return whether the two pieces of a mask look like two nuclei: of similar size and not close to each other."""
-    from scipy import ndimage
-
     pieces, _ = ndimage.label(labels > 0, np.ones((3, 3)))
     gap = ndimage.distance_transform_edt(pieces != 1)[pieces == 2].min()
     areas = np.bincount(pieces.ravel())[1:]

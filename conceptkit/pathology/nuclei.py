@@ -22,24 +22,6 @@ Segmenter = Callable[[NDArray[np.uint8], float | None], Labels]
 """From an image (h, w, 3) and its microns per pixel to labels (h, w), 0 where there is no nucleus."""
 
 
-def hematoxylin(weights: Path | None, device: str) -> Segmenter:
-    """Return the method that thresholds hematoxylin, which has no weights."""
-    from conceptkit.pathology.hematoxylin import segment
-
-    if weights is not None:
-        raise InputError(f"nuclei-weights: hematoxylin takes none, got {weights}.")
-    return segment
-
-
-def maskrcnn(weights: Path | None, device: str) -> Segmenter:
-    """Return a Mask R-CNN from the checkpoint of its training."""
-    from conceptkit.pathology.maskrcnn import load_maskrcnn
-
-    if weights is None:
-        raise InputError("nuclei-weights: maskrcnn needs the checkpoint of a training, got none.")
-    return load_maskrcnn(weights, device=device).segment
-
-
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
     """Return the method ``name``, ready to be called on images.
 

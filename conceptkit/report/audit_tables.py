@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from statsmodels.stats.multitest import multipletests
+
 from conceptkit.records.audit import AuditRecord, AuditRow
 from conceptkit.report.judging import (
     MARKS,
@@ -140,8 +142,6 @@ def readers(rows: Sequence[AuditRow], group: str | None = None) -> list[tuple[Au
 
 def holm(values: Sequence[float]) -> list[float]:
     """Return p-values that hold for all tests together (Holm, 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
     return list(map(float, multipletests(values, method="holm")[1])) if values else []
 
 

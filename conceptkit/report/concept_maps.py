@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import Drawing, file_name, new_figure, short, styled
+from conceptkit.report.drawing import Drawing, file_name, new_figure, styled
+from conceptkit.report.short_names import short
 from conceptkit.report.wording import number
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _OVER = 0.6
 """Opacity of a map over its patch"""
@@ -63,9 +64,6 @@ def contact_sheet(
     decoded : held-out score of the concept at the layer, with its interval
     established : whether that score is shown to be above chance
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     columns = max(len(most), len(least))
     values = np.concatenate([one.map.ravel() for one in (*most, *least)])
     # A single position far out would leave all others white.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
 from conceptkit.report.run_context import Context, Samples, is_drawable
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.wording import natural, number, with_unit
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONCEPTS_MOST = 12
 """Concepts that are drawn; of more the first ones"""
@@ -41,8 +41,6 @@ def class_figures(context: Context) -> list[Drawing]:
 
 
 def _class_figure(name: str, parts: Mapping[str, NDArray[np.float64]], i: int) -> Drawing:
-    import seaborn as sns
-
     with styled():
         figure = new_figure(max(3.4, 1.3 + 0.75 * len(parts)), 3.3)
         axes = figure.add_subplot()
@@ -65,9 +63,6 @@ def center_figures(context: Context) -> list[Drawing]:
 
 
 def _center_figure(context: Context, centers: Sequence[str], name: str, values: NDArray[np.float64], i: int) -> Drawing:
-    import pandas as pd
-    import seaborn as sns
-
     classes = levels(context.labels)
     kept = np.isfinite(values) & np.isin(context.centers, centers)
     labels = np.where(np.isin(context.labels, classes), context.labels, "(none)")
@@ -174,8 +169,6 @@ def _drawn(context: Context) -> list[tuple[str, NDArray[np.float64]]]:
 
 
 def _long(parts: Mapping[str, NDArray[np.float64]], column: str) -> pd.DataFrame:
-    import pandas as pd
-
     names = np.repeat(list(parts), [len(part) for part in parts.values()])
     return pd.DataFrame({column: names, "value": np.concatenate(list(parts.values()))})
 

@@ -12,6 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import orthogonal_procrustes
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from threadpoolctl import threadpool_limits
 
 from conceptkit.errors import InputError
 from conceptkit.records import EMBEDDINGS_FILE
@@ -190,8 +194,6 @@ def _project_one(run: str, X: NDArray[np.float32], first: Floats | None, seed: i
 
 def _components(run: str, centred: Floats, note: str) -> Projection:
     """Return the first two principal components in place of a UMAP, and why; missing ones are 0."""
-    from sklearn.decomposition import PCA
-
     xy, most = np.zeros((len(centred), 2)), min(2, *centred.shape)
     if most and centred.any():
         xy[:, :most] = PCA(n_components=most, svd_solver="full").fit_transform(centred)
@@ -228,8 +230,6 @@ def lay_out(
     X: NDArray[np.float32], indices: NDArray[np.int32], distances: NDArray[np.float32], start: Floats | None, seed: int
 ) -> Floats:
     """Return the layout, initialised with ``start`` or, by default, with eigenvectors of the graph."""
-    from threadpoolctl import threadpool_limits
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # umap-learn misses TensorFlow, which we never use
         from umap import UMAP
@@ -256,16 +256,12 @@ def lay_out(
 
 def _turned_onto(xy: Floats, target: Floats) -> Floats:
     """Return ``xy`` turned, mirrored and moved onto ``target``, its distances untouched (orthogonal Procrustes)."""
-    from scipy.linalg import orthogonal_procrustes
-
     moved, place = xy - xy.mean(axis=0), target.mean(axis=0)
     turned: Floats = moved @ orthogonal_procrustes(moved, target - place)[0] + place
     return turned
 
 
 def _trustworthiness(squared: Floats, xy: Floats) -> float:
-    from sklearn.manifold import trustworthiness
-
     n = len(xy)
     if n <= 2 * NEIGHBOURS:  # scikit-learn's bound, beyond which the number is not defined
         return math.nan

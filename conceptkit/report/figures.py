@@ -6,20 +6,21 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow, RunsRecord
 from conceptkit.report.contents import difference_kind, difference_parts, is_in_sample, networks
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, shared_ends, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
 from conceptkit.report.judging import Mark
+from conceptkit.report.short_names import apart, shared_ends, short
 from conceptkit.report.verdicts import difference_mark, judge_probe
 from conceptkit.report.wording import metric_name, number
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def point_style(mark: Mark, colour: str) -> dict[str, Any]:
@@ -169,8 +170,6 @@ def difference_estimates(record: RunsRecord) -> list[Estimate]:
 
 def draw_estimates(axes: Axes, estimates: Sequence[Estimate], *, reference: float, label: str) -> None:
     """Draw each number as a point with its interval, with a line at the reference."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.axvline(reference, color=FAINT, lw=1)
     for at, one in enumerate(estimates):
         value, low, high = one.ends
@@ -217,9 +216,6 @@ LEAST_SCORE = -1.0
 
 
 def _training_figure(record: GuideRecord, task: str, below: Sequence[str], i: int) -> Drawing:
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator
-
     names = record.run_names
     texts = apart(names, 20)
     handles: dict[str, Any] = {}

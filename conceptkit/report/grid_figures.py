@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import NullLocator
 
 from conceptkit.records import GridRecord
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.wording import number
-
-if TYPE_CHECKING:
-    from matplotlib.figure import FigureBase
 
 _KINDS = ((False, COLOURS[0], "o", "multi-task"), (True, COLOURS[1], "s", "multimodal"))
 """Whether concept values are inputs, and how the curve of such networks looks and is called"""
@@ -89,8 +89,6 @@ def curve_figure(record: GridRecord, kind: str) -> Drawing | None:
 
 def draw_curve(figure: FigureBase, record: GridRecord, kind: str) -> None:
     """Draw a curve into a figure, a panel for each split."""
-    from matplotlib.ticker import NullLocator
-
     points, base = record.curve(kind), record.table4().set_index("cell")
     splits = [split for split in record.evaluation if split in set(points["split"])]
     single = next((record.reference(cell) for cell in record.cells if cell.curve == kind), None)

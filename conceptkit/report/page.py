@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bokeh.embed import components
+from bokeh.resources import Resources
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from conceptkit.errors import InputError
@@ -74,8 +77,6 @@ def _titles(records: Sequence[Record], folders: Sequence[Path]) -> list[str]:
 
 
 def _render(sections: Sequence[Section], plots: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     here = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(here, encoding="utf-8"),
@@ -121,9 +122,6 @@ def _bokeh(plots: Mapping[str, Any]) -> tuple[Markup, dict[str, Markup]]:
     """Return Bokeh's own code with the plots' data, and the element of each plot; nothing without plots."""
     if not plots:
         return Markup(""), {}
-    from bokeh.embed import components
-    from bokeh.resources import Resources
-
     script, divs = components(dict(plots), wrap_script=True)
     # the widgets, tables and mathematics of Bokeh would triple the page
     code = Resources(mode="inline", components=["bokeh"]).render_js()

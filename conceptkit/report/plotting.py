@@ -20,11 +20,12 @@ from conceptkit.records import (
 from conceptkit.records.base import RowsRecord
 from conceptkit.report.attribution_tables import change, concept_name, judge_change
 from conceptkit.report.audit_tables import PROBES, judge_audit
-from conceptkit.report.drawing import apart, new_figure, short, styled
+from conceptkit.report.drawing import new_figure, styled
 from conceptkit.report.figures import Estimate, by_concept, difference_estimates, draw_estimates, draw_probe
 from conceptkit.report.grid_figures import draw_affinity, draw_curve
 from conceptkit.report.predictivity_tables import judge_auc
 from conceptkit.report.sections import KINDS
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.table import shown
 from conceptkit.report.wording import metric_name
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from conceptkit.records import GridRecord, GuideRecord
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
 from conceptkit.report.part import Part, table_part
 from conceptkit.report.predictions import Predictions, calibration, read_predictions, score
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.wording import groups_word, number
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import ListedColormap, Normalize
 from numpy.typing import NDArray
 
-from conceptkit.report.drawing import COLOURS, FAINT, Drawing, apart, file_name, new_figure, short, styled
+from conceptkit.report.drawing import COLOURS, FAINT, Drawing, file_name, new_figure, styled
+from conceptkit.report.short_names import apart, short
 from conceptkit.report.wording import number
 
 ACROSS = 3
@@ -60,9 +64,6 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
 
     Every patch is a square; where patches overlap, the squares are as large as the steps between them.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-
     squares, bounds = _squares(place)
     left, right, top, bottom = bounds
     panels = len(layers) + (place.picture is not None)
@@ -117,8 +118,6 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
 
 
 def _paint(axes: Any, squares: NDArray[np.float64], values: NDArray[np.float64], mapped: Any) -> None:
-    from matplotlib.collections import PolyCollection
-
     known = np.isfinite(values)
     if known.any():
         # Edges of the squares' own colour close the hair lines that rounding leaves between them.

@@ -10,7 +10,7 @@ from conceptkit.records import EMBEDDINGS_FILE, GridRecord, GuideRecord
 from conceptkit.report.contents import trained_concepts
 from conceptkit.report.embedding import NEIGHBOURS, Embeddings, Projection, project, read_embeddings
 from conceptkit.report.part import Part, PlotRow
-from conceptkit.report.umap_figures import umap_figure, umap_plots
+from conceptkit.report.umap_figures import umap_figure
 from conceptkit.report.wording import number, with_unit
 
 Plots = dict[str, Any]
@@ -50,6 +50,8 @@ def umap_parts(
     colours, size = _colours(record, embeddings), _size(record, embeddings)
     # every layer by class; the last one by center too
     rows = [(s, colours[0]) for s in range(len(layers))] + [(len(layers) - 1, colour) for colour in colours[1:]]
+    from conceptkit.report.umap_plots import umap_plots  # Bokeh takes 0.6 s, and every command reads the sections
+
     drawn = umap_plots(embeddings, spaces, rows, size=size)
     shown = []
     for i, ((s, colour), line) in enumerate(zip(rows, drawn, strict=True)):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import LOCK_FILE, held
+from conceptkit.models.names import is_factory
 from conceptkit.options.base import Command, Progress
 from conceptkit.records import RECORD_FILE
 from conceptkit.synthetic import embedded_study
@@ -228,8 +229,6 @@ def code_of(study: Study) -> str | None:
     """Return the user's function that the study names as its model, if it does."""
     if not isinstance(study.model, str) or ":" not in study.model:
         return None
-    from conceptkit.models.backbones import is_factory
-
     code = study.model.partition("@")[0]
     return code if is_factory(code) else None
 
