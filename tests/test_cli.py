@@ -229,7 +229,7 @@ def test_debug_shows_the_traceback(here):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "Traceback" in result.stderr
-    assert "InputError: table: there is no file gone.csv." in result.stderr
+    assert "InputError: table: file gone.csv not found." in result.stderr
 
 
 def test_debug_raises_the_error_itself(here):
@@ -260,7 +260,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_work(probed, here):
         told = sentence(call("report", probed[0], "-o", here / "page.html"))
     finally:
         here.chmod(0o700)
-    assert "nothing may be written" in told
+    assert "no permission to write" in told
 
 
 # --- calls -------------------------------------------------------------------------------------------------------
