@@ -287,7 +287,7 @@ def described(cls: Any) -> tuple[Described, ...]:
 def _describe(field: dataclasses.Field[Any], hint: Any, help_text: str, panel: str) -> Described:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not type(None)]
-    kind: Any = str if set(kinds) == {str, Path} else kinds[0] if len(kinds) == 1 else Any
+    kind: Any = str | Path if set(kinds) == {str, Path} else kinds[0] if len(kinds) == 1 else Any
     many, pairs = typing.get_origin(kind) is tuple, typing.get_origin(kind) in (dict, Mapping)
     return Described(
         name=field.name,
