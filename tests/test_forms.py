@@ -26,7 +26,6 @@ from conceptkit.options.base import StudyCommand, described
 from conceptkit.options.extract import Extract
 from conceptkit.registry import load
 from conceptkit.runs.opening import find_study
-from conceptkit.tables.patches import as_table as stored
 from conceptkit.tables.study import load_study
 
 pytestmark = pytest.mark.usefixtures("one_random_network")
@@ -125,7 +124,7 @@ def test_every_table_in_memory_equals_its_parquet_file(tmp_path_factory, rows):
 
 def test_the_digest_of_a_table_follows_its_content():
     frame = pd.DataFrame({"patch_id": ["a", "b"], "count": [1.0, np.nan], "label": ["x", None]})
-    digest = stored(frame).frame.pipe(lambda f: load_study(frame).table_digest())
+    digest = load_study(frame).table_digest()
     assert load_study(frame.copy()).table_digest() == digest
     others = [
         frame.assign(count=[1.0, 2.0]),
@@ -395,7 +394,7 @@ def test_settings_of_other_records_repeat_their_numbers(study, tmp_path):
     )
     again = repeated(audited, study, tmp_path / "audit2")
     same(again, audited)
-    assert again.layers == audited.layers
+    assert repr(again.layers) == repr(audited.layers)  # some are NaN
 
     probed = ck.Probe(model=checkpoint, layers="trunk", permutations=0).run(study, out=tmp_path / "probe")
     same(repeated(probed, study, tmp_path / "probe2"), probed)
