@@ -237,7 +237,7 @@ def test_an_older_or_broken_store(table):
         ({"layers": ["mixed99"]}, "layer: the network has no layer 'mixed99'"),
         ({"pool": "cls"}, "pool: cls needs a class token"),
         ({"dtype": "int8"}, "dtype: 'int8' is not known"),
-        ({"model": 3}, "model: must be a name, a torch module or a backbone, got a int"),
+        ({"model": 3}, "model: must be .* torch module, got 3"),
         ({"model": nn.Conv2d(3, 4, 1), "weights": "random"}, "weights: a network that was built already has its own"),
         ({"model": "vit_tiny_patch16_224", "weights": "imagenet.safetensors"}, "weights: must be imagenet, random"),
         ({"model": "inception_v3", "weights": "random"}, "model: the network does not take patches of 64×64 pixels"),
@@ -437,7 +437,7 @@ def test_the_command(table, tmp_path):
     assert values["notes"] == []
     assert values["path"] == str(tmp_path / "s.h5")
     assert "s.h5 will take" in result.stderr
-    assert f"{N} rows of 384 values, float32" in result.stderr
+    assert f"{N} rows of 384 values, float32" in " ".join(result.stderr.split())  # rich breaks long lines
     assert json.loads(run(*arguments, *options).stdout)["rows_written"] == 0
     (tmp_path / "03.jpg").write_bytes(b"no image")
     failed = run(*arguments, *options)
