@@ -70,7 +70,7 @@ def test_a_score_without_a_value_has_none():
     assert math.isnan(relevance(np.full((3, 1), 2.0), 0.9)[0])  # a linear network: one derivative for every image
     assert math.isnan(relevance(np.full((3, 1), 2.0) * (1 + 1e-9 * np.arange(3)[:, None]), 0.9)[0])
     assert math.isnan(relevance(np.ones((1, 1)), 0.9)[0])
-    with pytest.raises(InputError, match="images: .* got none"):
+    with pytest.raises(InputError, match=r"images: .* got none"):
         directional_derivatives(np.zeros((0, 4)), np.ones((4, 1)))
 
 

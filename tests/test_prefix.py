@@ -273,7 +273,7 @@ def test_a_frozen_part_that_gives_no_numbers_is_a_sentence() -> None:
     prepare_inputs(model, backbone, pixels, batch_size=2, device="cpu")
     with torch.no_grad():
         next(model.backbone.parameters()).fill_(float("nan"))
-    with pytest.raises(InputError, match="frozen part of mini_inception .* not finite"):
+    with pytest.raises(InputError, match=r"frozen part of mini_inception .* not finite"):
         prepare_inputs(model, backbone, pixels, batch_size=2, device="cpu")
 
 
