@@ -67,7 +67,7 @@ given = {"tall": X[:, :60], "wide": X}
 arrays = ck.probe_arrays(given, concepts, groups, permutations=19, n_resamples=100)
 pixels = ck.run_probe(sys.argv[1], layers=["mixed2"], concepts=["count"], permutations=0, out=sys.argv[2], device="cpu")
 options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
-guided = ck.run_guide(sys.argv[1], options=options, folds=2, device="cpu", out=sys.argv[3])
+guided = ck.run_guide(sys.argv[1], **options, folds=2, device="cpu", out=sys.argv[3])
 rows = [[dict(row) for row in record.rows] for record in (arrays, pixels)]
 print(json.dumps([torch.get_num_threads(), *rows, guided.to_dict()["runs"]]))
 """

@@ -375,7 +375,7 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
     found = ck.Grid(**wanted).run(study, out=tmp_path / "two")  # where the runs of the first network are kept
     assert [c.number for c in found.cells] == ["1", "8"]
     assert any(
-        note.startswith("Models R1 and R8 were left out: ") and "none.safetensors" in note for note in found.notes
+        note.startswith("Models R1 and R8 were skipped: ") and "none.safetensors" in note for note in found.notes
     )
 
 
