@@ -76,7 +76,7 @@ def kills(work: Path, seed: int, scale: float, only: str | None) -> list[dict[st
 
 
 def together(work: Path, seed: int, scale: float, only: str | None) -> list[dict[str, Any]]:
-    """Start the same command twice at once: the second waits or is told who is at work, and nothing is spoilt."""
+    """Start the same command twice at once: the second one waits or names the first, and no file is damaged."""
     bench = _bench(work)
     rows = []
     for name, (argv, _) in _commands(work, bench).items():

@@ -89,7 +89,7 @@ def _numbers_of(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, float, fl
 
 
 def places(work: Path, seed: int, scale: float, only: str | None) -> list[dict[str, Any]]:
-    """Run commands where there is no room, no right to write, no home, no terminal, or no alphabet."""
+    """Run commands on full and read-only disks, without a home folder or a terminal, and in other locales."""
     bench = _bench(work)
     rows = []
     commands = {name: argv for name, (argv, _) in _commands(work, bench).items()}

@@ -277,7 +277,8 @@ def test_an_optimizer_lowers_a_loss_and_decays_its_first_group_only(name):
 @members("recipes")
 def test_a_recipe_gives_options_of_training(name):
     options = families.RECIPES[name](["center"])
-    TrainingOptions(**options)  # in the allowed ranges
+    chosen = TrainingOptions(**options)  # in the allowed ranges
+    assert {name: getattr(chosen, name) for name in options} == options
 
 
 @members("probes")

@@ -167,7 +167,7 @@ class _Introduction:
     study: Any
 
     def print(self) -> None:
-        """Print the line, unless it was printed or there is no study."""
+        """Print the line once, if the command has a study."""
         if self.study is not None:
             introduce(self.console, self.study)
             self.study = None

@@ -265,7 +265,7 @@ def layers_of(options: Layers, *, progress: Progress | None = None, notify: Noti
 def find_layers(model: str, size: int | None = None) -> tuple[list[Layer], int]:
     """Return the layers of a network, and the side in pixels of the images that they were found with.
 
-    Raises :class:`InputError` when there is no such network, or it does not take images of that size.
+    Raises :class:`InputError` when the network is unknown, or does not take images of that size.
 
     Parameters
     ----------
