@@ -83,7 +83,7 @@ def _outline(opened: _Opened, setup: Setup, options: Guide) -> Outline:
         settings=dataclasses.asdict(setup.training),
         unfrozen=unfrozen(network, setup.backbone, setup.training),
         trunk=network.trunk_widths,
-        branches=branches(network),
+        branches=branches(network, setup.training),
         trainable_before_heads=numbers["before_heads"],
         trainable_heads=numbers["heads"],
         trainable_loss_weights=numbers["loss_weights"],

@@ -14,7 +14,8 @@ from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
 
 Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """From a discouraged task, the input (n, d) of its head, the head's output (n, nodes) without a gradient into the head,
-targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise"""
+targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise. Outputs and targets have the classes
+with training rows only, and values of mean 0 over the training rows"""
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def pressure(
     reads: Mapping[str | None, Tensor],
     targets: Mapping[str, Tensor],
     factors: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Return discouraged task → scalar that the shared layers minimise, for one batch; empty without such a loss.
 
@@ -150,12 +152,42 @@ def pressure(
     ----------
     reads : inputs of the heads, see :meth:`GuidedModel.reads`
     targets, factors : task → (n,) of the batch's rows
+    constants : task → the best output that does not depend on the features, see :func:`best_constant`
     """
     if method.pressure is None:
         return {}
-    held = model.held_outputs(reads)
-    return {
-        task.name: method.pressure(task, reads[task.layer], held[task.name], targets[task.name], factors.get(task.name))
-        for task in model.tasks
-        if task.adversarial
-    }
+    reads = {layer: without_scale(read) for layer, read in reads.items()}
+    found = {}
+    for name, held in model.held_outputs(reads).items():
+        task = next(task for task in model.tasks if task.name == name)
+        target, best = targets[name], constants[name].to(held.device)
+        if task.kind == CONTINUOUS:
+            held, target = held - best, target - best
+        else:
+            number = torch.where(best > 0, best.cumsum(0) - 1, -1)
+            held, target = held[:, best > 0], torch.where(target >= 0, number[target], -1)
+        found[name] = method.pressure(task, reads[task.layer], held, target, factors.get(name))
+    return found
+
+
+def without_scale(read: Tensor) -> Tensor:
+    """Return the same features (n, d) with a gradient that neither shifts nor scales a unit over the batch.
+
+    Otherwise a unit of smaller values gives smaller losses, whatever it encodes, so that features would shrink and die.
+    """
+    mean, deviation = read.mean(0), read.var(0, unbiased=False).add(1e-6).sqrt()
+    return mean.detach() + deviation.detach() * ((read - mean) / deviation)
+
+
+def best_constant(task: Task, target: Tensor, factors: Tensor | None) -> Tensor:
+    """Return the best output of a head that knows nothing of its input: a mean, or which classes have rows (0 or 1).
+
+    Parameters
+    ----------
+    target, factors : (n,) of the training rows
+    """
+    if task.kind != CONTINUOUS:
+        return (torch.bincount(target[target >= 0], minlength=len(task.classes)) > 0).long()
+    known = ~torch.isnan(target)
+    w = torch.ones(len(target)) if factors is None else factors
+    return (w * target)[known].sum() / w[known].sum().clamp_min(1e-12)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.aggregation import aggregator, backward
-from conceptkit.guide.discouraging import Method, pressure
+from conceptkit.guide.discouraging import Method, best_constant, pressure
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.objective import balance_factors, class_weights, joint_codes, task_loss
+from conceptkit.guide.objective import balance_factors, binned, class_weights, even_factors, joint_codes, task_loss
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.guided import CATEGORICAL, MAIN, Erasure, GuidedModel
@@ -104,6 +104,13 @@ class Loop(lightning.LightningModule):
             if t.name == MAIN and t.kind == CATEGORICAL
         }
         self.factors = {part: self._factors(torch.from_numpy(rows[part])) for part in ("train", "val")}
+        self.constants = {
+            t.name: best_constant(
+                t, targets[t.name][self.in_training], self._of_training(self.factors["train"].get(t.name))
+            )
+            for t in model.tasks
+            if t.adversarial
+        }
         self.strength = 0.0
         self.wanted = [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
@@ -127,12 +134,19 @@ class Loop(lightning.LightningModule):
         return (self.best_epoch, self.best_state) if self.best_epoch else (self.last_epoch, self.last_state)
 
     def _factors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return task → factors (n,) of all rows, which balance ``rows``."""
+        """Return task → factors (n,) of all rows, which balance ``rows``.
+
+        Classes of an adversary count alike; only reversal without balance, the paper's, takes the rows as they are.
+        """
         main = self.targets[MAIN][rows]
-        discouraged = {
-            t.name: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial and t.kind == CATEGORICAL
-        }
-        found = {name: balance_factors(codes, main) for name, codes in discouraged.items() if self.options.balance}
+        adversaries = {t: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial}
+        discouraged = {t.name: codes for t, codes in adversaries.items() if t.kind == CATEGORICAL}
+        balance, found = self.options.balance, {}
+        for task, target in adversaries.items():
+            if task.kind == CATEGORICAL and (balance or not self.method.reverses):
+                found[task.name] = even_factors(target, main if balance else None)
+            elif balance and task.kind != CATEGORICAL:
+                found[task.name] = balance_factors(binned(target), main)
         if discouraged and self.options.balance_main:
             found[MAIN] = balance_factors(
                 joint_codes(list(discouraged.values())), main, power=self.options.balance_main
@@ -142,6 +156,9 @@ class Loop(lightning.LightningModule):
             everywhere[name] = torch.ones(len(self.targets[MAIN]))
             everywhere[name][rows] = factors
         return everywhere
+
+    def _of_training(self, factors: Tensor | None) -> Tensor | None:
+        return None if factors is None else factors[self.in_training]
 
     def train(self, mode: bool = True) -> Loop:
         """Set the mode of dropout; the backbone stays in evaluation mode, with the moving statistics of BatchNorm."""
@@ -367,10 +384,13 @@ class Loop(lightning.LightningModule):
                 targets[task.name],
                 self.class_weights.get(task.name),
                 factors.get(task.name),
+                bounded=self.method.reverses,
             )
             self.tally.add(part, task, outputs[task.name], targets[task.name], loss)
             losses[task.name] = loss
-        pressures = pressure(self.method, self.model, reads, targets, factors) if part == "train" else {}
+        pressures: dict[str, Tensor] = {}
+        if part == "train":
+            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants)
         if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
             everywhere = summed(own)
