@@ -111,7 +111,8 @@ class GridRecord(RunsRecord):
 
         Columns: those of the cell, then for each evaluation split ``SPLIT``, ``SPLIT sd``, and the difference to the
         single task of the same weighting as ``SPLIT difference``, ``… low``, ``… high`` with ``SPLIT groups``. The AUC
-        within the levels of a column, where it was taken, is in ``SPLIT within COLUMN`` and ``SPLIT within COLUMN sd``.
+        within the levels of a column, where it was taken, is in ``SPLIT within COLUMN`` and ``SPLIT within COLUMN sd``,
+        that of weighted rows in ``SPLIT weighted`` and ``SPLIT weighted sd``.
         """
         strata = self.strata if metric == "auc" else []
         rows = []
@@ -119,6 +120,8 @@ class GridRecord(RunsRecord):
             row = {**_cell_columns(cell), "seeds": self._seeds(cell)}
             for split in self.evaluation:
                 row |= self._mean_sd(cell, split, metric, split)
+                if metric == "auc" and any("auc_weighted" in run.metrics.get(split, {}) for run in self.runs):
+                    row |= self._mean_sd(cell, split, "auc_weighted", f"{split} weighted")
                 for column in strata:
                     row |= self._mean_sd(cell, split, Metric(metric, within=column), f"{split} within {column}")
                 difference = self.difference(cell, split, metric)
