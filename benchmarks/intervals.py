@@ -5,7 +5,7 @@
     python benchmarks/intervals.py --weighted         # coverage of the difference of two weighted AUCs only
 
 Two models have the same true AUC and correlated scores; patients differ in both, and in how far each model is off. For
-weighted AUCs one model also follows the center, so that the true difference is not 0.
+weighted AUCs one model also follows the center, which earns it an AUC but no weighted AUC, and the other is noisier.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from conceptkit.evaluate.paired import paired_interval, scored_auc, scored_balanced_accuracy, scored_r2
 from conceptkit.evaluate.resampling import draw_groups, percentile_interval
+from conceptkit.evaluate.scores import auc
 from conceptkit.evaluate.weighted import empty_cells, scored_weighted
 
 PATCHES = 10
@@ -65,14 +66,15 @@ def simulate_centers(rng, n_groups, *, per, shares, prevalence):
         y = np.concatenate([np.arange(n) < t for t, n in zip(tumor, counts, strict=True)]).astype(int)[groups]
     patient, patch = rng.normal(size=len(center)), rng.normal(size=len(groups))
     scores = []
-    for shift in (SHIFT, 0.0):
+    for shift, noise in ((SHIFT, 0.7), (0.0, 1.0)):
         own = 0.6 * patient + 0.5 * rng.normal(size=len(center)) + shift * np.array(prevalence)[center]
-        scores.append(1.2 * y + own[groups] + 0.7 * patch + 0.7 * rng.normal(size=len(groups)))
+        scores.append(1.2 * y + own[groups] + 0.7 * patch + noise * rng.normal(size=len(groups)))
     return y, groups, center[groups], scores
 
 
 def weighted_coverage(n_sets, n_groups, *, seed=1, **case):
-    """Share of intervals that contain the mean difference of all sets, that mean, and the mean effective number."""
+    """Share of intervals that contain the mean difference of all sets, that mean, the same of plain AUCs, and the mean
+    effective number."""
     rng = np.random.default_rng(seed)
     found = []
     while len(found) < n_sets:
@@ -81,22 +83,26 @@ def weighted_coverage(n_sets, n_groups, *, seed=1, **case):
             continue
         both = [scored_weighted(y, 1 / (1 + np.exp(-score)), groups, centers)["auc"] for score in scores]
         interval = paired_interval([both[0]], [both[1]])
-        found.append((interval.mean, interval.low, interval.high, interval.effective))
-    mean, low, high, effective = np.array(found).T
-    return np.mean((low <= mean.mean()) & (mean.mean() <= high)), mean.mean(), effective.mean()
+        plain = auc(y, scores[0]) - auc(y, scores[1])
+        found.append((interval.mean, interval.low, interval.high, plain, interval.effective))
+    mean, low, high, plain, effective = np.array(found).T
+    return np.mean((low <= mean.mean()) & (mean.mean() <= high)), mean.mean(), plain.mean(), effective.mean()
 
 
 def report_weighted(n_sets, sizes):
     """Print the coverage for centers of equal and unequal size, with and without confounding."""
     print(f"\nCoverage of 95 % intervals of the difference of two weighted AUCs, {n_sets} data sets each")
-    print(f"{'case':<44}{'groups':>7}{'effective':>11}{'difference':>12}{'coverage':>10}")
+    print(f"{'case':<52}{'groups':>7}{'effective':>11}{'difference':>12}{'unweighted':>12}{'coverage':>10}")
     for per, size, label in itertools.product(("patch", "patient"), CENTERS, PREVALENCE):
         for n_groups in sizes:
             case = {"per": per, "shares": CENTERS[size], "prevalence": PREVALENCE[label]}
-            covered, mean, effective = weighted_coverage(n_sets, n_groups, **case)
+            covered, mean, plain, effective = weighted_coverage(n_sets, n_groups, **case)
             mark = "  ok" if COVERAGE[0] <= covered <= COVERAGE[1] else "  OUTSIDE"
             name = f"label per {per}, centers {size}, labels {label}"
-            print(f"{name:<44}{n_groups:>7}{effective:>11.1f}{mean:>+12.3f}{covered:>10.3f}{mark}", flush=True)
+            print(
+                f"{name:<52}{n_groups:>7}{effective:>11.1f}{mean:>+12.3f}{plain:>+12.3f}{covered:>10.3f}{mark}",
+                flush=True,
+            )
     print(f"asked: {COVERAGE[0]} to {COVERAGE[1]}")
 
 
