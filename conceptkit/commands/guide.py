@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,23 @@ import numpy as np
 from conceptkit.errors import InputError
 from conceptkit.guide.bench import ALIKE, PatchBench, Spaces, arms_of
 from conceptkit.guide.building import build_model
+from conceptkit.guide.contrast import GUIDED, NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
 from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
 from conceptkit.guide.plan import make_plan
-from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, paired_differences
+from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, compared_pairs, declare, paired_differences
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
 from conceptkit.models.backbones import weights_setting
+from conceptkit.models.guided import Task
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
 from conceptkit.records import GuideRecord
+from conceptkit.records.guide import BASELINE
 from conceptkit.runs.opening import UNFINISHED, header, in_own_folder, open_source, run_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -104,12 +107,15 @@ def _guide(
     check_processes(setup.training, setup.tasks, engine)
     names = signed_names(setup.tasks)
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
+    arms = _arms(setup)
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(list(arms))], setup.plan, reading)
     if notify is not None:
-        notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
+        notify("\n".join([setup.trains, *setup.skipped, *reading.notes, *said, *announced(primary)]))
     bench = PatchBench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
-    trained, spaces = _train(bench, options, folder)
-    record = _record(bench, options, opened, trials, trained, folder)
+    trained, spaces = _train(bench, arms, options, folder)
+    notes = [*_notes(bench, options, opened, trials), *said]
+    record = _record(bench, options, opened, notes, trials, trained, folder, primary)
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -162,12 +168,17 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     return _Opened(opened, table, stated, goals, latent)
 
 
-def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[TrainedRun], dict[str, Spaces]]:
+def _arms(setup: Setup) -> dict[str, list[Task]]:
+    """Return the tasks of each network that is trained."""
+    arms = {BASELINE: setup.tasks[: setup.kept]}
+    return arms | ({GUIDED: setup.tasks} if len(setup.tasks) > setup.kept else {})
+
+
+def _train(
+    bench: PatchBench, arms: Mapping[str, Sequence[Task]], options: Guide, folder: Path
+) -> tuple[list[TrainedRun], dict[str, Spaces]]:
     """Train all networks, and return their runs and, of the first seed, the features that figures show."""
     setup = bench.setup
-    arms = {"baseline": setup.tasks[: setup.kept]}
-    if len(setup.tasks) > setup.kept:
-        arms["guided"] = setup.tasks
     trained, spaces = [], {}
     for arm, places in arms_of(arms, setup.training, _seeds(options), folder):
         places = dataclasses.replace(
@@ -200,9 +211,11 @@ def _record(
     bench: PatchBench,
     options: Guide,
     opened: _Opened,
+    notes: Sequence[str],
     trials: Sequence[Trial],
     trained: Sequence[TrainedRun],
     folder: Path,
+    primary: Contrast | None,
 ) -> GuideRecord:
     study, setup, plan, reading = bench.study, bench.setup, bench.plan, bench.reading
     return GuideRecord(
@@ -210,7 +223,8 @@ def _record(
             options,
             study,
             folder,
-            _notes(bench, options, opened, trials),
+            notes,
+            primary=str(primary or NONE),
             model=study.model_name,
             weights=weights_setting(setup.backbone, study.weights),
             weights_sha256=setup.backbone.fingerprint(),
@@ -232,5 +246,5 @@ def _record(
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
         evaluated_on=reading.where,
         runs=tuple(run.record for run in trained),
-        differences=tuple(paired_differences(trained, plan, reading)),
+        differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conceptkit.guide.objective import confusion_loss
+from conceptkit.guide.tally import summed
 from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
 
 Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -171,12 +172,25 @@ def pressure(
 
 
 def without_scale(read: Tensor) -> Tensor:
-    """Return the same features (n, d) with a gradient that neither shifts nor scales a unit over the batch.
+    """Return the same features (n, d) with a gradient that neither shifts nor scales the active values of a unit.
 
-    Otherwise a unit of smaller values gives smaller losses, whatever it encodes, so that features would shrink and die.
+    Otherwise smaller values give smaller losses whatever they encode: features would shrink, and units behind a ReLU,
+    which gets no gradient where it is 0, would die. In several processes the sums are those of the whole batch.
     """
-    mean, deviation = read.mean(0), read.var(0, unbiased=False).add(1e-6).sqrt()
-    return mean.detach() + deviation.detach() * ((read - mean) / deviation)
+    if not read.requires_grad:
+        return read
+    same, x = read.view_as(read), read.detach()
+
+    def project(gradient: Tensor) -> Tensor:
+        active = (x != 0).to(x)
+        n, total = summed(torch.stack([active.sum(0), x.sum(0)]))
+        centred = (x - total / n.clamp_min(1.0)) * active
+        moved, grown = summed(torch.stack([(gradient * active).sum(0), (gradient * centred).sum(0)]))
+        spread = summed(centred.square().sum(0))
+        return (gradient - moved / n.clamp_min(1.0)) * active - centred * (grown / spread.clamp_min(1e-12))
+
+    same.register_hook(project)
+    return same
 
 
 def best_constant(task: Task, target: Tensor, factors: Tensor | None) -> Tensor:

@@ -35,6 +35,10 @@ EVERY = 20.0
 """Minimum seconds between two writings of the state of a training"""
 
 
+PACE = 1.0
+"""Factor of the learning rate of an adversary's head, which follows features that change; 1 under reversal"""
+
+
 class NotFiniteError(InputError):
     """Training diverged: a loss is not finite."""
 
@@ -178,10 +182,14 @@ class Loop(lightning.LightningModule):
         options = self.options
         kernels = [m.weight for m in self.model.trunk.modules() if isinstance(m, nn.Linear)]
         decayed = {id(p) for p in kernels}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
+        paced = [] if self.method.reverses else [self.model.heads[t.name] for t in self.model.tasks if t.adversarial]
+        adversaries = [p for head in paced for p in head.parameters()]
+        apart = decayed | {id(p) for p in adversaries}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
         groups: list[dict[str, Any]] = [
             {"params": kernels, "weight_decay": 2 * options.l2},
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
+            {"params": adversaries, "weight_decay": 0.0, "lr": PACE * options.lr},
         ]
         groups = [group for group in groups if group["params"]]
         # Fused saves a tenth of a step on cached features. With aggregated gradients, heads without a label in a batch
