@@ -11,8 +11,8 @@ are other patients, half tumor: of the training centers (``seen``) and of the ot
 tiles with simulated stains, see ``real_tissue.py`` for the draws; test patients are seen in A, B, C (``seen``) and in
 three centers that nobody trained on (``unseen``). Backbones are frozen (``mini_inception``; the ImageNet MobileNetV2).
 
-All networks are chosen by the validation loss of the main task. Stain augmentation (``+stain``): four copies of every
-training patch, amounts of hematoxylin and eosin times 2^u, u uniform in ±1, stain vectors turned at random.
+All networks are chosen by the validation loss of the main task. Stain augmentation (``+stain``) is that of the arm
+``augmented``: an epoch sees each training patch or one of four re-stained copies.
 
 Fixed before the first run: seeds 0 to 3 and draws 0 to 39. Primary endpoint: the AUC pooled over unseen centers, rows
 weighted by p(c)p(y)/p(c, y). Primary contrast: ``confusion`` − ``balanced``. Rule for the default: among the methods
@@ -48,16 +48,14 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from conceptkit.evaluate.scores import auc, balanced_accuracy, r2
-from conceptkit.guide import training
 from conceptkit.guide.building import build_model
 from conceptkit.guide.inputs import Inputs, inputs_for, prepare_inputs
-from conceptkit.guide.loop import Loop
 from conceptkit.guide.objective import encode
 from conceptkit.guide.training import predict, train
 from conceptkit.models.backbones import Backbone, open_backbone
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.training import TrainingOptions
-from conceptkit.pathology.colour import RUIFROK, optical_density
+from conceptkit.pathology.restaining import restained_at_random
 from conceptkit.probe.regression import RegressionConceptVector
 from conceptkit.synthetic import PATIENT_SPREAD, TISSUES, Center, Shift, draw_patch
 from conceptkit.tables.patches import load_table
@@ -88,10 +86,19 @@ class Cell:
 
     frame: pd.DataFrame
     """part (train, val, seen, unseen), patient, center, label (0, 1), count, area"""
-    inputs: Inputs
-    """(n rows, width)"""
-    copies: Inputs
-    """(COPIES · n training rows, width), the first copy of all training rows first"""
+    X: torch.Tensor
+    """(n, width)"""
+    copies: torch.Tensor
+    """(training rows, COPIES, width)"""
+
+    def inputs(self, augmented: bool) -> Inputs:
+        """Return the rows as a network sees them."""
+        if not augmented:
+            return Inputs((self.X,), torch.nn.Identity())
+        n, trains = len(self.X), np.flatnonzero(self.frame.part == "train")
+        index = torch.arange(n)[:, None].repeat(1, COPIES)
+        index[trains] = n + torch.arange(len(trains) * COPIES).reshape(-1, COPIES)
+        return Inputs((torch.cat([self.X, self.copies.flatten(0, 1)]),), torch.nn.Identity(), copies=index)
 
 
 def features(backbone: Backbone, images: list[np.ndarray]) -> torch.Tensor:
@@ -104,29 +111,9 @@ def features(backbone: Backbone, images: list[np.ndarray]) -> torch.Tensor:
 FROZEN = TrainingOptions(unfreeze=())
 
 
-def restained_copies(pixels: np.ndarray, copies: int, seed: list[int]) -> list[np.ndarray]:
-    """Return copies of a patch in other stains."""
-    rng, amounts = np.random.default_rng(seed), optical_density(pixels) @ np.linalg.inv(RUIFROK)
-    result = []
-    for _ in range(copies):
-        vectors = RUIFROK.copy()
-        vectors[:2] = np.abs(vectors[:2] + rng.normal(0, 0.05, (2, 3)))
-        vectors[:2] /= np.linalg.norm(vectors[:2], axis=1, keepdims=True)
-        factors = np.array([*2.0 ** rng.uniform(-1, 1, 2), 1.0])
-        light = 255.0 * 10.0 ** -(np.where(amounts > 0, amounts * factors, amounts) @ vectors)
-        result.append(np.clip(np.round(light), 0, 255).astype(np.uint8))
-    return result
-
-
-class ByMain(Loop):
-    """A training of which the epoch of least main validation loss is kept."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.wanted = [MAIN]
-
-
-training.Loop = ByMain
+def restained_copies(pixels: np.ndarray, name: str) -> list[np.ndarray]:
+    """Return copies of a patch in other stains, as the arm ``augmented`` has them."""
+    return [restained_at_random(pixels, f"{name}, {k}") for k in range(COPIES)]
 
 
 def drawn_centers(seed: int) -> list[Center]:
@@ -185,12 +172,11 @@ def synthetic(seed: int) -> Iterator[tuple[str, Cell]]:
             frame = rows.iloc[kept].assign(part=part[kept]).reset_index(drop=True)
             missing = [i for i in kept[frame.part == "train"] if i not in copied]
             if missing:
-                stained = [c for i in missing for c in restained_copies(images[i], COPIES, seed=[seed, int(i)])]
+                stained = [c for i in missing for c in restained_copies(images[i], f"{seed}, {i}")]
                 of_missing = features(backbone, stained).reshape(len(missing), COPIES, -1)
                 copied.update(zip(missing, of_missing, strict=True))
-            copies = torch.stack([copied[i] for i in kept[frame.part == "train"]]).transpose(0, 1).flatten(0, 1)
-            yield f"{confounding:g} {sizes}", Cell(frame, Inputs((known[kept],), torch.nn.Identity()),
-                                                   Inputs((copies,), torch.nn.Identity()))  # fmt: skip
+            copies = torch.stack([copied[i] for i in kept[frame.part == "train"]])
+            yield f"{confounding:g} {sizes}", Cell(frame, known[kept], copies)
 
 
 def kept(file: Path | None, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -216,18 +202,10 @@ def real(data: Path, label: str, draw: int, cache: Path | None) -> Iterator[tupl
     codes = pd.Categorical(frame["label"]).codes
     frame = frame.assign(part=part.to_numpy(), label=codes, center=pd.Categorical(frame["center"]).codes)
     trains = np.flatnonzero(frame.part == "train")
-    stained = [c for i in trains for c in restained_copies(images[i], COPIES, seed=[draw, int(i)])]
+    stained = [c for i in trains for c in restained_copies(images[i], f"{draw}, {i}")]
     known = kept(cache and cache / f"{label}-{draw}.npy", lambda: features(backbone, images))
     copies = kept(cache and cache / f"{label}-{draw}-copies.npy", lambda: features(backbone, stained))
-    copies = copies.reshape(len(trains), COPIES, -1).transpose(0, 1).flatten(0, 1)
-    yield label, Cell(frame, Inputs((known,), torch.nn.Identity()), Inputs((copies,), torch.nn.Identity()))
-
-
-def with_copies(cell: Cell) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Return the rows and features of a cell and, behind them, of the copies of its training rows."""
-    trains = cell.frame[cell.frame.part == "train"]
-    frame = pd.concat([cell.frame, *([trains] * COPIES)], ignore_index=True)
-    return frame, torch.cat([cell.inputs.tensors[0], cell.copies.tensors[0]])
+    yield label, Cell(frame, known, copies.reshape(len(trains), COPIES, -1))
 
 
 def weights(frame: pd.DataFrame) -> np.ndarray:
@@ -263,10 +241,8 @@ def trained(cell: Cell, backbone: Backbone, arm: str, augmented: bool, seed: int
     """Train one arm and return its figures."""
     concepts, changes = ARMS[arm]
     options = TrainingOptions(unfreeze=(), **{"balance_main": 0.0 if arm == "baseline" else 0.75, **changes})
-    frame, X = with_copies(cell) if augmented else (cell.frame, cell.inputs.tensors[0])
-    part = frame.part.to_numpy()
+    frame, part = cell.frame, cell.frame.part.to_numpy()
     at = {name: np.flatnonzero(part == name) for name in ("train", "val", "seen", "unseen")}
-    at["val"] = at["val"][at["val"] < len(cell.frame)]
     fitted = frame.iloc[at["train"]]
     tasks = [Task(name=MAIN, kind="categorical", classes=("0", "1"))]
     for name, adversarial in concepts:
@@ -280,9 +256,9 @@ def trained(cell: Cell, backbone: Backbone, arm: str, augmented: bool, seed: int
                "area": frame.area}  # fmt: skip
     targets = {task.name: encode(task, list(columns[task.name])) for task in tasks}
     network = build_model(backbone, tasks, options, seed=seed)
-    inputs = Inputs((X,), inputs_for(network, Inputs((X,), torch.nn.Identity())).rest)
+    inputs = inputs_for(network, cell.inputs(augmented))
     result = train(network, inputs, targets, {k: at[k] for k in ("train", "val")}, options, seed=seed)
-    outputs, trunk = predict(result.model, Inputs((X,), inputs_for(result.model, inputs).rest))
+    outputs, trunk = predict(result.model, inputs_for(result.model, cell.inputs(False)))
     score, Z = outputs[MAIN][:, 0].double().numpy(), trunk.double().numpy()
     y, centers = frame.label.to_numpy(), frame.center.to_numpy()
     found: dict[str, float] = {}
@@ -291,13 +267,12 @@ def trained(cell: Cell, backbone: Backbone, arm: str, augmented: bool, seed: int
         found[f"{split} pooled"] = weighted_auc(y[rows], score[rows], weights(frame.iloc[rows]))
         within = [rows[centers[rows] == c] for c in np.unique(centers[rows])]
         found[f"{split} within"] = float(np.mean([auc(y[w], score[w]) for w in within if len(set(y[w])) == 2]))
-    first = at["train"][at["train"] < len(cell.frame)]
-    found |= decoded(Z, centers, first, at["seen"])
+    found |= decoded(Z, centers, at["train"], at["seen"])
     for concept in ("count", "area"):
         v = frame[concept].to_numpy(float)
-        on, off = first[~np.isnan(v[first])], at["unseen"][~np.isnan(v[at["unseen"]])]
+        on, off = at["train"][~np.isnan(v[at["train"]])], at["unseen"][~np.isnan(v[at["unseen"]])]
         found[f"R² {concept}"] = r2(v[off], RegressionConceptVector().fit(Z[on], v[on]).predict(Z[off]))
-    seen = Z[first]
+    seen = Z[at["train"]]
     return {**found, "mean |z|": float(np.abs(seen).mean()), "dead": float((np.abs(seen).max(0) < 1e-6).mean()),
             "epoch": float(result.best_epoch)}  # fmt: skip
 

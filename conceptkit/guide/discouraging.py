@@ -187,9 +187,10 @@ def without_scale(read: Tensor) -> Tensor:
         centred = (x - total / n.clamp_min(1.0)) * active
         moved, grown = summed(torch.stack([(gradient * active).sum(0), (gradient * centred).sum(0)]))
         spread = summed(centred.square().sum(0))
-        return (gradient - moved / n.clamp_min(1.0)) * active - centred * (grown / spread.clamp_min(1e-12))
+        unscaled: Tensor = (gradient - moved / n.clamp_min(1.0)) * active - centred * (grown / spread.clamp_min(1e-12))
+        return unscaled
 
-    same.register_hook(project)
+    same.register_hook(project)  # type: ignore[no-untyped-call]  # torch's own
     return same
 
 

@@ -35,7 +35,7 @@ EVERY = 20.0
 """Minimum seconds between two writings of the state of a training"""
 
 
-PACE = 1.0
+PACE = 10.0
 """Factor of the learning rate of an adversary's head, which follows features that change; 1 under reversal"""
 
 
@@ -91,11 +91,14 @@ class Loop(lightning.LightningModule):
         options: TrainingOptions,
         batches: Batches,
         progress: EpochProgress | None = None,
+        shortcut: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model, self.rest = model, inputs.rest
         self.inputs, self.targets, self.options, self.progress = inputs, targets, options, progress
-        self.batches = batches
+        self.batches, self.shortcut = batches, shortcut
+        self.shown: Tensor | None = None
+        """(n,) row of the inputs that each row shows in this epoch, if there are re-stained copies"""
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
         self.absent: set[str] = set()
@@ -116,7 +119,7 @@ class Loop(lightning.LightningModule):
             if t.adversarial
         }
         self.strength = 0.0
-        self.wanted = [t.name for t in model.tasks if not t.adversarial]
+        self.wanted = [MAIN] if options.stop_by == "main" else [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, learned(model)
         self.last_epoch, self.last_state = 0, self.best_state
@@ -144,17 +147,17 @@ class Loop(lightning.LightningModule):
         """
         main = self.targets[MAIN][rows]
         adversaries = {t: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial}
-        discouraged = {t.name: codes for t, codes in adversaries.items() if t.kind == CATEGORICAL}
+        discouraged = [codes for t, codes in adversaries.items() if t.kind == CATEGORICAL]
         balance, found = self.options.balance, {}
         for task, target in adversaries.items():
             if task.kind == CATEGORICAL and (balance or not self.method.reverses):
                 found[task.name] = even_factors(target, main if balance else None)
             elif balance and task.kind != CATEGORICAL:
                 found[task.name] = balance_factors(binned(target), main)
-        if discouraged and self.options.balance_main:
-            found[MAIN] = balance_factors(
-                joint_codes(list(discouraged.values())), main, power=self.options.balance_main
-            )
+        shortcut = joint_codes(discouraged) if self.shortcut is None and discouraged else self.shortcut
+        if shortcut is not None and self.options.balance_main:
+            own = shortcut if self.shortcut is None else shortcut[rows]
+            found[MAIN] = balance_factors(own, main, power=self.options.balance_main)
         everywhere = {}
         for name, factors in found.items():
             everywhere[name] = torch.ones(len(self.targets[MAIN]))
@@ -220,6 +223,7 @@ class Loop(lightning.LightningModule):
                     parameter.zero_()
         if self.method.erases and self.model.erasure is not None:
             self.erase(self.model.erasure)
+        self.shown = self.inputs.versions(self.batches.seed or 0, self.current_epoch)
         self.tally = Tally()
 
     def training_step(self, rows: Tensor, index: int) -> Tensor:
@@ -380,7 +384,8 @@ class Loop(lightning.LightningModule):
         batch, as labels may be missing unevenly.
         """
         rows = rows.cpu()
-        reads = self.model.reads(*self.rest(*self.inputs.batch(rows, self.device)))
+        seen = rows if self.shown is None or part != "train" else self.shown[rows]
+        reads = self.model.reads(*self.rest(*self.inputs.batch(seen, self.device)))
         outputs = self.model.outputs(reads)
         targets = {task.name: self.targets[task.name][rows].to(self.device) for task in self.model.tasks}
         factors = {name: values[rows] for name, values in self.factors[part].items()}
