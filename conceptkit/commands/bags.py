@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from conceptkit.errors import InputError, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
+from conceptkit.families import ARMS
 from conceptkit.features.sources import open_features
+from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bag_table import Bags as BagTable
 from conceptkit.guide.bag_table import make_bags
 from conceptkit.guide.bags import BagBench
-from conceptkit.guide.bench import ALIKE, arms_of
+from conceptkit.guide.bench import ALIKE, Places
 from conceptkit.guide.contrast import NONE, Contrast, announced
 from conceptkit.guide.endpoints import evaluated
 from conceptkit.guide.engine import TrainingEngine
@@ -82,8 +85,9 @@ def bags(
     reading = Reading.of(
         opened.bags.table, opened.study, plan, *signed_names(opened.tasks), options.folds, options.within
     )
-    arms = {"baseline": opened.tasks[:1], **({"guided": opened.tasks} if len(opened.tasks) > 1 else {})}
-    primary, said = declare(options.primary, [run for run, _ in compared_pairs(list(arms))], plan, reading)
+    given = [Conditions.of(opened.bags.table, plan, opened.tasks, 1, training, seed) for seed in options.seeds]
+    arms, _ = choose_arms(None, given[0])
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], plan, reading)
     if notify is not None and primary is not None:
         notify("\n".join([*said, *announced(primary)]))
     features, made_with, notes = _features(opened, options, progress)
@@ -101,8 +105,9 @@ def bags(
     )
     trained: list[TrainedRun] = []
     attention: dict[str, NDArray[np.float64]] = {}
-    for arm, places in arms_of(arms, training, options.seeds, folder):
-        outcome = bench.train(arm, places)
+    for conditions, name in itertools.product(given, arms):
+        arm = ARMS[name].make(conditions)
+        outcome = bench.train(arm, Places(folder / "checkpoints" / arm.label))
         trained.append(outcome.run)
         attention[arm.label] = bench.attention(outcome.model)
     all_notes = [*opened.notes, *notes, ALIKE, *balance_notes(training, opened.tasks), *reading.notes, *said]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from conceptkit.errors import InputError
-from conceptkit.guide.bench import ALIKE, PatchBench, Spaces, arms_of
+from conceptkit.families import ARMS
+from conceptkit.guide.arms import Conditions, choose_arms
+from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
 from conceptkit.guide.building import build_model
-from conceptkit.guide.contrast import GUIDED, NONE, Contrast, announced
+from conceptkit.guide.contrast import NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
@@ -25,12 +28,10 @@ from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
 from conceptkit.models.backbones import weights_setting
-from conceptkit.models.guided import Task
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
 from conceptkit.records import GuideRecord
-from conceptkit.records.guide import BASELINE
 from conceptkit.runs.opening import UNFINISHED, header, in_own_folder, open_source, run_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -107,15 +108,17 @@ def _guide(
     check_processes(setup.training, setup.tasks, engine)
     names = signed_names(setup.tasks)
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
-    arms = _arms(setup)
-    primary, said = declare(options.primary, [run for run, _ in compared_pairs(list(arms))], setup.plan, reading)
-    if notify is not None:
-        notify("\n".join([setup.trains, *setup.skipped, *reading.notes, *said, *announced(primary)]))
     bench = PatchBench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
+    arms, skipped = choose_arms(options.arms, _conditions(bench, _seeds(options)[0]))
+    bench.copies = max(ARMS[name].make(_conditions(bench, 0)).options.augment for name in arms)
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    if notify is not None:
+        lines = [setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said, *announced(primary)]
+        notify("\n".join(lines))
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
     trained, spaces = _train(bench, arms, options, folder)
-    notes = [*_notes(bench, options, opened, trials), *said]
-    record = _record(bench, options, opened, notes, trials, trained, folder, primary)
+    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said]
+    record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms)
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -168,27 +171,33 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     return _Opened(opened, table, stated, goals, latent)
 
 
-def _arms(setup: Setup) -> dict[str, list[Task]]:
-    """Return the tasks of each network that is trained."""
-    arms = {BASELINE: setup.tasks[: setup.kept]}
-    return arms | ({GUIDED: setup.tasks} if len(setup.tasks) > setup.kept else {})
+def _conditions(bench: PatchBench, seed: int) -> Conditions:
+    return Conditions.of(bench.data, bench.plan, bench.setup.tasks, bench.setup.kept, bench.setup.training, seed)
+
+
+def _named(arms: Sequence[str]) -> str:
+    return f"Arms: {'; '.join(f'{name} ({ARMS[name].meaning})' for name in arms)}."
 
 
 def _train(
-    bench: PatchBench, arms: Mapping[str, Sequence[Task]], options: Guide, folder: Path
+    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path
 ) -> tuple[list[TrainedRun], dict[str, Spaces]]:
     """Train all networks, and return their runs and, of the first seed, the features that figures show."""
-    setup = bench.setup
     trained, spaces = [], {}
-    for arm, places in arms_of(arms, setup.training, _seeds(options), folder):
-        places = dataclasses.replace(
-            places,
+    for seed, name in itertools.product(_seeds(options), arms):
+        arm = ARMS[name].make(_conditions(bench, seed))
+        first = seed == _seeds(options)[0]
+        if arm.fit is not None:
+            trained += [arm.fit(bench, arm)] if first else []  # nothing of it depends on the seed
+            continue
+        places = Places(
+            folder / "checkpoints" / arm.label,
             state=folder / UNFINISHED / f"{arm.label}-{bench.digest(arm)}.ckpt",
             logs=folder / "logs" / arm.label if options.log else None,
         )
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
-        if arm.seed == _seeds(options)[0]:
+        if first:
             spaces[arm.label] = bench.spaces(outcome)
     return trained, spaces
 
@@ -216,6 +225,7 @@ def _record(
     trained: Sequence[TrainedRun],
     folder: Path,
     primary: Contrast | None,
+    arms: Sequence[str],
 ) -> GuideRecord:
     study, setup, plan, reading = bench.study, bench.setup, bench.plan, bench.reading
     return GuideRecord(
@@ -225,6 +235,7 @@ def _record(
             folder,
             notes,
             primary=str(primary or NONE),
+            arms=list(arms),
             model=study.model_name,
             weights=weights_setting(setup.backbone, study.weights),
             weights_sha256=setup.backbone.fingerprint(),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.aggregation import aggregator, backward
-from conceptkit.guide.discouraging import Method, best_constant, pressure
+from conceptkit.guide.discouraging import Earlier, Method, best_constant, pressure
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.objective import balance_factors, binned, class_weights, even_factors, joint_codes, task_loss
 from conceptkit.guide.tally import Tally, summed
@@ -33,10 +33,6 @@ EpochProgress = Callable[[int, int], None]
 
 EVERY = 20.0
 """Minimum seconds between two writings of the state of a training"""
-
-
-PACE = 1.0
-"""Factor of the learning rate of an adversary's head, which follows features that change; 1 under reversal"""
 
 
 class NotFiniteError(InputError):
@@ -91,11 +87,14 @@ class Loop(lightning.LightningModule):
         options: TrainingOptions,
         batches: Batches,
         progress: EpochProgress | None = None,
+        shortcut: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model, self.rest = model, inputs.rest
         self.inputs, self.targets, self.options, self.progress = inputs, targets, options, progress
-        self.batches = batches
+        self.batches, self.shortcut = batches, shortcut
+        self.shown: Tensor | None = None
+        """(n,) row of the inputs that each row shows in this epoch, if there are re-stained copies"""
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
         self.absent: set[str] = set()
@@ -115,8 +114,9 @@ class Loop(lightning.LightningModule):
             for t in model.tasks
             if t.adversarial
         }
+        self.memory: dict[str, Earlier] = {}
         self.strength = 0.0
-        self.wanted = [t.name for t in model.tasks if not t.adversarial]
+        self.wanted = [MAIN] if options.stop_by == "main" else [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, learned(model)
         self.last_epoch, self.last_state = 0, self.best_state
@@ -144,17 +144,17 @@ class Loop(lightning.LightningModule):
         """
         main = self.targets[MAIN][rows]
         adversaries = {t: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial}
-        discouraged = {t.name: codes for t, codes in adversaries.items() if t.kind == CATEGORICAL}
+        discouraged = [codes for t, codes in adversaries.items() if t.kind == CATEGORICAL]
         balance, found = self.options.balance, {}
         for task, target in adversaries.items():
             if task.kind == CATEGORICAL and (balance or not self.method.reverses):
                 found[task.name] = even_factors(target, main if balance else None)
             elif balance and task.kind != CATEGORICAL:
                 found[task.name] = balance_factors(binned(target), main)
-        if discouraged and self.options.balance_main:
-            found[MAIN] = balance_factors(
-                joint_codes(list(discouraged.values())), main, power=self.options.balance_main
-            )
+        shortcut = joint_codes(discouraged) if self.shortcut is None and discouraged else self.shortcut
+        if shortcut is not None and self.options.balance_main:
+            own = shortcut if self.shortcut is None else shortcut[rows]
+            found[MAIN] = balance_factors(own, main, power=self.options.balance_main)
         everywhere = {}
         for name, factors in found.items():
             everywhere[name] = torch.ones(len(self.targets[MAIN]))
@@ -182,14 +182,10 @@ class Loop(lightning.LightningModule):
         options = self.options
         kernels = [m.weight for m in self.model.trunk.modules() if isinstance(m, nn.Linear)]
         decayed = {id(p) for p in kernels}
-        paced = [] if self.method.reverses else [self.model.heads[t.name] for t in self.model.tasks if t.adversarial]
-        adversaries = [p for head in paced for p in head.parameters()]
-        apart = decayed | {id(p) for p in adversaries}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
         groups: list[dict[str, Any]] = [
             {"params": kernels, "weight_decay": 2 * options.l2},
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
-            {"params": adversaries, "weight_decay": 0.0, "lr": PACE * options.lr},
         ]
         groups = [group for group in groups if group["params"]]
         # Fused saves a tenth of a step on cached features. With aggregated gradients, heads without a label in a batch
@@ -220,6 +216,7 @@ class Loop(lightning.LightningModule):
                     parameter.zero_()
         if self.method.erases and self.model.erasure is not None:
             self.erase(self.model.erasure)
+        self.shown = self.inputs.versions(self.batches.seed or 0, self.current_epoch)
         self.tally = Tally()
 
     def training_step(self, rows: Tensor, index: int) -> Tensor:
@@ -318,6 +315,7 @@ class Loop(lightning.LightningModule):
             "history": self.history,
             "best": (self.best_loss, self.best_epoch, self.best_state),
             "before": self.weighting.before,
+            "memory": self.memory,
             "chance": torch.get_rng_state(),
             "chance_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -327,7 +325,7 @@ class Loop(lightning.LightningModule):
         kept = checkpoint["conceptkit"]
         self.history = list(kept["history"])
         self.best_loss, self.best_epoch, self.best_state = kept["best"]
-        self.weighting.before = list(kept["before"])
+        self.weighting.before, self.memory = list(kept["before"]), kept["memory"]
         torch.set_rng_state(kept["chance"])
         if kept["chance_cuda"]:
             torch.cuda.set_rng_state_all(kept["chance_cuda"])
@@ -380,7 +378,8 @@ class Loop(lightning.LightningModule):
         batch, as labels may be missing unevenly.
         """
         rows = rows.cpu()
-        reads = self.model.reads(*self.rest(*self.inputs.batch(rows, self.device)))
+        seen = rows if self.shown is None or part != "train" else self.shown[rows]
+        reads = self.model.reads(*self.rest(*self.inputs.batch(seen, self.device)))
         outputs = self.model.outputs(reads)
         targets = {task.name: self.targets[task.name][rows].to(self.device) for task in self.model.tasks}
         factors = {name: values[rows] for name, values in self.factors[part].items()}
@@ -398,7 +397,7 @@ class Loop(lightning.LightningModule):
             losses[task.name] = loss
         pressures: dict[str, Tensor] = {}
         if part == "train":
-            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants)
+            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants, self.memory)
         if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
             everywhere = summed(own)
