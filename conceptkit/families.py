@@ -43,7 +43,7 @@ ATTRIBUTIONS: Registry[Any] = Registry(
 
 DISCOURAGING: Registry[Any] = Registry(
     "discouraging",
-    _in("guide.discouraging", "confusion", "reversal", "coral", "mmd", "leace"),
+    _in("guide.discouraging", "confusion", "ridge", "reversal", "coral", "mmd", "leace"),
     member="conceptkit.guide.discouraging:Method",
 )
 """Methods of discouraging a concept, see :func:`conceptkit.guide.discouraging.as_method`"""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.aggregation import aggregator, backward
-from conceptkit.guide.discouraging import Method, best_constant, pressure
+from conceptkit.guide.discouraging import Earlier, Method, best_constant, pressure
 from conceptkit.guide.inputs import Inputs
 from conceptkit.guide.objective import balance_factors, binned, class_weights, even_factors, joint_codes, task_loss
 from conceptkit.guide.tally import Tally, summed
@@ -33,10 +33,6 @@ EpochProgress = Callable[[int, int], None]
 
 EVERY = 20.0
 """Minimum seconds between two writings of the state of a training"""
-
-
-PACE = 10.0
-"""Factor of the learning rate of an adversary's head, which follows features that change; 1 under reversal"""
 
 
 class NotFiniteError(InputError):
@@ -118,6 +114,7 @@ class Loop(lightning.LightningModule):
             for t in model.tasks
             if t.adversarial
         }
+        self.memory: dict[str, Earlier] = {}
         self.strength = 0.0
         self.wanted = [MAIN] if options.stop_by == "main" else [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
@@ -185,14 +182,10 @@ class Loop(lightning.LightningModule):
         options = self.options
         kernels = [m.weight for m in self.model.trunk.modules() if isinstance(m, nn.Linear)]
         decayed = {id(p) for p in kernels}
-        paced = [] if self.method.reverses else [self.model.heads[t.name] for t in self.model.tasks if t.adversarial]
-        adversaries = [p for head in paced for p in head.parameters()]
-        apart = decayed | {id(p) for p in adversaries}
-        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in decayed]
         groups: list[dict[str, Any]] = [
             {"params": kernels, "weight_decay": 2 * options.l2},
             {"params": [*others, *self.weighting.parameters()], "weight_decay": 0.0},
-            {"params": adversaries, "weight_decay": 0.0, "lr": PACE * options.lr},
         ]
         groups = [group for group in groups if group["params"]]
         # Fused saves a tenth of a step on cached features. With aggregated gradients, heads without a label in a batch
@@ -322,6 +315,7 @@ class Loop(lightning.LightningModule):
             "history": self.history,
             "best": (self.best_loss, self.best_epoch, self.best_state),
             "before": self.weighting.before,
+            "memory": self.memory,
             "chance": torch.get_rng_state(),
             "chance_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -331,7 +325,7 @@ class Loop(lightning.LightningModule):
         kept = checkpoint["conceptkit"]
         self.history = list(kept["history"])
         self.best_loss, self.best_epoch, self.best_state = kept["best"]
-        self.weighting.before = list(kept["before"])
+        self.weighting.before, self.memory = list(kept["before"]), kept["memory"]
         torch.set_rng_state(kept["chance"])
         if kept["chance_cuda"]:
             torch.cuda.set_rng_state_all(kept["chance_cuda"])
@@ -403,7 +397,7 @@ class Loop(lightning.LightningModule):
             losses[task.name] = loss
         pressures: dict[str, Tensor] = {}
         if part == "train":
-            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants)
+            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants, self.memory)
         if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
             everywhere = summed(own)
