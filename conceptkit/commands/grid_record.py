@@ -148,7 +148,7 @@ def declared_contrast(
 
 def _pairs(cells: Sequence[GridCell]) -> list[tuple[str, str]]:
     """Return which cells are compared: each with the single task of its own weighting, and with that of vanilla."""
-    single = [c for c in cells if not (c.encourage or c.discourage) and c.weighting == "vanilla"]
+    single = [c for c in cells if not (c.encourage or c.discourage or c.balanced_by) and c.weighting == "vanilla"]
     pairs: dict[tuple[str, str], None] = {}
     for cell in cells:
         vanilla = next((c.name for c in single if c.model in (cell.model or c.model,)), None)
