@@ -174,7 +174,7 @@ class TrainedRun:
 def read_run(
     name: str,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     history: Sequence[Any],
     tasks: Sequence[Task],
     raw: dict[str, Floats],
@@ -214,7 +214,7 @@ def read_run(
     run = GuideRun(
         name=name,
         seed=seed,
-        checkpoint=str(checkpoint),
+        checkpoint="" if checkpoint is None else str(checkpoint),
         metrics=metrics,
         concepts=concepts,
         leakage=leakage,
