@@ -135,7 +135,7 @@ def test_an_arm_that_lacks_something_is_refused_by_name_and_skipped_by_all(name,
 
 
 def test_a_center_of_one_patient_and_one_without_training_rows_are_named(study, tmp_path):
-    table = pd.read_csv(study.table)
+    table = pd.read_csv(study.parent / "patches.csv")
     patients = sorted(table[(table.center == "A") & (table.split == "train")].patient.unique())
     table = table[~((table.center == "A") & (table.split == "train") & (table.patient != patients[0]))]
     table = table[~((table.center == "B") & (table.split == "train"))]
