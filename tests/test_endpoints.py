@@ -343,7 +343,7 @@ def printed(record):
 
 
 def test_the_terminal_is_led_by_the_primary_contrast_and_no_table_is_split():
-    weighted = {f"{m}_weighted": 0.7 for m in ("auc", "balanced_accuracy", "brier", "ece")} | {"effective_groups": 19.4}
+    weighted = {f"{m}_weighted": 0.7 for m in ("auc", "balanced_accuracy", "brier", "ece")}
     runs = [guide_run(name, 0) for name in ("baseline", "guided")]
     runs = [dataclasses.replace(r, metrics={**r.metrics, "external": r.metrics["external"] | weighted}) for r in runs]
     scores = ("auc_weighted", "auc", "balanced_accuracy_weighted", "brier_weighted", "ece_weighted", "kernel:center")
@@ -351,15 +351,14 @@ def test_the_terminal_is_led_by_the_primary_contrast_and_no_table_is_split():
         dataclasses.replace(difference(m, -0.0123, 0.01, "external"), p=0.01, q=0.02, n_effective=19.4) for m in scores
     ]
     made[0] = dataclasses.replace(made[0], primary=True, q=None)
-    text = printed(guide_record(runs=tuple(runs), differences=tuple(made)))
+    text = printed(guide_record(runs=tuple(runs), differences=tuple(made), effective_groups={"external": 19.4}))
     lines = text.splitlines()
     assert lines[0].startswith("● Primary contrast, weighted AUC on external: lower, −0.012 [−0.022, −0.002] (guided")
     assert "23 patients, effective number 19.4; p = 0.010" in " ".join(lines[:2])
     assert max(map(len, lines)) <= 100
     at = next(k for k, line in enumerate(lines) if line.startswith("Paired differences: guided against baseline"))
-    table = lines[at + 1 : at + 5 + 2 * len(scores)]
-    assert "what" in " ".join(table[:3])
-    assert "verdict" in " ".join(table[:3])
+    assert all(name in " ".join(lines[at : at + 4]) for name in ("what", "split", "difference", "q", "verdict"))
+    table = [line for line in lines[at:] if line.startswith("│")][: len(scores)]
     assert sum("●" in line for line in table) == len(scores)
     assert sum("23 (19.4)" in line for line in table) == len(scores)
     assert "effective" in text

@@ -232,8 +232,14 @@ def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Colle
         columns["verdict"] = as_symbols(columns["verdict"])
         widths["verdict"] = len("verdict") + 3
     names = list(itertools.takewhile(lambda name: name not in numeric and name != "verdict", columns))
+    widest = max((widths[name] for name in columns if name not in names), default=0)
     while names and sum(widths[name] for name in names) > WIDTH // 2:
-        names.pop()
+        free = [
+            n for n in reversed(names) if _distinct(columns, [k for k in names if k != n]) == _distinct(columns, names)
+        ]
+        if not free and sum(widths[name] for name in names) + widest < width:
+            break  # without one of them rows could not be told apart
+        names.remove((free or names[::-1])[0])
     blocks: list[list[str]] = [[]]
     for name in columns:
         if name not in names:
@@ -249,6 +255,11 @@ def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Colle
         for row in zip(*(columns[name] for name in (*names, *block)), strict=True):
             grid.add_row(*map(escape, row))
         console.print(grid)
+
+
+def _distinct(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> int:
+    """Return how many rows differ in some columns."""
+    return len(set(zip(*(columns[name] for name in names), strict=True)))
 
 
 def write_json_result(json: str | None, values: Mapping[str, Any]) -> None:

@@ -209,7 +209,7 @@ def primary_verdict(record: RunsRecord) -> list[Verdict]:
     basis += f"; {p_words(d.p)}" if is_finite(d.p) else ""
     sides = {"above": "higher", "below": "lower", "covers": "no clear change"}
     found = sides.get(side_of(d.mean, d.low, d.high), "not established")
-    size = interval(d.mean, d.low, d.high, digits=3, signed=True)
+    size = interval(d.mean, d.low, d.high, digits=3, most=4, signed=True)
     answer = f"Primary contrast, {_what(d)}: {found}, {size} ({basis})"
     return [verdict(difference_mark(d, record.group), answer, few_words(d.n_groups, record.group))]
 
