@@ -55,7 +55,7 @@ def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
         assert set(run.concepts) == {"count"}
         assert run.concepts["count"]["probe"] <= 1
         assert run.leakage["center"]["chance"] == pytest.approx(0.25)  # the external center is not among these rows
-        for probe in ("linear", "mlp"):
+        for probe in ("linear", "mlp", "kernel"):
             assert 0 <= run.leakage["center"][probe] <= 1
         assert [epoch["epoch"] for epoch in run.history] == [1, 2]
     baseline, guided = record.runs

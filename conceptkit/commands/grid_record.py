@@ -84,6 +84,7 @@ def write_grid_record(
         runs=tuple(run.record for run in trained),
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
         evaluated_on=reading.where,
+        effective_groups=reading.endpoints.effective(bench.plan),
         failed=failed,
         splits=counted.rows,
         affinity=tuple(_affinities(spec, bench, progress)) if options.affinity else (),

@@ -275,9 +275,7 @@ def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str,
             if np.isfinite(inside):
                 metrics[split][f"auc_within_{column}"] = inside
         if split in weighted:
-            scores = weighted[split]
-            metrics[split] |= {f"{name}_weighted": score.value for name, score in scores.items()}
-            metrics[split]["effective_groups"] = scores["auc"].effective
+            metrics[split] |= {f"{name}_weighted": score.value for name, score in weighted[split].items()}
     return metrics
 
 
