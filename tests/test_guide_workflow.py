@@ -44,7 +44,7 @@ def differing(a, b):
 
 
 def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
-    assert [(run.name, run.seed) for run in record.runs] == [("baseline", 0), ("guided", 0)]
+    assert [(run.name, run.seed) for run in record.runs] == [("baseline", 0), ("balanced", 0), ("guided", 0)]
     assert (record.encourage, record.discourage) == (("count",), ("center",))
     assert (record.study, record.group, record.evaluated_on) == ("small", "patient", "internal")
     for run in record.runs:
