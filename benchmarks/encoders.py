@@ -95,7 +95,9 @@ def main():
     given = parser.parse_args()
     start = time.process_time()
     print(f"Coverage of 95 % intervals of the difference between encoders, {given.sets} data sets each")
-    print(f"{'case':<36}{'ICC':>5}{'groups':>7}{'true':>7}{'R²':>7}{'log':>7}{'patches':>9}{'patients':>9}{'p<=.05':>8}")
+    print(
+        f"{'case':<36}{'ICC':>5}{'groups':>7}{'true':>7}{'R²':>7}{'log':>7}{'patches':>9}{'patients':>9}{'p<=.05':>8}"
+    )
     for name, widths, icc, noises in CASES:
         for n_groups in given.groups:
             runs = np.array([one_set(seed, n_groups, widths, icc, noises) for seed in range(given.sets)])
@@ -106,7 +108,10 @@ def main():
             ]
             mark = "  ok" if all(WANTED[0] <= one <= WANTED[1] for one in covers[:2]) else "  OUTSIDE"
             figures = "".join(f"{one:>{w}.3f}" for one, w in zip(covers, (7, 7, 9, 9), strict=True))
-            print(f"{name:<36}{icc:>5}{n_groups:>7}{truth:>7.3f}{figures}{np.mean(runs[:, -1] <= 0.05):>8.3f}{mark}", flush=True)
+            print(
+                f"{name:<36}{icc:>5}{n_groups:>7}{truth:>7.3f}{figures}{np.mean(runs[:, -1] <= 0.05):>8.3f}{mark}",
+                flush=True,
+            )
     print(f"wanted: {WANTED[0]} to {WANTED[1]}; {time.process_time() - start:.0f} s of CPU")
 
 

@@ -85,7 +85,7 @@ def probe(
         plan.study,
         features=options.features,
         model=options.model,
-        weights=options.weights,
+        weights=None if options.weights is None else str(options.weights),
         layers=options.layers,
         against=options.against,
         pool=options.pool,
@@ -200,8 +200,8 @@ def _probe_features(
     layers = []
     for one in encoders:
         values = one.read(rows, on_size=say_size, progress=step(place_of("reading activations", one.name)))
-        source = {"model": one.features.name, "weights": one.features.made_by, "encoder": one.name}
-        layers += [Layer(name=layer, X=X, **source) for layer, X in values.items()]
+        model, weights = one.features.name, one.features.made_by
+        layers += [Layer(name=n, X=X, model=model, weights=weights, encoder=one.name) for n, X in values.items()]
     pairs = layer_pairs(layers, options.against)
     for layer in layers:  # before as much is read of each random network
         check_activations(layer.X, layer.place)
@@ -245,7 +245,7 @@ def _encoder_settings(options: Probe, encoders: Sequence[Encoder]) -> dict[str, 
         one.name: {**one.features.settings(), "layers": list(one.features.layers), "pool": one.features.pool}
         for one in encoders
     }
-    return each[None] if None in each else {"encoders": each}
+    return each.get(None, {"encoders": each})
 
 
 def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:

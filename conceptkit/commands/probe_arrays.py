@@ -304,9 +304,6 @@ def _ordered(
         if len(X) != n:
             raise InputError(f"X: every layer needs the same {n} rows, {name} has {len(X)}.")
     return (
-        [
-            Layer(name=name, X=X[order] if moved else X, model="arrays", weights="given")
-            for name, X in features.items()
-        ],
+        [Layer(name=name, X=X[order] if moved else X, model="arrays", weights="given") for name, X in features.items()],
         ({name: Z[order] if moved else Z for name, Z in network.items()} for network in networks),
     )

@@ -53,9 +53,7 @@ class Refits:
     """Of classes: (u,) ``unexplained`` of fixed predictions without the scored rows of each unit"""
 
 
-def paired_interval(
-    first: Sequence[Scored], second: Sequence[Scored], *, inflation: float = 1.0
-) -> PairedInterval:
+def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, inflation: float = 1.0) -> PairedInterval:
     """Return the mean difference ``first − second`` over pairs of models, with Student's 95 % interval over groups.
 
     The difference is averaged over the pairs (the seeds) first, so the interval is that of the average. With D the

@@ -49,7 +49,7 @@ def open_encoders(
     *,
     features: Any,
     model: Any,
-    weights: str | Path | None,
+    weights: str | None,
     layers: Sequence[str],
     against: str | None = None,
     **how: Any,
@@ -82,7 +82,9 @@ def open_encoders(
     if not names:
         return [Encoder(name=None, features=open_features(table, study, layers=layers, features=features, **how))]
     if len(networks) > 1 and weights is not None and Path(weights).is_file():
-        raise InputError(f"weights: {weights} cannot be the weights of {len(networks)} networks; use checkpoint folders.")
+        raise InputError(
+            f"weights: {weights} cannot be the weights of {len(networks)} networks; use checkpoint folders."
+        )
 
     def opened(name: str) -> Encoder:
         shared = bool(networks) == (name in networks)

@@ -144,8 +144,8 @@ def probe_rows(
                 if refits is not None and of_refits is not None:
                     refits[place] = of_refits
                 values |= _gain_fields(values, (random or {}).get(place, ()), pixel)
-                source = {"encoder": layer.encoder, "model": layer.model, "weights": layer.weights}
-                rows[place] = ProbeRow(layer=layer.name, **source, **values)
+                values |= {"encoder": layer.encoder, "model": layer.model, "weights": layer.weights}
+                rows[place] = ProbeRow(layer=layer.name, **values)
     report(len(layers) * len(parts), len(layers) * len(parts))
     ordered = [rows[layer.place, target.name] for layer in layers for target in targets]
     q = adjust_for_many([row.p for row in ordered])
@@ -161,7 +161,7 @@ def scored(target: Target, predicted: NDArray[Any]) -> Scored:
 
 
 def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
-    """Yield the values of the row of each target without its baselines; ``own`` is its :class:`Scored`, ``refits`` its :class:`Refits`."""
+    """Yield the values of the row of each target without its baselines, with its :class:`Scored` as ``own``."""
     centers = part[0].centers
     unseen = {} if centers is None else unseen_levels(centers, part[0].folds(options.folds))
     each = zip(part, validate(X, part, options), _left_out(X, part, options), strict=True)

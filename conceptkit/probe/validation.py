@@ -250,9 +250,7 @@ def _categorical(
     parts = each_fold(X, splits, work)
     predicted = pooled(splits, [part[0] for part in parts])
     deleted = np.sum([part[1] for part in parts], axis=0)
-    evidence = [
-        (Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
-    ]
+    evidence = [(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)]
     tested = tests.finish(X, splits, [part[2] for part in parts])
     return [
         _classified(X, target, splits, test, of_target, options)
