@@ -87,9 +87,8 @@ def open_encoders(
         )
 
     def opened(name: str) -> Encoder:
-        shared = bool(networks) == (name in networks)
+        own = _layers_of(name, layers, names, shared=bool(networks) == (name in networks))
         try:
-            own = _layers_of(name, layers, names, shared=shared)
             of = dataclasses.replace(study, model=networks[name], weights=weights) if name in networks else study
             return Encoder(name=name, features=open_features(table, of, layers=own, features=files.get(name), **how))
         except InputError as error:

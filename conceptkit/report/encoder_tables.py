@@ -63,6 +63,10 @@ def best_encoders(rows: Mapping[str, ProbeRow], record: ProbeRecord) -> list[str
     return [best, *(name for name in scored if name != best and name not in lower)]
 
 
+def _any_above_chance(rows: Mapping[str, ProbeRow]) -> bool:
+    return any(side_of(row.score, row.score_low, row.score_high, row.chance) == "above" for row in rows.values())
+
+
 def matrix_table(record: ProbeRecord) -> Table:
     """Return the score of every encoder by concept and layer, with the best one or the tie."""
     rows = []
@@ -70,17 +74,19 @@ def matrix_table(record: ProbeRecord) -> Table:
     for (concept, layer), by in _rows_of(record).items():
         best = best_encoders(by, record)
         cells: dict[str, object] = {"concept": concept, "layer": layer}
+        named = best[0] if len(best) == 1 else f"tie: {', '.join(best)}" if _any_above_chance(by) else "none"
         for name in encoders:
             row = by.get(name)
             cells |= ends(name, *((None,) * 3 if row is None else (row.score, row.score_low, row.score_high)))
-        rows.append(cells | {"best": "" if not best else best[0] if len(best) == 1 else f"tie: {', '.join(best)}"})
+        rows.append(cells | {"best": named if best else ""})
     metrics = ", ".join(dict.fromkeys(metric_name(row.metric) for row in record.rows))
     without = {"layer"} if len({row["layer"] for row in rows}) == 1 else set()
     return make_table(
         "encoders",
         "Encoders by concept",
         f"Held-out scores ({metrics}) with 95 % intervals, on the same rows and folds. Best: the highest score; a tie "
-        "names every encoder whose paired difference to it is not established (interval excludes 0, q < 0.05). "
+        "names every encoder whose paired difference to it is not established (interval excludes 0, q < 0.05). None: no "
+        "interval of a tie lies above chance. "
         "Overlapping intervals of two scores do not decide this: the difference is paired.",
         rows,
         without=without,
@@ -131,6 +137,10 @@ def encoder_verdicts(record: ProbeRecord) -> list[Verdict]:
             continue
         what = f"{concept} at {layer}" if several else concept
         n_groups = by[best[0]].n_groups
+        if len(best) > 1 and not _any_above_chance(by):
+            text = f"No encoder is shown to encode {what}: the interval of each score reaches chance"
+            out.append(verdict("open", text, few_words(n_groups, record.group)))
+            continue
         if len(best) > 1:
             text = f"Tie for {what}: {', '.join(best)}{_size(best[0], best[1], concept, by, record)}"
             few = few_words(n_groups, record.group)
