@@ -13,7 +13,6 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 

@@ -318,7 +318,9 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
     except InputError:
         raise
     except Exception as error:  # network, disk, access, a missing file or one that is not timm's
-        raise downloads.cannot_download(model, reason_of(error)) from None
+        for file in downloads.kept_of_hub(place) if hub else ():
+            downloads.check_hash(file)  # the reason, where a file cannot be read
+        raise downloads.download_error(model, error) from None
     pixels = dataclasses.replace(
         opened.preprocessing,
         mean=tuple(config.get("mean") or opened.preprocessing.mean),
@@ -395,7 +397,7 @@ def _downloaded(model: str) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             module = _timm().create_model(model, pretrained=True)
     except Exception as error:  # the hub's client raises many types
-        raise downloads.cannot_download(model, reason_of(error)) from None
+        raise downloads.download_error(model, error) from None
     for file in downloads.kept_files(config):
         downloads.check_hash(file)
     return _backbone(module, model, "imagenet", {})

@@ -85,8 +85,8 @@ def matrix_table(record: ProbeRecord) -> Table:
         "encoders",
         "Encoders by concept",
         f"Held-out scores ({metrics}) with 95 % intervals, on the same rows and folds. Best: the highest score; a tie "
-        "names every encoder whose paired difference to it is not established (interval excludes 0, q < 0.05). None: no "
-        "interval of a tie lies above chance. "
+        "names every encoder whose paired difference to it is not established (interval excludes 0, q < 0.05). None: "
+        "no interval lies above chance. "
         "Overlapping intervals of two scores do not decide this: the difference is paired.",
         rows,
         without=without,
