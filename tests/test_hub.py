@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load, save
 from small_hub import small_hub
+from typer.testing import CliRunner
 
+from conceptkit.cli import app
 from conceptkit.errors import InputError
+from conceptkit.families import ENCODERS
+from conceptkit.features.sources import NetworkFeatures
 from conceptkit.models import downloads
-from conceptkit.models.backbones import open_backbone
+from conceptkit.models.backbones import _create, open_backbone
+from conceptkit.tables.study import load_study
 
 NET = "lab/net"
 
@@ -122,6 +130,62 @@ def test_a_gated_repository_names_where_access_is_requested(hub, monkeypatch, to
 def test_a_name_that_the_hub_does_not_know(hub):
     with pytest.raises(InputError, match=r"model: hf-hub:lab/other was not found at http://127.*set HF_TOKEN"):
         open_backbone("hf-hub:lab/other")
+
+
+def test_an_encoder_by_name_is_used_as_its_authors_say(hub, files, tmp_path):
+    """The repository of UNI2-h holds a small network of the same kind: register tokens and gated layers."""
+    preset = ENCODERS["uni2-h"]
+    small = {**preset.arguments, "img_size": 224, "patch_size": 14, "depth": 1, "num_heads": 2, "embed_dim": 24}
+    torch.manual_seed(0)
+    module = _create("vit_giant_patch14_224", small).eval()
+    config = {"architecture": "vit_giant_patch14_224", "num_classes": 0, "pretrained_cfg": {"mean": [0.5] * 3}}
+    weights = {name: value.contiguous() for name, value in module.state_dict().items()}
+    hub.files |= {
+        f"{preset.repository}/config.json": json.dumps(config).encode(),
+        f"{preset.repository}/model.safetensors": save(weights),
+    }
+    hub.gated.add(preset.repository)
+    with pytest.raises(InputError, match=f"is gated and no token is set; request access at .*{preset.repository}"):
+        open_backbone("uni2-h")
+    hub.gated.clear()
+    ENCODERS["uni2-h"] = dataclasses.replace(preset, arguments=small)
+    try:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(
+            tmp_path / "a.png"
+        )
+        frame = pd.DataFrame({"patch_id": ["a"], "image": ["a.png"], "mpp": [0.25]})
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        table = load_study(tmp_path / "t.csv").load_table()
+        features = NetworkFeatures(table, "uni2-h", ())
+        assert (features.layers, features.pool) == (("norm",), "cls")
+        [X] = features.read(np.arange(1)).values()
+        assert any("uni2-h is used at 0.5 µm per pixel" in note for note in features.notes())
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
+        pixels = torch.from_numpy(table.pixels(0)).permute(2, 0, 1)[None].float() / 255
+        resized = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.no_grad():
+            expected = module((resized - mean) / std)  # what the authors' call returns: the class token
+        torch.testing.assert_close(torch.from_numpy(X), expected, atol=1e-4, rtol=1e-4)
+        assert NetworkFeatures(table, "uni2-h", ["blocks.0"], pool="tokens").pool == "tokens"  # a choice of one's own
+    finally:
+        ENCODERS["uni2-h"] = preset
+        del ENCODERS["uni2-h"]
+
+
+def test_the_published_arguments_build_the_published_width():
+    for name, architecture in (("uni2-h", "vit_giant_patch14_224"), ("uni", "vit_large_patch16_224")):
+        with torch.device("meta"):
+            module = _create(architecture, {"num_classes": 0, **ENCODERS[name].arguments})
+        assert module.num_features == ENCODERS[name].width
+
+
+def test_the_command_line_lists_the_encoders():
+    done = CliRunner().invoke(app, ["encoders", "--json", "-"])
+    rows = {row["name"]: row for row in json.loads(done.stdout)["encoders"]}
+    assert list(rows) == list(ENCODERS)
+    assert rows["uni2-h"]["repository"] == "MahmoodLab/UNI2-h"
+    shown = CliRunner().invoke(app, ["encoders"]).output
+    assert "HF_TOKEN" in shown
 
 
 def test_without_the_network_a_kept_copy_is_used_and_nothing_else(hub, files, monkeypatch):

@@ -1,4 +1,4 @@
-"""Options that hold one encoder or several: NAME=VALUE, separated by commas."""
+"""Options that hold one encoder or several, as NAME=VALUE separated by commas; options of ``encoders``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.errors import InputError
-from conceptkit.options.base import declare, name_list, network_given, option
+from conceptkit.options.base import Command, declare, name_list, network_given, option
 from conceptkit.options.shared import NetworkOptions
 
 
@@ -70,5 +70,15 @@ class EncoderOptions(NetworkOptions):
     panel = "Network"
 
     model: Any = option(None, parse=networks_given)
-    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, your
-    own function, which is run. Several, as A,B or NAME=A,NAME=B, are compared."""
+    """A timm network (also hf-hub:…), an encoder of conceptkit encoders, mini_inception (bundled), a checkpoint folder,
+    or package.module:factory, your own function, which is run. Several, as A,B or NAME=A,NAME=B, are compared."""
+
+
+@declare
+class Encoders(Command):
+    """List the encoders of computational pathology that --model opens by name, as their authors use them."""
+
+    name = "encoders"
+    example = "encoders"
+    runner = "conceptkit.commands.encoders:list_encoders"
+    caches = False

@@ -39,8 +39,8 @@ class Probe(TableOptions, EncoderOptions, ComputeOptions, RecordCommand):
     """Column of units nested in the groups, such as slides of patients."""
     split: str | None = None
     """Use only the rows of this split."""
-    pool: str = option("gap", choices=POOLINGS)
-    """Pooling of a layer's output."""
+    pool: str | None = option(None, choices=POOLINGS)
+    """Pooling of a layer's output; default: that of the encoder's authors, or gap."""
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds."""
     permutations: int = option(1000, minimum=0)
