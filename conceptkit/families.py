@@ -52,9 +52,9 @@ DISTURBANCES: Registry[Any] = Registry(
 ENCODERS: Registry[Any] = Registry(
     "encoders",
     {
-        **_in("models.presets", "uni", "uni2-h", "conch", "virchow", "virchow2", "h-optimus-0", "h-optimus-1"),
-        **_in("models.presets", "h0-mini", "prov-gigapath", "phikon", "phikon-v2", "hibou-l", "midnight"),
-        **_in("models.presets", **{"conch-v1.5": "conch_v1_5"}),
+        **_in("models.presets", "uni", "uni2-h", "conch", **{"conch-v1.5": "conch_v1_5"}),
+        **_in("models.presets", "virchow", "virchow2", "h-optimus-0", "h-optimus-1", "h0-mini", "prov-gigapath"),
+        **_in("models.presets", "phikon", "phikon-v2", "hibou-l", "midnight"),
     },
     member="conceptkit.models.presets:Preset",
 )

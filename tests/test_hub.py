@@ -161,7 +161,7 @@ def test_an_encoder_by_name_is_used_as_its_authors_say(hub, files, tmp_path):
         [X] = features.read(np.arange(1)).values()
         assert any("uni2-h is used at 0.5 µm per pixel" in note for note in features.notes())
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
-        pixels = torch.from_numpy(table.pixels(0)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(table.pixels(0).copy()).permute(2, 0, 1)[None].float() / 255
         resized = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
         with torch.no_grad():
             expected = module((resized - mean) / std)  # what the authors' call returns: the class token

@@ -73,7 +73,7 @@ def show_encoders(console: Console, found: Encoders) -> None:
     """Print the encoders by name."""
     grid = Table(title="Encoders by name, as their authors use them", title_justify="left")
     for column in ("--model", "repository", "µm/px", "pixels", "features", "pooling", "licence"):
-        grid.add_column(column)
+        grid.add_column(column, overflow="fold")
     for name, one in found.presets.items():
         pool = f"needs {one.package}" if one.package else one.pool
         grid.add_row(
