@@ -222,8 +222,12 @@ def _probe_features(
     for one in encoders:
         for i, control in enumerate(one.features.random_controls(RANDOM_NETWORKS)):  # one at a time in memory
             read = step(place_of(f"random network {i + 1} of {RANDOM_NETWORKS}", one.name))
-            of_layers = {place_of(name, one.name): Z for name, Z in control.read(rows, progress=read).items()}
-            add_random_network(of_random, of_layers, placed, row_options)
+            add_random_network(  # without a name here, by which the features would stay in memory
+                of_random,
+                {place_of(name, one.name): Z for name, Z in control.read(rows, progress=read).items()},
+                placed,
+                row_options,
+            )
     refits: PlacedRefits = {}
     found = probe_rows(layers, placed, row_options, random=of_random, refits=refits, progress=step("probing"))
     return found, encoder_differences(pairs, placed, refits)
