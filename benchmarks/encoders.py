@@ -90,7 +90,7 @@ def one_set(seed, n_groups, widths, icc, noises):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=400)
-    parser.add_argument("--groups", type=int, nargs="*", default=[30, 60])
+    parser.add_argument("--groups", type=int, nargs="*", default=[20, 30, 60])
     given = parser.parse_args()
     start = time.process_time()
     print(f"Coverage of 95 % intervals of the difference between encoders, {given.sets} data sets each")
