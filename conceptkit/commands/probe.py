@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from conceptkit.probe.rows import (
     check_protocol,
     probe_rows,
 )
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, check_activations
+from conceptkit.probe.vectors import ConceptVector, make_vector, save_vectors
 from conceptkit.records.probe import ProbeRecord, ProbeRow
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
@@ -51,6 +54,7 @@ from conceptkit.runs.opening import (
 )
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.resolution import Resolution, resolution_of
 from conceptkit.tables.study import Study
 
 RANDOM_NETWORKS = 3
@@ -84,7 +88,8 @@ def probe(
         device=options.device,
         seed=options.seed,
     )
-    rows = _probe_features(options, plan, features, notify, progress)
+    fits: dict[tuple[str, str], Fit] = {}
+    rows = _probe_features(options, plan, features, fits, notify, progress)
     notes = (*features.notes(), *plan.notes)
     record = ProbeRecord(
         **header(
@@ -106,8 +111,31 @@ def probe(
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
     write_context(folder, plan.table, plan.study, plan.rows, concepts=kept, targets=plan.placed, folds=options.folds)
+    if fits:
+        save_vectors(_vectors(plan, features, rows, fits), folder)
     record.save(folder)
     return record
+
+
+def _vectors(
+    plan: _Plan, features: Features, rows: Sequence[ProbeRow], fits: Mapping[tuple[str, str], Fit]
+) -> list[ConceptVector]:
+    """Return the vectors of the rows, with the features, classes and units that they apply to."""
+    size = Resolution()
+    with contextlib.suppress(InputError):  # features of slides or images that have since been moved
+        size = resolution_of(plan.table.select(plan.rows))
+    origin = dataclasses.replace(features.origin(), **dataclasses.asdict(size))
+    classes = {target.name: target.classes for target in plan.targets}
+    return [
+        make_vector(
+            row,
+            fits[row.layer, row.concept],
+            origin,
+            classes=classes[row.concept],
+            unit=plan.study.units.get(row.concept, ""),
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +201,11 @@ def _probe_features(
     options: Probe,
     plan: _Plan,
     features: Features,
+    fits: dict[tuple[str, str], Fit],
     notify: Notify | None,
     progress: Progress | None,
 ) -> tuple[ProbeRow, ...]:
-    """Read the features, those of random networks and pixel statistics, and probe them."""
+    """Read the features, those of random networks and pixel statistics, and probe them; add the vectors to ``fits``."""
 
     def step(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else at_stage(progress, stage)
@@ -197,6 +226,7 @@ def _probe_features(
         permutations=options.permutations,
         n_resamples=N_RESAMPLES,
         seed=options.seed,
+        keep=True,
         protocol=options.protocol,
         pixels=PixelFeatures(plan.table).read(rows, progress=step("pixel statistics")).get(PIXELS),
         confounders={name: column[rows] for name, column in plan.confounders.items()},
@@ -210,7 +240,7 @@ def _probe_features(
         read = step(f"random network {i + 1} of {RANDOM_NETWORKS}")
         add_random_network(of_random, control.read(rows, progress=read), placed, row_options)
     layers = [Layer(name=layer, X=X) for layer, X in values.items()]
-    return probe_rows(layers, placed, row_options, random=of_random, progress=step("probing"))
+    return probe_rows(layers, placed, row_options, random=of_random, fits=fits, progress=step("probing"))
 
 
 def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:

@@ -18,6 +18,7 @@ from conceptkit.files.matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.crossfit import jackknife_units
 from conceptkit.probe.folds import leave_out_folds, unseen_levels
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, Validation, held_out, held_out_each, validate
 from conceptkit.records import Note, ProbeRow
@@ -99,6 +100,7 @@ def probe_rows(
     options: RowOptions,
     *,
     random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
+    fits: dict[tuple[str, str], Fit] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
     """Probe every target at every layer: one row each, by layer, with q over all of them.
@@ -107,6 +109,7 @@ def probe_rows(
     ----------
     layers : features of the rows that ``targets`` number
     random : scores gathered by :func:`add_random_network`
+    fits : receives the vectors by layer and concept, if the options keep them
     progress : receives the number of batches done and in total
     """
     parts = batches(targets)
@@ -125,6 +128,8 @@ def probe_rows(
             for target, values, pixel in zip(part, fields(X, part, options), pixels, strict=True):
                 networks = (random or {}).get((layer.name, target.name), ())
                 values |= _gain_fields(values, networks, pixel)
+                if (fit := values.pop("fit", None)) is not None and fits is not None:
+                    fits[layer.name, target.name] = fit
                 rows[layer.name, target.name] = ProbeRow(layer=layer.name, **values)
     report(len(layers) * len(parts), len(layers) * len(parts))
     ordered = [rows[layer.name, target.name] for layer in layers for target in targets]
@@ -155,7 +160,7 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOption
         ]
         notes = tuple(note for values in parts for note in values.pop("notes", ()))
         merged = {name: value for values in parts for name, value in values.items()}
-        yield {**merged, "notes": notes, "own": scored(target, result.predicted)}
+        yield {**merged, "notes": notes, "own": scored(target, result.predicted), "fit": result.fit}
 
 
 def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
