@@ -29,6 +29,9 @@ VECTORS_FILE = "vectors.safetensors"
 
 SCHEMA = "conceptkit/vectors/1"
 
+_ROWS_AT_ONCE = 1024
+"""Rows of a product: they stay in the processor's cache"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -114,10 +117,12 @@ class ConceptVector:
 
         Raises :class:`InputError` when X has another width, or holds NaN or infinity.
         """
-        raw = self._raw(self._checked(X))
+        return self.named(self._raw(self._checked(X)))
+
+    def named(self, raw: Floats) -> NDArray[Any]:
+        """Return the concept (n,) from numbers (n, m) of its vector: the values, or the most probable class."""
         if self.facts.kind == "continuous":
-            continuous: Floats = raw[:, 0]
-            return continuous
+            return raw[:, 0]
         at = class_shares(raw[:, 0] if raw.shape[1] == 1 else raw).argmax(1)
         return np.asarray(np.asarray(self.facts.classes)[at])
 
@@ -169,7 +174,13 @@ class ConceptVector:
     def class_sets(self, X: ArrayLike) -> NDArray[np.bool_]:
         """Return which classes (n, k) are in the 90 % prediction set of rows X (n, d) of a new patient."""
         self.check_intervals()
-        return np.asarray(1 - self.shares(X) <= self.facts.reach)
+        if self.facts.kind == "continuous":
+            raise InputError(f"concept: {self.facts.concept} is continuous; interval returns the ends of its values.")
+        return self.possible(self._raw(self._checked(X)))
+
+    def possible(self, raw: Floats) -> NDArray[np.bool_]:
+        """Return the prediction sets (n, k) from scores (n, m) of the classes."""
+        return np.asarray(1 - class_shares(raw[:, 0] if raw.shape[1] == 1 else raw) <= self.facts.reach)
 
     def leverage(self, X: ArrayLike) -> Floats:
         """Return the leverage (n,) of rows X (n, d) in the leading components; 1 is the mean of the rows of the fit."""
@@ -194,18 +205,89 @@ class ConceptVector:
         return check_rows(X, self.direction.shape[1], f"the vector of {self.facts.concept} at {self.facts.layer}")
 
 
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """Vectors applied to n rows."""
+
+    raw: list[Floats]
+    """Of each vector (n, m): the concept in its unit, or scores of classes"""
+    out_of_range: NDArray[np.bool_]
+    """(n,) whether the leverage is above the limit of one of the vectors"""
+
+    def predicted(self, vector: ConceptVector, at: int) -> NDArray[Any]:
+        """Return the concept (n,) of one of the vectors: numbers, or classes."""
+        return vector.named(self.raw[at])
+
+
+def apply_vectors(vectors: Sequence[ConceptVector], X: Any) -> Applied:
+    """Apply vectors of one layer to rows X (n, d) in one pass, in float32 about the means of the fit.
+
+    Parameters
+    ----------
+    X : array or :class:`conceptkit.files.matrix.FileMatrix`
+
+    Raises
+    ------
+    InputError
+        when X has another width, or holds NaN or infinity
+    """
+    first, width = vectors[0], vectors[0].direction.shape[1]
+    mean = first.space.mean
+    if X.ndim != 2 or X.shape[1] != width:
+        raise refused_width(f"the vector of {first.facts.concept} at {first.facts.layer}", width, X.shape)
+    spaces = list({id(vector.space): vector.space for vector in vectors}.values())
+    parts = [*(vector.coef.T for vector in vectors), *(space.whitening for space in spaces)]
+    offsets = [
+        *(vector.coef @ mean + vector.intercept for vector in vectors),
+        *((mean - space.mean) @ space.whitening for space in spaces),
+    ]
+    W, b = np.concatenate(parts, axis=1).astype(np.float32), np.concatenate(offsets)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    n, shift = len(X), mean.astype(np.float32)
+    b += (shift - mean) @ np.concatenate(parts, axis=1)  # what rounding the means leaves
+    raw = [np.empty((n, part.shape[1])) for part in parts[: len(vectors)]]
+    flagged = np.zeros(n, dtype=bool)
+    bad = 0
+    centred = np.empty((_ROWS_AT_ONCE, width), np.float32)
+    for start in range(0, n, _ROWS_AT_ONCE):
+        at = slice(start, min(start + _ROWS_AT_ONCE, n))
+        rows = X[at]
+        with np.errstate(over="ignore", invalid="ignore"):
+            C = np.subtract(rows, shift, out=centred[: len(rows)], casting="unsafe")
+            found = np.split((C @ W).astype(np.float64) + b, ends[:-1], axis=1)
+        whole = np.isfinite(np.concatenate(found, axis=1)).all(axis=1)
+        bad += 0 if whole.all() else int((~np.isfinite(rows[~whole]).all(axis=1)).sum())
+        for out, values in zip(raw, found, strict=False):
+            out[at] = values
+        for space, values in zip(spaces, found[len(vectors) :], strict=True):
+            flagged[at] |= (values * values).mean(1) > space.limit
+    if bad:
+        raise refused_gaps(bad, n)
+    return Applied(raw, flagged)
+
+
+def refused_width(vector: str, width: int, shape: tuple[int, ...]) -> InputError:
+    """Return the error of rows of another width."""
+    return InputError(f"X: {vector} needs {width} columns, got shape {shape}: these are other features.")
+
+
+def refused_gaps(bad: int, n: int) -> InputError:
+    """Return the error of rows with gaps."""
+    return InputError(f"X: must be finite, {bad} of {n} rows hold NaN or infinity.")
+
+
 def check_rows(X: ArrayLike, width: int, vector: str) -> NDArray[Any]:
     """Return rows X (n, d) as an array of floats; refuse another width, and NaN or infinity."""
     A = np.asarray(X)
     A = A if A.dtype.kind == "f" else A.astype(np.float64)
     if A.ndim != 2 or A.shape[1] != width:
-        raise InputError(f"X: {vector} needs {width} columns, got shape {A.shape}: these are other features.")
+        raise refused_width(vector, width, A.shape)
     # A row with NaN or infinity has such a sum: one pass, and no mask of all values.
     with np.errstate(invalid="ignore"):
         bad = np.flatnonzero(~np.isfinite(np.add.reduce(A, axis=1, dtype=np.float64)))
     bad = bad[~np.isfinite(A[bad]).all(axis=1)]
     if len(bad):
-        raise InputError(f"X: must be finite, {len(bad)} of {len(A)} rows hold NaN or infinity.")
+        raise refused_gaps(len(bad), len(A))
     return A
 
 
@@ -239,11 +321,6 @@ class ConceptVectors(Mapping[tuple[str, str], ConceptVector]):
     def layers(self) -> tuple[str, ...]:
         """Return the layers."""
         return tuple(dict.fromkeys(layer for layer, _ in self._found))
-
-    @property
-    def origin(self) -> Origin:
-        """Return the features that the vectors were fitted on."""
-        return next(iter(self._found.values())).origin
 
 
 def make_vector(
@@ -292,6 +369,7 @@ def save_vectors(vectors: Sequence[ConceptVector], folder: Path) -> Path:
     """
     tensors: dict[str, NDArray[Any]] = {}
     spaces: dict[int, str] = {}
+    origins: list[Origin] = []
     listed = []
     for vector in vectors:
         name = "/".join(part.replace("/", "∕") for part in (vector.facts.layer, vector.facts.concept))
@@ -301,8 +379,11 @@ def save_vectors(vectors: Sequence[ConceptVector], folder: Path) -> Path:
         if space == name:
             for part in ("mean", "scale", "whitening"):
                 tensors[f"{name}/{part}"] = np.ascontiguousarray(getattr(vector.space, part))
-        listed.append({"tensors": name, "space": space, "facts": dataclasses.asdict(vector.facts)})
-    about = {"schema": SCHEMA, "origin": dataclasses.asdict(vectors[0].origin), "vectors": listed}
+        if vector.origin not in origins:
+            origins.append(vector.origin)
+        origin = origins.index(vector.origin)
+        listed.append({"tensors": name, "space": space, "origin": origin, "facts": dataclasses.asdict(vector.facts)})
+    about = {"schema": SCHEMA, "origins": list(map(dataclasses.asdict, origins)), "vectors": listed}
     path = folder / VECTORS_FILE
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"conceptkit": to_json(about)})
@@ -330,16 +411,16 @@ def load_vectors(run: str | Path) -> ConceptVectors:
             about = json.loads((file.metadata() or {})["conceptkit"])
             if about["schema"] != SCHEMA:
                 raise InputError(f"probe: {path} has schema {about['schema']!r}, this version reads {SCHEMA!r}.")
-            origin = read(about["origin"], Origin, "origin")
-            return ConceptVectors({(v.facts.layer, v.facts.concept): v for v in _vectors(file, about, origin)})
+            return ConceptVectors({(v.facts.layer, v.facts.concept): v for v in _vectors(file, about)})
     except InputError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"probe: {path} is not a file of concept vectors ({reason_of(error)}).") from None
 
 
-def _vectors(file: Any, about: Mapping[str, Any], origin: Origin) -> Iterator[ConceptVector]:
+def _vectors(file: Any, about: Mapping[str, Any]) -> Iterator[ConceptVector]:
     spaces: dict[str, Space] = {}
+    origins = [read(origin, Origin, "origin") for origin in about["origins"]]
     for stated in about["vectors"]:
         facts = read(stated["facts"], Facts, "facts", null_is_nan=True)
         name, of_space = stated["tensors"], stated["space"]
@@ -347,4 +428,4 @@ def _vectors(file: Any, about: Mapping[str, Any], origin: Origin) -> Iterator[Co
             parts = {part: file.get_tensor(f"{of_space}/{part}") for part in ("mean", "scale", "whitening")}
             spaces[of_space] = Space(**parts, limit=facts.limit)
         parts = {part: file.get_tensor(f"{name}/{part}") for part in ("direction", "slope", "intercept", "pattern")}
-        yield ConceptVector(facts=facts, origin=origin, space=spaces[of_space], **parts)
+        yield ConceptVector(facts=facts, origin=origins[stated["origin"]], space=spaces[of_space], **parts)
