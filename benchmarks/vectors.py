@@ -1,4 +1,4 @@
-"""Concept vectors: coverage of their intervals for patients that the probe has not seen, and the speed of applying them.
+"""Concept vectors: coverage of their intervals in new patients, and the speed of applying them.
 
 Each of 400 data sets has K patients with 10 to 60 patches, features with an offset of each patient, and a concept whose
 errors have an offset and a spread of each patient. The vector and its interval come from the K patients by the code of

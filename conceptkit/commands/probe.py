@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.commands.meaning import Tested, measure_meaning
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.features.sources import PIXELS, Features, PixelFeatures, open_features
 from conceptkit.features.store_files import size_text
@@ -31,6 +32,7 @@ from conceptkit.probe.rows import (
 from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, check_activations
 from conceptkit.probe.vectors import ConceptVector, make_vector, save_vectors
+from conceptkit.records.meaning import Meaning
 from conceptkit.records.probe import ProbeRecord, ProbeRow
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
@@ -75,6 +77,10 @@ def probe(
 ) -> ProbeRecord:
     """Check and plan, read features, probe, record."""
     check_protocol(options.protocol, options.adjust, options.leave_out)
+    if options.meaning and options.protocol == "paper":
+        raise InputError(
+            "meaning: not available with `--protocol paper`, which holds nothing out; use cross-validated."
+        )
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
@@ -90,6 +96,7 @@ def probe(
     )
     fits: dict[tuple[str, str], Fit] = {}
     rows = _probe_features(options, plan, features, fits, notify, progress)
+    meanings = _meanings(options, plan, features, fits, progress) if options.meaning else ()
     notes = (*features.notes(), *plan.notes)
     record = ProbeRecord(
         **header(
@@ -108,6 +115,7 @@ def probe(
             n_resamples=N_RESAMPLES,
         ),
         rows=rows,
+        meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
     write_context(folder, plan.table, plan.study, plan.rows, concepts=kept, targets=plan.placed, folds=options.folds)
@@ -115,6 +123,26 @@ def probe(
         save_vectors(_vectors(plan, features, rows, fits), folder)
     record.save(folder)
     return record
+
+
+def _meanings(
+    options: Probe,
+    plan: _Plan,
+    features: Features,
+    fits: Mapping[tuple[str, str], Fit],
+    progress: Progress | None,
+) -> tuple[Meaning, ...]:
+    """Test the vectors of continuous concepts."""
+    given = Tested(
+        table=plan.table,
+        features=features,
+        targets=plan.targets,
+        fits=fits,
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+    )
+    return measure_meaning(given, None if progress is None else at_stage(progress, "testing what vectors mean"))
 
 
 def _vectors(

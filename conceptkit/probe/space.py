@@ -60,6 +60,10 @@ class Fit:
     """Held-out error that a row of a new patient exceeds with a probability of at most a tenth; infinite if unknown"""
     coverage: float
     """Share of a patient's rows within the reach of the other patients, mean over patients; NaN if unknown"""
+    predicted: NDArray[Any]
+    """(n,) held-out predictions"""
+    agreement: float
+    """Mean correlation between the predictions that the folds' vectors give for all rows; NaN for fewer than 2"""
 
 
 def space_of(basis: Eigenbasis) -> Space:
@@ -100,10 +104,34 @@ def patterns_of(response: Response) -> Floats:
     return out
 
 
+def agreement(X: NDArray[Any], vectors: Sequence[Floats]) -> Floats:
+    """Return the mean correlation (t,) between predictions of rows X (n, d) by each fold's vectors (d, t)."""
+    if len(vectors) < 2:
+        return np.full(vectors[0].shape[1] if vectors else 1, np.nan)
+    W = np.stack(vectors, axis=2)  # (d, t, k)
+    d, t, k = W.shape
+    starts = range(0, len(X), _ROWS_AT_ONCE)
+    predicted = np.concatenate([X[i : i + _ROWS_AT_ONCE].astype(np.float64) @ W.reshape(d, -1) for i in starts])
+    each = [np.corrcoef(predicted[:, i * k : (i + 1) * k].T) if W[:, i].any(0).all() else np.eye(k) for i in range(t)]
+    return np.array([(r.sum() - k) / (k * (k - 1)) for r in each])
+
+
 def make_fit(
-    weights: Floats, intercepts: Floats, patterns: Floats, space: Space, errors: Floats, clusters: NDArray[np.intp]
+    whole: tuple[Floats, Floats, Floats],
+    space: Space,
+    errors: Floats,
+    clusters: NDArray[np.intp],
+    *,
+    predicted: NDArray[Any],
+    agreement: float,
 ) -> Fit:
-    """Return the vectors of a concept with the reach of its held-out errors (n,), by patients (n,)."""
+    """Return the vectors of a concept with the reach of its held-out errors (n,), by patients (n,).
+
+    Parameters
+    ----------
+    whole : weights (d, m), intercepts (m,) and patterns (d, m)
+    """
+    weights, intercepts, patterns = whole
     return Fit(
         weights=weights,
         intercepts=intercepts,
@@ -111,4 +139,6 @@ def make_fit(
         space=space,
         reach=next_group_quantile(errors, clusters, LEVEL),
         coverage=left_out_coverage(errors, clusters, LEVEL),
+        predicted=predicted,
+        agreement=agreement,
     )

@@ -43,7 +43,7 @@ from conceptkit.probe.crossfit import (
 )
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
-from conceptkit.probe.space import Fit, Space, limited, make_fit, patterns_of, space_of
+from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
@@ -179,7 +179,7 @@ def _continuous(
         )
         for i in range(t)
     ]
-    fits = [None] * t if whole is None else _fits(X, splits, clusters, whole, np.abs(Y - predicted[:, :t]))
+    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, predicted[:, :t], [p[2] for p in parts])
     return [
         _validated(
             target,
@@ -204,14 +204,28 @@ _Whole = tuple[Floats, Floats, Floats, Space]
 
 
 def _fits(
-    X: NDArray[Any], splits: Sequence[Split], clusters: NDArray[np.intp], whole: _Whole, errors: Floats
+    X: NDArray[Any],
+    targets: Sequence[Target],
+    splits: Sequence[Split],
+    whole: _Whole,
+    predicted: Floats,
+    of_folds: Sequence[Floats],
 ) -> list[Fit]:
-    """Return the fit of each target, from the absolute held-out errors (n, t)."""
+    """Return the fit of each target, from held-out predictions (n, t) and the folds' vectors (d, t)."""
     weights, intercepts, patterns, space = whole
+    clusters = targets[0].clusters
     space = limited(space, X, clusters, splits)
+    agreed = agreement(X, of_folds)
     return [
-        make_fit(weights[:, [i]], intercepts[[i]], patterns[:, [i]], space, errors[:, i], clusters)
-        for i in range(errors.shape[1])
+        make_fit(
+            (weights[:, [i]], intercepts[[i]], patterns[:, [i]]),
+            space,
+            np.abs(target.y - predicted[:, i]),
+            clusters,
+            predicted=predicted[:, i],
+            agreement=float(agreed[i]),
+        )
+        for i, target in enumerate(targets)
     ]
 
 
@@ -300,8 +314,9 @@ def _classified(
     if options.keep:
         space = limited(space_of(basis), X, target.clusters, splits)
         errors = 1 - np.take_along_axis(class_shares(found.scores), y[:, None], axis=1)[:, 0]
-        patterns = patterns_of(basis.response(target.columns))
-        fit = make_fit(whole.coef_.T, whole.intercept_, patterns, space, errors, target.clusters)
+        fitted = (whole.coef_.T, whole.intercept_, patterns_of(basis.response(target.columns)))
+        agreed = float(agreement(X, found.vectors).mean())
+        fit = make_fit(fitted, space, errors, target.clusters, predicted=found.predicted, agreement=agreed)
     return _validated(
         target,
         found.predicted,

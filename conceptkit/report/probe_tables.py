@@ -8,6 +8,7 @@ from typing import Any
 from conceptkit.options.probe import NO_CENTER
 from conceptkit.records import ProbeRecord, ProbeRow
 from conceptkit.report.contents import is_in_sample, networks
+from conceptkit.report.meaning_tables import meaning_table
 from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.verdicts import judge_probe
 from conceptkit.report.wording import as_float, groups_word, metric_name
@@ -115,6 +116,7 @@ def control_table(record: ProbeRecord) -> Table:
 
 
 def probe_tables(record: ProbeRecord) -> list[Table]:
-    """Return the tables of a record: the scores, and the controls where any were computed."""
+    """Return the tables of a record: the scores, what vectors mean, and the controls, where they were computed."""
     controlled = any(r.score_random_concept is not None or r.p is not None for r in record.rows)
-    return [probe_table(record), *([control_table(record)] if controlled else [])]
+    meanings = [meaning_table(record)] if record.meanings else []
+    return [probe_table(record), *meanings, *([control_table(record)] if controlled else [])]

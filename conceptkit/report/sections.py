@@ -29,6 +29,7 @@ from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
 from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
+from conceptkit.report.meaning_tables import meaning_verdicts
 from conceptkit.report.part import Part, saved_pictures, table_part
 from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
@@ -92,6 +93,10 @@ def section(
         parts=parts,
         provenance=provenance(record, folder, run.context),
     )
+
+
+def _probe_verdicts(record: ProbeRecord) -> list[Verdict]:
+    return [*probe_verdicts(record), *meaning_verdicts(record)]
 
 
 def _layers(record: ProbeRecord, run: Run) -> list[Part]:
@@ -189,7 +194,7 @@ class Kind:
 
 
 KINDS: Mapping[type[Record], Kind] = {
-    ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, _layers),
+    ProbeRecord: Kind("Probe", probe_tables, _probe_verdicts, _layers),
     GuideRecord: Kind("Guide", guide_tables, guide_verdicts, parts=_guide),
     GridRecord: Kind("Grid", _grid_tables, grid_verdicts, parts=_grid),
     PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
