@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from slide_files import tissue, write_slide
 from small_vectors import features_of, probed, write_features
 from typer.testing import CliRunner
 
@@ -236,3 +237,41 @@ def test_slides_of_a_probe_without_resolution_are_refused(of_network, monkeypatc
         )
     else:
         assert "a.svs" in refused(probe=of_network, slides="a.svs")
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """A slide, its table of tiles with a concept, and a probe of them."""
+    folder = tmp_path_factory.mktemp("slides")
+    write_slide(folder / "A.tif", [tissue(1024, 768)])
+    table = ck.run_tile([folder / "A.tif"], out=folder / "tiles.csv", size=96, tile_mpp=0.5, tissue=0.3).table
+    rng = np.random.default_rng(0)
+    table = table.assign(patient=[f"P{k % 10}" for k in range(len(table))], count=rng.normal(size=len(table)))
+    table.to_csv(folder / "tiles.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("conceptkit.commands.probe.RANDOM_NETWORKS", 0)
+        options = {"model": "mini_inception", "layers": ["mixed2"], "concepts": ["count"], "group": "patient"}
+        run = ck.run_probe(str(folder / "tiles.csv"), permutations=0, out=folder / "run", **options).folder
+    return folder, run
+
+
+def test_slides_are_cut_as_the_patches_of_the_probe(tiled):
+    folder, run = tiled
+    from_table = ck.predict(probe=run, table=folder / "tiles.csv").set_index("patch_id")["count_predicted"]
+    found = ck.predict(probe=run, slides=str(folder / "A.tif")).set_index("patch_id")
+    shared = from_table.index.intersection(found.index)
+    assert len(shared) > 10
+    assert np.allclose(found.loc[shared, "count_predicted"], from_table[shared], atol=1e-4)
+    assert found["mpp"].round(3).eq(0.5).all()
+
+
+def test_patches_of_another_size_or_magnification_are_refused(tiled):
+    folder, run = tiled
+    ck.run_tile([folder / "A.tif"], out=folder / "coarse.csv", size=96, tile_mpp=1.0, tissue=0.3)
+    assert "patches have 1 to 1 µm per pixel, those of the probe 0.5; cut them at 0.5 µm per pixel with 96" in refused(
+        probe=run, table=folder / "coarse.csv"
+    )
+    ck.run_tile([folder / "A.tif"], out=folder / "wide.csv", size=128, tile_mpp=0.5, tissue=0.3)
+    assert refused(probe=run, table=folder / "wide.csv").startswith(
+        "table: patches have 128 pixels a side, those of the probe 96; cut"
+    )

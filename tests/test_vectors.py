@@ -93,8 +93,8 @@ def test_a_vector_carries_the_held_out_score_of_its_row(vectors, run):
         facts = vectors[row.layer, row.concept].facts
         assert (facts.score, facts.score_low, facts.score_high) == (row.score, row.score_low, row.score_high)
         assert (facts.n, facts.n_groups, facts.alpha) == (row.n, row.n_groups, row.alpha)
-    assert vectors.origin.source == "files"
-    assert (vectors.origin.finest, vectors.origin.pool) == (0.5, "gap")
+    origin = vectors[LAYER, "count"].origin
+    assert (origin.source, origin.finest, origin.pool) == ("files", 0.5, "gap")
 
 
 def test_the_file_is_read_without_conceptkit(vectors, run):

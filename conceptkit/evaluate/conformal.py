@@ -37,7 +37,7 @@ def next_group_quantile(scores: Floats, groups: NDArray[np.intp], level: float =
 
     Source
     ------
-    Lee, Barber and Willett, 2023 (hierarchical conformal prediction)
+    Lee et al., 2024
     """
     order = np.argsort(scores, kind="stable")
     reached = _shares(groups)[order].cumsum()
