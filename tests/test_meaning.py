@@ -57,7 +57,7 @@ def test_a_vector_that_reads_another_concept_is_caught_at_equal_r2(seed):
     count, area, patient, aligned, misaligned = planted(seed)
     assert r2(count, misaligned) == pytest.approx(r2(count, aligned), abs=1e-9)
     verdicts = [meaning_of(entanglement(p, count, {"area": area}, patient)).verdict for p in (aligned, misaligned)]
-    assert verdicts == ["meant", "correlated"]
+    assert verdicts == ["aligned", "correlated"]
 
 
 def test_the_partial_score_is_that_of_residuals():
@@ -110,7 +110,8 @@ def test_a_vector_without_any_test_is_undecided_and_an_unstable_one_is_named():
     fields = entanglement(aligned, count, {"area": area}, patient)
     assert meaning_of(fields, agreement=0.6).verdict == "unstable"
     assert meaning_of(fields, agreement=0.9, changes={"blur": 0.51}).verdict == "unstable"
-    assert meaning_of(fields, agreement=0.9, changes={"blur": 0.49}).verdict == "meant"
+    assert meaning_of(fields, agreement=0.9, changes={"blur": 0.49}).verdict == "aligned"
+    assert meaning_of(fields, agreement=0.9, decoded=False).verdict == "undecided"
 
 
 # --- localisation ----------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_maps_that_avoid_nuclei_are_caught_at_the_same_predictions():
         found = localise(maps, [rng.normal(size=(5, 8, 8)) for _ in maps], shares, patient, 0)
         verdicts.append(meaning_of({}, gain_low=found.gain.low, gain_high=found.gain.high).verdict)
         assert found.shifted == pytest.approx(found.random, abs=0.05)
-    assert verdicts == ["meant", "correlated"]
+    assert verdicts == ["aligned", "correlated"]
 
 
 # --- refits ----------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def arrays(tmp_path, *, hidden):
     return ck.run_probe(str(tmp_path / "t.csv"), concepts=["n_cells", "size_of_cells"], meaning=True, **options)
 
 
-@pytest.mark.parametrize(("hidden", "expected"), [(False, "meant"), (True, "correlated")])
+@pytest.mark.parametrize(("hidden", "expected"), [(False, "aligned"), (True, "correlated")])
 def test_a_probe_of_features_says_what_its_vectors_mean(tmp_path, hidden, expected):
     record = arrays(tmp_path, hidden=hidden)
     (count,) = (one for one in record.meanings if one.concept == "n_cells")
@@ -194,7 +195,7 @@ def test_a_probe_of_features_says_what_its_vectors_mean(tmp_path, hidden, expect
     assert record.rows[0].score > 0.5  # both are decoded well
     assert ck.load_record(record.folder).meanings == record.meanings
     assert json.loads((record.folder / "record.json").read_text())["meanings"][0]["verdict"] == expected
-    words = {"meant": "means what it says", "correlated": "means something correlated"}[expected]
+    words = {"aligned": "means what it says", "correlated": "means something correlated"}[expected]
     assert meaning_verdicts(record)[0].text.startswith(f"The vector of n_cells at features {words}: ")
 
 

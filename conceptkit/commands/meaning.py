@@ -26,6 +26,7 @@ from conceptkit.probe.meaning import entanglement, judged, pattern_cosine
 from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target
 from conceptkit.records.meaning import Meaning
+from conceptkit.records.probe import ProbeRow
 from conceptkit.tables.patches import PatchTable
 
 AMOUNTS: Mapping[str, float] = {"rotation": 90.0, "hematoxylin": 0.3, "eosin": 0.3, "blur": 1.0, "jpeg": 70.0}
@@ -53,6 +54,8 @@ class Tested:
     targets: Sequence[Target]
     """With row numbers of the table"""
     fits: Fits
+    rows: Sequence[ProbeRow]
+    """With the held-out scores"""
     batch_size: int
     device: str
     seed: int
@@ -63,6 +66,7 @@ def measure_meaning(given: Tested, progress: Callable[[int, int], None] | None =
     continuous = [target for target in given.targets if target.kind == "continuous"]
     found: list[Meaning] = []
     layers = list(dict.fromkeys(layer for layer, _ in given.fits))
+    decoded = {(row.layer, row.concept): row.score_low > row.chance for row in given.rows}
     changes = _changes(given, continuous) if isinstance(given.features, NetworkFeatures) else {}
     for k, layer in enumerate(layers):
         if progress is not None:
@@ -87,6 +91,7 @@ def measure_meaning(given: Tested, progress: Callable[[int, int], None] | None =
                 layer=layer,
                 concept=target.name,
                 verdict="undecided",
+                decoded=decoded[layer, target.name],
                 agreement=fit.agreement if math.isfinite(fit.agreement) else None,
                 changes=changes.get((layer, target.name), {}),
                 **known,

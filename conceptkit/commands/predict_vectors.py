@@ -125,8 +125,8 @@ def _patches(
         frame = (
             pd.DataFrame({"patch_id": open_activations(path).patch_ids}) if is_store(path) else rows_of_features(path)
         )
-        alone = dataclasses.replace(table_study(as_table(frame)), name=path.name)
-        return alone, alone.load_table(), [], []
+        bare = dataclasses.replace(table_study(as_table(frame)), name=path.name)
+        return bare, bare.load_table(), [], []
     found = find_study(study, options.table)
     return found, found.load_table(), [], []
 

@@ -96,7 +96,7 @@ def probe(
     )
     fits: dict[tuple[str, str], Fit] = {}
     rows = _probe_features(options, plan, features, fits, notify, progress)
-    meanings = _meanings(options, plan, features, fits, progress) if options.meaning else ()
+    meanings = _meanings(options, plan, features, fits, rows, progress) if options.meaning else ()
     notes = (*features.notes(), *plan.notes)
     record = ProbeRecord(
         **header(
@@ -130,6 +130,7 @@ def _meanings(
     plan: _Plan,
     features: Features,
     fits: Mapping[tuple[str, str], Fit],
+    rows: Sequence[ProbeRow],
     progress: Progress | None,
 ) -> tuple[Meaning, ...]:
     """Test the vectors of continuous concepts."""
@@ -138,6 +139,7 @@ def _meanings(
         features=features,
         targets=plan.targets,
         fits=fits,
+        rows=rows,
         batch_size=options.batch_size,
         device=options.device,
         seed=options.seed,

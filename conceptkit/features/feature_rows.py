@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from conceptkit.errors import InputError, reason_of
 
@@ -58,9 +59,7 @@ def _of_file(path: Path) -> pd.DataFrame:
 
 
 def _columns(path: Path) -> list[str]:
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_schema(path).names)
+    return list(read_schema(path).names)
 
 
 def _of_hdf5(path: Path) -> Iterator[tuple[str, Any]]:

@@ -106,9 +106,9 @@ def judged(meaning: Meaning, *, at_nuclei: bool) -> Meaning:
 
     *unstable*: refits agree by less than :data:`LEAST_AGREEMENT`, or a disturbance changes the prediction by more than
     :data:`MOST_CHANGE`. *correlated*: less than :data:`SHARE` of the expected partial score is left (upper end of the
-    interval), or the map of a concept of nuclei gains less than :data:`LEAST_GAIN` (upper end). *meant*: the lower
+    interval), or the map of a concept of nuclei gains less than :data:`LEAST_GAIN` (upper end). *aligned*: the lower
     ends lie above that share and above no gain, as far as tested, and at least one was tested. Else *undecided*, also
-    where the other concept is nearly the same (:data:`INSEPARABLE`).
+    where the other concept is nearly the same (:data:`INSEPARABLE`) or the concept is not decoded.
 
     Parameters
     ----------
@@ -118,6 +118,8 @@ def judged(meaning: Meaning, *, at_nuclei: bool) -> Meaning:
 
 
 def _verdict(meaning: Meaning, at_nuclei: bool) -> MeaningVerdict:
+    if not meaning.decoded:
+        return "undecided"
     if meaning.agreement is not None and meaning.agreement < LEAST_AGREEMENT:
         return "unstable"
     if max(meaning.changes.values(), default=0.0) > MOST_CHANGE:
@@ -131,4 +133,4 @@ def _verdict(meaning: Meaning, at_nuclei: bool) -> MeaningVerdict:
         tests.append(True if meaning.gain_low > 0 else False if meaning.gain_high < LEAST_GAIN else None)
     if False in tests:
         return "correlated"
-    return "meant" if tests and None not in tests else "undecided"
+    return "aligned" if tests and None not in tests else "undecided"

@@ -308,6 +308,9 @@ class ConceptVectors(Mapping[tuple[str, str], ConceptVector]):
         check_choice("concept", concept, [c for at, c in self._found if at == layer])
         return self._found[layer, concept]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._found
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._found)
 

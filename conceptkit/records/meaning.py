@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-MeaningVerdict = Literal["meant", "correlated", "unstable", "undecided"]
+MeaningVerdict = Literal["aligned", "correlated", "unstable", "undecided"]
 
 SHARE = 0.5
 """Share of the expected partial score from which a vector means its concept, and below which a correlated one"""
 
 INSEPARABLE = 0.9
-"""R² between two concepts from which they cannot be told apart"""
+"""R² between two concepts from which they cannot be separated"""
 
 LEAST_GAIN = 0.05
 """Gain of the map's AUPRC over shifted maps below which it does not follow the nuclei"""
@@ -31,6 +31,8 @@ class Meaning:
     layer: str
     concept: str
     verdict: MeaningVerdict
+    decoded: bool = True
+    """Whether the interval of the held-out score lies above chance; if not, there is no meaning to test"""
     agreement: float | None = None
     """Mean correlation between the predictions of the folds' vectors"""
     against: str | None = None

@@ -11,7 +11,7 @@ from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.wording import as_float, interval, number
 
 _ANSWERS: Mapping[str, tuple[Mark, str]] = {
-    "meant": ("established", "means what it says"),
+    "aligned": ("established", "means what it says"),
     "correlated": ("associated", "means something correlated"),
     "unstable": ("open", "is unstable"),
     "undecided": ("open", "is not shown to mean its concept"),
@@ -72,6 +72,9 @@ def _sentence(one: Meaning) -> Verdict:
 
 def _reasons(one: Meaning) -> Iterator[str]:
     """Yield the numbers behind a verdict."""
+    if not one.decoded:
+        yield "its held-out score is not above chance"
+        return
     if one.verdict == "unstable":
         if one.agreement is not None and one.agreement < LEAST_AGREEMENT:
             yield f"refitted vectors agree by {number(one.agreement)} (at least {LEAST_AGREEMENT} is stable)"
@@ -82,7 +85,7 @@ def _reasons(one: Meaning) -> Iterator[str]:
     if one.share is not None:
         left = f"{interval(*one.share)} of the expected partial r² is left with {one.against} held fixed"
         if as_float(one.related) >= INSEPARABLE:
-            left = f"{one.against} is nearly the same (r² = {number(one.related)}) and cannot be told apart"
+            left = f"{one.against} is nearly the same (r² = {number(one.related)}) and cannot be separated"
         yield left
     if one.gain_low is not None:
         yield (
