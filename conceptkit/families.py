@@ -49,6 +49,17 @@ DISTURBANCES: Registry[Any] = Registry(
 )
 """Ways to disturb a patch by a known amount, applied in this order"""
 
+ENCODERS: Registry[Any] = Registry(
+    "encoders",
+    {
+        **_in("models.presets", "uni", "uni2-h", "conch", **{"conch-v1.5": "conch_v1_5"}),
+        **_in("models.presets", "virchow", "virchow2", "h-optimus-0", "h-optimus-1", "h0-mini", "prov-gigapath"),
+        **_in("models.presets", "phikon", "phikon-v2", "hibou-l", "midnight"),
+    },
+    member="conceptkit.models.presets:Preset",
+)
+"""Encoders that ``--model`` opens by name, see :class:`conceptkit.models.presets.Preset`"""
+
 MEASURES: Registry[Any] = Registry(
     "measures",
     _in(
@@ -81,7 +92,11 @@ every step) to an optimizer"""
 
 POOLINGS: Registry[Any] = Registry(
     "poolings",
-    _in("models.pooling", gap="mean", max="maximum", flatten="flatten", cls="class_token", tokens="token_mean"),
+    _in(
+        "models.pooling",
+        **{"gap": "mean", "max": "maximum", "flatten": "flatten"},
+        **{"cls": "class_token", "tokens": "token_mean", "cls-tokens": "class_and_tokens"},
+    ),
 )
 """Functions from a layer's output and its :class:`~conceptkit.models.pooling.View` to one row per image, (n, d)"""
 
@@ -118,7 +133,7 @@ gradients of ``jd-…`` are aggregated as well"""
 FAMILIES: Mapping[str, Registry[Any]] = {
     registry.family: registry
     for registry in (
-        *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, POOLINGS, ATTRIBUTIONS, PROBES),
+        *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, ENCODERS, POOLINGS, ATTRIBUTIONS, PROBES),
         *(WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES),
     )
 }

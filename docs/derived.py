@@ -4,6 +4,8 @@
 ```
 ```{options} audit
 ```
+```{encoders}
+```
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 import conceptkit
+from conceptkit.families import ENCODERS
 from conceptkit.options import COMMANDS
 from conceptkit.options.base import Described, described
 from conceptkit.registry import load
@@ -62,6 +65,19 @@ class Options(Directive):
         return found
 
 
+class Encoders(Directive):
+    """Tabulate the encoders that ``--model`` opens by name."""
+
+    def run(self) -> list[nodes.Node]:
+        titles = ["--model", "repository", "µm/px", "pixels", "features", "pooling", "licence", "source"]
+        rows = []
+        for name, one in ENCODERS.items():
+            pool = f"needs {one.package}" if one.package else one.pool
+            cells = [one.repository, f"{one.mpp:g}", str(one.size), str(one.width), pool, one.licence, one.source]
+            rows.append([[nodes.literal(text=name)], *([nodes.Text(cell)] for cell in cells)])
+        return [_table(titles, rows, [12, 20, 6, 6, 7, 12, 15, 22])]
+
+
 class _Row:
     def __init__(self, option: Described) -> None:
         self.flag_text = option.name if option.declared.argument else option.flag
@@ -90,4 +106,5 @@ def _row(cells: list[list[nodes.Node]]) -> nodes.row:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("files", Files)
     app.add_directive("options", Options)
+    app.add_directive("encoders", Encoders)
     return {"parallel_read_safe": True}

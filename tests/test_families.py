@@ -26,6 +26,7 @@ from conceptkit.cli import app
 from conceptkit.errors import InputError
 from conceptkit.families import FAMILIES
 from conceptkit.guide.aggregation import AGGREGATORS
+from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import Task
 from conceptkit.models.pooling import View
 from conceptkit.options.training import TrainingOptions
@@ -200,6 +201,23 @@ def test_a_pooling_gives_one_row_per_image_in_new_memory(name):
         assert rows.data_ptr() != x.data_ptr()
         torch.testing.assert_close(pool(x[1:2], view), rows[1:2])
     assert done
+
+
+@members("encoders")
+def test_an_encoder_states_how_its_authors_use_it(name):
+    one = families.ENCODERS[name]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", one.repository)
+    assert one.licence
+    assert one.source
+    assert 0.1 <= one.mpp <= 2
+    assert one.width > 0 < one.size
+    assert all(0 < value < 1 for value in (*one.mean, *one.std))
+    if one.package:  # timm cannot open it, and the sentence says what can
+        with pytest.raises(InputError, match=rf"not a timm network, it needs the package {one.package}; .* --features"):
+            open_backbone(name)
+    else:
+        assert one.pool in families.POOLINGS
+        json.dumps(dict(one.arguments))  # checkpoints state them
 
 
 @members("attributions")

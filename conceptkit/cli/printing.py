@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from conceptkit.commands.doctor import Examination
+    from conceptkit.commands.encoders import Encoders
     from conceptkit.commands.extract import Extracted, NetworkLayers
     from conceptkit.commands.init import Started
     from conceptkit.commands.predict import Predicted
@@ -66,6 +67,24 @@ def show_layers(console: Console, found: NetworkLayers) -> None:
     console.print(grid)
     if found.hidden:
         console.print(f"{found.hidden} more inside these: --all", style="dim")
+
+
+def show_encoders(console: Console, found: Encoders) -> None:
+    """Print the encoders by name."""
+    grid = Table(title="Encoders by name, as their authors use them", title_justify="left")
+    for column in ("--model", "repository", "µm/px", "pixels", "features", "pooling", "licence"):
+        grid.add_column(column, overflow="fold")
+    for name, one in found.presets.items():
+        pool = f"needs {one.package}" if one.package else one.pool
+        grid.add_row(
+            *map(escape, (name, one.repository, f"{one.mpp:g}", str(one.size), str(one.width), pool, one.licence))
+        )
+    console.print(grid)
+    console.print(
+        "Most repositories are gated: request access on the repository's page at huggingface.co, then set HF_TOKEN. "
+        "An encoder that needs another package is not opened; extract its features and set --features.",
+        style="dim",
+    )
 
 
 def show_predicted(console: Console, predicted: Predicted) -> None:
@@ -172,6 +191,7 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "splits": show_splits,
     "extract": show_extracted,
     "layers": show_layers,
+    "encoders": show_encoders,
     "report": show_report,
     "demo": show_demo,
     "init": show_started,

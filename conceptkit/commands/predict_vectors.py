@@ -70,7 +70,7 @@ def predict_vectors(
     features = _features(options, study, table, vectors[0])
     check_same(origin, features.origin(), features.made_by)
     notes += _check_size(vectors[0], table)
-    layer = vectors[0].facts.layer
+    layer = origin.layer
     step = None if progress is None else at_stage(progress, "reading activations")
     X = features.read(np.arange(len(table)), [layer], progress=step)[layer]
     applied = apply_vectors(vectors, X)
@@ -176,13 +176,13 @@ def _features(options: Predict, study: Study, table: PatchTable, vector: Concept
         return open_features(
             table,
             study,
-            layers=[vector.facts.layer],
+            layers=[origin.layer],
             pool=origin.pool,
             batch_size=options.batch_size,
             device=options.device,
         )
     files = None if "features" in table.frame.columns else options.features
-    layers = [vector.facts.layer] if origin.source != "files" else None
+    layers = [origin.layer] if origin.source != "files" else None
     return open_features(table, dataclasses.replace(study, model=None), layers=layers, features=files, pool=origin.pool)
 
 

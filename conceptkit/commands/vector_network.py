@@ -52,7 +52,7 @@ def score_images(
     if side is not None and (height, width) != (side, side):
         raise InputError(f"images: the patches of the probe had {side}×{side} pixels, got {width}×{height}.")
     backbone = opened_network(vector.origin, model)
-    layer = vector.facts.layer
+    layer = vector.origin.layer
     reader = Reader(backbone, [layer], (height, width), pool=vector.origin.pool, batch_size=batch_size, device=device)
     batches = (np.stack(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size))
     return vector.predict(np.concatenate([reader(batch)[backbone.layer(layer)] for batch in batches]))

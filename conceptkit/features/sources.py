@@ -118,7 +118,7 @@ class NetworkFeatures(Features):
     ----------
     model, weights, seed : see :func:`conceptkit.models.checkpoints.open_model`
     layers : names or aliases
-    pool : one of :data:`conceptkit.families.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`; ``None``: that of the encoder's authors, or ``gap``
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
     """
@@ -131,17 +131,20 @@ class NetworkFeatures(Features):
         *,
         weights: str | None = None,
         seed: int = 0,
-        pool: str = "gap",
+        pool: str | None = None,
         batch_size: int = 16,
         device: str = "auto",
     ) -> None:
-        self.table, self.pool = table, pool
+        self.table = table
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._backbone = open_model(model, weights, seed=seed)
         self._weights = weights_setting(self._backbone, weights)
+        preset = self._backbone.preset
+        self.pool = pool or (preset.pool if preset else "gap")
+        layers = layers or ([preset.layer] if preset else ())
         self.name, self.made_by = self._backbone.name, self._backbone.weights
         self.model = str(model) if isinstance(model, str | Path) else self.name
-        kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
+        kept, self._notes = activations.readable_layers(table, self._backbone, layers, self.pool)
         self.layers = tuple(kept)
 
     def network(self) -> Backbone:
@@ -300,7 +303,7 @@ def open_features(
     *,
     layers: Sequence[str] | None = None,
     features: str | Path | None = None,
-    pool: str = "gap",
+    pool: str | None = None,
     batch_size: int = 16,
     device: str = "auto",
     seed: int = 0,
@@ -327,7 +330,7 @@ def open_features(
     if features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features)):
         opened = StoreFeatures(table, open_activations(Path(features)), layers)
     elif features is not None or column:
-        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool)
+        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool or "gap")
     elif study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     else:

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "splits": "conceptkit.options.study:Splits",
     "extract": "conceptkit.options.extract:Extract",
     "layers": "conceptkit.options.layers:Layers",
+    "encoders": "conceptkit.options.encoders:Encoders",
     "report": "conceptkit.options.report:Report",
     "demo": "conceptkit.options.report:Demo",
     "init": "conceptkit.options.study:Init",

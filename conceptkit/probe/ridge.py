@@ -221,6 +221,15 @@ class Eigenbasis:
             out[at] = (block / self.scale[at]).T @ dual / self.scale[at, None]
         return out
 
+    def linear(self, rows: NDArray[np.intp], C: Floats) -> Floats:
+        """Return the products (len(rows), k) of the coordinates of rows outside the training part with C (r, k).
+
+        Few columns need no coordinates, which are kept where they were computed.
+        """
+        if self.kernel is not None or "_others" in self.__dict__ or C.shape[1] > len(rows):
+            return np.concatenate([A @ C for _, A in self.blocks(rows)])
+        return _predicted_by(self.X, rows, self.mean, self.weights(C), np.zeros(C.shape[1]))
+
     def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
         """Return the solutions for training targets Y (n, t), each at its own penalty (t,)."""
         return self.response(Y).fit(alpha)

@@ -18,6 +18,7 @@ from conceptkit.evaluate.intervals import (
     r2_interval,
     refit_inflation,
 )
+from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_accuracy
 from conceptkit.evaluate.scores import Floats, auc, r2
 from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
@@ -73,6 +74,8 @@ class Validated(ProbeScore):
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
+    refits: Refits
+    """The score without each group, for paired differences to other features"""
     fit: Fit | None = None
     """The vectors fitted on all rows, if they are kept"""
 
@@ -186,6 +189,7 @@ def _continuous(
             predicted[:, i],
             intervals[i],
             tested[i],
+            refits_of_r2(Y[:, i], predicted[:, i], deleted[:, i], units),
             fit=fits[i],
             score_in_sample=target.score(fitted[:, i]),
             score_patchwise=target.score(patchwise[:, i]),
@@ -229,10 +233,13 @@ def _fits(
     ]
 
 
-def _validated(target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, **scores: Any) -> Validated:
+def _validated(
+    target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, refits: Refits, **scores: Any
+) -> Validated:
     score = target.score(predicted)
     return Validated(
         predicted=predicted,
+        refits=refits,
         score=score,
         score_low=interval.low,
         score_high=interval.high,
@@ -282,20 +289,25 @@ def _categorical(
     parts = each_fold(X, splits, work)
     predicted = pooled(splits, [part[0] for part in parts])
     deleted = np.sum([part[1] for part in parts], axis=0)
-    inflation = [
-        refit_inflation(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
-    ]
+    evidence = [(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)]
     tested = tests.finish(X, splits, [part[2] for part in parts])
     return [
-        _classified(X, target, splits, test, ratio, options)
-        for target, test, ratio in zip(targets, tested, inflation, strict=True)
+        _classified(X, target, splits, test, of_target, options)
+        for target, test, of_target in zip(targets, tested, evidence, strict=True)
     ]
 
 
 def _classified(
-    X: NDArray[Any], target: Target, splits: Sequence[Split], tested: Tested, inflation: float, options: Validation
+    X: NDArray[Any],
+    target: Target,
+    splits: Sequence[Split],
+    tested: Tested,
+    refitted: tuple[Floats, Floats, Floats, NDArray[np.intp]],
+    options: Validation,
 ) -> Validated:
+    """Validate one concept; ``refitted`` are the arguments of :func:`refits_of_r2` for its indicators."""
     y, k, units = target.y.astype(np.intp), target.n_classes, jackknife_units(target.clusters)
+    inflation = refit_inflation(*refitted)
     found = cross_classify(X, target, target.groups, splits)
     basis = factorise(X)
     whole = ConceptActivationVector().fit_basis(basis, y, target.groups)
@@ -322,6 +334,7 @@ def _classified(
         found.predicted,
         interval,
         tested,
+        refits_of_r2(*refitted, score=scored_balanced_accuracy(y, found.predicted, units, k)),
         fit=fit,
         auc=auc(y, found.scores),
         auc_low=area.low,

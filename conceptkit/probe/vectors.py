@@ -49,6 +49,8 @@ class Origin:
     """``mean``, ``std`` and ``size`` of the network's input; ``None`` of feature files"""
     stated: Mapping[str, str] = field(default_factory=dict)
     """What feature files state of their encoder: its name, magnification, size of a patch"""
+    layer: str = ""
+    """Name of the layer, without that of an encoder"""
     pool: str = "gap"
     finest: float | None = None
     """Smallest microns per pixel of the patches; ``None`` where it is unknown"""
@@ -327,13 +329,13 @@ class ConceptVectors(Mapping[tuple[str, str], ConceptVector]):
 
 
 def make_vector(
-    row: ProbeRow, fit: Fit, origin: Origin, *, classes: Sequence[str] = (), unit: str = ""
+    row: ProbeRow, fit: Fit, origin: Origin, place: str, *, classes: Sequence[str] = (), unit: str = ""
 ) -> ConceptVector:
-    """Return the vector of a row of a record from its fit."""
+    """Return the vector of a row from its fit; ``place`` is its layer, with the encoder if that has a name."""
     slope = np.linalg.norm(fit.weights, axis=0)
     direction = np.divide(fit.weights, slope, out=np.zeros_like(fit.weights), where=slope > 0).T
     facts = Facts(
-        layer=row.layer,
+        layer=place,
         concept=row.concept,
         kind=row.kind,
         metric=row.metric,

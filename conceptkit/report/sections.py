@@ -24,6 +24,7 @@ from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.contents import difference_kind, notes_of
 from conceptkit.report.data_parts import data_parts
+from conceptkit.report.encoder_tables import encoder_verdicts
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
 from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
@@ -96,7 +97,7 @@ def section(
 
 
 def _probe_verdicts(record: ProbeRecord) -> list[Verdict]:
-    return [*probe_verdicts(record), *meaning_verdicts(record)]
+    return [*encoder_verdicts(record), *probe_verdicts(record), *meaning_verdicts(record)]
 
 
 def _layers(record: ProbeRecord, run: Run) -> list[Part]:

@@ -104,15 +104,22 @@ def resolution_notes(trained: Resolution | None, table: PatchTable) -> tuple[str
     return (f"RESOLUTION: {far}: what it encodes here may differ from what it learned.",) if far else ()
 
 
-def _far(trained: Resolution, mpp: NDArray[np.float64]) -> str:
-    """Return how many patches have another resolution than a checkpoint, and which; empty without any."""
+def encoder_resolution_notes(name: str, stated: float, table: PatchTable) -> tuple[str, ...]:
+    """Return a note where patches have another number of µm per pixel than the authors of an encoder state."""
+    mpp = microns_per_pixel(table)
+    far = _far(Resolution(finest=stated, coarsest=stated), mpp[~np.isnan(mpp)], f"{name} is used")
+    return (f"RESOLUTION: {far}.",) if far else ()
+
+
+def _far(trained: Resolution, mpp: NDArray[np.float64], what: str = "the checkpoint was trained") -> str:
+    """Return how many patches have another resolution than a network, and which; empty without any."""
     finest, coarsest = trained.finest or 0.0, trained.coarsest or math.inf
     far = (mpp < finest / (1 + ALIKE)) | (mpp > coarsest * (1 + ALIKE))
     if not far.any():
         return ""
     return (
-        f"{int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm per pixel, the "
-        f"checkpoint was trained at {trained}"
+        f"{int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm per pixel, "
+        f"{what} at {trained}"
     )
 
 
