@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.commands.meaning import Tested, measure_meaning
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.features.encoders import Encoder, is_several, open_encoders
 from conceptkit.features.sources import PIXELS, PixelFeatures
@@ -31,8 +33,11 @@ from conceptkit.probe.rows import (
     place_of,
     probe_rows,
 )
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, check_activations
+from conceptkit.probe.vectors import ConceptVector, make_vector, save_vectors
 from conceptkit.records import Note
+from conceptkit.records.meaning import Meaning
 from conceptkit.records.probe import EncoderDifference, ProbeRecord, ProbeRow
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
@@ -57,6 +62,7 @@ from conceptkit.runs.opening import (
 )
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.resolution import Resolution, resolution_of
 from conceptkit.tables.study import Study
 
 RANDOM_NETWORKS = 3
@@ -77,6 +83,10 @@ def probe(
 ) -> ProbeRecord:
     """Check and plan, read features, probe, record."""
     check_protocol(options.protocol, options.adjust, options.leave_out)
+    if options.meaning and options.protocol == "paper":
+        raise InputError(
+            "meaning: not available with `--protocol paper`, which holds nothing out; use cross-validated."
+        )
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
@@ -93,7 +103,9 @@ def probe(
         device=options.device,
         seed=options.seed,
     )
-    rows, differences = _probe_features(options, plan, encoders, notify, progress)
+    fits: dict[tuple[str, str], Fit] = {}
+    rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
+    meanings = _meanings(options, plan, encoders, fits, rows, progress) if options.meaning else ()
     record = ProbeRecord(
         **header(
             options,
@@ -110,11 +122,60 @@ def probe(
         ),
         rows=rows,
         differences=differences,
+        meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
     write_context(folder, plan.table, plan.study, plan.rows, concepts=kept, targets=plan.placed, folds=options.folds)
+    if fits:
+        save_vectors(_vectors(plan, encoders, rows, fits), folder)
     record.save(folder)
     return record
+
+
+def _meanings(
+    options: Probe,
+    plan: _Plan,
+    encoders: Sequence[Encoder],
+    fits: Mapping[tuple[str, str], Fit],
+    rows: Sequence[ProbeRow],
+    progress: Progress | None,
+) -> tuple[Meaning, ...]:
+    """Test the vectors of continuous concepts, encoder by encoder."""
+    found: list[Meaning] = []
+    for one in encoders:
+        own = [row for row in rows if row.encoder == one.name]
+        given = Tested(
+            table=plan.table,
+            features=one.features,
+            targets=plan.targets,
+            fits={(row.layer, row.concept): fits[place_of(row.layer, one.name), row.concept] for row in own},
+            rows=own,
+            batch_size=options.batch_size,
+            device=options.device,
+            seed=options.seed,
+        )
+        stage = place_of("testing what vectors mean", one.name)
+        tested = measure_meaning(given, None if progress is None else at_stage(progress, stage))
+        found += [dataclasses.replace(meaning, layer=place_of(meaning.layer, one.name)) for meaning in tested]
+    return tuple(found)
+
+
+def _vectors(
+    plan: _Plan, encoders: Sequence[Encoder], rows: Sequence[ProbeRow], fits: Mapping[tuple[str, str], Fit]
+) -> list[ConceptVector]:
+    """Return the vectors of the rows, with the features, classes and units that they apply to."""
+    size = Resolution()
+    with contextlib.suppress(InputError):  # features of slides or images that have since been moved
+        size = resolution_of(plan.table.select(plan.rows))
+    origins = {one.name: one.features.origin() for one in encoders}
+    classes = {target.name: target.classes for target in plan.targets}
+    found = []
+    for row in rows:
+        place = place_of(row.layer, row.encoder)
+        origin = dataclasses.replace(origins[row.encoder], layer=row.layer, **dataclasses.asdict(size))
+        unit = plan.study.units.get(row.concept, "")
+        found.append(make_vector(row, fits[place, row.concept], origin, place, classes=classes[row.concept], unit=unit))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +244,14 @@ def _probe_features(
     options: Probe,
     plan: _Plan,
     encoders: Sequence[Encoder],
+    fits: dict[tuple[str, str], Fit],
     notify: Notify | None,
     progress: Progress | None,
 ) -> tuple[tuple[ProbeRow, ...], tuple[EncoderDifference, ...]]:
-    """Read the features, those of random networks and pixel statistics, probe them, and compare encoders."""
+    """Read the features, those of random networks and pixel statistics, probe them, and compare encoders.
+
+    The vectors are added to ``fits``.
+    """
 
     def step(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else at_stage(progress, stage)
@@ -210,6 +275,7 @@ def _probe_features(
         permutations=options.permutations,
         n_resamples=N_RESAMPLES,
         seed=options.seed,
+        keep=True,
         protocol=options.protocol,
         pixels=PixelFeatures(plan.table).read(rows, progress=step("pixel statistics")).get(PIXELS),
         confounders={name: column[rows] for name, column in plan.confounders.items()},
@@ -229,7 +295,9 @@ def _probe_features(
                 row_options,
             )
     refits: PlacedRefits = {}
-    found = probe_rows(layers, placed, row_options, random=of_random, refits=refits, progress=step("probing"))
+    found = probe_rows(
+        layers, placed, row_options, random=of_random, fits=fits, refits=refits, progress=step("probing")
+    )
     return found, encoder_differences(pairs, placed, refits)
 
 

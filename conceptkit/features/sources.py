@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.features import activations
 from conceptkit.features.own_files import LAYER, OwnFeatures, read_features, with_features
 from conceptkit.features.pixels import VERSION, read_pixel_statistics
+from conceptkit.features.stated import stated_of
 from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
 from conceptkit.files.matrix import gather, in_blocks
 from conceptkit.models.backbones import Backbone, weights_setting
 from conceptkit.models.checkpoints import checkpoint_notes, no_control, open_model, random_control
+from conceptkit.probe.vectors import Origin
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -96,6 +99,17 @@ class Features(abc.ABC):
         """Return what a record states of the origin of its features."""
         return {"model": self.model, "weights": self.made_by, "weights_sha256": self.digest()}
 
+    def origin(self) -> Origin:
+        """Return what vectors fitted on these features depend on besides them, without the size of the patches."""
+        settings = self.settings()
+        return Origin(
+            source="network",
+            model=settings["model"],
+            weights=settings["weights"],
+            fingerprint=settings["weights_sha256"],
+            pool=self.pool,
+        )
+
 
 class NetworkFeatures(Features):
     """Activations of a network, kept in the cache folder; of several layers, those that can be pooled.
@@ -165,6 +179,10 @@ class NetworkFeatures(Features):
         """Return network and weights as they open it again."""
         return {**super().settings(), "weights": self._weights}
 
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling."""
+        return dataclasses.replace(super().origin(), preprocessing=dataclasses.asdict(self._backbone.preprocessing))
+
     def random_controls(self, n: int) -> Iterator[Features]:
         """Yield the features of ``n`` networks built alike, with the seeds that follow this network's.
 
@@ -218,6 +236,11 @@ class StoreFeatures(Features):
         """Return the digest of the network, as the store states it."""
         return str(self._store.provenance.get("weights"))
 
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling, as the store states them."""
+        stated = self._store.provenance.get("preprocessing")
+        return dataclasses.replace(super().origin(), source="store", preprocessing=stated)
+
 
 class FileFeatures(Features):
     """Embeddings in the files that the column ``features`` names, as one layer.
@@ -249,6 +272,12 @@ class FileFeatures(Features):
     def digest(self) -> str:
         """Return a digest of the values."""
         return self._features().digest()
+
+    def origin(self) -> Origin:
+        """Return the files and what they state of their encoder, whose digest no file has."""
+        files = self.table.frame["features"].dropna().astype(str).unique()
+        stated = stated_of(self.table.folder / file for file in files)
+        return Origin(source="files", model=self.model, weights=self.made_by, stated=stated, pool=self.pool)
 
 
 class PixelFeatures(Features):

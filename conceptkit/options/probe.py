@@ -53,6 +53,8 @@ class Probe(TableOptions, EncoderOptions, ComputeOptions, RecordCommand):
     """Column whose levels are each held out for one more score; default: the centers, in at most ten parts."""
     repeat: Mapping[str, str] | None = None
     """CONCEPT=COLUMN of its repeated measurement, for the reliability ceiling."""
+    meaning: bool = option(False, flag="--meaning/--no-meaning")
+    """Test whether each vector means its concept: other concepts, refits, disturbed images, nucleus masks."""
     protocol: str = option("cross-validated", choices=("cross-validated", "paper"))
     """cross-validated, or paper: least squares, scored in sample."""
 

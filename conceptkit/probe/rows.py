@@ -18,6 +18,7 @@ from conceptkit.evaluate.paired import Refits, Scored, gain_interval, scored_bal
 from conceptkit.files.matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, unseen_levels
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, Validation, held_out, held_out_each, validate
 from conceptkit.records import Note, ProbeRow
@@ -114,6 +115,7 @@ def probe_rows(
     options: RowOptions,
     *,
     random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
+    fits: dict[tuple[str, str], Fit] | None = None,
     refits: PlacedRefits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
@@ -123,6 +125,7 @@ def probe_rows(
     ----------
     layers : features of the rows that ``targets`` number
     random : scores gathered by :func:`add_random_network`
+    fits : receives the vectors by place of the layer and concept, if the options keep them
     refits : filled for :func:`conceptkit.probe.encoders.encoder_differences`
     progress : receives the number of batches done and in total
     """
@@ -144,6 +147,8 @@ def probe_rows(
                 if refits is not None and of_refits is not None:
                     refits[place] = of_refits
                 values |= _gain_fields(values, (random or {}).get(place, ()), pixel)
+                if (fit := values.pop("fit", None)) is not None and fits is not None:
+                    fits[place] = fit
                 values |= {"encoder": layer.encoder, "model": layer.model, "weights": layer.weights}
                 rows[place] = ProbeRow(layer=layer.name, **values)
     report(len(layers) * len(parts), len(layers) * len(parts))
@@ -175,7 +180,8 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOption
         ]
         notes = tuple(note for values in parts for note in values.pop("notes", ()))
         merged = {name: value for values in parts for name, value in values.items()}
-        yield {**merged, "notes": notes, "own": scored(target, result.predicted), "refits": result.refits}
+        own = {"own": scored(target, result.predicted), "refits": result.refits, "fit": result.fit}
+        yield {**merged, "notes": notes, **own}
 
 
 def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_acc
 from conceptkit.evaluate.scores import Floats, auc, r2
 from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
-from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.classification import ConceptActivationVector, class_shares
 from conceptkit.probe.controls import (
     RANDOM_CONCEPTS,
     SHUFFLES,
@@ -43,7 +43,8 @@ from conceptkit.probe.crossfit import (
     read_fold,
 )
 from conceptkit.probe.folds import make_folds
-from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
+from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
@@ -63,6 +64,8 @@ class Validation:
     controls: bool = False
     """Whether shuffled values and random concepts are scored too"""
     seed: int = 0
+    keep: bool = False
+    """Whether the vectors fitted on all rows are returned too"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class Validated(ProbeScore):
     """(n,) out-of-fold predictions, values or class numbers"""
     refits: Refits
     """The score without each group, for paired differences to other features"""
+    fit: Fit | None = None
+    """The vectors fitted on all rows, if they are kept"""
 
 
 def held_out(
@@ -143,13 +148,15 @@ def _continuous(
         weights = basis.weights(own.response.fit(own.alpha).c)
         return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
 
-    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, _Whole | None]:
         response = whole.response(Y)
         alpha, _ = choose_alpha(response, groups, alphas)
         by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
-        return alpha, by_patch, response.fit(alpha).predict(np.arange(len(Y)))
+        fit = response.fit(alpha)
+        kept = (*fit.coefficients(), patterns_of(response), space_of(whole)) if options.keep else None
+        return alpha, by_patch, fit.predict(np.arange(len(Y))), kept
 
-    parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
+    parts, (alpha, by_patch, fitted, whole) = each_fold_and_all(X, splits, work, of_all)
     every = columns if mix is None else columns @ mix
     predicted = pooled(splits, [part[0] for part in parts])
     alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
@@ -175,6 +182,7 @@ def _continuous(
         )
         for i in range(t)
     ]
+    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, predicted[:, :t], [p[2] for p in parts])
     return [
         _validated(
             target,
@@ -182,6 +190,7 @@ def _continuous(
             intervals[i],
             tested[i],
             refits_of_r2(Y[:, i], predicted[:, i], deleted[:, i], units),
+            fit=fits[i],
             score_in_sample=target.score(fitted[:, i]),
             score_patchwise=target.score(patchwise[:, i]),
             score_shuffled=float(shuffled[i]),
@@ -189,6 +198,36 @@ def _continuous(
             alpha=float(alpha[i]),
             alpha_folds=tuple(alpha_folds[:, i].tolist()),
             cosine=float(cosine[i]),
+        )
+        for i, target in enumerate(targets)
+    ]
+
+
+_Whole = tuple[Floats, Floats, Floats, Space]
+"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space."""
+
+
+def _fits(
+    X: NDArray[Any],
+    targets: Sequence[Target],
+    splits: Sequence[Split],
+    whole: _Whole,
+    predicted: Floats,
+    of_folds: Sequence[Floats],
+) -> list[Fit]:
+    """Return the fit of each target, from held-out predictions (n, t) and the folds' vectors (d, t)."""
+    weights, intercepts, patterns, space = whole
+    clusters = targets[0].clusters
+    space = limited(space, X, clusters, splits)
+    agreed = agreement(X, of_folds)
+    return [
+        make_fit(
+            (weights[:, [i]], intercepts[[i]], patterns[:, [i]]),
+            space,
+            np.abs(target.y - predicted[:, i]),
+            clusters,
+            predicted=predicted[:, i],
+            agreement=float(agreed[i]),
         )
         for i, target in enumerate(targets)
     ]
@@ -270,7 +309,8 @@ def _classified(
     y, k, units = target.y.astype(np.intp), target.n_classes, jackknife_units(target.clusters)
     inflation = refit_inflation(*refitted)
     found = cross_classify(X, target, target.groups, splits)
-    whole = ConceptActivationVector().fit(X, y, target.groups)
+    basis = factorise(X)
+    whole = ConceptActivationVector().fit_basis(basis, y, target.groups)
     patchwise = cross_classify(X, target, None, make_folds(len(X), None, options.folds, seed=options.seed))
     shuffled = random = np.nan
     if options.controls:
@@ -282,12 +322,20 @@ def _classified(
     interval = accuracy_interval(
         y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
     )
+    fit = None
+    if options.keep:
+        space = limited(space_of(basis), X, target.clusters, splits)
+        errors = 1 - np.take_along_axis(class_shares(found.scores), y[:, None], axis=1)[:, 0]
+        fitted = (whole.coef_.T, whole.intercept_, patterns_of(basis.response(target.columns)))
+        agreed = float(agreement(X, found.vectors).mean())
+        fit = make_fit(fitted, space, errors, target.clusters, predicted=found.predicted, agreement=agreed)
     return _validated(
         target,
         found.predicted,
         interval,
         tested,
         refits_of_r2(*refitted, score=scored_balanced_accuracy(y, found.predicted, units, k)),
+        fit=fit,
         auc=auc(y, found.scores),
         auc_low=area.low,
         auc_high=area.high,

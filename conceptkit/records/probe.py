@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from conceptkit.records.base import RowsRecord
+from conceptkit.records.meaning import Meaning
 from conceptkit.records.texts import Note
 
 
@@ -182,5 +183,7 @@ class ProbeRecord(RowsRecord):
 
     schema: ClassVar[str] = "conceptkit/probe/1"
     rows: tuple[ProbeRow, ...]
+    meanings: tuple[Meaning, ...] = ()
+    """Whether the vectors of continuous concepts mean their concepts, with ``--meaning``"""
     differences: tuple[EncoderDifference, ...] = ()
     """Between encoders on the same rows and folds."""

@@ -9,6 +9,7 @@ from conceptkit.options.probe import NO_CENTER
 from conceptkit.records import ProbeRecord, ProbeRow
 from conceptkit.report.contents import is_in_sample, networks
 from conceptkit.report.encoder_tables import encoder_tables
+from conceptkit.report.meaning_tables import meaning_table
 from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.verdicts import judge_probe
 from conceptkit.report.wording import as_float, groups_word, metric_name
@@ -120,6 +121,8 @@ def control_table(record: ProbeRecord) -> Table:
 
 
 def probe_tables(record: ProbeRecord) -> list[Table]:
-    """Return the tables of a record: encoders side by side, the scores, and the controls where any were computed."""
+    """Return the tables of a record: encoders side by side, scores, meanings and controls, where they were computed."""
     controlled = any(r.score_random_concept is not None or r.p is not None for r in record.rows)
-    return [*encoder_tables(record), probe_table(record), *([control_table(record)] if controlled else [])]
+    meanings = [meaning_table(record)] if record.meanings else []
+    controls = [control_table(record)] if controlled else []
+    return [*encoder_tables(record), probe_table(record), *meanings, *controls]

@@ -30,6 +30,7 @@ from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
 from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
+from conceptkit.report.meaning_tables import meaning_verdicts
 from conceptkit.report.part import Part, saved_pictures, table_part
 from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
@@ -96,7 +97,7 @@ def section(
 
 
 def _probe_verdicts(record: ProbeRecord) -> list[Verdict]:
-    return [*encoder_verdicts(record), *probe_verdicts(record)]
+    return [*encoder_verdicts(record), *probe_verdicts(record), *meaning_verdicts(record)]
 
 
 def _layers(record: ProbeRecord, run: Run) -> list[Part]:

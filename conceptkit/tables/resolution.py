@@ -66,11 +66,11 @@ def microns_per_pixel(table: PatchTable) -> NDArray[np.float64]:
 
 
 def resolution_of(table: PatchTable) -> Resolution:
-    """Return the resolution of a table's patches; all of them have the size of the first."""
+    """Return the resolution of a table's patches; all of them have the size of the first, if there are pixels."""
     mpp = microns_per_pixel(table)
     known = mpp[np.isfinite(mpp)]
-    height, width = table.pixels(0).shape[:2]
-    ends = (float(known.min()), float(known.max())) if len(known) == len(mpp) else (None, None)
+    height, width = (0, 1) if table.location is None else table.pixels(0).shape[:2]
+    ends = (float(known.min()), float(known.max())) if 0 < len(known) == len(mpp) else (None, None)
     return Resolution(finest=ends[0], coarsest=ends[1], side=int(height) if height == width else None)
 
 
