@@ -27,7 +27,10 @@ class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     concepts: Names = option((), flag="--concept")
     """Concepts: columns of the table, comma-separated."""
     features: str | Path | None = None
-    """Store of extract, or your own features (.h5, .npy, .parquet), instead of a network."""
+    """Store of extract, or your own features (a folder with a file per slide, .h5, .pt, .npy, .parquet), instead of a
+    network."""
+    per: str | None = option(None, choices=("slide", "patch"))
+    """Unit of a table of slides with features: slide for the mean over its patches (default), or patch."""
     center: str | None = None
     """Column of the centers, or none; default: center, if present."""
     nested: str | None = None
