@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, reason_of
 from conceptkit.features.feature_columns import Columns, copies_of, other_columns
 from conceptkit.features.matrix_files import MATRICES, NUMPY, TENSORS, MatrixFile, open_matrix
-from conceptkit.files.matrix import Part, gather, in_blocks
+from conceptkit.files.matrix import HELD, Part, ReadMatrix, gather, in_blocks
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.table_reading import PARQUET, read_frame
 
@@ -37,9 +37,14 @@ class OwnFeatures:
     notes: tuple[str, ...] = ()
     """Which columns of the files are not used as features"""
 
+    ends: str = ""
+    """Names, sizes and ends of files that are too large to be read for a digest of their values"""
+
     def digest(self) -> str:
         """Return a digest of the values."""
-        digest = hashlib.sha256(f"{self.X.shape}".encode())
+        digest = hashlib.sha256(f"{self.X.shape}{self.ends}".encode())
+        if self.ends:
+            return digest.hexdigest()
         for _, values in in_blocks(len(self.X), self.X.shape[1], self.X.__getitem__):
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
@@ -84,18 +89,54 @@ def read_features(table: PatchTable, rows: NDArray[np.intp], *, away: Path | Non
 
     files_read = [Path(str(file)).name for file in files]
     name = files_read[0] if len(files_read) == 1 else f"{len(files_read)} files"
-    X = gather(len(part), parts(), away)
+    lazy = None if away is None else _in_place(part, files, table.folder, away)
+    X, ends = (gather(len(part), parts(), away), "") if lazy is None else lazy
     copies = copies_of(X, part)
     if copies:
         kept = np.setdiff1d(np.arange(X.shape[1]), list(copies))
         if not len(kept):
             raise InputError(f"features: {name} has no other feature than {next(iter(copies.values()))}.")
-        whole = X
+        whole, ends = X, ""
         X = gather(len(part), in_blocks(len(part), len(kept), lambda rows: whole[rows][:, kept]), away)
     skipped = [f"{column} ({what})" for column, what in columns.skipped.items()]
     skipped += [f"{columns.shown(at)} ({what})" for at, what in copies.items()]
     notes = [f"Columns of the features file that are not used as features: {', '.join(skipped)}."] if skipped else []
-    return OwnFeatures(X, name, tuple(notes))
+    return OwnFeatures(X, name, tuple(notes), ends)
+
+
+def _in_place(part: pd.DataFrame, files: Mapping[Any, Any], folder: Path, away: Path) -> tuple[ReadMatrix, str] | None:
+    """Return rows that are read from their files whenever they are used, and what identifies the files.
+
+    ``None`` where all rows fit into memory, are means, or lie in files with other columns.
+    """
+    paths = [folder / str(file) for file in files]
+    if rows_are_slides(part) or not all(path.suffix.lower() in MATRICES for path in paths):
+        return None
+    file_of, row_of = np.empty(len(part), dtype=np.intp), np.empty(len(part), dtype=np.intp)
+    identities, width = [], 0
+    for k, (path, at) in enumerate(zip(paths, files.values(), strict=True)):
+        with opened(path, part.columns) as file:
+            if k == 0:
+                width = file.shape[-1]
+                if len(part) * width <= HELD:
+                    return None
+            if file.shape[1:] != (width,):
+                raise InputError(f"features: {path} must hold (n, {width}) as the files before it, got {file.shape}.")
+            file_of[at], row_of[at] = k, _rows_in(file, part.iloc[at])
+            ends = [np.asarray(file.values()[row]).tobytes() for row in (0, len(file.values()) - 1)]
+            identities.append(f"{path.name}|{file.shape}|{hashlib.sha256(b''.join(ends)).hexdigest()}")
+
+    def read(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        out = np.empty((len(rows), width), dtype=np.float32)
+        of = file_of[rows]
+        for k in np.unique(of):
+            at = np.flatnonzero(of == k)
+            with _readable(paths[k]), open_matrix(paths[k]) as file:
+                for some, values in _chosen(file.values, row_of[rows[at]], paths[k]):
+                    out[at[some]] = values
+        return out
+
+    return ReadMatrix(read, len(part), width, away), "\n".join(identities)
 
 
 def _from_file(path: Path, part: pd.DataFrame, columns: Columns) -> Iterator[Part]:
@@ -122,10 +163,8 @@ def opened(path: Path, of_table: Iterable[Any], columns: Columns | None = None) 
     InputError
         when there is no such file, or it cannot be read, also while it is open
     """
-    if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
-        raise InputError(f"features: file {path} not found.")
     kind = path.suffix.lower()
-    try:
+    with _readable(path):
         if kind in PARQUET:
             yield _of_parquet(path, of_table, Columns() if columns is None else columns)
         elif kind in MATRICES:
@@ -133,6 +172,14 @@ def opened(path: Path, of_table: Iterable[Any], columns: Columns | None = None) 
                 yield dataclasses.replace(file, ids=_ids_beside(path, file.shape) if kind == NUMPY else None)
         else:
             raise InputError(f"features: must be {', '.join((*MATRICES, *PARQUET))}, got {path.name}.")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
+        raise InputError(f"features: file {path} not found.")
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # h5py, NumPy, torch and Arrow raise many kinds for a broken file

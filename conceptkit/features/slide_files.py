@@ -156,7 +156,7 @@ def _is_of_slides(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".csv"
 
 
-def join_slides(table: PatchTable, features: str | Path | None, per: str | None = None) -> PatchTable:
+def join_slides(table: PatchTable, features: Any, per: str | None = None) -> PatchTable:
     """Return the rows of a table whose features can be read; its notes name what was left out.
 
     A table of slides or patients becomes one of slides, for the mean of their patches, or one of patches. Of a table
@@ -164,7 +164,8 @@ def join_slides(table: PatchTable, features: str | Path | None, per: str | None 
 
     Parameters
     ----------
-    features : folder, manifest or file, as commands take it; ``None`` for column ``features`` of a table of slides
+    features : folder, manifest or file, as commands take it, or several by name, for the rows that are in all;
+        ``None`` for column ``features`` of a table of slides
     per : ``slide`` or ``patch``; ``None`` is ``slide`` for a table of slides
 
     Raises
@@ -172,17 +173,22 @@ def join_slides(table: PatchTable, features: str | Path | None, per: str | None 
     InputError
         when no row has features, files differ in width or encoder, or ``per`` is slide for a table of patches
     """
+    if isinstance(features, Mapping):
+        for name, one in features.items():
+            joined = join_slides(replace(table, notes=()), one, per if _is_by_slide(table.frame) else None)
+            table = replace(joined, notes=(*table.notes, *(f"{name}: {note}" for note in joined.notes)))
+        return table
     frame, by_slide = table.frame, _is_by_slide(table.frame)
     if per == "slide" and not by_slide:
         raise InputError("per: slide needs a table of one row per slide or patient; this one has patches.")
-    if features is not None:
-        found = find_slide_files(Path(features).absolute())
+    place = None if features is None else Path(features).absolute()
+    found = None
+    if place is not None:
+        found = find_slide_files(place) if by_slide or _is_of_slides(place) else None
     elif by_slide and "features" in frame.columns and "slide" in frame.columns:
         rows = frame.dropna(subset="features")
         places = {str(s): table.folder / str(f) for s, f in zip(rows["slide"], rows["features"], strict=True)}
         found = SlideFiles(Path("features"), places)
-    else:
-        found = None
     if found is None or not (by_slide or "slide" in frame.columns):
         if per == "patch" and by_slide:
             raise InputError("per: patch needs a folder with a file per slide, or a file with a column slide.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import os
@@ -108,7 +109,10 @@ class FileMatrix:
 
     def rows(self, rows: NDArray[np.intp]) -> FileMatrix:
         """Return some of the rows; none is read."""
-        return FileMatrix(self._file, self.dtype, self.shape[1], self._at[rows], self._folder)
+        some = copy.copy(self)
+        some._at = self._at[rows]
+        some.shape = (len(some._at), self.shape[1])
+        return some
 
     def new_file(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
         """Return another matrix (n, d') in another file, or ``None`` if the disk has no room for it."""
@@ -147,6 +151,14 @@ class FileMatrix:
             if not got:
                 raise OSError(errno.EIO, "the file of a matrix has become shorter")
             done += got
+
+
+class ReadMatrix(FileMatrix):
+    """Rows that are read from files of other programs whenever they are used: no copy of them is made."""
+
+    def __init__(self, read: Callable[[NDArray[np.intp]], NDArray[Any]], n: int, width: int, folder: Path) -> None:
+        self._read, self._at, self._folder = read, np.arange(n), folder  # type: ignore[method-assign]
+        self.dtype, self.shape = np.dtype(np.float32), (n, width)
 
 
 def rows_of(X: Any, rows: NDArray[np.intp]) -> Any:
