@@ -100,7 +100,7 @@ class FileMatrix:
     """
 
     def __init__(self, file: _Open, dtype: np.dtype[Any], width: int, at: NDArray[np.intp], folder: Path) -> None:
-        self._file, self._at, self._folder = file, at, folder
+        self._file, self._at, self.folder = file, at, folder
         self.dtype = dtype
         self.shape = (len(at), width)
 
@@ -117,7 +117,7 @@ class FileMatrix:
     def new_file(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
         """Return another matrix (n, d') in another file, or ``None`` if the disk has no room for it."""
         try:
-            return _written(n, parts, self._folder)
+            return _written(n, parts, self.folder)
         except InputError:
             return None
 
@@ -157,7 +157,7 @@ class ReadMatrix(FileMatrix):
     """Rows that are read from files of other programs whenever they are used: no copy of them is made."""
 
     def __init__(self, read: Callable[[NDArray[np.intp]], NDArray[Any]], n: int, width: int, folder: Path) -> None:
-        self._read, self._at, self._folder = read, np.arange(n), folder  # type: ignore[method-assign]
+        self._read, self._at, self.folder = read, np.arange(n), folder  # type: ignore[method-assign]
         self.dtype, self.shape = np.dtype(np.float32), (n, width)
 
 

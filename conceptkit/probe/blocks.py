@@ -1,13 +1,14 @@
 """Ridge vectors of rows that are too many for memory, in two passes over them.
 
-The first pass computes the moments of features and targets together in each block of groups. Errors at every penalty
-follow from sums of these; the second pass predicts. A training part chooses its penalties by leaving out each of its
-blocks, at most ten in all: leave-one-group-out itself reads each row for each penalty.
+The first pass computes the moments of features and targets, together, of each unit that the jackknife deletes. Errors
+at every penalty follow from sums of these; the second pass predicts. A training part chooses its penalties by leaving
+out each of its blocks of units, at most ten in all: leave-one-group-out itself reads each row for each penalty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from scipy.linalg.blas import dsyrk
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
-from conceptkit.files.matrix import FileMatrix
+from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
+from conceptkit.probe.crossfit import MOST_UNITS
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
 
@@ -27,6 +29,12 @@ MOST_BLOCKS = 10
 
 _ROWS = 4096
 """Rows read at a time"""
+
+_TOGETHER = 16
+"""Units whose deletion is computed together"""
+
+_TOLERANCE, _MOST_STEPS = 1e-4, 60
+"""Where the deletion of a unit counts as solved: an interval has three digits"""
 
 Fit = tuple[Floats, Floats]
 """Coefficients (d, t) and intercepts (t,)"""
@@ -42,6 +50,7 @@ class HeldOut:
     alpha_folds: Floats  # (folds, t)
     alpha: Floats  # (t,) of the fit on all rows
     weights: list[Floats]  # (d, t) of each fold
+    units: NDArray[np.intp]  # (n,) numbers 0 … u − 1 of the units that are deleted
     deleted: Floats  # (u, t) squared out-of-fold error with each unit deleted
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
 
@@ -52,104 +61,186 @@ def is_many(X: Any, splits: Sequence[Split]) -> bool:
 
 
 def probe_blocks(
-    X: Any,
+    X: FileMatrix,
     columns: Floats,
     mix: Floats,
     t: int,
     groups: NDArray[np.intp] | None,
-    units: NDArray[np.intp],
     splits: Sequence[Split],
     alphas: Floats,
     seed: int,
 ) -> HeldOut:
     """Probe targets in two passes over the rows.
 
-    A deleted unit changes the vectors to first order in its leverage: (I − H_gg)⁻¹ of
-    :func:`conceptkit.probe.crossfit.deleted_errors` is taken as I.
-
     Parameters
     ----------
     X : (n, d) rows
     columns : (n, k), first the ``t`` targets, then controls
     mix : (k, t') combinations that are scored, first the targets
-    groups, units : (n,) numbers of the groups, and of the units that the jackknife deletes; ``groups`` may be ``None``
+    groups : (n,) numbers of the groups, or ``None``
     splits : folds by group
     alphas : penalties to choose from
     seed : of the blocks, and of the folds that mix groups
     """
     d, n_folds = X.shape[1], len(splits)
-    layout = _Blocks.of(groups, splits, seed)
+    layout = _Layout.of(groups, splits, seed)
     mixed = _numbers(make_folds(len(columns), None, n_folds, seed=seed))
-    blocks, parts = _moments(X, columns, [(layout.numbers, columns.shape[1]), (mixed, t)])
+    first = _FirstPass.of(X, columns, layout, mixed, t)
     ridges, alpha_folds, error = [], np.empty((n_folds, mix.shape[1])), np.zeros(mix.shape[1])
     for k in range(n_folds):
-        inside, held = layout.parts(blocks, k)
+        inside, held = layout.parts(first.blocks, k)
         alpha_folds[k] = _chosen_alpha(inside, d, mix, alphas)
         ridges.append(_Ridge.of(gathered(inside), d))
         error += ridges[k].errors_at(held, mix, alpha_folds[k])
     own = mix[:, :t]
-    alpha = _chosen_alpha(blocks, d, own, alphas)
-    of_parts = _chosen_alpha(parts, d, np.eye(t), alphas)
-    patch_fits = [
-        _Ridge.of(gathered(p for j, p in enumerate(parts) if j != i), d).fit(np.eye(t), of_parts)
-        for i in range(n_folds)
-    ]
-    whole = gathered(blocks)
+    alpha, whole = _chosen_alpha(first.blocks, d, own, alphas), gathered(first.blocks)
+    total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
     fits = [ridge.fit(own, alpha_folds[k, :t]) for k, ridge in enumerate(ridges)]
-    second = _SecondPass(n_folds, d, t, int(units.max()) + 1)
-    folds = _numbers(splits)
-    predicted = second.run(
-        X, columns[:, :t], folds, mixed, units, fits, patch_fits, _Ridge.of(whole, d).fit(own, alpha)
+    of_all = _Ridge.of(whole, d).fit(own, alpha)
+    patch_fits = _mixed_fits(first.parts, d, t, alphas)
+    predicted, fitted, patchwise, errors = _second_pass(X, columns[:, :t], layout, mixed, fits, patch_fits, of_all)
+    deleted = np.empty((len(first.units), t))
+    for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
+        deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
+    return HeldOut(
+        predicted,
+        fitted,
+        patchwise,
+        alpha_folds[:, :t],
+        alpha,
+        [fit[0] for fit in fits],
+        layout.unit,
+        deleted,
+        1.0 - error / total,
     )
-    deleted = sum(
-        second.deleted(k, ridge, layout.parts(blocks, k)[1], alpha_folds[k, :t]) for k, ridge in enumerate(ridges)
-    )
-    total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix)
-    weights = [fit[0] for fit in fits]
-    return HeldOut(*predicted, alpha_folds[:, :t], alpha, weights, np.asarray(deleted), 1.0 - error / total)
 
 
 def predict_blocks(
-    X: Any, Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
+    X: FileMatrix, Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
 ) -> Floats:
     """Return out-of-fold predictions (n, t) of targets Y (n, t) in two passes over the rows."""
-    d, layout = X.shape[1], _Blocks.of(groups, splits, 0)
-    blocks = _moments(X, Y, [(layout.numbers, Y.shape[1])])[0]
+    d, layout = X.shape[1], _Layout.of(groups, splits, 0)
     mix, fits = np.eye(Y.shape[1]), []
+    units = _unit_moments(X, Y, layout)
+    blocks = [gathered(units_of) for units_of in _by_block(units, layout)]
     for k in range(len(splits)):
         inside, _ = layout.parts(blocks, k)
         fits.append(_Ridge.of(gathered(inside), d).fit(mix, _chosen_alpha(inside, d, mix, alphas)))
-    folds, out = _numbers(splits), np.empty(Y.shape)
-    for at, block in _read(X):
-        out[at] = _own(_predictions(block, fits), folds[at])
+    out = np.empty(Y.shape)
+    for rows, block in _read(X, np.arange(len(X))):
+        out[rows] = _own(_predictions(block, fits), layout.fold[layout.unit[rows]])
     return out
 
 
 @dataclass(frozen=True)
-class _Blocks:
-    """Blocks of groups, each within one held-out part."""
+class _Layout:
+    """Units that the jackknife deletes, within blocks, within held-out parts."""
 
-    numbers: NDArray[np.intp]  # (n,)
-    fold: NDArray[np.intp]  # (b,) held-out part of each block
+    unit: NDArray[np.intp]  # (n,)
+    block: NDArray[np.intp]  # (u,) block of each unit, ascending
+    fold: NDArray[np.intp]  # (u,) held-out part of each unit
 
     @classmethod
-    def of(cls, groups: NDArray[np.intp] | None, splits: Sequence[Split], seed: int) -> _Blocks:
-        numbers, fold = np.empty(sum(len(test) for _, test in splits), dtype=np.intp), []
+    def of(cls, groups: NDArray[np.intp] | None, splits: Sequence[Split], seed: int) -> _Layout:
+        n = sum(len(test) for _, test in splits)
+        own = np.arange(n) if groups is None else groups
+        count = max(MOST_BLOCKS // len(splits), 1)
+        most = max(MOST_UNITS // (count * len(splits)), 1) if int(own.max()) >= MOST_UNITS else n
+        unit, block, fold = np.empty(n, dtype=np.intp), [], []
         for k, (_, test) in enumerate(splits):
-            own = None if groups is None else np.unique(groups[test], return_inverse=True)[1]
-            count = min(max(MOST_BLOCKS // len(splits), 1), len(test) if own is None else int(own.max()) + 1)
-            parts = [(test, np.arange(len(test)))] if count == 1 else make_folds(len(test), own, count, seed=seed)
-            for _, rows in parts:
-                numbers[test[rows]] = len(fold)
-                fold.append(k)
-        if len(fold) < 3:
+            within = np.unique(own[test], return_inverse=True)[1]
+            parts = min(count, int(within.max()) + 1)
+            blocks = [(test, np.arange(len(test)))]
+            if parts > 1:
+                blocks = make_folds(len(test), within, parts, seed=seed)
+            for _, rows in blocks:
+                numbers = np.unique(within[rows], return_inverse=True)[1] % most
+                unit[test[rows]] = len(block) + numbers
+                number = block[-1] + 1 if block else 0
+                block += [number] * (int(numbers.max()) + 1)
+                fold += [k] * (int(numbers.max()) + 1)
+        if block[-1] < 2:
             raise InputError("groups: choosing a penalty needs at least 2 groups in a training part, it has 1.")
-        return cls(numbers, np.array(fold))
+        return cls(unit, np.array(block), np.array(fold))
 
     def parts(self, blocks: Sequence[Moments], k: int) -> tuple[list[Moments], Moments]:
         """Return the blocks of the training part of fold ``k``, and the moments of its held-out part."""
-        of = list(zip(blocks, self.fold, strict=True))
-        return [block for block, fold in of if fold != k], gathered(block for block, fold in of if fold == k)
+        fold = self.fold[np.unique(self.block, return_index=True)[1]]
+        of = list(zip(blocks, fold, strict=True))
+        return [block for block, own in of if own != k], gathered(block for block, own in of if own == k)
+
+
+@dataclass(frozen=True)
+class _FirstPass:
+    """Moments of features and columns together."""
+
+    blocks: list[Moments]
+    parts: list[Moments]
+    """Of the held-out parts that mix groups, with the targets"""
+    units: list[tuple[int, Floats]]
+    """Number and mean (d,) of the rows of each unit"""
+    scatter: Any
+    """(u · d, d) float32 scatter of each unit about its mean, one below the other"""
+
+    @classmethod
+    def of(cls, X: FileMatrix, columns: Floats, layout: _Layout, mixed: NDArray[np.intp], t: int) -> _FirstPass:
+        """Read all rows once, unit by unit."""
+        d = X.shape[1]
+        parts = [_Sums() for _ in range(int(mixed.max()) + 1)]
+        blocks: list[Moments] = []
+        units: list[tuple[int, Floats]] = []
+
+        def scatters() -> Iterator[Part]:
+            moments = _unit_moments(X, columns, layout, mixed, parts, t)
+            for of_block in _by_block(moments, layout):
+                whole = None
+                for one in of_block:
+                    at = len(units) * d
+                    units.append((one.n, one.mean[:d]))
+                    yield np.arange(at, at + d), one.scatter[:d, :d].astype(np.float32)
+                    whole = one if whole is None else gathered([whole, one])
+                if whole is not None:
+                    blocks.append(whole)
+
+        scatter = gather(len(layout.block) * d, scatters(), X.folder)
+        return cls(blocks, [part.moments() for part in parts], units, scatter)
+
+
+def _by_block(units: Iterator[Moments], layout: _Layout) -> Iterator[Iterator[Moments]]:
+    for _, of_block in itertools.groupby(zip(layout.block, units, strict=True), key=lambda one: int(one[0])):
+        yield (moments for _, moments in of_block)
+
+
+def _unit_moments(
+    X: FileMatrix,
+    columns: Floats,
+    layout: _Layout,
+    mixed: NDArray[np.intp] | None = None,
+    parts: Sequence[_Sums] = (),
+    t: int = 0,
+) -> Iterator[Moments]:
+    """Yield the joint moments of features and columns of each unit; add the rows, with t columns, to ``parts``."""
+    order = np.argsort(layout.unit, kind="stable")
+    sums, d = _Sums(), X.shape[1]
+    current = 0
+    for rows, block in _read(X, order):
+        joint = np.concatenate([block, columns[rows]], axis=1)
+        for number, part in enumerate(parts):
+            if mixed is not None and (own := mixed[rows] == number).any():
+                part.add(joint[own, : d + t])
+        for unit in np.unique(layout.unit[rows]):
+            if unit != current:
+                yield sums.moments()
+                sums, current = _Sums(), unit
+            sums.add(joint[layout.unit[rows] == unit])
+    yield sums.moments()
+
+
+def _mixed_fits(parts: Sequence[Moments], d: int, t: int, alphas: Floats) -> list[Fit]:
+    """Return the fits of folds that mix groups, at penalties with the smallest error on all of them."""
+    alpha = _chosen_alpha(parts, d, np.eye(t), alphas)
+    rest = ([part for j, part in enumerate(parts) if j != i] for i in range(len(parts)))
+    return [_Ridge.of(gathered(some), d).fit(np.eye(t), alpha) for some in rest]
 
 
 def _numbers(splits: Sequence[Split]) -> NDArray[np.intp]:
@@ -160,28 +251,10 @@ def _numbers(splits: Sequence[Split]) -> NDArray[np.intp]:
     return out
 
 
-def _read(X: Any) -> Iterator[tuple[slice, Floats]]:
-    for start in range(0, len(X), _ROWS):
-        at = slice(start, min(start + _ROWS, len(X)))
-        yield at, X[at].astype(np.float64)
-
-
-def _moments(X: Any, columns: Floats, labels: Sequence[tuple[NDArray[np.intp], int]]) -> list[list[Moments]]:
-    """Return the moments of features and columns, together, of each number of each labelling of the rows.
-
-    Parameters
-    ----------
-    labels : numbers (n,), and how many of the first columns are wanted
-    """
-    sums = [[_Sums() for _ in range(int(numbers.max()) + 1)] for numbers, _ in labels]
-    d = X.shape[1]
-    for at, block in _read(X):
-        joint = np.concatenate([block, columns[at]], axis=1)
-        for (numbers, k), of in zip(labels, sums, strict=True):
-            own = numbers[at]
-            for number in np.unique(own):
-                of[number].add(np.ascontiguousarray(joint[own == number, : d + k]))
-    return [[one.moments() for one in of] for of in sums]
+def _read(X: FileMatrix, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    for start in range(0, len(order), _ROWS):
+        rows = order[start : start + _ROWS]
+        yield rows, X[rows].astype(np.float64)
 
 
 class _Sums:
@@ -194,7 +267,7 @@ class _Sums:
         if not self.n:
             self.shift, self.total = rows.mean(0), np.zeros(rows.shape[1])
             self.products = np.zeros((rows.shape[1],) * 2, order="F")
-        rows -= self.shift
+        rows = rows - self.shift
         self.n += len(rows)
         self.total += rows.sum(0)
         self.products = dsyrk(1.0, rows.T, 1.0, self.products, overwrite_c=1)  # half the work of a product
@@ -267,6 +340,73 @@ class _Ridge:
         error += (B * (held.scatter[:d, :d] @ B - 2 * held.scatter[:d, d:] @ mix)).sum(0)
         return np.asarray(error)
 
+    def without(
+        self,
+        units: Sequence[tuple[int, Floats]],
+        scatters: Sequence[NDArray[np.float32]],
+        sums: Floats,
+        alpha: Floats,
+    ) -> tuple[Floats, Floats]:
+        """Return how the deletion of training units changes errors: by level (u, t) + z q (d, u, t), z standardised.
+
+        Parameters
+        ----------
+        units, scatters : number, mean (d,) and scatter (d, d) of each unit
+        sums : (u, 1 + d, t) Σ (1, x) e of its errors
+        alpha : (t,) penalties
+        """
+        d = self.d
+        n = np.array([n for n, _ in units], dtype=np.float64)
+        center = (np.stack([mean for _, mean in units], axis=1) - self.mean[:d, None]) / self.scale[:, None]  # (d, u)
+        inner = (sums[:, 1:] - self.mean[:d, None] * sums[:, :1]).transpose(1, 0, 2) / self.scale[:, None, None]
+        b = np.concatenate([sums[:, 0][None], inner])  # (1 + d, u, t)
+        kept = self.spectrum[:, None] + np.tile(alpha, len(units))  # (d, u · t)
+
+        def spectral(v: Floats, power: float) -> Floats:
+            """Return (G + α)^power v."""
+            flat = self.vectors.T @ v.reshape(d, -1)
+            return np.asarray(self.vectors @ (flat * kept**power)).reshape(v.shape)
+
+        def others(v: Floats) -> Floats:
+            """Return the normal equations of all other rows times v."""
+            at_center = v[0] + np.einsum("du,dut->ut", center, v[1:])
+            out = np.concatenate([self.n * v[:1], spectral(v[1:], 1.0)])
+            out[0] -= n[:, None] * at_center
+            out[1:] -= center[:, :, None] * (n[:, None] * at_center)
+            for i, scatter in enumerate(scatters):
+                out[1:, i] -= (scatter @ (v[1:, i] / self.scale[:, None]).astype(np.float32)) / self.scale[:, None]
+            return out
+
+        def approximately(r: Floats) -> Floats:
+            return np.concatenate([r[:1] / self.n, spectral(r[1:], -1.0)])
+
+        v = _conjugate_gradients(others, approximately, b)
+        return v[0], v[1:]
+
+
+def _conjugate_gradients(
+    product: Callable[[Floats], Floats], precondition: Callable[[Floats], Floats], b: Floats
+) -> Floats:
+    """Solve systems (m, u, t) of symmetric positive definite products, each column on its own."""
+
+    def dot(a: Floats, c: Floats) -> Floats:
+        return np.asarray(np.einsum("mut,mut->ut", a, c))
+
+    z = precondition(b)
+    v, r, p, rz = np.zeros_like(b), b.copy(), z, dot(b, z)
+    goal = _TOLERANCE**2 * rz
+    for _ in range(_MOST_STEPS):
+        if (rz <= goal).all():
+            break
+        Ap = product(p)
+        step = np.divide(rz, dot(p, Ap), out=np.zeros_like(rz), where=rz > goal)
+        v += step * p
+        r -= step * Ap
+        z = precondition(r)
+        before, rz = rz, dot(r, z)
+        p = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > goal) * p
+    return v
+
 
 def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats) -> Floats:
     """Return the penalty of each combination (k, t) with the smallest error on parts that are left out in turn.
@@ -293,66 +433,76 @@ def _own(predictions: Floats, folds: NDArray[np.intp]) -> Floats:
     return np.asarray(predictions[np.arange(len(folds)), folds])
 
 
-class _SecondPass:
-    """Predictions of all rows, and what the deletion of units needs."""
+def _second_pass(
+    X: FileMatrix,
+    Y: Floats,
+    layout: _Layout,
+    mixed: NDArray[np.intp],
+    fits: Sequence[Fit],
+    patch_fits: Sequence[Fit],
+    of_all: Fit,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return three predictions (n, t), and Σ (1, x) e (u, 1 + d, folds, t) of each unit's errors e by each fold.
 
-    def __init__(self, n_folds: int, d: int, t: int, n_units: int) -> None:
-        self.shape = n_folds, t
-        self.pulled = np.zeros((n_units, d, n_folds * t))  # Σ x e over the rows of a unit that train a fold
-        self.level = np.zeros((n_units, n_folds, t))  # Σ e over them
-        self.held = np.zeros((n_folds, n_units, d, t))  # Σ x e over those that are held out
-        self.held_level, self.held_square = (np.zeros((n_folds, n_units, t)) for _ in range(2))
+    The predictions are out of fold, by the fit on all rows, and out of the folds that mix groups. Of the fold that
+    holds a unit out, Σ e² stands in place of Σ e.
+    """
+    predicted, fitted, patchwise = (np.empty(Y.shape) for _ in range(3))
+    f, t = len(fits), Y.shape[1]
+    sums = np.zeros((len(layout.fold), X.shape[1] + 1, f, t))
+    for rows, block in _read(X, np.argsort(layout.unit, kind="stable")):
+        every = _predictions(block, [*fits, *patch_fits, of_all])
+        unit = layout.unit[rows]
+        predicted[rows] = _own(every[:, :f], layout.fold[unit])
+        patchwise[rows], fitted[rows] = _own(every[:, f:-1], mixed[rows]), every[:, -1]
+        error = Y[rows][:, None, :] - every[:, :f]
+        for one in np.unique(unit):
+            own = error[unit == one]
+            sums[one, 0] += own.sum(0)
+            sums[one, 0, layout.fold[one]] += (own[:, layout.fold[one]] ** 2 - own[:, layout.fold[one]]).sum(0)
+            sums[one, 1:] += (block[unit == one].T @ own.reshape(len(own), -1)).reshape(-1, f, t)
+    return predicted, fitted, patchwise, sums
 
-    def run(
-        self,
-        X: Any,
-        Y: Floats,
-        folds: NDArray[np.intp],
-        mixed: NDArray[np.intp],
-        units: NDArray[np.intp],
-        fits: Sequence[Fit],
-        patch_fits: Sequence[Fit],
-        whole: Fit,
-    ) -> tuple[Floats, Floats, Floats]:
-        """Return predictions (n, t) out of fold, by the fit on all rows, and out of the folds that mix groups."""
-        predicted, fitted, patchwise = (np.empty(Y.shape) for _ in range(3))
-        f = len(fits)
-        for at, block in _read(X):
-            every = _predictions(block, [*fits, *patch_fits, whole])
-            own = folds[at]
-            predicted[at], patchwise[at] = _own(every[:, :f], own), _own(every[:, f:-1], mixed[at])
-            fitted[at] = every[:, -1]
-            error = Y[at][:, None, :] - every[:, :f]
-            order = np.lexsort([own, units[at]])
-            starts = np.flatnonzero(np.diff(units[at][order] * f + own[order], prepend=-1))
-            for rows in np.split(order, starts[1:]):
-                self._add(block[rows], error[rows], int(units[at][rows[0]]), int(own[rows[0]]))
-        return predicted, fitted, patchwise
 
-    def _add(self, block: Floats, error: Floats, unit: int, fold: int) -> None:
-        held = error[:, fold].copy()
-        self.held[fold, unit] += block.T @ held
-        self.held_level[fold, unit] += held.sum(0)
-        self.held_square[fold, unit] += (held**2).sum(0)
-        error[:, fold] = 0.0
-        self.pulled[unit] += block.T @ error.reshape(len(block), -1)
-        self.level[unit] += error.sum(0)
+def _deleted(
+    some: NDArray[np.intp],
+    first: _FirstPass,
+    errors: Floats,
+    layout: _Layout,
+    ridges: Sequence[_Ridge],
+    fits: Sequence[Fit],
+    alpha_folds: Floats,
+    mix: Floats,
+) -> Floats:
+    """Return the squared out-of-fold errors (len(some), t) with each of some units deleted, as if refitted.
 
-    def deleted(self, k: int, ridge: _Ridge, held: Moments, alpha: Floats) -> Floats:
-        """Return the squared error (u, t) of held-out rows of fold ``k`` with each unit deleted from both parts."""
-        d, t = ridge.d, self.shape[1]
-        mean, out = ridge.mean[:d], np.empty((len(self.level), t))
-        held_mean, scatter = held.mean[:d], held.scatter[:d, :d]
-        for i in range(t):
-            level = self.level[:, k, i]
-            pulled = (self.pulled[:, :, k * t + i].T - np.outer(mean, level)) / ridge.scale[:, None]
-            q = ridge.vectors @ ((ridge.vectors.T @ pulled) / (ridge.spectrum + alpha[i])[:, None])
-            g = q / ridge.scale[:, None]  # (d, u): the prediction of x changes by level + (x − mean) g
-            at_mean = (held_mean - mean) @ g + level / ridge.n
-            xe, e = self.held[k, :, :, i], self.held_level[k, :, i]
-            linear = at_mean * e.sum() + (xe.sum(0) - held_mean * e.sum()) @ g
-            square = held.n * at_mean**2 + (g * (scatter @ g)).sum(0)
-            own = at_mean * e + ((xe - np.outer(e, held_mean)).T * g).sum(0)
-            squares = self.held_square[k, :, i]
-            out[:, i] = squares.sum() + 2 * linear + square - squares - 2 * own
-        return out
+    Without its rows, in training, the vector of a fold changes by the solution of the normal equations of the others,
+    found by conjugate gradients. Held out, the errors of its own rows are subtracted.
+    """
+    d, t = ridges[0].d, mix.shape[1]
+    scatter = [np.asarray(first.scatter[u * d : (u + 1) * d]) for u in some]
+    out = np.zeros((len(some), t))
+    for k, ridge in enumerate(ridges):
+        _, held = layout.parts(first.blocks, k)
+        B, _ = fits[k]
+        linear = held.scatter[:d, d:] @ mix - held.scatter[:d, :d] @ B  # Σ (x − x̄) e of held-out rows
+        off = (held.mean[d:] - ridge.mean[d:]) @ mix - (held.mean[:d] - ridge.mean[:d]) @ B  # mean e
+        squared = ridge.errors_at(held, mix, alpha_folds[k])
+        out += squared
+        inside = np.flatnonzero(layout.fold[some] != k)
+        of_own = np.flatnonzero(layout.fold[some] == k)
+        out[of_own] -= errors[some[of_own], 0, k]
+        if not len(inside):
+            continue
+        level, q = ridge.without(
+            [first.units[u] for u in some[inside]],
+            [scatter[i] for i in inside],
+            errors[some[inside], :, k],
+            alpha_folds[k],
+        )
+        g = q / ridge.scale[:, None, None]  # (d, u, t)
+        change = level + np.einsum("d,dut->ut", held.mean[:d] - ridge.mean[:d], g)  # of e at the held-out mean
+        flat = g.reshape(d, -1)
+        square = (flat * (held.scatter[:d, :d] @ flat)).sum(0).reshape(-1, t) + held.n * change**2
+        out[inside] += 2 * (held.n * off * change + np.einsum("dt,dut->ut", linear, g)) + square
+    return out

@@ -137,13 +137,13 @@ def _continuous(
     """Validate continuous concepts; each fold's factorisation serves scores, controls, intervals and permutations."""
     t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
     alphas, seed = options.alphas, options.seed
-    Y, units = values_of(targets), jackknife_units(clusters)
+    Y = values_of(targets)
     columns, mix = _with_controls(targets, seed) if options.controls else (Y, None)
     tests = permutation_tests(targets, options.permutations, alphas, seed)
 
     if is_many(X, splits):
         combined = np.eye(t) if mix is None else mix
-        found = probe_blocks(X, columns, combined, t, groups, units, splits, alphas, seed)
+        found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed)
         losses = each_fold(X, splits, tests.in_fold) if tests.by_row else [np.zeros((0, 0))] * len(splits)
     else:
         found, losses = _in_memory(X, columns, mix, targets, splits, tests, options)
@@ -159,7 +159,7 @@ def _continuous(
             found.predicted[:, i],
             clusters,
             found.deleted[:, i],
-            units,
+            found.units,
             n_columns=X.shape[1],
             n_resamples=options.n_resamples,
             seed=seed,
@@ -222,6 +222,7 @@ def _in_memory(
         alpha_folds=alpha_folds,
         alpha=alpha,
         weights=[part[2] for part in parts],
+        units=units,
         deleted=deleted,
         scores=np.array([r2(every[:, i], predicted[:, i]) for i in range(every.shape[1])]),
     )
