@@ -7,9 +7,9 @@ concepts that the features encode in part. ``conceptkit probe`` runs as a proces
 chosen by at most ten blocks of patients, all controls, no permutations.
 
 Endpoints, fixed before the first run: peak resident memory at most 3 GB; every row read at most twice; seconds of work
-at most 6 times the limit, which is reading all files once and one Gram matrix in float64, measured in the same run. With
-``--exact``, R² of each concept within 0.005 of the probe that chooses penalties by leave-one-patient-out, on 40,000 rows
-of 256 columns and 200 patients. The files are deleted afterwards.
+at most 6 times the limit, which is reading all files once and one Gram matrix in float64, measured in the same run.
+With ``--exact``, R² of each concept within 0.005 of the probe that chooses penalties by leave-one-patient-out, on
+40,000 rows of 256 columns and 200 patients. The files are deleted afterwards.
 """
 
 from __future__ import annotations

@@ -1,30 +1,22 @@
-"""A made folder of features per slide, as TRIDENT writes it, and the table of its slides."""
+"""A small made folder of features per slide, and the table of its slides, by the functions of the example."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 
+_SPEC = importlib.util.spec_from_file_location(
+    "made_slide_features", Path(__file__).parents[1] / "examples" / "slide_features.py"
+)
+made = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(made)
+write_trident = made.write_trident
+
 WIDTH = 8
-
-
-def write_trident(path: Path, features, coords, encoder="uni_v1", magnification=20):
-    """Write one slide's file with the datasets and attributes of TRIDENT."""
-    with h5py.File(path, "w") as file:
-        file["features"], file["coords"] = features, coords
-        file["features"].attrs.update({"name": path.stem, "encoder": encoder, "savetodir": str(path.parent)})
-        file["coords"].attrs.update(
-            {
-                "patch_size": 256,
-                "patch_size_level0": 512,
-                "level0_magnification": 40,
-                "target_magnification": magnification,
-                "overlap": 0,
-            }
-        )
 
 
 def write_stamp(path: Path, features, coords, encoder="ctranspath"):
