@@ -1,20 +1,14 @@
-"""A small made folder of features per slide, and the table of its slides, by the functions of the example."""
+"""A small made folder of features per slide, and the table of its slides."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 
-_SPEC = importlib.util.spec_from_file_location(
-    "made_slide_features", Path(__file__).parents[1] / "examples" / "slide_features.py"
-)
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
-write_trident = made.write_trident
+from conceptkit.synthetic import write_trident
 
 WIDTH = 8
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
-from slide_features import WIDTH, slide_study, write_stamp, write_trident
+from slide_features import WIDTH, slide_study, write_stamp
 from typer.testing import CliRunner
 
 import conceptkit as ck
@@ -21,6 +21,7 @@ from conceptkit.features.slide_files import join_slides, with_features
 from conceptkit.features.sources import open_features
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.runs.context import table_targets
+from conceptkit.synthetic import write_trident
 from conceptkit.tables.patches import load_table
 
 QUICK = {"permutations": 0, "folds": 4}
@@ -290,8 +291,16 @@ def test_a_table_of_patches_finds_its_slides_files(made):
     assert "1 slide of the table left out without a features file: S00.svs." in table.notes
     X = open_features(table, ck.load_study(folder / "p.csv"), features=folder / "features").read(np.arange(len(table)))
     place = {(s, x): i for s in found for i, x in enumerate(512 * np.arange(len(found[s])))}
-    wanted = [found[s][place[s, x]] for s, x in zip(table.frame["slide"], table.frame["x"], strict=True)]
+    slides = table.frame["slide"].str.removesuffix(".svs")
+    wanted = [found[s][place[s, x]] for s, x in zip(slides, table.frame["x"], strict=True)]
     np.testing.assert_array_equal(X["features"], np.stack(wanted))
+    bare = table.frame.drop(columns=["patch_id"]).assign(size=256)  # as tile writes it, on a machine without the slides
+    bare.to_csv(folder / "tiles.csv", index=False)
+    tiles = joined(folder, table="tiles.csv")
+    assert tiles.location is None
+    assert tiles.notes[-1] == "There are no pixel statistics to compare with, as no slide of the table was found."
+    (folder / "S01.svs").touch()
+    assert joined(folder, table="tiles.csv").location == "slide"  # the control
     with pytest.raises(InputError, match="per: slide needs a table of one row per slide or patient"):
         joined(folder, "slide", table="p.csv")
     whole = load_table(folder / "p.csv")

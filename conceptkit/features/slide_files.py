@@ -209,10 +209,14 @@ def join_slides(table: PatchTable, features: Any, per: str | None = None) -> Pat
     ]
     if empty := int(frame["slide"].isna().sum()):
         notes.append(f"{empty} rows without a slide left out.")
-    frame = frame.assign(slide=names)[names.notna()]
     if by_slide:
-        frame, of_slides = _expanded(frame, found, per == "patch")
+        frame, of_slides = _expanded(frame.assign(slide=names)[names.notna()], found, per == "patch")
         notes += of_slides
+    else:
+        frame = frame[names.notna()]
+        if table.location == "slide" and not any((table.folder / str(s)).is_file() for s in frame["slide"].unique()):
+            frame = frame.drop(columns="size")  # then the table has no pixels
+            notes.append("There are no pixel statistics to compare with, as no slide of the table was found.")
     aside = {**table.aside} | {name: "coordinates" for name in ("x_um", "y_um") if name in frame.columns}
     return replace(table, frame=frame.reset_index(drop=True), aside=aside, notes=(*table.notes, *notes))
 

@@ -157,8 +157,11 @@ class ReadMatrix(FileMatrix):
     """Rows that are read from files of other programs whenever they are used: no copy of them is made."""
 
     def __init__(self, read: Callable[[NDArray[np.intp]], NDArray[Any]], n: int, width: int, folder: Path) -> None:
-        self._read, self._at, self.folder = read, np.arange(n), folder  # type: ignore[method-assign]
+        self._source, self._at, self.folder = read, np.arange(n), folder
         self.dtype, self.shape = np.dtype(np.float32), (n, width)
+
+    def _read(self, at: NDArray[np.intp]) -> NDArray[Any]:
+        return self._source(at)
 
 
 def rows_of(X: Any, rows: NDArray[np.intp]) -> Any:

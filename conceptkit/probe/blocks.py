@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class HeldOut:
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
 
 
-def is_many(X: Any, splits: Sequence[Split]) -> bool:
+def is_many(X: Any, splits: Sequence[Split]) -> TypeGuard[FileMatrix]:
     """Return whether rows lie in files, and every training part has more of them than columns."""
     return isinstance(X, FileMatrix) and all(len(train) > X.shape[1] for train, _ in splits)
 
@@ -146,7 +146,9 @@ class _Layout:
         own = np.arange(n) if groups is None else groups
         count = max(MOST_BLOCKS // len(splits), 1)
         most = max(MOST_UNITS // (count * len(splits)), 1) if int(own.max()) >= MOST_UNITS else n
-        unit, block, fold = np.empty(n, dtype=np.intp), [], []
+        unit = np.empty(n, dtype=np.intp)
+        block: list[int] = []
+        fold: list[int] = []
         for k, (_, test) in enumerate(splits):
             within = np.unique(own[test], return_inverse=True)[1]
             parts = min(count, int(within.max()) + 1)
