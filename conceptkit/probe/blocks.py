@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,13 @@ class HeldOut:
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
 
 
-def is_many(X: Any, splits: Sequence[Split]) -> TypeGuard[FileMatrix]:
+def is_many(X: Any, splits: Sequence[Split]) -> bool:
     """Return whether rows lie in files, and every training part has more of them than columns."""
     return isinstance(X, FileMatrix) and all(len(train) > X.shape[1] for train, _ in splits)
 
 
 def probe_blocks(
-    X: FileMatrix,
+    X: Any,
     columns: Floats,
     mix: Floats,
     t: int,
@@ -74,7 +74,7 @@ def probe_blocks(
 
     Parameters
     ----------
-    X : (n, d) rows
+    X : (n, d) rows, a :class:`conceptkit.files.matrix.FileMatrix`
     columns : (n, k), first the ``t`` targets, then controls
     mix : (k, t') combinations that are scored, first the targets
     groups : (n,) numbers of the groups, or ``None``
@@ -116,7 +116,7 @@ def probe_blocks(
 
 
 def predict_blocks(
-    X: FileMatrix, Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
+    X: Any, Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
 ) -> Floats:
     """Return out-of-fold predictions (n, t) of targets Y (n, t) in two passes over the rows."""
     d, layout = X.shape[1], _Layout.of(groups, splits, 0)
