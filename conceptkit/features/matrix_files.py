@@ -20,7 +20,7 @@ from conceptkit.files.hdf5 import check_heaps
 HDF5, TENSORS, NUMPY = (".h5", ".hdf5"), (".pt", ".pth"), ".npy"
 
 MATRICES = (*HDF5, *TENSORS, NUMPY)
-"""Suffixes of files with one matrix, and at most coordinates and attributes beside it"""
+"""Suffixes of files with one matrix, and at most coordinates and attributes"""
 
 NAMES = ("features", "feats")
 """Dataset of the features: of TRIDENT and CLAM, and of STAMP"""
@@ -51,7 +51,7 @@ class MatrixFile:
     facts: Mapping[str, str] = field(default_factory=dict)
     """How patches were cut, as far as the file states it"""
     ids: pd.DataFrame | None = None
-    """Columns ``patch_id`` or ``slide`` of the rows, where the file, or a table beside it, names them"""
+    """Columns ``patch_id`` or ``slide`` of the rows, where the file, or a table of the same name, names them"""
 
     def place_columns(self) -> tuple[str, str] | None:
         """Return the columns of a table with the coordinates of patches; ``None`` without known coordinates."""

@@ -169,7 +169,7 @@ def opened(path: Path, of_table: Iterable[Any], columns: Columns | None = None) 
             yield _of_parquet(path, of_table, Columns() if columns is None else columns)
         elif kind in MATRICES:
             with open_matrix(path) as file:
-                yield dataclasses.replace(file, ids=_ids_beside(path, file.shape) if kind == NUMPY else None)
+                yield dataclasses.replace(file, ids=_ids_next_to(path, file.shape) if kind == NUMPY else None)
         else:
             raise InputError(f"features: must be {', '.join((*MATRICES, *PARQUET))}, got {path.name}.")
 
@@ -200,8 +200,8 @@ def slide_rows(file: MatrixFile) -> dict[str, NDArray[np.intp]] | None:
     return {str(slide): np.asarray(at, dtype=np.intp) for slide, at in file.ids.groupby("slide").indices.items()}
 
 
-def _ids_beside(path: Path, shape: tuple[int, ...]) -> pd.DataFrame | None:
-    """Return the table that lies beside a .npy file and names its rows, if there is one."""
+def _ids_next_to(path: Path, shape: tuple[int, ...]) -> pd.DataFrame | None:
+    """Return the table next to a .npy file that names its rows, if there is one."""
     beside = next((place for end in (".csv", *PARQUET) if (place := path.with_suffix(end)).is_file()), None)
     if beside is None:
         return None
@@ -251,7 +251,7 @@ _OTHERWISE = {
     **dict.fromkeys(TENSORS, "a .pt file has no coords: "),
     **dict.fromkeys(PARQUET, "or the file a patch_id: "),
 }
-"""What else would name the patches of a file, at the beginning of a sentence"""
+"""What the patches of a file could be found by, at the beginning of a sentence"""
 
 
 def _by_id(part: pd.DataFrame, ids: pd.Series[Any], path: Path) -> NDArray[np.intp]:

@@ -72,7 +72,7 @@ def find_slide_files(path: Path) -> SlideFiles | None:
 
     Files of a folder and its subfolders are named like slides. A manifest is a table with the column ``file`` (relative
     to its folder), ``slide`` if files are not named like slides, and ``patient``; in a folder it is called
-    :data:`MANIFEST`. In a file of several slides, or a table beside a .npy file, column ``slide`` names them.
+    :data:`MANIFEST`. In a file of several slides, or a table next to a .npy file, column ``slide`` names them.
 
     Raises
     ------
