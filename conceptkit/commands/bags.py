@@ -127,7 +127,7 @@ def _training(options: Bags) -> TrainingOptions:
 
 
 def _open(study: Any, options: Bags) -> _Opened:
-    opened, table = open_source(options, study)
+    opened, table = open_source(options, study, per="patch")
     opened = opened.replace(label=options.label)
     by, positive, notes = options.by, options.positive, []
     if by is None and opened.synthetic and opened.label == "label" and positive is None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, OwnFeatures, read_features, with_features
+from conceptkit.features.own_files import LAYER, OwnFeatures, read_features
 from conceptkit.features.pixels import VERSION, read_pixel_statistics
+from conceptkit.features.slide_files import with_features
 from conceptkit.features.stated import stated_of
 from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
@@ -317,7 +318,8 @@ def open_features(
     ----------
     study : names the network, its weights and layers
     layers : names; ``None`` for the study's, or all of a store's. A feature file has one layer
-    features : activation store, or your own feature file (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
+    features : activation store; your own feature file (HDF5 of TRIDENT, CLAM or STAMP, ``.pt``, ``.npy``, Parquet); or
+        a folder or manifest with a file per slide, for a table with a column ``slide``
     pool, batch_size, device, seed : see :class:`NetworkFeatures`
 
     Raises

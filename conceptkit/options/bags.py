@@ -33,7 +33,7 @@ class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
     layer: str | None = None
     """Layer whose pooled output is the features of a patch; default: the study's first."""
     features: str | Path | None = None
-    """Your own features (.h5, .npy, .parquet), instead of a network's."""
+    """Your own features (a folder with a file per slide, .h5, .pt, .npy, .parquet), instead of a network's."""
     attention: str = option("gated", choices=("gated", "plain", "mean"))
     """Pooling of patches; mean for no attention."""
     embedding: int = option(64, minimum=1)

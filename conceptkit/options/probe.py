@@ -29,10 +29,12 @@ class Probe(TableOptions, EncoderOptions, ComputeOptions, RecordCommand):
     concepts: Names = option((), flag="--concept")
     """Concepts: columns of the table, comma-separated."""
     features: Any = option(None, parse=features_given)
-    """Store of extract, or your own features (.h5, .npy, .parquet), instead of a network. Several encoders, as
-    NAME=PATH,NAME=PATH, are compared."""
+    """Store of extract, or your own features (a folder with a file per slide, .h5, .pt, .npy, .parquet), instead of a
+    network. Several encoders, as NAME=PATH,NAME=PATH, are compared."""
     against: str | None = None
     """Encoder that the others are compared with; default: every two encoders."""
+    per: str | None = option(None, choices=("slide", "patch"))
+    """Unit of a table of slides with features: slide for the mean over its patches (default), or patch."""
     center: str | None = None
     """Column of the centers, or none; default: center, if present."""
     nested: str | None = None

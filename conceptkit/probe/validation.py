@@ -22,6 +22,7 @@ from conceptkit.evaluate.intervals import (
 from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_accuracy
 from conceptkit.evaluate.scores import Floats, auc, r2
 from conceptkit.probe.alpha import choose_alpha
+from conceptkit.probe.blocks import HeldOut, is_many, predict_blocks, probe_blocks
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
 from conceptkit.probe.classification import ConceptActivationVector, class_shares
 from conceptkit.probe.controls import (
@@ -46,7 +47,7 @@ from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
 from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
-from conceptkit.probe.testing import Tested, permutation_tests
+from conceptkit.probe.testing import Permutations, Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
 
 
@@ -107,7 +108,13 @@ def held_out_each(
     """Return the result of :func:`held_out` for each of ``count`` matrices (n, d), read one after the other."""
     if targets[0].kind == "continuous":
         splits = targets[0].folds(folds) if splits is None else splits
-        each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
+        Y, groups = values_of(targets), targets[0].groups
+        rest = iter(matrices)
+        first = next(rest)
+        if is_many(first, splits):
+            each = [predict_blocks(X, Y, groups, splits, alphas) for X in itertools.chain([first], rest)]
+        else:
+            each = cross_predict(itertools.chain([first], rest), count, Y, groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
     each_splits = [target.folds(folds) if splits is None else splits for target in targets]
     return [
@@ -138,9 +145,68 @@ def _continuous(
     """Validate continuous concepts; each fold's factorisation serves scores, controls, intervals and permutations."""
     t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
     alphas, seed = options.alphas, options.seed
-    Y, units = values_of(targets), jackknife_units(clusters)
+    Y = values_of(targets)
     columns, mix = _with_controls(targets, seed) if options.controls else (Y, None)
     tests = permutation_tests(targets, options.permutations, alphas, seed)
+
+    if is_many(X, splits):
+        combined = np.eye(t) if mix is None else mix
+        found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed)
+        losses = each_fold(X, splits, tests.in_fold) if tests.by_row else [np.zeros((0, 0))] * len(splits)
+        fits: Sequence[Fit | None] = [None] * t
+    else:
+        found, losses, fits = _in_memory(X, columns, mix, targets, splits, tests, options)
+    tested = tests.finish(X, splits, losses)
+    shuffled = random = np.full(t, np.nan)
+    if options.controls:
+        shuffled = found.scores[t:][: t * SHUFFLES].reshape(t, -1).mean(1)
+        random = found.scores[t:][t * SHUFFLES :].reshape(t, -1).mean(1)
+    cosine = mean_cosine(found.weights)
+    intervals = [
+        r2_interval(
+            Y[:, i],
+            found.predicted[:, i],
+            clusters,
+            found.deleted[:, i],
+            found.units,
+            n_columns=X.shape[1],
+            n_resamples=options.n_resamples,
+            seed=seed,
+        )
+        for i in range(t)
+    ]
+    return [
+        _validated(
+            target,
+            found.predicted[:, i],
+            intervals[i],
+            tested[i],
+            refits_of_r2(Y[:, i], found.predicted[:, i], found.deleted[:, i], found.units),
+            fit=fits[i],
+            score_in_sample=target.score(found.fitted[:, i]),
+            score_patchwise=target.score(found.patchwise[:, i]),
+            score_shuffled=float(shuffled[i]),
+            score_random_concept=float(random[i]),
+            alpha=float(found.alpha[i]),
+            alpha_folds=tuple(found.alpha_folds[:, i].tolist()),
+            cosine=float(cosine[i]),
+        )
+        for i, target in enumerate(targets)
+    ]
+
+
+def _in_memory(
+    X: NDArray[Any],
+    columns: Floats,
+    mix: Floats | None,
+    targets: Sequence[Target],
+    splits: Sequence[Split],
+    tests: Permutations,
+    options: Validation,
+) -> tuple[HeldOut, list[Floats], Sequence[Fit | None]]:
+    """Return what :func:`probe_blocks` does with leave-one-group-out penalties, the losses of permutations, and fits."""
+    t, groups, alphas = len(targets), targets[0].groups, options.alphas
+    Y, units = columns[:, :t], jackknife_units(targets[0].clusters)
 
     def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         reading = read_fold(basis, split, columns, groups, alphas, mix)
@@ -157,50 +223,24 @@ def _continuous(
         return alpha, by_patch, fit.predict(np.arange(len(Y))), kept
 
     parts, (alpha, by_patch, fitted, whole) = each_fold_and_all(X, splits, work, of_all)
-    every = columns if mix is None else columns @ mix
     predicted = pooled(splits, [part[0] for part in parts])
     alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
-    cosine = mean_cosine([part[2] for part in parts])
     deleted = np.sum([part[3] for part in parts], axis=0)
-    tested = tests.finish(X, splits, [part[4] for part in parts])
-    shuffled = random = np.full(t, np.nan)
-    if options.controls:
-        scores = np.array([r2(every[:, i], predicted[:, i]) for i in range(t, every.shape[1])])
-        shuffled = scores[: t * SHUFFLES].reshape(t, -1).mean(1)
-        random = scores[t * SHUFFLES :].reshape(t, -1).mean(1)
-    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=seed), by_patch)
-    intervals = [
-        r2_interval(
-            Y[:, i],
-            predicted[:, i],
-            clusters,
-            deleted[:, i],
-            units,
-            n_columns=X.shape[1],
-            n_resamples=options.n_resamples,
-            seed=seed,
-        )
-        for i in range(t)
-    ]
-    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, predicted[:, :t], [p[2] for p in parts])
-    return [
-        _validated(
-            target,
-            predicted[:, i],
-            intervals[i],
-            tested[i],
-            refits_of_r2(Y[:, i], predicted[:, i], deleted[:, i], units),
-            fit=fits[i],
-            score_in_sample=target.score(fitted[:, i]),
-            score_patchwise=target.score(patchwise[:, i]),
-            score_shuffled=float(shuffled[i]),
-            score_random_concept=float(random[i]),
-            alpha=float(alpha[i]),
-            alpha_folds=tuple(alpha_folds[:, i].tolist()),
-            cosine=float(cosine[i]),
-        )
-        for i, target in enumerate(targets)
-    ]
+    every = columns if mix is None else columns @ mix
+    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=options.seed), by_patch)
+    found = HeldOut(
+        predicted=predicted[:, :t],
+        fitted=fitted,
+        patchwise=patchwise,
+        alpha_folds=alpha_folds,
+        alpha=alpha,
+        weights=[part[2] for part in parts],
+        units=units,
+        deleted=deleted,
+        scores=np.array([r2(every[:, i], predicted[:, i]) for i in range(every.shape[1])]),
+    )
+    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, found.predicted, found.weights)
+    return found, [part[4] for part in parts], fits
 
 
 _Whole = tuple[Floats, Floats, Floats, Space]

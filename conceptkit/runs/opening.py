@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_place
+from conceptkit.features.slide_files import join_slides
 from conceptkit.files.atomic import LOCK_FILE, held
 from conceptkit.models.names import is_factory
 from conceptkit.options.base import Command, Progress
@@ -102,10 +103,19 @@ def open_study(
     return opened, patches
 
 
-def open_source(options: Any, study: Any, *, opens_model: bool = True) -> tuple[Study, PatchTable]:
-    """Return the study, with its fields replaced by a command's options, and its table; see :func:`open_study`."""
+def open_source(
+    options: Any, study: Any, *, opens_model: bool = True, per: str | None = None
+) -> tuple[Study, PatchTable]:
+    """Return the study, with its fields replaced by a command's options, and the rows of its table with features.
+
+    ``per`` is the unit of a table of slides, for commands without that option. See :func:`open_study` and
+    :func:`conceptkit.features.slide_files.join_slides`.
+    """
     model, weights = getattr(options, "model", None), getattr(options, "weights", None)
-    return open_study(study, options.table, model, weights, options.group, options.categorical, opens_model=opens_model)
+    opened, table = open_study(
+        study, options.table, model, weights, options.group, options.categorical, opens_model=opens_model
+    )
+    return opened, join_slides(table, getattr(options, "features", None), getattr(options, "per", per))
 
 
 def header(options: Command, study: Study, folder: Path, notes: Iterable[str], **settings: Any) -> dict[str, Any]:
