@@ -26,7 +26,7 @@ from conceptkit.options.audit import Audit
 from conceptkit.options.base import Notify, Progress
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.permutation import level_of
-from conceptkit.probe.remnants import a_distance, cost_of_erasure, read_remnant, scores_within
+from conceptkit.probe.remnants import Remnant, a_distance, cost_of_erasure, read_remnants, scores_within
 from conceptkit.probe.targets import Target, check_activations
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.report.judging import SIGNIFICANT
@@ -150,7 +150,15 @@ def _probe_places(
         if progress is not None:
             progress("probing", k, len(places))
         for erased in (False, True) if place != LOGIT else (False,):
-            rows += [_row(options, place, X, target, reader, erased) for reader in PROBES]
+            found = read_remnants(
+                X,
+                target,
+                erased=erased,
+                folds=options.folds,
+                permutations=options.permutations,
+                seed=options.seed,
+            )
+            rows += [_row(place, X.shape[1], target, reader, erased, one) for reader, one in found.items()]
         before, after = (np.nan, np.nan)
         if place != LOGIT:
             before, after = cost_of_erasure(X, target, label, n_classes, folds=options.folds)
@@ -161,16 +169,7 @@ def _probe_places(
     return tuple(rows), tuple(costs)
 
 
-def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, reader: str, erased: bool) -> AuditRow:
-    one = read_remnant(
-        X,
-        target,
-        reader,
-        erased=erased,
-        folds=options.folds,
-        permutations=options.permutations,
-        seed=options.seed,
-    )
+def _row(place: str, width: int, target: Target, reader: str, erased: bool, one: Remnant) -> AuditRow:
     tested = one.tested
     return AuditRow(
         layer=place,
@@ -178,7 +177,7 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         erased=erased,
         n=len(target.rows),
         n_groups=target.n_groups,
-        width=X.shape[1],
+        width=width,
         metric=target.metric,
         score=one.score,
         low=one.interval.low,
