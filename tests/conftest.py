@@ -24,6 +24,16 @@ settings.register_profile("conceptkit", derandomize=True, deadline=None, databas
 settings.load_profile("conceptkit")
 
 
+HEAVY = ("audit", "forms", "guide_options", "families", "grids", "training_processes", "report", "extracting")
+"""Test files of 30 to 60 s of processor time, the longest first"""
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest files first: one that begins last would leave the other processors idle."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Keep the user's cache folder out of the tests."""

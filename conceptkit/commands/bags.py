@@ -17,8 +17,7 @@ from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
 from conceptkit.features.sources import open_features
-from conceptkit.guide.bag_table import Bags as BagTable
-from conceptkit.guide.bag_table import make_bags
+from conceptkit.guide.bag_table import BagTable, make_bags
 from conceptkit.guide.bags import BagBench
 from conceptkit.guide.bench import ALIKE, arms_of
 from conceptkit.guide.engine import TrainingEngine
