@@ -2,22 +2,35 @@
 
     python benchmarks/intervals.py                    # 1,000 data sets for each case, some minutes
     python benchmarks/intervals.py --sets 200 --groups 30
+    python benchmarks/intervals.py --weighted         # coverage of the difference of two weighted AUCs only
 
-Two models have the same true AUC and correlated scores; patients differ in both, and in how far each model is off.
+Two models have the same true AUC and correlated scores; patients differ in both, and in how far each model is off. For
+weighted AUCs one model also follows the center, which earns it an AUC but no weighted AUC, and the other is noisier.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 
 import numpy as np
 
 from conceptkit.evaluate.paired import paired_interval, scored_auc, scored_balanced_accuracy, scored_r2
 from conceptkit.evaluate.resampling import draw_groups, percentile_interval
+from conceptkit.evaluate.scores import auc
+from conceptkit.evaluate.weighted import empty_cells, scored_weighted
 
 PATCHES = 10
 BOUNDS = (0.03, 0.07)
+
+COVERAGE = (0.93, 0.98)
+CENTERS = {"equal": (1 / 3, 1 / 3, 1 / 3), "unequal": (0.6, 0.25, 0.15)}
+"""Shares of the patients"""
+PREVALENCE = {"equal": (0.5, 0.5, 0.5), "confounded": (0.8, 0.5, 0.3)}
+"""Share of tumor by center"""
+SHIFT = 0.8
+"""Shift of the score of one model, per unit of prevalence"""
 
 
 def simulate(rng, n_groups, *, per, share=0.5, classes=2):
@@ -36,6 +49,61 @@ def simulate(rng, n_groups, *, per, share=0.5, classes=2):
         score = 1.2 * np.eye(classes)[y] + own[groups] + 0.7 * patch + 0.7 * rng.normal(size=patch.shape)
         scores.append(score[:, 1] - score[:, 0] if classes == 2 else score)
     return y, groups, scores
+
+
+def simulate_centers(rng, n_groups, *, per, shares, prevalence):
+    """Labels, groups, centers, and the scores of a model that follows the center and of one that does not.
+
+    Patients have 4 to 16 patches. Every center has at least two patients of each class where patients have one label.
+    """
+    counts = np.maximum(np.round(np.array(shares) * n_groups).astype(int), 4)
+    center = np.repeat(np.arange(len(counts)), counts)
+    groups = np.repeat(np.arange(len(center)), rng.integers(4, 17, len(center)))
+    if per == "patch":
+        y = (rng.random(len(groups)) < np.array(prevalence)[center][groups]).astype(int)
+    else:
+        tumor = [np.clip(round(p * n), 2, n - 2) for p, n in zip(prevalence, counts, strict=True)]
+        y = np.concatenate([np.arange(n) < t for t, n in zip(tumor, counts, strict=True)]).astype(int)[groups]
+    patient, patch = rng.normal(size=len(center)), rng.normal(size=len(groups))
+    scores = []
+    for shift, noise in ((SHIFT, 0.7), (0.0, 1.0)):
+        own = 0.6 * patient + 0.5 * rng.normal(size=len(center)) + shift * np.array(prevalence)[center]
+        scores.append(1.2 * y + own[groups] + 0.7 * patch + noise * rng.normal(size=len(groups)))
+    return y, groups, center[groups], scores
+
+
+def weighted_coverage(n_sets, n_groups, *, seed=1, **case):
+    """Share of intervals that contain the mean difference of all sets, that mean, the same of plain AUCs, and the mean
+    effective number."""
+    rng = np.random.default_rng(seed)
+    found = []
+    while len(found) < n_sets:
+        y, groups, centers, scores = simulate_centers(rng, n_groups, **case)
+        if empty_cells(y, centers):
+            continue
+        both = [scored_weighted(y, 1 / (1 + np.exp(-score)), groups, centers)["auc"] for score in scores]
+        interval = paired_interval([both[0]], [both[1]])
+        plain = auc(y, scores[0]) - auc(y, scores[1])
+        found.append((interval.mean, interval.low, interval.high, plain, interval.effective))
+    mean, low, high, plain, effective = np.array(found).T
+    return np.mean((low <= mean.mean()) & (mean.mean() <= high)), mean.mean(), plain.mean(), effective.mean()
+
+
+def report_weighted(n_sets, sizes):
+    """Print the coverage for centers of equal and unequal size, with and without confounding."""
+    print(f"\nCoverage of 95 % intervals of the difference of two weighted AUCs, {n_sets} data sets each")
+    print(f"{'case':<52}{'groups':>7}{'effective':>11}{'difference':>12}{'unweighted':>12}{'coverage':>10}")
+    for per, size, label in itertools.product(("patch", "patient"), CENTERS, PREVALENCE):
+        for n_groups in sizes:
+            case = {"per": per, "shares": CENTERS[size], "prevalence": PREVALENCE[label]}
+            covered, mean, plain, effective = weighted_coverage(n_sets, n_groups, **case)
+            mark = "  ok" if COVERAGE[0] <= covered <= COVERAGE[1] else "  OUTSIDE"
+            name = f"label per {per}, centers {size}, labels {label}"
+            print(
+                f"{name:<52}{n_groups:>7}{effective:>11.1f}{mean:>+12.3f}{plain:>+12.3f}{covered:>10.3f}{mark}",
+                flush=True,
+            )
+    print(f"asked: {COVERAGE[0]} to {COVERAGE[1]}")
 
 
 def _shares(share, classes):
@@ -105,8 +173,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000)
     parser.add_argument("--groups", type=int, nargs="*", default=[30, 12])
+    parser.add_argument("--weighted", action="store_true")
     given = parser.parse_args()
     start = time.process_time()
+    if given.weighted:
+        report_weighted(given.sets, (40, 20))
+        print(f"{time.process_time() - start:.0f} s of CPU")
+        return
     print(f"Share of 95 % intervals that exclude a true difference of 0, {given.sets} data sets each")
     print(f"{'case':<44}{'groups':>7}{'Student':>9}{'percentile':>12}")
     cases = [(per, share, 2) for per in ("patch", "patient") for share in (0.5, 0.3)] + [("patch", 1 / 3, 3)]
@@ -119,6 +192,7 @@ def main():
     for what in ("R²", "balanced accuracy"):
         for n_groups in given.groups:
             print(f"{what:<44}{n_groups:>7}{rejected_other(given.sets, n_groups, what=what):>9.3f}", flush=True)
+    report_weighted(given.sets, (40, 20))
     print(f"asked at 30 groups: {BOUNDS[0]} to {BOUNDS[1]}; {time.process_time() - start:.0f} s of CPU")
 
 

@@ -27,6 +27,15 @@ ADAPTERS: Registry[Any] = Registry(
 """Functions from a published layout of data to a patch table, see :mod:`conceptkit.pathology.adapters`; each is a
 subcommand of ``adapt``"""
 
+ARMS: Registry[Any] = Registry(
+    "arms",
+    _in("guide.arms", "baseline", "balanced", "augmented", "guided", random="random_target", shuffled="shuffled")
+    | _in("guide.arms", "logistic"),
+    member="conceptkit.guide.arms:ArmKind",
+)
+"""Networks that ``guide`` trains next to each other, see :func:`conceptkit.guide.arms.as_arm`; the first ones are
+references"""
+
 ATTRIBUTIONS: Registry[Any] = Registry(
     "attributions", _in("attribution.sensitivity", "gradient", integrated="integrated_gradient")
 )
@@ -34,7 +43,7 @@ ATTRIBUTIONS: Registry[Any] = Registry(
 
 DISCOURAGING: Registry[Any] = Registry(
     "discouraging",
-    _in("guide.discouraging", "confusion", "reversal", "coral", "mmd", "leace"),
+    _in("guide.discouraging", "confusion", "ridge", "reversal", "coral", "mmd", "leace"),
     member="conceptkit.guide.discouraging:Method",
 )
 """Methods of discouraging a concept, see :func:`conceptkit.guide.discouraging.as_method`"""
@@ -119,7 +128,7 @@ FAMILIES: Mapping[str, Registry[Any]] = {
     registry.family: registry
     for registry in (
         *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, POOLINGS, ATTRIBUTIONS, PROBES),
-        *(WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES),
+        *(ARMS, WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES),
     )
 }
 """Name → family"""

@@ -9,9 +9,10 @@ from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.preprocessing import StandardScaler
 
 from conceptkit.errors import InputError
+from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.probe import alpha as alpha_module
 from conceptkit.probe.alpha import choose_alpha, deleted_residuals, left_out_error
-from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, mean_cosine, read_fold
+from conceptkit.probe.crossfit import deleted_errors, each_fold, mean_cosine, read_fold
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, factorise
 

@@ -263,7 +263,8 @@ def test_differences_are_those_of_the_scores_averaged_over_seeds(made):
     differences = found(paired_differences(runs, plan, reading))
     assert set(differences) == {
         *((s, m) for s in ("internal", "external", "overall") for m in ("auc", "auc_within_center")),
-        *(("internal", metric) for metric in ("probe:count", "linear:center", "mlp:center")),
+        *((s, f"{m}_weighted") for s in ("internal", "external") for m in ("auc", "balanced_accuracy", "brier", "ece")),
+        *(("internal", metric) for metric in ("probe:count", "linear:center", "mlp:center", "kernel:center")),
     }
 
     def mean(value):

@@ -259,10 +259,10 @@ def test_balanced_rows_tell_nothing_of_the_label() -> None:
     torch.testing.assert_close(balanced[:, 0], expected)
 
 
-def test_a_discouraged_value_has_a_bounded_loss() -> None:
+def test_a_reversed_value_has_a_bounded_loss() -> None:
     task = Task(name="size", kind="continuous", adversarial=True)
     output = torch.tensor([[1e6], [0.5]], requires_grad=True)
-    loss = task_loss(task, output, torch.tensor([0.0, 0.0]))
+    loss = task_loss(task, output, torch.tensor([0.0, 0.0]), bounded=True)
     assert loss.item() == pytest.approx((1.0 + 1.0 - math.exp(-0.125)) / 2)
     loss.backward()
     assert output.grad is not None

@@ -172,11 +172,20 @@ def introduce(console: Console, study: Study) -> None:
 
 
 def show_record(console: Console, record: Record, *, verbose: bool = False) -> None:
-    """Print a record's tables, its verdicts and its notes; with ``verbose`` also the tables of controls."""
+    """Print what leads a record, its tables, verdicts and notes; with ``verbose`` also the tables of controls."""
     from conceptkit.report.sections import KINDS
 
     kind = KINDS[type(record)]
+    show_verdicts(console, kind.lead(record))
     show_findings(console, record, kind.tables(record), kind.verdicts(record), verbose=verbose)
+
+
+def show_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print verdicts with their marks."""
+    from conceptkit.report.judging import MARKS
+
+    for verdict in verdicts:
+        console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
 
 
 def show_findings(
@@ -190,14 +199,14 @@ def show_findings(
     """
     from conceptkit.records.texts import DOUBTS
     from conceptkit.report.contents import notes_of
-    from conceptkit.report.judging import LEGEND, MARKS
-    from conceptkit.report.table import numeric_columns, shown
+    from conceptkit.report.judging import LEGEND
+    from conceptkit.report.table import in_parts, numeric_columns, shown
 
     for table in tables:
         if verbose or not table.details:
-            show_table(console, table.title, shown(table), numeric_columns(table))
-    for verdict in verdicts:
-        console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
+            for part in in_parts(table):
+                show_table(console, part.title, shown(part), numeric_columns(part))
+    show_verdicts(console, verdicts)
     if verdicts:
         console.print(LEGEND, style="dim")
     for note in notes_of(record):
@@ -208,20 +217,28 @@ def show_findings(
 def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Collection[str] = ()) -> None:
     """Print a table of texts: columns that do not fit the line go below, after the first columns again.
 
-    Nothing is broken within a word: headings wrap between words, and a name longer than :data:`NAME_MOST` loses its
-    middle, different from the others that it stands with.
+    Nothing is broken within a word: headings wrap between words, and so do names where the table then fits. A name
+    longer than :data:`NAME_MOST` loses its middle, different from the others that it stands with.
     """
     from conceptkit.report.short_names import apart
 
     columns = {str(name): apart(cells[name].tolist(), NAME_MOST) for name in cells.columns}
     widths = {n: max(map(len, [*n.split(), *texts]), default=0) + 3 for n, texts in columns.items()}
     names = list(itertools.takewhile(lambda name: name not in numeric and name != "verdict", columns))
+    width = min(console.width, WIDTH)
+    # To one block if that is possible, else so that the first columns fit half the line.
+    for over in (sum(widths.values()) + 1 - width, sum(widths[name] for name in names) - WIDTH // 2):
+        least = {n: max(len(word) for text in (n, *columns[n]) for word in text.split() or [""]) + 3 for n in names}
+        if 0 < over <= sum(widths[name] - least[name] for name in names):
+            for name in sorted(names, key=lambda n: least[n] - widths[n]):
+                cut = min(over, widths[name] - least[name])
+                widths[name], over = widths[name] - cut, over - cut
     while names and sum(widths[name] for name in names) > WIDTH // 2:
         names.pop()
     blocks: list[list[str]] = [[]]
     for name in columns:
         if name not in names:
-            if blocks[-1] and sum(widths[n] for n in (*names, *blocks[-1], name)) >= min(console.width, WIDTH):
+            if blocks[-1] and sum(widths[n] for n in (*names, *blocks[-1], name)) >= width:
                 blocks.append([])
             blocks[-1].append(name)
     for k, block in enumerate(blocks):

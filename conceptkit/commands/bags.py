@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,19 @@ from conceptkit.errors import InputError, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
 from conceptkit.evaluate.scores import auc
+from conceptkit.families import ARMS
 from conceptkit.features.sources import open_features
+from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bag_table import BagTable, make_bags
 from conceptkit.guide.bags import BagBench
-from conceptkit.guide.bench import ALIKE, arms_of
+from conceptkit.guide.bench import ALIKE, Places
+from conceptkit.guide.contrast import NONE, Contrast, announced
+from conceptkit.guide.endpoints import evaluated
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.plan import Plan, make_plan
-from conceptkit.guide.reading import Reading, TrainedRun, evaluated, paired_differences
+from conceptkit.guide.reading import Reading, TrainedRun, compared_pairs, declare, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes, concept_tasks, signed_names
 from conceptkit.guide.weighting import parse_weighting
 from conceptkit.models.guided import MAIN, Task
@@ -79,6 +84,11 @@ def bags(
     reading = Reading.of(
         opened.bags.table, opened.study, plan, *signed_names(opened.tasks), options.folds, options.within
     )
+    given = [Conditions.of(opened.bags.table, plan, opened.tasks, 1, training, seed) for seed in options.seeds]
+    arms, _ = choose_arms(None, given[0])
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], plan, reading)
+    if notify is not None and primary is not None:
+        notify("\n".join([*said, *announced(primary)]))
     features, made_with, notes = _features(opened, options, progress)
     bench = BagBench(
         opened.bags.table,
@@ -92,15 +102,15 @@ def bags(
         shape={"embedding": options.embedding, "hidden": options.hidden, "attention": options.attention},
         made_with={**made_with, "by": opened.by, "label_rule": opened.bags.label_rule},
     )
-    arms = {"baseline": opened.tasks[:1], **({"guided": opened.tasks} if len(opened.tasks) > 1 else {})}
     trained: list[TrainedRun] = []
     attention: dict[str, NDArray[np.float64]] = {}
-    for arm, places in arms_of(arms, training, options.seeds, folder):
-        outcome = bench.train(arm, places)
+    for conditions, name in itertools.product(given, arms):
+        arm = ARMS[name].make(conditions)
+        outcome = bench.train(arm, Places(folder / "checkpoints" / arm.label))
         trained.append(outcome.run)
         attention[arm.label] = bench.attention(outcome.model)
-    all_notes = [*opened.notes, *notes, ALIKE, *balance_notes(training, opened.tasks), *reading.notes]
-    record = _record(bench, opened, options, training, trained, folder, all_notes)
+    all_notes = [*opened.notes, *notes, ALIKE, *balance_notes(training, opened.tasks), *reading.notes, *said]
+    record = _record(bench, opened, options, training, trained, folder, all_notes, primary)
     if options.attention != "mean" and opened.bags.positive is not None:
         scores = [score for run in trained for score in _attention_scores(opened, run, attention[run.label])]
         record = dataclasses.replace(record, attention=tuple(scores))
@@ -190,6 +200,7 @@ def _record(
     trained: Sequence[TrainedRun],
     folder: Path,
     notes: Sequence[str],
+    primary: Contrast | None,
 ) -> BagsRecord:
     study, plan, reading = opened.study, opened.plan, bench.reading
     sizes = np.array([len(rows) for rows in opened.bags.members])
@@ -200,6 +211,7 @@ def _record(
             study,
             folder,
             notes,
+            primary=str(primary or NONE),
             label=study.label,
             classes=list(plan.classes),
             by=opened.by,
@@ -216,7 +228,7 @@ def _record(
         units={k: v for k, v in study.units.items() if k in (*reading.encourage, *reading.discourage)},
         evaluated_on=reading.where,
         runs=tuple(run.record for run in trained),
-        differences=tuple(paired_differences(trained, plan, reading)),
+        differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
         by=opened.by,
         label_rule=opened.bags.label_rule,
         n_bags={name: len(rows) for name, rows in plan.rows.items()},

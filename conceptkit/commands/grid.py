@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptkit.commands.grid_record import write_grid_record
+from conceptkit.commands.grid_record import declared_contrast, write_grid_record
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import held
 from conceptkit.grid.folder import claim, note_plan, remove_partial
@@ -16,6 +16,7 @@ from conceptkit.grid.plan import is_trained
 from conceptkit.grid.request import GridRequest, read_request
 from conceptkit.grid.run import GridSpec, bench_of, forget, remove_cache
 from conceptkit.grid.training import train_missing
+from conceptkit.guide.contrast import announced
 from conceptkit.jobs import Engine
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.grid import Grid
@@ -63,8 +64,9 @@ def grid(
     try:
         bench = bench_of(spec, str(request.study.model))
         request = _without_missing_networks(spec, request)
+        primary, said = declared_contrast(bench, request.cells, options.primary)
         if notify is not None:
-            notify("\n".join([bench.setup.trains, *request.skipped, *bench.reading.notes]))
+            notify("\n".join([bench.setup.trains, *request.skipped, *bench.reading.notes, *said, *announced(primary)]))
         with held(folder):
             networks = dict.fromkeys(cell.model for cell in request.cells if cell.model)
             digests = {name: bench_of(spec, name).setup.backbone.fingerprint() for name in networks}
@@ -72,7 +74,7 @@ def grid(
             remove_partial(folder)
             note_plan(folder, sum(is_trained(cell) for cell in request.cells) * len(options.seeds))
             failed = train_missing(spec, request.cells, engine, progress)
-            record = write_grid_record(spec, request, folder, failed, progress)
+            record = write_grid_record(spec, request, folder, failed, progress, primary, said)
             remove_cache(folder)
     finally:
         forget(spec)
@@ -142,5 +144,6 @@ def _common(spec: GridSpec) -> dict[str, Any]:
         "concepts": sorted([list(goal) for goal in spec.goals], key=str),  # models may name them in any order
         "folds": options.folds,
         "within": list(options.within),
+        "primary": options.primary,
         **dataclasses.asdict(bench.setup.training),
     }

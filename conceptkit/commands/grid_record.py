@@ -19,12 +19,15 @@ from conceptkit.grid.request import GridRequest
 from conceptkit.grid.run import GridSpec, bench_of, computed_runs
 from conceptkit.guide.affinity import measure_affinity
 from conceptkit.guide.bench import PatchBench
+from conceptkit.guide.contrast import NONE, Contrast
 from conceptkit.guide.embeddings import drawn_rows
-from conceptkit.guide.reading import TrainedRun, evaluated, paired_differences
+from conceptkit.guide.endpoints import evaluated
+from conceptkit.guide.reading import TrainedRun, declare, paired_differences
 from conceptkit.guide.setup import ONLY_BASELINE, balance_notes
 from conceptkit.models.backbones import weights_setting
 from conceptkit.options.base import Progress
-from conceptkit.records import Affinity, GridRecord, Note, PatchLevel
+from conceptkit.records import Affinity, GridCell, GridRecord, Note, PatchLevel
+from conceptkit.records.grid import reference_cell
 from conceptkit.report.drawing import to_bytes
 from conceptkit.report.grid_figures import grid_figures
 from conceptkit.runs.opening import header
@@ -36,13 +39,20 @@ PATCH_LEVEL_NOTE = (
 
 
 def write_grid_record(
-    spec: GridSpec, request: GridRequest, folder: Path, failed: dict[str, str], progress: Progress | None
+    spec: GridSpec,
+    request: GridRequest,
+    folder: Path,
+    failed: dict[str, str],
+    progress: Progress | None,
+    primary: Contrast | None,
+    said: Sequence[Note],
 ) -> GridRecord:
     """Make the record of all finished runs, and write it with the files of its report.
 
     Parameters
     ----------
     failed : run → why it failed; what is computed from a failed run is added
+    primary, said : the contrast that was declared before the training, and notes on it
     """
     bench, options = bench_of(spec, str(spec.study.model)), spec.options
     kept = [
@@ -58,6 +68,7 @@ def write_grid_record(
     notes = (
         *(note for note in bench.setup.notes if note != ONLY_BASELINE),
         *reading.notes,
+        *said,
         *bench.notes,
         *balance_notes(bench.setup.training, bench.setup.tasks),
         *request.notes,
@@ -67,7 +78,7 @@ def write_grid_record(
         *([PATCH_LEVEL_NOTE] if paper else []),
     )
     record = GridRecord(
-        **header(request.options, study, folder, notes, **_settings(request, bench)),
+        **header(request.options, study, folder, notes, primary=str(primary or NONE), **_settings(request, bench)),
         grid=request.grid,
         cells=request.cells,
         runs=tuple(run.record for run in trained),
@@ -77,10 +88,10 @@ def write_grid_record(
         splits=counted.rows,
         affinity=tuple(_affinities(spec, bench, progress)) if options.affinity else (),
     )
-    pairs = _pairs(record)
+    pairs = _pairs(record.cells)
     record = dataclasses.replace(
         record,
-        differences=tuple(paired_differences(trained, bench.plan, reading, pairs=pairs)),
+        differences=tuple(paired_differences(trained, bench.plan, reading, pairs=pairs, primary=primary)),
         patch_level=tuple(_patch_level(trained, bench, pairs)) if paper else (),
     )
     _write_context(folder, bench, kept, trained)
@@ -125,13 +136,23 @@ def _settings(request: GridRequest, bench: PatchBench) -> dict[str, Any]:
     }
 
 
-def _pairs(record: GridRecord) -> list[tuple[str, str]]:
+def declared_contrast(
+    bench: PatchBench, cells: Sequence[GridCell], text: str | None
+) -> tuple[Contrast | None, list[Note]]:
+    """Return the primary contrast of a grid; by default that of its only model, and none with several models."""
+    models = [cell.name for cell in cells if (cell.encourage or cell.discourage) and not (cell.control or cell.curve)]
+    runs = list(dict.fromkeys(name for name, _ in _pairs(cells)))
+    default = models[0] if len(models) == 1 else None
+    return declare(text, runs, bench.plan, bench.reading, default=default)
+
+
+def _pairs(cells: Sequence[GridCell]) -> list[tuple[str, str]]:
     """Return which cells are compared: each with the single task of its own weighting, and with that of vanilla."""
-    single = [c for c in record.cells if not (c.encourage or c.discourage) and c.weighting == "vanilla"]
+    single = [c for c in cells if not (c.encourage or c.discourage) and c.weighting == "vanilla"]
     pairs: dict[tuple[str, str], None] = {}
-    for cell in record.cells:
+    for cell in cells:
         vanilla = next((c.name for c in single if c.model in (cell.model or c.model,)), None)
-        for other in (record.reference(cell), vanilla):
+        for other in (reference_cell(cell, cells), vanilla):
             if other is not None and other != cell.name:
                 pairs[cell.name, other] = None
     return list(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from conceptkit.errors import InputError
-from conceptkit.guide.bench import ALIKE, PatchBench, Spaces, arms_of
+from conceptkit.families import ARMS
+from conceptkit.guide.arms import Conditions, choose_arms
+from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
 from conceptkit.guide.building import build_model
+from conceptkit.guide.contrast import NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
 from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
 from conceptkit.guide.plan import make_plan
-from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, paired_differences
+from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, compared_pairs, declare, paired_differences
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
@@ -83,7 +87,7 @@ def _outline(opened: _Opened, setup: Setup, options: Guide) -> Outline:
         settings=dataclasses.asdict(setup.training),
         unfrozen=unfrozen(network, setup.backbone, setup.training),
         trunk=network.trunk_widths,
-        branches=branches(network),
+        branches=branches(network, setup.training),
         trainable_before_heads=numbers["before_heads"],
         trainable_heads=numbers["heads"],
         trainable_loss_weights=numbers["loss_weights"],
@@ -104,12 +108,17 @@ def _guide(
     check_processes(setup.training, setup.tasks, engine)
     names = signed_names(setup.tasks)
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
-    if notify is not None:
-        notify("\n".join([setup.trains, *setup.skipped, *reading.notes]))
     bench = PatchBench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
+    arms, skipped = choose_arms(options.arms, _conditions(bench, _seeds(options)[0]))
+    bench.copies = max(ARMS[name].make(_conditions(bench, 0)).options.augment for name in arms)
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    if notify is not None:
+        lines = [setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said, *announced(primary)]
+        notify("\n".join(lines))
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
-    trained, spaces = _train(bench, options, folder)
-    record = _record(bench, options, opened, trials, trained, folder)
+    trained, spaces = _train(bench, arms, options, folder)
+    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said]
+    record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms)
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -162,22 +171,33 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     return _Opened(opened, table, stated, goals, latent)
 
 
-def _train(bench: PatchBench, options: Guide, folder: Path) -> tuple[list[TrainedRun], dict[str, Spaces]]:
+def _conditions(bench: PatchBench, seed: int) -> Conditions:
+    return Conditions.of(bench.data, bench.plan, bench.setup.tasks, bench.setup.kept, bench.setup.training, seed)
+
+
+def _named(arms: Sequence[str]) -> str:
+    return f"Arms: {'; '.join(f'{name} ({ARMS[name].meaning})' for name in arms)}."
+
+
+def _train(
+    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path
+) -> tuple[list[TrainedRun], dict[str, Spaces]]:
     """Train all networks, and return their runs and, of the first seed, the features that figures show."""
-    setup = bench.setup
-    arms = {"baseline": setup.tasks[: setup.kept]}
-    if len(setup.tasks) > setup.kept:
-        arms["guided"] = setup.tasks
     trained, spaces = [], {}
-    for arm, places in arms_of(arms, setup.training, _seeds(options), folder):
-        places = dataclasses.replace(
-            places,
+    for seed, name in itertools.product(_seeds(options), arms):
+        arm = ARMS[name].make(_conditions(bench, seed))
+        first = seed == _seeds(options)[0]
+        if arm.fit is not None:
+            trained += [arm.fit(bench, arm)] if first else []  # nothing of it depends on the seed
+            continue
+        places = Places(
+            folder / "checkpoints" / arm.label,
             state=folder / UNFINISHED / f"{arm.label}-{bench.digest(arm)}.ckpt",
             logs=folder / "logs" / arm.label if options.log else None,
         )
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
-        if arm.seed == _seeds(options)[0]:
+        if first:
             spaces[arm.label] = bench.spaces(outcome)
     return trained, spaces
 
@@ -200,9 +220,12 @@ def _record(
     bench: PatchBench,
     options: Guide,
     opened: _Opened,
+    notes: Sequence[str],
     trials: Sequence[Trial],
     trained: Sequence[TrainedRun],
     folder: Path,
+    primary: Contrast | None,
+    arms: Sequence[str],
 ) -> GuideRecord:
     study, setup, plan, reading = bench.study, bench.setup, bench.plan, bench.reading
     return GuideRecord(
@@ -210,7 +233,9 @@ def _record(
             options,
             study,
             folder,
-            _notes(bench, options, opened, trials),
+            notes,
+            primary=str(primary or NONE),
+            arms=list(arms),
             model=study.model_name,
             weights=weights_setting(setup.backbone, study.weights),
             weights_sha256=setup.backbone.fingerprint(),
@@ -232,5 +257,5 @@ def _record(
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
         evaluated_on=reading.where,
         runs=tuple(run.record for run in trained),
-        differences=tuple(paired_differences(trained, plan, reading)),
+        differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
     )

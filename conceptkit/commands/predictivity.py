@@ -12,9 +12,9 @@ from conceptkit.errors import InputError, check_distinct, check_seeds
 from conceptkit.evaluate.paired import mean_interval, scored_auc
 from conceptkit.evaluate.scores import Floats
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
+from conceptkit.guide.endpoints import evaluated
 from conceptkit.guide.goals import Goal
 from conceptkit.guide.plan import Plan, make_plan
-from conceptkit.guide.reading import evaluated
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.predictivity import Predictivity
 from conceptkit.probe.targets import make_target

@@ -1,4 +1,4 @@
-"""Group means, effective number of groups and intra-class correlation."""
+"""Group means, effective number of groups, units of the jackknife, intra-class correlation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.scores import Floats
+
+MOST_UNITS = 200
+"""Maximum number of jackknife units; more groups are deleted several at a time."""
 
 
 def group_means(values: Floats, groups: NDArray[np.intp]) -> Floats:
@@ -48,3 +51,9 @@ def intraclass_correlation(columns: Floats, groups: NDArray[np.intp]) -> float:
     typical = (n - float(np.sum(counts.astype(float) ** 2)) / n) / (g - 1)
     total = between + (typical - 1) * within
     return (between - within) / total if total > 0 else float("nan")
+
+
+def jackknife_units(clusters: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the units (n,) that the jackknife deletes: groups, or unions of them if there are many."""
+    n_groups = int(clusters.max()) + 1
+    return clusters if n_groups <= MOST_UNITS else clusters % MOST_UNITS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from conceptkit.evaluate.clustering import effective_number
 from conceptkit.evaluate.resampling import Resamples, draw_groups, r2_sums
@@ -61,6 +61,13 @@ def coverage_note(n_groups: int, n_columns: int | None = None, *, effective: flo
 def student_reach(effective: float) -> float:
     """Return the 97.5 % quantile of Student's t with ``effective`` − 1 degrees of freedom, at least 1."""
     return float(stdtrit(max(effective - 1, 1), 0.975))
+
+
+def student_p(difference: float, error: float, effective: float) -> float:
+    """Return the two-sided p of a difference of 0, for the distribution of :func:`student_reach`."""
+    if error == 0:
+        return float(difference == 0)
+    return 2 * float(stdtr(max(effective - 1, 1), -abs(difference) / error))
 
 
 def _noted(groups: NDArray[np.intp], n_columns: int | None = None) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import effective_size
-from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, jackknife_error, student_reach
+from conceptkit.evaluate.intervals import LEAST_LOW, coverage_note, jackknife_error, student_p, student_reach
 from conceptkit.evaluate.resampling import r2_sums
 from conceptkit.evaluate.scores import Floats, auc, balanced_accuracy, confusion, r2, recall_mean
 
@@ -21,9 +21,14 @@ class Scored:
 
     value: float
     deleted: Floats
-    """(g,) the score without the rows of each group; NaN where it is undefined"""
+    """(g,) the score without the rows of each group, or of each union of groups; NaN where it is undefined"""
     sizes: Floats | None = None
-    """(g,) rows of each group; ``None``: equal sizes"""
+    """Rows of each group, or their weight; ``None``: equal sizes. They may be more than the units of ``deleted``"""
+
+    @property
+    def effective(self) -> float:
+        """Return the number of equal groups with this information (Kish, 1965)."""
+        return float(len(self.deleted)) if self.sizes is None else effective_size(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class PairedInterval:
     n_groups: int
     note: str | None = None
     """Caveat of the interval"""
+    effective: float = float("nan")
+    """Effective number of groups (Kish)"""
+    p: float = float("nan")
+    """Two-sided p of Student's test; below 0.05 exactly where the interval excludes 0"""
 
 
 def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> PairedInterval:
@@ -43,7 +52,8 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> Paired
 
     The difference is averaged over the pairs (the seeds) first, so the interval is that of the average. With D the
     difference and D₋ᵢ that without group i, the standard error is √((g−1)/g · Σᵢ(D₋ᵢ − D̄₋)²), and the interval
-    D ± t(k−1)·error with Kish's effective number k of groups, which is g for groups of equal size.
+    D ± t(k−1)·error with Kish's effective number k of groups, which is g for groups of equal size. The p of D = 0 is
+    that of D/error for the same distribution.
 
     Parameters
     ----------
@@ -62,12 +72,14 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> Paired
     mean = float(np.mean([a.value - b.value for a, b in pairs]))
     deleted = np.mean([a.deleted - b.deleted for a, b in pairs], axis=0)  # (g,)
     g = len(deleted)
+    n_groups, effective = g if first[0].sizes is None else len(first[0].sizes), first[0].effective
     if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
-        return PairedInterval(mean, float("nan"), float("nan"), g, "no interval: it needs two groups of each class")
-    sizes = first[0].sizes
-    effective = float(g) if sizes is None else effective_size(sizes)
-    reach = student_reach(effective) * jackknife_error(deleted)
-    return PairedInterval(mean, mean - reach, mean + reach, g, coverage_note(g, effective=effective))
+        why = "no interval: it needs two groups of each class, and of weighted rows in each center"
+        return PairedInterval(mean, float("nan"), float("nan"), n_groups, why, effective)
+    error = jackknife_error(deleted)
+    reach = student_reach(effective) * error
+    note, p = coverage_note(n_groups, effective=effective), student_p(mean, error, effective)
+    return PairedInterval(mean, mean - reach, mean + reach, n_groups, note, effective, p)
 
 
 def estimable(found: PairedInterval) -> PairedInterval:
@@ -75,7 +87,9 @@ def estimable(found: PairedInterval) -> PairedInterval:
     if not max(-found.low, found.high) > -LEAST_LOW:
         return found
     nan, ends = float("nan"), f"{found.low:.4g} to {found.high:.4g}"
-    return dataclasses.replace(found, low=nan, high=nan, note=f"the interval is not estimable: it would be {ends}")
+    return dataclasses.replace(
+        found, low=nan, high=nan, p=nan, note=f"the interval is not estimable: it would be {ends}"
+    )
 
 
 def gain_interval(

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+CALIBRATION_BINS = 10
+"""Bins of equal width of the calibration error"""
+
 
 def r2(y: Floats, predicted: Floats) -> float:
     """Return R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)² of predictions (n,); NaN when y (n,) is constant."""
@@ -79,22 +82,31 @@ def best_threshold(y: NDArray[np.intp], probability: Floats) -> float:
     return float(best[np.argmin(np.abs(best - 0.5))])
 
 
+def squared_errors(y: NDArray[np.intp], probability: Floats) -> Floats:
+    """Return the squared error (n,) of the probability of class 1, or its sum over more than two classes."""
+    if probability.ndim == 1:
+        return np.asarray((probability - (y == 1)) ** 2)
+    return np.asarray(((probability - np.eye(probability.shape[1])[y]) ** 2).sum(1))
+
+
 def brier(y: NDArray[np.intp], probability: Floats) -> float:
     """Return the mean squared error of the probabilities, summed over classes when there are more than two."""
-    if probability.ndim == 1:
-        return float(np.mean((probability - (y == 1)) ** 2))
-    return float(np.mean(((probability - np.eye(probability.shape[1])[y]) ** 2).sum(1)))
+    return float(np.mean(squared_errors(y, probability)))
 
 
-def calibration_error(y: NDArray[np.intp], probability: Floats, *, bins: int = 10) -> float:
-    """Return the expected calibration error (Guo et al., 2017) over bins of equal width, weighted by rows.
+def calibration_gaps(y: NDArray[np.intp], probability: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Return the bin of each row (n,), and by how much its outcome exceeds its probability.
 
     Probabilities are (n,) of class 1; or (n, k), of which the most likely class is scored.
     """
     top, true = (probability, y == 1) if probability.ndim == 1 else (probability.max(1), probability.argmax(1) == y)
-    bin_of = np.minimum((top * bins).astype(np.intp), bins - 1)
-    gaps = np.bincount(bin_of, weights=true - top, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    return np.minimum((top * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1), true - top
+
+
+def calibration_error(y: NDArray[np.intp], probability: Floats) -> float:
+    """Return the expected calibration error (Guo et al., 2017) over bins of equal width, weighted by rows."""
+    bin_of, gaps = calibration_gaps(y, probability)
+    return float(np.abs(np.bincount(bin_of, weights=gaps)).sum() / len(y))
 
 
 def main_task_scores(y: NDArray[np.intp], probability: Floats, *, threshold: float = 0.5) -> Mapping[str, float]:

@@ -83,7 +83,7 @@ def measure_affinity(
                 _set_training(model, True)
                 reads = model.reads(*inputs.rest(*inputs.batch(batch, where)))
                 outputs = model.outputs(reads)
-                losses = [task_loss(t, outputs[t.name], targets[t.name][batch]) for t in model.tasks]
+                losses = [task_loss(t, outputs[t.name], targets[t.name][batch], bounded=True) for t in model.tasks]
                 optimizer.zero_grad()
                 torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
@@ -135,7 +135,8 @@ def _losses(
     with torch.set_grad_enabled(with_gradient):
         reads = model.reads(*inputs.rest(*inputs.batch(rows, device)))
         return [
-            task_loss(task, model.heads[task.name](reads[task.layer]), targets[task.name][rows]) for task in model.tasks
+            task_loss(task, model.heads[task.name](reads[task.layer]), targets[task.name][rows], bounded=True)
+            for task in model.tasks
         ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,16 +22,17 @@ from conceptkit.guide.building import build_model
 from conceptkit.guide.embeddings import drawn_rows, read_spaces, write_embeddings
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
-from conceptkit.guide.objective import encode
+from conceptkit.guide.objective import encode, joint_codes
 from conceptkit.guide.plan import Plan
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
 from conceptkit.guide.setup import Setup
 from conceptkit.guide.training import DivergedError, Trained, predict, train
 from conceptkit.models.checkpoints import save_checkpoint
-from conceptkit.models.guided import MAIN, GuidedModel, Task
+from conceptkit.models.guided import CATEGORICAL, MAIN, GuidedModel, Task
 from conceptkit.options.base import Progress
 from conceptkit.options.training import TrainingOptions
+from conceptkit.pathology.restaining import restained_at_random
 from conceptkit.runs.context import names_kept, write_context
 from conceptkit.runs.opening import at_stage
 from conceptkit.tables.patches import PatchTable
@@ -56,6 +59,10 @@ class Arm:
     seed: int
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Task → values (n used rows,) instead of the table's"""
+    balanced_by: tuple[Task, ...] | None = None
+    """Discouraged categories by which the main loss is balanced; ``None`` for those among the tasks"""
+    fit: Callable[[Bench, Arm], TrainedRun] | None = None
+    """How it is fitted, if it is not a network of the bench"""
 
     @property
     def label(self) -> str:
@@ -138,6 +145,17 @@ class Bench(ABC):
             for task in tasks
         }
 
+    def training_inputs(self, network: GuidedModel, options: TrainingOptions) -> Inputs:
+        """Return the used rows as a network is trained on them."""
+        return self.inputs(network)
+
+    def shortcut(self, arm: Arm) -> Tensor:
+        """Return the classes (n used rows,) by which the main loss of an arm is balanced, −1 where unknown or none."""
+        by = arm.balanced_by
+        if by is None:
+            by = tuple(task for task in arm.tasks if task.adversarial and task.kind == CATEGORICAL)
+        return joint_codes(list(self.targets(by).values())) if by else torch.full((len(self.used),), -1)
+
     def train(self, arm: Arm, places: Places) -> Outcome:
         """Train one network, save it, and read it.
 
@@ -147,7 +165,7 @@ class Bench(ABC):
             when the training diverges; its last good state is saved
         """
         network = self.build(arm.tasks, arm.options, arm.seed)
-        inputs = self.inputs(network)
+        inputs = self.training_inputs(network, arm.options)
         targets = self.targets(arm.tasks, arm.columns)
         # Rows that train only concepts may be evaluation rows: their main label stays hidden.
         targets[MAIN][np.searchsorted(self.used, self.plan.concept_rows)] = -1
@@ -164,6 +182,7 @@ class Bench(ABC):
                 engine=self.engine,
                 state=places.state,
                 log_to=places.logs,
+                shortcut=self.shortcut(arm),
                 progress=None if self.progress is None else at_stage(self.progress, f"training {stage}"),
             )
         except DivergedError as error:
@@ -196,6 +215,8 @@ class PatchBench(Bench):
     setup: Setup = field(kw_only=True)
     keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
     """Receives how inputs are computed and returns them, from a file where they are kept"""
+    copies: int = 0
+    """Re-stained copies of each training patch, at most, of any network of the bench"""
     _shared: Inputs | None = field(default=None, init=False)
 
     @property
@@ -210,18 +231,37 @@ class PatchBench(Bench):
 
     def inputs(self, network: GuidedModel) -> Inputs:
         """Return the used rows as the trained part of a network sees them."""
+        return self._inputs(network).with_copies(0)
+
+    def training_inputs(self, network: GuidedModel, options: TrainingOptions) -> Inputs:
+        """Return the used rows with the re-stained copies on which a network is trained."""
+        return self._inputs(network).with_copies(options.augment)
+
+    def _inputs(self, network: GuidedModel) -> Inputs:
         if self._shared is None:
 
             def compute() -> Inputs:
                 size = pass_size(self.engine.device)
-                return prepare_inputs(
+                rows = np.searchsorted(self.used, self.plan.scaled_on)  # never a row that validates or evaluates
+                parts = [_pixel_batches(self.data.select(self.used), size, self.progress)]
+                parts += [
+                    _pixel_batches(self.data.select(self.plan.scaled_on), size, self.progress, copy=copy)
+                    for copy in range(self.copies)
+                ]
+                found = prepare_inputs(
                     network,
                     self.setup.backbone,
-                    _pixel_batches(self.data.select(self.used), size, self.progress),
+                    itertools.chain(*parts),
                     batch_size=size,
                     device=self.engine.device,
                     cache=self.setup.training.cache,
                 )
+                if not self.copies:
+                    return found
+                copies = torch.arange(len(self.used))[:, None].repeat(1, self.copies)
+                made = len(self.used) + np.arange(self.copies * len(rows)).reshape(self.copies, -1).T
+                copies[rows] = torch.from_numpy(made)
+                return replace(found, copies=copies)
 
             self._shared = compute() if self.keep_inputs is None else self.keep_inputs(compute)
         # The split lies where training begins, which is the same in all runs.
@@ -290,9 +330,9 @@ class PatchBench(Bench):
         named = hashlib.sha256()
         for text in (json.dumps(stated), self.setup.backbone.fingerprint(), *identities):
             named.update(text.encode())
-        arrays = [self.plan.training, self.plan.concept_rows, self.plan.rows["val"]]
+        arrays = [self.plan.training, self.plan.concept_rows, self.plan.rows["val"], self.shortcut(arm).numpy()]
         arrays += [] if origin is None else [t.numpy() for t in origin.trunk.state_dict().values()]
-        arrays += [values.numpy() for values in self.targets(arm.tasks).values()]
+        arrays += [values.numpy() for values in self.targets(arm.tasks, arm.columns).values()]
         for array in arrays:
             named.update(np.ascontiguousarray(array).tobytes())
         return named.hexdigest()[:12]
@@ -329,18 +369,17 @@ class PatchBench(Bench):
         return tried
 
 
-def arms_of(
-    tasks: Mapping[str, Sequence[Task]], options: TrainingOptions, seeds: Sequence[int], folder: Path
-) -> Iterator[tuple[Arm, Places]]:
-    """Yield the networks that a run folder compares, by seed and name, and the folder of each one's checkpoint."""
-    for seed in seeds:
-        for name, own in tasks.items():
-            arm = Arm(name, own, options, seed)
-            yield arm, Places(folder / "checkpoints" / arm.label)
-
-
-def _pixel_batches(table: PatchTable, size: int, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+def _pixel_batches(
+    table: PatchTable, size: int, progress: Progress | None, *, copy: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of batches, or of a re-stained copy of each patch."""
+    stage = "frozen part of the network" if copy is None else f"frozen part of the network, re-stained copy {copy + 1}"
     for start in range(0, len(table), size):
-        yield activations.read_pixels(table, np.arange(start, min(start + size, len(table))))
+        rows = np.arange(start, min(start + size, len(table)))
+        pixels = activations.read_pixels(table, rows)
+        if copy is not None:
+            names = [f"{table.patch_ids[row]}|{copy}" for row in rows]
+            pixels = np.stack([restained_at_random(image, name) for image, name in zip(pixels, names, strict=True)])
+        yield pixels
         if progress is not None:
-            progress("frozen part of the network", min(start + size, len(table)), len(table))
+            progress(stage, min(start + size, len(table)), len(table))

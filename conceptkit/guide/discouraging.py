@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from conceptkit.guide.objective import confusion_loss
+from conceptkit.guide.tally import summed
 from conceptkit.models.guided import CONTINUOUS, GuidedModel, Task
 
-Pressure = Callable[[Task, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Earlier = list[tuple[Tensor, Tensor, Tensor]]
+"""Inputs (n, d) of a head in earlier batches, targets (n,) and factors (n,), of the labelled rows"""
+
+Pressure = Callable[..., Tensor]
 """From a discouraged task, the input (n, d) of its head, the head's output (n, nodes) without a gradient into the head,
-targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise"""
+targets (n,) and factors of rows (n,), to a scalar that the shared layers minimise. Outputs and targets have the classes
+with training rows only, and values of mean 0 over the training rows. A method with a memory gets :data:`Earlier` too"""
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,61 @@ class Method:
     """Whether an affine map erases the concept from the output of the trunk (LEACE)"""
     needs_whole: bool = False
     """Whether its statistic needs the whole batch, so that several processes cannot share a batch"""
+    memory: int = 0
+    """Number of earlier batches that it sees"""
+    of_active: bool = True
+    """Whether its gradient keeps shift and scale of the active values of a unit, or of all values"""
 
 
-def as_method(*, needs_whole: bool = False) -> Callable[[Pressure], Method]:
+def as_method(*, needs_whole: bool = False, memory: int = 0, of_active: bool = True) -> Callable[[Pressure], Method]:
     """Return a decorator that makes a method of a function from what a discouraged head reads to a scalar."""
-    return lambda pressure: Method(pressure=pressure, needs_whole=needs_whole)
+    return lambda pressure: Method(pressure, needs_whole=needs_whole, memory=memory, of_active=of_active)
 
 
 reversal = Method(reverses=True)
 leace = Method(erases=True)
 
 
-@as_method()
+# With the projection over active values only, an adversary that learns by steps removed nothing in simulations.
+@as_method(of_active=False)
 def confusion(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None) -> Tensor:
     """Return how far the head's output is from the same for all rows; see :func:`confusion_loss`."""
     return confusion_loss(task, held, target, factors)
+
+
+RIDGE = 0.03
+"""Penalty of :func:`ridge` on standardised units"""
+
+
+@as_method(needs_whole=True, memory=15)
+def ridge(task: Task, read: Tensor, held: Tensor, target: Tensor, factors: Tensor | None, earlier: Earlier) -> Tensor:
+    """Return how far the best linear prediction of the concept is from the same for all rows; 0 if it is.
+
+    Ridge regression on this batch and 15 earlier ones, in closed form, so that the adversary is never behind; the χ²
+    distance of the predicted shares of the classes from equal ones, or the squared z-score of a continuous concept.
+    """
+    labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
+    if not labelled.any():
+        return read.sum() * 0.0
+    own, y = read[labelled], target[labelled]
+    w = torch.ones(len(own), device=own.device) if factors is None else factors.to(own)[labelled]
+    earlier.append((own.detach(), y, w))
+    del earlier[: -(ridge.memory + 1)]
+    X, values, share = (torch.cat(column) for column in zip(*earlier, strict=True))
+    share = share / share.sum()
+    k = held.shape[1]
+    truth = values[:, None] if task.kind == CONTINUOUS else torch.nn.functional.one_hot(values, k) - 1.0 / k
+    mean = share @ X
+    deviation = (share @ (X - mean).square()).sqrt() + 1e-4
+    root = share.sqrt()[:, None]
+    Z, T = root * ((X - mean) / deviation), root * truth.to(X)
+    if len(Z) < Z.shape[1]:
+        found = Z.T @ torch.linalg.solve(Z @ Z.T + RIDGE * torch.eye(len(Z)).to(Z), T)
+    else:
+        found = torch.linalg.solve(Z.T @ Z + RIDGE * torch.eye(Z.shape[1]).to(Z), Z.T @ T)
+    square = (((own - mean) / deviation) @ found).square().sum(1)
+    distance: Tensor = (w * square).mean() * (1 if task.kind == CONTINUOUS else k)
+    return distance
 
 
 @as_method(needs_whole=True)
@@ -143,6 +188,8 @@ def pressure(
     reads: Mapping[str | None, Tensor],
     targets: Mapping[str, Tensor],
     factors: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    memory: dict[str, Earlier],
 ) -> dict[str, Tensor]:
     """Return discouraged task → scalar that the shared layers minimise, for one batch; empty without such a loss.
 
@@ -150,12 +197,59 @@ def pressure(
     ----------
     reads : inputs of the heads, see :meth:`GuidedModel.reads`
     targets, factors : task → (n,) of the batch's rows
+    constants : task → the best output that does not depend on the features, see :func:`best_constant`
+    memory : task → earlier batches, which a method with a memory changes
     """
     if method.pressure is None:
         return {}
-    held = model.held_outputs(reads)
-    return {
-        task.name: method.pressure(task, reads[task.layer], held[task.name], targets[task.name], factors.get(task.name))
-        for task in model.tasks
-        if task.adversarial
-    }
+    reads = {layer: without_scale(read, of_active=method.of_active) for layer, read in reads.items()}
+    found = {}
+    for name, held in model.held_outputs(reads).items():
+        task = next(task for task in model.tasks if task.name == name)
+        target, best = targets[name], constants[name].to(held.device)
+        if task.kind == CONTINUOUS:
+            held, target = held - best, target - best
+        else:
+            number = torch.where(best > 0, best.cumsum(0) - 1, -1)
+            held, target = held[:, best > 0], torch.where(target >= 0, number[target], -1)
+        more = (memory.setdefault(name, []),) if method.memory else ()
+        found[name] = method.pressure(task, reads[task.layer], held, target, factors.get(name), *more)
+    return found
+
+
+def without_scale(read: Tensor, *, of_active: bool = True) -> Tensor:
+    """Return the same features (n, d) with a gradient that neither shifts nor scales the values of a unit.
+
+    Otherwise smaller values give smaller losses whatever they encode: features would shrink, and units die. Behind a
+    ReLU, which gets no gradient where it is 0, only active values count (``of_active``). In several processes the sums
+    are those of the whole batch.
+    """
+    if not read.requires_grad:
+        return read
+    same, x = read.view_as(read), read.detach()
+
+    def project(gradient: Tensor) -> Tensor:
+        active = (x != 0).to(x) if of_active else torch.ones_like(x)
+        n, total = summed(torch.stack([active.sum(0), x.sum(0)]))
+        centred = (x - total / n.clamp_min(1.0)) * active
+        moved, grown = summed(torch.stack([(gradient * active).sum(0), (gradient * centred).sum(0)]))
+        spread = summed(centred.square().sum(0))
+        unscaled: Tensor = (gradient - moved / n.clamp_min(1.0)) * active - centred * (grown / spread.clamp_min(1e-12))
+        return unscaled
+
+    same.register_hook(project)  # type: ignore[no-untyped-call]  # torch's own
+    return same
+
+
+def best_constant(task: Task, target: Tensor, factors: Tensor | None) -> Tensor:
+    """Return the best output of a head that knows nothing of its input: a mean, or which classes have rows (0 or 1).
+
+    Parameters
+    ----------
+    target, factors : (n,) of the training rows
+    """
+    if task.kind != CONTINUOUS:
+        return (torch.bincount(target[target >= 0], minlength=len(task.classes)) > 0).long()
+    known = ~torch.isnan(target)
+    w = torch.ones(len(target)) if factors is None else factors
+    return (w * target)[known].sum() / w[known].sum().clamp_min(1e-12)

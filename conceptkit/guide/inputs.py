@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,26 @@ class Inputs:
     """Images per pass through the frozen part; another size changes the last bits"""
     channels_last: bool = True
     """Memory layout of images and weights in the frozen part"""
+    copies: Tensor | None = None
+    """(n, k) for each row the rows of its copies, itself where it has none; copies come after the n rows"""
+
+    def versions(self, *seeds: int) -> Tensor | None:
+        """Return for each row (n,) itself or one of its copies at random, alike for the same seeds; or ``None``."""
+        if self.copies is None:
+            return None
+        choices = torch.cat([torch.arange(len(self.copies))[:, None], self.copies], dim=1)
+        drawn = np.random.default_rng(seeds).integers(0, choices.shape[1], len(choices))
+        return choices[torch.arange(len(choices)), torch.from_numpy(drawn)]
+
+    def with_copies(self, k: int) -> Inputs:
+        """Return the rows with ``k`` of their copies each; without any they are the only rows."""
+        if self.copies is None:
+            return self
+        if k:
+            return replace(self, copies=self.copies[:, :k])
+        n = len(self.copies)
+        scales = None if self.scales is None else tuple(scale[:n] for scale in self.scales)
+        return replace(self, tensors=tuple(t[:n] for t in self.tensors), scales=scales, copies=None)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of some rows, float32."""
@@ -177,8 +197,9 @@ def _joined(parts: list[list[Tensor]]) -> tuple[Tensor, ...]:
 def inputs_for(model: GuidedModel, inputs: Inputs) -> Inputs:
     """Return the same rows for another network whose trained part begins at the same layer."""
     if inputs.preprocessing is not None:
-        return _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, inputs.channels_last)
+        found = _of_pixels(model, inputs.tensors[0], inputs.preprocessing, inputs.pass_size, inputs.channels_last)
+        return replace(found, copies=inputs.copies)
     parts = split(model)
     if parts is None:
         raise RuntimeError("the cache is of a network that can be split; this one cannot")
-    return Inputs(inputs.tensors, parts[1], scales=inputs.scales)
+    return Inputs(inputs.tensors, parts[1], scales=inputs.scales, copies=inputs.copies)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING, OPTIMIZERS, SCHEDULES
 from conceptkit.guide.aggregation import aggregator, backward
-from conceptkit.guide.discouraging import Method, pressure
+from conceptkit.guide.discouraging import Earlier, Method, best_constant, pressure
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.objective import balance_factors, class_weights, joint_codes, task_loss
+from conceptkit.guide.objective import balance_factors, binned, class_weights, even_factors, joint_codes, task_loss
 from conceptkit.guide.tally import Tally, summed
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.guided import CATEGORICAL, MAIN, Erasure, GuidedModel
@@ -87,11 +87,14 @@ class Loop(lightning.LightningModule):
         options: TrainingOptions,
         batches: Batches,
         progress: EpochProgress | None = None,
+        shortcut: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model, self.rest = model, inputs.rest
         self.inputs, self.targets, self.options, self.progress = inputs, targets, options, progress
-        self.batches = batches
+        self.batches, self.shortcut = batches, shortcut
+        self.shown: Tensor | None = None
+        """(n,) row of the inputs that each row shows in this epoch, if there are re-stained copies"""
         self.weighting = Weighting(model.tasks, options.weighting)
         self.aggregator = None if self.weighting.aggregation is None else aggregator(self.weighting.aggregation)
         self.absent: set[str] = set()
@@ -104,8 +107,16 @@ class Loop(lightning.LightningModule):
             if t.name == MAIN and t.kind == CATEGORICAL
         }
         self.factors = {part: self._factors(torch.from_numpy(rows[part])) for part in ("train", "val")}
+        self.constants = {
+            t.name: best_constant(
+                t, targets[t.name][self.in_training], self._of_training(self.factors["train"].get(t.name))
+            )
+            for t in model.tasks
+            if t.adversarial
+        }
+        self.memory: dict[str, Earlier] = {}
         self.strength = 0.0
-        self.wanted = [t.name for t in model.tasks if not t.adversarial]
+        self.wanted = [MAIN] if options.stop_by == "main" else [t.name for t in model.tasks if not t.adversarial]
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_epoch, self.best_state = float("inf"), 0, learned(model)
         self.last_epoch, self.last_state = 0, self.best_state
@@ -127,21 +138,31 @@ class Loop(lightning.LightningModule):
         return (self.best_epoch, self.best_state) if self.best_epoch else (self.last_epoch, self.last_state)
 
     def _factors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return task → factors (n,) of all rows, which balance ``rows``."""
+        """Return task → factors (n,) of all rows, which balance ``rows``.
+
+        Classes of an adversary count alike; only reversal without balance, the paper's, takes the rows as they are.
+        """
         main = self.targets[MAIN][rows]
-        discouraged = {
-            t.name: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial and t.kind == CATEGORICAL
-        }
-        found = {name: balance_factors(codes, main) for name, codes in discouraged.items() if self.options.balance}
-        if discouraged and self.options.balance_main:
-            found[MAIN] = balance_factors(
-                joint_codes(list(discouraged.values())), main, power=self.options.balance_main
-            )
+        adversaries = {t: self.targets[t.name][rows] for t in self.model.tasks if t.adversarial}
+        discouraged = [codes for t, codes in adversaries.items() if t.kind == CATEGORICAL]
+        balance, found = self.options.balance, {}
+        for task, target in adversaries.items():
+            if task.kind == CATEGORICAL and (balance or not self.method.reverses):
+                found[task.name] = even_factors(target, main if balance else None)
+            elif balance and task.kind != CATEGORICAL:
+                found[task.name] = balance_factors(binned(target), main)
+        shortcut = joint_codes(discouraged) if self.shortcut is None and discouraged else self.shortcut
+        if shortcut is not None and self.options.balance_main:
+            own = shortcut if self.shortcut is None else shortcut[rows]
+            found[MAIN] = balance_factors(own, main, power=self.options.balance_main)
         everywhere = {}
         for name, factors in found.items():
             everywhere[name] = torch.ones(len(self.targets[MAIN]))
             everywhere[name][rows] = factors
         return everywhere
+
+    def _of_training(self, factors: Tensor | None) -> Tensor | None:
+        return None if factors is None else factors[self.in_training]
 
     def train(self, mode: bool = True) -> Loop:
         """Set the mode of dropout; the backbone stays in evaluation mode, with the moving statistics of BatchNorm."""
@@ -195,6 +216,7 @@ class Loop(lightning.LightningModule):
                     parameter.zero_()
         if self.method.erases and self.model.erasure is not None:
             self.erase(self.model.erasure)
+        self.shown = self.inputs.versions(self.batches.seed or 0, self.current_epoch)
         self.tally = Tally()
 
     def training_step(self, rows: Tensor, index: int) -> Tensor:
@@ -293,6 +315,7 @@ class Loop(lightning.LightningModule):
             "history": self.history,
             "best": (self.best_loss, self.best_epoch, self.best_state),
             "before": self.weighting.before,
+            "memory": self.memory,
             "chance": torch.get_rng_state(),
             "chance_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -302,7 +325,7 @@ class Loop(lightning.LightningModule):
         kept = checkpoint["conceptkit"]
         self.history = list(kept["history"])
         self.best_loss, self.best_epoch, self.best_state = kept["best"]
-        self.weighting.before = list(kept["before"])
+        self.weighting.before, self.memory = list(kept["before"]), kept["memory"]
         torch.set_rng_state(kept["chance"])
         if kept["chance_cuda"]:
             torch.cuda.set_rng_state_all(kept["chance_cuda"])
@@ -355,7 +378,8 @@ class Loop(lightning.LightningModule):
         batch, as labels may be missing unevenly.
         """
         rows = rows.cpu()
-        reads = self.model.reads(*self.rest(*self.inputs.batch(rows, self.device)))
+        seen = rows if self.shown is None or part != "train" else self.shown[rows]
+        reads = self.model.reads(*self.rest(*self.inputs.batch(seen, self.device)))
         outputs = self.model.outputs(reads)
         targets = {task.name: self.targets[task.name][rows].to(self.device) for task in self.model.tasks}
         factors = {name: values[rows] for name, values in self.factors[part].items()}
@@ -367,10 +391,13 @@ class Loop(lightning.LightningModule):
                 targets[task.name],
                 self.class_weights.get(task.name),
                 factors.get(task.name),
+                bounded=self.method.reverses,
             )
             self.tally.add(part, task, outputs[task.name], targets[task.name], loss)
             losses[task.name] = loss
-        pressures = pressure(self.method, self.model, reads, targets, factors) if part == "train" else {}
+        pressures: dict[str, Tensor] = {}
+        if part == "train":
+            pressures = pressure(self.method, self.model, reads, targets, factors, self.constants, self.memory)
         if part == "train":
             own = torch.tensor([float(_labelled(targets[task.name])) for task in self.model.tasks])
             everywhere = summed(own)

@@ -54,6 +54,48 @@ def balance_factors(codes: Tensor, main: Tensor, *, power: float = 1.0) -> Tenso
     return factors
 
 
+def even_factors(codes: Tensor, main: Tensor | None = None) -> Tensor:
+    """Return factors (n,) of rows under which all classes of a concept count alike, whatever their shares.
+
+    1/(C·p(c)) for C classes with rows; with the main label p(y)/(C·p(c, y)), under which the label does not predict the
+    concept either. Their mean is 1 over the rows where the concept is known; the other rows get 1. Under them the best
+    output that does not depend on the features is the same for all C classes, so that a confusion loss is 0 there.
+    Where a class has no row of some label, classes still count alike, but that label predicts them.
+
+    Parameters
+    ----------
+    codes : (n,) class numbers of the concept, −1 where unlabelled
+    main : (n,) class numbers of the main task; rows without one, −1, count as a label of their own
+    """
+    factors = torch.ones(len(codes))
+    known = codes >= 0
+    if not known.any():
+        return factors
+    own = codes[known]
+    label = torch.zeros_like(own) if main is None else main[known] + 1
+    table = torch.zeros(int(label.max()) + 1, int(own.max()) + 1, dtype=torch.float64)
+    table.index_put_((label, own), torch.ones(len(own), dtype=torch.float64), accumulate=True)
+    each = (table.sum(1, keepdim=True) / table.clamp_min(1.0))[label, own]
+    of_class = torch.zeros(table.shape[1], dtype=torch.float64).index_add_(0, own, each)
+    factors[known] = (len(own) / (of_class > 0).sum() * each / of_class[own]).float()
+    return factors
+
+
+BINS = 5
+"""Bins, of equal numbers of rows, in which a continuous concept is balanced"""
+
+
+def binned(values: Tensor) -> Tensor:
+    """Return the bins (n,) of the values of a continuous concept, −1 where missing; ties share a bin."""
+    known = ~torch.isnan(values)
+    codes = torch.full((len(values),), -1)
+    if known.any():
+        own = values[known].contiguous()
+        edges = torch.quantile(own.double(), torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]).to(own)
+        codes[known] = torch.bucketize(own, torch.unique(edges))
+    return codes
+
+
 def joint_codes(columns: Sequence[Tensor]) -> Tensor:
     """Return class numbers (n,) of combinations of classes, −1 where one is unlabelled."""
     stacked = torch.stack(list(columns), dim=1)
@@ -65,7 +107,13 @@ def joint_codes(columns: Sequence[Tensor]) -> Tensor:
 
 
 def task_loss(
-    task: Task, output: Tensor, target: Tensor, weights: Tensor | None = None, factors: Tensor | None = None
+    task: Task,
+    output: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    factors: Tensor | None = None,
+    *,
+    bounded: bool = False,
 ) -> Tensor:
     """Return the mean loss of one task over its labelled rows; 0 without a gradient if there is none.
 
@@ -75,11 +123,12 @@ def task_loss(
     target : (n,) z-scores with NaN where missing, or class numbers with −1 where missing
     weights : (n_classes,) factor of each class; only for categorical tasks
     factors : (n,) factor of each row
+    bounded : whether a discouraged continuous concept has 1 − e^(−e²/2) of its error e, whose reversed gradient is
+        bounded. Its best constant output is not the mean of a skewed concept, so that it is for reversal only
 
     Returns
     -------
-    scalar: squared error, binary or multi-class cross-entropy. A discouraged continuous concept has 1 − e^(−e²/2) of
-    its error e, whose reversed gradient is bounded.
+    scalar: squared error, binary or multi-class cross-entropy
     """
     labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():
@@ -87,7 +136,7 @@ def task_loss(
     output, target = output[labelled], target[labelled]
     if task.kind == CONTINUOUS:
         square = (output[:, 0] - target) ** 2
-        each = 1.0 - torch.exp(-0.5 * square) if task.adversarial else square
+        each = 1.0 - torch.exp(-0.5 * square) if bounded and task.adversarial else square
     elif task.name == MAIN and task.nodes == 1:
         each = F.binary_cross_entropy_with_logits(output[:, 0], target.to(output.dtype), reduction="none")
     else:
@@ -110,7 +159,7 @@ def confusion_loss(task: Task, output: Tensor, target: Tensor, factors: Tensor |
 
     Returns
     -------
-    scalar, 0 where the output is the same for every class (categorical) or the mean of all values (continuous)
+    scalar, 0 where the output is the same for every class (categorical) or 0, the mean of all values (continuous)
     """
     labelled = ~torch.isnan(target) if task.kind == CONTINUOUS else target >= 0
     if not labelled.any():

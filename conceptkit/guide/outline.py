@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from conceptkit.errors import InputError
+from conceptkit.families import DISCOURAGING
 from conceptkit.guide.weighting import Weighting
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
@@ -58,15 +59,16 @@ class Outline:
         return {"schema": self.schema, "study": body.pop("study"), **body}
 
 
-def branches(model: GuidedModel) -> tuple[Branch, ...]:
+def branches(model: GuidedModel, options: TrainingOptions) -> tuple[Branch, ...]:
     """Return the branches of a network, the main task first."""
+    bounded = bool(DISCOURAGING[options.method].reverses)
     return tuple(
         Branch(
             task=task.name,
             kind=task.kind,
             layer=task.layer or "trunk",
             alpha=-1 if task.adversarial else 1,
-            loss=_loss(task),
+            loss=_loss(task, bounded=bounded),
             nodes=task.nodes,
             parameters=count(model.heads[task.name]),
         )
@@ -117,8 +119,8 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _loss(task: Task) -> str:
+def _loss(task: Task, *, bounded: bool) -> str:
     if task.kind == CONTINUOUS:
-        return "1 − exp(−e²/2)" if task.adversarial else "squared error"
+        return "1 − exp(−e²/2)" if bounded and task.adversarial else "squared error"
     weighted = "class-weighted " if task.name == MAIN else ""
     return weighted + ("binary cross-entropy" if task.nodes == 1 else f"cross-entropy of {len(task.classes)}")

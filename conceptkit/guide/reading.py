@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from conceptkit.errors import InputError, check_at_least
+from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.evaluate.paired import (
     Scored,
     auc_within,
@@ -23,23 +25,24 @@ from conceptkit.evaluate.paired import (
     scored_r2,
 )
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, best_threshold, main_task_scores
+from conceptkit.evaluate.weighted import WEIGHTED
+from conceptkit.guide.contrast import GUIDED, Contrast, declared
+from conceptkit.guide.endpoints import CENTER, Endpoints, has_centers
 from conceptkit.guide.plan import Plan
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.probe.folds import make_folds
+from conceptkit.probe.kernel import held_out_kernel
 from conceptkit.probe.perceptron import held_out_mlp
 from conceptkit.probe.targets import Target
 from conceptkit.probe.usable import usable_target
 from conceptkit.probe.validation import held_out
-from conceptkit.records import Difference, GuideRun, Metric
+from conceptkit.records import Difference, GuideRun, Metric, Note
+from conceptkit.records.guide import BASELINE, reference_of
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
-OVERALL = "overall"
-"""Name of all evaluation splits together"""
-
-CENTER = "center"
-"""Column within whose levels AUCs are computed, if the table has it"""
-
+REMNANTS = ("linear", "mlp", "kernel")
+"""Fresh probes of a discouraged concept"""
 
 LEAST_ACTIVE = 0.02
 """Minimum share of rows on which a unit must not be 0 for a probe to read it"""
@@ -78,6 +81,8 @@ class Reading:
     notes: tuple[str, ...]
     strata: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
     """Column → level (n used rows,) within which AUCs are computed, −1 where unknown"""
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    """Of the main task: rows by center"""
 
     @classmethod
     def of(
@@ -104,8 +109,7 @@ class Reading:
         check_at_least("folds", folds, 2)
         where, rows = read_rows(study, plan)
         part = table.select(rows)
-        known = CENTER in part.frame.columns and part.concept(CENTER).kind == "categorical"
-        placing = {"centers": part.concept(CENTER).values if known else None}
+        placing = {"centers": part.concept(CENTER).values if has_centers(part) else None}
         groups = part.groups(study.group)
         if encourage or discourage:
             check_read_folds(table, study, plan, folds)
@@ -126,7 +130,9 @@ class Reading:
 
         concepts, leaks = targets(encourage), targets(discourage)
         strata = _strata(table, study, plan, discourage, within)
-        return cls(where, rows, concepts, leaks, tuple(encourage), tuple(discourage), folds, tuple(notes), strata)
+        endpoints, both = Endpoints.of(table, plan), (tuple(encourage), tuple(discourage))
+        notes += endpoints.notes
+        return cls(where, rows, concepts, leaks, *both, folds, tuple(notes), strata, endpoints)
 
 
 def _strata(
@@ -145,15 +151,6 @@ def _strata(
             found[name] = np.full(len(values), -1)
             found[name][present] = np.unique(values[present].astype(str), return_inverse=True)[1]
     return found
-
-
-def evaluated(plan: Plan) -> dict[str, NDArray[np.intp]]:
-    """Return evaluation split → its labelled rows, and ``overall`` if there are several splits."""
-    rows = {name: plan.rows[name] for name in plan.evaluation}
-    if len(rows) > 1 and OVERALL not in plan.rows:
-        rows[OVERALL] = np.sort(np.concatenate(list(rows.values())))
-    labelled = {name: own[plan.codes[own] >= 0] for name, own in rows.items()}
-    return {name: own for name, own in labelled.items() if len(own)}
 
 
 @dataclass(frozen=True)
@@ -205,17 +202,15 @@ def read_run(
     leakage: dict[str, dict[str, float | None]] = {}
     for concept in reading.discourage:
         target = reading.leaks.get(concept)
-        leakage[concept] = {"linear": None, "mlp": None, "chance": None}
+        leakage[concept] = dict.fromkeys((*REMNANTS, "chance"))
         if target is None:
             continue
         X = features[target.rows]
         fresh[f"linear:{concept}"] = held_out(X, [target], folds=reading.folds)[0]
         fresh[f"mlp:{concept}"] = held_out_mlp(X, target, folds=reading.folds, seed=seed)
-        leakage[concept] = {
-            "linear": target.score(fresh[f"linear:{concept}"]),
-            "mlp": target.score(fresh[f"mlp:{concept}"]),
-            "chance": target.chance,
-        }
+        fresh[f"kernel:{concept}"] = held_out_kernel(X, target, folds=reading.folds, seed=seed)
+        scores = {reader: target.score(fresh[f"{reader}:{concept}"]) for reader in REMNANTS}
+        leakage[concept] = {**scores, "chance": target.chance}
     run = GuideRun(
         name=name,
         seed=seed,
@@ -267,7 +262,8 @@ def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str,
     if probability.ndim == 1:
         threshold = best_threshold(plan.codes[val], probability[np.searchsorted(plan.used, val)])
     metrics: dict[str, dict[str, float]] = {}
-    for split, rows in {**plan.rows, **evaluated(plan)}.items():
+    weighted = reading.endpoints.score(probability, plan, threshold)
+    for split, rows in {**plan.rows, **reading.endpoints.splits(plan)}.items():
         labelled = rows[plan.codes[rows] >= 0]
         if not len(labelled):
             continue
@@ -278,7 +274,34 @@ def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str,
             inside = auc_within(y, probability[place], levels[place])
             if np.isfinite(inside):
                 metrics[split][f"auc_within_{column}"] = inside
+        if split in weighted:
+            scores = weighted[split]
+            metrics[split] |= {f"{name}_weighted": score.value for name, score in scores.items()}
+            metrics[split]["effective_groups"] = scores["auc"].effective
     return metrics
+
+
+def compared_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (run, against) of all runs: each against the reference, and the reference against the baseline."""
+    reference = reference_of(names)
+    pairs = [(name, reference) for name in names if name not in (reference, BASELINE)]
+    return pairs + ([(reference, BASELINE)] if reference != BASELINE and BASELINE in names else [])
+
+
+def declare(
+    text: str | None, runs: Sequence[str], plan: Plan, reading: Reading, *, default: str | None = GUIDED
+) -> tuple[Contrast | None, list[Note]]:
+    """Return the primary contrast of some compared runs, and a note on it; see :func:`contrast.declared`."""
+    scores: dict[str, list[str]] = {}
+    for split, rows in reading.endpoints.splits(plan).items():
+        y, place = plan.codes[rows], np.searchsorted(plan.used, rows)
+        inside = {c: auc_within(y, np.eye(len(plan.classes))[y], of[place]) for c, of in reading.strata.items()}
+        scores[split] = ["auc", *(f"auc_within_{c}" for c, value in inside.items() if np.isfinite(value))]
+        if split in reading.endpoints.rows and split not in reading.endpoints.refused:
+            scores[split] += [f"{name}_weighted" for name in WEIGHTED]
+    read = [f"probe:{c}" for c in reading.concepts] + [f"{r}:{c}" for c in reading.leaks for r in REMNANTS]
+    scores[reading.where] = [*scores.get(reading.where, []), *read]
+    return declared(text, runs, scores, reading.endpoints, reading.where, default=default)
 
 
 def paired_differences(
@@ -287,19 +310,20 @@ def paired_differences(
     reading: Reading,
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
+    primary: Contrast | None = None,
 ) -> list[Difference]:
     """Return paired differences of runs, averaged over seeds, with intervals over groups.
 
     Parameters
     ----------
-    pairs : names (run, against); ``None`` for all others against ``baseline``. A run of one seed is paired with each
+    pairs : names (run, against); ``None`` for those of :func:`compared_pairs`. A run of one seed is paired with each
         seed of the other
+    primary : the contrast that was declared before the run, which comes first. The others have q values
     """
     by_name: dict[str, dict[int, TrainedRun]] = {}
     for run in trained:
         by_name.setdefault(run.record.name, {})[run.record.seed] = run
-    if pairs is None:
-        pairs = [(name, "baseline") for name in by_name if name != "baseline"]
+    pairs = compared_pairs(list(by_name)) if pairs is None else pairs
     known: dict[int, dict[tuple[str, str], Scored]] = {}
 
     def scored(run: TrainedRun) -> dict[tuple[str, str], Scored]:
@@ -328,9 +352,24 @@ def paired_differences(
                     low=interval.low,
                     high=interval.high,
                     n_groups=interval.n_groups,
+                    n_effective=_finite(interval.effective),
+                    p=_finite(interval.p),
                 )
             )
-    return found
+    return _ranked(found, primary)
+
+
+def _ranked(found: list[Difference], primary: Contrast | None) -> list[Difference]:
+    """Return the primary difference first, and the others with p adjusted over all of them."""
+    first = next((d for d in found if primary is not None and primary.is_of(d)), None)
+    others = [d for d in found if d is not first]
+    q = adjust_for_many([d.p for d in others])
+    ranked = [dataclasses.replace(d, q=_finite(value)) for d, value in zip(others, q, strict=True)]
+    return ranked if first is None else [dataclasses.replace(first, primary=True), *ranked]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _is_r2(metric: str, reading: Reading) -> bool:
@@ -349,7 +388,9 @@ def _by_seed(runs: dict[int, TrainedRun], others: dict[int, TrainedRun]) -> list
 def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, str], Scored]:
     """Return (split, metric) → score with that without each group."""
     found: dict[tuple[str, str], Scored] = {}
-    for split, rows in evaluated(plan).items():
+    threshold = run.record.metrics["val"].get("threshold", 0.5)
+    weighted = reading.endpoints.score(run.probability, plan, threshold)
+    for split, rows in reading.endpoints.splits(plan).items():
         y, place = plan.codes[rows], np.searchsorted(plan.used, rows)
         groups = np.unique(plan.groups[rows], return_inverse=True)[1]
         found[split, "auc"] = scored_auc(y, run.probability[place], groups)
@@ -357,6 +398,8 @@ def _scored(run: TrainedRun, plan: Plan, reading: Reading) -> dict[tuple[str, st
             inside = scored_auc_within(y, run.probability[place], groups, levels[place])
             if np.isfinite(inside.value):
                 found[split, Metric("auc", within=column)] = inside
+        if split in weighted and split not in reading.endpoints.refused:
+            found |= {(split, f"{name}_weighted"): score for name, score in weighted[split].items()}
     for metric, predicted in run.fresh.items():
         concept = Metric.of(metric).concept
         target = reading.concepts.get(concept) or reading.leaks[concept]

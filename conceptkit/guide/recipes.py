@@ -32,6 +32,7 @@ _SHARED: Mapping[str, Any] = {
     "strength": 1.0,
     "balance": False,
     "balance_main": 0.0,
+    "stop_by": "sum",
 }
 
 

@@ -108,6 +108,9 @@ def set_up(
     _check_weighting(training, [task.name for task in tasks])
     notes += _training_notes(options, training, from_recipe, str(study.model_name), guided=len(tasks) > 1)
     notes += unbalanced_notes(table, plan, tasks) if training.balance or training.balance_main else []
+    notes += thin_notes(study, table, plan, tasks)
+    if training.augment and table.location is None:
+        raise InputError("augment: needs the pixels of the patches, and the table does not say where they are.")
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)
     _check_layers(tasks, backbone, frozen_layers(network))
@@ -209,15 +212,31 @@ def unbalanced_notes(table: PatchTable, plan: Plan, tasks: Sequence[Task]) -> li
     return notes
 
 
+def thin_notes(study: Study, table: PatchTable, plan: Plan, tasks: Sequence[Task]) -> list[str]:
+    """Return a sentence for each discouraged class with one training group, and for each with validation rows only."""
+    notes, train, val = [], plan.training, plan.rows["val"]
+    for name in _discouraged_classes(tasks):
+        values = table.concept(name).values
+        here, held = ({str(v) for v in values[rows] if v is not None} for rows in (train, val))
+        for level in sorted(here) if study.group is not None else ():
+            if len(np.unique(plan.groups[train][[str(v) == level for v in values[train]]])) == 1:
+                notes.append(
+                    f"{name} {level} has one {study.group} among the training rows: discouraging {level} cannot be "
+                    f"told from discouraging this {study.group}."
+                )
+        for level in sorted(held - here):
+            notes.append(f"{name} {level} has validation rows and no training row: no adversary learns {level}.")
+    return notes
+
+
 def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]:
-    """Return a note when the main loss is reweighted in some networks and not in others."""
+    """Return a note when the main loss is balanced in some networks and not in others."""
     names = _discouraged_classes(tasks)
     if not training.balance_main or not names:
         return []
     return [
-        "Only the guided network reweights the rows of its main loss towards independence of label and "
-        f"{', '.join(names)} (balance_main {training.balance_main:g}). This is part of discouraging; "
-        "--balance-main 0 turns it off."
+        f"The main loss of every network but the baseline is balanced: its rows are reweighted towards independence "
+        f"of label and {', '.join(names)} (balance_main {training.balance_main:g}); --balance-main 0 turns it off."
     ]
 
 

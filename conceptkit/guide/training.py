@@ -58,6 +58,7 @@ def train(
     state: Path | None = None,
     log_to: Path | None = None,
     progress: EpochProgress | None = None,
+    shortcut: Tensor | None = None,
 ) -> Trained:
     """Train a network and return it in the state of least validation loss.
 
@@ -69,6 +70,8 @@ def train(
     state : file for the state of the training. If it exists, the training is resumed, and its result equals that of an
         uninterrupted training bit for bit. The caller removes it
     log_to : folder of the logs
+    shortcut : (n,) classes of what the main loss is balanced by, −1 where unknown; by default the discouraged
+        categories of the network
 
     Raises
     ------
@@ -81,7 +84,7 @@ def train(
     engine.check()
     batches = Batches(torch.from_numpy(rows["train"]), options.batch_size, seed=seed)
     held_back = Batches(torch.from_numpy(rows["val"]), 256, seed=None)
-    loop = Loop(model, inputs, targets, rows, options, batches, None if engine.parallel else progress)
+    loop = Loop(model, inputs, targets, rows, options, batches, None if engine.parallel else progress, shortcut)
     if engine.parallel and loop.aggregator is not None:
         raise InputError(
             f"weighting: {loop.weighting.aggregation} trains in one process, got {engine.devices} devices."

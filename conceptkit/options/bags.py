@@ -44,6 +44,9 @@ class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
     """Number of cross-validation folds of the probes that read the trained networks."""
     within: Names = ()
     """Columns within whose levels AUCs are computed too, comma-separated."""
+    primary: str | None = None
+    """Primary contrast, declared before the run: RUN:SPLIT:METRIC, or none; default: the weighted AUC of the guided
+    network over unseen centers."""
     seeds: tuple[int, ...] = option((0,), parse=seed_list)
     """Number of seeds (5), or a list (1001,822): one pair of networks per seed."""
     device: str = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conceptkit.families import DISTURBANCES, RECIPES
+from conceptkit.families import ARMS, DISTURBANCES, RECIPES
 from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
 from conceptkit.options.shared import NetworkOptions, TableOptions
 from conceptkit.options.training import TrainingOverrides
@@ -25,6 +25,9 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     """Number of cross-validation folds of the probes that read the trained networks."""
     within: Names = ()
     """Columns within whose levels AUCs are computed too, besides the discouraged categories and the center."""
+    primary: str | None = None
+    """Primary contrast, declared before the run: RUN:SPLIT:METRIC, or none; default: the weighted AUC of the guided
+    network over unseen centers."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     dry_run: bool = False
@@ -48,6 +51,9 @@ class Guide(Guided):
     discourage: Names | None = None
     """Concepts to discourage, as above; latent:3 for three domains proposed from stain, latent:3+LAYER from stain and
     the network's features there; default: the study's."""
+    arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
+    """Networks to train, comma-separated, or all; default: baseline and guided, and balanced if a category is
+    discouraged."""
     seed: int = option(0, minimum=0)
     """Seed of a single pair of networks."""
     seeds: tuple[int, ...] | None = option(None, parse=seed_list)

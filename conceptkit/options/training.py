@@ -45,9 +45,11 @@ class LoopOptions(Options):
     warmup: int = option(10, minimum=0)
     """Epochs over which discouraging reaches its strength; no earlier state of any network is selected."""
     patience: int = option(8, minimum=1)
-    """Epochs without a lower validation loss of main and encouraged tasks after which training stops."""
+    """Epochs without a lower validation loss (--stop-by) after which training stops."""
     batch_size: int = option(32, minimum=1)
     """Patches, or bags, per step."""
+    stop_by: str = option("main", choices=("main", "sum"))
+    """Validation loss that chooses the epoch of every network: main, or the sum with its encouraged concepts."""
     weighting: str = "uncertainty-bounded"
     """Loss weighting of all tasks and of single ones, such as uncertainty,center=fixed:0.1."""
     reset_weights: bool = option(False, flag="--reset-weights/--keep-weights")
@@ -84,6 +86,8 @@ class TrainingOptions(LoopOptions):
     """Layers of the backbone to train, comma-separated; none for the trunk only. Their BatchNorm stays frozen."""
     cache: str = option("exact", choices=("exact", "fast", "off"))
     """Cache of the output of the frozen layers: exact, fast (16 bits) or off."""
+    augment: int = option(0, minimum=0)
+    """Re-stained copies of each training patch; an epoch sees one of them or the patch."""
 
     def __post_init__(self) -> None:
         """Check the values; ``none`` stands for no layer."""

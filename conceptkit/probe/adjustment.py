@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.intervals import NO_INTERVAL, Interval, r2_interval
 from conceptkit.evaluate.scores import Floats, r2
 from conceptkit.probe.alpha import choose_alpha
-from conceptkit.probe.crossfit import deleted_errors, jackknife_units, read_fold
+from conceptkit.probe.crossfit import deleted_errors, read_fold
 from conceptkit.probe.ridge import Split, factorise
 from conceptkit.probe.targets import Target
 from conceptkit.probe.validation import Validation

@@ -32,9 +32,6 @@ from conceptkit.probe.ridge import (
 T = TypeVar("T")
 U = TypeVar("U")
 
-MOST_UNITS = 200
-"""Maximum number of jackknife units; more groups are deleted several at a time."""
-
 
 def _in_threads(jobs: Iterable[Callable[[], T]], count: int) -> list[T]:
     """Run ``count`` jobs in parallel, each with its share of the BLAS threads, because factorisations scale badly.
@@ -189,12 +186,6 @@ def mean_cosine(vectors: Sequence[Floats]) -> Floats:
     own = np.einsum("kdt,kdt->t", unit, unit)
     k = len(stacked)
     return np.asarray((total - own) / (k * (k - 1)))
-
-
-def jackknife_units(clusters: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the units (n,) that the jackknife deletes: groups, or unions of them if there are many."""
-    n_groups = int(clusters.max()) + 1
-    return clusters if n_groups <= MOST_UNITS else clusters % MOST_UNITS
 
 
 def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray[np.intp]) -> Floats:

@@ -15,12 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from conceptkit.evaluate.clustering import group_means
+from conceptkit.evaluate.clustering import group_means, jackknife_units
 from conceptkit.evaluate.intervals import Interval, accuracy_interval, r2_interval, refit_inflation
 from conceptkit.evaluate.scores import Floats, auc
 from conceptkit.families import PROBES
 from conceptkit.probe.classification import ConceptActivationVector
-from conceptkit.probe.crossfit import deleted_errors, each_fold, jackknife_units, read_fold
+from conceptkit.probe.crossfit import deleted_errors, each_fold, read_fold
 from conceptkit.probe.erasure import fit_eraser, indicators
 from conceptkit.probe.perceptron import Perceptron
 from conceptkit.probe.permutation import draw_orders, level_of, p_value

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice
+from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.evaluate.paired import Scored, gain_interval, scored_balanced_accuracy, scored_r2
 from conceptkit.files.matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
-from conceptkit.probe.crossfit import jackknife_units
 from conceptkit.probe.folds import leave_out_folds, unseen_levels
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, Validation, held_out, held_out_each, validate

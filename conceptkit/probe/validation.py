@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.intervals import (
     Interval,
     accuracy_interval,
@@ -36,7 +37,6 @@ from conceptkit.probe.crossfit import (
     deleted_errors,
     each_fold,
     each_fold_and_all,
-    jackknife_units,
     mean_cosine,
     pooled,
     read_fold,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,17 @@ class GridCell:
     """Share of concept values that were exchanged (noise), or kept (fraction)"""
     base: str = ""
     """Of ``multimodal``: the single-task cell whose features it takes, and with which it is compared"""
+
+
+def reference_cell(cell: GridCell, cells: Sequence[GridCell]) -> str | None:
+    """Return the name of the single-task cell that a cell is compared with; see :meth:`GridRecord.reference`."""
+    if cell.base:
+        return cell.base
+    models = (cell.model, "") if cell.model else {c.model for c in cells}
+    single = [c for c in cells if not (c.encourage or c.discourage) and c.weighting and c.model in models]
+    same = [c for c in single if c.weighting == cell.weighting and not c.curve]
+    name = next((c.name for c in (*same, *single)), None)
+    return None if name == cell.name else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,8 @@ class GridRecord(RunsRecord):
 
         Columns: those of the cell, then for each evaluation split ``SPLIT``, ``SPLIT sd``, and the difference to the
         single task of the same weighting as ``SPLIT difference``, ``… low``, ``… high`` with ``SPLIT groups``. The AUC
-        within the levels of a column, where it was taken, is in ``SPLIT within COLUMN`` and ``SPLIT within COLUMN sd``.
+        within the levels of a column, where it was taken, is in ``SPLIT within COLUMN`` and ``SPLIT within COLUMN sd``,
+        that of weighted rows in ``SPLIT weighted`` and ``SPLIT weighted sd``.
         """
         strata = self.strata if metric == "auc" else []
         rows = []
@@ -108,6 +120,8 @@ class GridRecord(RunsRecord):
             row = {**_cell_columns(cell), "seeds": self._seeds(cell)}
             for split in self.evaluation:
                 row |= self._mean_sd(cell, split, metric, split)
+                if metric == "auc" and any("auc_weighted" in run.metrics.get(split, {}) for run in self.runs):
+                    row |= self._mean_sd(cell, split, "auc_weighted", f"{split} weighted")
                 for column in strata:
                     row |= self._mean_sd(cell, split, Metric(metric, within=column), f"{split} within {column}")
                 difference = self.difference(cell, split, metric)
@@ -135,12 +149,12 @@ class GridRecord(RunsRecord):
         """Return how well each concept is read: a row per concept and cell, by fresh probe and by the own head.
 
         Columns besides the cell's: ``concept``, ``role`` (``encouraged`` or ``discouraged`` somewhere in the grid),
-        ``reader`` (``probe``, ``head``, ``linear``, ``mlp``), ``score``, ``score sd``, ``chance``, and the paired
-        difference to the single task of the same weighting.
+        ``reader`` (``probe``, ``head``, ``linear``, ``mlp``, ``kernel``), ``score``, ``score sd``, ``chance``, and the
+        paired difference to the single task of the same weighting.
         """
-        kinds: tuple[tuple[str, What, tuple[str, str]], ...] = (
+        kinds: tuple[tuple[str, What, tuple[str, ...]], ...] = (
             ("encouraged", "concepts", ("probe", "head")),
-            ("discouraged", "leakage", ("linear", "mlp")),
+            ("discouraged", "leakage", ("linear", "mlp", "kernel")),
         )
         rows = []
         for cell, (role, what, readers) in itertools.product(self.cells, kinds):
@@ -187,13 +201,7 @@ class GridRecord(RunsRecord):
 
     def reference(self, cell: GridCell) -> str | None:
         """Return the name of the single-task cell of the same model and weighting; ``None`` for that one itself."""
-        if cell.base:
-            return cell.base
-        models = (cell.model, "") if cell.model else {c.model for c in self.cells}
-        single = [c for c in self.cells if not (c.encourage or c.discourage) and c.weighting and c.model in models]
-        same = [c for c in single if c.weighting == cell.weighting and not c.curve]
-        name = next((c.name for c in (*same, *single)), None)
-        return None if name == cell.name else name
+        return reference_cell(cell, self.cells)
 
     def difference(self, cell: GridCell, split: str, metric: str) -> Difference | None:
         """Return a cell's paired difference to its reference; ``None`` where there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,8 +13,16 @@ from conceptkit.records.texts import Metric
 if TYPE_CHECKING:
     import pandas as pd
 
+BASELINE, BALANCED = "baseline", "balanced"
+"""Runs with which others are compared"""
+
 What = Literal["metrics", "concepts", "leakage"]
 """Which numbers of a run: the main task's by split, those of encouraged and of discouraged concepts"""
+
+
+def reference_of(names: Sequence[str]) -> str:
+    """Return the run that others are compared with: ``balanced`` if there is one, ``baseline``, or the first."""
+    return next((name for name in (BALANCED, BASELINE) if name in names), next(iter(names), ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +35,15 @@ class GuideRun:
     checkpoint: str
     """Folder of the checkpoint, as seen from where the command ran."""
     metrics: Mapping[str, Mapping[str, float]]
-    """Split, and ``overall`` for all evaluation splits together → the main task's ``auc``, ``auc_within_COLUMN``,
-    ``f1`` and ``balanced_accuracy`` at the ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``."""
+    """Split, ``overall`` for all evaluation splits together, and ``unseen`` for the rows of unseen centers where they
+    are not one of the splits → the main task's ``auc``, ``auc_within_COLUMN``, ``f1`` and ``balanced_accuracy`` at the
+    ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``; of evaluation rows with a center also
+    ``auc_weighted``, ``balanced_accuracy_weighted``, ``brier_weighted``, ``ece_weighted`` and ``effective_groups``
+    (Kish's number under these weights), NaN where a center has no row of a class."""
     concepts: Mapping[str, Mapping[str, float | None]]
     """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head), or ``None``."""
     leakage: Mapping[str, Mapping[str, float | None]]
-    """Discouraged concept → ``linear`` and ``mlp`` (fresh probes, held-out) and ``chance``."""
+    """Discouraged concept → ``linear``, ``mlp`` and ``kernel`` (fresh probes, held-out) and ``chance``."""
     history: tuple[Mapping[str, float], ...] = ()
     """One entry per epoch: ``epoch`` and, for each task, its raw losses (``train/count``, ``val/count``) and its weight
     (``weight/count``)."""
@@ -46,12 +57,20 @@ class Difference:
     against: str
     split: str
     metric: Metric
-    """Of the main task, or the score of a fresh probe: ``probe`` of an encouraged concept, ``linear`` and ``mlp`` of a
-    discouraged one."""
+    """Of the main task, or the score of a fresh probe: ``probe`` of an encouraged concept, ``linear``, ``mlp`` and
+    ``kernel`` of a discouraged one."""
     mean: float
     low: float
     high: float
     n_groups: int
+    n_effective: float | None = None
+    """Effective number of groups (Kish): of their rows, or of their weights for a weighted score."""
+    p: float | None = None
+    """Two-sided, of no difference, from the error and the distribution of the interval."""
+    q: float | None = None
+    """p adjusted for all differences of the record but the primary one (Benjamini and Hochberg)."""
+    primary: bool = False
+    """Whether this is the contrast that was declared before the run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", Metric.of(self.metric))
@@ -67,6 +86,11 @@ class RunsRecord(Record):
     """Concept → unit, where it is known."""
     evaluated_on: str = "internal"
     """The rows on which ``concepts`` and ``leakage`` are measured."""
+
+    @property
+    def primary(self) -> Difference | None:
+        """Return the difference that was declared before the run; ``None`` without one."""
+        return next((d for d in self.differences if d.primary), None)
 
     @property
     def run_names(self) -> list[str]:

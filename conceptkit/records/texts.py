@@ -56,7 +56,7 @@ class Metric(str):
     It is a string, so that it is compared and saved like one.
     """
 
-    READERS: ClassVar[tuple[str, ...]] = ("probe", "head", "linear", "mlp")
+    READERS: ClassVar[tuple[str, ...]] = ("probe", "head", "linear", "mlp", "kernel")
 
     name: str
     """``auc``, ``f1`` and so on; ``score`` of a concept."""

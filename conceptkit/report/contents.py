@@ -15,6 +15,7 @@ from conceptkit.records import (
     RunsRecord,
     concept_of,
 )
+from conceptkit.records.guide import reference_of
 from conceptkit.report.wording import metric_name
 
 
@@ -62,9 +63,8 @@ def trained_concepts(record: RunsRecord) -> tuple[list[str], list[str]]:
 
 
 def reference_run(record: GuideRecord) -> str:
-    """Return the run that the others are compared with: ``baseline``, or the first; empty without runs."""
-    names = record.run_names
-    return "baseline" if "baseline" in names else next(iter(names), "")
+    """Return the run that the others are compared with; empty without runs."""
+    return reference_of(record.run_names)
 
 
 def compared_runs(record: GuideRecord) -> list[str]:
@@ -77,7 +77,7 @@ def is_in_sample(row: ProbeRow) -> bool:
     return row.protocol != "cross-validated"
 
 
-READERS = {"probe": "probe", "head": "head", "linear": "linear probe", "mlp": "MLP probe"}
+READERS = {"probe": "probe", "head": "head", "linear": "linear probe", "mlp": "MLP probe", "kernel": "kernel probe"}
 """Reader of a concept → its name in words."""
 
 

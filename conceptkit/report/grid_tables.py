@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptkit.records import GridRecord, Metric
 from conceptkit.report.contents import READERS
+from conceptkit.report.guide_tables import difference_table, weighted_table
 from conceptkit.report.judging import Verdict, few_words, side_of, verdict
 from conceptkit.report.table import Table, ends, make_table, spread
 from conceptkit.report.verdicts import difference_mark, no_clear_change
@@ -42,6 +43,7 @@ def grid_tables(record: GridRecord) -> list[Table]:
     tables = [main_table(record), metric_table(record), concept_table(record)]
     tables += [curve_table(record, kind) for kind in ("noise", "fraction")]
     tables += [affinity_table(record), patch_level_table(record)]
+    tables += [weighted_table(record, details=True), difference_table(record, details=True)]
     return [table for table in tables if not table.frame.empty]
 
 
@@ -87,6 +89,8 @@ def main_table(record: GridRecord) -> Table:
         row |= {"weighting": values["weighting"], "control": values["control"]}
         for split in record.evaluation:
             row |= _spread(values, split)
+            if f"{split} weighted" in values:
+                row |= _spread(values, f"{split} weighted")
             for column in record.strata:
                 row |= _spread(values, f"{split} within {column}")
             row |= _ends(values, f"{split} difference", f"difference {split}")
@@ -97,7 +101,8 @@ def main_table(record: GridRecord) -> Table:
         "table4",
         "AUC of the main task by network",
         "Mean ± SD over seeds. Difference: paired, to the single task of the same weighting, with a 95 % interval over "
-        f"{groups_word(record.group)}.{inside} The paper's Table 4, whose baseline has no such weighting.",
+        f"{groups_word(record.group)}.{inside} Weighted: of rows among which the center does not predict "
+        "the label. The paper's Table 4, whose baseline has no such weighting.",
         rows,
         without={"weighting"} if len(_weightings(record)) < 2 else (),
         digits=3,

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from conceptkit.records import Difference, GuideRecord
+from conceptkit.evaluate.weighted import WEIGHTED
+from conceptkit.records import Difference, GuideRecord, RunsRecord
 from conceptkit.report.contents import compared_runs, difference_name, reference_run
 from conceptkit.report.table import Table, ends, make_table, spread
 from conceptkit.report.verdicts import difference_mark
-from conceptkit.report.wording import MISSING, f1_words, groups_word, metric_name, with_unit
+from conceptkit.report.wording import MISSING, as_float, f1_words, groups_word, is_finite, metric_name, with_unit
 
 
 def guide_tables(record: GuideRecord) -> list[Table]:
     """Return the tables of guided training, in the order in which they are read."""
-    return [table(record) for table in (comparison_table, leakage_table, main_task_table, difference_table)]
+    tables = [table(record) for table in (comparison_table, leakage_table, main_task_table)]
+    weighted = weighted_table(record)
+    return [*tables, *([] if weighted.frame.empty else [weighted]), difference_table(record)]
+
+
+def weighted_table(record: RunsRecord, *, details: bool = False) -> Table:
+    """Return the main task's scores of weighted rows, one row per split and run; empty without centers."""
+    rows = []
+    for split in dict.fromkeys(split for run in record.runs for split in run.metrics):
+        for name in record.run_names:
+            row: dict[str, object] = {"split": split, "run": name}
+            for metric in WEIGHTED:
+                row |= spread(metric_name(metric), *record.over_seeds(name, "metrics", split, f"{metric}_weighted"))
+            effective = record.over_seeds(name, "metrics", split, "effective_groups")[0]
+            rows.append(row | {f"effective {groups_word(record.group)}": effective})
+    return make_table(
+        "main-task-weighted",
+        "Main task, rows weighted by center and label",
+        "A row of center c and label y weighs p(c)·p(y)/p(c, y), shares of the split's rows, so that a network that "
+        "only recognises the center has an AUC of one half. Balanced accuracy at the threshold chosen on validation "
+        f"rows; lower is better for the Brier score and the calibration error. Mean{_seeds_words(record)}. Effective "
+        f"{groups_word(record.group)}: the number of equal weight with the same information (Kish).",
+        [row for row in rows if is_finite(row["AUC"])],
+        digits=3,
+        details=details,
+    )
 
 
 def comparison_table(record: GuideRecord) -> Table:
@@ -52,7 +78,7 @@ def _is_of_probe(d: Difference, reference: str) -> bool:
     return d.against == reference and d.metric.reader == "probe"
 
 
-def _seeds_words(record: GuideRecord) -> str:
+def _seeds_words(record: RunsRecord) -> str:
     seeds = len({run.seed for run in record.runs})
     return f" ± SD over {seeds} seeds" if seeds > 1 else " of one seed"
 
@@ -88,6 +114,7 @@ def leakage_table(record: GuideRecord) -> Table:
             "run": name,
             **spread("linear probe", *record.over_seeds(name, "leakage", concept, "linear")),
             **spread("MLP probe", *record.over_seeds(name, "leakage", concept, "mlp")),
+            **spread("kernel probe", *record.over_seeds(name, "leakage", concept, "kernel")),
             "chance": record.over_seeds(name, "leakage", concept, "chance")[0],
         }
         for concept in dict.fromkeys([*record.discourage, *(name for run in record.runs for name in run.leakage)])
@@ -103,16 +130,19 @@ def leakage_table(record: GuideRecord) -> Table:
     )
 
 
-def difference_table(record: GuideRecord) -> Table:
-    """Return every paired difference with its interval."""
+def difference_table(record: RunsRecord, *, details: bool = False) -> Table:
+    """Return every paired difference with its interval, the primary one first."""
     rows = [
         {
+            "what": difference_name(d),
             "split": d.split,
             "run": d.run,
             "against": d.against,
-            "what": difference_name(d),
             **ends("difference", d.mean, d.low, d.high),
+            "p": as_float(d.p),
+            "q": as_float(d.q),
             "groups": d.n_groups,
+            "groups effective": as_float(d.n_effective),
             "verdict": difference_mark(d, record.group),
         }
         for d in record.differences
@@ -121,8 +151,19 @@ def difference_table(record: GuideRecord) -> Table:
     return make_table(
         "differences",
         "Paired differences",
-        f"Same rows for both runs, averaged over seeds; 95 % interval over {patients}. Open: the interval covers 0, or "
-        f"there are too few {patients}; this does not show that there is no difference.",
+        f"Same rows for both runs, averaged over seeds; 95 % interval over {patients}. {_family_words(record)} Groups: "
+        "in brackets their effective number (Kish). Open: the interval covers 0, q is not below 0.05, or there are too "
+        f"few {patients}; this does not show that there is no difference.",
         rows,
         digits=3,
+        unshown=("p",),
+        details=details,
+        apart=("run", "against"),
     )
+
+
+def _family_words(record: RunsRecord) -> str:
+    """Return which difference was declared before the run, and what q is."""
+    first, others = record.primary, sum(not d.primary for d in record.differences)
+    q = f"q: p adjusted for all {others} secondary differences (Benjamini and Hochberg)."
+    return f"The first row is the primary contrast, declared before the run. {q}" if first else q

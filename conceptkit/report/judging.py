@@ -16,9 +16,9 @@ MARKS: Mapping[Mark, str] = {"established": "●", "associated": "◐", "open": 
 """Mark → its symbol, from strong to weak"""
 
 LEGEND = (
-    "● established: the interval excludes chance (of a difference, 0), the permutation test (where there is one) "
-    "agrees, and no control reaches the interval. ◐ associated: there is a relation of unknown size or source. "
-    "○ open: no relation is shown; this does not prove that there is none."
+    "● established: the interval excludes chance (of a difference, 0), the test (a permutation test, or q of a "
+    "secondary difference) agrees where there is one, and no control reaches the interval. ◐ associated: there is a "
+    "relation of unknown size or source. ○ open: no relation is shown; this does not prove that there is none."
 )
 
 SIGNIFICANT = 0.05

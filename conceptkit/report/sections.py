@@ -37,7 +37,7 @@ from conceptkit.report.provenance import provenance
 from conceptkit.report.run_context import Context, read_context
 from conceptkit.report.table import Table
 from conceptkit.report.umap_parts import Plots, umap_parts
-from conceptkit.report.verdicts import guide_verdicts, probe_verdicts
+from conceptkit.report.verdicts import guide_verdicts, primary_verdict, probe_verdicts
 from conceptkit.report.wording import groups_word
 
 
@@ -87,7 +87,7 @@ def section(
         title=title,
         study=record.study,
         synthetic=record.synthetic,
-        verdicts=kind.verdicts(record),
+        verdicts=[*kind.lead(record), *kind.verdicts(record)],
         notes=notes_of(record),
         parts=parts,
         provenance=provenance(record, folder, run.context),
@@ -120,7 +120,8 @@ def _differences(record: GuideRecord) -> list[Part]:
     colours = ", ".join(words for kind, (_, words) in DIFFERENCE_COLOURS.items() if kind in kinds)
     text = (
         f"{colours[:1].upper()}{colours[1:]}; bars are 95 % intervals; filled points are established, hollow open. "
-        "Higher is better for encouraged concepts and the main task, lower for discouraged concepts."
+        "Higher is better for encouraged concepts and the main task, lower for discouraged concepts, the Brier score "
+        "and the calibration error."
     )
     return [Part(title="Differences at a glance", text=text, drawings=[drawing])]
 
@@ -180,6 +181,8 @@ class Kind:
     title: str
     tables: Callable[[Any], list[Table]]
     verdicts: Callable[[Any], list[Verdict]]
+    lead: Callable[[Any], list[Verdict]] = lambda record: []
+    """Verdicts above the tables, and before all others"""
     above: Callable[[Any, Run], list[Part]] = lambda record, run: []
     """Figures above the tables"""
     parts: Callable[[Any, Run], list[Part]] = lambda record, run: []
@@ -189,12 +192,12 @@ class Kind:
 
 
 KINDS: Mapping[type[Record], Kind] = {
-    ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, _layers),
-    GuideRecord: Kind("Guide", guide_tables, guide_verdicts, parts=_guide),
-    GridRecord: Kind("Grid", _grid_tables, grid_verdicts, parts=_grid),
+    ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, above=_layers),
+    GuideRecord: Kind("Guide", guide_tables, guide_verdicts, primary_verdict, parts=_guide),
+    GridRecord: Kind("Grid", _grid_tables, grid_verdicts, primary_verdict, parts=_grid),
     PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
     AttributeRecord: Kind("Attribution", attribution_tables, attribution_verdicts, parts=_concept_maps),
     AuditRecord: Kind("Audit", audit_tables, audit_verdicts, data=False),
-    BagsRecord: Kind("Bags", bag_tables, bag_verdicts, parts=_bags, data=False),
+    BagsRecord: Kind("Bags", bag_tables, bag_verdicts, primary_verdict, parts=_bags, data=False),
 }
 """Class of record → what the report shows of it; the record of a new command is a new entry"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from pandas.api.types import is_numeric_dtype
 from conceptkit.report.wording import MISSING, as_float, interval, is_finite, number
 
 ENDS = ("low", "high")
+
+MERGED = (*ENDS, "sd", "effective")
+"""What columns are called that stand next to a number in its cell: ``x low`` and so on"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,8 @@ class Table:
     title: str
     caption: str
     frame: pd.DataFrame
-    """Numbers as numbers. Columns ``x low`` and ``x high`` are the 95 % interval of ``x``, ``x sd`` its spread."""
+    """Numbers as numbers. Columns ``x low`` and ``x high`` are the 95 % interval of ``x``, ``x sd`` its spread, and
+    ``x effective`` the effective number of a count ``x``."""
     digits: int = 2
     """Decimals shown."""
     most_digits: int = 3
@@ -31,6 +36,8 @@ class Table:
     """Columns for files only: the same in every row, so that the caption states them."""
     details: bool = False
     """True: on the page and in files; in a terminal with ``--verbose`` only."""
+    apart: tuple[str, ...] = ()
+    """Columns by whose values a terminal shows the table in parts, which have them in their titles"""
 
 
 Row = Mapping[str, object]
@@ -47,11 +54,12 @@ def make_table(
     most_digits: int = 3,
     unshown: Collection[str] = (),
     details: bool = False,
+    apart: tuple[str, ...] = (),
 ) -> Table:
     """Return a table of rows; columns without a single value are dropped, and those of ``without``."""
     kept = list(rows)
     columns = [column for column in (kept[0] if kept else ()) if any(_has_value(row[column]) for row in kept)]
-    dropped = {*without, *(f"{column} {end}" for column in without for end in (*ENDS, "sd"))}
+    dropped = {*without, *(f"{column} {end}" for column in without for end in MERGED)}
     return Table(
         name=name,
         title=title,
@@ -61,7 +69,21 @@ def make_table(
         most_digits=most_digits,
         unshown=frozenset(unshown),
         details=details,
+        apart=apart,
     )
+
+
+def in_parts(table: Table) -> list[Table]:
+    """Return the parts in which a terminal shows the table; the table itself if it is shown as one."""
+    if not table.apart or table.frame.empty:
+        return [table]
+    first, *others = table.apart
+    parts = []
+    for values, frame in table.frame.groupby(list(table.apart), sort=False):
+        words = [f"{table.title}: {values[0]}", *(f"{c} {v}" for c, v in zip(others, values[1:], strict=True))]
+        unshown = table.unshown | {first, *others}
+        parts.append(dataclasses.replace(table, title=" ".join(words), frame=frame, unshown=unshown, apart=()))
+    return parts
 
 
 def _has_value(value: object) -> bool:
@@ -81,7 +103,7 @@ def spread(column: str, value: float, sd: float) -> dict[str, float]:
 def shown(table: Table) -> pd.DataFrame:
     """Return the table as shown: every cell a text, with intervals and spreads next to their number."""
     frame, digits = table.frame, table.digits
-    parts = {f"{column} {end}" for column in frame.columns for end in (*ENDS, "sd")}
+    parts = {f"{column} {end}" for column in frame.columns for end in MERGED}
 
     def cells(column: str) -> list[str]:
         values = frame[column].tolist()
@@ -93,6 +115,9 @@ def shown(table: Table) -> pd.DataFrame:
             sds = [number(sd, digits=digits) for sd in frame[f"{column} sd"].tolist()]
             texts = [number(v, digits=digits) for v in values]
             return [text if sd == MISSING else f"{text} ± {sd}" for text, sd in zip(texts, sds, strict=True)]
+        if f"{column} effective" in frame:
+            effective = [number(v, digits=1) for v in frame[f"{column} effective"].tolist()]
+            return [f"{v} ({n})" if n != MISSING else f"{v}" for v, n in zip(values, effective, strict=True)]
         return [_cell(v, column, digits) for v in values]
 
     names = [str(column) for column in frame.columns if column not in parts | table.unshown]
@@ -110,6 +135,7 @@ def _cell(value: object, column: str, digits: int) -> str:
         return f"{float(f'{value:.3g}'):g}".replace("-", "−")
     if isinstance(value, int):
         return str(value)
+    digits = 1 if column.startswith("effective ") else digits
     return number(value, digits=digits, signed=column.startswith("difference"))
 
 

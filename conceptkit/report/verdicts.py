@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from conceptkit.records import Difference, GuideRecord, ProbeRecord, ProbeRow
+from conceptkit.records import Difference, GuideRecord, ProbeRecord, ProbeRow, RunsRecord
 from conceptkit.report.contents import (
     READERS,
     compared_runs,
@@ -30,6 +30,8 @@ from conceptkit.report.wording import as_float, counted, groups_word, interval, 
 
 READABLE_ABOVE_CHANCE = 0.05
 """Without an interval or a test, a concept counts as decodable when a fresh probe scores this much above chance."""
+
+_REMNANTS = ("linear", "mlp", "kernel")
 
 FEW_FOR_LEAKAGE = 10
 """Below this number of patients a mean score without an interval does not show what is left."""
@@ -171,11 +173,14 @@ def _odd_fit(row: ProbeRow, group: str | None) -> str:
 def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     """Return the verdicts of a guide record: concepts, leakage, main task, and last all results without a change."""
     said: dict[str, list[Verdict]] = {"encouraged": [], "discouraged": [], "main task": []}
-    pooled = {_place(d): d for d in record.differences if d.metric == "auc"}
+    of_auc = {_place(d): d for d in record.differences if d.metric == "auc"}
+    pooled = {_place(d): d for d in record.differences if d.primary and d.metric == "auc_weighted"}
     unchanged: list[Difference] = []
     for d in record.differences:
-        if d.metric.within and _place(d) in pooled and _same(d, pooled[_place(d)]):
-            continue  # a split with one center would be reported twice
+        first = pooled.get(_place(d)) or of_auc.get(_place(d))
+        repeats = d is not first and (d.metric.within or d.metric in ("auc", "auc_weighted"))
+        if d.primary or (repeats and first is not None and _same(d, first)):
+            continue  # a split with one center would be reported three times
         if side_of(d.mean, d.low, d.high) == "covers":
             unchanged.append(d)
         else:
@@ -192,6 +197,21 @@ def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     several = len({(d.run, d.against) for d in record.differences}) > 1
     parts = [(f"{_what(d)}{f' ({d.run})' if several else ''}", d) for d in unchanged]
     return [*order, *no_clear_change(parts, record.group)]
+
+
+def primary_verdict(record: RunsRecord) -> list[Verdict]:
+    """Return the verdict of the contrast that was declared before the run; nothing without one."""
+    d = record.primary
+    if d is None:
+        return []
+    effective = f", effective number {number(d.n_effective, digits=1)}" if is_finite(d.n_effective) else ""
+    basis = f"{d.run} against {d.against}; {counted(record.group, d.n_groups)}{effective}"
+    basis += f"; {p_words(d.p)}" if is_finite(d.p) else ""
+    sides = {"above": "higher", "below": "lower", "covers": "no clear change"}
+    found = sides.get(side_of(d.mean, d.low, d.high), "not established")
+    size = interval(d.mean, d.low, d.high, digits=3, signed=True)
+    answer = f"Primary contrast, {_what(d)}: {found}, {size} ({basis})"
+    return [verdict(difference_mark(d, record.group), answer, few_words(d.n_groups, record.group))]
 
 
 def no_clear_change(results: Sequence[tuple[str, Difference]], group: str | None, *, digits: int = 2) -> list[Verdict]:
@@ -216,8 +236,9 @@ def _same(d: Difference, other: Difference) -> bool:
 
 def difference_mark(d: Difference, group: str | None) -> Mark:
     """Return what a paired difference shows by its interval."""
+    tested = None if is_significant(d.q) is not False else False
     few = are_few(d.n_groups, group)
-    return mark_of(side_of(d.mean, d.low, d.high), None, few=few, sought=("above", "below"))
+    return mark_of(side_of(d.mean, d.low, d.high), tested, few=few, sought=("above", "below"))
 
 
 def _what(d: Difference) -> str:
@@ -226,7 +247,8 @@ def _what(d: Difference) -> str:
 
 
 def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
-    guiding = "guiding" if (d.run, d.against) == ("guided", "baseline") else f"{d.run} (against {d.against})"
+    usual = d.run == "guided" and d.against == reference_run(record)
+    guiding = "guiding" if usual else f"{d.run} (against {d.against})"
     what = f"the {_what(d)}"
     if not is_finite(d.mean):
         return verdict("open", f"How {guiding} changed {what} could not be measured")
@@ -238,7 +260,9 @@ def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
     verb, sign = ("raised", 1.0) if side == "above" else ("lowered", -1.0)
     if mark == "open":
         size = interval(d.mean, d.low, d.high, signed=True)
-        return verdict(mark, f"Open whether {guiding} {verb} {what}: {size}", few_words(d.n_groups, record.group))
+        not_significant = f"Among all secondary differences it is not significant ({p_words(d.q, 'q')})"
+        few = few_words(d.n_groups, record.group)
+        return verdict(mark, f"Open whether {guiding} {verb} {what}: {size}", few or not_significant)
     before, after = (_level(d, record, name) for name in (d.against, d.run))
     # The levels use all rows, the paired difference those that both runs have: where the two disagree in sign,
     # both in one sentence would contradict each other; the tables show them apart.
@@ -257,9 +281,9 @@ def _level(d: Difference, record: GuideRecord, name: str) -> float:
 
 
 def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
-    linear, mlp, chance = _leakage(record, name, concept)
+    *read, chance = _leakage(record, name, concept)
     network = "the guided network" if name == "guided" else f"the network of {name}"
-    scores = {probe: v for probe, v in (("linear", linear), ("MLP", mlp)) if is_finite(v)}
+    scores = {probe: v for probe, v in zip(("linear", "MLP", "kernel"), read, strict=True) if is_finite(v)}
     if not scores or not is_finite(chance):
         return verdict("open", f"What is left of {concept} in {network} was not measured")
     # chance is 0 for R² only: a class-wise measure of k classes has 1/k
@@ -267,11 +291,11 @@ def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
     text += ", ".join(f"{number(v)} ({probe} probe)" for probe, v in scores.items())
     text += f", chance {'0' if chance == 0 else number(chance)}"
     reference = reference_run(record)
-    before = [v for v in _leakage(record, reference, concept)[:2] if is_finite(v)]
+    before = [v for v in _leakage(record, reference, concept)[:-1] if is_finite(v)]
     if name != reference and before:
         text += f"; {reference} {number(max(before))}"
-    read = [d for d in record.differences if name in (d.run, d.against) and d.metric.concept == concept]
-    n_groups = min((d.n_groups for d in read if d.metric.reader in ("linear", "mlp")), default=None)
+    paired = [d for d in record.differences if name in (d.run, d.against) and d.metric.concept == concept]
+    n_groups = min((d.n_groups for d in paired if d.metric.reader in _REMNANTS), default=None)
     few = n_groups is None or (record.group is not None and n_groups < FEW_FOR_LEAKAGE)
     basis = "" if n_groups is None else counted(record.group, n_groups)
     text += f" ({basis or f'number of {groups_word(record.group)} not recorded'})"
@@ -285,6 +309,6 @@ def _leakage_verdict(record: GuideRecord, name: str, concept: str) -> Verdict:
     return verdict("associated", answer, "These scores have no interval; conceptkit audit gives one and a test")
 
 
-def _leakage(record: GuideRecord, name: str, concept: str) -> tuple[float, float, float]:
-    linear, mlp, chance = (record.over_seeds(name, "leakage", concept, key)[0] for key in ("linear", "mlp", "chance"))
-    return linear, mlp, chance
+def _leakage(record: GuideRecord, name: str, concept: str) -> list[float]:
+    """Return the mean scores of the fresh probes, and chance."""
+    return [record.over_seeds(name, "leakage", concept, key)[0] for key in (*_REMNANTS, "chance")]

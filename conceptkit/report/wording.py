@@ -62,6 +62,8 @@ _METRICS = {
 def metric_name(metric: str) -> str:
     """Return a metric's name as people write it."""
     parts = Metric.of(metric)
+    if metric.endswith("_weighted"):
+        return f"weighted {metric_name(metric.removesuffix('_weighted'))}"
     return f"AUC within {parts.within}" if parts.within else _METRICS.get(metric, metric)
 
 
