@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError, near_names, reason_of
 from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers, mini_inception
+from conceptkit.models.adapter import FEATURES, Standardised
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.names import SOURCES, is_factory
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
@@ -161,6 +162,8 @@ def build(
     """
     if architecture == BUNDLED:
         backbone = _bundled("random", seed)
+    elif architecture == FEATURES:
+        backbone = of_features(FEATURES, **arguments)
     elif is_factory(architecture):
         backbone = _made(architecture, "random", seed)
     else:
@@ -170,6 +173,18 @@ def build(
             module = _timm().create_model(architecture, pretrained=False, **arguments)
         backbone = _backbone(module, architecture, f"random:{seed}", arguments)
     return backbone if preprocessing is None else dataclasses.replace(backbone, preprocessing=preprocessing)
+
+
+def of_features(name: str, *, width: int, **stated: Any) -> Backbone:
+    """Return the backbone of an adapter, which has no weights; ``stated`` says where the features come from."""
+    return Backbone(
+        module=Standardised(width).eval(),
+        name=name,
+        weights=FEATURES,
+        architecture=FEATURES,
+        arguments={"width": width, **stated},
+        preprocessing=Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    )
 
 
 def same_architecture(backbone: Backbone, *, seed: int) -> Backbone:
