@@ -7,20 +7,16 @@ label has to go. The thresholds are those that docs/guiding.md states.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
 from conceptkit.families import DISCOURAGING
-from conceptkit.guide.discouraging import best_constant, pressure, without_scale
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs
-from conceptkit.guide.objective import binned, confusion_loss, even_factors, task_loss
 from conceptkit.guide.prefix import Pooled
 from conceptkit.guide.training import predict, train
 from conceptkit.models.guided import MAIN, GuidedModel, Task
@@ -104,4 +100,12 @@ if __name__ == "__main__":
                 for method in (None, *sys.argv[1].split(",")):
                     t = time.process_time()
                     values = trained(shares, confounding, informative, method)
-                    print(name, confounding, informative, method, {k: round(float(v), 3) for k, v in values.items()}, round(time.process_time() - t, 1), flush=True)
+                    print(
+                        name,
+                        confounding,
+                        informative,
+                        method,
+                        {k: round(float(v), 3) for k, v in values.items()},
+                        round(time.process_time() - t, 1),
+                        flush=True,
+                    )

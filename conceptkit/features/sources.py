@@ -421,6 +421,8 @@ def open_features(
         opened = StoreFeatures(table, open_activations(Path(str(features))), layers)
     elif uses_files(table, study, features):
         opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool)
+    elif study.model == LAYER:
+        raise InputError("features: none are given; set --features, or a column features in the table.")
     elif study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     else:

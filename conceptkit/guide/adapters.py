@@ -46,6 +46,6 @@ def opened_on(features: Features, X: Any, options: Guided) -> Backbone:
     """Return the backbone of an adapter, or the adapter that the options name, on features (n, d) that were read."""
     if options.model in (None, LAYER):
         return of_features(features.made_by, width=X.shape[1], **origin_of(features), sha256=features.digest())
-    opened = open_model(options.model, options.weights)
+    opened = open_model(options.model, None if options.weights is None else str(options.weights))
     check_like(opened.arguments, features, X.shape[1])
     return opened

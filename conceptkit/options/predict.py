@@ -21,7 +21,7 @@ class Predict(StudyCommand):
     table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's; no concept column is needed."""
     features: str | Path | None = None
-    """Features of patches (.h5, .npy, .parquet), for a checkpoint of bags."""
+    """Features of patches (.h5, .npy, .parquet), for an adapter or a checkpoint of bags."""
     out: str | Path | None = option(None, flag="--out -o")
     """Predictions to write, .csv or .parquet."""
     maps: str | Path | None = option(None, flag="--map")
