@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from conceptkit.options.attribute import Attribute as Attribute
     from conceptkit.options.audit import Audit as Audit
     from conceptkit.options.bags import Bags as Bags
+    from conceptkit.options.extract import Extract as Extract
     from conceptkit.options.grid import Grid as Grid
     from conceptkit.options.guide import Guide as Guide
     from conceptkit.options.guide import run_guide as run_guide
+    from conceptkit.options.measure import Measure as Measure
+    from conceptkit.options.predict import Predict as Predict
     from conceptkit.options.predictivity import Predictivity as Predictivity
     from conceptkit.options.probe import Probe as Probe
     from conceptkit.options.probe import run_probe as run_probe
+    from conceptkit.options.tile import Tile as Tile
     from conceptkit.probe.classification import ConceptActivationVector as ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion as ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector as RegressionConceptVector
@@ -74,9 +78,8 @@ _HOMES: dict[str, str] = {
 }
 """Public name → its module; a command that writes a record, and the record, come from ``options``"""
 
-for _name, _record in RECORDS.items():
-    for _place in (COMMANDS[_name], _record):
-        _HOMES[_place.partition(":")[2]] = _place.partition(":")[0]
+for _place in (*RECORDS.values(), *(COMMANDS[_name] for _name in (*RECORDS, "tile", "measure", "extract", "predict"))):
+    _HOMES[_place.partition(":")[2]] = _place.partition(":")[0]
 
 __all__ = sorted([*_HOMES, "__version__"])
 

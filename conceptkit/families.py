@@ -81,7 +81,7 @@ MEASURES: Registry[Any] = Registry(
         *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
         *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
     ),
-    member="conceptkit.pathology.batch:Measure",
+    member="conceptkit.pathology.batch:PatchMeasure",
 )
 """Concepts that are computed from patches, see :func:`conceptkit.pathology.batch.as_measure`"""
 

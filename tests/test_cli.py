@@ -29,8 +29,6 @@ from conceptkit.records import ProbeRecord, load_record
 from conceptkit.registry import load
 from conceptkit.tables.study import load_study
 
-pytestmark = pytest.mark.usefixtures("one_random_network", "no_layout")
-
 QUICK = ("--permutations", "0")
 
 TINY = ("--epochs", "2", "--warmup", "1", "--trunk", "8")

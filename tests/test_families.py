@@ -333,21 +333,33 @@ def test_a_probe_reads_what_is_there(name, classes):
 # The package of tests/plugin through the command line
 
 
-def command(*arguments, folder, code=0):
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a command line in an empty folder, and return its result."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
+
+
+def test_an_adapter_of_another_package_is_a_subcommand_of_the_program(tmp_path):
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "conceptkit", *map(str, arguments)],
-        cwd=folder,
+    arguments = ("adapt", "listing", "list.txt", "--out", "t.csv", "--skip", "a.png", "--mpp", "1")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    subprocess.run(
+        [sys.executable, "-m", "conceptkit", *arguments],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        check=True,
     )
-    assert done.returncode == code, done.stderr
-    return done
+    assert pd.read_csv(tmp_path / "t.csv")["image"].tolist() == ["b.png"]
 
 
-def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path):
+def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path, command):
     pixels = np.full((64, 64, 3), 200, dtype=np.uint8)
     pixels[4:10, 4:10] = pixels[20:26, 40:46] = 20
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -355,51 +367,48 @@ def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path):
     command(
         *("measure", "images.csv", "--out", "t.csv", "--patch-size", 64, "--nuclei", "dark"),
         *("--measure", "redness,count"),
-        folder=tmp_path,
     )
     (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
     assert row["count"] == 2
     assert row["redness"] == pytest.approx(pixels[..., 0].mean())
 
 
-def test_a_stain_method_of_another_package(tmp_path, shared_data):
+def test_a_stain_method_of_another_package(tmp_path, shared_data, command):
     slide = shared_data / "wsi" / "cmu-1-small-region.svs"
     Image.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8)).save(tmp_path / "reference.png")
     command(
         *("tile", slide, "--out", "t.csv", "--export", "png", "--stain", "brighten"),
         *("--stain-reference", "reference.png"),
-        folder=tmp_path,
     )
     table = pd.read_csv(tmp_path / "t.csv")
     tiles = [np.asarray(Image.open(tmp_path / path)) for path in table["image"]]
     assert abs(np.mean(tiles) - 120) < 5
 
 
-def test_an_adapter_of_another_package_is_a_subcommand(tmp_path):
+def test_an_adapter_of_another_package_is_a_subcommand(tmp_path, command):
     (tmp_path / "list.txt").write_text("a.png\nb.png\nc.png\n")
     arguments = ("adapt", "listing", "list.txt", "--out", "t.csv", "--skip", "a.png", "--skip", "c.png")
-    done = command(*arguments, "--mpp", 0.5, folder=tmp_path)
+    done = command(*arguments, "--mpp", 0.5)
     assert "A note." in done.stdout
     assert pd.read_csv(tmp_path / "t.csv").to_dict("records") == [
         {"patch_id": "b.png", "image": "b.png", "mpp": 0.5, "center": "here"}
     ]
-    assert "--mpp" in command(*arguments, folder=tmp_path, code=2).stderr
-    assert "did you mean 'listing'" in command("adapt", "listin", folder=tmp_path, code=2).stderr
-    assert "Center of all images." in " ".join(command("adapt", "listing", "-h", folder=tmp_path).stdout.split())
+    assert "--mpp" in command(*arguments, code=2).stderr
+    assert "did you mean 'listing'" in command("adapt", "listin", code=2).stderr
+    assert "Center of all images." in " ".join(command("adapt", "listing", "-h").stdout.split())
 
 
-def test_a_pooling_of_another_package(study, tmp_path):
+def test_a_pooling_of_another_package(study, tmp_path, command):
     done = ("--study", study, "--concept", "count", "--layer", "mixed2", "--permutations", 0)
-    command("probe", *done, "--pool", "deviation", "--out", "run", folder=tmp_path)
+    command("probe", *done, "--pool", "deviation", "--out", "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))
     assert record["settings"]["pool"] == "deviation"
 
 
-def test_members_of_another_package_in_a_training(study, tmp_path):
+def test_members_of_another_package_in_a_training(study, tmp_path, command):
     command(
         *("guide", "--study", study, "--encourage", "count", "--discourage", "center", "--recipe", "short"),
         *("--disturb", "darker", "--unfreeze", "none", "--out", "run"),
-        folder=tmp_path,
     )
     settings = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))["settings"]
     assert settings["recipe"] == "short"
@@ -410,14 +419,13 @@ def test_members_of_another_package_in_a_training(study, tmp_path):
     command(
         *("audit", checkpoint, "--study", study, "--concept", "center", "--permutations", 0, "--layer", "mixed2"),
         *("--out", "audit"),
-        folder=tmp_path,
     )
     rows = json.loads((tmp_path / "audit" / "record.json").read_text(encoding="utf-8"))["rows"]
     assert {row["probe"] for row in rows} == {"linear", "mlp", "kernel", "nearest"}
     attribute = ("attribute", "--study", study, "--model", checkpoint, "--concept", "count", "--layer", "mixed2")
     fast = ("--permutations", 0, "--refits", 20, "--maps", 0)
-    command(*attribute, "--method", "doubled", *fast, "--out", "attribute", folder=tmp_path)
-    refused = command(*attribute, "--pool", "deviation", *fast, folder=tmp_path, code=2)
+    command(*attribute, "--method", "doubled", *fast, "--out", "attribute")
+    refused = command(*attribute, "--pool", "deviation", *fast, code=2)
     assert "gradients can be pooled by gap" in refused.stderr
     record = json.loads((tmp_path / "attribute" / "record.json").read_text(encoding="utf-8"))
     assert record["settings"]["method"] == "doubled"

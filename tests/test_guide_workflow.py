@@ -20,8 +20,6 @@ from conceptkit.options.guide import Guide
 from conceptkit.records import GuideRecord, load_record
 from conceptkit.report.guide_tables import main_task_table
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 OPTIONS = {"epochs": 2, "warmup": 1, "trunk": (8,)}
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from conceptkit.errors import InputError
 from conceptkit.families import MEASURES
-from conceptkit.pathology.batch import Batch, Measure
+from conceptkit.pathology.batch import Batch, PatchMeasure
 from conceptkit.pathology.measures import CORE, area_px, check_names, count, measure, names_for, spell_out
 from conceptkit.pathology.texture import haralick, luma
 
@@ -91,7 +91,7 @@ def test_a_new_measure_is_one_function_and_one_entry(monkeypatch):
     def redness(images):
         return images[..., 0].mean(axis=(1, 2))
 
-    entry = Measure(
+    entry = PatchMeasure(
         name="redness", unit="1", kind="continuous", meaning="Red.", source="here", needs="pixels", function=redness
     )
     monkeypatch.setitem(MEASURES, "redness", entry)

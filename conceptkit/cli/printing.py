@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.predict import Predicted
     from conceptkit.commands.report import Demonstrated, Reported
     from conceptkit.commands.splits import SplitCounts
-    from conceptkit.commands.status import Status
+    from conceptkit.commands.status import RunStatus
     from conceptkit.commands.tile import Tiled
     from conceptkit.pathology.measuring import Measured
 
@@ -136,7 +136,7 @@ def show_started(console: Console, started: Started) -> None:
     console.print("Check it, then run: conceptkit probe" if started.table else "Then check it.")
 
 
-def show_status(console: Console, found: Status) -> None:
+def show_status(console: Console, found: RunStatus) -> None:
     """Print how far a run is."""
     what = f"{found.kind} " if found.kind else ""
     console.print(f"{what}{escape(found.path)}: {found.state}", style=_STYLES[found.state])

@@ -20,8 +20,7 @@ from conceptkit.evaluate.scores import auc
 from conceptkit.families import ARMS
 from conceptkit.features.sources import open_features
 from conceptkit.guide.arms import Conditions, choose_arms
-from conceptkit.guide.bag_table import Bags as BagTable
-from conceptkit.guide.bag_table import make_bags
+from conceptkit.guide.bag_table import BagTable, make_bags
 from conceptkit.guide.bags import BagBench
 from conceptkit.guide.bench import ALIKE, Places
 from conceptkit.guide.contrast import NONE, Contrast, announced

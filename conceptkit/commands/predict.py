@@ -16,10 +16,12 @@ from scipy.special import expit, softmax
 
 from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
 from conceptkit.commands.predict_bags import bag_outputs
+from conceptkit.commands.predict_features import feature_outputs
 from conceptkit.commands.predict_vectors import predict_vectors
 from conceptkit.errors import InputError
 from conceptkit.features import activations
 from conceptkit.images.decoding import Pixels
+from conceptkit.models.adapter import is_adapter
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.bags import is_bag_checkpoint
 from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint, mark_notes
@@ -151,8 +153,6 @@ def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.Da
         frame = pd.DataFrame({"bag": read.bags, "patches": read.patches, **_predictions(read.tasks, read.raw)})
         frame.attrs |= {"notes": list(read.notes), "skipped": []}
     else:
-        if options.features is not None:
-            raise InputError("features: only a checkpoint of bags reads features; one of guide reads images.")
         frame = _predict_patches(options, study, progress)
     if options.out is not None:
         write_table(frame, Path(options.out))
@@ -167,15 +167,26 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
     model = backbone.module
     if not isinstance(model, GuidedModel):
         raise InputError(f"checkpoint: {folder} has no heads to predict with.")
-    usable, skipped = _usable(study.load_table(), backbone.trained_on)
-    table, resolution = at_resolution(usable, backbone.trained_on)
-    if maps is not None:
-        check_maps(table, Path(maps))
-    read, raw, faults = _patch_outputs(model, backbone, table, options.batch_size, options.device, progress)
-    skipped += faults
-    if not len(read):
-        raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped: {skipped[0][1]}")
-    table = table.select(read)
+    skipped: list[tuple[str, str]] = []
+    if is_adapter(model):
+        table = study.load_table()
+        if maps is not None:
+            check_maps(table, Path(maps))
+        raw, resolution = feature_outputs(
+            backbone, table, study, features=options.features, device=options.device, progress=progress
+        )
+    else:
+        if options.features is not None:
+            raise InputError(f"features: {folder} is a network on images; drop --features, or name an adapter or bags.")
+        usable, skipped = _usable(study.load_table(), backbone.trained_on)
+        table, resolution = at_resolution(usable, backbone.trained_on)
+        if maps is not None:
+            check_maps(table, Path(maps))
+        read, raw, faults = _patch_outputs(model, backbone, table, options.batch_size, options.device, progress)
+        skipped += faults
+        if not len(read):
+            raise InputError(f"table: no patch can be read; {skipped[0][0]} was skipped: {skipped[0][1]}")
+        table = table.select(read)
     columns: dict[str, Any] = {"patch_id": table.patch_ids}
     columns |= {name: table.frame[name].to_numpy() for name in CARRIED if name in table.frame}
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})

@@ -7,11 +7,12 @@ import copy
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_distinct
@@ -24,11 +25,22 @@ from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
 from conceptkit.files.matrix import gather, in_blocks
 from conceptkit.models.backbones import Backbone, weights_setting
-from conceptkit.models.checkpoints import checkpoint_notes, no_control, open_model, random_control
+from conceptkit.models.checkpoints import (
+    checkpoint_notes,
+    is_adapter_folder,
+    mark_notes,
+    no_control,
+    open_model,
+    random_control,
+)
+from conceptkit.models.guided import GuidedModel
 from conceptkit.probe.vectors import Origin
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
+
+TRUNK = "trunk"
+"""Layer of an adapter that its heads read"""
 
 PIXELS = "pixel statistics"
 """Name of the layer of pixel statistics."""
@@ -298,6 +310,115 @@ class PixelFeatures(Features):
         return hashlib.sha256("\n".join([self.made_by, *self.table.identities()]).encode()).hexdigest()
 
 
+class AdapterFeatures(Features):
+    """Layers of an adapter that ``guide`` trained on features: ``trunk``, ``heads.TASK`` and the features themselves.
+
+    Its random controls are adapters with random weights on the same features.
+    """
+
+    def __init__(
+        self,
+        table: PatchTable,
+        study: Study,
+        *,
+        layers: Sequence[str] | None = None,
+        features: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._backbone, self._seed = open_model(study.model, study.weights, seed=seed), seed
+        self._adapter = cast(GuidedModel, self._backbone.module)
+        heads = [f"heads.{name}" for name in self._adapter.heads]
+        self.layers = tuple(layers or (TRUNK,))
+        for name in self.layers:
+            check_choice("layer", name, (LAYER, TRUNK, *heads))
+        stated = self._backbone.arguments
+        self._base = open_features(
+            table, study.replace(model=LAYER), layers=adapter_layers(stated, features), features=features
+        )
+        check_like(stated, self._base)
+        self.table, self.pool = table, self._base.pool
+        self.name, self.made_by, self.model = self._backbone.name, self._backbone.weights, str(study.model)
+
+    def network(self) -> Backbone:
+        """Return the adapter."""
+        return self._backbone
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the notes on the features, and the marks of the adapter."""
+        return (*self._base.notes(), *mark_notes(self._backbone))
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        [X] = self._base.read(rows, progress=progress).values()
+        check_like(self._backbone.arguments, self._base, X.shape[1])
+
+        def taken(layer: str) -> Any:
+            return in_blocks(len(rows), X.shape[1], lambda some: self._pass(X[some])[layer])
+
+        return {layer: X if layer == LAYER else gather(len(rows), taken(layer), cache_folder()) for layer in layers}
+
+    def _pass(self, X: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Return layer → values of some rows (k, d)."""
+        with torch.inference_mode():
+            reads = self._adapter.reads(*self._adapter.features(torch.from_numpy(np.asarray(X, np.float32))))
+            outputs = self._adapter.outputs(reads)
+        return {TRUNK: reads[None].numpy(), **{f"heads.{name}": value.numpy() for name, value in outputs.items()}}
+
+    def digest(self) -> str:
+        """Return a digest of the adapter and of its features."""
+        return hashlib.sha256(f"{self._backbone.fingerprint()}{self._base.digest()}".encode()).hexdigest()
+
+    def random_controls(self, n: int) -> Iterator[Features]:
+        """Yield adapters with random weights and the same standardisation."""
+        for seed in range(self._seed + 1, self._seed + 1 + n):
+            control = copy.copy(self)
+            control._backbone = random_control(self.model, self._backbone, seed=seed)
+            control._adapter = cast(GuidedModel, control._backbone.module)
+            control._adapter.backbone.load_state_dict(self._adapter.backbone.state_dict())
+            control.made_by = control._backbone.weights
+            yield control
+
+
+def check_like(stated: Mapping[str, Any], features: Features, width: int | None = None) -> None:
+    """Refuse features unlike those that an adapter was trained on: of another width or, where stated, origin.
+
+    Parameters
+    ----------
+    stated : arguments of the adapter's backbone
+    """
+    now = {**origin_of(features), "width": width}
+    for name, word in {"source": "network", "layer": "layer", "pool": "pooling", "width": "width"}.items():
+        if None not in (stated[name], now[name]) and stated[name] != now[name]:
+            raise InputError(
+                f"features: the adapter was trained on features of {word} {stated[name]}, got {now[name]}."
+            )
+
+
+def origin_of(features: Features) -> dict[str, str | None]:
+    """Return the network, layer and pooling behind features, ``None`` where a file does not state them."""
+    known = not isinstance(features, FileFeatures)
+    return {
+        "source": features.name if known else None,
+        "layer": features.layers[0] if known else None,
+        "pool": features.pool if known else None,
+    }
+
+
+def adapter_layers(stated: Mapping[str, Any], features: str | Path | None) -> list[str] | None:
+    """Return the layer of a store that an adapter reads; ``None`` of other files."""
+    return [stated["layer"]] if is_store_file(features) and stated["layer"] is not None else None
+
+
+def is_store_file(features: str | Path | None) -> bool:
+    """Return whether features are an activation store."""
+    return features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features))
+
+
+def uses_files(table: PatchTable, study: Study, features: str | Path | None) -> bool:
+    """Return whether features come from files: given, or named by the table where no network is."""
+    column = "features" in table.frame.columns and (study.model in (None, LAYER) or table.location is None)
+    return features is not None or column
+
+
 def open_features(
     table: PatchTable,
     study: Study,
@@ -327,12 +448,16 @@ def open_features(
     InputError
         when there is neither a network nor a file, the network or store cannot be opened, or it has no such layer
     """
-    column = "features" in table.frame.columns and (study.model in (None, LAYER) or table.location is None)
+    if study.model is not None and is_adapter_folder(study.model):
+        return AdapterFeatures(table, study, layers=layers, features=features, seed=seed)
     opened: Features
-    if features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features)):
-        opened = StoreFeatures(table, open_activations(Path(features)), layers)
-    elif features is not None or column:
-        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool or "gap")
+    if is_store_file(features):
+        opened = StoreFeatures(table, open_activations(Path(str(features))), layers)
+    elif uses_files(table, study, features):
+        given = table if features is None else with_features(table, features)
+        opened = FileFeatures(given, layers, pool=pool or "gap")
+    elif study.model == LAYER:
+        raise InputError("features: none are given; set --features, or a column features in the table.")
     elif study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from conceptkit.errors import InputError, check_at_least, check_at_most, check_seeds, near_names
 from conceptkit.families import RECIPES
+from conceptkit.features.own_files import LAYER
 from conceptkit.grid.plan import (
     PAPER,
     PAPER_WEIGHTINGS,
@@ -19,6 +20,7 @@ from conceptkit.grid.plan import (
     plan_cells,
     with_balanced,
 )
+from conceptkit.guide.adapters import features_for
 from conceptkit.guide.goals import Goal, concept_names
 from conceptkit.guide.latent import refuse_latent
 from conceptkit.guide.plan import make_plan
@@ -56,6 +58,10 @@ def read_request(study: Any, options: Grid) -> GridRequest:
     """Return the request that options make of a study; :class:`InputError` when they cannot be used."""
     _check_options(options)
     opened, table = open_source(options, study)
+    if features_for(table, opened, options) is not None:
+        opened = dataclasses.replace(
+            opened, model=options.model or LAYER, weights=None if options.weights is None else str(options.weights)
+        )
     if options.encourage is not None or options.discourage is not None:
         opened = dataclasses.replace(
             opened, encourage=tuple(options.encourage or ()), discourage=tuple(options.discourage or ())

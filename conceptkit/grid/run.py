@@ -25,6 +25,7 @@ from conceptkit.guide.arms import random_values
 from conceptkit.guide.bench import Arm, PatchBench, Places
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.guide.engine import TrainingEngine
+from conceptkit.guide.feature_bench import FeatureBench
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.plan import Plan
 from conceptkit.guide.reading import Reading, TrainedRun, split_scores
@@ -91,7 +92,8 @@ def bench_of(spec: GridSpec, model: str) -> PatchBench:
         encourage, discourage = (concept_names([g for g in spec.goals if g.discouraged is d]) for d in (False, True))
         reading = Reading.of(table, study, setup.plan, encourage, discourage, options.folds, options.within)
         place = spec.folder / CACHE / model.replace("/", "-")
-        _benches[key] = PatchBench(
+        make_bench = PatchBench if setup.X is None else FeatureBench
+        _benches[key] = make_bench(
             table,
             study,
             setup.plan,

@@ -21,6 +21,7 @@ from conceptkit.errors import InputError, near_names, reason_of
 from conceptkit.families import ENCODERS
 from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers, mini_inception
+from conceptkit.models.adapter import FEATURES, Standardised
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.names import SOURCES, is_factory
 from conceptkit.models.presets import IMAGENET_MEAN, IMAGENET_STD, Preset
@@ -175,6 +176,8 @@ def build(
     """
     if architecture == BUNDLED:
         backbone = _bundled("random", seed)
+    elif architecture == FEATURES:
+        backbone = of_features(FEATURES, **arguments)
     elif is_factory(architecture):
         backbone = _made(architecture, "random", seed)
     else:
@@ -184,6 +187,18 @@ def build(
             module = _create(architecture, arguments)
         backbone = _backbone(module, architecture, f"random:{seed}", arguments)
     return backbone if preprocessing is None else dataclasses.replace(backbone, preprocessing=preprocessing)
+
+
+def of_features(name: str, *, width: int, **stated: Any) -> Backbone:
+    """Return the backbone of an adapter, which has no weights; ``stated`` says where the features come from."""
+    return Backbone(
+        module=Standardised(width).eval(),
+        name=name,
+        weights=FEATURES,
+        architecture=FEATURES,
+        arguments={"width": width, **stated},
+        preprocessing=Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    )
 
 
 def same_architecture(backbone: Backbone, *, seed: int) -> Backbone:

@@ -15,6 +15,7 @@ from torch import nn
 
 from conceptkit.errors import InputError, reason_of
 from conceptkit.files.atomic import replacing
+from conceptkit.models.adapter import FEATURES
 from conceptkit.models.backbones import (
     Backbone,
     Preprocessing,
@@ -189,6 +190,14 @@ def mark_notes(backbone: Backbone) -> tuple[str, ...]:
 def is_checkpoint(path: Any) -> bool:
     """Return whether ``path`` is a folder that holds a checkpoint."""
     return isinstance(path, str | Path) and (_trusted(path)[1] / DESCRIPTION).is_file()
+
+
+def is_adapter_folder(path: Any) -> bool:
+    """Return whether ``path`` is a checkpoint of an adapter, which reads features instead of images."""
+    if not is_checkpoint(path):
+        return False
+    description = read_description(_trusted(path)[1] / DESCRIPTION, SCHEMA, "guide")
+    return description.get("architecture") == FEATURES
 
 
 def _trusted(path: str | Path) -> tuple[str | None, Path]:

@@ -27,8 +27,8 @@ class Predict(StudyCommand):
     table: Any = option(None, parse=table_given)
     """Patch table (CSV or Parquet), instead of the study's; no concept column is needed."""
     features: str | Path | None = None
-    """Features of patches (a folder with a file per slide, .h5, .pt, .npy, .parquet), for a checkpoint of bags or
-    --probe, which needs no table then."""
+    """Features of patches (a folder with a file per slide, .h5, .pt, .npy, .parquet), for an adapter, a checkpoint of
+    bags, or --probe, which needs no table then."""
     slides: Names = ()
     """Slides or folders of slides for --probe, comma-separated: cut as the patches of the probe were."""
     out: str | Path | None = option(None, flag="--out -o")

@@ -81,7 +81,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class PatchMeasure:
     """A concept that is computed from a patch, and its description."""
 
     name: str
@@ -109,13 +109,15 @@ class Measure:
         return self.function(*(getattr(batch, part) for part in self.needs.split("+")))
 
 
-def as_measure(unit: str, meaning: str, *, name: str = "", **facts: Any) -> Callable[[Callable[..., Values]], Measure]:
+def as_measure(
+    unit: str, meaning: str, *, name: str = "", **facts: Any
+) -> Callable[[Callable[..., Values]], PatchMeasure]:
     """Return a decorator that makes a measure of a function.
 
     Parameters
     ----------
     name : default: that of the function
-    unit, meaning, facts : the other fields of :class:`Measure`
+    unit, meaning, facts : the other fields of :class:`PatchMeasure`
     """
     facts |= {"unit": unit, "meaning": meaning}
-    return lambda function: Measure(name=name or function.__name__, function=function, **facts)
+    return lambda function: PatchMeasure(name=name or function.__name__, function=function, **facts)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.families import MEASURES
 from conceptkit.pathology import nuisances
-from conceptkit.pathology.batch import Batch, Measure, Values, as_measure
+from conceptkit.pathology.batch import Batch, PatchMeasure, Values, as_measure
 from conceptkit.pathology.colour import check_images
 
 _HARALICK = "Haralick, Shanmugam and Dinstein 1973: grey-level co-occurrence, 256 levels, distance 1, four directions"
@@ -214,7 +214,7 @@ def neighbour_sd_px(batch: Batch) -> Values:
     return batch.nuclei.sd(np.nan_to_num(distances), np.isfinite(distances))
 
 
-def _stain(stain: int, full: str) -> tuple[Measure, ...]:
+def _stain(stain: int, full: str) -> tuple[PatchMeasure, ...]:
     """Return the components of a stain's vector in red, green and blue."""
     return tuple(
         _nuisance(
@@ -235,7 +235,7 @@ stain_h_r, stain_h_g, stain_h_b = _stain(0, "hematoxylin")
 stain_e_r, stain_e_g, stain_e_b = _stain(1, "eosin")
 
 
-def _lab(statistic: int, word: str, ending: str = "") -> tuple[Measure, ...]:
+def _lab(statistic: int, word: str, ending: str = "") -> tuple[PatchMeasure, ...]:
     """Return the mean (0) or the standard deviation (1) of the three axes of CIELAB."""
     return tuple(
         _nuisance(

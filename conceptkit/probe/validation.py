@@ -204,7 +204,7 @@ def _in_memory(
     tests: Permutations,
     options: Validation,
 ) -> tuple[HeldOut, list[Floats], Sequence[Fit | None]]:
-    """Return what :func:`probe_blocks` does with leave-one-group-out penalties, the losses of permutations, and fits."""
+    """Return what :func:`probe_blocks` does by leave-one-group-out, the losses of permutations, and fits."""
     t, groups, alphas = len(targets), targets[0].groups, options.alphas
     Y, units = columns[:, :t], jackknife_units(targets[0].clusters)
 
