@@ -69,6 +69,7 @@ NUCLEI: Registry[Any] = Registry(
     "nuclei",
     {
         **_in("pathology.hematoxylin", hematoxylin="open_hematoxylin"),
+        **_in("pathology.compact", compact="open_compact"),
         **_in("pathology.maskrcnn", maskrcnn="open_maskrcnn"),
     },
 )

@@ -78,7 +78,7 @@ def test_every_option_reaches_its_field(monkeypatch, tmp_path, command, name):
     cls = CLASSES[command]
     monkeypatch.setattr(cls, "run", run)
     words, wanted = arguments(cls, name)
-    result = CliRunner().invoke(app, [command, *words])
+    result = CliRunner().invoke(app, [*command.split(), *words])
     assert isinstance(result.exception, RanError), result.output
     value = getattr(seen[0], name)
     assert (str(value) if isinstance(value, Path) else value) == wanted

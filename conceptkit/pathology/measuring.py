@@ -160,7 +160,7 @@ def measure_images(
     check_out(out)
     if out.exists() and images_csv.exists() and out.samefile(images_csv):
         raise InputError(f"out: {out} is the list of images itself; name another file.")
-    images = _read_list(images_csv)
+    images = read_list(images_csv)
     images["mpp"], scale_notes = known_scales(images["mpp"], images["image_id"], "")
     if nuclei is not None:
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
@@ -251,7 +251,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"out: must be a file, but {out} is a folder.")
 
 
-def _read_list(path: Path) -> pd.DataFrame:
+def read_list(path: Path) -> pd.DataFrame:
     """Return the list as text, "" where empty, with an ``image_id`` column.
 
     Not by ``read_csv``, which renames repeated columns, takes a surplus cell for an index and 007 for 7.

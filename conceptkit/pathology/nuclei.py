@@ -38,12 +38,17 @@ def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = Non
     method's resolution.
     """
     check_images(image[None])
+    check_resolution(mpp)
+    return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
+
+
+def check_resolution(mpp: float | None) -> None:
+    """Raise :class:`InputError` when pixels are too large to show nuclei."""
     if mpp is not None and mpp > COARSEST:
         raise InputError(
             f"nuclei: the image has {mpp:.4g} microns per pixel, and nuclei can be found up to {COARSEST:g}; use a "
             "higher magnification."
         )
-    return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
 
 
 def write_labels(labels: NDArray[np.integer], path: Path) -> None:
