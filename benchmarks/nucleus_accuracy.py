@@ -42,7 +42,7 @@ STAINS = {
 
 
 def plain(image, mpp=MPP):
-    """The usual scikit-image chain at 0.25 µm per pixel: blurred hematoxylin, Otsu, opening, watershed on the distance."""
+    """The usual scikit-image chain: blurred hematoxylin, Otsu, opening, watershed on the distance."""
     from scipy import ndimage
     from skimage.color import rgb2hed
     from skimage.feature import peak_local_max
@@ -131,7 +131,9 @@ def table(rows, title):
             area = np.corrcoef(found["area_px"][both], drawn["area_px"][both])[0, 1] ** 2
             bias = found["count"].sum() / drawn["count"].sum() - 1
             numbers = "  ".join(f"{v:.3f}" for v in mean)
-            print(f"  {name:12s} {organ:9s} {len(some):4d}    {numbers}  {r:.3f}  {bias:+.0%}   {r**2:.2f}     {area:.2f}")
+            print(
+                f"  {name:12s} {organ:9s} {len(some):4d}    {numbers}  {r:.3f}  {bias:+.0%}   {r**2:.2f}     {area:.2f}"
+            )
 
 
 def main():
@@ -163,7 +165,9 @@ def report(options):
             rows[name].append((row["organ"], *scored(found, drawn, image)))
             worst.append((name, row["image_id"], row["organ"], rows[name][-1][1][0]))
             for kind in others:
-                other, labels, mpp = (*halved(image, drawn), 2 * MPP) if kind == "20x" else (stained(image, kind), drawn, MPP)
+                other, labels, mpp = (
+                    (*halved(image, drawn), 2 * MPP) if kind == "20x" else (stained(image, kind), drawn, MPP)
+                )
                 others[kind][name].append((row["organ"], *scored(method(other, mpp), labels, other)))
             if name == list(methods)[-1] and options.figure:
                 parts = zip(tiles(image), tiles(found), tiles(drawn), strict=True)

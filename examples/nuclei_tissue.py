@@ -1,7 +1,8 @@
 """Make H&E tissue for training: annotated nuclei of stained images on synthetic stroma, cytoplasm, lumen and blood.
 
-A tile is made in two steps. ``Composer.tile`` places nuclei and background as amounts of three stains; ``Painter.paint``
-gives them colour, focus, noise and compression. Nuclei are those of CC0 images: where they lay, or pasted one by one.
+A tile is made in two steps. ``Composer.tile`` places nuclei and background as amounts of three stains;
+``Painter.paint`` gives them colour, focus, noise and compression. Nuclei are those of CC0 images: where they lay, or
+pasted one by one.
 """
 
 from __future__ import annotations
@@ -244,7 +245,9 @@ class Composer:
         return eosin, bluish, third
 
     def _tissue(self, rng, membrane, distance):
-        kind = rng.choice(["stroma", "muscle", "cytoplasm", "clear", "mucus", "glass"], p=[0.3, 0.12, 0.36, 0.1, 0.06, 0.06])
+        kind = rng.choice(
+            ["stroma", "muscle", "cytoplasm", "clear", "mucus", "glass"], p=[0.3, 0.12, 0.36, 0.1, 0.06, 0.06]
+        )
         cloud, grain = self._crop(rng, self.clouds), self._crop(rng, self.grains)
         if kind in ("stroma", "muscle"):
             fibre = self._crop(rng, self.fibres)

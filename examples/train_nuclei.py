@@ -3,9 +3,9 @@
 python examples/train_nuclei.py DSB2018_COLOR OUT.safetensors [--steps 6000] [--seed 0] [--work FOLDER]
     [--unlabelled IMAGE … --start WEIGHTS]
 
-DSB2018_COLOR holds images.csv, images/ and masks/: CC0 colour images of the 2018 Data Science Bowl. Every eighth image is
-left out and scored. Training resumes from the last checkpoint in --work. With --unlabelled, the network of --start labels
-these images first (pixels that it is unsure of do not count), and a third of each batch is taken from them.
+DSB2018_COLOR holds images.csv, images/ and masks/: CC0 colour images of the 2018 Data Science Bowl. Every eighth image
+is left out. Training resumes from the last checkpoint in --work. With --unlabelled, the network of --start labels these
+images first (pixels that it is unsure of do not count), and a third of each batch is taken from them.
 """
 
 from __future__ import annotations

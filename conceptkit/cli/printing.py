@@ -65,7 +65,9 @@ def show_nuclei_scored(console: Console, scored: NucleiScored) -> None:
     for column in (scored.by or "", "images", *names.values()):
         grid.add_column(escape(column))
     for group, values in scored.groups.items():
-        cells = ["–" if math.isnan(values[n]) else f"{values[n]:+.0%}" if n == "bias" else f"{values[n]:.3f}" for n in names]
+        cells = [
+            "–" if math.isnan(values[n]) else f"{values[n]:+.0%}" if n == "bias" else f"{values[n]:.3f}" for n in names
+        ]
         if group:
             grid.add_row(escape(group), f"{values['images']:.0f}", *cells)
     total = scored.groups[""]
@@ -73,7 +75,8 @@ def show_nuclei_scored(console: Console, scored: NucleiScored) -> None:
     grid.add_row("all", f"{total['images']:.0f}", *cells, style="bold")
     console.print(grid)
     worst = scored.rows.dropna(subset="aji").nsmallest(3, "aji")
-    console.print("lowest AJI: " + ", ".join(f"{escape(i)} {a:.3f}" for i, a in zip(worst["image_id"], worst["aji"])))
+    lowest = (f"{escape(name)} {aji:.3f}" for name, aji in zip(worst["image_id"], worst["aji"], strict=True))
+    console.print(f"lowest AJI: {', '.join(lowest)}")
     _show_notes(console, scored.notes)
     for place in (scored.path, scored.figure):
         if place is not None:

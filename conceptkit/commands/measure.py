@@ -15,6 +15,7 @@ from conceptkit.options.base import Notify, Progress
 from conceptkit.options.measure import Measure
 from conceptkit.pathology.measuring import Measured, Segmentation, check_out, measure_images, write_table
 from conceptkit.pathology.measuring_tables import is_patch_table, measure_table
+from conceptkit.pathology.nucleus_rows import NucleusTable
 from conceptkit.pathology.resuming import parts_folder
 from conceptkit.runs.opening import at_stage
 
@@ -47,6 +48,11 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
     engine = Engine(options.engine, options.workers, options.scheduler)
     check_out(out)
     check_place("out", out)
+    if options.contours and options.nuclei_out is None:
+        raise InputError("contours: needs --nuclei-out FILE.")
+    table = None if options.nuclei_out is None else NucleusTable(Path(options.nuclei_out), options.contours)
+    if table is not None:
+        check_place("nuclei-out", table.out)
     parts = parts_folder(out)
     with held(parts):
         if is_patch_table(images):
@@ -62,6 +68,7 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
             engine=engine,
             progress=None if progress is None else at_stage(progress, stage),
             parts=parts,
+            nuclei_out=table,
         )
         write_table(measured.table, out)
         if not measured.skipped:

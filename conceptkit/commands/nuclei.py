@@ -83,9 +83,7 @@ class NucleiScored:
         }
 
 
-def score(
-    options: NucleiScore, *, progress: Progress | None = None, notify: Notify | None = None
-) -> NucleiScored:
+def score(options: NucleiScore, *, progress: Progress | None = None, notify: Notify | None = None) -> NucleiScored:
     """Compare the nuclei that a method finds with annotated ones."""
     listed = open_annotated(Path(options.images))
     if options.by is not None and options.by not in listed.table:
@@ -125,9 +123,7 @@ def score(
     )
 
 
-def train(
-    options: NucleiTrain, *, progress: Progress | None = None, notify: Notify | None = None
-) -> NucleiTrained:
+def train(options: NucleiTrain, *, progress: Progress | None = None, notify: Notify | None = None) -> NucleiTrained:
     """Train the segmentation of nuclei, and write its weights."""
     out = Path(options.out)
     if out.suffix != ".safetensors":
@@ -141,7 +137,9 @@ def train(
         run = _train_maskrcnn if options.start == "maskrcnn" else _train_compact
         found = run(options, listed, training, validation, out, progress)
         shutil.rmtree(parts_folder(out), ignore_errors=True)
-    notes = [] if {"patient", "group"} & set(listed.table) else ["No column patient or group: each image counts as one."]
+    notes = (
+        [] if {"patient", "group"} & set(listed.table) else ["No column patient or group: each image counts as one."]
+    )
     return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
@@ -210,7 +208,9 @@ def _train_maskrcnn(
     from conceptkit.pathology.nucleus_training import WORKING_MPP, sample_of
 
     order = [*training, *validation]
-    samples = [sample_of(a.image, a.labels, a.mpp if np.isfinite(a.mpp) else None) for a in map(listed.__getitem__, order)]
+    samples = [
+        sample_of(a.image, a.labels, a.mpp if np.isfinite(a.mpp) else None) for a in map(listed.__getitem__, order)
+    ]
     dice: list[float] = []
 
     def heard(epoch: int, epochs: int, value: float) -> None:

@@ -31,10 +31,14 @@ class Measure(JobOptions, Command):
     nuclei: str | None = option(None, choices=NUCLEI)
     """Method that finds nuclei, instead of reading masks."""
     nuclei_weights: str | Path | None = None
-    """Checkpoint of maskrcnn."""
+    """Weights of `nuclei train`, for compact (default: those of the package) and maskrcnn."""
     masks_out: str | Path | None = None
-    """Folder for the nuclei found, a 16-bit PNG per image."""
+    """Folder for the nuclei found, a 16-bit PNG per image, or per patch of a table."""
+    nuclei_out: str | Path | None = None
+    """Table of a row per nucleus to write, .parquet."""
+    contours: bool = option(False, flag="--contours")
+    """Add the outline of each nucleus to the table of nuclei."""
     on_error: str = option("fail", choices=("fail", "skip"))
     """fail, or skip to list a bad image and continue; what was measured is kept either way."""
     device: str = "auto"
-    """auto, cpu, cuda, …, for maskrcnn."""
+    """auto, cpu, cuda, …, for compact and maskrcnn."""

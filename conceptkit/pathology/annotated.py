@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from conceptkit.errors import InputError, near_names
+from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
 from conceptkit.pathology.agreement import agreement
 from conceptkit.pathology.images import check_upright, read_image
@@ -83,7 +83,9 @@ class AnnotatedList:
         check_bright(image, name)
         labels = read_mask(folder / cells["mask"], image.shape[:2], mpp)
         check_mask_shape(labels, image.shape, cells["mask"], f"its image {cells['image']}")
-        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32) + int(labels.min() > 0)
+        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32) + int(
+            labels.min() > 0
+        )
         check_areas(labels, mpp, cells["mask"])
         return Annotated(name, self.patients[index], image, labels, mpp, cells)
 
@@ -101,7 +103,7 @@ def check_bright(image: NDArray[np.uint8], name: str) -> None:
     brightest = image[::4, ::4].max(axis=-1)
     seen = brightest[brightest > _LIGHT]
     share = seen.size / brightest.size
-    if share < 0.5 and (seen.size == 0 or np.median(seen) < 2 * _DARK) or share >= 0.5 and np.median(seen) < _DARK:
+    if (share < 0.5 and (seen.size == 0 or np.median(seen) < 2 * _DARK)) or (share >= 0.5 and np.median(seen) < _DARK):
         raise InputError(
             f"image: {name} is dark (median {np.median(brightest):.0f} of 255), as fluorescence is; nuclei are found "
             "in brightfield images of stained tissue."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from conceptkit.files.atomic import replacing
 from conceptkit.images.pixel_values import check_enlarged, nearest
 from conceptkit.pathology.compact_network import STRIDE, CompactNetwork, folded
 from conceptkit.pathology.maskrcnn import device_of
+from conceptkit.pathology.nuclei import Found
 from conceptkit.pathology.scales import ASSUMED_MPP
 
 SCHEMA = "conceptkit/compact/1"
@@ -69,6 +69,20 @@ class Compact:
         """Return the nuclei of an image (h, w, 3) as labels, (h, w), 0 where there is none."""
         return self.segment_with_maps(image, mpp)[0]
 
+    def __call__(self, image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
+        """Return :meth:`segment`."""
+        return self.segment(image, mpp)
+
+    def detailed(self, image: NDArray[np.uint8], mpp: float | None = None) -> Found:
+        """Return nuclei with their mean probability, and with the type that most of their pixels' probability has."""
+        labels, maps = self.segment_with_maps(image, mpp)
+        number = int(labels.max())
+        areas = np.maximum(np.bincount(labels.ravel(), minlength=number + 1), 1)
+        means = [np.bincount(labels.ravel(), m.ravel(), number + 1) / areas for m in (maps[0], *maps[2:])]
+        numbers = range(1, number + 1)
+        types = {k: self.types[int(np.argmax([m[k] for m in means[1:]]))] for k in numbers} if self.types else {}
+        return Found(labels, {k: float(means[0][k]) for k in numbers}, types)
+
     def segment_with_maps(self, image: NDArray[np.uint8], mpp: float | None) -> tuple[NDArray[np.int32], Maps]:
         """Return labels (h, w), and the maps (2 + types, h, w) of nucleus, depth and types, from 0 to 1."""
         height, width = image.shape[:2]
@@ -98,7 +112,9 @@ class Compact:
     def _maps(self, image: NDArray[np.uint8]) -> Maps:
         height, width = image.shape[:2]
         below, right = -height % STRIDE, -width % STRIDE
-        padded = np.pad(image, ((0, below), (0, right), (0, 0)), mode="symmetric" if min(height, width) > 16 else "edge")
+        padded = np.pad(
+            image, ((0, below), (0, right), (0, 0)), mode="symmetric" if min(height, width) > 16 else "edge"
+        )
         out = np.empty((2 + len(self.types), *padded.shape[:2]), dtype=np.float32)
         for rows, whole_rows in _windows(padded.shape[0], self.window):
             for columns, whole_columns in _windows(padded.shape[1], self.window):
@@ -155,7 +171,7 @@ def _windows(length: int, window: int) -> Iterator[tuple[slice, slice]]:
 
 def open_compact(weights: Path | None, device: str) -> Callable[[NDArray[np.uint8], float | None], NDArray[np.int32]]:
     """Return the method, with the bundled weights or those of ``nuclei train``."""
-    return load_compact(weights or BUNDLED, device=device).segment
+    return load_compact(weights or BUNDLED, device=device)
 
 
 def load_compact(path: Path, *, device: str = "auto") -> Compact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import torch
@@ -42,9 +43,7 @@ class CompactNetwork(nn.Module):
         self.down = nn.ModuleList(
             _block(before, after) for before, after in zip((12, *widths[:-1]), widths, strict=True)
         )
-        self.narrow = nn.ModuleList(
-            nn.Conv2d(deep, shallow, 1) for shallow, deep in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.narrow = nn.ModuleList(nn.Conv2d(deep, shallow, 1) for shallow, deep in itertools.pairwise(widths))
         self.up = nn.ModuleList(_block(width, width, 1) for width in widths[:-1])
         self.maps = nn.Conv2d(widths[0], 8, 1)
         self.types = nn.Conv2d(widths[0], types, 1) if types else None

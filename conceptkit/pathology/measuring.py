@@ -22,7 +22,16 @@ from conceptkit.jobs import Engine
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, check_names, measure, names_for, spell_out
-from conceptkit.pathology.nuclei import Segmenter, find_in, mask_name, open_method, write_labels
+from conceptkit.pathology.nuclei import (
+    Found,
+    Segmenter,
+    find_detailed,
+    find_plain,
+    mask_name,
+    open_method,
+    write_labels,
+)
+from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows
 from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
@@ -69,6 +78,7 @@ class ImageJob:
     size: int
     names: tuple[str, ...]
     nuclei: Segmentation | None
+    kept: Kept | None = None
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -85,8 +95,10 @@ class ImageJob:
         return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei])
 
     @property
-    def has_mask(self) -> bool:
-        """Return whether the image's label image exists, where it is to be kept."""
+    def is_complete(self) -> bool:
+        """Return whether label image and rows of nuclei exist, where they are to be kept."""
+        if self.kept is not None and not self.kept.file(self.key).is_file():
+            return False
         if self.nuclei is None or self.nuclei.masks_out is None:
             return True
         return (self.nuclei.masks_out / mask_name(self.cells["image_id"])).is_file()
@@ -133,6 +145,7 @@ def measure_images(
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
+    nuclei_out: NucleusTable | None = None,
 ) -> Measured:
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
@@ -154,6 +167,7 @@ def measure_images(
     engine : where images are measured; ``None``: in this process
     progress : receives the number of images that are finished, and of all
     parts : folder of the measures of finished images, which the next run reads; ``None`` keeps none
+    nuclei_out : table of a row per nucleus to write; needs ``parts``
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -164,12 +178,15 @@ def measure_images(
     images["mpp"], scale_notes = known_scales(images["mpp"], images["image_id"], "")
     if nuclei is not None:
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
-        _check_case(images["image_id"], images_csv)
+        check_case(images["image_id"], images_csv)
     has_mask = images["mask"] != ""
     possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
     chosen = choose_measures(names, possible, images.columns, images_csv)
+    if nuclei_out is not None and not has_mask.any():
+        raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {images_csv}.")
+    kept = None if nuclei_out is None else nuclei_out.kept(parts)
     jobs = [
-        ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei)
+        ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei, kept)
         for k in range(len(images))
     ]
     finished = run_in_parts(
@@ -179,11 +196,13 @@ def measure_images(
         engine=engine,
         on_error=on_error,
         progress=progress,
-        is_complete=lambda job: job.has_mask,
+        is_complete=lambda job: job.is_complete,
     )
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))
         raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
+    if nuclei_out is not None and kept is not None:
+        nuclei_out.join(kept, (jobs[k].key for k in finished.rows))
     tiles = list(finished.rows.values())
     measured = pd.concat(tiles, ignore_index=True)
     used = images.iloc[list(finished.rows)].reset_index(drop=True)
@@ -309,15 +328,25 @@ def measure_image(job: ImageJob) -> Part:
     if min(height, width) < job.size:
         reason = f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {job.size}."
         return Part(None, skipped={cells["image_id"]: reason})
-    labels: NDArray[Any] | None = None
+    found: Found | None = None
     if nuclei is not None:
-        labels = find_in(pixels, segmenter(nuclei), mpp)
+        found = (find_detailed if job.kept else find_plain)(pixels, segmenter(nuclei), mpp)
         if nuclei.masks_out is not None:
-            write_labels(labels, nuclei.masks_out / mask_name(cells["image_id"]))
+            write_labels(found.labels, nuclei.masks_out / mask_name(cells["image_id"]))
     elif cells["mask"]:
         check_upright(job.folder / cells["image"])
-        labels = read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp)
-        check_mask_shape(labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
+        found = Found(read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp))
+        check_mask_shape(found.labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
+    labels = None if found is None else found.labels
+    if job.kept is not None:
+        name, whole = cells["image_id"], (height // job.size * job.size, width // job.size * job.size)
+        patches = functools.partial(_patches_at, name, job.size, whole)
+        rows = (
+            []
+            if found is None
+            else [nucleus_rows(pixels, found, mpp, Place(name), patches, contours=job.kept.contours)]
+        )
+        job.kept.write(job.key, rows)
     strips: list[dict[str, NDArray[Any]]] = []
     for y in range(0, height - job.size + 1, job.size):  # a row of tiles at a time: float copies of an image are huge
         images = _cut(pixels[y : y + job.size], job.size)
@@ -325,6 +354,20 @@ def measure_image(job: ImageJob) -> Part:
         place = {"x": np.arange(len(images)) * job.size, "y": np.full(len(images), y)}
         strips.append(place | measure_batch(images, masks, mpp, quality, job.names))
     return Part(pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]}))
+
+
+def _patches_at(
+    name: str, size: int, whole: tuple[int, int], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> list[str | None]:
+    """Return the patch of an image that each place lies in; ``None`` outside whole tiles."""
+    left, top = (np.floor(v / size).astype(int) * size for v in (x, y))
+    inside = (y < whole[0]) & (x < whole[1])
+    return [patch_name(name, a, b) if i else None for a, b, i in zip(left, top, inside, strict=True)]
+
+
+def patch_name(image_id: str, x: int, y: int) -> str:
+    """Return the id of an image's tile."""
+    return f"{image_id}_x{x}_y{y}"
 
 
 def measure_batch(
@@ -352,7 +395,7 @@ def segmenter(nuclei: Segmentation) -> Segmenter:
     return open_method(nuclei.method, weights=nuclei.weights, device=nuclei.device)
 
 
-def _check_case(ids: pd.Series[str], path: Path) -> None:
+def check_case(ids: pd.Series[str], path: Path) -> None:
     """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
     twice = ids[ids.str.lower().duplicated()]
     if len(twice):

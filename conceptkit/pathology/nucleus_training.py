@@ -245,7 +245,7 @@ def _keep(
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()} | {f"kept.{k}": v for k, v in kept.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{k}": v for k, v in moments.items()}
-    about = {"key": key, **{k: v for k, v in vars(state).items()}}
+    about = {"key": key, **vars(state)}
     with replacing(file) as temporary:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(tensors, temporary, metadata={"conceptkit": json.dumps(about)})
