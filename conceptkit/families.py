@@ -51,16 +51,27 @@ DISTURBANCES: Registry[Any] = Registry(
 
 MEASURES: Registry[Any] = Registry(
     "measures",
-    _in(
-        "pathology.measures",
-        *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
-        *("nuclear_share", "area_sd_px", "area_sd_um2", "eccentricity", "solidity", "hematoxylin", "hematoxylin_sd"),
-        *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
-        *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
-        *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
-        *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
-        *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
-    ),
+    {
+        **_in(
+            "pathology.measures",
+            *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
+            *(
+                "nuclear_share",
+                "area_sd_px",
+                "area_sd_um2",
+                "eccentricity",
+                "solidity",
+                "hematoxylin",
+                "hematoxylin_sd",
+            ),
+            *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
+            *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
+            *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
+            *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
+            *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
+        ),
+        **_in("pathology.quality", "background", "blur_share", "folds"),
+    },
     member="conceptkit.pathology.batch:Measure",
 )
 """Concepts that are computed from patches, see :func:`conceptkit.pathology.batch.as_measure`"""

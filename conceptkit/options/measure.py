@@ -28,6 +28,9 @@ class Measure(JobOptions, Command):
     """Side of a patch, in pixels."""
     names: Names | None = option(None, flag="--measure")
     """Measures, comma-separated; or core, nuisances, all; default: the paper's, as far as the images allow."""
+    exclude: Names = ()
+    """Leave out patches by a measure, comma-separated: background, blur_share, folds and ink, or MEASURE>NUMBER or
+    MEASURE<NUMBER; what it needs is measured too."""
     nuclei: str | None = option(None, choices=NUCLEI)
     """Method that finds nuclei, instead of reading masks."""
     nuclei_weights: str | Path | None = None

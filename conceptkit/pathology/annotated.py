@@ -16,9 +16,10 @@ from PIL import Image
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
 from conceptkit.pathology.agreement import agreement
+from conceptkit.pathology.image_lists import read_list
 from conceptkit.pathology.images import check_upright, read_image
 from conceptkit.pathology.masks import read_mask
-from conceptkit.pathology.measuring import check_mask_shape, read_list
+from conceptkit.pathology.measuring import check_mask_shape
 from conceptkit.pathology.nuclei import Segmenter, check_resolution, find_in
 from conceptkit.pathology.scales import ASSUMED_MPP, read_scale
 

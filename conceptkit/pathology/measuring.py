@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_at_least, check_choice, near_names
+from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.families import MEASURES, NUCLEI
 from conceptkit.files.atomic import replacing
 from conceptkit.jobs import Engine
+from conceptkit.pathology.image_lists import OF_THE_LIST, check_case, is_numeric, read_list
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, check_names, measure, names_for, spell_out
@@ -33,6 +33,7 @@ from conceptkit.pathology.nuclei import (
 )
 from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows
 from conceptkit.pathology.outliers import outlier_notes
+from conceptkit.pathology.quality import Condition, exclude
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
 
@@ -44,9 +45,6 @@ SUFFIXES = (".csv", ".parquet")
 
 _UNUSED_SHARE = 0.01
 """Share of the images' pixels outside whole tiles from which a note mentions it."""
-
-_OF_THE_LIST = ("image_id", "image", "mask", "mpp")
-_OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +144,7 @@ def measure_images(
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
     nuclei_out: NucleusTable | None = None,
+    conditions: Sequence[Condition] = (),
 ) -> Measured:
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
@@ -168,6 +167,7 @@ def measure_images(
     progress : receives the number of images that are finished, and of all
     parts : folder of the measures of finished images, which the next run reads; ``None`` keeps none
     nuclei_out : table of a row per nucleus to write; needs ``parts``
+    conditions : which patches are left out, by measures that are computed too
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -181,7 +181,7 @@ def measure_images(
         check_case(images["image_id"], images_csv)
     has_mask = images["mask"] != ""
     possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
-    chosen = choose_measures(names, possible, images.columns, images_csv)
+    chosen = choose_measures(names, possible, images.columns, images_csv, extra=[c.measure for c in conditions])
     if nuclei_out is not None and not has_mask.any():
         raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {images_csv}.")
     kept = None if nuclei_out is None else nuclei_out.kept(parts)
@@ -201,17 +201,20 @@ def measure_images(
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))
         raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
-    if nuclei_out is not None and kept is not None:
-        nuclei_out.join(kept, (jobs[k].key for k in finished.rows))
     tiles = list(finished.rows.values())
     measured = pd.concat(tiles, ignore_index=True)
     used = images.iloc[list(finished.rows)].reset_index(drop=True)
-    carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
+    carried = [c for c in used.columns if c in CARRIED or (c not in OF_THE_LIST and not is_numeric(images[c]))]
+    table = _assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei)
+    table, left_out = exclude(table, conditions)
+    if nuclei_out is not None and kept is not None:
+        nuclei_out.join(kept, (jobs[k].key for k in finished.rows), table["patch_id"] if left_out else None)
     return Measured(
-        table=_assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei),
+        table=table,
         skipped=tuple(finished.skipped.items()),
         notes=(
             *scale_notes,
+            *left_out,
             *_notes(images, used, carried, chosen, every=names is None),
             *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
             *_nuclei_notes(used, nuclei),
@@ -222,9 +225,14 @@ def measure_images(
 
 
 def choose_measures(
-    names: Iterable[str] | None, possible: Iterable[str], columns: Iterable[str], path: Path
+    names: Iterable[str] | None,
+    possible: Iterable[str],
+    columns: Iterable[str],
+    path: Path,
+    *,
+    extra: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """Return the measures to compute: the named ones, or all of the paper's that are possible.
+    """Return the measures to compute: the named ones, or all of the paper's that are possible; and ``extra`` ones.
 
     A group of measures stands for those of it that are possible; a measure that is named must be possible.
     Raises :class:`InputError` when it is not, or a column has its name.
@@ -241,6 +249,11 @@ def choose_measures(
                 needed = MEASURES[name].needs.replace("+", " and ")
                 raise InputError(f"names: {name} needs {needed}; no row of {path} has it.")
         chosen = tuple(name for name in checked if name in possible)
+    for name in extra:
+        if name not in possible:
+            needed = MEASURES[name].needs.replace("+", " and ")
+            raise InputError(f"exclude: {name} needs {needed}; no row of {path} has it.")
+    chosen = tuple(dict.fromkeys((*chosen, *extra)))
     for column in columns:
         if column in chosen:
             raise InputError(f"{path}: column {column} has the name of a measure that is to be computed.")
@@ -268,53 +281,6 @@ def check_out(out: Path) -> None:
         raise InputError(f"out: must end in {' or '.join(SUFFIXES)}, got {out}.")
     if out.is_dir():
         raise InputError(f"out: must be a file, but {out} is a folder.")
-
-
-def read_list(path: Path) -> pd.DataFrame:
-    """Return the list as text, "" where empty, with an ``image_id`` column.
-
-    Not by ``read_csv``, which renames repeated columns, takes a surplus cell for an index and 007 for 7.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = next(reader, [])
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except FileNotFoundError:
-        raise InputError(f"images: {path} does not exist.") from None
-    except IsADirectoryError:
-        raise InputError(f"images: {path} is a folder; name a CSV file with a column image.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"images: {path} cannot be read as CSV ({error}).") from None
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise InputError(f"{path}: line {number} has {len(cells)} cells under {len(header)} columns.")
-    repeated = sorted({c for c in header if c and header.count(c) > 1})
-    if repeated:
-        raise InputError(f"{path}: column {repeated[0]} occurs more than once.")
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-        raise InputError(f"{path}: cells must be separated by commas, the first line is {header[0]!r}.")
-    if "image" not in header:
-        raise InputError(f"{path}: a column image is needed; {near_names('image', header)}.")
-    for column in header:
-        if column in _OF_THE_TABLE:
-            raise InputError(f"{path}: column {column} belongs to a patch table, here each row is a whole image.")
-    if not lines:
-        raise InputError(f"{path}: at least one row is needed, got none.")
-    columns = {c: [cells[k].strip() for _, cells in lines] for k, c in enumerate(header) if c}
-    given = columns.get("image_id", [""] * len(lines))
-    columns["image_id"] = [
-        i or Path(image).stem or f"line {number}"
-        for i, image, (number, _) in zip(given, columns["image"], lines, strict=True)
-    ]
-    table = pd.DataFrame(columns, dtype="str")
-    twice = table["image_id"][table["image_id"].duplicated()]
-    if len(twice):
-        raise InputError(f"{path}: image_id {twice.iloc[0]} occurs more than once; give each image its own.")
-    for column in ("mask", "mpp"):
-        if column not in table:
-            table[column] = ""
-    return table
 
 
 def measure_image(job: ImageJob) -> Part:
@@ -395,15 +361,6 @@ def segmenter(nuclei: Segmentation) -> Segmenter:
     return open_method(nuclei.method, weights=nuclei.weights, device=nuclei.device)
 
 
-def check_case(ids: pd.Series[str], path: Path) -> None:
-    """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
-    twice = ids[ids.str.lower().duplicated()]
-    if len(twice):
-        raise InputError(
-            f"{path}: image_id {twice.iloc[0]} differs from another only in capitals; masks need distinct names."
-        )
-
-
 def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
     """Return the (n, size, size, ...) whole tiles of a (size, width, ...) strip, from left to right."""
     n = strip.shape[1] // size
@@ -452,16 +409,11 @@ def relative_path(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def _is_numeric(text: pd.Series[str]) -> bool:
-    """Return whether every filled cell is a number; true for an empty column."""
-    return bool(pd.to_numeric(text[text != ""], errors="coerce").notna().all())
-
-
 def _notes(
     images: pd.DataFrame, used: pd.DataFrame, carried: list[str], names: tuple[str, ...], *, every: bool
 ) -> Iterator[str]:
     """Yield notes on the table."""
-    left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
+    left = [c for c in images.columns if c not in carried and c not in OF_THE_LIST]
     if left:
         yield f"Not carried over to the tiles, as they are empty or hold numbers of the whole image: {', '.join(left)}."
     if every and len(names) < len(CORE):

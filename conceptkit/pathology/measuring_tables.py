@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.jobs import Engine
+from conceptkit.pathology.image_lists import check_case
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
 from conceptkit.pathology.measures import names_for
 from conceptkit.pathology.measuring import (
     Measured,
     Segmentation,
-    check_case,
     check_mask_shape,
     choose_measures,
     measure_batch,
@@ -32,6 +32,7 @@ from conceptkit.pathology.measuring import (
 from conceptkit.pathology.nuclei import Found, find_detailed, find_plain, mask_name, write_labels
 from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows, owner, owners
 from conceptkit.pathology.outliers import outlier_notes
+from conceptkit.pathology.quality import Condition, exclude
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
 from conceptkit.tables.patches import PatchTable, load_table
@@ -91,6 +92,7 @@ def measure_table(
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
     nuclei_out: NucleusTable | None = None,
+    conditions: Sequence[Condition] = (),
 ) -> Measured:
     """Measure every patch of a patch table; raises :class:`InputError` as ``measure_images`` does.
 
@@ -99,7 +101,8 @@ def measure_table(
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
         or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
     out : where the new table will be written: paths in it are relative to its folder
-    names, on_error, nuclei, engine, parts, nuclei_out : as in :func:`conceptkit.pathology.measuring.measure_images`
+    names, on_error, nuclei, engine, parts, nuclei_out, conditions : as in
+        :func:`conceptkit.pathology.measuring.measure_images`
     progress : receives the number of patches that are finished, and of all
     """
     path = path.absolute()
@@ -120,7 +123,7 @@ def measure_table(
     has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
     possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")  # stored pixels have no quality
-    chosen = choose_measures(names, possible, columns, path)
+    chosen = choose_measures(names, possible, columns, path, extra=[c.measure for c in conditions])
     if nuclei_out is not None and not has_mask:
         raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {path}.")
     kept = None if nuclei_out is None else nuclei_out.kept(parts)
@@ -134,8 +137,6 @@ def measure_table(
         progress=progress,
         is_complete=lambda job: job.is_complete,
     )
-    if nuclei_out is not None and kept is not None:
-        nuclei_out.join(kept, (jobs[k].key for k in finished.rows))
     values = {name: np.full(len(table), np.nan) for name in chosen}
     for k, part in finished.rows.items():
         for name in chosen:
@@ -147,12 +148,15 @@ def measure_table(
     frame = table.frame.assign(**values)[good].reset_index(drop=True)
     if nuclei is not None and nuclei.masks_out is not None:
         frame["mask"] = [str(nuclei.masks_out / mask_name(patch)) for patch in frame["patch_id"]]
+    frame, left_out = exclude(frame, conditions)
+    if nuclei_out is not None and kept is not None:
+        nuclei_out.join(kept, (jobs[k].key for k in finished.rows), frame["patch_id"] if left_out else None)
     for column in {table.location, "mask"} & set(frame.columns):
         frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]
     return Measured(
         table=frame,
         skipped=tuple((name, finished.skipped[name]) for name in table.patch_ids if name in finished.skipped),
-        notes=(*scale_notes, *_notes(table, nuclei), *outlier_notes(values)),
+        notes=(*scale_notes, *left_out, *_notes(table, nuclei), *outlier_notes(values)),
         resumed=finished.resumed,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -88,10 +89,16 @@ class NucleusTable:
             raise InputError("nuclei-out: needs a folder of parts, got none.")
         return Kept(parts, self.contours)
 
-    def join(self, kept: Kept, keys: Iterable[str]) -> int:
-        """Join the parts of jobs to the table, one part in memory at a time; return the number of rows."""
+    def join(self, kept: Kept, keys: Iterable[str], patches: Iterable[str] | None = None) -> int:
+        """Join the parts of jobs to the table, one part in memory at a time; return the number of rows.
+
+        Where ``patches`` are given, nuclei of others are left out, as are those that lie in no patch.
+        """
+        chosen = None if patches is None else pa.array(patches, type=pa.string())
         with replacing(self.out) as temporary:
             tables = (part for key in keys for part in _batches(kept.file(key)))
+            if chosen is not None:
+                tables = (part.filter(pc.is_in(part["patch"], value_set=chosen)) for part in tables)
             return _write(tables, temporary, self.contours)
 
 
