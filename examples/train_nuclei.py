@@ -21,9 +21,10 @@ import torch
 from nuclei_tissue import SIZE, Composer, Painter, read_source
 from PIL import Image
 
+from conceptkit.pathology.compact import load_compact, save_compact
 from conceptkit.pathology.compact_network import CompactNetwork, depth_of, loss_of
 
-CROP, BATCH, POOL = 192, 8, 800
+CROP, BATCH, POOL = 192, 8, 300
 MOST = 2.5
 """Amount of stain that 255 stands for."""
 
@@ -74,15 +75,14 @@ class Unlabelled:
     """Real tissue with the labels of an earlier network, on what it is sure of."""
 
     def __init__(self, paths, start):
-        from conceptkit.pathology.compact import Compact, load_compact
-
-        model: Compact = load_compact(start)
+        model = load_compact(start)
+        model.flips = True
         self.images = []
         for path in paths:
             with Image.open(path) as file:
                 image = np.asarray(file.convert("RGB"))
             image = np.asarray(Image.fromarray(image).resize((2 * image.shape[1], 2 * image.shape[0])))  # 20x
-            nucleus = model.averaged_maps(image)[0]
+            nucleus = model.maps(image)[0]
             labels = model.segment(image, 0.25)
             sure = (np.abs(nucleus - 0.5) > 0.35).astype(np.uint8)
             depth = np.where(labels > 0, np.maximum(1, np.round(255 * depth_of(labels))), 0).astype(np.uint8)
@@ -128,9 +128,7 @@ def train(options):
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     elif options.start:
-        from conceptkit.pathology.compact import load_compact
-
-        network.load_state_dict(load_compact(options.start).trained_state())
+        network.load_state_dict(load_compact(options.start).state)
     composer, painter = Composer(sources, options.seed), Painter()
     unlabelled = Unlabelled(options.unlabelled, options.start) if options.unlabelled else None
     pool = Pool(composer, options.seed, first)
@@ -142,7 +140,9 @@ def train(options):
             group["lr"] = rate
         pool.renew(step + POOL)
         images, inside, depths, known = batch_of(options.seed, step, pool, unlabelled, painter)
-        loss = loss_of(network(images.contiguous(memory_format=torch.channels_last)), inside, depths, known)
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = network(images.contiguous(memory_format=torch.channels_last))
+        loss = loss_of(maps, inside, depths, known)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -168,9 +168,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("nuclei-work"))
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.5, 0.5), help="probability and depth")
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    train(options)
+    network = train(options)
+    state = {k: v.detach() for k, v in network.state_dict().items()}
+    threshold, core = options.thresholds
+    save_compact(
+        state, {"threshold": threshold, "core": core, "steps": options.steps, "seed": options.seed}, options.out
+    )
 
 
 if __name__ == "__main__":

@@ -182,22 +182,13 @@ def measure_images(
     has_mask = images["mask"] != ""
     possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
     chosen = choose_measures(names, possible, images.columns, images_csv, extra=[c.measure for c in conditions])
-    if nuclei_out is not None and not has_mask.any():
-        raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {images_csv}.")
-    kept = None if nuclei_out is None else nuclei_out.kept(parts)
+    kept = None if nuclei_out is None else nuclei_out.kept(parts, bool(has_mask.any()), images_csv)
     jobs = [
         ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei, kept)
         for k in range(len(images))
     ]
-    finished = run_in_parts(
-        measure_image,
-        jobs,
-        folder=parts,
-        engine=engine,
-        on_error=on_error,
-        progress=progress,
-        is_complete=lambda job: job.is_complete,
-    )
+    about = {"folder": parts, "engine": engine, "progress": progress}
+    finished = run_in_parts(measure_image, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))
         raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
@@ -207,7 +198,7 @@ def measure_images(
     carried = [c for c in used.columns if c in CARRIED or (c not in OF_THE_LIST and not is_numeric(images[c]))]
     table = _assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei)
     table, left_out = exclude(table, conditions)
-    if nuclei_out is not None and kept is not None:
+    if nuclei_out is not None:
         nuclei_out.join(kept, (jobs[k].key for k in finished.rows), table["patch_id"] if left_out else None)
     return Measured(
         table=table,

@@ -124,19 +124,10 @@ def measure_table(
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
     possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")  # stored pixels have no quality
     chosen = choose_measures(names, possible, columns, path, extra=[c.measure for c in conditions])
-    if nuclei_out is not None and not has_mask:
-        raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {path}.")
-    kept = None if nuclei_out is None else nuclei_out.kept(parts)
+    kept = None if nuclei_out is None else nuclei_out.kept(parts, has_mask, path)
     jobs = _jobs(table, path, chosen, nuclei, kept)
-    finished = run_in_parts(
-        measure_rows,
-        jobs,
-        folder=parts,
-        engine=engine,
-        on_error=on_error,
-        progress=progress,
-        is_complete=lambda job: job.is_complete,
-    )
+    about = {"folder": parts, "engine": engine, "progress": progress}
+    finished = run_in_parts(measure_rows, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     values = {name: np.full(len(table), np.nan) for name in chosen}
     for k, part in finished.rows.items():
         for name in chosen:
@@ -149,7 +140,7 @@ def measure_table(
     if nuclei is not None and nuclei.masks_out is not None:
         frame["mask"] = [str(nuclei.masks_out / mask_name(patch)) for patch in frame["patch_id"]]
     frame, left_out = exclude(frame, conditions)
-    if nuclei_out is not None and kept is not None:
+    if nuclei_out is not None:
         nuclei_out.join(kept, (jobs[k].key for k in finished.rows), frame["patch_id"] if left_out else None)
     for column in {table.location, "mask"} & set(frame.columns):
         frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]

@@ -83,17 +83,21 @@ class NucleusTable:
         if self.out.suffix.lower() != ".parquet":
             raise InputError(f"nuclei-out: must end in .parquet, got {self.out}.")
 
-    def kept(self, parts: Path | None) -> Kept:
-        """Return where the parts are kept."""
+    def kept(self, parts: Path | None, has_nuclei: bool, source: Path) -> Kept:
+        """Return where the parts are kept; raise :class:`InputError` where ``source`` has no nuclei."""
+        if not has_nuclei:
+            raise InputError(f"nuclei-out: needs nuclei; set --nuclei, or give masks in {source}.")
         if parts is None:
             raise InputError("nuclei-out: needs a folder of parts, got none.")
         return Kept(parts, self.contours)
 
-    def join(self, kept: Kept, keys: Iterable[str], patches: Iterable[str] | None = None) -> int:
+    def join(self, kept: Kept | None, keys: Iterable[str], patches: Iterable[str] | None = None) -> int:
         """Join the parts of jobs to the table, one part in memory at a time; return the number of rows.
 
         Where ``patches`` are given, nuclei of others are left out, as are those that lie in no patch.
         """
+        if kept is None:
+            raise InputError("nuclei-out: needs the parts of a run, got none.")
         chosen = None if patches is None else pa.array(patches, type=pa.string())
         with replacing(self.out) as temporary:
             tables = (part for key in keys for part in _batches(kept.file(key)))
@@ -216,7 +220,7 @@ def _eigenvalues(nuclei: Nuclei) -> NDArray[np.float64]:
     """Return the smaller and larger variance of each nucleus' pixels along its axes, (2, m)."""
     yy, xx, xy = nuclei.moments.T
     root = np.sqrt((yy - xx) ** 2 + 4 * xy**2)
-    return np.stack([yy + xx - root, yy + xx + root]) / 2 + 1 / 12  # a pixel is a square
+    return np.stack([yy + xx - root, yy + xx + root]) / 2
 
 
 def _neighbours(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
