@@ -24,7 +24,7 @@ from PIL import Image
 from conceptkit.pathology.compact import load_compact, save_compact
 from conceptkit.pathology.compact_network import CompactNetwork, depth_of, loss_of
 
-CROP, BATCH, POOL = 192, 8, 300
+CROP, BATCH, POOL = 192, 8, 150
 MOST = 2.5
 """Amount of stain that 255 stands for."""
 
@@ -152,7 +152,7 @@ def train(options):
             spent = time.process_time() - start
             print(f"step {step + 1} loss {total / 100:.4f} {spent:.0f} s of processor", flush=True)
             total = 0.0
-        if (step + 1) % 500 == 0 or step + 1 == options.steps:
+        if (step + 1) % 100 == 0 or step + 1 == options.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
