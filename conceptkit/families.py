@@ -71,6 +71,15 @@ MEASURES: Registry[Any] = Registry(
             *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
         ),
         **_in("pathology.quality", "background", "blur_share", "folds"),
+        **_in(
+            "pathology.typed_measures",
+            *("neoplastic_count", "neoplastic_density_mm2", "neoplastic_share", "neoplastic_area_um2"),
+            *("inflammatory_count", "inflammatory_density_mm2", "inflammatory_share", "inflammatory_area_um2"),
+            *("connective_count", "connective_density_mm2", "connective_share", "connective_area_um2"),
+            *("dead_count", "dead_density_mm2", "dead_share", "dead_area_um2"),
+            *("epithelial_count", "epithelial_density_mm2", "epithelial_share", "epithelial_area_um2"),
+            *("infiltration_30um", "inflammatory_distance_um"),
+        ),
     },
     member="conceptkit.pathology.batch:Measure",
 )

@@ -72,6 +72,7 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
             parts=parts,
             nuclei_out=table,
             conditions=conditions,
+            type_names=options.type_names,
         )
         write_table(measured.table, out)
         if not measured.skipped:

@@ -35,6 +35,9 @@ class Measure(JobOptions, Command):
     """Method that finds nuclei, instead of reading masks."""
     nuclei_weights: str | Path | None = None
     """Weights of `nuclei train`, for compact (default: those of the package) and maskrcnn."""
+    type_names: str | None = None
+    """Names of the numbers by which masks give types of nuclei: pannuke, consep, lizard, or 1=neoplastic,2=…; masks are
+    then HoVer-Net's .mat or .json, Lizard's .mat, or any with a column types of CSV files (label, type)."""
     masks_out: str | Path | None = None
     """Folder for the nuclei found, a 16-bit PNG per image, or per patch of a table."""
     nuclei_out: str | Path | None = None

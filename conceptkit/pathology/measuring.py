@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from conceptkit.pathology.outliers import outlier_notes
 from conceptkit.pathology.quality import Condition, exclude
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
+from conceptkit.pathology.typed_masks import read_types, type_names
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each tile of an image, numbers or not; they stay text: 007 stays 007."""
@@ -77,6 +78,8 @@ class ImageJob:
     names: tuple[str, ...]
     nuclei: Segmentation | None
     kept: Kept | None = None
+    named: str | None = None
+    """How types of nuclei in masks are named."""
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -90,7 +93,9 @@ class ImageJob:
         mask = file_state((self.folder / self.cells["mask"]).absolute()) if given else None
         image = file_state((self.folder / self.cells["image"]).absolute())
         nuclei = None if self.nuclei is None else self.nuclei.state()
-        return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei])
+        types = self.cells.get("types", "")
+        more = [self.named, file_state(self.folder / types) if types else None] if self.named or types else []
+        return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei, *more])
 
     @property
     def is_complete(self) -> bool:
@@ -145,6 +150,7 @@ def measure_images(
     parts: Path | None = None,
     nuclei_out: NucleusTable | None = None,
     conditions: Sequence[Condition] = (),
+    type_names: str | None = None,
 ) -> Measured:
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
@@ -168,6 +174,7 @@ def measure_images(
     parts : folder of the measures of finished images, which the next run reads; ``None`` keeps none
     nuclei_out : table of a row per nucleus to write; needs ``parts``
     conditions : which patches are left out, by measures that are computed too
+    type_names : what the numbers of types in masks are called, see :func:`type_names`
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
@@ -180,13 +187,13 @@ def measure_images(
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
         check_case(images["image_id"], images_csv)
     has_mask = images["mask"] != ""
-    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
+    typed = has_types(nuclei) if nuclei else type_names is not None or ("types" in images and any(images["types"]))
+    scaled = bool((has_mask & (images["mpp"] != "")).any())
+    possible = names_for(mask=bool(has_mask.any()), mpp=scaled, file=True, types=typed)
     chosen = choose_measures(names, possible, images.columns, images_csv, extra=[c.measure for c in conditions])
     kept = None if nuclei_out is None else nuclei_out.kept(parts, bool(has_mask.any()), images_csv)
-    jobs = [
-        ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei, kept)
-        for k in range(len(images))
-    ]
+    shared = images_csv.parent, patch_size, chosen, nuclei, kept, type_names
+    jobs = [ImageJob({str(c): v for c, v in images.iloc[k].items()}, *shared) for k in range(len(images))]
     about = {"folder": parts, "engine": engine, "progress": progress}
     finished = run_in_parts(measure_image, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     if not finished.rows:
@@ -287,30 +294,43 @@ def measure_image(job: ImageJob) -> Part:
         return Part(None, skipped={cells["image_id"]: reason})
     found: Found | None = None
     if nuclei is not None:
-        found = (find_detailed if job.kept else find_plain)(pixels, segmenter(nuclei), mpp)
+        find = find_detailed if job.kept or has_types(nuclei) else find_plain
+        found = find(pixels, segmenter(nuclei), mpp)
         if nuclei.masks_out is not None:
             write_labels(found.labels, nuclei.masks_out / mask_name(cells["image_id"]))
     elif cells["mask"]:
         check_upright(job.folder / cells["image"])
-        found = Found(read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp))
+        known = types_of(job.folder, cells["mask"], cells.get("types", ""), job.named)
+        found = Found(read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp), types=known)
         check_mask_shape(found.labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
-    labels = None if found is None else found.labels
+    labels, types = (None, None) if found is None else (found.labels, found.types)
     if job.kept is not None:
         name, whole = cells["image_id"], (height // job.size * job.size, width // job.size * job.size)
         patches = functools.partial(_patches_at, name, job.size, whole)
-        rows = (
-            []
-            if found is None
-            else [nucleus_rows(pixels, found, mpp, Place(name), patches, contours=job.kept.contours)]
+        views = [] if found is None else [found]
+        job.kept.write(
+            job.key,
+            (nucleus_rows(pixels, f, mpp, Place(name), patches, contours=job.kept.contours) for f in views),
         )
-        job.kept.write(job.key, rows)
     strips: list[dict[str, NDArray[Any]]] = []
     for y in range(0, height - job.size + 1, job.size):  # a row of tiles at a time: float copies of an image are huge
         images = _cut(pixels[y : y + job.size], job.size)
         masks = None if labels is None else _cut(labels[y : y + job.size], job.size)
         place = {"x": np.arange(len(images)) * job.size, "y": np.full(len(images), y)}
-        strips.append(place | measure_batch(images, masks, mpp, quality, job.names))
+        strips.append(place | measure_batch(images, masks, mpp, quality, job.names, types))
     return Part(pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]}))
+
+
+def has_types(nuclei: Segmentation) -> bool:
+    """Return whether a method tells types of nuclei apart."""
+    return bool(getattr(segmenter(nuclei), "types", ()))
+
+
+def types_of(folder: Path, mask: str, types: str, names: str | None) -> dict[int, str]:
+    """Return label → type: of the file in the column ``types``, else of the mask where its types have names."""
+    if types:
+        return read_types(folder / types, None if names is None else type_names(names))
+    return {} if names is None else read_types(folder / mask, type_names(names))
 
 
 def _patches_at(
@@ -328,13 +348,18 @@ def patch_name(image_id: str, x: int, y: int) -> str:
 
 
 def measure_batch(
-    images: NDArray[np.uint8], masks: NDArray[Any] | None, mpp: float, quality: float, names: Iterable[str]
+    images: NDArray[np.uint8],
+    masks: NDArray[Any] | None,
+    mpp: float,
+    quality: float,
+    names: Iterable[str],
+    types: Mapping[int, str] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Return the measures (n,) of patches (n, h, w, 3) of one image, NaN where an input of a measure is missing."""
-    has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
+    has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality), types=bool(types))
     possible = [name for name in names if name in has]
     scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
-    values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
+    values = measure(images, masks, scale, names=possible, jpeg_quality=file, types=types) if possible else {}
     return {name: values.get(name, np.full(len(images), np.nan)) for name in names}
 
 

@@ -25,9 +25,11 @@ from conceptkit.pathology.measuring import (
     Segmentation,
     check_mask_shape,
     choose_measures,
+    has_types,
     measure_batch,
     relative_path,
     segmenter,
+    types_of,
 )
 from conceptkit.pathology.nuclei import Found, find_detailed, find_plain, mask_name, write_labels
 from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows, owner, owners
@@ -59,6 +61,8 @@ class TableJob:
     """Patch ids of the rows."""
     key: str
     kept: Kept | None = None
+    named: str | None = None
+    """How types of nuclei in masks are named."""
 
     @property
     def is_complete(self) -> bool:
@@ -93,6 +97,7 @@ def measure_table(
     parts: Path | None = None,
     nuclei_out: NucleusTable | None = None,
     conditions: Sequence[Condition] = (),
+    type_names: str | None = None,
 ) -> Measured:
     """Measure every patch of a patch table; raises :class:`InputError` as ``measure_images`` does.
 
@@ -101,7 +106,7 @@ def measure_table(
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
         or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
     out : where the new table will be written: paths in it are relative to its folder
-    names, on_error, nuclei, engine, parts, nuclei_out, conditions : as in
+    names, on_error, nuclei, engine, parts, nuclei_out, conditions, type_names : as in
         :func:`conceptkit.pathology.measuring.measure_images`
     progress : receives the number of patches that are finished, and of all
     """
@@ -121,11 +126,14 @@ def measure_table(
         known, scale_notes = known_scales(table.frame["mpp"], table.frame["patch_id"])
         table = replace(table, frame=table.frame.assign(mpp=known))
     has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
+    typed = has_types(nuclei) if nuclei else type_names is not None or "types" in columns
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
-    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")  # stored pixels have no quality
+    possible = names_for(
+        mask=has_mask, mpp=has_mpp, file=table.location != "h5", types=typed
+    )  # stored pixels have no quality
     chosen = choose_measures(names, possible, columns, path, extra=[c.measure for c in conditions])
     kept = None if nuclei_out is None else nuclei_out.kept(parts, has_mask, path)
-    jobs = _jobs(table, path, chosen, nuclei, kept)
+    jobs = _jobs(table, path, chosen, nuclei, kept, type_names)
     about = {"folder": parts, "engine": engine, "progress": progress}
     finished = run_in_parts(measure_rows, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     values = {name: np.full(len(table), np.nan) for name in chosen}
@@ -153,7 +161,12 @@ def measure_table(
 
 
 def _jobs(
-    table: PatchTable, path: Path, names: tuple[str, ...], nuclei: Segmentation | None, kept: Kept | None
+    table: PatchTable,
+    path: Path,
+    names: tuple[str, ...],
+    nuclei: Segmentation | None,
+    kept: Kept | None,
+    named: str | None,
 ) -> list[TableJob]:
     """Return jobs of rows of one file; a key is a digest of everything that their measures depend on."""
     places, frame, ids = table.identities(), table.frame, table.patch_ids
@@ -165,10 +178,10 @@ def _jobs(
     method = None if nuclei is None else nuclei.state()
 
     def job(rows: Sequence[int]) -> TableJob:
-        key = part_key([[(places[k], mpp[k], masks[k]) for k in rows], names, method])
-        return TableJob(
-            path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, tuple(ids[k] for k in rows), key, kept
-        )
+        more = [] if named is None else [named]
+        key = part_key([[(places[k], mpp[k], masks[k]) for k in rows], names, method, *more])
+        items = tuple(ids[k] for k in rows)
+        return TableJob(path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, items, key, kept, named)
 
     return [
         job(rows.tolist())
@@ -203,7 +216,8 @@ def _measure_row(table: PatchTable, row: int, job: TableJob, rows: list[Any]) ->
     """Return the measures of one patch; append its nuclei to ``rows`` and write its labels where these are kept."""
     record = table.frame.iloc[row]
     mpp = read_scale(record.get("mpp"), record["patch_id"])
-    find = find_plain if job.kept is None else find_detailed
+    detailed = job.kept is not None or (job.nuclei is not None and has_types(job.nuclei))
+    find = find_detailed if detailed else find_plain
     found: Found | None = None
     if job.nuclei is not None and table.location == "slide":
         pixels, margin, wide = _surroundings(table, row)
@@ -214,7 +228,8 @@ def _measure_row(table: PatchTable, row: int, job: TableJob, rows: list[Any]) ->
         if job.nuclei is not None:
             found = find(pixels, segmenter(job.nuclei), mpp)
         elif not pd.isna(record.get("mask")):
-            found = Found(_mask_of(table, row, pixels.shape[:2], mpp))
+            types = types_of(table.folder, str(record["mask"]), _cell(record, "types"), job.named)
+            found = Found(_mask_of(table, row, pixels.shape[:2], mpp), types=types)
     height, width = pixels.shape[:2]
     labels = None if found is None else found.labels[margin : margin + height, margin : margin + width]
     if labels is not None and job.nuclei is not None and job.nuclei.masks_out is not None:
@@ -222,7 +237,14 @@ def _measure_row(table: PatchTable, row: int, job: TableJob, rows: list[Any]) ->
     if found is not None and job.kept is not None:
         rows.append(_nuclei_of(table, row, wide, found, mpp, margin, job.kept.contours))
     quality = _quality(table, str(record[str(table.location)])) if "jpeg_quality" in job.names else math.nan
-    return measure_batch(pixels[None], None if labels is None else labels[None], mpp, quality, job.names)
+    types = None if found is None else found.types
+    return measure_batch(pixels[None], None if labels is None else labels[None], mpp, quality, job.names, types)
+
+
+def _cell(record: Any, column: str) -> str:
+    """Return the text of a cell, empty where there is none."""
+    value = record.get(column)
+    return "" if value is None or pd.isna(value) else str(value)
 
 
 def _in_order(labels: NDArray[Any]) -> NDArray[Any]:
