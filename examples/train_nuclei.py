@@ -168,14 +168,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("nuclei-work"))
     parser.add_argument("--start", type=Path)
-    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.5, 0.5), help="probability and depth")
+    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.5, 1.25), help="probability, µm between nuclei")
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     network = train(options)
     state = {k: v.detach() for k, v in network.state_dict().items()}
-    threshold, core = options.thresholds
+    threshold, apart = options.thresholds
     save_compact(
-        state, {"threshold": threshold, "core": core, "steps": options.steps, "seed": options.seed}, options.out
+        state, {"threshold": threshold, "apart": apart, "steps": options.steps, "seed": options.seed}, options.out
     )
 
 

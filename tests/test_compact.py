@@ -17,7 +17,7 @@ from conceptkit.pathology.nucleus_training import sample_of, train_compact
 from tests.test_nuclei import drawn_tissue
 
 CPU = torch.device("cpu")
-ABOUT = {"threshold": 0.5, "core": 0.5}
+ABOUT = {"threshold": 0.5, "apart": 1.25}
 
 
 def network(types=0, seed=0):
@@ -80,10 +80,9 @@ def test_nuclei_of_true_maps_are_the_nuclei():
     labels = labels + 0
     labels[:, 1:][(labels[:, 1:] == 0) & (labels[:, :-1] > 0)] = 0
     maps = np.stack([(labels > 0).astype(np.float32), depth_of(labels)])
-    found = agreement(nuclei_of(maps, 0.5, 0.5, 1), labels)
+    found = agreement(nuclei_of(maps, 0.5, 1.5, 0.25), labels)
     assert found.aji > 0.98
     assert found.found == found.drawn
-    assert nuclei_of(maps, 0.5, 0.5, 1e6).max() == 0
 
 
 def test_pixels_that_are_not_known_do_not_count():
@@ -100,7 +99,7 @@ def test_it_learns_and_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(nucleus_training, "CROP", 64)
     monkeypatch.setattr(nucleus_training, "EVERY", 10)
     monkeypatch.setattr(nucleus_training, "THRESHOLDS", (0.5,))
-    monkeypatch.setattr(nucleus_training, "CORES", (0.5,))
+    monkeypatch.setattr(nucleus_training, "APARTS", (1.5,))
     samples = [sample_of(*drawn_tissue(0.25, 40, seed=k, number=20), 0.25) for k in range(3)]
     start = model()
     given = {"steps": 30, "patience": 9}
@@ -145,9 +144,9 @@ def test_training_needs_nuclei_on_both_sides():
 
 def test_what_is_saved_is_opened(tmp_path):
     made = network(2)
-    save_compact(made.state_dict(), {"threshold": 0.4, "core": 0.6, "types": ["a", "b"]}, tmp_path / "w.safetensors")
+    save_compact(made.state_dict(), {"threshold": 0.4, "apart": 2.0, "types": ["a", "b"]}, tmp_path / "w.safetensors")
     opened = load_compact(tmp_path / "w.safetensors", device="cpu")
-    assert (opened.threshold, opened.core, opened.types) == (0.4, 0.6, ("a", "b"))
+    assert (opened.threshold, opened.apart, opened.types) == (0.4, 2.0, ("a", "b"))
     image = drawn_tissue(0.25, 30, number=8)[0]
     direct = compact_of(
         {k: v.half().float() for k, v in made.state_dict().items()}, {**ABOUT, "types": ["a", "b"]}, CPU

@@ -37,7 +37,7 @@ def listed(tmp_path, monkeypatch):
         rows.append(f"i{k}.png,m{k}.png,0.25,p{k},{'lung' if k else 'colon'}")
     Path("images.csv").write_text("\n".join(rows) + "\n")
     torch.manual_seed(0)
-    save_compact(CompactNetwork().state_dict(), {"threshold": 0.5, "core": 0.5}, Path("start.safetensors"))
+    save_compact(CompactNetwork().state_dict(), {"threshold": 0.5, "apart": 1.25}, Path("start.safetensors"))
     return tmp_path
 
 
@@ -84,7 +84,8 @@ def test_the_command_line_prints_and_draws_scores(listed):
     written = json.loads(Path("s.json").read_text())
     assert written["schema"] == "conceptkit/nuclei-score/1"
     assert [g["group"] for g in written["groups"]] == ["colon", "lung"]
-    assert Image.open("f.png").size == (4 * 84, 3 * 84)
+    with Image.open("f.png") as figure:
+        assert figure.size == (4 * 84, 3 * 84)
 
 
 def test_images_without_nuclei_have_no_scores(listed):
@@ -100,7 +101,7 @@ def test_training_keeps_patients_apart_and_writes_weights(listed, monkeypatch):
     monkeypatch.setattr(nucleus_training, "CROP", 64)
     monkeypatch.setattr(nucleus_training, "EVERY", 5)
     monkeypatch.setattr(nucleus_training, "THRESHOLDS", (0.4, 0.5))
-    monkeypatch.setattr(nucleus_training, "CORES", (0.5,))
+    monkeypatch.setattr(nucleus_training, "APARTS", (1.5,))
     words = ["--from", "start.safetensors", "--out", "w.safetensors", "--steps", 5, "--device", "cpu"]
     result = call("nuclei", "train", "images.csv", *words, "--json", "t.json")
     assert result.exit_code == 0, result.output
@@ -134,7 +135,7 @@ def large():
 
 
 def dark():
-    image = np.zeros((160, 160, 3), np.uint8) + 8
+    image = np.random.default_rng(0).integers(4, 13, (160, 160, 3)).astype(np.uint8)
     image[np.asarray(Image.open("m0.png")) > 0] = (30, 60, 140)
     Image.fromarray(image).save("i0.png")
 
@@ -148,7 +149,7 @@ def half_size():
     [
         (class_map, "mask: m0.png is not a label image: it has 2 labels in"),
         (large, "mask: the median nucleus of m0.png has 15"),
-        (dark, "image: i0 is dark (median 8 of 255), as fluorescence is"),
+        (dark, "image: i0 is dark (median 11 of 255), as fluorescence is"),
         (lambda: change(0, "mpp", "2.5"), "nuclei: the image has 2.5 microns per pixel"),
         (half_size, "mask: m0.png has 80 x 80 pixels, its image i0.png has 160 x 160."),
         (lambda: change(0, "mask", ""), "mask: a path is needed, got none for i0 in images.csv."),
@@ -157,7 +158,9 @@ def half_size():
 )
 def test_what_cannot_be_trained_on(listed, spoil, message):
     spoil()
-    result = call("nuclei", "train", "images.csv", "--from", "start.safetensors", "--out", "w.safetensors")
+    result = call(
+        "nuclei", "train", "images.csv", "--from", "start.safetensors", "--out", "w.safetensors", "--steps", 1
+    )
     assert result.exit_code != 0
     assert message in " ".join(result.output.split())
 
@@ -183,6 +186,9 @@ def test_tissue_of_any_stain_is_not_taken_for_fluorescence():
 
     for strength in (0.4, 1.0, 1.8):
         check_bright(drawn_tissue(0.25, 40, strength=strength)[0], "i")
+    grey = np.where(np.arange(3600).reshape(60, 60) % 7 == 0, 200, 0).astype(np.uint8)
+    with pytest.raises(InputError, match="as fluorescence is"):
+        check_bright(np.repeat(grey[..., None], 3, axis=-1), "i")
     half = drawn_tissue(0.25, 40)[0].copy()
     half[:, :100] = 0  # the black of a slide's outside
     check_bright(half, "i")

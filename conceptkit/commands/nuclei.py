@@ -184,7 +184,7 @@ def _train_compact(
         key=part_key([file_state(weights.absolute()), given, files]),
         progress=None if progress is None else lambda done, total: progress("training", done, total),
     )
-    about = {"threshold": trained.threshold, "core": trained.core, "trained_on": len(training)}
+    about = {"threshold": trained.threshold, "apart": trained.apart, "trained_on": len(training)}
     save_compact(trained.state, about, out)
     without = [names[k] for k in training if not samples[k].depth.any()]
     return NucleiTrained(

@@ -27,8 +27,7 @@ AREAS = (4.0, 1000.0)
 """Median area in µm² of an image's annotated nuclei; outside, masks or microns per pixel are wrong."""
 
 _DARK, _LIGHT = 70, 30
-"""Median of the brightest channel below which an image is not one of a bright field, and the value from which a pixel
-is not the black of a slide's outside."""
+"""Median of the brightest channel below which an image is not one of a bright field; value up to which a pixel is dark."""
 
 SCORES = ("aji", "dice", "pq", "f1")
 
@@ -100,11 +99,18 @@ def open_annotated(path: Path) -> AnnotatedList:
 
 
 def check_bright(image: NDArray[np.uint8], name: str) -> None:
-    """Raise :class:`InputError` when an image is dark where it has no tissue, as fluorescence is."""
-    brightest = image[::4, ::4].max(axis=-1)
-    seen = brightest[brightest > _LIGHT]
-    share = seen.size / brightest.size
-    if (share < 0.5 and (seen.size == 0 or np.median(seen) < 2 * _DARK)) or (share >= 0.5 and np.median(seen) < _DARK):
+    """Raise :class:`InputError` when an image is dark where it has no tissue, as fluorescence is.
+
+    The black outside of a slide's scan is of one value, and what it surrounds has the colours of stains.
+    """
+    pixels = image[::4, ::4].reshape(-1, 3).astype(np.int16)
+    brightest = pixels.max(axis=1)
+    dark, seen = pixels[brightest <= _LIGHT], pixels[brightest > _LIGHT]
+    mostly_dark = len(dark) > len(seen)
+    pure = (
+        len(seen) == 0 or np.median(seen.min(axis=1) / seen.max(axis=1)) < 0.15 or np.median(np.ptp(seen, axis=1)) < 8
+    )
+    if (mostly_dark and (pure or np.ptp(dark) > 0)) or (len(seen) and np.median(seen.max(axis=1)) < _DARK):
         raise InputError(
             f"image: {name} is dark (median {np.median(brightest):.0f} of 255), as fluorescence is; nuclei are found "
             "in brightfield images of stained tissue."

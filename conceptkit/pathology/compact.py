@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
+from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 from torch import Tensor
 
@@ -43,6 +44,10 @@ WINDOW = 1536
 SMALLEST = 2.0
 """Area in µm² below which nothing counts as a nucleus."""
 
+_SMOOTH, _HOLE, _RADIUS, _BY_RIM = 0.25, 12.0, 3.0, 0.6
+"""µm by which maps are smoothed; µm² up to which holes are filled; µm from the rim at which a nucleus is deepest;
+weight of the distance to the rim. Chosen on ten MoNuSeg images, with an early state of the bundled weights."""
+
 Maps = NDArray[np.float32]
 
 
@@ -59,8 +64,8 @@ class Compact:
     """Names of the types of nuclei that it tells apart."""
     threshold: float = 0.5
     """Least probability of a nuclear pixel."""
-    core: float = 0.5
-    """Least depth of the middle of a nucleus, from which it grows to its rim."""
+    apart: float = 1.25
+    """Least distance of the middles of two nuclei, in µm."""
     flips: bool = False
     """Whether maps are means over an image and its mirror images: four times the time."""
     window: int = WINDOW
@@ -96,7 +101,7 @@ class Compact:
             how = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
             pixels = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, how))
         maps = self.maps(pixels)
-        labels = nuclei_of(maps, self.threshold, self.core, SMALLEST / working**2)
+        labels = nuclei_of(maps, self.threshold, self.apart, working)
         if factor == 1:
             return labels, maps
         return nearest(labels, height, width), np.stack([nearest(m, height, width) for m in maps])
@@ -137,25 +142,42 @@ class Compact:
         return found
 
 
-def nuclei_of(maps: Maps, threshold: float, core: float, smallest: float) -> NDArray[np.int32]:
-    """Return labels (h, w) of maps (2, h, w) or more: a nucleus grows from its deep middle down to its rim."""
-    nucleus, depth = maps[0], maps[1]
-    inside = nucleus > threshold
-    middle = (ndimage.uniform_filter(depth, 3) > core) & inside
-    markers, _ = ndimage.label(middle)
-    pieces, number = ndimage.label(inside)
-    with_middle = np.zeros(number + 1, dtype=np.bool_)
-    with_middle[pieces[markers > 0]] = True
-    lone = ~with_middle
-    lone[0] = False
-    markers = np.where(lone[pieces], pieces + markers.max(), markers)
-    labels = watershed(-depth, markers, mask=inside)
+def nuclei_of(maps: Maps, threshold: float, apart: float, mpp: float) -> NDArray[np.int32]:
+    """Return labels (h, w) of maps (2, h, w) or more: each nucleus grows from a peak down to its rim.
+
+    Peaks are those of the predicted depth together with the distance to the rim of all that is nuclear: the prediction
+    parts nuclei that touch, and the distance keeps its noise from parting one.
+
+    Parameters
+    ----------
+    threshold : least probability of a nuclear pixel
+    apart : least distance between two peaks, in µm
+    mpp : microns per pixel of the maps
+    """
+    inside = _filled(ndimage.gaussian_filter(maps[0], _SMOOTH / mpp) > threshold, _HOLE / mpp**2)
+    depth = ndimage.gaussian_filter(maps[1], 2 * _SMOOTH / mpp)
+    rim = ndimage.gaussian_filter(ndimage.distance_transform_edt(inside).astype(np.float32), _SMOOTH / mpp) * mpp
+    height = (1 - _BY_RIM) * depth + _BY_RIM * np.minimum(rim / _RADIUS, 1)
+    peaks = peak_local_max(  # type: ignore[no-untyped-call]
+        height, min_distance=max(1, round(apart / mpp)), labels=inside.astype(np.int32), exclude_border=False
+    )
+    markers = np.zeros(inside.shape, dtype=np.int32)
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    labels = watershed(-height, markers, mask=inside)  # type: ignore[no-untyped-call]
     areas = np.bincount(labels.ravel())
-    keep = areas >= smallest
+    keep = areas >= SMALLEST / mpp**2
     keep[0] = False
     numbers = np.zeros(len(areas), dtype=np.int32)
     numbers[keep] = np.arange(1, int(keep.sum()) + 1)
     return np.asarray(numbers[labels])
+
+
+def _filled(inside: NDArray[np.bool_], largest: float) -> NDArray[np.bool_]:
+    """Return pixels with holes up to a size filled: the pale inside of a nucleus."""
+    outside, _ = ndimage.label(~inside)
+    small = np.bincount(outside.ravel()) <= largest
+    small[0] = False
+    return np.asarray(inside | small[outside])
 
 
 def _windows(length: int, window: int) -> Iterator[tuple[slice, slice]]:
@@ -200,7 +222,7 @@ def compact_of(state: dict[str, Tensor], about: dict[str, Any], device: torch.de
         device,
         types,
         threshold=float(about["threshold"]),
-        core=float(about["core"]),
+        apart=float(about["apart"]),
     )
 
 

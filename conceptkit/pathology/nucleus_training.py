@@ -24,7 +24,7 @@ from conceptkit.files.atomic import replacing
 from conceptkit.images.pixel_values import nearest
 from conceptkit.pathology.agreement import agreement
 from conceptkit.pathology.colour import RUIFROK, optical_density
-from conceptkit.pathology.compact import SMALLEST, Compact, compact_of, nuclei_of
+from conceptkit.pathology.compact import Compact, compact_of, nuclei_of
 from conceptkit.pathology.compact_network import CompactNetwork, depth_of, loss_of
 
 WORKING_MPP = 0.25
@@ -36,8 +36,8 @@ CROP, BATCH, EVERY = 192, 8, 100
 VALIDATED = 512
 """Side of the largest part of an image that is validated on, its middle."""
 
-THRESHOLDS, CORES = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6), (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
-"""Least probabilities and depths among which the best are chosen by validation."""
+THRESHOLDS, APARTS = (0.4, 0.5, 0.6), (1.0, 1.5, 2.0, 2.5)
+"""Least probabilities, and least µm between nuclei, among which the best are chosen by validation."""
 
 RATE = 1e-3
 
@@ -62,7 +62,7 @@ class Progressing:
     best: float = -1.0
     best_step: int = 0
     threshold: float = 0.5
-    core: float = 0.5
+    apart: float = 1.25
     history: list[tuple[int, float]] = field(default_factory=list)
     """Steps and AJI of the validations"""
 
@@ -200,30 +200,29 @@ def train_compact(
                 _keep(file, key, network, optimizer, kept, state)
         if progress is not None:
             progress(state.step, steps)
-    about = {"threshold": state.threshold, "core": state.core}
+    about = {"threshold": state.threshold, "apart": state.apart}
     return compact_of(kept, about, device), state
 
 
 def _validate(network: CompactNetwork, samples: Sequence[Sample], device: torch.device, state: Progressing) -> bool:
     """Add the mean AJI of a validation, at the best thresholds, to the state; return whether it is the best so far."""
     weights = {k: v.detach().cpu() for k, v in network.state_dict().items()}
-    model = compact_of(weights, {"threshold": 0.5, "core": 0.5}, device)
+    model = compact_of(weights, {"threshold": 0.5, "apart": 1.25}, device)
     middles = [_middle(s) for s in samples]
     maps = [model.maps(image) for image, _ in middles]
-    smallest = SMALLEST / WORKING_MPP**2
 
-    def mean(threshold: float, core: float) -> float:
-        found = (nuclei_of(m, threshold, core, smallest) for m in maps)
+    def mean(threshold: float, apart: float) -> float:
+        found = (nuclei_of(m, threshold, apart, WORKING_MPP) for m in maps)
         return float(np.mean([agreement(f, drawn).aji for f, (_, drawn) in zip(found, middles, strict=True)]))
 
-    # One after the other: the depth decides which nuclei touch, the probability how large they are.
-    core = max(CORES, key=lambda c: mean(0.5, c))
-    threshold = max(THRESHOLDS, key=lambda t: mean(t, core))
-    score = mean(threshold, core)
+    # One after the other: the distance decides which nuclei are parted, the probability how large they are.
+    apart = max(APARTS, key=lambda a: mean(0.5, a))
+    threshold = max(THRESHOLDS, key=lambda t: mean(t, apart))
+    score = mean(threshold, apart)
     state.history.append((state.step, score))
     if score <= state.best:
         return False
-    state.best, state.best_step, state.threshold, state.core = score, state.step, threshold, core
+    state.best, state.best_step, state.threshold, state.apart = score, state.step, threshold, apart
     return True
 
 
