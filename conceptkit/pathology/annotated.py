@@ -27,7 +27,7 @@ AREAS = (4.0, 1000.0)
 """Median area in µm² of an image's annotated nuclei; outside, masks or microns per pixel are wrong."""
 
 _DARK, _LIGHT = 70, 30
-"""Median of the brightest channel below which an image is no bright field; value up to which a pixel is dark."""
+"""Median of the brightest channel below which an image is not brightfield; value up to which a pixel is dark."""
 
 SCORES = ("aji", "dice", "pq", "f1")
 

@@ -61,7 +61,7 @@ class Compact:
     """Its weights as trained."""
     device: torch.device
     types: tuple[str, ...] = ()
-    """Names of the types of nuclei that it tells apart."""
+    """Names of the types of nuclei that it distinguishes."""
     threshold: float = 0.5
     """Least probability of a nuclear pixel."""
     apart: float = 1.25

@@ -178,9 +178,7 @@ def measure_images(
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
-    check_out(out)
-    if out.exists() and images_csv.exists() and out.samefile(images_csv):
-        raise InputError(f"out: {out} is the list of images itself; name another file.")
+    _check_new(out, images_csv)
     images = read_list(images_csv)
     images["mpp"], scale_notes = known_scales(images["mpp"], images["image_id"], "")
     if nuclei is not None:
@@ -199,12 +197,10 @@ def measure_images(
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))
         raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
-    tiles = list(finished.rows.values())
-    measured = pd.concat(tiles, ignore_index=True)
     used = images.iloc[list(finished.rows)].reset_index(drop=True)
     carried = [c for c in used.columns if c in CARRIED or (c not in OF_THE_LIST and not is_numeric(images[c]))]
-    table = _assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei)
-    table, left_out = exclude(table, conditions)
+    whole = _assemble(used, list(finished.rows.values()), carried, patch_size, images_csv.parent, out.parent, nuclei)
+    table, left_out = exclude(whole, conditions)
     if nuclei_out is not None:
         nuclei_out.join(kept, (jobs[k].key for k in finished.rows), table["patch_id"] if left_out else None)
     return Measured(
@@ -214,9 +210,9 @@ def measure_images(
             *scale_notes,
             *left_out,
             *_notes(images, used, carried, chosen, every=names is None),
-            *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
+            *_border_notes([images_csv.parent / image for image in used["image"]], len(whole), patch_size),
             *_nuclei_notes(used, nuclei),
-            *outlier_notes({name: measured[name].to_numpy(dtype=np.float64) for name in chosen}),
+            *outlier_notes({name: whole[name].to_numpy(dtype=np.float64) for name in chosen}),
         ),
         resumed=finished.resumed,
     )
@@ -281,6 +277,12 @@ def check_out(out: Path) -> None:
         raise InputError(f"out: must be a file, but {out} is a folder.")
 
 
+def _check_new(out: Path, images: Path) -> None:
+    check_out(out)
+    if out.exists() and images.exists() and out.samefile(images):
+        raise InputError(f"out: {out} is the list of images itself; name another file.")
+
+
 def measure_image(job: ImageJob) -> Part:
     """Return one row per whole tile of an image, x, y and the measures; or why it has no tile."""
     cells, nuclei = job.cells, job.nuclei
@@ -322,7 +324,7 @@ def measure_image(job: ImageJob) -> Part:
 
 
 def has_types(nuclei: Segmentation) -> bool:
-    """Return whether a method tells types of nuclei apart."""
+    """Return whether a method distinguishes types of nuclei."""
     return bool(getattr(segmenter(nuclei), "types", ()))
 
 

@@ -291,7 +291,7 @@ def _tiles_of(table: PatchTable, name: str) -> tuple[Any, dict[int, int]]:
 
 
 _TILES: dict[tuple[int, str], tuple[Any, dict[int, int]]] = {}
-"""Of the slide that was asked for last"""
+"""Of the slide whose patches were read last"""
 
 
 def _quality(table: PatchTable, name: str) -> float:
