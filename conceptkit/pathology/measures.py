@@ -306,7 +306,7 @@ def names_for(*, mask: bool, mpp: bool, file: bool = False, types: bool = False)
 CORE = ("count", "area_px", "area_um2", "contrast", "correlation")
 """The paper's measures, which are computed when none is named."""
 
-GROUPS = ("core", "all", "nuisances")
+GROUPS = ("core", "all", "nuisances", "typed")
 """Names that stand for several measures."""
 
 
@@ -314,8 +314,10 @@ def spell_out(name: str) -> tuple[str, ...]:
     """Return the measures of a group in :data:`GROUPS`, or ``(name,)`` for any other name."""
     if name == "core":
         return CORE
-    if name in GROUPS:
-        return tuple(n for n, m in MEASURES.items() if name == "all" or m.role == "discourage")
+    if name in GROUPS:  # measures of types only where they are named: few masks have types
+        of_types = {n for n, m in MEASURES.items() if m.needs.startswith("types")}
+        chosen = of_types if name == "typed" else set(MEASURES) - of_types
+        return tuple(n for n, m in MEASURES.items() if n in chosen and (name != "nuisances" or m.role == "discourage"))
     return (name,)
 
 
