@@ -27,8 +27,8 @@ class Measure(JobOptions, Command):
     patch_size: int = 224
     """Side of a patch, in pixels."""
     names: Names | None = option(None, flag="--measure")
-    """Measures, comma-separated; or core, nuisances, typed (of types of nuclei), all (all others); default: the paper's,
-    as far as the images allow."""
+    """Measures, comma-separated; or core, nuisances, typed (of types of nuclei), all (all others); default: those of
+    the paper that the images allow."""
     exclude: Names = ()
     """Leave out patches by a measure, comma-separated: background, blur_share, folds and ink, or MEASURE>NUMBER or
     MEASURE<NUMBER; what it needs is measured too."""

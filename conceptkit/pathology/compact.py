@@ -217,7 +217,7 @@ def compact_of(state: dict[str, Tensor], about: dict[str, Any], device: torch.de
     network = CompactNetwork(len(types))
     network.load_state_dict(state)
     return Compact(
-        folded(network.eval()).to(device=device, memory_format=torch.channels_last),
+        folded(network.eval()).to(device).to(memory_format=torch.channels_last),
         state,
         device,
         types,

@@ -129,7 +129,7 @@ def window(rng: np.random.Generator, sample: Sample) -> tuple[Image8, NDArray[np
 
 def batch(rng: np.random.Generator, samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return windows (n, 3, h, w), whether each pixel is nuclear, and its depth, (n, h, w) both."""
-    drawn = [window(rng, samples[rng.integers(len(samples))]) for _ in range(BATCH)]
+    drawn = [window(rng, samples[int(rng.integers(len(samples)))]) for _ in range(BATCH)]
     images = torch.from_numpy(np.stack([i for i, _ in drawn])).to(device).permute(0, 3, 1, 2).float().div(255)
     depth = torch.from_numpy(np.stack([d for _, d in drawn])).to(device).float().div(255)
     return images.contiguous(memory_format=torch.channels_last), (depth > 0).float(), depth
@@ -169,7 +169,7 @@ def train_compact(
     device = start.device
     network = CompactNetwork()
     network.load_state_dict(start.state)
-    network.to(device=device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-3)
     torch.manual_seed(seed)
     file = None if folder is None else folder / "state.safetensors"
