@@ -71,16 +71,29 @@ ENCODERS: Registry[Any] = Registry(
 
 MEASURES: Registry[Any] = Registry(
     "measures",
-    _in(
-        "pathology.measures",
-        *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
-        *("nuclear_share", "area_sd_px", "area_sd_um2", "eccentricity", "solidity", "hematoxylin", "hematoxylin_sd"),
-        *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
-        *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
-        *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
-        *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
-        *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
-    ),
+    {
+        **_in(
+            "pathology.measures",
+            *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
+            *("nuclear_share", "area_sd_px", "area_sd_um2", "eccentricity", "solidity"),
+            *("hematoxylin", "hematoxylin_sd"),
+            *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
+            *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
+            *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
+            *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
+            *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
+        ),
+        **_in("pathology.quality", "background", "blur_share", "folds"),
+        **_in(
+            "pathology.typed_measures",
+            *("neoplastic_count", "neoplastic_density_mm2", "neoplastic_share", "neoplastic_area_um2"),
+            *("inflammatory_count", "inflammatory_density_mm2", "inflammatory_share", "inflammatory_area_um2"),
+            *("connective_count", "connective_density_mm2", "connective_share", "connective_area_um2"),
+            *("dead_count", "dead_density_mm2", "dead_share", "dead_area_um2"),
+            *("epithelial_count", "epithelial_density_mm2", "epithelial_share", "epithelial_area_um2"),
+            *("infiltration_30um", "inflammatory_distance_um"),
+        ),
+    },
     member="conceptkit.pathology.batch:PatchMeasure",
 )
 """Concepts that are computed from patches, see :func:`conceptkit.pathology.batch.as_measure`"""
@@ -89,6 +102,7 @@ NUCLEI: Registry[Any] = Registry(
     "nuclei",
     {
         **_in("pathology.hematoxylin", hematoxylin="open_hematoxylin"),
+        **_in("pathology.compact", compact="open_compact"),
         **_in("pathology.maskrcnn", maskrcnn="open_maskrcnn"),
     },
 )

@@ -59,7 +59,11 @@ class Options(Directive):
                 for one in map(_Row, described(command))
             ]
             summary = (command.__doc__ or "").partition("\n\n")[0]
-            found.append(nodes.rubric("", "", nodes.literal(text=f"conceptkit {name}"), ids=[f"options-{name}"]))
+            found.append(
+                nodes.rubric(
+                    "", "", nodes.literal(text=f"conceptkit {name}"), ids=[f"options-{name.replace(' ', '-')}"]
+                )
+            )
             found.append(nodes.paragraph("", summary))
             found.append(_table(["option", "", "default"], rows, [25, 60, 15]))
         return found

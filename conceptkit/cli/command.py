@@ -64,7 +64,7 @@ def command_line(
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__name__ = cls.name.replace("-", "_")
+    run.__name__ = cls.name.replace("-", "_").replace(" ", "_")
     run.__doc__ = (cls.__doc__ or "").partition("\n\n")[0]
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.encoders import Encoders
     from conceptkit.commands.extract import Extracted, NetworkLayers
     from conceptkit.commands.init import Started
+    from conceptkit.commands.nuclei import NucleiScored, NucleiTrained
     from conceptkit.commands.predict import Predicted
     from conceptkit.commands.report import Demonstrated, Reported
     from conceptkit.commands.splits import SplitCounts
@@ -44,6 +46,42 @@ def show_measured(console: Console, measured: Measured) -> None:
     if measured.resumed:
         console.print(f"{measured.resumed} were measured by an earlier run", style="dim")
     console.print(f"{len(measured.table)} patches written to {escape(measured.path)}")
+
+
+def show_nuclei_trained(console: Console, trained: NucleiTrained) -> None:
+    """Print what ``nuclei train`` came to."""
+    _show_notes(console, trained.notes)
+    before = "" if math.isnan(trained.before) else f", {trained.before:.3f} before the training"
+    console.print(
+        f"{trained.score} {trained.aji:.3f} on {len(trained.validation)} validation images{before} "
+        f"(step {trained.best_step} of {trained.steps}, {len(trained.training)} training images)"
+    )
+    console.print(f"weights written to {escape(trained.path)}")
+
+
+def show_nuclei_scored(console: Console, scored: NucleiScored) -> None:
+    """Print the scores of ``nuclei score``."""
+    names = {"aji": "AJI", "dice": "Dice", "pq": "PQ", "f1": "F1 at IoU 0.5", "r": "count r", "bias": "count bias"}
+    grid = Table(title=f"Nuclei by {escape(scored.method)} against the annotated ones", title_justify="left")
+    for column in (scored.by or "", "images", *names.values()):
+        grid.add_column(escape(column))
+    for group, values in scored.groups.items():
+        cells = [
+            "–" if math.isnan(values[n]) else f"{values[n]:+.0%}" if n == "bias" else f"{values[n]:.3f}" for n in names
+        ]
+        if group:
+            grid.add_row(escape(group), f"{values['images']:.0f}", *cells)
+    total = scored.groups[""]
+    cells = ["–" if math.isnan(total[n]) else f"{total[n]:+.0%}" if n == "bias" else f"{total[n]:.3f}" for n in names]
+    grid.add_row("all", f"{total['images']:.0f}", *cells, style="bold")
+    console.print(grid)
+    worst = scored.rows.dropna(subset="aji").nsmallest(3, "aji")
+    lowest = (f"{escape(name)} {aji:.3f}" for name, aji in zip(worst["image_id"], worst["aji"], strict=True))
+    console.print(f"lowest AJI: {', '.join(lowest)}")
+    _show_notes(console, scored.notes)
+    for place in (scored.path, scored.figure):
+        if place is not None:
+            console.print(f"written: {escape(place)}")
 
 
 def show_extracted(console: Console, extracted: Extracted) -> None:
@@ -188,6 +226,8 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "predict": show_predicted,
     "tile": show_tiled,
     "measure": show_measured,
+    "nuclei train": show_nuclei_trained,
+    "nuclei score": show_nuclei_scored,
     "splits": show_splits,
     "extract": show_extracted,
     "layers": show_layers,

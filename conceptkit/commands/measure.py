@@ -15,6 +15,8 @@ from conceptkit.options.base import Notify, Progress
 from conceptkit.options.measure import Measure
 from conceptkit.pathology.measuring import Measured, Segmentation, check_out, measure_images, write_table
 from conceptkit.pathology.measuring_tables import is_patch_table, measure_table
+from conceptkit.pathology.nucleus_rows import NucleusTable
+from conceptkit.pathology.quality import read_conditions
 from conceptkit.pathology.resuming import parts_folder
 from conceptkit.runs.opening import at_stage
 
@@ -47,6 +49,12 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
     engine = Engine(options.engine, options.workers, options.scheduler)
     check_out(out)
     check_place("out", out)
+    conditions = read_conditions(options.exclude)
+    if options.contours and options.nuclei_out is None:
+        raise InputError("contours: needs --nuclei-out FILE.")
+    table = None if options.nuclei_out is None else NucleusTable(Path(options.nuclei_out), options.contours)
+    if table is not None:
+        check_place("nuclei-out", table.out)
     parts = parts_folder(out)
     with held(parts):
         if is_patch_table(images):
@@ -62,6 +70,9 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
             engine=engine,
             progress=None if progress is None else at_stage(progress, stage),
             parts=parts,
+            nuclei_out=table,
+            conditions=conditions,
+            type_names=options.type_names,
         )
         write_table(measured.table, out)
         if not measured.skipped:
