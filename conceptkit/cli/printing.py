@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.status import Status
     from conceptkit.commands.tile import Tiled
     from conceptkit.pathology.measuring import Measured
+    from conceptkit.pathology.viewers.exporting import Exported
 
 from conceptkit.cli.console import show_record
 
@@ -79,6 +80,16 @@ def show_predicted(console: Console, predicted: Predicted) -> None:
         console.print(escape(note), style="bold yellow")
     if options.maps:
         console.print(f"maps drawn in {escape(str(options.maps))}")
+
+
+def show_exported(console: Console, exported: Exported) -> None:
+    """Print what ``qupath`` wrote."""
+    _show_notes(console, exported.notes)
+    objects = " and ".join(f"{n:,} {w}" for n, w in ((exported.tiles, "tiles"), (exported.nuclei, "nuclei")) if n)
+    out = escape(str(exported.out))
+    console.print(f"{objects or '0 objects'} of {len(exported.images)} images written to {out}")
+    if (exported.out / "import.groovy").is_file():
+        console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 
 
 def show_splits(console: Console, counted: SplitCounts) -> None:
@@ -169,6 +180,7 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "predict": show_predicted,
     "tile": show_tiled,
     "measure": show_measured,
+    "qupath": show_exported,
     "splits": show_splits,
     "extract": show_extracted,
     "layers": show_layers,

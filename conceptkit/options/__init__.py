@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "audit": "conceptkit.options.audit:Audit",
     "tile": "conceptkit.options.tile:Tile",
     "measure": "conceptkit.options.measure:Measure",
+    "qupath": "conceptkit.options.qupath:Qupath",
     "splits": "conceptkit.options.study:Splits",
     "extract": "conceptkit.options.extract:Extract",
     "layers": "conceptkit.options.layers:Layers",
