@@ -87,7 +87,8 @@ def show_exported(console: Console, exported: Exported) -> None:
     _show_notes(console, exported.notes)
     objects = " and ".join(f"{n:,} {w}" for n, w in ((exported.tiles, "tiles"), (exported.nuclei, "nuclei")) if n)
     out = escape(str(exported.out))
-    console.print(f"{objects or '0 objects'} of {len(exported.images)} images written to {out}")
+    images = f"{len(exported.images)} image{'s' * (len(exported.images) != 1)}"
+    console.print(f"{objects or '0 objects'} of {images} written to {out}")
     if (exported.out / "import.groovy").is_file():
         console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 

@@ -17,10 +17,11 @@ from conceptkit.images.image_files import read_rgb
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.qupath import Qupath
 from conceptkit.pathology.slides import open_slide
-from conceptkit.pathology.viewers.exporting import Exported, Wanted, check_new, export, known_units, value_range
+from conceptkit.pathology.viewers.exporting import Exported, Wanted, check_new, export, value_range
 from conceptkit.pathology.viewers.masks import nuclei_of_masks
 from conceptkit.pathology.viewers.overlays import write_map
 from conceptkit.pathology.viewers.shapes import Canvas
+from conceptkit.pathology.viewers.sources import known_units
 from conceptkit.pathology.viewers.tables import is_nucleus_table, whole_of
 from conceptkit.report.drawing import file_name, to_bytes
 from conceptkit.report.slide_maps import MapLayer, Place, layer_colours, map_on_tissue
@@ -41,7 +42,9 @@ def qupath(options: Qupath, *, progress: Progress | None = None, notify: Notify 
     nuclei = None if options.nuclei is None else Path(options.nuclei)
     if is_nucleus_table(path):
         if nuclei is not None or options.maps:
-            raise InputError(f"{'nuclei' if nuclei else 'map'}: {path} is itself a table of nuclei; give a patch table.")
+            raise InputError(
+                f"{'nuclei' if nuclei else 'map'}: {path} is itself a table of nuclei; give a patch table."
+            )
         frame, folder, nuclei = None, path.parent, path
     else:
         table = load_table(_table_of(path))
@@ -86,7 +89,7 @@ def export_patches(
 
 
 def check_export(columns: Sequence[str] | None, out: str | Path | None) -> None:
-    """Refuse what the option ``qupath`` cannot write, before the work; ``columns`` of the table where they are known."""
+    """Refuse what the option ``qupath`` cannot write, before the work; ``columns`` are the table's, where known."""
     if out is None:
         return
     check_new(Path(out), "qupath")
@@ -111,7 +114,7 @@ def _export(
             folder,
             wanted,
             nuclei=found,
-            maps=functools.partial(_write_maps, frame, maps, wanted.units) if maps else None,
+            maps=None if frame is None or not maps else functools.partial(_write_maps, frame, maps, wanted.units),
             progress=None if progress is None else at_stage(progress, "writing objects"),
         )
 

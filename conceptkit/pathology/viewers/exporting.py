@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,27 +16,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_place
-from conceptkit.families import MEASURES
 from conceptkit.files.atomic import scratch
 from conceptkit.pathology.exporting import safe_name
 from conceptkit.pathology.viewers.formats import FORMATS
 from conceptkit.pathology.viewers.shapes import (
     Canvas,
-    Colour,
     Shape,
     canvas_of,
     class_colours,
     find_image,
-    viewer_class,
 )
-from conceptkit.pathology.viewers.tables import (
-    OF_NUCLEI,
-    Roles,
-    nucleus_shapes,
-    read_nuclei,
-    roles,
-    tile_shapes,
-)
+from conceptkit.pathology.viewers.sources import Cells, Patches, same_image
+from conceptkit.pathology.viewers.tables import Roles
 
 CONTENTS = "conceptkit.json"
 """File of the folder that says what is in it; the way back reads it"""
@@ -99,17 +91,6 @@ def check_new(out: Path, argument: str = "out") -> None:
     check_place(argument, out)
 
 
-def known_units(names: Iterable[str], stated: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the units of measures and of their predictions; ``stated`` go first."""
-    found = {}
-    for name in names:
-        base = name.removesuffix("_predicted")
-        unit = (stated or {}).get(name) or (stated or {}).get(base) or (MEASURES[base].unit if base in MEASURES else "")
-        if unit not in ("", "1"):
-            found[name] = unit
-    return found
-
-
 def export(
     frame: pd.DataFrame | None,
     folder: Path,
@@ -138,25 +119,23 @@ def export(
     check_new(wanted.out)
     for name in wanted.formats:
         check_choice("format", name, FORMATS)
-    of_tiles = None if frame is None else roles(frame, label=wanted.label, only=wanted.only, units=wanted.units)
-    of_nuclei = None if nuclei is None else _nucleus_roles(nuclei, None if frame is not None else wanted)
-    groups = _groups(frame, of_tiles)
-    total = len(frame) if frame is not None else 0
-    found_nuclei = [] if nuclei is None else list(dict.fromkeys(_images_of_nuclei(nuclei)))
-    images = _images(groups, found_nuclei, frame, of_tiles, folder, wanted)
-    classes = _classes(frame, of_tiles) | (set() if nuclei is None else _nucleus_classes(nuclei, of_nuclei))
-    colours = class_colours(classes)
+    patches = None if frame is None else Patches.of(frame, wanted.label, wanted.only, wanted.units)
+    cells = (
+        None if nuclei is None else Cells.of(nuclei, *((wanted.label, wanted.only) if frame is None else (None, ())))
+    )
+    sources = [source for source in (patches, cells) if source is not None]
+    images = _images(sources, folder, wanted)
+    classes = sorted({name for source in sources for name in source.roles.classes.values()})
     with scratch(wanted.out) as temporary:
-        writers = _Writers(temporary, images, wanted, sorted(classes), colours)
-        tiles = 0
-        for name, rows in groups.items():
-            assert frame is not None and of_tiles is not None
-            tiles += writers.add(name, lambda c, r=rows: tile_shapes(frame.iloc[r], c, of_tiles))
-            if progress is not None:
-                progress(tiles, total)
-        cells = _add_nuclei(writers, nuclei, of_nuclei, images)
+        writers = _Writers(temporary, images, wanted, classes)
+        counts: Counter[str] = Counter()
+        for source in sources:
+            for name, shapes in source.parts():
+                counts[source.kind] += writers.add(same_image(name, list(images)), shapes)
+                if progress is not None and source is patches:
+                    progress(counts[source.kind], len(patches.frame))
         writers.close()
-        contents = _contents(images, writers, frame, groups, of_tiles, of_nuclei, colours, sorted(classes))
+        contents = _contents(images, writers, patches, cells)
         (temporary / CONTENTS).write_text(json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8")
         if "qupath" in wanted.formats:
             for script in SCRIPTS:
@@ -165,100 +144,25 @@ def export(
             maps(temporary, images)
         os.replace(temporary, wanted.out)
         temporary.mkdir()  # scratch removes it
-    measures = tuple({**(of_tiles.measures if of_tiles else {}), **(of_nuclei.measures if of_nuclei else {})}.values())
-    notes = tuple(_notes(writers, total - tiles))
-    return Exported(out=wanted.out, images=images, tiles=tiles, nuclei=cells, measures=measures, notes=notes)
+    return Exported(
+        out=wanted.out,
+        images=images,
+        tiles=counts["tiles"],
+        nuclei=counts["nuclei"],
+        measures=tuple(dict.fromkeys(name for source in sources for name in source.roles.measures.values())),
+        notes=tuple(_notes(writers, 0 if patches is None else len(patches.frame) - counts["tiles"])),
+    )
 
 
-def _groups(frame: pd.DataFrame | None, found: Roles | None) -> dict[str, NDArray[np.intp]]:
-    """Return image → rows of the table."""
-    if frame is None or found is None:
-        return {}
-    names = frame[found.whole]
-    if names.isna().any():
-        raise InputError(f"table: column {found.whole} is empty in {int(names.isna().sum())} rows.")
-    return {str(k): np.asarray(v, dtype=np.intp) for k, v in frame.groupby(names.astype("str"), sort=True).indices.items()}
-
-
-def _nucleus_roles(path: Path, wanted: Wanted | None) -> Roles:
-    part, _ = next(read_nuclei(path), (None, None))
-    if part is None:
-        raise InputError(f"nuclei: {path} has no rows.")
-    units = known_units(part.columns, wanted.units if wanted else None)
-    label, only = (wanted.label, wanted.only) if wanted else (None, ())
-    return roles(part, label=label, only=only, units=units, places=(), usual="type", as_text=OF_NUCLEI)
-
-
-def _images_of_nuclei(path: Path) -> Iterator[str]:
-    for part, _ in read_nuclei(path):
-        whole = "slide" if "slide" in part else "image"
-        if part[whole].isna().any():
-            raise InputError(f"nuclei: column {whole} of {path} is empty in some rows.")
-        yield from part[whole].astype("str").unique()
-
-
-def _images(
-    groups: Mapping[str, Any],
-    of_nuclei: Sequence[str],
-    frame: pd.DataFrame | None,
-    found: Roles | None,
-    folder: Path,
-    wanted: Wanted,
-) -> dict[str, Canvas]:
-    """Return name in the table → image as QuPath shows it; that of nuclei has the same name, or file name."""
-    names = list(groups) or list(of_nuclei)
-    is_slide = found is None or found.whole == "slide"
-    images = {
-        name: canvas_of(find_image(name, folder, wanted.slides), slide=is_slide, crop=wanted.crop) for name in names
-    }
-    for name in of_nuclei:
-        _same_image(name, names)
-    if frame is None or not {"mpp", "size"} <= set(frame.columns):
-        return images
-    return {name: _with_mpp(canvas, frame.iloc[groups[name]]) for name, canvas in images.items()}
-
-
-def _with_mpp(canvas: Canvas, rows: pd.DataFrame) -> Canvas:
-    """Return an image with the microns per pixel that its patches state, where they agree and the file states none."""
-    side = rows["side"] if "side" in rows else rows["size"]
-    stated = (rows["mpp"] * side / rows["size"]).to_numpy(dtype=np.float64, na_value=np.nan)
-    if canvas.mpp is not None or not len(stated) or not np.allclose(stated, stated[0], rtol=1e-3):
-        return canvas
-    return replace(canvas, mpp=float(stated[0]))
-
-
-def _same_image(name: str, names: Sequence[str]) -> str:
-    """Return the image of the table that nuclei of an image belong to."""
-    same = [other for other in names if other == name] or [o for o in names if Path(o).name == Path(name).name]
-    if len(same) != 1:
-        raise InputError(f"nuclei: {name} is not one of the images of the table, such as {names[0]}.")
-    return same[0]
-
-
-def _classes(frame: pd.DataFrame | None, found: Roles | None) -> set[str]:
-    if frame is None or found is None or found.label is None:
-        return set()
-    return {viewer_class(str(v)) for v in frame[found.label].dropna().unique()}
-
-
-def _nucleus_classes(path: Path, found: Roles | None) -> set[str]:
-    if found is None or found.label is None:
-        return set()
-    return {viewer_class(str(v)) for part, _ in read_nuclei(path) for v in part[found.label].dropna().unique()}
-
-
-def _add_nuclei(writers: _Writers, path: Path | None, found: Roles | None, images: Mapping[str, Canvas]) -> int:
-    cells = start = 0
-    for part, contours in read_nuclei(path) if path is not None and found is not None else ():
-        assert found is not None
-        for name, rows in part.groupby(part[found.whole].astype("str"), sort=False).indices.items():
-            chosen = part.iloc[rows]
-            cells += writers.add(
-                _same_image(str(name), list(images)),
-                lambda c, p=chosen, o=contours, s=start: nucleus_shapes(p, o, c, found, s),
-            )
-        start += len(part)
-    return cells
+def _images(sources: Sequence[Patches | Cells], folder: Path, wanted: Wanted) -> dict[str, Canvas]:
+    """Return name in the table → image as QuPath shows it; nuclei lie in images of the patches, if there are some."""
+    names = sources[0].images()
+    for source in sources[1:]:
+        for name in source.images():
+            same_image(name, names)
+    slide = sources[0].roles.whole == "slide"
+    images = {n: canvas_of(find_image(n, folder, wanted.slides), slide=slide, crop=wanted.crop) for n in names}
+    return {name: replace(one, mpp=one.mpp or sources[0].mpp(name)) for name, one in images.items()}
 
 
 class _Writers:
@@ -270,10 +174,10 @@ class _Writers:
         images: Mapping[str, Canvas],
         wanted: Wanted,
         classes: list[str],
-        colours: Mapping[str, Colour],
     ) -> None:
+        self.classes, colours = classes, class_colours(classes)
         self._formats = {name: FORMATS[name] for name in wanted.formats}
-        self._images, self._colours = images, colours
+        self._images, self.colours = images, colours
         self._full = {
             name: Canvas(canvas.path, canvas.width, canvas.height, mpp=canvas.mpp) for name, canvas in images.items()
         }
@@ -288,7 +192,9 @@ class _Writers:
         self._paths = {key: folder / path for key, path in self.files.items()}
         for (image, name), path in self._paths.items():
             path.parent.mkdir(exist_ok=True)
-            path.write_text(self._formats[name].head(images[image].path.name, classes, colours) + "\n", encoding="utf-8")
+            path.write_text(
+                self._formats[name].head(images[image].path.name, classes, colours) + "\n", encoding="utf-8"
+            )
 
     def add(self, image: str, shapes: Callable[[Canvas], Iterator[Shape]]) -> int:
         """Write objects of an image, and return how many."""
@@ -299,7 +205,7 @@ class _Writers:
             with self._paths[image, name].open("a", encoding="utf-8") as stream:
                 for shape in shapes(canvas):
                     stream.write(form.between if self.counts[image] + number and form.between != "\n" else "")
-                    stream.write(form.body(shape, self._colours))
+                    stream.write(form.body(shape, self.colours))
                     stream.write("" if form.between != "\n" else "\n")
                     x, y = shape.ring[0]
                     beyond += not (0 <= x < canvas.width and 0 <= y < canvas.height)
@@ -328,14 +234,7 @@ def _stems(images: Mapping[str, Canvas]) -> dict[str, str]:
 
 
 def _contents(
-    images: Mapping[str, Canvas],
-    writers: _Writers,
-    frame: pd.DataFrame | None,
-    groups: Mapping[str, Any],
-    of_tiles: Roles | None,
-    of_nuclei: Roles | None,
-    colours: Mapping[str, Colour],
-    classes: list[str],
+    images: Mapping[str, Canvas], writers: _Writers, patches: Patches | None, cells: Cells | None
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -344,22 +243,16 @@ def _contents(
                 **{"image": canvas.path.name, "name": name, "path": str(canvas.path.resolve())},
                 "file": writers.files.get((name, "qupath"), Path()).as_posix(),
                 **{"width": canvas.width, "height": canvas.height, "left": canvas.left, "top": canvas.top},
-                **{"mpp": canvas.mpp, "objects": writers.counts[name], "tiles": len(groups.get(name, ()))},
+                **{"mpp": canvas.mpp, "objects": writers.counts[name]},
             }
             for name, canvas in images.items()
         ],
-        "whole": (of_tiles or of_nuclei).whole,  # type: ignore[union-attr]
-        "classes": {name: list(colours[name]) for name in classes},
-        "tiles": _described(of_tiles, [] if frame is None else [str(c) for c in frame.columns]),
-        "nuclei": _described(of_nuclei, []),
-        "measurements": [] if frame is None or of_tiles is None else _ranges(frame, of_tiles),
+        "whole": next(source.roles.whole for source in (patches, cells) if source is not None),
+        "classes": {name: list(writers.colours[name]) for name in writers.classes},
+        "tiles": patches and patches.described(),
+        "nuclei": cells and cells.described(),
+        "measurements": [] if patches is None else _ranges(patches.frame, patches.roles),
     }
-
-
-def _described(found: Roles | None, columns: list[str]) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"columns": columns, "label": found.label, "kinds": dict(found.kinds)}
 
 
 def _ranges(frame: pd.DataFrame, found: Roles) -> list[dict[str, Any]]:
@@ -392,7 +285,7 @@ def _notes(writers: _Writers, placeless: int) -> Iterator[str]:
         yield f"{placeless} rows without x, y or size were left out."
     for name, number in writers.counts.items():
         if number > MANY:
-            yield f"{name} has {number:,} objects, which QuPath needs minutes and gigabytes to open; export parts of it."
+            yield f"{name} has {number:,} objects: QuPath needs minutes and gigabytes to open them."
     if outside := {name: number for name, number in writers.beyond.items() if number}:
         which = ", ".join(f"{number} of {name}" for name, number in outside.items())
         yield f"Objects that begin outside of what the viewer shows: {which}; check that the images are the right ones."

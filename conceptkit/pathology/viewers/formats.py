@@ -34,7 +34,7 @@ def _geojson(shape: Shape, colours: Colours) -> str:
         if shape.kind == "point"
         else {"type": "Polygon", "coordinates": [shape.ring]}
     )
-    feature = {"type": "Feature", "id": shape.id, "geometry": geometry}
+    feature: dict[str, object] = {"type": "Feature", "id": shape.id, "geometry": geometry}
     if shape.kind == "cell":  # nuclei are outlined; without a nucleus QuPath's display of nuclei would be empty
         feature["nucleusGeometry"] = geometry
     properties: dict[str, object] = {"objectType": "detection" if shape.kind == "point" else shape.kind}

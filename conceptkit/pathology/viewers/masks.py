@@ -41,8 +41,11 @@ def nuclei_of_masks(nuclei: Path | None, frame: pd.DataFrame | None) -> Iterator
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "nuclei.parquet"
         schema = pyarrow.schema(
-            [("image", pyarrow.string()), ("x", pyarrow.float64()), ("y", pyarrow.float64())]
-            + [("area_px", pyarrow.float64()), (CONTOUR, pyarrow.list_(pyarrow.list_(pyarrow.float64())))]
+            {
+                "image": pyarrow.string(),
+                **dict.fromkeys(("x", "y", "area_px"), pyarrow.float64()),
+                CONTOUR: pyarrow.list_(pyarrow.list_(pyarrow.float64())),
+            }
         )
         number = 0
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
@@ -60,12 +63,12 @@ def _nuclei(image: str, labels: NDArray[Any]) -> Iterator[dict[str, Any]]:
     for region in regionprops(labels):  # type: ignore[no-untyped-call]
         top, left = region.bbox[:2]
         y, x = region.centroid
-        contour = outline(region.image) + [left, top]
+        contour = outline(region.image) + np.array([left, top])
         yield {"image": image, "x": x + 0.5, "y": y + 0.5, "area_px": float(region.area), CONTOUR: contour.tolist()}
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the outline of the largest piece of a mask (h, w) as x and y, (k, 2); a pixel is 1 wide, from its corner."""
+    """Return the outline of the largest piece of a mask (h, w) as x and y, (k, 2), counted from its corner."""
     rings = find_contours(np.pad(mask.astype(np.float64), 1), 0.5)  # type: ignore[no-untyped-call]
     longest = max(rings, key=lambda ring: float(np.ptp(ring, axis=0).prod()))
     ring = approximate_polygon(longest, TOLERANCE)[:-1]  # type: ignore[no-untyped-call]

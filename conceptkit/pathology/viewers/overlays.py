@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -23,7 +24,7 @@ _GLASS = 255
 
 def factor_for(sizes: NDArray[np.float64]) -> int:
     """Return the pixels of level 0 for one of the map's finest level: a power of two, as in the slide's own levels."""
-    return 2 ** max(0, math.floor(math.log2(max(1.0, float(np.nanmin(sizes)) / PATCH_PIXELS))))
+    return 1 << max(0, math.floor(math.log2(max(1.0, float(np.nanmin(sizes)) / PATCH_PIXELS))))
 
 
 def write_map(path: Path, canvas: Canvas, boxes: NDArray[np.float64], colours: NDArray[np.uint8], *, name: str) -> int:
@@ -44,8 +45,8 @@ def write_map(path: Path, canvas: Canvas, boxes: NDArray[np.float64], colours: N
     scales = [factor]
     while max(canvas.width, canvas.height) / scales[-1] > TILE:
         scales.append(2 * scales[-1])
-    about: dict[str, object] = {"axes": "YXS", "Name": name}
-    resolution = {}
+    about: dict[str, Any] = {"axes": "YXS", "Name": name}
+    resolution: dict[str, Any] = {}
     if canvas.mpp is not None:
         size = canvas.mpp * factor
         about |= {"PhysicalSizeX": size, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": size, "PhysicalSizeYUnit": "µm"}
@@ -54,6 +55,7 @@ def write_map(path: Path, canvas: Canvas, boxes: NDArray[np.float64], colours: N
             shape = (math.ceil(canvas.height / scale), math.ceil(canvas.width / scale), 3)
             if canvas.mpp is not None:
                 resolution = {"resolution": (1e4 / (canvas.mpp * scale),) * 2, "resolutionunit": "CENTIMETER"}
+            more: dict[str, Any] = {"subifds": len(scales) - 1, "metadata": about} if level == 0 else {"subfiletype": 1}
             file.write(
                 _tiles(boxes / scale, colours, shape),
                 shape=shape,
@@ -61,8 +63,8 @@ def write_map(path: Path, canvas: Canvas, boxes: NDArray[np.float64], colours: N
                 tile=(TILE, TILE),
                 photometric="rgb",
                 compression="zlib",
-                **({"subifds": len(scales) - 1, "metadata": about} if level == 0 else {"subfiletype": 1}),
                 **resolution,
+                **more,
             )
     return factor
 

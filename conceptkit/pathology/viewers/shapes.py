@@ -86,9 +86,12 @@ def is_own_id(text: str) -> bool:
     return len(text) == 36 and text[14] == "5"
 
 
-def viewer_class(name: str) -> str:
-    """Return a class in the spelling of QuPath's own classes, where it is one of them."""
-    return next((known for known in STANDARD if known.lower() == name.lower()), name)
+def spellings(names: Iterable[str]) -> dict[str, str]:
+    """Return class → its spelling in a viewer: that of QuPath's own class, where just one of the names is like it."""
+    names = list(dict.fromkeys(names))
+    lower = [name.lower() for name in names]
+    standard = {known.lower(): known for known in STANDARD}
+    return {n: standard[n.lower()] if n.lower() in standard and lower.count(n.lower()) == 1 else n for n in names}
 
 
 def class_colours(names: Iterable[str]) -> dict[str, Colour]:

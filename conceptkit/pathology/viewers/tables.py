@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from conceptkit.errors import InputError, near_names
-from conceptkit.pathology.viewers.shapes import Canvas, Shape, object_id, viewer_class, with_unit
+from conceptkit.pathology.viewers.shapes import Canvas, Shape, object_id, with_unit
 from conceptkit.tables.table_reading import PARQUET
 
 WHOLES = ("slide", "image")
@@ -50,6 +50,8 @@ class Roles:
     """Columns that are kept with an object as text."""
     kinds: Mapping[str, str]
     """Column → ``bool``, ``integer``, ``number`` or ``text``, so that the way back restores its type."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Class in the table → its spelling in viewers."""
 
 
 def whole_of(columns: Collection[str], argument: str = "table") -> str:
@@ -144,12 +146,15 @@ def _numbers(column: pd.Series[Any]) -> NDArray[np.float64]:
 def _plain(values: NDArray[np.float64]) -> list[Any]:
     """Return numbers as lists hold them: whole ones without a point."""
     whole = np.isfinite(values).all() and (values == np.rint(values)).all()
-    return values.astype(np.int64).tolist() if whole else values.tolist()
+    plain: list[Any] = (values.astype(np.int64) if whole else values).tolist()
+    return plain
 
 
 def _more(part: pd.DataFrame, found: Roles) -> Iterator[tuple[str, dict[str, float], dict[str, str]]]:
     """Yield class, measurements and texts of each row."""
-    label = [""] * len(part) if found.label is None else [viewer_class(t or "") for t in _texts(part[found.label])]
+    label = [""] * len(part)
+    if found.label is not None:
+        label = ["" if t is None else found.classes[t] for t in _texts(part[found.label])]
     names = list(found.measures.values())
     numbers = [_numbers(part[name]).tolist() for name in found.measures]
     texts = [_texts(part[name]) for name in found.metadata]
