@@ -80,6 +80,8 @@ def show_predicted(console: Console, predicted: Predicted) -> None:
         console.print(escape(note), style="bold yellow")
     if options.maps:
         console.print(f"maps drawn in {escape(str(options.maps))}")
+    if options.qupath:
+        console.print(f"GeoJSON for QuPath written to {escape(str(options.qupath))}")
 
 
 def show_exported(console: Console, exported: Exported) -> None:

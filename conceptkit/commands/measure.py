@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import held
 from conceptkit.jobs import Engine
@@ -47,6 +48,7 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
     engine = Engine(options.engine, options.workers, options.scheduler)
     check_out(out)
     check_place("out", out)
+    check_export(None, options.qupath)
     parts = parts_folder(out)
     with held(parts):
         if is_patch_table(images):
@@ -66,6 +68,8 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
         write_table(measured.table, out)
         if not measured.skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
+    if options.qupath is not None:
+        export_patches(measured.table, out.parent, options.qupath, nuclei=options.masks_out)
     return dataclasses.replace(measured, source=images.stem, path=str(options.out))
 
 

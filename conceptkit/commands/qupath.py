@@ -39,7 +39,7 @@ def qupath(options: Qupath, *, progress: Progress | None = None, notify: Notify 
     """Write the folder of a viewer, see :func:`conceptkit.pathology.viewers.exporting.export`."""
     path, out = Path(options.table), Path(options.out)
     check_new(out)
-    nuclei = None if options.nuclei is None else Path(options.nuclei)
+    nuclei = None if options.cells is None else Path(options.cells)
     if is_nucleus_table(path):
         if nuclei is not None or options.maps:
             raise InputError(
@@ -73,7 +73,7 @@ def export_patches(
     out: str | Path,
     *,
     units: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    nuclei: str | Path | None = None,
 ) -> Exported:
     """Write patches with their measures or predictions, as the option ``qupath`` of a command does.
 
@@ -83,9 +83,11 @@ def export_patches(
     folder : that paths in the table are relative to
     out : folder to write, missing or empty
     units : of columns
+    nuclei : table of nuclei, or folder of label images
     """
     wanted = Wanted(out=Path(out), units=known_units(frame.columns, units))
-    return _export(frame, folder, wanted, nuclei=None, maps=(), progress=progress)
+    cells = None if nuclei is None else Path(nuclei)
+    return _export(frame, folder, wanted, nuclei=cells, maps=(), progress=None)
 
 
 def check_export(columns: Sequence[str] | None, out: str | Path | None) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.options.base import StudyCommand, declare, option, table_given
+from conceptkit.options.shared import ViewerOptions
 
 
 @declare
-class Predict(StudyCommand):
+class Predict(ViewerOptions, StudyCommand):
     """Predict main task and concepts of patches, or of bags, with a guided network."""
 
     name = "predict"

@@ -24,7 +24,7 @@ class Qupath(Command):
     folder of bags, whose attention is exported."""
     out: str | Path = option(flag="--out -o")
     """Folder to write: a GeoJSON per slide, conceptkit.json and scripts for QuPath. It must be missing or empty."""
-    nuclei: str | Path | None = None
+    cells: str | Path | None = option(None, flag="--nuclei")
     """Nuclei: a Parquet file, or a folder of label images named like the images of the table."""
     maps: Names = option((), flag="--map")
     """Columns drawn as maps, comma-separated: an OME-TIFF pyramid and a PNG per slide."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_at_least, check_at_most
 from conceptkit.files.atomic import replacing
 from conceptkit.pathology.adapters import Adapted
-from conceptkit.pathology.annotation_files import Drawn
 from conceptkit.pathology.annotations import Annotations, extents, touches
 from conceptkit.pathology.finding import listed
 from conceptkit.pathology.measuring import relative_path
-from conceptkit.pathology.viewers.collecting import Nuclei, Rows
+from conceptkit.pathology.viewers.corrections import Corrected, Correction, read_corrected
 from conceptkit.pathology.viewers.exporting import CONTENTS, SCHEMA
-from conceptkit.pathology.viewers.reading import TABLES, Found, read_measurements, read_objects
-from conceptkit.pathology.viewers.shapes import Canvas, canvas_of, find_image, is_own_id, object_id, without_unit
+from conceptkit.pathology.viewers.reading import TABLES, read_measurements
+from conceptkit.pathology.viewers.shapes import canvas_of, find_image, object_id, without_unit
 from conceptkit.pathology.viewers.tables import CONTOUR, WHOLES
 from conceptkit.tables.patches import load_table
 
@@ -41,36 +40,6 @@ HALF = 0.5
 """Least share of a tile in a region that holds it"""
 
 
-@dataclass
-class _Row:
-    """What a table of QuPath says of an object."""
-
-    name: str | None
-    classification: str
-    measures: dict[str, float]
-    table: Path
-    used: bool = False
-
-
-@dataclass
-class _Image:
-    """What was read for one image."""
-
-    canvas: Canvas
-    value: str
-    """Path in the table that is written."""
-    rows: Rows = field(default_factory=Rows)
-    nuclei: Nuclei = field(default_factory=Nuclei)
-    regions: list[tuple[str, str, Annotations]] = field(default_factory=list)
-    """Name of the region, its class, and its polygons."""
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """Return where the image begins, in pixels of level 0."""
-        return self.canvas.left, self.canvas.top
-
-
 @dataclass(frozen=True)
 class _Source:
     """What is read besides the objects."""
@@ -81,7 +50,7 @@ class _Source:
     base_folder: Path
     slides: Path | None
     out: Path
-    corrections: dict[str, _Row]
+    corrections: dict[str, Correction]
 
     @property
     def whole(self) -> str:
@@ -180,16 +149,16 @@ def _contents(folder: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
-def _corrections(tables: list[Path]) -> dict[str, _Row]:
+def _corrections(tables: list[Path]) -> dict[str, Correction]:
     return {
-        identity: _Row(name, classification, measures, path)
+        identity: Correction(name, classification, measures, path)
         for path in tables
         for identity, name, classification, measures in read_measurements(path)
     }
 
 
-def _read_images(files: list[Path], source: _Source) -> list[_Image]:
-    images: dict[Path, _Image] = {}
+def _read_images(files: list[Path], source: _Source) -> list[Corrected]:
+    images: dict[Path, Corrected] = {}
     for path in files:
         image = _open_image(path, source)
         if image.canvas.path in images:
@@ -198,11 +167,11 @@ def _read_images(files: list[Path], source: _Source) -> list[_Image]:
                 "corrected."
             )
         images[image.canvas.path] = image
-        _read(path, image, source)
+        read_corrected(path, image, source.corrections)
     return list(images.values())
 
 
-def _open_image(path: Path, source: _Source) -> _Image:
+def _open_image(path: Path, source: _Source) -> Corrected:
     """Return the image that a file is named like."""
     suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     stem = path.name[: -len(suffix)]
@@ -211,10 +180,10 @@ def _open_image(path: Path, source: _Source) -> _Image:
             return _at_export(entry, source)
     place = _place_of(stem, path, source)
     canvas = canvas_of(place, slide=source.whole == "slide", crop=True)
-    return _Image(canvas, relative_path(place, source.out.parent))
+    return Corrected(canvas, relative_path(place, source.out.parent))
 
 
-def _at_export(entry: Mapping[str, Any], source: _Source) -> _Image:
+def _at_export(entry: Mapping[str, Any], source: _Source) -> Corrected:
     """Return an image of the export; refuse another one of its name."""
     stated = Path(entry["path"])
     if source.slides is None and not stated.is_file():
@@ -229,7 +198,7 @@ def _at_export(entry: Mapping[str, Any], source: _Source) -> _Image:
             f"slides: {place} has {now.width} x {now.height} pixels, and {entry['width']} x {entry['height']} when it "
             "was exported; it is another image."
         )
-    return _Image(now, relative_path(place, source.out.parent))
+    return Corrected(now, relative_path(place, source.out.parent))
 
 
 def _place_of(stem: str, path: Path, source: _Source) -> Path:
@@ -250,83 +219,7 @@ def _place_of(stem: str, path: Path, source: _Source) -> Path:
     return places[0]
 
 
-def _read(path: Path, image: _Image, source: _Source) -> None:
-    """Read the objects of an image."""
-    name, mine, foreign = image.canvas.path.name, 0, ""
-    extent: list[NDArray[np.float64]] = []
-    for found in read_objects(path):
-        image.counts["nested"] += found.nested
-        image.counts["locked"] += found.locked
-        if found.kind == "annotation":
-            _add_region(found, image, extent)
-            continue
-        if found.kind not in ("tile", "cell", "detection"):
-            image.counts[f"skipped {found.kind}"] += 1
-            continue
-        try:
-            ring = found.ring()
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise InputError(
-                f"folder: {path} has a {found.kind} without a polygon ({found.name or found.id})."
-            ) from None
-        extent.append(np.concatenate([ring.min(axis=0), ring.max(axis=0)]))
-        row = source.corrections.get(found.id)
-        measures = {**({} if row is None else _added(found, row, path)), **found.measures}
-        if found.name is not None and is_own_id(found.id):
-            mine += found.id == object_id(name, found.name)
-            foreign = foreign or ("" if found.id == object_id(name, found.name) else found.name)
-        if found.kind == "tile" or (len(ring) == 1 and found.name is not None):
-            _add_tile(found, ring, measures, image)
-        else:
-            image.nuclei.place(ring)
-            image.nuclei.add(found.classification, measures, found.metadata)
-    _check_image(path, image, np.reshape(extent, (-1, 4)), "" if mine else foreign)
-
-
-def _added(found: Found, row: _Row, path: Path) -> dict[str, float]:
-    """Return the measurements that a table has for an object; refuse another class than that of its file."""
-    row.used = True
-    if row.classification != found.classification and row.classification.lower() != "unclassified":
-        raise InputError(
-            f"folder: object {found.name or found.id} is {found.classification or 'without a class'} in {path} and "
-            f"{row.classification or 'without a class'} in {row.table}; export both again."
-        )
-    return row.measures
-
-
-def _add_region(found: Found, image: _Image, extent: list[NDArray[np.float64]]) -> None:
-    polygons = [one.polygon for one in found.drawn() if isinstance(one, Drawn)]
-    if not polygons:
-        image.counts["annotations without an area"] += 1
-        return
-    image.regions.append(
-        (found.name or found.classification or "region", found.classification, Annotations(tuple(polygons)))
-    )
-    extent.extend(extents(polygons))
-
-
-def _add_tile(found: Found, ring: NDArray[np.float64], measures: Mapping[str, float], image: _Image) -> None:
-    (x0, y0), (x1, y1) = ring.min(axis=0), ring.max(axis=0)
-    if abs((x1 - x0) - (y1 - y0)) > 1e-6 or (len(ring) != 1 and len(np.unique(ring, axis=0)) != 4):
-        image.counts["tiles that are not squares"] += 1
-        return
-    rows = image.rows
-    rows.ids.append(found.id)
-    rows.names.append(found.name or found.id or f"{image.canvas.path.name}|{x0:g}|{y0:g}")
-    rows.places.extend((x0, y0, x1, y1))
-    rows.add(found.classification, measures, found.metadata)
-
-
-def _check_image(path: Path, image: _Image, boxes: NDArray[np.float64], foreign: str) -> None:
-    canvas = image.canvas
-    inside = touches(boxes, (0, 0, canvas.width, canvas.height)) | (boxes[:, 0] == boxes[:, 2])
-    if foreign or (len(boxes) and not inside.any()):
-        why = f"{foreign} was exported for another one" if foreign else "everything in it lies outside of the image"
-        raise InputError(f"folder: {path} does not belong to {canvas.path.name}: {why}.")
-    image.counts["outside"] = int((~inside).sum())
-
-
-def _frame(image: _Image, source: _Source) -> pd.DataFrame:
+def _frame(image: Corrected, source: _Source) -> pd.DataFrame:
     """Return the tiles of an image as rows of a table."""
     described, rows = source.described("tiles"), image.rows
     boxes = rows.boxes() + np.tile(image.corner, 2)
@@ -348,7 +241,7 @@ def _frame(image: _Image, source: _Source) -> pd.DataFrame:
     return pd.concat([found, rows.frame(described)], axis=1)
 
 
-def _merged(source: _Source, images: list[_Image]) -> tuple[pd.DataFrame, list[str]]:
+def _merged(source: _Source, images: list[Corrected]) -> tuple[pd.DataFrame, list[str]]:
     """Return the patch table with what was corrected, and notes."""
     base, whole = source.base, source.whole
     assert base is not None
@@ -414,7 +307,7 @@ def _is_excluded(classification: str) -> bool:
 
 
 def _with_regions(
-    found: pd.DataFrame, images: list[_Image], whole: str, exclude: float
+    found: pd.DataFrame, images: list[Corrected], whole: str, exclude: float
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows outside of what is excluded, with the region that holds each, and notes."""
     keep = np.ones(len(found), dtype=np.bool_)
@@ -454,7 +347,7 @@ def _share(drawn: Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float64
     return out
 
 
-def _write_nuclei(images: list[_Image], source: _Source) -> list[str]:
+def _write_nuclei(images: list[Corrected], source: _Source) -> list[str]:
     """Write the nuclei of all images next to the table."""
     images = [image for image in images if image.nuclei.count]
     if not images:
@@ -489,7 +382,7 @@ def _ordered(found: pd.DataFrame, source: _Source) -> pd.DataFrame:
     return found[[*first, *(name for name in found if name not in first)]]
 
 
-def _notes(images: list[_Image]) -> Iterator[str]:
+def _notes(images: list[Corrected]) -> Iterator[str]:
     total: Counter[str] = Counter()
     for image in images:
         total.update(image.counts)

@@ -32,7 +32,7 @@ TABLES = (".tsv", ".txt", ".csv")
 OBJECT_ID, CLASSIFICATION, NAME = "Object ID", "Classification", "Name"
 
 _OF_QUPATH = ("Image", OBJECT_ID, "Object type", NAME, CLASSIFICATION, "Parent", "ROI")
-"""Columns of QuPath's tables that are no measurements; so are centroids."""
+"""Columns of QuPath's tables that do not hold measurements; nor do those of centroids."""
 
 _TYPES = {
     **{"PathTileObject": "tile", "PathCellObject": "cell", "PathDetectionObject": "detection"},

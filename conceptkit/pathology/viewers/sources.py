@@ -72,7 +72,7 @@ class Patches:
         return float(stated[0]) if np.allclose(stated, stated[0], rtol=1e-3) else None
 
     def described(self) -> dict[str, Any]:
-        """Return what the way back needs to know of the columns."""
+        """Return what reading the objects back needs of the columns."""
         return {"columns": [str(name) for name in self.frame.columns], **_described(self.roles)}
 
 
@@ -118,7 +118,7 @@ class Cells:
         return None
 
     def described(self) -> dict[str, Any]:
-        """Return what the way back needs to know of the columns."""
+        """Return what reading the objects back needs of the columns."""
         return _described(self.roles)
 
 
@@ -138,8 +138,13 @@ def known_units(names: Iterable[str], stated: Mapping[str, str] | None = None) -
 
 
 def same_image(name: str, names: Sequence[str]) -> str:
-    """Return the one of the images that has a name, or a file of its name."""
-    same = [one for one in names if one == name] or [one for one in names if Path(one).name == Path(name).name]
+    """Return the one of the images that has a name, or a file of its name, with or without suffix."""
+    alike: tuple[Callable[[str], bool], ...] = (
+        lambda one: one == name,
+        lambda one: Path(one).name == Path(name).name,
+        lambda one: Path(one).stem == name,  # as nuclei of images are named
+    )
+    same = next((found for is_same in alike if (found := [one for one in names if is_same(one)])), [])
     if len(same) != 1:
         raise InputError(f"nuclei: {name} is not one of the images of the table, such as {names[0]}.")
     return same[0]
