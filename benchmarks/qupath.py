@@ -93,14 +93,27 @@ def write_nuclei(folder: Path, n: int, slide: Path, side: int) -> Path:
     return path
 
 
+RUN = """
+import os, runpy, sys
+try:
+    runpy.run_module("conceptkit", run_name="__main__", alter_sys=True)
+finally:
+    with open("/proc/self/status") as status, open(os.environ["PEAK"], "w") as out:
+        out.write(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
+"""The program, and its peak memory when it has ended: that of ``wait4`` counts what the process was forked from."""
+
+
 def call(words: list[str], folder: Path) -> tuple[float, float, float]:
-    """Run the program; return seconds of wall time and of work, and peak megabytes."""
+    """Run the program; return seconds of wall time and of work, and peak megabytes (0 unless it is ``RUN``)."""
     began = time.perf_counter()
-    process = os.posix_spawnp(sys.executable, [sys.executable, *words], {**os.environ, "PWD": str(folder)})
+    peak = folder / "peak.txt"
+    peak.write_text("0")
+    process = os.posix_spawnp(sys.executable, [sys.executable, *words], {**os.environ, "PEAK": str(peak)})
     _, status, used = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(words)} ended with {status}")
-    return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    return time.perf_counter() - began, used.ru_utime + used.ru_stime, int(peak.read_text()) / 1024
 
 
 PLAIN = """
@@ -137,14 +150,14 @@ def main() -> None:
         source = write(number)
         out, back = folder / f"exported-{part}", folder / f"back-{part}.parquet"
         shutil.rmtree(out, ignore_errors=True)
-        there = call(["-m", "conceptkit", "qupath", str(source), "--out", str(out)], folder)
+        there = call(["-c", RUN, "qupath", str(source), "--out", str(out)], folder)
         script = folder / "plain.py"
         script.write_text(PLAIN, encoding="utf-8")
         plain = call([str(script), str(out / "slide.tif.geojson"), str(folder / "plain.json")], folder)
         extra = []
         if part == "nuclei":  # nuclei come back next to a table of tiles
             extra = ["--table", str(write_tiles(folder, 1000, slide, across))]
-        again = call(["-m", "conceptkit", "adapt", "qupath", str(out), "--out", str(back), *extra], folder)
+        again = call(["-c", RUN, "adapt", "qupath", str(out), "--out", str(back), *extra], folder)
         for name, (wall, work, megabytes), bound in (("export", there, most), ("back", again, 2 * most)):
             limit = memory if name == "export" else None
             good = wall <= bound and (limit is None or megabytes <= limit)

@@ -281,6 +281,7 @@ def _merged(source: _Source, images: list[Corrected]) -> tuple[pd.DataFrame, lis
 def _from_tables(base: pd.DataFrame, names: pd.Series[str], label: str, source: _Source) -> int:
     """Take labels and new measurements of tables of QuPath for rows whose objects are in no GeoJSON file."""
     changed = 0
+    added: set[str] = set()
     for at, image, patch in zip(base.index, names, base["patch_id"], strict=True):
         row = source.corrections.get(object_id(image, str(patch)))
         if row is None or row.used:
@@ -295,8 +296,8 @@ def _from_tables(base: pd.DataFrame, names: pd.Series[str], label: str, source: 
             changed += 1
             base.loc[at, label] = after
         for name, value in row.measures.items():
-            if without_unit(name) not in base or name in base.attrs.setdefault("added", []):
-                base.attrs["added"].append(name)
+            if without_unit(name) not in base or name in added:
+                added.add(name)
                 base.loc[at, without_unit(name)] = value
     return changed
 
@@ -319,12 +320,12 @@ def _with_regions(
         boxes = np.stack([place["x"], place["y"], place["x"] + size, place["y"] + size], axis=1).astype(np.float64)
         boxes -= np.tile(image.corner, 2)
         most, taken = np.zeros(len(at)), np.zeros(len(at))
-        for name, classification, drawn in image.regions:
+        for name, classification, drawn in sorted(image.regions, key=_reach, reverse=True):  # of equals the inner one
             share = _share(drawn, boxes)
             if _is_excluded(classification):
                 taken = np.maximum(taken, share)
                 continue
-            better = (share >= HALF) & (share > most)
+            better = (share >= HALF) & (share >= most)
             region[at[better]] = name
             most = np.maximum(most, share)
         keep[at] &= (taken < exclude) | (taken == 0)
@@ -336,6 +337,12 @@ def _with_regions(
     if any(image.regions for image in images) and (region != None).any():  # noqa: E711 - elementwise
         found = found.assign(region=pd.Series(region, index=found.index, dtype="str"))
     return found[keep & ~np.asarray(ignored)].reset_index(drop=True), notes
+
+
+def _reach(region: tuple[str, str, Annotations]) -> float:
+    """Return the area of the rectangle around a region."""
+    boxes = extents(region[2].areas)
+    return float(np.prod(boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0)))
 
 
 def _share(drawn: Annotations, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -389,9 +396,9 @@ def _notes(images: list[Corrected]) -> Iterator[str]:
         if image.counts["outside"]:
             yield f"Objects outside of {image.canvas.path.name}: {image.counts['outside']}."
     if total["nested"]:
-        yield f"{total['nested']} objects lie inside others in QuPath's hierarchy; they were read like the others."
+        yield f"Objects inside others in QuPath's hierarchy, read like the others: {total['nested']}."
     if total["locked"]:
-        yield f"{total['locked']} objects are locked in QuPath; they were read like the others."
+        yield f"Objects that are locked in QuPath, read like the others: {total['locked']}."
     if total["annotations without an area"]:
         yield f"Annotations that are points or lines were left out: {total['annotations without an area']}."
     if total["tiles that are not squares"]:

@@ -24,8 +24,8 @@ _DECODE = json.JSONDecoder().raw_decode
 
 _COMMA = re.compile(r"[+-]?\d+,\d+")
 
-_FIRST = re.compile(r'\s*(?:\[|\{(?:[^\[{]|"[^"]*")*?"features"\s*:\s*\[)')
-"""What comes before the first object: a list, or a collection with the key ``features``."""
+_FIRST = re.compile(r'\s*(?:\[|\{\s*(?:"[^"]*"\s*:\s*(?:"[^"]*"|[^\s"\[\]{},]+)\s*,\s*)*"features"\s*:\s*\[)')
+"""What comes before the first object: a list, or a collection with the key ``features`` after others of one value."""
 
 TABLES = (".tsv", ".txt", ".csv")
 
