@@ -169,7 +169,7 @@ def _write_maps(
 
 
 def _write_map(stem: Path, rows: pd.DataFrame, layer: MapLayer, canvas: Canvas, is_slide: bool) -> None:
-    numbers, mapped = layer_colours(layer)
+    numbers, mapped = layer_colours(layer, on_tissue=True)
     x, y, size = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in ("x", "y", "size"))
     x, y = x - canvas.left, y - canvas.top
     known = np.isfinite(numbers) & np.isfinite(x) & np.isfinite(y) & np.isfinite(size)

@@ -100,8 +100,11 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
     )
 
 
-def layer_colours(layer: MapLayer) -> tuple[NDArray[np.float64], ScalarMappable]:
-    """Return the values (n,) of a layer as numbers, and the colours of these; classes are numbered."""
+def layer_colours(layer: MapLayer, *, on_tissue: bool = False) -> tuple[NDArray[np.float64], ScalarMappable]:
+    """Return the values (n,) of a layer as numbers, and the colours of these; classes are numbered.
+
+    With ``on_tissue`` no colour is grey, as the tissue below is.
+    """
     if layer.classes:
         colours = [COLOURS[k % len(COLOURS)] for k in range(len(layer.classes))]
         if not layer.established:
@@ -109,7 +112,7 @@ def layer_colours(layer: MapLayer) -> tuple[NDArray[np.float64], ScalarMappable]
         code = {name: k for k, name in enumerate(layer.classes)}
         values = np.array([float(code.get(str(v), np.nan)) for v in layer.values])
         return values, ScalarMappable(Normalize(-0.5, len(layer.classes) - 0.5), ListedColormap(colours))
-    vivid = _PROBABILITY if (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL
+    vivid = _PROBABILITY if on_tissue or (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL
     mapped = ScalarMappable(Normalize(layer.low, layer.high), vivid if layer.established else "Greys")
     return np.asarray(layer.values, dtype=np.float64), mapped
 
@@ -117,12 +120,14 @@ def layer_colours(layer: MapLayer) -> tuple[NDArray[np.float64], ScalarMappable]
 def map_on_tissue(place: Place, layer: MapLayer, *, mpp: float | None) -> Drawing:
     """Draw one map over the picture of its slide, with a bar of its colours and one of the scale.
 
+    The picture is grey, so that the colours of the squares are those of the bar.
+
     Parameters
     ----------
     mpp : microns per pixel of the places; ``None`` where unknown, then the bar is in pixels
     """
     squares, (left, right, top, bottom) = _squares(place)
-    values, mapped = layer_colours(layer)
+    values, mapped = layer_colours(layer, on_tissue=True)
     shape = float(np.clip((bottom - top) / max(right - left, 1.0), 0.3, 3.0))
     with styled():
         figure = new_figure(8.0, 7.0 * shape + 0.8)
@@ -130,7 +135,9 @@ def map_on_tissue(place: Place, layer: MapLayer, *, mpp: float | None) -> Drawin
         axes.set(xticks=[], yticks=[], aspect="equal")
         axes.spines[:].set_visible(False)
         if place.picture is not None:
-            axes.imshow(place.picture, extent=(0, place.width, place.height, 0), interpolation="bilinear")
+            grey = np.asarray(place.picture, dtype=np.float64) @ (0.299, 0.587, 0.114)
+            whole = (0, place.width, place.height, 0)
+            axes.imshow(grey, extent=whole, interpolation="bilinear", cmap="gray", vmin=0, vmax=255)
         axes.set(xlim=(left, right), ylim=(bottom, top))
         _paint(axes, squares, values, mapped, alpha=0.65)
         _colour_bar(figure, axes, mapped, layer)

@@ -256,16 +256,16 @@ def _contents(
 
 
 def _ranges(frame: pd.DataFrame, found: Roles) -> list[dict[str, Any]]:
-    """Return measurements with the range of their colours: 2nd to 98th percentile; 0 to 1 of probabilities."""
+    """Return measurements with the range of their colours; concepts go before shares, as the first one is shown."""
     ranges = []
-    for column, name in found.measures.items():
+    for column, name in sorted(found.measures.items(), key=lambda pair: pair[0].endswith("_share")):
         low, high = value_range(column, frame[column].to_numpy(dtype=np.float64, na_value=np.nan))
         ranges.append({"name": name, "column": column, "low": low, "high": high})
     return ranges
 
 
 def value_range(name: str, values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the range of the colours of a column, the same for all images."""
+    """Return the range of a column's colours for all images: 2nd to 98th percentile; 0 to 1 of probabilities."""
     values = values[np.isfinite(values)]
     if name.startswith("probability_") or not len(values):
         return 0.0, 1.0
