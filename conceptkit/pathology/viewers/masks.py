@@ -26,13 +26,13 @@ SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".mat")
 
 
 @contextmanager
-def nuclei_of_masks(nuclei: Path | None, frame: pd.DataFrame | None) -> Iterator[Path | None]:
+def nuclei_of_masks(nuclei: Path, frame: pd.DataFrame | None) -> Iterator[Path]:
     """Yield a table of nuclei: the given file, or one made of a folder of label images while the block runs.
 
     Raises :class:`InputError` when the folder has no label image of any image of the table.
     """
-    if nuclei is None or not nuclei.is_dir():
-        if nuclei is not None and not nuclei.is_file():
+    if not nuclei.is_dir():
+        if not nuclei.is_file():
             raise InputError(f"nuclei: {nuclei} not found.")
         yield nuclei
         return
