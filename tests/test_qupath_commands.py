@@ -48,15 +48,18 @@ def test_measure(mosaic, tmp_path):
 
 
 def test_attribute(mosaic, tmp_path):
-    options = {"layers": ["mixed10"], "concepts": ["count"], "maps": 0, "refits": 10, "permutations": 0, "folds": 2}
-    made = ck.Attribute(
-        table=mosaic, model="mini_inception", weights="bundled", group="patient", qupath=tmp_path / "q", **options
-    ).run(out=tmp_path / "run")
+    """A concept decoded by its vector at a layer, and the change of an output per unit of it, for each patch."""
+    options = {"layers": ["layer4"], "concepts": ["count"], "targets": ["3"], "among": ["all"], "group": "patient"}
+    numbers = {"maps": 0, "refits": 10, "permutations": 0, "folds": 2}
+    chosen = ck.Attribute(
+        table=mosaic, model="resnet10t", weights="random", qupath=tmp_path / "q", **options, **numbers
+    )
+    [row] = chosen.run(out=tmp_path / "run").rows
     found = measurements(tmp_path / "q")
-    row = next(r for r in made.rows if r.among == "all")
-    [per_unit] = [name for name in found if " per count at mixed10" in name]
-    assert found[per_unit].mean() == pytest.approx(row.per_unit, rel=1e-4)
-    assert np.corrcoef(found["count at mixed10"], pd.read_csv(mosaic)["count"])[0, 1] > 0.7
+    assert list(found)[-2:] == ["count at layer4", "3 per count at layer4"]
+    assert len(found) == row.n == 80
+    assert found["3 per count at layer4"].mean() == pytest.approx(row.per_unit, rel=1e-4)
+    assert np.corrcoef(found["count at layer4"], found["count [nuclei per patch]"])[0, 1] > 0.3
 
 
 def test_bags(embedded, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -78,13 +78,13 @@ def export_patches(
     return _export(frame, folder, wanted, nuclei=cells, maps=(), progress=None)
 
 
-def check_export(columns: Sequence[str] | None, out: str | Path | None) -> None:
+def check_export(columns: Iterable[str] | None, out: str | Path | None) -> None:
     """Refuse what the option ``qupath`` cannot write, before the work; ``columns`` are the table's, where known."""
     if out is None:
         return
     check_new(Path(out), "qupath")
     if columns is not None:
-        whole_of(columns, "qupath")
+        whole_of(list(columns), "qupath")
 
 
 def _export(
