@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-import pytest
 import shapely
 from command_calls import call
 from slide_files import tissue, write_slide
@@ -17,10 +16,8 @@ from slide_files import tissue, write_slide
 SIZE = 128
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def write_place(folder):
     """A folder with a slide, a patch table of twelve tiles, and nuclei in two of them."""
-    folder = tmp_path_factory.mktemp("qupath")
     write_slide(folder / "case a.tif", [tissue(700, 500)])
     rng = np.random.default_rng(0)
     x, y = (v.ravel() for v in np.meshgrid(np.arange(4) * SIZE, np.arange(3) * SIZE))
