@@ -22,6 +22,7 @@ ADAPTERS: Registry[Any] = Registry(
         **_in("pathology.adapters.pannuke", "pannuke"),
         **_in("pathology.adapters.paper_hdf5", paper="paper_table"),
         **_in("pathology.adapters.coords", coords="coords_table"),
+        **_in("pathology.adapters.qupath", qupath="qupath_objects"),
     },
 )
 """Functions from a published layout of data to a patch table, see :mod:`conceptkit.pathology.adapters`; each is a

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.status import RunStatus
     from conceptkit.commands.tile import Tiled
     from conceptkit.pathology.measuring import Measured
+    from conceptkit.pathology.viewers.exporting import Exported
 
 from conceptkit.cli.console import show_record
 
@@ -136,6 +137,19 @@ def show_predicted(console: Console, predicted: Predicted) -> None:
         console.print(escape(note), style="bold yellow")
     if options.maps:
         console.print(f"maps drawn in {escape(str(options.maps))}")
+    if options.qupath:
+        console.print(f"GeoJSON for QuPath written to {escape(str(options.qupath))}")
+
+
+def show_exported(console: Console, exported: Exported) -> None:
+    """Print what ``qupath`` wrote."""
+    _show_notes(console, exported.notes)
+    objects = " and ".join(f"{n:,} {w}" for n, w in ((exported.tiles, "tiles"), (exported.nuclei, "nuclei")) if n)
+    out = escape(str(exported.out))
+    images = f"{len(exported.images)} image{'s' * (len(exported.images) != 1)}"
+    console.print(f"{objects or '0 objects'} of {images} written to {out}")
+    if (exported.out / "import.groovy").is_file():
+        console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 
 
 def show_splits(console: Console, counted: SplitCounts) -> None:
@@ -228,6 +242,7 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "measure": show_measured,
     "nuclei train": show_nuclei_trained,
     "nuclei score": show_nuclei_scored,
+    "qupath": show_exported,
     "splits": show_splits,
     "extract": show_extracted,
     "layers": show_layers,

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import held
 from conceptkit.jobs import Engine
@@ -55,6 +56,7 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
     table = None if options.nuclei_out is None else NucleusTable(Path(options.nuclei_out), options.contours)
     if table is not None:
         check_place("nuclei-out", table.out)
+    check_export(None, options.qupath)
     parts = parts_folder(out)
     with held(parts):
         if is_patch_table(images):
@@ -77,6 +79,9 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
         write_table(measured.table, out)
         if not measured.skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
+    if options.qupath is not None:
+        cells = options.masks_out if table is None else table.out
+        export_patches(measured.table, out.parent, options.qupath, nuclei=cells)
     return dataclasses.replace(measured, source=images.stem, path=str(options.out))
 
 

@@ -18,6 +18,7 @@ from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, wri
 from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.commands.predict_features import feature_outputs
 from conceptkit.commands.predict_vectors import predict_vectors
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError
 from conceptkit.features import activations
 from conceptkit.images.decoding import Pixels
@@ -142,6 +143,8 @@ def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.Da
     if is_bag_checkpoint(folder):
         if options.maps is not None:
             raise InputError("map: not available for a checkpoint of bags; attention.csv of its run has the patches.")
+        if options.qupath is not None:
+            raise InputError("qupath: not available for a checkpoint of bags; export its run with conceptkit qupath.")
         read = bag_outputs(
             folder,
             study,
@@ -172,6 +175,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
         table = study.load_table()
         if maps is not None:
             check_maps(table, Path(maps))
+        check_export(table.frame.columns, options.qupath)
         raw, resolution = feature_outputs(
             backbone, table, study, features=options.features, device=options.device, progress=progress
         )
@@ -182,6 +186,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
         table, resolution = at_resolution(usable, backbone.trained_on)
         if maps is not None:
             check_maps(table, Path(maps))
+        check_export(table.frame.columns, options.qupath)
         read, raw, faults = _patch_outputs(model, backbone, table, options.batch_size, options.device, progress)
         skipped += faults
         if not len(read):
@@ -192,9 +197,12 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
     frame.attrs["skipped"] = skipped
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(table), *resolution]
+    units = {name + PREDICTED: unit for name, unit in study.units.items()}
+    if options.qupath is not None:
+        more = {name: table.frame[name].to_numpy() for name in ("image", study.label) if name in table.frame}
+        export_patches(frame.assign(**more), table.folder, options.qupath, units=units)
     if maps is not None:
         predicted = [name for name in frame.columns if name not in columns]
-        units = {name + PREDICTED: unit for name, unit in study.units.items()}
         scores = held_out_scores(folder, model.tasks)
         write_maps(frame, table, predicted, Path(maps), units=units, scores=scores)
     return frame

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "measure": "conceptkit.options.measure:Measure",
     "nuclei train": "conceptkit.options.nuclei:NucleiTrain",
     "nuclei score": "conceptkit.options.nuclei:NucleiScore",
+    "qupath": "conceptkit.options.qupath:Qupath",
     "splits": "conceptkit.options.study:Splits",
     "extract": "conceptkit.options.extract:Extract",
     "layers": "conceptkit.options.layers:Layers",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
-from conceptkit.options.shared import NetworkOptions, TableOptions
+from conceptkit.options.shared import NetworkOptions, TableOptions, ViewerOptions
 from conceptkit.options.training import BagOverrides
 
 
 @declare
-class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
+class Bags(TableOptions, NetworkOptions, BagOverrides, ViewerOptions, RecordCommand):
     """Train attention over the patches of slides or patients, guided by concepts of the whole bag."""
 
     name = "bags"

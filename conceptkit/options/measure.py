@@ -6,11 +6,11 @@ from pathlib import Path
 
 from conceptkit.families import NUCLEI
 from conceptkit.options.base import Command, Names, declare, option
-from conceptkit.options.shared import JobOptions
+from conceptkit.options.shared import JobOptions, ViewerOptions
 
 
 @declare
-class Measure(JobOptions, Command):
+class Measure(ViewerOptions, JobOptions, Command):
     """Cut images into patches and measure the concepts of each."""
 
     name = "measure"

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from conceptkit.options.base import Names, StudyCommand, declare, option, table_given
+from conceptkit.options.shared import ViewerOptions
 
 
 @declare
-class Predict(StudyCommand):
+class Predict(ViewerOptions, StudyCommand):
     """Predict main task and concepts of patches or bags with a guided network, or concepts with a probe's vectors."""
 
     name = "predict"

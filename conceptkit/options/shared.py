@@ -53,6 +53,16 @@ class ComputeOptions(Options):
 
 
 @declare
+class ViewerOptions(Options):
+    """Where patches are exported to."""
+
+    panel = "Viewer"
+
+    qupath: str | Path | None = None
+    """Folder, missing or empty, for a GeoJSON per slide: patches with these results, which QuPath opens."""
+
+
+@declare
 class JobOptions(Options):
     """On how many processes, or on which cluster."""
 

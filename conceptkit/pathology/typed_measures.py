@@ -58,7 +58,7 @@ def _area(batch: Batch, *, group: str) -> Values:
     return np.asarray(batch.nuclei.mean(batch.nuclei.area, _of(batch, group)) * np.square(batch.scale))
 
 
-def _measures(group: str) -> tuple[Measure, ...]:
+def _measures(group: str) -> tuple[PatchMeasure, ...]:
     """Return count, density, share and area of a group of types."""
     what = _SAYS[group]
     facts = (
