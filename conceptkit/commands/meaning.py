@@ -15,13 +15,13 @@ from conceptkit.attribution.localisation import Localised, covered, localise
 from conceptkit.attribution.maps import concept_maps
 from conceptkit.commands.attribute_maps import ImageReader
 from conceptkit.errors import InputError
+from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.scores import Floats
 from conceptkit.families import DISTURBANCES, MEASURES
 from conceptkit.features.activations import read_pixels
 from conceptkit.features.sources import Features, NetworkFeatures
 from conceptkit.models.inference import Reader, choose_device, ieee_float32
 from conceptkit.pathology.masks import read_mask
-from conceptkit.probe.crossfit import jackknife_units
 from conceptkit.probe.meaning import entanglement, judged, pattern_cosine
 from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from conceptkit.commands.maps import PREDICTED, HeldOut, check_maps, write_maps
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.commands.tile import run_tile
 from conceptkit.commands.vector_network import check_same
 from conceptkit.errors import InputError, check_choice
@@ -67,6 +68,7 @@ def predict_vectors(
     study, table, skipped, notes = _patches(options, study, vectors[0], progress)
     if options.maps is not None:
         check_maps(table, Path(options.maps))
+    check_export(table.frame.columns, options.qupath)
     features = _features(options, study, table, vectors[0])
     check_same(origin, features.origin(), features.made_by)
     notes += _check_size(vectors[0], table)
@@ -89,6 +91,10 @@ def predict_vectors(
             units={name: vector.facts.unit for name, vector in named.items()},
             scores={name: held_out_text(vector) for name, vector in named.items()},
         )
+    if options.qupath is not None:
+        more = {name: table.frame[name].to_numpy() for name in ("image", study.label) if name in table.frame}
+        units = {vector.facts.concept + PREDICTED: vector.facts.unit for vector in vectors}
+        export_patches(frame.assign(**more), table.folder, options.qupath, units=units)
     return VectorPredictions(frame, study.name, {vector.facts.concept: _stated(vector) for vector in vectors})
 
 

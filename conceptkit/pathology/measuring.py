@@ -192,7 +192,7 @@ def measure_images(
     kept = None if nuclei_out is None else nuclei_out.kept(parts, bool(has_mask.any()), images_csv)
     shared = images_csv.parent, patch_size, chosen, nuclei, kept, type_names
     jobs = [ImageJob({str(c): v for c, v in images.iloc[k].items()}, *shared) for k in range(len(images))]
-    about = {"folder": parts, "engine": engine, "progress": progress}
+    about: dict[str, Any] = {"folder": parts, "engine": engine, "progress": progress}
     finished = run_in_parts(measure_image, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))

@@ -134,7 +134,7 @@ def measure_table(
     chosen = choose_measures(names, possible, columns, path, extra=[c.measure for c in conditions])
     kept = None if nuclei_out is None else nuclei_out.kept(parts, has_mask, path)
     jobs = _jobs(table, path, chosen, nuclei, kept, type_names)
-    about = {"folder": parts, "engine": engine, "progress": progress}
+    about: dict[str, Any] = {"folder": parts, "engine": engine, "progress": progress}
     finished = run_in_parts(measure_rows, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     values = {name: np.full(len(table), np.nan) for name in chosen}
     for k, part in finished.rows.items():
@@ -228,8 +228,8 @@ def _measure_row(table: PatchTable, row: int, job: TableJob, rows: list[Any]) ->
         if job.nuclei is not None:
             found = find(pixels, segmenter(job.nuclei), mpp)
         elif not pd.isna(record.get("mask")):
-            types = types_of(table.folder, str(record["mask"]), _cell(record, "types"), job.named)
-            found = Found(_mask_of(table, row, pixels.shape[:2], mpp), types=types)
+            named = types_of(table.folder, str(record["mask"]), _cell(record, "types"), job.named)
+            found = Found(_mask_of(table, row, pixels.shape[:2], mpp), types=named)
     height, width = pixels.shape[:2]
     labels = None if found is None else found.labels[margin : margin + height, margin : margin + width]
     if labels is not None and job.nuclei is not None and job.nuclei.masks_out is not None:
@@ -271,7 +271,7 @@ def _nuclei_of(
         if tree is None or not len(x):
             return inside
         points = np.column_stack([place.x + scale * x, place.y + scale * y])
-        return np.asarray(inside & (owner(tree, points) == index[row]))
+        return np.asarray(inside & (owner(tree, points) == index[row]), dtype=np.bool_)
 
     return nucleus_rows(view, found, mpp, place, lambda x, y: [patch] * len(x), keep=belongs, contours=contours)
 
