@@ -48,7 +48,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Result]):
+class JobOutcome(Generic[Result]):
     """The outcome of one job."""
 
     index: int
@@ -63,7 +63,7 @@ def usable_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[Outcome[Result]]:
+def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Engine) -> Iterator[JobOutcome[Result]]:
     """Run ``function`` on every job and yield each outcome as soon as it is known, in any order.
 
     An :class:`InputError` becomes the outcome's error; any other exception too, with its type. A job whose worker died
@@ -73,15 +73,15 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], engine: Eng
     return ENGINES[engine.name](function, jobs, engine)
 
 
-def _safely(function: Callable[[Any], Any], index: int, job: Any) -> Outcome[Any]:
+def _safely(function: Callable[[Any], Any], index: int, job: Any) -> JobOutcome[Any]:
     try:
-        return Outcome(index, function(job), None)
+        return JobOutcome(index, function(job), None)
     except InputError as error:
-        return Outcome(index, None, str(error))
+        return JobOutcome(index, None, str(error))
     except MemoryError:
-        return Outcome(index, None, "memory: not enough for this job.")
+        return JobOutcome(index, None, "memory: not enough for this job.")
     except Exception as error:
-        return Outcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
+        return JobOutcome(index, None, f"failed with {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _end_with_parent() -> None:
@@ -96,7 +96,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
+def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[JobOutcome[Any]]:
     workers = min(engine.workers or usable_processors(), len(jobs))
     if workers <= 1:
         yield from (_safely(function, k, job) for k, job in enumerate(jobs))
@@ -127,11 +127,11 @@ def _processes(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engi
                 deaths[k] += 1
         todo = [k for k in todo if k not in finished]
         for k in [k for k in todo if deaths[k] >= _LIVES]:
-            yield Outcome(k, None, f"took down its worker {_LIVES} times; is there enough memory?")
+            yield JobOutcome(k, None, f"took down its worker {_LIVES} times; is there enough memory?")
             todo.remove(k)
 
 
-def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[Outcome[Any]]:
+def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -> Iterator[JobOutcome[Any]]:
     try:
         from distributed import Client, as_completed
     except ImportError:
@@ -172,7 +172,7 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
                 if lives[k]:
                     hand_out([k])
                     continue
-                outcome = Outcome(k, None, f"was cancelled by the cluster ({type(error).__name__}).")
+                outcome = JobOutcome(k, None, f"was cancelled by the cluster ({type(error).__name__}).")
             if 2 * len(futures) < (most := at_most()):  # in bulk: asking for the workers is a round trip
                 hand_out(itertools.islice(left, most - len(futures)))
             del lives[k]
@@ -181,7 +181,7 @@ def _dask(function: Callable[[Any], Any], jobs: Sequence[Any], engine: Engine) -
         client.close()
 
 
-ENGINES: dict[str, Callable[[Callable[[Any], Any], Sequence[Any], Engine], Iterator[Outcome[Any]]]] = {
+ENGINES: dict[str, Callable[[Callable[[Any], Any], Sequence[Any], Engine], Iterator[JobOutcome[Any]]]] = {
     "processes": _processes,
     "dask": _dask,
 }

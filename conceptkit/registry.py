@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
+import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from conceptkit.errors import InputError, check_choice
@@ -93,6 +97,20 @@ class Registry(MutableMapping[str, T]):
     def __len__(self) -> int:
         """Return the number of members."""
         return len(list(iter(self)))
+
+    def first_line(self, name: str) -> str:
+        """Return the first line of a function's docstring, read from its file: that imports nothing the function needs.
+
+        Its packages are imported; a member that no file declares under its own name is loaded.
+        """
+        if name not in self._loaded:
+            point = self._built_in[name] if name in self._built_in else self._others()[name]
+            spec = importlib.util.find_spec(point.module)
+            if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+                for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+                    if isinstance(node, ast.FunctionDef) and node.name == point.attr:
+                        return (ast.get_docstring(node) or "").partition("\n")[0]
+        return (inspect.getdoc(self[name]) or "").partition("\n")[0]
 
     def _others(self) -> dict[str, EntryPoint]:
         points = _installed(self.group)

@@ -10,18 +10,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, before NumPy and tor
 
 import pytest
 from hypothesis import settings
+from qupath_files import write_place
 from report_records import flat_projections
 from small_study import small_table, write_study
 
 import conceptkit as ck
 from conceptkit.commands import probe as probing
-from conceptkit.report import umap_parts
+from conceptkit.report import embedding, umap_parts
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 # Derandomised, so that a failure of today is one of tomorrow; without a deadline, as the machine may be busy.
 settings.register_profile("conceptkit", derandomize=True, deadline=None, database=None, max_examples=60)
 settings.load_profile("conceptkit")
+
+
+HEAVY = ("audit", "forms", "guide_options", "families", "grids", "training_processes", "report", "extracting")
+"""Test files of 30 to 60 s of processor time, the longest first"""
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest files first: one that begins last would leave the other processors idle."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +62,7 @@ def shared_data():
     return SHARED_DATA
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_random_network():
     """Read one random network instead of three: each costs as much as the network itself."""
     with pytest.MonkeyPatch.context() as patch:
@@ -59,11 +70,19 @@ def one_random_network():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def no_layout():
-    """Take two columns for a layout: UMAP has tests of its own, and its import alone takes seconds."""
+    """Take two columns for a layout: UMAP has tests of its own, and compiling it takes as long as most files' tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(umap_parts, "project", flat_projections)
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_layout():
+    """Lay out by UMAP after all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(umap_parts, "project", embedding.project)
         yield
 
 
@@ -77,3 +96,9 @@ def table(embedded):
 def study(tmp_path_factory, table):
     """Its study file, in a folder of its own."""
     return write_study(tmp_path_factory.mktemp("small"), table)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a slide, a patch table of twelve tiles, and nuclei in two of them."""
+    return write_place(tmp_path_factory.mktemp("qupath"))

@@ -15,13 +15,13 @@ from conceptkit.cli import app
 from conceptkit.commands.report import write_report
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import balanced_accuracy
-from conceptkit.families import PROBES
 from conceptkit.options.guide import run_guide
 from conceptkit.probe.remnants import (
     a_distance,
     cost_of_erasure,
     permuted_agreement,
     read_remnant,
+    read_remnants,
     scores_within,
 )
 from conceptkit.probe.targets import make_target
@@ -332,7 +332,7 @@ def test_where_nothing_is_left_no_place_is_called_readable():
         X = rng.normal(size=(64, 4)) + rng.normal(size=(16, 4))[groups]
         values = np.array(["ab"[c] for c in rng.permutation(np.arange(16) % 2)[groups]], dtype=object)
         target = make_target("c", "categorical", values, groups)
-        found = {name: read_remnant(X, target, name, folds=4, permutations=99, n_resamples=10) for name in PROBES}
+        found = read_remnants(X, target, folds=4, permutations=99, n_resamples=10)
         called.append(bool(readers(rows_of(target, found))))
         single.append([one.tested.p < 0.05 for one in found.values()])
     reach = 0.05 + 2 * np.sqrt(0.05 * 0.95 / DRAWS)

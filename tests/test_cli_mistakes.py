@@ -11,8 +11,6 @@ from command_calls import call, contents, sentence
 from PIL import Image
 from small_study import write_study
 
-pytestmark = pytest.mark.usefixtures("one_random_network", "no_layout")
-
 TINY = ("--epochs", "2", "--warmup", "1", "--trunk", "8")
 
 

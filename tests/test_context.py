@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from report_records import flat_projections
 
 import conceptkit as ck
 from conceptkit.guide.embeddings import ROWS_DRAWN, drawn_rows
-from conceptkit.report import umap_parts
 from conceptkit.report.embedding import read_embeddings
 from conceptkit.report.predictions import read_predictions, score
 from conceptkit.report.run_context import read_context
-
-pytestmark = pytest.mark.usefixtures("one_random_network")
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +67,7 @@ def test_a_guide_run_keeps_both_layers_and_predictions(guided):
     assert (context.folds["count"][context.splits != "internal"] == -1).all()
 
 
-def test_a_report_of_both_needs_only_their_folders(probed, guided, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(umap_parts, "project", flat_projections)
+def test_a_report_of_both_needs_only_their_folders(probed, guided, study, tmp_path):
     hidden = study.with_name("moved.csv")
     patches = study.parent / "patches.csv"
     patches.rename(hidden)  # neither table nor images are there any more

@@ -18,7 +18,7 @@ import pytest
 import conceptkit as ck
 from conceptkit.records import to_json
 
-pytestmark = [pytest.mark.usefixtures("one_random_network"), pytest.mark.long]
+pytestmark = pytest.mark.long
 
 
 def arrays():

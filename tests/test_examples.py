@@ -15,16 +15,14 @@ import pytest
 from small_study import small_table
 
 import conceptkit as ck
-from conceptkit.commands import probe as probing
 from conceptkit.records import load_record
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_layout: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One random network, no layout, and an empty current folder."""
-    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     monkeypatch.chdir(tmp_path)
 
 

@@ -26,7 +26,9 @@ from conceptkit.cli import app
 from conceptkit.errors import InputError
 from conceptkit.families import FAMILIES
 from conceptkit.guide.aggregation import AGGREGATORS
-from conceptkit.models.guided import Task
+from conceptkit.guide.arms import Conditions
+from conceptkit.models.backbones import open_backbone
+from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.pooling import View
 from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.measures import measure
@@ -100,6 +102,9 @@ def test_the_page_of_families_lists_every_member(capsys):
 # One suite per family
 
 
+KINDS = {1: "neoplastic", 2: "lymphocyte"}
+
+
 def patches(n=4, side=48):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
@@ -115,10 +120,10 @@ def test_a_measure_gives_one_number_per_patch_whatever_the_others_are(name):
     assert member.name == name
     assert all((member.unit, member.source, member.meaning.endswith(".")))
     images, masks = patches()
-    values = measure(images, masks, 0.5, names=name, jpeg_quality=80)[name]
+    values = measure(images, masks, 0.5, names=name, jpeg_quality=80, types=KINDS)[name]
     assert values.shape == (4,)
     assert values.dtype == np.float64
-    turned = measure(images[::-1], masks[::-1], 0.5, names=name, jpeg_quality=80)[name]
+    turned = measure(images[::-1], masks[::-1], 0.5, names=name, jpeg_quality=80, types=KINDS)[name]
     np.testing.assert_allclose(turned[::-1], values, rtol=1e-6)
 
 
@@ -202,6 +207,23 @@ def test_a_pooling_gives_one_row_per_image_in_new_memory(name):
     assert done
 
 
+@members("encoders")
+def test_an_encoder_states_how_its_authors_use_it(name):
+    one = families.ENCODERS[name]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", one.repository)
+    assert one.licence
+    assert one.source
+    assert 0.1 <= one.mpp <= 2
+    assert one.width > 0 < one.size
+    assert all(0 < value < 1 for value in (*one.mean, *one.std))
+    if one.package:  # timm cannot open it, and the sentence says what can
+        with pytest.raises(InputError, match=rf"not a timm network, it needs the package {one.package}; .* --features"):
+            open_backbone(name)
+    else:
+        assert one.pool in families.POOLINGS
+        json.dumps(dict(one.arguments))  # checkpoints state them
+
+
 @members("attributions")
 def test_an_attribution_of_a_linear_head_is_its_weights(name):
     torch.manual_seed(0)
@@ -244,12 +266,27 @@ def test_a_method_of_discouraging_presses_on_what_is_read(name, task):
     head = nn.Linear(5, 3 if task is CENTER else 1)
     read = torch.randn(24, 5, requires_grad=True)
     target = torch.arange(24) % 3 if task is CENTER else torch.randn(24)
-    scalar = method.pressure(task, read, head(read), target, None)
+    earlier = [[]] if method.memory else []
+    scalar = method.pressure(task, read, head(read), target, None, *earlier)
     assert scalar.shape == ()
     scalar.backward()
     assert read.grad is not None
     assert read.grad.isfinite().all()
     assert read.grad.abs().sum() > 0
+
+
+@members("arms")
+def test_an_arm_is_a_network_of_the_conditions_or_lacks_something(name):
+    kind = families.ARMS[name]
+    rows = {"train": np.arange(8), "val": np.arange(8, 12)}
+    values = {"count": np.arange(12.0), "center": np.array(list("ABC") * 4)}
+    main = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
+    given = Conditions((main, COUNT, CENTER), 1, TrainingOptions(), 3, values.__getitem__, rows, 12)
+    assert not kind.lacks(given)
+    arm = kind.make(given)
+    assert (arm.name, arm.seed, arm.tasks[0]) == (name, 3, main)
+    assert {column.shape for column in arm.columns.values()} <= {(12,)}
+    assert set(arm.columns) <= {task.name for task in arm.tasks}
 
 
 @members("schedules")
@@ -299,21 +336,33 @@ def test_a_probe_reads_what_is_there(name, classes):
 # The package of tests/plugin through the command line
 
 
-def command(*arguments, folder, code=0):
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a command line in an empty folder, and return its result."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
+
+
+def test_an_adapter_of_another_package_is_a_subcommand_of_the_program(tmp_path):
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "conceptkit", *map(str, arguments)],
-        cwd=folder,
+    arguments = ("adapt", "listing", "list.txt", "--out", "t.csv", "--skip", "a.png", "--mpp", "1")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    subprocess.run(
+        [sys.executable, "-m", "conceptkit", *arguments],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        check=True,
     )
-    assert done.returncode == code, done.stderr
-    return done
+    assert pd.read_csv(tmp_path / "t.csv")["image"].tolist() == ["b.png"]
 
 
-def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path):
+def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path, command):
     pixels = np.full((64, 64, 3), 200, dtype=np.uint8)
     pixels[4:10, 4:10] = pixels[20:26, 40:46] = 20
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -321,51 +370,48 @@ def test_a_measure_and_a_nucleus_method_of_another_package(tmp_path):
     command(
         *("measure", "images.csv", "--out", "t.csv", "--patch-size", 64, "--nuclei", "dark"),
         *("--measure", "redness,count"),
-        folder=tmp_path,
     )
     (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
     assert row["count"] == 2
     assert row["redness"] == pytest.approx(pixels[..., 0].mean())
 
 
-def test_a_stain_method_of_another_package(tmp_path, shared_data):
+def test_a_stain_method_of_another_package(tmp_path, shared_data, command):
     slide = shared_data / "wsi" / "cmu-1-small-region.svs"
     Image.fromarray(np.full((8, 8, 3), 120, dtype=np.uint8)).save(tmp_path / "reference.png")
     command(
         *("tile", slide, "--out", "t.csv", "--export", "png", "--stain", "brighten"),
         *("--stain-reference", "reference.png"),
-        folder=tmp_path,
     )
     table = pd.read_csv(tmp_path / "t.csv")
     tiles = [np.asarray(Image.open(tmp_path / path)) for path in table["image"]]
     assert abs(np.mean(tiles) - 120) < 5
 
 
-def test_an_adapter_of_another_package_is_a_subcommand(tmp_path):
+def test_an_adapter_of_another_package_is_a_subcommand(tmp_path, command):
     (tmp_path / "list.txt").write_text("a.png\nb.png\nc.png\n")
     arguments = ("adapt", "listing", "list.txt", "--out", "t.csv", "--skip", "a.png", "--skip", "c.png")
-    done = command(*arguments, "--mpp", 0.5, folder=tmp_path)
+    done = command(*arguments, "--mpp", 0.5)
     assert "A note." in done.stdout
     assert pd.read_csv(tmp_path / "t.csv").to_dict("records") == [
         {"patch_id": "b.png", "image": "b.png", "mpp": 0.5, "center": "here"}
     ]
-    assert "--mpp" in command(*arguments, folder=tmp_path, code=2).stderr
-    assert "did you mean 'listing'" in command("adapt", "listin", folder=tmp_path, code=2).stderr
-    assert "Center of all images." in " ".join(command("adapt", "listing", "-h", folder=tmp_path).stdout.split())
+    assert "--mpp" in command(*arguments, code=2).stderr
+    assert "did you mean 'listing'" in command("adapt", "listin", code=2).stderr
+    assert "Center of all images." in " ".join(command("adapt", "listing", "-h").stdout.split())
 
 
-def test_a_pooling_of_another_package(study, tmp_path):
+def test_a_pooling_of_another_package(study, tmp_path, command):
     done = ("--study", study, "--concept", "count", "--layer", "mixed2", "--permutations", 0)
-    command("probe", *done, "--pool", "deviation", "--out", "run", folder=tmp_path)
+    command("probe", *done, "--pool", "deviation", "--out", "run")
     record = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))
     assert record["settings"]["pool"] == "deviation"
 
 
-def test_members_of_another_package_in_a_training(study, tmp_path):
+def test_members_of_another_package_in_a_training(study, tmp_path, command):
     command(
         *("guide", "--study", study, "--encourage", "count", "--discourage", "center", "--recipe", "short"),
         *("--disturb", "darker", "--unfreeze", "none", "--out", "run"),
-        folder=tmp_path,
     )
     settings = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))["settings"]
     assert settings["recipe"] == "short"
@@ -376,14 +422,13 @@ def test_members_of_another_package_in_a_training(study, tmp_path):
     command(
         *("audit", checkpoint, "--study", study, "--concept", "center", "--permutations", 0, "--layer", "mixed2"),
         *("--out", "audit"),
-        folder=tmp_path,
     )
     rows = json.loads((tmp_path / "audit" / "record.json").read_text(encoding="utf-8"))["rows"]
     assert {row["probe"] for row in rows} == {"linear", "mlp", "kernel", "nearest"}
     attribute = ("attribute", "--study", study, "--model", checkpoint, "--concept", "count", "--layer", "mixed2")
     fast = ("--permutations", 0, "--refits", 20, "--maps", 0)
-    command(*attribute, "--method", "doubled", *fast, "--out", "attribute", folder=tmp_path)
-    refused = command(*attribute, "--pool", "deviation", *fast, folder=tmp_path, code=2)
+    command(*attribute, "--method", "doubled", *fast, "--out", "attribute")
+    refused = command(*attribute, "--pool", "deviation", *fast, code=2)
     assert "gradients can be pooled by gap" in refused.stderr
     record = json.loads((tmp_path / "attribute" / "record.json").read_text(encoding="utf-8"))
     assert record["settings"]["method"] == "doubled"

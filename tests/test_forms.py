@@ -28,8 +28,6 @@ from conceptkit.registry import load
 from conceptkit.runs.opening import find_study
 from conceptkit.tables.study import load_study
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 NETWORK = {"model": "mini_inception", "layers": "mixed2"}
 PROBE = {**NETWORK, "concepts": "count", "permutations": 0, "group": "patient"}
 TRAINING = {"epochs": 2, "warmup": 1, "trunk": (8,), "folds": 2}

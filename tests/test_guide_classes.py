@@ -11,8 +11,6 @@ from small_study import write_study
 
 import conceptkit as ck
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 CLASSES = ["few", "many", "some"]
 """Of the main label, in the order of the network's nodes"""
 

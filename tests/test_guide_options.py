@@ -23,8 +23,6 @@ from conceptkit.guide import loop
 from conceptkit.models.checkpoints import open_model
 from conceptkit.records import load_record
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 OPTIONS = {"epochs": 3, "warmup": 1, "trunk": (8,), "unfreeze": ()}
 
 

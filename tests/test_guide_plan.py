@@ -10,7 +10,7 @@ from conceptkit.errors import InputError
 from conceptkit.guide.plan import concept_task, make_plan
 from conceptkit.guide.setup import unbalanced_notes
 from conceptkit.tables.patches import PatchTable, load_table
-from conceptkit.tables.study import Splits, Study
+from conceptkit.tables.study import SplitNames, Study
 
 PATIENTS = {"train": 3, "val": 2, "internal": 2, "external": 1}
 
@@ -70,7 +70,7 @@ def test_rows_without_split_or_label_stay_out(plan_of):
 def test_splits_may_bear_other_names(plan_of):
     table = frame().rename(columns={"split": "part"})
     table["part"] = table["part"].replace({"train": "a", "val": "b", "internal": "c"})
-    plan, _ = plan_of(table, splits=Splits(column="part", train="a", val="b", read="c"))
+    plan, _ = plan_of(table, splits=SplitNames(column="part", train="a", val="b", read="c"))
     assert sorted(plan.rows) == ["c", "external", "train", "val"]
 
 

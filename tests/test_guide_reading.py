@@ -17,7 +17,7 @@ from conceptkit.guide.plan import make_plan
 from conceptkit.guide.reading import Reading, paired_differences, read_run
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.tables.patches import load_table
-from conceptkit.tables.study import Splits, Study
+from conceptkit.tables.study import SplitNames, Study
 
 PATIENTS = {"train": 4, "val": 2, "internal": 12, "external": 6}
 WIDTH = 8
@@ -85,7 +85,7 @@ def test_concepts_are_read_on_the_internal_rows(made):
 
 def test_without_such_a_split_all_evaluation_rows_are_read(made):
     _, data, _, _ = made
-    reading = reading_of(made, splits=Splits(read="elsewhere"))
+    reading = reading_of(made, splits=SplitNames(read="elsewhere"))
     assert set(reading.where.split(" + ")) == {"internal", "external"}
     assert set(data.frame.split.to_numpy()[reading.split_rows]) == {"internal", "external"}
     assert (np.diff(reading.split_rows) > 0).all()

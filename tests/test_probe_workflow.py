@@ -18,8 +18,6 @@ from conceptkit.errors import InputError
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.tables.study import load_study
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 
 @pytest.fixture(scope="module")
 def record(study, tmp_path_factory):

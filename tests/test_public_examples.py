@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import conceptkit as ck
-from conceptkit.commands import probe as probing
 
 PAGE = Path(__file__).parents[1] / "docs" / "examples.md"
 
@@ -19,10 +18,9 @@ def test_every_public_object_is_in_an_example() -> None:
     assert set(ck.__all__) - set(re.findall(r"\bck\.(\w+)", "\n".join(BLOCKS))) == set()
 
 
-def test_the_examples_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_layout: None) -> None:
-    # For time: some patients, one random network, and no layout.
+def test_the_examples_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # For time: some patients and one random network.
     monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
-    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "examples"}
     for block in BLOCKS:

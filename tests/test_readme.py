@@ -10,18 +10,16 @@ from typer.main import get_command
 
 import conceptkit as ck
 from conceptkit.cli import app
-from conceptkit.commands import probe as probing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_lines_run(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_layout: None, capsys: pytest.CaptureFixture[str]
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # For time: 24 patients of the embedded study, and no layout, which has tests of its own.
+    # For time: 24 patients of the embedded study.
     monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
-    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
     exec(compile(code, "README.md", "exec"), {})  # the lines that a reader copies

@@ -24,8 +24,6 @@ from conceptkit.probe.validation import validate
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import load_table
 
-pytestmark = pytest.mark.usefixtures("one_random_network")
-
 
 @pytest.fixture(scope="module")
 def real(shared_data, tmp_path_factory):

@@ -36,7 +36,7 @@ from conceptkit.report.page import write_page
 
 
 @pytest.fixture(scope="module")
-def whole_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_page(tmp_path_factory: pytest.TempPathFactory, real_layout: None) -> Path:
     """The page of a probe and a guide run of three seeds, every name of which tries to be a script."""
     folder = tmp_path_factory.mktemp("report")
     nasty = {"study": NASTY, "group": NASTY, "synthetic": True, "notes": (NASTY,), "settings": {NASTY: [NASTY]}}
@@ -299,7 +299,7 @@ def test_a_mistake_leaves_the_older_page_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.html", "run"]
 
 
-def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path, no_layout: None) -> None:
+def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path) -> None:
     folder = saved(guide_record(), tmp_path / "run")
     write_embeddings(folder, n=4100, centers=12)
     out = write_page([folder], tmp_path / "out.html")

@@ -13,7 +13,6 @@ import pytest
 from report_records import (
     NASTY,
     Read,
-    flat_projections,
     guide_record,
     probe_record,
     saved,
@@ -23,7 +22,6 @@ from report_records import (
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from conceptkit.errors import InputError
-from conceptkit.report import umap_parts
 from conceptkit.report.data_figures import (
     LEVELS_MOST,
     center_figures,
@@ -36,12 +34,6 @@ from conceptkit.report.data_parts import data_parts, split_table
 from conceptkit.report.page import write_page
 from conceptkit.report.predictions import brier, calibration, calibration_error, read_predictions, score
 from conceptkit.report.run_context import Context, read_context
-
-
-@pytest.fixture(autouse=True)
-def without_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the first two columns of each space: UMAP's own tests are elsewhere, and it takes seconds to compile."""
-    monkeypatch.setattr(umap_parts, "project", flat_projections)
 
 
 @pytest.fixture

@@ -11,21 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_records import NASTY, flat_projections, guide_record, probe_record, saved, write_context, write_embeddings
+from report_records import NASTY, guide_record, probe_record, saved, write_context, write_embeddings
 
 from conceptkit import write_report
 from conceptkit.errors import InputError
-from conceptkit.report import umap_parts
 from conceptkit.report.files import slug
 from conceptkit.report.table import Table
 from conceptkit.report.table_files import harmless, latex_text, to_csv, to_latex
-
-
-@pytest.fixture(autouse=True)
-def without_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the first two columns of each space: UMAP's own tests are elsewhere, and it takes seconds to compile."""
-    monkeypatch.setattr(umap_parts, "project", flat_projections)
-
 
 ODD = [NASTY, "a_b", "100 %", "=cmd()", "+1", "-2", "@x", "\tcmd", "$x^2$", "\\input{/etc/passwd}", "#~&|"]
 ODD += ["a\nb", "R²"]

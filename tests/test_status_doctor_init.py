@@ -23,7 +23,6 @@ import conceptkit as ck
 from conceptkit import jobs as engines
 from conceptkit.cli import app
 from conceptkit.commands import doctor
-from conceptkit.commands import probe as probing
 from conceptkit.commands.init import start_study
 from conceptkit.commands.status import read_status
 from conceptkit.errors import InputError
@@ -123,7 +122,6 @@ def test_the_steps_of_init_lead_from_slides_to_a_probe(
 ) -> None:
     small_slides(tmp_path / "slides", embedded)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(probing, "RANDOM_NETWORKS", 1)
     steps = [note.removeprefix("next: ") for note in start_study(".").notes if note.startswith("next: ")]
     assert [step.split()[1] for step in steps] == ["tile", "measure"]
     quick = ["--layer", "mixed2", "--model", "mini_inception", "--weights", "bundled", "--permutations", "9"]

@@ -9,7 +9,7 @@ import pytest
 import conceptkit as ck
 from conceptkit.errors import InputError
 from conceptkit.runs.opening import find_study
-from conceptkit.tables.study import Splits, load_study, table_study
+from conceptkit.tables.study import SplitNames, load_study, table_study
 
 WHOLE = """
 name = "colon"
@@ -61,7 +61,7 @@ def test_a_whole_study(write):
         label="tumor",
         kinds={"grade": "categorical"},
         units={"area": "µm²"},
-        splits=Splits(column="part", train="a", val="b", read="c"),
+        splits=SplitNames(column="part", train="a", val="b", read="c"),
     )
     assert not study.synthetic
 
@@ -71,7 +71,7 @@ def test_a_folder_stands_for_its_study_file(write):
     study = load_study(write.folder)
     assert study.name == write.folder.name
     assert study.table == write.folder / "t.csv"
-    assert study.splits == Splits()
+    assert study.splits == SplitNames()
     assert study.label == "label"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from conceptkit.cli.command import DEBUG, JSON
 from conceptkit.cli.console import reading_console, sentences, write_json_result
@@ -49,6 +49,11 @@ class Adapters(TyperGroup):
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.commands: Any = Subcommands()
+
+    def format_help(self, *given: Any) -> None:
+        """List the adapters by their first lines, without importing them."""
+        self.commands = {name: TyperCommand(name, help=ADAPTERS.first_line(name)) for name in ADAPTERS}
+        super().format_help(*given)
 
 
 adapt = typer.Typer(

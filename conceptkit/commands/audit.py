@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.evaluate.scores import auc, balanced_accuracy
 from conceptkit.families import PROBES
-from conceptkit.features.sources import PIXELS, Features, NetworkFeatures, PixelFeatures
+from conceptkit.features.own_files import LAYER
+from conceptkit.features.sources import (
+    PIXELS,
+    TRUNK,
+    Features,
+    NetworkFeatures,
+    PixelFeatures,
+    open_features,
+)
 from conceptkit.guide.goals import Goal
 from conceptkit.guide.latent import with_latent
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import is_checkpoint, load_checkpoint
+from conceptkit.models.checkpoints import TRAINED, is_adapter_folder, is_checkpoint, load_checkpoint
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.models.inference import choose_device
 from conceptkit.models.layers import list_layers
@@ -26,7 +34,7 @@ from conceptkit.options.audit import Audit
 from conceptkit.options.base import Notify, Progress
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.permutation import level_of
-from conceptkit.probe.remnants import a_distance, cost_of_erasure, read_remnant, scores_within
+from conceptkit.probe.remnants import Remnant, a_distance, cost_of_erasure, read_remnants, scores_within
 from conceptkit.probe.targets import Target, check_activations
 from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditRow
 from conceptkit.report.judging import SIGNIFICANT
@@ -40,6 +48,9 @@ ALL = "all"
 
 INPUT, LOGIT = "input", "logit"
 """Places other than layers: plain pixel statistics, and the output of the main task."""
+
+LOGIT_LAYER = f"heads.{MAIN}"
+"""The layer that is the place of the logit"""
 
 INNER = "backbone."
 """Begins the names of a guided network's own backbone."""
@@ -57,16 +68,11 @@ def audit(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> AuditRecord:
-    """Decode a concept by fresh linear, non-linear and kernel probes at every place of a guided network."""
-    study, table = open_source(options, study, opens_model=False)
-    if not is_checkpoint(options.checkpoint):
-        raise InputError(f"checkpoint: {options.checkpoint} is not a `guide` checkpoint; it has no checkpoint.json.")
+    """Decode a concept by fresh linear, non-linear and kernel probes at every place of a network, or from features."""
+    opens = options.checkpoint is None and options.features is None
+    study, table = open_source(options, study, opens_model=opens)
     folder = run_folder(out, options.name)
-    backbone = load_checkpoint(options.checkpoint)
-    model = backbone.module
-    if not isinstance(model, GuidedModel):
-        raise InputError(f"checkpoint: {options.checkpoint} holds no guided network.")
-    tasks = {task.name: task for task in model.tasks}
+    features, tasks = _open(options, study, table)
     keep, groups = _rows(table, study, options.split), table.groups(study.group)
     numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
     # Before latent domains are computed from pixels or activations.
@@ -80,17 +86,14 @@ def audit(
     center = center_column(table, None)
     placing = {**placed_in(table, study, center=center, nested=options.nested), "seed": options.seed}
     (target,), skipped = table_targets(table, [concept], keep, groups, options.folds, placing)
-    layers = list(options.layers or _default_layers(backbone))
-    check_distinct("layer", layers)
-    features = NetworkFeatures(
-        table, backbone, [*layers, f"heads.{MAIN}"], batch_size=options.batch_size, device=options.device
-    )
     places = _read_places(features, target.rows, progress)
-    label, score = _label_codes(table, study, tasks[MAIN], target.rows), _scores(places[LOGIT])
-    rows, costs = _probe_places(options, places, target, label, len(tasks[MAIN].classes), progress)
-    labelled = label >= 0
+    classes = tasks[MAIN].classes if tasks else _classes(table, study, target.rows)
+    label = _label_codes(table, study, classes, target.rows)
+    score = _scores(places[LOGIT]) if tasks else np.full(len(label), np.nan)
+    rows, costs = _probe_places(options, places, target, label, len(classes), progress)
+    labelled = (label >= 0) & bool(tasks)
     levels = {}
-    if target.kind == "categorical":
+    if target.kind == "categorical" and tasks:
         levels = scores_within(label, score, list(table.concept(concept).values[target.rows]))
     record = AuditRecord(
         **header(
@@ -105,7 +108,7 @@ def audit(
                 *_limits(options, places, target),
             ),
             weights_sha256=features.digest(),
-            layers=layers,
+            layers=[name for name in features.layers if name != LOGIT_LAYER],
             split=options.split or ALL,
             center=center,
             device=str(choose_device(options.device)),
@@ -123,13 +126,53 @@ def audit(
     return record
 
 
+def _open(options: Audit, study: Study, table: PatchTable) -> tuple[Features, dict[str, Task]]:
+    """Return the features of all places but the pixel statistics, and the tasks of a guided network by name."""
+    if options.layers is not None:
+        check_distinct("layer", options.layers)
+    if options.checkpoint is None:
+        opened = open_features(
+            table,
+            study,
+            layers=options.layers,
+            features=options.features,
+            batch_size=options.batch_size,
+            device=options.device,
+            seed=options.seed,
+        )
+        return opened, _tasks(opened)
+    if options.model is not None:
+        raise InputError(f"model: got {options.model} and the checkpoint {options.checkpoint}; name one of them.")
+    if not is_checkpoint(options.checkpoint):
+        raise InputError(f"checkpoint: {options.checkpoint} is not a `guide` checkpoint; it has no checkpoint.json.")
+    if is_adapter_folder(options.checkpoint):
+        layers = [*(options.layers or (LAYER, TRUNK)), LOGIT_LAYER]
+        adapter = study.replace(model=str(options.checkpoint), weights=TRAINED)
+        opened = open_features(table, adapter, layers=layers, features=options.features)
+        return opened, _tasks(opened)
+    if options.features is not None:
+        raise InputError(f"features: {options.checkpoint} is a network on images; drop --features, or name an adapter.")
+    backbone = load_checkpoint(options.checkpoint)
+    layers = [*(options.layers or _default_layers(backbone)), LOGIT_LAYER]
+    opened = NetworkFeatures(table, backbone, layers, batch_size=options.batch_size, device=options.device)
+    return opened, _tasks(opened)
+
+
+def _tasks(features: Features) -> dict[str, Task]:
+    """Return the tasks of a guided network whose main output is read."""
+    if LOGIT_LAYER not in features.layers:
+        return {}
+    model = features.network().module
+    return {task.name: task for task in model.tasks} if isinstance(model, GuidedModel) else {}
+
+
 def _read_places(
     features: Features, rows: NDArray[np.intp], progress: Progress | None
 ) -> dict[str, NDArray[np.float64]]:
     """Return place → (n, d) features of the rows there, from pixel statistics to the logit."""
     step = None if progress is None else at_stage(progress, "reading activations")
     found = PixelFeatures(features.table).read(rows) | features.read(rows, progress=step)
-    names = {PIXELS: INPUT, f"heads.{MAIN}": LOGIT}
+    names = {PIXELS: INPUT, LOGIT_LAYER: LOGIT}
     places = {names.get(name, name): np.asarray(X, np.float64) for name, X in found.items()}
     for name, X in places.items():
         check_activations(X, name)
@@ -150,9 +193,17 @@ def _probe_places(
         if progress is not None:
             progress("probing", k, len(places))
         for erased in (False, True) if place != LOGIT else (False,):
-            rows += [_row(options, place, X, target, reader, erased) for reader in PROBES]
+            found = read_remnants(
+                X,
+                target,
+                erased=erased,
+                folds=options.folds,
+                permutations=options.permutations,
+                seed=options.seed,
+            )
+            rows += [_row(place, X.shape[1], target, reader, erased, one) for reader, one in found.items()]
         before, after = (np.nan, np.nan)
-        if place != LOGIT:
+        if place != LOGIT and n_classes > 1:
             before, after = cost_of_erasure(X, target, label, n_classes, folds=options.folds)
         distance = a_distance(X, target, folds=options.folds) if target.kind == "categorical" else float("nan")
         costs.append(AuditLayer(layer=place, a_distance=distance, label_auc=before, label_auc_erased=after))
@@ -161,16 +212,7 @@ def _probe_places(
     return tuple(rows), tuple(costs)
 
 
-def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, reader: str, erased: bool) -> AuditRow:
-    one = read_remnant(
-        X,
-        target,
-        reader,
-        erased=erased,
-        folds=options.folds,
-        permutations=options.permutations,
-        seed=options.seed,
-    )
+def _row(place: str, width: int, target: Target, reader: str, erased: bool, one: Remnant) -> AuditRow:
     tested = one.tested
     return AuditRow(
         layer=place,
@@ -178,7 +220,7 @@ def _row(options: Audit, place: str, X: NDArray[np.float64], target: Target, rea
         erased=erased,
         n=len(target.rows),
         n_groups=target.n_groups,
-        width=X.shape[1],
+        width=width,
         metric=target.metric,
         score=one.score,
         low=one.interval.low,
@@ -241,11 +283,19 @@ def _default_layers(backbone: Backbone) -> list[str]:
     return [*blocks[::-1][::step][:BLOCKS][::-1], "trunk"]
 
 
-def _label_codes(table: PatchTable, study: Study, main: Task, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+def _classes(table: PatchTable, study: Study, rows: NDArray[np.intp]) -> tuple[str, ...]:
+    """Return the classes of the table's label among some rows, none without labels."""
+    if study.label not in table.frame.columns:
+        return ()
+    values = table.with_kinds({study.label: "categorical"}).concept(study.label).values[rows]
+    return tuple(sorted({str(v) for v in values if v is not None}))
+
+
+def _label_codes(table: PatchTable, study: Study, classes: Sequence[str], rows: NDArray[np.intp]) -> NDArray[np.intp]:
     if study.label not in table.frame.columns:
         return np.full(len(rows), -1)
     values = table.with_kinds({study.label: "categorical"}).concept(study.label).values[rows]
-    number = {name: code for code, name in enumerate(main.classes)}
+    number = {name: code for code, name in enumerate(classes)}
     return np.array([-1 if v is None else number.get(str(v), -1) for v in values])
 
 

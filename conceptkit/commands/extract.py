@@ -25,7 +25,7 @@ from conceptkit.images.decoding import Pixels, forget_files
 from conceptkit.models.backbones import BUNDLED
 from conceptkit.models.checkpoints import open_model
 from conceptkit.models.inference import provenance
-from conceptkit.models.layers import Layer, list_layers
+from conceptkit.models.layers import NamedLayer, list_layers
 from conceptkit.models.names import is_factory
 from conceptkit.options.base import Notify, Progress, is_frame
 from conceptkit.options.extract import Extract
@@ -61,7 +61,7 @@ class Extracted:
             "rows_written": found.rows_written,
             "skipped": [{"what": what, "reason": reason} for what, reason in found.skipped],
             "layers": {name: rows.shape[1] for name, rows in found.layers.items()},
-            "pool": self.options.pool,
+            "pool": found.provenance["pool"],
             "dtype": self.options.dtype,
             "weights_sha256": found.provenance["weights"],
             "notes": list(found.notes),
@@ -132,7 +132,7 @@ def _extract(options: Extract, table: PatchTable, progress: Progress | None, not
         for note in notes:
             notify(note)
     reading: dict[str, Any] = {
-        "pool": options.pool,
+        "pool": features.pool,
         "batch_size": options.batch_size,
         "autocast": options.autocast,
     }
@@ -239,7 +239,7 @@ class NetworkLayers:
     model: str
     size: int
     """Side of the images that they were found with, in pixels"""
-    layers: tuple[Layer, ...]
+    layers: tuple[NamedLayer, ...]
     """The listed layers"""
     hidden: int
     """Number of parts of blocks that are not listed"""
@@ -262,7 +262,7 @@ def layers_of(options: Layers, *, progress: Progress | None = None, notify: Noti
     return NetworkLayers(model=options.model, size=side, layers=listed, hidden=len(found) - len(listed))
 
 
-def find_layers(model: str, size: int | None = None) -> tuple[list[Layer], int]:
+def find_layers(model: str, size: int | None = None) -> tuple[list[NamedLayer], int]:
     """Return the layers of a network, and the side in pixels of the images that they were found with.
 
     Raises :class:`InputError` when the network is unknown, or does not take images of that size.

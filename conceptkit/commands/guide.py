@@ -14,11 +14,13 @@ import numpy as np
 
 from conceptkit.errors import InputError
 from conceptkit.families import ARMS
+from conceptkit.features.own_files import LAYER
 from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
 from conceptkit.guide.building import build_model
 from conceptkit.guide.contrast import NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
+from conceptkit.guide.feature_bench import FeatureBench
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
 from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
@@ -27,7 +29,9 @@ from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, comp
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
+from conceptkit.models.adapter import check_export, export_onnx
 from conceptkit.models.backbones import weights_setting
+from conceptkit.models.checkpoints import load_checkpoint
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
@@ -105,10 +109,13 @@ def _guide(
     folder = run_folder(out, options.name)
     opened = _open(study, options, progress)
     setup = _set_up(opened, options)
+    if options.export is not None:
+        check_export(setup.backbone.module, options.export)
     check_processes(setup.training, setup.tasks, engine)
     names = signed_names(setup.tasks)
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
-    bench = PatchBench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
+    make_bench = PatchBench if setup.X is None else FeatureBench
+    bench = make_bench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
     arms, skipped = choose_arms(options.arms, _conditions(bench, _seeds(options)[0]))
     bench.copies = max(ARMS[name].make(_conditions(bench, 0)).options.augment for name in arms)
     primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
@@ -123,6 +130,9 @@ def _guide(
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
         record.save(folder)
+        if options.export is not None:
+            name = f"{'guided' if 'guided' in arms else 'baseline'}-seed{_seeds(options)[0]}"
+            export_onnx(load_checkpoint(folder / "checkpoints" / name).module, options.export)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return record
 
@@ -216,6 +226,13 @@ def _notes(bench: PatchBench, options: Guide, opened: _Opened, trials: Sequence[
     return notes
 
 
+def _network(options: Guide, study: Study, setup: Setup) -> dict[str, Any]:
+    """Return network and weights as they open again; of features, the adapter that training continues, if any."""
+    if setup.X is None:
+        return {"model": study.model_name, "weights": weights_setting(setup.backbone, study.weights)}
+    return {"model": str(options.model or LAYER), "weights": None if setup.origin is None else options.weights}
+
+
 def _record(
     bench: PatchBench,
     options: Guide,
@@ -236,8 +253,7 @@ def _record(
             notes,
             primary=str(primary or NONE),
             arms=list(arms),
-            model=study.model_name,
-            weights=weights_setting(setup.backbone, study.weights),
+            **_network(options, study, setup),
             weights_sha256=setup.backbone.fingerprint(),
             label=study.label,
             classes=list(plan.classes),
@@ -256,6 +272,7 @@ def _record(
         discourage=reading.discourage,
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
         evaluated_on=reading.where,
+        effective_groups=reading.endpoints.effective(plan),
         runs=tuple(run.record for run in trained),
         differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
     )

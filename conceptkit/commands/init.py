@@ -19,7 +19,7 @@ from conceptkit.pathology.measuring import SUFFIXES
 from conceptkit.probe.targets import make_target
 from conceptkit.records import write_atomically
 from conceptkit.tables.patches import PatchTable, load_table
-from conceptkit.tables.study import STUDY_FILE, Splits
+from conceptkit.tables.study import STUDY_FILE, SplitNames
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -187,7 +187,7 @@ def _model(columns: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def _splits(table: PatchTable, columns: Sequence[str], notes: list[str]) -> list[str]:
-    usual = Splits()
+    usual = SplitNames()
     lines = [
         "# Needed by conceptkit guide: rows for training, validation and evaluation, with separate patients.",
         "[splits]",

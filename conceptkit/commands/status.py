@@ -42,7 +42,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class RunStatus:
     """How far a run is."""
 
     path: str
@@ -69,12 +69,12 @@ class Status:
         return {"schema": "conceptkit/status/1", **asdict(self)}
 
 
-def status(options: Options, *, progress: Progress | None = None, notify: Notify | None = None) -> Status:
+def status(options: Options, *, progress: Progress | None = None, notify: Notify | None = None) -> RunStatus:
     """Return how far a run is, see :func:`read_status`."""
     return read_status(options.path)
 
 
-def read_status(run: str | Path) -> Status:
+def read_status(run: str | Path) -> RunStatus:
     """Return how far a run is.
 
     Raises :class:`InputError` when there is nothing of that name, or a record cannot be read.
@@ -96,14 +96,14 @@ def read_status(run: str | Path) -> Status:
     return _unfinished(path)
 
 
-def _finished(path: Path) -> Status:
+def _finished(path: Path) -> RunStatus:
     record = load_record(path)
     kind = record.schema.split("/")[1]
     runs = getattr(record, "runs", None)
     rows = getattr(record, "rows", ())
     done = len(rows) if runs is None else len(runs)
     failed = dict(getattr(record, "failed", {}))
-    return Status(
+    return RunStatus(
         path=str(path),
         state="finished",
         kind=kind,
@@ -116,7 +116,7 @@ def _finished(path: Path) -> Status:
     )
 
 
-def _unfinished(path: Path) -> Status:
+def _unfinished(path: Path) -> RunStatus:
     grid = (path / GRID_FILE).is_file()
     if grid:
         finished = sorted(path.glob(f"runs/*/{RUN_FILE}"))
@@ -136,7 +136,7 @@ def _unfinished(path: Path) -> Status:
         notes.append(f"run the same command with --out {path} to continue")
     # A process that holds the folder works, though a probe writes nothing there before its end.
     state = "running" if busy and (written or held) else "stopped" if written else "empty"
-    return Status(
+    return RunStatus(
         path=str(path),
         state=state,
         kind="grid" if grid else "guide" if written else "",
@@ -189,7 +189,7 @@ def _trainings(path: Path) -> Iterator[Training]:
             yield Training(name=name or path.name, epoch=epoch, losses=last)
 
 
-def _store(path: Path) -> Status:
+def _store(path: Path) -> RunStatus:
     try:
         with h5py.File(path, "r", locking=False) as file:
             total, done = len(file["state"]), int(np.count_nonzero(file["state"][...]))
@@ -197,10 +197,12 @@ def _store(path: Path) -> Status:
         raise InputError(f"run: {path} is not an activation store, or is being written at the moment.") from None
     quiet = (time.time() - path.stat().st_mtime) / 60
     state = "finished" if done == total else "running" if quiet < QUIET_MINUTES else "stopped"
-    return Status(path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet)
+    return RunStatus(
+        path=str(path), state=state, kind="store", done=done, total=total, unit="rows", minutes_quiet=quiet
+    )
 
 
-def _parts(path: Path, parts: Path) -> Status:
+def _parts(path: Path, parts: Path) -> RunStatus:
     """Return how far ``tile`` is, which keeps a part per slide, or ``measure``, whose parts hold some patches each."""
     slides = patches = 0
     measuring = False
@@ -213,7 +215,7 @@ def _parts(path: Path, parts: Path) -> Status:
     done, kind, unit = (patches, "measures", "patches") if measuring else (slides, "tiles", "slides")
     quiet = _quiet(parts)
     state = "running" if quiet is not None and quiet < QUIET_MINUTES else "stopped"
-    return Status(path=str(path), state=state, kind=kind, done=done, total=None, unit=unit, minutes_quiet=quiet)
+    return RunStatus(path=str(path), state=state, kind=kind, done=done, total=None, unit=unit, minutes_quiet=quiet)
 
 
 def _quiet(folder: Path) -> float | None:

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, OwnFeatures, read_features, with_features
+from conceptkit.features.own_files import LAYER, OwnFeatures, read_features
 from conceptkit.features.pixels import VERSION, read_pixel_statistics
+from conceptkit.features.slide_files import with_features
+from conceptkit.features.stated import stated_of
 from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
 from conceptkit.files.matrix import gather, in_blocks
 from conceptkit.models.backbones import Backbone, weights_setting
-from conceptkit.models.checkpoints import checkpoint_notes, no_control, open_model, random_control
+from conceptkit.models.checkpoints import (
+    checkpoint_notes,
+    is_adapter_folder,
+    mark_notes,
+    no_control,
+    open_model,
+    random_control,
+)
+from conceptkit.models.guided import GuidedModel
+from conceptkit.probe.vectors import Origin
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
+
+TRUNK = "trunk"
+"""Layer of an adapter that its heads read"""
 
 PIXELS = "pixel statistics"
 """Name of the layer of pixel statistics."""
@@ -96,6 +112,17 @@ class Features(abc.ABC):
         """Return what a record states of the origin of its features."""
         return {"model": self.model, "weights": self.made_by, "weights_sha256": self.digest()}
 
+    def origin(self) -> Origin:
+        """Return what vectors fitted on these features depend on besides them, without the size of the patches."""
+        settings = self.settings()
+        return Origin(
+            source="network",
+            model=settings["model"],
+            weights=settings["weights"],
+            fingerprint=settings["weights_sha256"],
+            pool=self.pool,
+        )
+
 
 class NetworkFeatures(Features):
     """Activations of a network, kept in the cache folder; of several layers, those that can be pooled.
@@ -104,7 +131,7 @@ class NetworkFeatures(Features):
     ----------
     model, weights, seed : see :func:`conceptkit.models.checkpoints.open_model`
     layers : names or aliases
-    pool : one of :data:`conceptkit.families.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`; ``None``: that of the encoder's authors, or ``gap``
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
     """
@@ -117,17 +144,20 @@ class NetworkFeatures(Features):
         *,
         weights: str | None = None,
         seed: int = 0,
-        pool: str = "gap",
+        pool: str | None = None,
         batch_size: int = 16,
         device: str = "auto",
     ) -> None:
-        self.table, self.pool = table, pool
+        self.table = table
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._backbone = open_model(model, weights, seed=seed)
         self._weights = weights_setting(self._backbone, weights)
+        preset = self._backbone.preset
+        self.pool = pool or (preset.pool if preset else "gap")
+        layers = layers or ([preset.layer] if preset else ())
         self.name, self.made_by = self._backbone.name, self._backbone.weights
         self.model = str(model) if isinstance(model, str | Path) else self.name
-        kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
+        kept, self._notes = activations.readable_layers(table, self._backbone, layers, self.pool)
         self.layers = tuple(kept)
 
     def network(self) -> Backbone:
@@ -161,6 +191,10 @@ class NetworkFeatures(Features):
     def settings(self) -> dict[str, str]:
         """Return network and weights as they open it again."""
         return {**super().settings(), "weights": self._weights}
+
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling."""
+        return dataclasses.replace(super().origin(), preprocessing=dataclasses.asdict(self._backbone.preprocessing))
 
     def random_controls(self, n: int) -> Iterator[Features]:
         """Yield the features of ``n`` networks built alike, with the seeds that follow this network's.
@@ -215,6 +249,11 @@ class StoreFeatures(Features):
         """Return the digest of the network, as the store states it."""
         return str(self._store.provenance.get("weights"))
 
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling, as the store states them."""
+        stated = self._store.provenance.get("preprocessing")
+        return dataclasses.replace(super().origin(), source="store", preprocessing=stated)
+
 
 class FileFeatures(Features):
     """Embeddings in the files that the column ``features`` names, as one layer.
@@ -247,6 +286,12 @@ class FileFeatures(Features):
         """Return a digest of the values."""
         return self._features().digest()
 
+    def origin(self) -> Origin:
+        """Return the files and what they state of their encoder, whose digest no file has."""
+        files = self.table.frame["features"].dropna().astype(str).unique()
+        stated = stated_of(self.table.folder / file for file in files)
+        return Origin(source="files", model=self.model, weights=self.made_by, stated=stated, pool=self.pool)
+
 
 class PixelFeatures(Features):
     """Plain statistics of each patch's pixels; a table without pixels has no layer."""
@@ -265,13 +310,122 @@ class PixelFeatures(Features):
         return hashlib.sha256("\n".join([self.made_by, *self.table.identities()]).encode()).hexdigest()
 
 
+class AdapterFeatures(Features):
+    """Layers of an adapter that ``guide`` trained on features: ``trunk``, ``heads.TASK`` and the features themselves.
+
+    Its random controls are adapters with random weights on the same features.
+    """
+
+    def __init__(
+        self,
+        table: PatchTable,
+        study: Study,
+        *,
+        layers: Sequence[str] | None = None,
+        features: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._backbone, self._seed = open_model(study.model, study.weights, seed=seed), seed
+        self._adapter = cast(GuidedModel, self._backbone.module)
+        heads = [f"heads.{name}" for name in self._adapter.heads]
+        self.layers = tuple(layers or (TRUNK,))
+        for name in self.layers:
+            check_choice("layer", name, (LAYER, TRUNK, *heads))
+        stated = self._backbone.arguments
+        self._base = open_features(
+            table, study.replace(model=LAYER), layers=adapter_layers(stated, features), features=features
+        )
+        check_like(stated, self._base)
+        self.table, self.pool = table, self._base.pool
+        self.name, self.made_by, self.model = self._backbone.name, self._backbone.weights, str(study.model)
+
+    def network(self) -> Backbone:
+        """Return the adapter."""
+        return self._backbone
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the notes on the features, and the marks of the adapter."""
+        return (*self._base.notes(), *mark_notes(self._backbone))
+
+    def _read(self, rows: NDArray[np.intp], layers: Sequence[str], size: _Size, progress: _Progress) -> dict[str, Any]:
+        [X] = self._base.read(rows, progress=progress).values()
+        check_like(self._backbone.arguments, self._base, X.shape[1])
+
+        def taken(layer: str) -> Any:
+            return in_blocks(len(rows), X.shape[1], lambda some: self._pass(X[some])[layer])
+
+        return {layer: X if layer == LAYER else gather(len(rows), taken(layer), cache_folder()) for layer in layers}
+
+    def _pass(self, X: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Return layer → values of some rows (k, d)."""
+        with torch.inference_mode():
+            reads = self._adapter.reads(*self._adapter.features(torch.from_numpy(np.asarray(X, np.float32))))
+            outputs = self._adapter.outputs(reads)
+        return {TRUNK: reads[None].numpy(), **{f"heads.{name}": value.numpy() for name, value in outputs.items()}}
+
+    def digest(self) -> str:
+        """Return a digest of the adapter and of its features."""
+        return hashlib.sha256(f"{self._backbone.fingerprint()}{self._base.digest()}".encode()).hexdigest()
+
+    def random_controls(self, n: int) -> Iterator[Features]:
+        """Yield adapters with random weights and the same standardisation."""
+        for seed in range(self._seed + 1, self._seed + 1 + n):
+            control = copy.copy(self)
+            control._backbone = random_control(self.model, self._backbone, seed=seed)
+            control._adapter = cast(GuidedModel, control._backbone.module)
+            control._adapter.backbone.load_state_dict(self._adapter.backbone.state_dict())
+            control.made_by = control._backbone.weights
+            yield control
+
+
+def check_like(stated: Mapping[str, Any], features: Features, width: int | None = None) -> None:
+    """Refuse features unlike those that an adapter was trained on: of another width or, where stated, origin.
+
+    Parameters
+    ----------
+    stated : arguments of the adapter's backbone
+    """
+    now = {**origin_of(features), "width": width}
+    for name, word in {"source": "network", "layer": "layer", "pool": "pooling", "width": "width"}.items():
+        if None not in (stated[name], now[name]) and stated[name] != now[name]:
+            raise InputError(
+                f"features: the adapter was trained on features of {word} {stated[name]}, got {now[name]}."
+            )
+
+
+def origin_of(features: Features) -> dict[str, str | None]:
+    """Return the network, layer and pooling behind features, ``None`` where a file does not state them."""
+    known = not isinstance(features, FileFeatures)
+    return {
+        "source": features.name if known else None,
+        "layer": features.layers[0] if known else None,
+        "pool": features.pool if known else None,
+    }
+
+
+def adapter_layers(stated: Mapping[str, Any], features: str | Path | None) -> list[str] | None:
+    """Return the layer of a store that an adapter reads; ``None`` of other files."""
+    return [stated["layer"]] if is_store_file(features) and stated["layer"] is not None else None
+
+
+def is_store_file(features: str | Path | None) -> bool:
+    """Return whether features are an activation store."""
+    return features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features))
+
+
+def uses_files(table: PatchTable, study: Study, features: str | Path | None) -> bool:
+    """Return whether features come from files: given, or named by the table where no network is."""
+    column = "features" in table.frame.columns and (study.model in (None, LAYER) or table.location is None)
+    return features is not None or column
+
+
 def open_features(
     table: PatchTable,
     study: Study,
     *,
     layers: Sequence[str] | None = None,
     features: str | Path | None = None,
-    pool: str = "gap",
+    pool: str | None = None,
     batch_size: int = 16,
     device: str = "auto",
     seed: int = 0,
@@ -285,7 +439,8 @@ def open_features(
     ----------
     study : names the network, its weights and layers
     layers : names; ``None`` for the study's, or all of a store's. A feature file has one layer
-    features : activation store, or your own feature file (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
+    features : activation store; your own feature file (HDF5 of TRIDENT, CLAM or STAMP, ``.pt``, ``.npy``, Parquet); or
+        a folder or manifest with a file per slide, for a table with a column ``slide``
     pool, batch_size, device, seed : see :class:`NetworkFeatures`
 
     Raises
@@ -293,12 +448,16 @@ def open_features(
     InputError
         when there is neither a network nor a file, the network or store cannot be opened, or it has no such layer
     """
-    column = "features" in table.frame.columns and (study.model in (None, LAYER) or table.location is None)
+    if study.model is not None and is_adapter_folder(study.model):
+        return AdapterFeatures(table, study, layers=layers, features=features, seed=seed)
     opened: Features
-    if features is not None and Path(features).suffix.lower() in (".h5", ".hdf5") and is_store(Path(features)):
-        opened = StoreFeatures(table, open_activations(Path(features)), layers)
-    elif features is not None or column:
-        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool)
+    if is_store_file(features):
+        opened = StoreFeatures(table, open_activations(Path(str(features))), layers)
+    elif uses_files(table, study, features):
+        given = table if features is None else with_features(table, features)
+        opened = FileFeatures(given, layers, pool=pool or "gap")
+    elif study.model == LAYER:
+        raise InputError("features: none are given; set --features, or a column features in the table.")
     elif study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     else:

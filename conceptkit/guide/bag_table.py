@@ -17,7 +17,7 @@ from conceptkit.tables.study import Study
 
 
 @dataclass(frozen=True)
-class Bags:
+class BagTable:
     """Bags as the rows of a table, so that everything that works on rows works on bags."""
 
     table: PatchTable
@@ -86,7 +86,7 @@ def make_bags(
     *,
     positive: str | None = None,
     share: float = 0.0,
-) -> Bags:
+) -> BagTable:
     """Gather patches into bags.
 
     A continuous concept of a bag is the mean over its patches; a categorical one must be constant in the bag, as split
@@ -125,7 +125,7 @@ def make_bags(
     training = columns[split] == study.splits.train
     columns[study.label], rule, is_positive = _labels(gathered, study.label, training, positive, share)
     kinds[study.label] = "categorical"
-    return Bags(PatchTable(pd.DataFrame(columns), table.folder, kinds), gathered.members, rule, is_positive)
+    return BagTable(PatchTable(pd.DataFrame(columns), table.folder, kinds), gathered.members, rule, is_positive)
 
 
 def _labels(

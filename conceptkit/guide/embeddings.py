@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.hdf5 import replacing_hdf5
 from conceptkit.guide.inputs import Inputs, on_device
@@ -108,11 +110,13 @@ def write_embeddings(
                 file.create_dataset(f"layers/{layer}/{run}", data=values)
         if probabilities:
             _write_predictions(file, table.select(rows), study, probabilities, classes)
-        small = [
-            np.asarray(Image.fromarray(chosen.pixels(i)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-            for i in range(len(chosen))
-        ]
-        file.create_dataset("thumbnails", data=np.stack(small), compression="gzip")
+        # Features without pixels, or a slide that has since been moved, leave the report without thumbnails.
+        with contextlib.suppress(InputError, OSError):
+            small = [
+                np.asarray(Image.fromarray(chosen.pixels(i)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+                for i in range(len(chosen))
+            ]
+            file.create_dataset("thumbnails", data=np.stack(small), compression="gzip")
     return folder / EMBEDDINGS_FILE
 
 

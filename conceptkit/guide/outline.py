@@ -10,6 +10,7 @@ from torch import nn
 from conceptkit.errors import InputError
 from conceptkit.families import DISCOURAGING
 from conceptkit.guide.weighting import Weighting
+from conceptkit.models.adapter import FEATURES
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.options.training import TrainingOptions
@@ -99,6 +100,9 @@ def unfrozen(model: GuidedModel, backbone: Backbone, options: TrainingOptions) -
 
 def trained_sentence(model: GuidedModel, backbone: Backbone, options: TrainingOptions, *, chosen: bool) -> str:
     """Return a sentence on what is trained; ``chosen`` says whether the user set the layers of the backbone."""
+    if backbone.architecture == FEATURES:
+        of_backbone = f"an adapter on {backbone.arguments['width']:,} features per patch"
+        return _trained(of_backbone, model)
     layers = [f"{name} ({number:,} parameters)" for name, number in unfrozen(model, backbone, options).items()]
     if layers:
         of_backbone = f"{', '.join(layers)} of the backbone"
@@ -109,6 +113,10 @@ def trained_sentence(model: GuidedModel, backbone: Backbone, options: TrainingOp
             f"no layer of the backbone, as the last block of {backbone.name} is not known (name layers with "
             "--unfreeze; conceptkit layers lists them)"
         )
+    return _trained(of_backbone, model)
+
+
+def _trained(of_backbone: str, model: GuidedModel) -> str:
     widths = " → ".join(map(str, model.trunk_widths))
     trunk = f"the trunk {widths} ({count(model.trunk):,} parameters)" if widths else "no trunk"
     return f"Trained: {of_backbone}; {trunk}; a linear head per task."

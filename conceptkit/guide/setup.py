@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from conceptkit.errors import InputError, check_seeds, near_names
+from conceptkit.guide.adapters import features_for, opened_on
 from conceptkit.guide.building import build_model
 from conceptkit.guide.goals import Goal, concept_names
 from conceptkit.guide.outline import trained_sentence
@@ -17,8 +18,9 @@ from conceptkit.guide.plan import Plan, concept_task, make_plan
 from conceptkit.guide.prefix import frozen_layers
 from conceptkit.guide.recipes import recipe_options
 from conceptkit.guide.weighting import parse_weighting
+from conceptkit.models.adapter import FEATURES
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import checkpoint_notes, inside, open_model
+from conceptkit.models.checkpoints import checkpoint_notes, inside, mark_notes, open_model
 from conceptkit.models.guided import MAIN, GuidedModel, Task
 from conceptkit.options.guide import Guided
 from conceptkit.options.shared import GIVEN
@@ -51,6 +53,8 @@ class Setup:
     """Notes on the concepts that cannot be learned, which are among ``notes`` too"""
     trains: str
     """One sentence that says what is trained"""
+    X: Any = None
+    """(n used rows, d) features on which an adapter is trained; ``None`` for a network on images"""
 
 
 def set_up(
@@ -79,7 +83,8 @@ def set_up(
     for name in names:
         if name in (study.label, MAIN):
             raise InputError(f"encourage and discourage: {name} is the main task itself.")
-    if study.model is None:
+    features = features_for(table, study, options)
+    if study.model is None and features is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     check_seeds(seeds)
     plan = make_plan(study, table, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
@@ -89,8 +94,15 @@ def set_up(
     continuous = [task.name for task in learned if task.kind == "continuous"]
     notes += outlier_notes({name: table.concept(name).values[plan.scaled_on] for name in continuous})
     notes += [] if goals else [ONLY_BASELINE]
-    backbone, origin = inside(open_model(study.model, study.weights, seed=seeds[0]))
-    notes += checkpoint_notes(backbone, table)
+    X = None
+    if features is None:
+        opened = open_model(study.model, study.weights, seed=seeds[0])
+        notes += checkpoint_notes(opened, table)
+    else:
+        [X] = features.read(plan.used).values()
+        opened = opened_on(features, X, options)
+        notes += [*features.notes(), *mark_notes(opened)]
+    backbone, origin = inside(opened)
     if backbone.weights == GIVEN:
         notes.append(
             "The checkpoints of this run cannot be opened by themselves, as the network is a torch module given in "
@@ -101,20 +113,22 @@ def set_up(
     if origin is not None:
         tasks, kept = _continued(origin, backbone, tasks), len(origin.tasks)
         notes.append(
-            f"Training of {study.model_name} continues: trunk, heads and scales are kept, in the baseline with the "
+            f"Training of {opened.name} continues: trunk, heads and scales are kept, in the baseline with the "
             "tasks it had, in the guided network with the added ones."
         )
     training, from_recipe = _training(options, backbone, origin, learned)
     _check_weighting(training, [task.name for task in tasks])
-    notes += _training_notes(options, training, from_recipe, str(study.model_name), guided=len(tasks) > 1)
+    notes += _training_notes(options, training, from_recipe, backbone, guided=len(tasks) > 1)
     notes += unbalanced_notes(table, plan, tasks) if training.balance or training.balance_main else []
     notes += thin_notes(study, table, plan, tasks)
+    if training.augment and features is not None:
+        raise InputError("augment: needs images, and an adapter is trained on features.")
     if training.augment and table.location is None:
         raise InputError("augment: needs the pixels of the patches, and the table does not say where they are.")
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)
     _check_layers(tasks, backbone, frozen_layers(network))
-    return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains)
+    return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains, X)
 
 
 def _training(
@@ -148,11 +162,11 @@ def _check_layers(tasks: Sequence[Task], backbone: Backbone, frozen: Sequence[st
 
 
 def _training_notes(
-    options: Guided, training: TrainingOptions, from_recipe: Mapping[str, Any], model: str, *, guided: bool
+    options: Guided, training: TrainingOptions, from_recipe: Mapping[str, Any], backbone: Backbone, *, guided: bool
 ) -> list[str]:
     notes = []
-    if not training.unfreeze and options.unfreeze is None:
-        notes.append(f"The last block of {model} is not known: no layer of the backbone was trained.")
+    if not training.unfreeze and options.unfreeze is None and backbone.architecture != FEATURES:
+        notes.append(f"The last block of {backbone.name} is not known: no layer of the backbone was trained.")
     if options.recipe != "ours":
         shown = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in from_recipe.items()}
         notes.append(f"Recipe {options.recipe} set: {', '.join(f'{k} {v}' for k, v in shown.items())}.")

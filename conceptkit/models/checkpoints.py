@@ -15,6 +15,7 @@ from torch import nn
 
 from conceptkit.errors import InputError, reason_of
 from conceptkit.files.atomic import replacing
+from conceptkit.models.adapter import FEATURES
 from conceptkit.models.backbones import (
     Backbone,
     Preprocessing,
@@ -31,7 +32,7 @@ from conceptkit.options.shared import GIVEN
 from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
-from conceptkit.tables.resolution import Resolution, resolution_notes
+from conceptkit.tables.resolution import Resolution, encoder_resolution_notes, resolution_notes
 
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
@@ -163,8 +164,10 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
 
 
 def checkpoint_notes(backbone: Backbone, data: PatchTable) -> tuple[str, ...]:
-    """Return marks and notes of a network, and how a checkpoint's resolution differs from the table's."""
+    """Return marks and notes of a network, and how its resolution differs from the table's, where it is known."""
     notes = resolution_notes(backbone.trained_on, data) if backbone.weights == TRAINED else ()
+    if backbone.preset is not None:
+        notes = encoder_resolution_notes(backbone.name, backbone.preset.mpp, data)
     return (*mark_notes(backbone), *notes)
 
 
@@ -187,6 +190,14 @@ def mark_notes(backbone: Backbone) -> tuple[str, ...]:
 def is_checkpoint(path: Any) -> bool:
     """Return whether ``path`` is a folder that holds a checkpoint."""
     return isinstance(path, str | Path) and (_trusted(path)[1] / DESCRIPTION).is_file()
+
+
+def is_adapter_folder(path: Any) -> bool:
+    """Return whether ``path`` is a checkpoint of an adapter, which reads features instead of images."""
+    if not is_checkpoint(path):
+        return False
+    description = read_description(_trusted(path)[1] / DESCRIPTION, SCHEMA, "guide")
+    return description.get("architecture") == FEATURES
 
 
 def _trusted(path: str | Path) -> tuple[str | None, Path]:

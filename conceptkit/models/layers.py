@@ -124,7 +124,7 @@ def has_weights(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class NamedLayer:
     """A layer of a network in a forward pass."""
 
     name: str
@@ -138,7 +138,7 @@ class Layer:
     """Class of what it returns"""
 
 
-def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> list[Layer]:
+def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> list[NamedLayer]:
     """Return the layers of a network in the order in which they finish.
 
     Parameters
@@ -147,12 +147,12 @@ def list_layers(module: nn.Module, known: Mapping[str, str], images: Tensor) -> 
     images : (1, 3, h, w) normalised
     """
     by_layer = {own: tuple(a for a, n in known.items() if n == own and a != own) for own in known.values()}
-    found: dict[str, Layer] = {}
+    found: dict[str, NamedLayer] = {}
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(own: nn.Module, inputs: Any, output: Any) -> None:
             shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
-            found[name] = Layer(
+            found[name] = NamedLayer(
                 name=name,
                 aliases=by_layer.get(name, ()),
                 kind=type(own).__name__,

@@ -19,6 +19,11 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     """Concepts to encourage: CONCEPT or CONCEPT@LAYER, comma-separated; default: the study's."""
     discourage: Names | None = None
     """Concepts to discourage, as above; default: the study's."""
+    features: str | Path | None = None
+    """Features of the patches, on which an adapter is trained instead of a network on images: an activation store or
+    your own file (.h5, .npy, .parquet)."""
+    layer: str | None = None
+    """Layer of an activation store with several."""
     recipe: str = option("ours", choices=RECIPES)
     """Recipe that sets the training options that are not given."""
     folds: int = option(5, minimum=2)
@@ -74,6 +79,9 @@ class Guide(Guided):
     """Train the concepts on evaluation rows too; the result says so."""
     allow_leakage: bool = False
     """Allow groups with rows in several splits; the result says so."""
+    export: str | Path | None = None
+    """ONNX file of the guided adapter of the first seed (the baseline, if none is guided), for other programs; needs
+    pip install 'conceptkit[onnx]'."""
 
 
 def run_guide(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from conceptkit.pathology.stain import stain_statistics
 from conceptkit.pathology.texture import Cooccurrence, Haralick, cooccurrence, haralick, luma
 
 Values = NDArray[np.float64]
-Needs = Literal["pixels", "mask", "mask+mpp", "pixels+mask", "file"]
+Needs = Literal["pixels", "mask", "mask+mpp", "pixels+mask", "types", "types+mpp", "file"]
 Level = Literal["nucleus", "patch", "acquisition"]
 
 
@@ -33,6 +33,25 @@ class Batch:
     """(n,) microns per pixel, NaN where unknown."""
     file: Values | None = None
     """(n,) JPEG quality of the file of each patch, NaN for other formats."""
+
+    types: Mapping[int, str] | None = None
+    """Label → type of its nucleus, in all patches; labels without a type are left out."""
+
+    @property
+    def scale(self) -> Values:
+        """(n,) microns per pixel; raises where they are not given."""
+        if self.mpp is None:
+            raise InputError("mpp: microns per pixel are needed, got none.")
+        return self.mpp
+
+    @cached_property
+    def types_of_nuclei(self) -> NDArray[np.str_]:
+        """(m,) the type of each nucleus, empty where it has none."""
+        if self.mask is None or self.types is None:
+            raise InputError("types: types of nuclei need a mask and types, got none.")
+        label = np.zeros(len(self.nuclei.area), dtype=np.int64)
+        label[self.nuclei.owner] = np.ravel(self.mask)[self.nuclei.pixels]
+        return np.array([self.types.get(int(one), "") for one in label], dtype=np.str_)
 
     @cached_property
     def luma(self) -> NDArray[np.uint8]:
@@ -81,7 +100,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class PatchMeasure:
     """A concept that is computed from a patch, and its description."""
 
     name: str
@@ -109,13 +128,15 @@ class Measure:
         return self.function(*(getattr(batch, part) for part in self.needs.split("+")))
 
 
-def as_measure(unit: str, meaning: str, *, name: str = "", **facts: Any) -> Callable[[Callable[..., Values]], Measure]:
+def as_measure(
+    unit: str, meaning: str, *, name: str = "", **facts: Any
+) -> Callable[[Callable[..., Values]], PatchMeasure]:
     """Return a decorator that makes a measure of a function.
 
     Parameters
     ----------
     name : default: that of the function
-    unit, meaning, facts : the other fields of :class:`Measure`
+    unit, meaning, facts : the other fields of :class:`PatchMeasure`
     """
     facts |= {"unit": unit, "meaning": meaning}
-    return lambda function: Measure(name=name or function.__name__, function=function, **facts)
+    return lambda function: PatchMeasure(name=name or function.__name__, function=function, **facts)

@@ -96,7 +96,7 @@ hematoxylin, eosin = (
 
 
 @dataclass(frozen=True)
-class Treatment:
+class Disturbances:
     """The disturbances of a table, applied whenever a patch is read."""
 
     names: tuple[str, ...]
@@ -132,7 +132,7 @@ def disturbed(table: PatchTable, names: Sequence[str], *, seed: int = 0) -> Patc
             raise InputError(f"disturb: the table has a column {PREFIX + name} already.")
         columns[PREFIX + name] = [_amount(name, patch, seed) for patch in table.patch_ids]
     kinds = {**table.kinds, **dict.fromkeys(columns, "continuous")}
-    return replace(table, frame=table.frame.assign(**columns), kinds=kinds, treatment=Treatment(ordered))
+    return replace(table, frame=table.frame.assign(**columns), kinds=kinds, treatment=Disturbances(ordered))
 
 
 def _amount(name: str, patch: str, seed: int) -> float:

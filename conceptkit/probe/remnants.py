@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +62,18 @@ class Remnant:
     tested: Tested
 
 
-def read_remnant(
+def read_remnants(
     X: Floats,
     target: Target,
-    reader: str,
+    readers: Iterable[str] = PROBES,
     *,
     erased: bool = False,
     folds: int = 5,
     permutations: int = 1000,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Remnant:
-    """Decode a concept from activations by a fresh probe, cross-validated by group.
+) -> dict[str, Remnant]:
+    """Decode a concept from activations by fresh probes of each kind, cross-validated by group.
 
     The linear probe has the permutation test of :func:`conceptkit.probe.validation.validate`, which refits every
     permuted concept. That costs too much for the others: their p comes from :func:`permuted_agreement`.
@@ -84,19 +84,27 @@ def read_remnant(
     permutations : of the concept's values, at the level at which it varies
     """
     splits = target.folds(folds)
-    predicted = held_out_by(X, target, reader, erased=erased, folds=folds)
     refits = _refitted(X, target, splits, erased)
-    interval = _interval(target, predicted, refits, X.shape[1], reader == "linear", n_resamples, seed)
-    if reader != "linear":
-        tested = permuted_agreement(target, predicted, splits, permutations, seed)
-    elif erased:
-        # After erasure a linear fit to the training part is constant for every permutation whose concept is erased
-        # before the fit, and so the statistic is the same for all of them.
-        tested = dataclasses.replace(_untested(target), p=1.0 if permutations else math.nan)
-    else:
-        tests = permutation_tests([target], permutations, ALPHAS, seed)
-        [tested] = tests.finish(X, splits, each_fold(X, splits, tests.in_fold) if tests.by_row else [])
-    return Remnant(predicted, target.score(predicted), interval, tested)
+    remnants = {}
+    for reader in readers:
+        predicted = held_out_by(X, target, reader, erased=erased, folds=folds)
+        interval = _interval(target, predicted, refits, X.shape[1], reader == "linear", n_resamples, seed)
+        if reader != "linear":
+            tested = permuted_agreement(target, predicted, splits, permutations, seed)
+        elif erased:
+            # After erasure a linear fit to the training part is constant for every permutation whose concept is erased
+            # before the fit, and so the statistic is the same for all of them.
+            tested = dataclasses.replace(_untested(target), p=1.0 if permutations else math.nan)
+        else:
+            tests = permutation_tests([target], permutations, ALPHAS, seed)
+            [tested] = tests.finish(X, splits, each_fold(X, splits, tests.in_fold) if tests.by_row else [])
+        remnants[reader] = Remnant(predicted, target.score(predicted), interval, tested)
+    return remnants
+
+
+def read_remnant(X: Floats, target: Target, reader: str, **options: Any) -> Remnant:
+    """Decode a concept by one fresh probe, see :func:`read_remnants`."""
+    return read_remnants(X, target, [reader], **options)[reader]
 
 
 def _erased_columns(target: Target) -> Floats:

@@ -20,7 +20,7 @@ STUDY_FILE = "conceptkit.toml"
 
 
 @declare
-class Splits:
+class SplitNames:
     """Which values of the split column mean what; every other value is an evaluation split."""
 
     column: str = "split"
@@ -55,7 +55,7 @@ class Study:
     """Concept → ``continuous`` or ``categorical``, overriding the column's type"""
     units: Mapping[str, str] = field(default_factory=dict)
     """Concept → unit, for people to read"""
-    splits: Splits = field(default_factory=Splits)
+    splits: SplitNames = field(default_factory=SplitNames)
     synthetic: bool = False
     """True for generated tissue"""
     stated_in: Path | None = field(default=None, compare=False)
@@ -69,8 +69,8 @@ class Study:
             values[name] = names_of(name, getattr(self, name))
         if self.model is not None:
             values["model"] = network_given(self.model)
-        if not isinstance(self.splits, Splits):
-            raise InputError(f"splits: must be Splits, got a {type(self.splits).__name__}.")
+        if not isinstance(self.splits, SplitNames):
+            raise InputError(f"splits: must be SplitNames, got a {type(self.splits).__name__}.")
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -95,7 +95,7 @@ class Study:
 _TOP = ("name", "table", "model", "weights", "layers", "group", "label", "concepts", "splits", "grid")
 _CONCEPTS = ("probe", "encourage", "discourage", "kind", "unit")
 _GRID = ("models",)
-_SPLITS = tuple(f.name for f in dataclasses.fields(Splits))
+_SPLITS = tuple(f.name for f in dataclasses.fields(SplitNames))
 
 
 def load_study(given: Any) -> Study:
@@ -174,7 +174,7 @@ def _read_study(path: Path) -> Study:
         label=text.get("label", "label"),
         kinds=_pairs(path, "concepts.kind", concepts.get("kind", {})),
         units=_pairs(path, "concepts.unit", concepts.get("unit", {})),
-        splits=Splits(**_pairs(path, "splits", splits)),
+        splits=SplitNames(**_pairs(path, "splits", splits)),
         stated_in=path,
     )
 

@@ -11,8 +11,10 @@ import torch
 from skimage.measure import label
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+from conceptkit.guide.arms import as_arm
 from conceptkit.guide.discouraging import as_method
 from conceptkit.guide.weighting import Fixed
+from conceptkit.models.presets import Preset
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.batch import as_measure
 from conceptkit.pathology.disturbances import Disturbance
@@ -46,6 +48,13 @@ def doubled(forward, layer, images):
     finally:
         hook.remove()
     return gradient / 2
+
+
+@as_arm("the main task only, for twice as many epochs")
+def twice(given):
+    """Return a single-task network that is trained for longer."""
+    options = given.options.replace(epochs=2 * given.options.epochs)
+    return given.arm("twice", given.tasks[: given.kept], options=options)
 
 
 @as_method(needs_whole=True)
@@ -121,3 +130,6 @@ class Brighten:
 def halved(task, value):
     """Weigh every task by one half."""
     return Fixed(0.5)
+
+
+ours = Preset(repository="lab/ours", width=64, licence="MIT", source="unpublished")
