@@ -26,7 +26,8 @@ from conceptkit.cli import app
 from conceptkit.errors import InputError
 from conceptkit.families import FAMILIES
 from conceptkit.guide.aggregation import AGGREGATORS
-from conceptkit.models.guided import Task
+from conceptkit.guide.arms import Conditions
+from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.pooling import View
 from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.measures import measure
@@ -244,12 +245,27 @@ def test_a_method_of_discouraging_presses_on_what_is_read(name, task):
     head = nn.Linear(5, 3 if task is CENTER else 1)
     read = torch.randn(24, 5, requires_grad=True)
     target = torch.arange(24) % 3 if task is CENTER else torch.randn(24)
-    scalar = method.pressure(task, read, head(read), target, None)
+    earlier = [[]] if method.memory else []
+    scalar = method.pressure(task, read, head(read), target, None, *earlier)
     assert scalar.shape == ()
     scalar.backward()
     assert read.grad is not None
     assert read.grad.isfinite().all()
     assert read.grad.abs().sum() > 0
+
+
+@members("arms")
+def test_an_arm_is_a_network_of_the_conditions_or_lacks_something(name):
+    kind = families.ARMS[name]
+    rows = {"train": np.arange(8), "val": np.arange(8, 12)}
+    values = {"count": np.arange(12.0), "center": np.array(list("ABC") * 4)}
+    main = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
+    given = Conditions((main, COUNT, CENTER), 1, TrainingOptions(), 3, values.__getitem__, rows, 12)
+    assert not kind.lacks(given)
+    arm = kind.make(given)
+    assert (arm.name, arm.seed, arm.tasks[0]) == (name, 3, main)
+    assert {column.shape for column in arm.columns.values()} <= {(12,)}
+    assert set(arm.columns) <= {task.name for task in arm.tasks}
 
 
 @members("schedules")

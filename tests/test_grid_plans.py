@@ -15,8 +15,9 @@ import conceptkit as ck
 from conceptkit.cli import app
 from conceptkit.errors import InputError
 from conceptkit.grid import run as grid_run
-from conceptkit.grid.columns import altered, random_values
+from conceptkit.grid.columns import altered
 from conceptkit.grid.plan import PAPER_MODELS, folder_name, read_models
+from conceptkit.guide.arms import random_values
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.records import GridCell
 
@@ -42,7 +43,7 @@ def test_the_papers_grid_is_the_papers(embedded):
         )
     }
     assert [c.control for c in cells if c.control] == [
-        *("random target", "shuffled concept") * 2,
+        *("random", "shuffled") * 2,
         "confounder only",
     ]
     assert len({c.name for c in cells}) == len({folder_name(c, 0) for c in cells}) == len(cells)
@@ -124,15 +125,13 @@ def values_with_gaps():
 
 def test_a_shuffled_concept_keeps_its_values_in_each_split():
     values = values_with_gaps()
-    found = altered(GridCell(name="s", control="shuffled concept"), values, AT, 0)
+    found = altered(GridCell(name="s", control="shuffled"), values, AT, 0)
     for rows in AT.values():
         assert np.sort(found[rows]) == pytest.approx(np.sort(values[rows]), nan_ok=True)
         assert np.isnan(found[rows]).tolist() == np.isnan(values[rows]).tolist()
     known = np.isfinite(values)
     assert abs(np.corrcoef(values[known], found[known])[0, 1]) < 0.25
-    assert not np.array_equal(
-        altered(GridCell(name="s", control="shuffled concept"), values, AT, 1), found, equal_nan=True
-    )
+    assert not np.array_equal(altered(GridCell(name="s", control="shuffled"), values, AT, 1), found, equal_nan=True)
 
 
 def test_noise_exchanges_its_share_of_the_values():

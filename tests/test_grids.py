@@ -78,9 +78,9 @@ def test_all_cells_are_there_with_their_controls(grid):
         "count − center, fraction 0.5, vanilla",
     ]
     assert [c.control for c in grid.cells][2:6] == [
-        "single task",
-        "random target",
-        "shuffled concept",
+        "baseline",
+        "random",
+        "shuffled",
         "confounder only",
     ]
     assert grid.failed == {}

@@ -42,7 +42,7 @@ def differing(a, b):
 
 
 def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
-    assert [(run.name, run.seed) for run in record.runs] == [("baseline", 0), ("guided", 0)]
+    assert [(run.name, run.seed) for run in record.runs] == [("baseline", 0), ("balanced", 0), ("guided", 0)]
     assert (record.encourage, record.discourage) == (("count",), ("center",))
     assert (record.study, record.group, record.evaluated_on) == ("small", "patient", "internal")
     for run in record.runs:
@@ -53,7 +53,7 @@ def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
         assert set(run.concepts) == {"count"}
         assert run.concepts["count"]["probe"] <= 1
         assert run.leakage["center"]["chance"] == pytest.approx(0.25)  # the external center is not among these rows
-        for probe in ("linear", "mlp"):
+        for probe in ("linear", "mlp", "kernel"):
             assert 0 <= run.leakage["center"][probe] <= 1
         assert [epoch["epoch"] for epoch in run.history] == [1, 2]
     baseline, guided = record.runs

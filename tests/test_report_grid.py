@@ -78,7 +78,12 @@ def test_concepts_read_from_a_network_have_the_verdict_of_their_difference() -> 
 def test_no_table_of_a_grid_shows_nan() -> None:
     for table in grid_tables(grid_record()):
         assert not [c for c in shown(table).to_numpy().ravel().tolist() if c in ("nan", "None")], table.name
-    assert [t.name for t in grid_tables(grid_record(affinity=(), patch_level=()))] == ["table4", "table5", "table6"]
+    assert [t.name for t in grid_tables(grid_record(affinity=(), patch_level=()))] == [
+        "table4",
+        "table5",
+        "table6",
+        "differences",
+    ]
 
 
 def test_a_curve_of_scarce_values_has_its_levels_on_the_axis() -> None:

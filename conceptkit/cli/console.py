@@ -176,22 +176,19 @@ def show_record(console: Console, record: Record, *, verbose: bool = False) -> N
     from conceptkit.report.sections import KINDS
 
     kind = KINDS[type(record)]
-    show_verdicts(console, kind.lead(record))
-    show_findings(console, record, kind.tables(record), kind.verdicts(record), verbose=verbose)
-
-
-def show_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Print verdicts with their marks."""
-    from conceptkit.report.judging import MARKS
-
-    for verdict in verdicts:
-        console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
+    show_findings(console, record, kind.lead(record), kind.tables(record), kind.verdicts(record), verbose=verbose)
 
 
 def show_findings(
-    console: Console, record: Record, tables: Sequence[Table], verdicts: Sequence[Verdict], *, verbose: bool = False
+    console: Console,
+    record: Record,
+    lead: Sequence[Verdict],
+    tables: Sequence[Table],
+    verdicts: Sequence[Verdict],
+    *,
+    verbose: bool = False,
 ) -> None:
-    """Print tables, verdicts, the notes of a record and its rows, and its folder.
+    """Print the leading verdicts, tables, the other verdicts, the notes of a record and its rows, and its folder.
 
     Parameters
     ----------
@@ -199,14 +196,19 @@ def show_findings(
     """
     from conceptkit.records.texts import DOUBTS
     from conceptkit.report.contents import notes_of
-    from conceptkit.report.judging import LEGEND
+    from conceptkit.report.judging import LEGEND, MARKS
     from conceptkit.report.table import in_parts, numeric_columns, shown
 
+    def say(some: Sequence[Verdict]) -> None:
+        for verdict in some:
+            console.print(f"{MARKS[verdict.mark]} {escape(verdict.text)}")
+
+    say(lead)
     for table in tables:
         if verbose or not table.details:
             for part in in_parts(table):
                 show_table(console, part.title, shown(part), numeric_columns(part))
-    show_verdicts(console, verdicts)
+    say(verdicts)
     if verdicts:
         console.print(LEGEND, style="dim")
     for note in notes_of(record):
@@ -217,24 +219,27 @@ def show_findings(
 def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Collection[str] = ()) -> None:
     """Print a table of texts: columns that do not fit the line go below, after the first columns again.
 
-    Nothing is broken within a word: headings wrap between words, and so do names where the table then fits. A name
-    longer than :data:`NAME_MOST` loses its middle, different from the others that it stands with.
+    Nothing is broken within a word: headings wrap between words, and a name longer than :data:`NAME_MOST` loses its
+    middle, different from the others that it stands with. A table that is too wide has verdicts as symbols.
     """
-    from conceptkit.report.short_names import apart
+    from conceptkit.report.short_names import apart, as_symbols
 
     columns = {str(name): apart(cells[name].tolist(), NAME_MOST) for name in cells.columns}
-    widths = {n: max(map(len, [*n.split(), *texts]), default=0) + 3 for n, texts in columns.items()}
-    names = list(itertools.takewhile(lambda name: name not in numeric and name != "verdict", columns))
     width = min(console.width, WIDTH)
-    # To one block if that is possible, else so that the first columns fit half the line.
-    for over in (sum(widths.values()) + 1 - width, sum(widths[name] for name in names) - WIDTH // 2):
-        least = {n: max(len(word) for text in (n, *columns[n]) for word in text.split() or [""]) + 3 for n in names}
-        if 0 < over <= sum(widths[name] - least[name] for name in names):
-            for name in sorted(names, key=lambda n: least[n] - widths[n]):
-                cut = min(over, widths[name] - least[name])
-                widths[name], over = widths[name] - cut, over - cut
+    widths = {n: max(map(len, [*n.split(), *texts]), default=0) + 3 for n, texts in columns.items()}
+    beside = sum(widths.values()) - widths.get("verdict", 0)
+    if "verdict" in columns and width - widths["verdict"] <= beside < width - 10:  # the legend explains the symbols
+        columns["verdict"] = as_symbols(columns["verdict"])
+        widths["verdict"] = len("verdict") + 3
+    names = list(itertools.takewhile(lambda name: name not in numeric and name != "verdict", columns))
+    widest = max((widths[name] for name in columns if name not in names), default=0)
     while names and sum(widths[name] for name in names) > WIDTH // 2:
-        names.pop()
+        free = [
+            n for n in reversed(names) if _distinct(columns, [k for k in names if k != n]) == _distinct(columns, names)
+        ]
+        if not free and sum(widths[name] for name in names) + widest < width:
+            break  # without one of them rows could not be told apart
+        names.remove((free or names[::-1])[0])
     blocks: list[list[str]] = [[]]
     for name in columns:
         if name not in names:
@@ -250,6 +255,11 @@ def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Colle
         for row in zip(*(columns[name] for name in (*names, *block)), strict=True):
             grid.add_row(*map(escape, row))
         console.print(grid)
+
+
+def _distinct(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> int:
+    """Return how many rows differ in some columns."""
+    return len(set(zip(*(columns[name] for name in names), strict=True)))
 
 
 def write_json_result(json: str | None, values: Mapping[str, Any]) -> None:

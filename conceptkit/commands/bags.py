@@ -227,6 +227,7 @@ def _record(
         discourage=reading.discourage,
         units={k: v for k, v in study.units.items() if k in (*reading.encourage, *reading.discourage)},
         evaluated_on=reading.where,
+        effective_groups=reading.endpoints.effective(plan),
         runs=tuple(run.record for run in trained),
         differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
         by=opened.by,

@@ -84,6 +84,7 @@ def write_grid_record(
         runs=tuple(run.record for run in trained),
         units={k: v for k, v in study.units.items() if k in {*reading.encourage, *reading.discourage}},
         evaluated_on=reading.where,
+        effective_groups=reading.endpoints.effective(bench.plan),
         failed=failed,
         splits=counted.rows,
         affinity=tuple(_affinities(spec, bench, progress)) if options.affinity else (),
@@ -148,7 +149,7 @@ def declared_contrast(
 
 def _pairs(cells: Sequence[GridCell]) -> list[tuple[str, str]]:
     """Return which cells are compared: each with the single task of its own weighting, and with that of vanilla."""
-    single = [c for c in cells if not (c.encourage or c.discourage) and c.weighting == "vanilla"]
+    single = [c for c in cells if not (c.encourage or c.discourage or c.balanced_by) and c.weighting == "vanilla"]
     pairs: dict[tuple[str, str], None] = {}
     for cell in cells:
         vanilla = next((c.name for c in single if c.model in (cell.model or c.model,)), None)

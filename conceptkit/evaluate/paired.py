@@ -74,7 +74,7 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> Paired
     g = len(deleted)
     n_groups, effective = g if first[0].sizes is None else len(first[0].sizes), first[0].effective
     if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
-        why = "no interval: it needs two groups of each class, and of weighted rows in each center"
+        why = "no interval: it needs two groups of each class"
         return PairedInterval(mean, float("nan"), float("nan"), n_groups, why, effective)
     error = jackknife_error(deleted)
     reach = student_reach(effective) * error

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.grid.plan import FRACTION, NOISE, RANDOM_TARGET, SHUFFLED
+from conceptkit.guide.arms import scaled, shuffle
 from conceptkit.models.guided import Task
 from conceptkit.records import GridCell
 
@@ -34,8 +35,7 @@ def altered(cell: GridCell, values: NDArray[Any], at: Rows, seed: int) -> NDArra
     out = values.copy()
     known = _known(values)
     if cell.control == SHUFFLED:
-        for k, rows in enumerate(at.values()):
-            _exchange(out, rows[known[rows]], np.random.default_rng([seed, 1, k]))
+        out = shuffle(out, at, seed)
     if cell.curve == NOISE and cell.level:
         for k, rows in enumerate(at.values()):
             own = rows[known[rows]]
@@ -51,25 +51,16 @@ def altered(cell: GridCell, values: NDArray[Any], at: Rows, seed: int) -> NDArra
     return out
 
 
-def random_values(n: int, seed: int) -> NDArray[np.float64]:
-    """Return random values (n,), which no image predicts."""
-    return np.random.default_rng([seed, 4]).normal(size=n)
-
-
 def altered_task(cell: GridCell, task: Task, values: NDArray[Any], at: Rows) -> Task:
     """Return a task scaled by the training rows of a cell; one of shuffled values has another name."""
     if cell.control == SHUFFLED:  # its head has not learned the concept
         task = dataclasses.replace(task, name=f"{task.name}, shuffled")
-    if task.kind != "continuous":
-        return task
-    own = values[at["train"]][np.isfinite(values[at["train"]])]
-    return dataclasses.replace(task, mean=float(own.mean()), deviation=float(own.std()) or 1.0)
+    return scaled(task, values, at)
 
 
 def random_target_task(values: NDArray[np.float64], at: Rows) -> Task:
     """Return the task of a random target."""
-    own = values[at["train"]]
-    return Task(name=RANDOM_TARGET, kind="continuous", mean=float(own.mean()), deviation=float(own.std()))
+    return scaled(Task(name=RANDOM_TARGET, kind="continuous"), values, at)
 
 
 def _exchange(values: NDArray[Any], rows: NDArray[np.intp], rng: np.random.Generator) -> None:

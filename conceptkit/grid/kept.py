@@ -25,7 +25,7 @@ from conceptkit.models.backbones import Preprocessing
 from conceptkit.records import GridCell, GuideRun, to_json, write_atomically
 from conceptkit.records.reading import read
 
-ARRAYS_FILE = "arrays.safetensors"
+ARRAYS_FILE, COPIES_FILE = "arrays.safetensors", "copies.npy"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def kept_inputs(folder: Path, compute: Callable[[], Inputs]) -> Inputs:
         for prefix, tensors in (("", made.tensors), ("scale-", made.scales or ())):
             for k, tensor in enumerate(tensors):
                 np.save(folder / f"{prefix}{k}.npy", tensor.numpy())
+        if made.copies is not None:
+            np.save(folder / COPIES_FILE, made.copies.numpy())
         raw = None if made.preprocessing is None else dataclasses.asdict(made.preprocessing)
         body = {"tensors": len(made.tensors), "pixels": raw, "scaled": made.scales is not None}
         body |= {"pass_size": made.pass_size, "channels_last": made.channels_last}
@@ -120,4 +122,5 @@ def kept_inputs(folder: Path, compute: Callable[[], Inputs]) -> Inputs:
         mapped("scale-") if body["scaled"] else None,
         pass_size=body["pass_size"],
         channels_last=body["channels_last"],
+        copies=torch.from_numpy(np.load(folder / COPIES_FILE)) if (folder / COPIES_FILE).is_file() else None,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ SECOND_NETWORK = {"resnet50": ("1", "8")}
 """The paper's other network → numbers of its models, trained with uncertainty weighting; the paper calls them R1, R8"""
 
 RANDOM_TARGET = "random target"
-SHUFFLED = "shuffled concept"
-SINGLE = "single task"
+RANDOM, SHUFFLED, SINGLE, BALANCED = "random", "shuffled", "baseline", "balanced"
+"""Kinds of controls, named as arms of ``guide``"""
 CONFOUNDER = "confounder only"
 MULTIMODAL = "multimodal"
 NOISE, FRACTION = "noise", "fraction"
@@ -172,7 +173,7 @@ def _add_controls(cells: _Cells, models: Sequence[Model], weightings: Sequence[s
         cells.add((), (), "uncertainty", control=SINGLE)
     first = next((concept for encourage, _ in models for concept in encourage), None)
     for weighting in weightings:
-        cells.add((RANDOM_TARGET,), (), weighting, control=RANDOM_TARGET)
+        cells.add((RANDOM_TARGET,), (), weighting, control=RANDOM)
         if first is not None:
             cells.add((first,), (), weighting, called=f"{first} shuffled", control=SHUFFLED)
     for concept in dict.fromkeys(Goal.of(c, discouraged=True).concept for _, unwanted in models for c in unwanted):
@@ -198,6 +199,23 @@ def _add_multimodal(cells: _Cells, level: float, encourage: Sequence[str], weigh
             base=f"{model_name((), ())}, {weighting}",
         )
     )
+
+
+def with_balanced(cells: Sequence[GridCell], categorical: Callable[[str], bool]) -> list[GridCell]:
+    """Return cells with a single task of the balanced main loss for each that discourages a category, its reference."""
+    found: dict[str, GridCell] = {}
+    for cell in cells:
+        names = tuple(sorted(filter(categorical, map(concept_of, cell.discourage))))
+        if names and is_trained(cell):
+            called = f"{model_name((), ())} balanced by {' + '.join(names)}, {cell.weighting}"
+            called = called if cell.model == cells[0].model else f"{called}, {cell.model}"
+            plain = GridCell(
+                name=called, weighting=cell.weighting, model=cell.model, control=BALANCED, balanced_by=names
+            )
+            found.setdefault(called, plain)
+            cell = dataclasses.replace(cell, base=called)
+        found[cell.name] = cell
+    return list(found.values())
 
 
 def is_trained(cell: GridCell) -> bool:

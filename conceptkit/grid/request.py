@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from conceptkit.errors import InputError, check_at_least, check_at_most, check_seeds, near_names
+from conceptkit.families import RECIPES
 from conceptkit.features.own_files import LAYER
 from conceptkit.grid.plan import (
     PAPER,
     PAPER_WEIGHTINGS,
-    RANDOM_TARGET,
+    RANDOM,
     SECOND_NETWORK,
     is_trained,
     models_of,
     plan_cells,
+    with_balanced,
 )
 from conceptkit.guide.adapters import features_for
 from conceptkit.guide.goals import Goal, concept_names
@@ -26,6 +28,7 @@ from conceptkit.guide.setup import concept_tasks
 from conceptkit.guide.weighting import Weighting, parse_weighting
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.grid import Grid
+from conceptkit.options.training import TrainingOptions
 from conceptkit.records import GridCell
 from conceptkit.runs.opening import open_source
 from conceptkit.tables.patches import PatchTable
@@ -82,7 +85,16 @@ def read_request(study: Any, options: Grid) -> GridRequest:
         table.column(argument, goal.concept)
     goals, cells, skipped = _learnable(table, opened, goals, cells)
     _check_weightings(goals, cells)
+    if _balance_main(options):
+        cells = with_balanced(cells, lambda name: table.concept(name).kind == "categorical")
     return GridRequest(options, opened, tuple(second), grid, tuple(cells), goals, (*notes, *skipped), tuple(skipped))
+
+
+def _balance_main(options: Grid) -> float:
+    """Return the power of the balanced main loss: given, of the recipe, or the default."""
+    if options.balance_main is not None:
+        return options.balance_main
+    return TrainingOptions(**RECIPES.choose("recipe", options.recipe)([])).balance_main
 
 
 def _check_options(options: Grid) -> None:
@@ -153,7 +165,7 @@ def _second_networks(ablate: str | None, study: Study) -> tuple[list[str], list[
 
 def _goals(cells: Iterable[GridCell], curves: Study | None) -> tuple[Goal, ...]:
     """Return the goals of all cells, each once, and those of curves and affinities."""
-    of = [cell for cell in cells if is_trained(cell) and cell.control != RANDOM_TARGET]
+    of = [cell for cell in cells if is_trained(cell) and cell.control != RANDOM]
     pairs = [(cell.encourage, cell.discourage) for cell in of]
     pairs += [] if curves is None else [(curves.encourage, curves.discourage)]
     goals = [Goal.of(name, discouraged=k == 1) for pair in pairs for k in (0, 1) for name in pair[k]]

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
-from conceptkit.grid.columns import altered, altered_task, random_target_task, random_values
+from conceptkit.grid.columns import altered, altered_task, random_target_task
 from conceptkit.grid.folder import CHECKPOINT, run_path
 from conceptkit.grid.kept import KeptRun, keep_run, kept_inputs, load_run
-from conceptkit.grid.plan import CONFOUNDER, RANDOM_TARGET
+from conceptkit.grid.plan import BALANCED, CONFOUNDER, RANDOM, RANDOM_TARGET
+from conceptkit.guide.arms import random_values
 from conceptkit.guide.bench import Arm, PatchBench, Places
 from conceptkit.guide.concept_network import Column, design, fit_concept_network
 from conceptkit.guide.engine import TrainingEngine
@@ -100,6 +101,7 @@ def bench_of(spec: GridSpec, model: str) -> PatchBench:
             TrainingEngine(device=options.device),
             setup=setup,
             keep_inputs=lambda make: kept_inputs(place, make),
+            copies=setup.training.augment,
         )
     return _benches[key]
 
@@ -122,7 +124,8 @@ def _train_run(job: GridJob) -> None:
     spec, cell, seed = job.spec, job.cell, job.seed
     bench = bench_of(spec, cell.model)
     tasks, columns = cell_tasks(bench, cell, seed)
-    arm = Arm(cell.name, tasks, cell_training(bench, cell), seed, columns)
+    by = tuple(task for task in bench.setup.tasks if task.adversarial and task.name in cell.balanced_by)
+    arm = Arm(cell.name, tasks, cell_training(bench, cell), seed, columns, by if cell.control == BALANCED else None)
     final = run_path(spec.folder, cell, seed)
     state = spec.folder / STATES / f"{final.name}.ckpt"
 
@@ -159,7 +162,7 @@ def cell_training(bench: PatchBench, cell: GridCell) -> TrainingOptions:
 def cell_tasks(bench: PatchBench, cell: GridCell, seed: int) -> tuple[list[Task], dict[str, NDArray[Any]]]:
     """Return the tasks of a cell, the main task first, and the values that replace the table's."""
     main, *others = bench.setup.tasks
-    if cell.control == RANDOM_TARGET:
+    if cell.control == RANDOM:
         values = random_values(len(bench.used), seed)
         return [main, random_target_task(values, bench.at)], {RANDOM_TARGET: values}
     tasks, columns = [main], {}

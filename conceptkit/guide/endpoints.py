@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.evaluate.clustering import effective_size
 from conceptkit.evaluate.paired import Scored
 from conceptkit.evaluate.scores import Floats
-from conceptkit.evaluate.weighted import empty_cells, scored_weighted
+from conceptkit.evaluate.weighted import empty_cells, row_weights, scored_weighted
 from conceptkit.guide.plan import Plan
 from conceptkit.records import Note
 from conceptkit.tables.patches import PatchTable
@@ -91,6 +92,15 @@ class Endpoints:
     def splits(self, plan: Plan) -> dict[str, Rows]:
         """Return what :func:`evaluated` returns, and the rows of unseen centers where no split has just them."""
         return {**evaluated(plan), **({UNSEEN: self.rows[UNSEEN]} if self.unseen == UNSEEN else {})}
+
+    def effective(self, plan: Plan) -> dict[str, float]:
+        """Return split → effective number of groups under the weights; NaN where these are not defined."""
+        found = {}
+        for name, rows in self.rows.items():
+            groups = np.unique(plan.groups[rows], return_inverse=True)[1]
+            weights = row_weights(plan.codes[rows], self.centers[rows])
+            found[name] = effective_size(np.bincount(groups, weights=weights).astype(np.float64))
+        return found
 
     def score(self, probability: Floats, plan: Plan, threshold: float) -> dict[str, dict[str, Scored]]:
         """Return split → scores of weighted rows; NaN where they are refused.

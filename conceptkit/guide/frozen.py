@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     fitted = _fit(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups)
     logits = np.asarray(fitted.decision_function(scaler.transform(X)), dtype=np.float64).reshape(len(X), -1)
     return read_run(
-        arm.name, arm.seed, Path(), (), arm.tasks, {MAIN: logits}, X.astype(np.float32), bench.plan, bench.reading
+        arm.name, arm.seed, None, (), arm.tasks, {MAIN: logits}, X.astype(np.float32), bench.plan, bench.reading
     )
 
 

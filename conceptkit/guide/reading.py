@@ -174,7 +174,7 @@ class TrainedRun:
 def read_run(
     name: str,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     history: Sequence[Any],
     tasks: Sequence[Task],
     raw: dict[str, Floats],
@@ -214,7 +214,7 @@ def read_run(
     run = GuideRun(
         name=name,
         seed=seed,
-        checkpoint=str(checkpoint),
+        checkpoint="" if checkpoint is None else str(checkpoint),
         metrics=metrics,
         concepts=concepts,
         leakage=leakage,
@@ -275,9 +275,7 @@ def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str,
             if np.isfinite(inside):
                 metrics[split][f"auc_within_{column}"] = inside
         if split in weighted:
-            scores = weighted[split]
-            metrics[split] |= {f"{name}_weighted": score.value for name, score in scores.items()}
-            metrics[split]["effective_groups"] = scores["auc"].effective
+            metrics[split] |= {f"{name}_weighted": score.value for name, score in weighted[split].items()}
     return metrics
 
 

@@ -30,14 +30,17 @@ class GridCell:
     """Of the losses; empty where nothing is trained"""
     model: str = ""
     control: str = ""
-    """Kind of control: ``random target``, ``single task``, ``shuffled concept``, ``confounder only``,
-    ``multimodal``; empty for a model of the grid"""
+    """Kind of control: ``random``, ``shuffled``, ``baseline``, ``balanced``, ``confounder only``, ``multimodal``;
+    empty for a model of the grid. Earlier versions wrote ``random target``, ``shuffled concept``, ``single task``"""
     curve: str = ""
     """``noise`` or ``fraction`` for a point of such a curve"""
     level: float | None = None
     """Share of concept values that were exchanged (noise), or kept (fraction)"""
     base: str = ""
-    """Of ``multimodal``: the single-task cell whose features it takes, and with which it is compared"""
+    """The single-task cell with which it is compared, if that has another main loss or features than its weighting's
+    single task: ``balanced``, or of ``multimodal`` the cell whose features it takes"""
+    balanced_by: tuple[str, ...] = ()
+    """Of ``balanced``: the discouraged categories by which its main loss is balanced"""
 
 
 def reference_cell(cell: GridCell, cells: Sequence[GridCell]) -> str | None:
@@ -45,7 +48,8 @@ def reference_cell(cell: GridCell, cells: Sequence[GridCell]) -> str | None:
     if cell.base:
         return cell.base
     models = (cell.model, "") if cell.model else {c.model for c in cells}
-    single = [c for c in cells if not (c.encourage or c.discourage) and c.weighting and c.model in models]
+    plain = [c for c in cells if not (c.encourage or c.discourage or c.balanced_by)]
+    single = [c for c in plain if c.weighting and c.model in models]
     same = [c for c in single if c.weighting == cell.weighting and not c.curve]
     name = next((c.name for c in (*same, *single)), None)
     return None if name == cell.name else name

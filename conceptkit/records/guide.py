@@ -38,8 +38,8 @@ class GuideRun:
     """Split, ``overall`` for all evaluation splits together, and ``unseen`` for the rows of unseen centers where they
     are not one of the splits → the main task's ``auc``, ``auc_within_COLUMN``, ``f1`` and ``balanced_accuracy`` at the
     ``threshold`` chosen on validation, ``f1_at_half``, ``brier``, ``ece``; of evaluation rows with a center also
-    ``auc_weighted``, ``balanced_accuracy_weighted``, ``brier_weighted``, ``ece_weighted`` and ``effective_groups``
-    (Kish's number under these weights), NaN where a center has no row of a class."""
+    ``auc_weighted``, ``balanced_accuracy_weighted``, ``brier_weighted`` and ``ece_weighted``, NaN where a center has no
+    row of a class."""
     concepts: Mapping[str, Mapping[str, float | None]]
     """Encouraged concept → ``probe`` (fresh probe, held-out) and ``head`` (the run's own head), or ``None``."""
     leakage: Mapping[str, Mapping[str, float | None]]
@@ -86,6 +86,8 @@ class RunsRecord(Record):
     """Concept → unit, where it is known."""
     evaluated_on: str = "internal"
     """The rows on which ``concepts`` and ``leakage`` are measured."""
+    effective_groups: Mapping[str, float] = field(default_factory=dict)
+    """Split → effective number of groups (Kish) of its weighted rows; NaN where weights are not defined."""
 
     @property
     def primary(self) -> Difference | None:

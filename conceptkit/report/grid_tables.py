@@ -239,7 +239,7 @@ def grid_verdicts(record: GridRecord) -> list[Verdict]:
                 mean = record.over_seeds(cell.name, "metrics", split, "auc")[0]
                 text = f"The confounder by itself ({cell.name}) reaches an AUC of {number(mean, digits=3)} on {split}"
                 verdicts.append(verdict("open", text, "This number has no interval"))
-            elif cell.control in ("random target", "shuffled concept"):
+            elif cell.control in ("random", "shuffled", "random target", "shuffled concept"):
                 if side_of(d.mean, d.low, d.high) == "covers":
                     unchanged.append((f"AUC of the control {name} on {split}", d))
                 else:

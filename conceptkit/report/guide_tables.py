@@ -25,8 +25,7 @@ def weighted_table(record: RunsRecord, *, details: bool = False) -> Table:
             row: dict[str, object] = {"split": split, "run": name}
             for metric in WEIGHTED:
                 row |= spread(metric_name(metric), *record.over_seeds(name, "metrics", split, f"{metric}_weighted"))
-            effective = record.over_seeds(name, "metrics", split, "effective_groups")[0]
-            rows.append(row | {f"effective {groups_word(record.group)}": effective})
+            rows.append(row | {f"effective {groups_word(record.group)}": as_float(record.effective_groups.get(split))})
     return make_table(
         "main-task-weighted",
         "Main task, rows weighted by center and label",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from conceptkit.report.judging import MARKS
+
 
 def short(text: str, most: int = 24) -> str:
     """Return ``text`` on one line, its middle left out when it is longer than ``most`` characters."""
@@ -51,3 +53,8 @@ def shared_ends(names: Sequence[Sequence[str]]) -> tuple[int, int]:
     first = next((i for i in range(shared) if len({name[i] for name in names}) > 1), shared)
     shared -= first
     return first, next((i for i in range(shared) if len({name[-1 - i] for name in names}) > 1), shared)
+
+
+def as_symbols(marks: Sequence[str]) -> list[str]:
+    """Return the symbols of marks; other texts as they are."""
+    return [next((symbol for mark, symbol in MARKS.items() if mark == text), text) for text in marks]

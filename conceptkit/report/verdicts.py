@@ -178,8 +178,8 @@ def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     unchanged: list[Difference] = []
     for d in record.differences:
         first = pooled.get(_place(d)) or of_auc.get(_place(d))
-        repeats = d is not first and (d.metric.within or d.metric in ("auc", "auc_weighted"))
-        if d.primary or (repeats and first is not None and _same(d, first)):
+        same_kind = d.metric.within or d.metric in ("auc", "auc_weighted")
+        if d.primary or (first and same_kind and d.metric != first.metric and _same(d, first)):
             continue  # a split with one center would be reported three times
         if side_of(d.mean, d.low, d.high) == "covers":
             unchanged.append(d)
@@ -209,7 +209,7 @@ def primary_verdict(record: RunsRecord) -> list[Verdict]:
     basis += f"; {p_words(d.p)}" if is_finite(d.p) else ""
     sides = {"above": "higher", "below": "lower", "covers": "no clear change"}
     found = sides.get(side_of(d.mean, d.low, d.high), "not established")
-    size = interval(d.mean, d.low, d.high, digits=3, signed=True)
+    size = interval(d.mean, d.low, d.high, digits=3, most=4, signed=True)
     answer = f"Primary contrast, {_what(d)}: {found}, {size} ({basis})"
     return [verdict(difference_mark(d, record.group), answer, few_words(d.n_groups, record.group))]
 

@@ -11,6 +11,7 @@ import torch
 from skimage.measure import label
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+from conceptkit.guide.arms import as_arm
 from conceptkit.guide.discouraging import as_method
 from conceptkit.guide.weighting import Fixed
 from conceptkit.pathology.adapters import Adapted
@@ -46,6 +47,13 @@ def doubled(forward, layer, images):
     finally:
         hook.remove()
     return gradient / 2
+
+
+@as_arm("the main task only, for twice as many epochs")
+def twice(given):
+    """Return a single-task network that is trained for longer."""
+    options = given.options.replace(epochs=2 * given.options.epochs)
+    return given.arm("twice", given.tasks[: given.kept], options=options)
 
 
 @as_method(needs_whole=True)
