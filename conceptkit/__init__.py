@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.probe_arrays import probe_arrays as probe_arrays
     from conceptkit.commands.report import write_report as write_report
     from conceptkit.commands.tile import run_tile as run_tile
+    from conceptkit.commands.vector_network import score_images as score_images
     from conceptkit.errors import InputError as InputError
     from conceptkit.models.guided import GradientReversal as GradientReversal
     from conceptkit.models.guided import GuidedModel as GuidedModel
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from conceptkit.probe.classification import ConceptActivationVector as ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion as ConceptRegion
     from conceptkit.probe.regression import RegressionConceptVector as RegressionConceptVector
+    from conceptkit.probe.vectors import load_vectors as load_vectors
     from conceptkit.records.attribute import AttributeRecord as AttributeRecord
     from conceptkit.records.audit import AuditRecord as AuditRecord
     from conceptkit.records.bags import BagsRecord as BagsRecord
@@ -63,6 +65,7 @@ _HOMES: dict[str, str] = {
     "extract": "conceptkit.commands.extract",
     "load_record": "conceptkit.records.loading",
     "load_study": "conceptkit.tables.study",
+    "load_vectors": "conceptkit.probe.vectors",
     "plot": "conceptkit.report.plotting",
     "predict": "conceptkit.commands.predict",
     "probe_arrays": "conceptkit.commands.probe_arrays",
@@ -70,6 +73,7 @@ _HOMES: dict[str, str] = {
     "run_measure": "conceptkit.commands.measure",
     "run_probe": "conceptkit.options.probe",
     "run_tile": "conceptkit.commands.tile",
+    "score_images": "conceptkit.commands.vector_network",
     "write_report": "conceptkit.commands.report",
 }
 """Public name → its module; a command that writes a record, and the record, come from ``options``"""

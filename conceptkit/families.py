@@ -22,6 +22,7 @@ ADAPTERS: Registry[Any] = Registry(
         **_in("pathology.adapters.pannuke", "pannuke"),
         **_in("pathology.adapters.paper_hdf5", paper="paper_table"),
         **_in("pathology.adapters.coords", coords="coords_table"),
+        **_in("pathology.adapters.qupath", qupath="qupath_objects"),
     },
 )
 """Functions from a published layout of data to a patch table, see :mod:`conceptkit.pathology.adapters`; each is a
@@ -58,18 +59,42 @@ DISTURBANCES: Registry[Any] = Registry(
 )
 """Ways to disturb a patch by a known amount, applied in this order"""
 
+ENCODERS: Registry[Any] = Registry(
+    "encoders",
+    {
+        **_in("models.presets", "uni", "uni2-h", "conch", **{"conch-v1.5": "conch_v1_5"}),
+        **_in("models.presets", "virchow", "virchow2", "h-optimus-0", "h-optimus-1", "h0-mini", "prov-gigapath"),
+        **_in("models.presets", "phikon", "phikon-v2", "hibou-l", "midnight"),
+    },
+    member="conceptkit.models.presets:Preset",
+)
+"""Encoders that ``--model`` opens by name, see :class:`conceptkit.models.presets.Preset`"""
+
 MEASURES: Registry[Any] = Registry(
     "measures",
-    _in(
-        "pathology.measures",
-        *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
-        *("nuclear_share", "area_sd_px", "area_sd_um2", "eccentricity", "solidity", "hematoxylin", "hematoxylin_sd"),
-        *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
-        *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
-        *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
-        *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
-        *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
-    ),
+    {
+        **_in(
+            "pathology.measures",
+            *("count", "area_px", "area_um2", "contrast", "correlation", "homogeneity", "asm", "density_mm2"),
+            *("nuclear_share", "area_sd_px", "area_sd_um2", "eccentricity", "solidity"),
+            *("hematoxylin", "hematoxylin_sd"),
+            *("nuclei_contrast", "nuclei_correlation", "nuclei_homogeneity", "nuclei_asm"),
+            *("neighbour_px", "neighbour_um", "neighbour_sd_px"),
+            *("stain_h_r", "stain_h_g", "stain_h_b", "stain_e_r", "stain_e_g", "stain_e_b"),
+            *("lab_l", "lab_a", "lab_b", "lab_l_sd", "lab_a_sd", "lab_b_sd"),
+            *("ink", "blur", "jpeg_blocks", "jpeg_quality"),
+        ),
+        **_in("pathology.quality", "background", "blur_share", "folds"),
+        **_in(
+            "pathology.typed_measures",
+            *("neoplastic_count", "neoplastic_density_mm2", "neoplastic_share", "neoplastic_area_um2"),
+            *("inflammatory_count", "inflammatory_density_mm2", "inflammatory_share", "inflammatory_area_um2"),
+            *("connective_count", "connective_density_mm2", "connective_share", "connective_area_um2"),
+            *("dead_count", "dead_density_mm2", "dead_share", "dead_area_um2"),
+            *("epithelial_count", "epithelial_density_mm2", "epithelial_share", "epithelial_area_um2"),
+            *("infiltration_30um", "inflammatory_distance_um"),
+        ),
+    },
     member="conceptkit.pathology.batch:PatchMeasure",
 )
 """Concepts that are computed from patches, see :func:`conceptkit.pathology.batch.as_measure`"""
@@ -78,6 +103,7 @@ NUCLEI: Registry[Any] = Registry(
     "nuclei",
     {
         **_in("pathology.hematoxylin", hematoxylin="open_hematoxylin"),
+        **_in("pathology.compact", compact="open_compact"),
         **_in("pathology.maskrcnn", maskrcnn="open_maskrcnn"),
     },
 )
@@ -90,7 +116,11 @@ every step) to an optimizer"""
 
 POOLINGS: Registry[Any] = Registry(
     "poolings",
-    _in("models.pooling", gap="mean", max="maximum", flatten="flatten", cls="class_token", tokens="token_mean"),
+    _in(
+        "models.pooling",
+        **{"gap": "mean", "max": "maximum", "flatten": "flatten"},
+        **{"cls": "class_token", "tokens": "token_mean", "cls-tokens": "class_and_tokens"},
+    ),
 )
 """Functions from a layer's output and its :class:`~conceptkit.models.pooling.View` to one row per image, (n, d)"""
 
@@ -127,7 +157,7 @@ gradients of ``jd-…`` are aggregated as well"""
 FAMILIES: Mapping[str, Registry[Any]] = {
     registry.family: registry
     for registry in (
-        *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, POOLINGS, ATTRIBUTIONS, PROBES),
+        *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, ENCODERS, POOLINGS, ATTRIBUTIONS, PROBES),
         *(ARMS, WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES),
     )
 }

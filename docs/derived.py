@@ -4,6 +4,8 @@
 ```
 ```{options} audit
 ```
+```{encoders}
+```
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 import conceptkit
+from conceptkit.families import ENCODERS
 from conceptkit.options import COMMANDS
 from conceptkit.options.base import Described, described
 from conceptkit.registry import load
@@ -56,10 +59,27 @@ class Options(Directive):
                 for one in map(_Row, described(command))
             ]
             summary = (command.__doc__ or "").partition("\n\n")[0]
-            found.append(nodes.rubric("", "", nodes.literal(text=f"conceptkit {name}"), ids=[f"options-{name}"]))
+            found.append(
+                nodes.rubric(
+                    "", "", nodes.literal(text=f"conceptkit {name}"), ids=[f"options-{name.replace(' ', '-')}"]
+                )
+            )
             found.append(nodes.paragraph("", summary))
             found.append(_table(["option", "", "default"], rows, [25, 60, 15]))
         return found
+
+
+class Encoders(Directive):
+    """Tabulate the encoders that ``--model`` opens by name."""
+
+    def run(self) -> list[nodes.Node]:
+        titles = ["--model", "repository", "µm/px", "pixels", "features", "pooling", "licence", "source"]
+        rows = []
+        for name, one in ENCODERS.items():
+            pool = f"needs {one.package}" if one.package else one.pool
+            cells = [one.repository, f"{one.mpp:g}", str(one.size), str(one.width), pool, one.licence, one.source]
+            rows.append([[nodes.literal(text=name)], *([nodes.Text(cell)] for cell in cells)])
+        return [_table(titles, rows, [12, 20, 6, 6, 7, 12, 15, 22])]
 
 
 class _Row:
@@ -90,4 +110,5 @@ def _row(cells: list[list[nodes.Node]]) -> nodes.row:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("files", Files)
     app.add_directive("options", Options)
+    app.add_directive("encoders", Encoders)
     return {"parallel_read_safe": True}

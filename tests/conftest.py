@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, before NumPy and tor
 
 import pytest
 from hypothesis import settings
+from qupath_files import write_place
 from report_records import flat_projections
 from small_study import small_table, write_study
 
@@ -95,3 +96,9 @@ def table(embedded):
 def study(tmp_path_factory, table):
     """Its study file, in a folder of its own."""
     return write_study(tmp_path_factory.mktemp("small"), table)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a slide, a patch table of twelve tiles, and nuclei in two of them."""
+    return write_place(tmp_path_factory.mktemp("qupath"))

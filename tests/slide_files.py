@@ -64,6 +64,50 @@ def write_slide(path, levels, *, tile=128, mpp=0.5, **options):
     return path
 
 
+SCN_CORNER, SCN_SIZE = (512, 256), (1024, 768)
+"""Corner and size of the scanned area of :func:`write_scn`."""
+
+
+def write_scn(folder):
+    """Write a Leica SCN whose scanned area begins at (512, 256): tissue in its left half, 512 x 768 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "case.scn"
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(228, 240, (768, 1024, 3), dtype=np.uint8)
+    pixels[:, :512] = rng.integers(0, 20, (768, 512, 3)) + np.array((200, 120, 170))
+    nm = 500
+
+    def image(name, size, view, corner, first, power):
+        dimensions = "".join(
+            f'<dimension r="{k}" ifd="{first + k}" sizeX="{size[0] >> k}" sizeY="{size[1] >> k}" />'
+            for k in range(3 if first else 1)
+        )
+        return (
+            f'<image name="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="m" version="1" />'
+            f'<pixels sizeX="{size[0]}" sizeY="{size[1]}">{dimensions}</pixels><view sizeX="{view[0] * nm}" '
+            f'sizeY="{view[1] * nm}" offsetX="{corner[0] * nm}" offsetY="{corner[1] * nm}" spacingZ="0" />'
+            f"<scanSettings><objectiveSettings><objective>{power}</objective></objectiveSettings>"
+            "<illuminationSettings><numericalAperture>0.4</numericalAperture>"
+            "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    glass = (2048, 2048)
+    description = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0">'
+        f'<collection name="c" uuid="urn:uuid:1" sizeX="{glass[0] * nm}" sizeY="{glass[1] * nm}"><barcode />'
+        + image("macro", (256, 256), glass, (0, 0), 0, 0.6)
+        + image("main", (1024, 768), (1024, 768), (512, 256), 1, 20)
+        + "</collection></scn>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        macro = np.full((256, 256, 3), 230, np.uint8)
+        file.write(macro, tile=(128, 128), photometric="rgb", description=description, metadata=None)
+        for step in (1, 2, 4):
+            level = np.ascontiguousarray(pixels[::step, ::step])
+            file.write(level, tile=(128, 128), photometric="rgb", metadata=None)
+    return path
+
+
 def write_dicom(folder, image, factors, *, series):
     """Write a pyramid as a DICOM series, one file per level; OpenSlide opens each of them as the whole slide."""
     folder.mkdir(parents=True, exist_ok=True)

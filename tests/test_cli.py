@@ -23,7 +23,7 @@ import conceptkit as ck
 from conceptkit.cli import app, console
 from conceptkit.commands import probe as probing
 from conceptkit.errors import InputError
-from conceptkit.options import COMMANDS
+from conceptkit.options import COMMANDS, GROUPS
 from conceptkit.options.base import name_list
 from conceptkit.records import ProbeRecord, load_record
 from conceptkit.registry import load
@@ -190,12 +190,15 @@ def test_a_page_is_not_written_over_a_record(probed, here):
 
 
 def test_every_command_ends_its_help_with_an_example_that_it_understands():
-    commands = typer.main.get_command(app).commands
+    commands = dict(typer.main.get_command(app).commands)
+    del commands["adapt"]
+    for group in GROUPS:
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     examples = {name: load(place).example for name, place in COMMANDS.items()}
-    assert set(examples) == {name for name in commands if name != "adapt"}
+    assert set(examples) == set(commands)
     for name, example in examples.items():
-        first, *arguments = shlex.split(example)
-        assert first == name
+        arguments = shlex.split(example)[len(name.split()) :]
+        assert example.startswith(f"{name} ")
         assert f"Example: conceptkit {example}" == commands[name].epilog
         commands[name].make_context(name, arguments)  # parsed, not run
     with pytest.raises(typer.exceptions.TyperException):

@@ -27,6 +27,7 @@ from conceptkit.errors import InputError
 from conceptkit.families import FAMILIES
 from conceptkit.guide.aggregation import AGGREGATORS
 from conceptkit.guide.arms import Conditions
+from conceptkit.models.backbones import open_backbone
 from conceptkit.models.guided import MAIN, Task
 from conceptkit.models.pooling import View
 from conceptkit.options.training import TrainingOptions
@@ -101,6 +102,9 @@ def test_the_page_of_families_lists_every_member(capsys):
 # One suite per family
 
 
+KINDS = {1: "neoplastic", 2: "lymphocyte"}
+
+
 def patches(n=4, side=48):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
@@ -116,10 +120,10 @@ def test_a_measure_gives_one_number_per_patch_whatever_the_others_are(name):
     assert member.name == name
     assert all((member.unit, member.source, member.meaning.endswith(".")))
     images, masks = patches()
-    values = measure(images, masks, 0.5, names=name, jpeg_quality=80)[name]
+    values = measure(images, masks, 0.5, names=name, jpeg_quality=80, types=KINDS)[name]
     assert values.shape == (4,)
     assert values.dtype == np.float64
-    turned = measure(images[::-1], masks[::-1], 0.5, names=name, jpeg_quality=80)[name]
+    turned = measure(images[::-1], masks[::-1], 0.5, names=name, jpeg_quality=80, types=KINDS)[name]
     np.testing.assert_allclose(turned[::-1], values, rtol=1e-6)
 
 
@@ -201,6 +205,23 @@ def test_a_pooling_gives_one_row_per_image_in_new_memory(name):
         assert rows.data_ptr() != x.data_ptr()
         torch.testing.assert_close(pool(x[1:2], view), rows[1:2])
     assert done
+
+
+@members("encoders")
+def test_an_encoder_states_how_its_authors_use_it(name):
+    one = families.ENCODERS[name]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", one.repository)
+    assert one.licence
+    assert one.source
+    assert 0.1 <= one.mpp <= 2
+    assert one.width > 0 < one.size
+    assert all(0 < value < 1 for value in (*one.mean, *one.std))
+    if one.package:  # timm cannot open it, and the sentence says what can
+        with pytest.raises(InputError, match=rf"not a timm network, it needs the package {one.package}; .* --features"):
+            open_backbone(name)
+    else:
+        assert one.pool in families.POOLINGS
+        json.dumps(dict(one.arguments))  # checkpoints state them
 
 
 @members("attributions")

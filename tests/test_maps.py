@@ -166,8 +166,18 @@ def mosaic(table, study, tmp_path_factory):
 def test_the_command_draws_a_picture_per_image(checkpoint, mosaic, tmp_path):
     maps = tmp_path / "maps"
     args = ["predict", str(checkpoint), "--table", str(mosaic), "--out", str(tmp_path / "p.csv"), "--map", str(maps)]
+    args += ["--qupath", str(tmp_path / "viewer")]
     result = CliRunner().invoke(app, [*args, "--json", str(tmp_path / "r.json")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    given = pd.read_csv(tmp_path / "p.csv").set_index("patch_id")
+    for feature in json.loads((tmp_path / "viewer" / "two.png.geojson").read_text())["features"]:
+        row, about = given.loc[feature["properties"]["name"]], feature["properties"]["measurements"]
+        assert feature["geometry"]["coordinates"][0][2] == [row["x"] + 96, row["y"] + 96]
+        assert about["probability_tumor"] == row["probability_tumor"]
+        assert next(about[name] for name in about if name.startswith("count_predicted")) == row["count_predicted"]
+    refused = CliRunner().invoke(app, args)
+    assert "qupath: " in refused.output
+    assert "exists and is not an empty folder" in refused.output
     assert sorted(p.name for p in maps.iterdir()) == ["one.png", "two.png"]
     assert json.loads((tmp_path / "r.json").read_text())["maps"] == str(maps)
     # The tissue is in the picture: without its file the picture is another, and still drawn.

@@ -152,4 +152,4 @@ def test_what_cannot_be_trained_on():
         with pytest.raises(InputError, match=sentence):
             train_maskrcnn([image] * 2, labels, **options)
     with pytest.raises(InputError, match="device: must be auto"):
-        maskrcnn._device("gpux")
+        maskrcnn.device_of("gpux")

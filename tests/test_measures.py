@@ -259,14 +259,16 @@ def test_flat_patches_survive(name):
         flat = np.full((1, 24, 24, 3), level, dtype=np.uint8)
         masks = np.zeros((1, 24, 24), dtype=np.uint8)
         masks[0, 4:9, 4:9] = 1
-        value = measure(flat, masks, 0.5, names=name, jpeg_quality=90)[name]
+        value = measure(flat, masks, 0.5, names=name, jpeg_quality=90, types={1: "neoplastic"})[name]
         assert value.shape == (1,)
         assert not np.isinf(value).any()
 
 
 def test_groups_stand_for_several():
     assert spell_out("core") == CORE
-    assert check_names("all") == tuple(MEASURES)
+    typed = spell_out("typed")
+    assert {MEASURES[name].needs for name in typed} == {"types", "types+mpp"}
+    assert check_names("all") == tuple(name for name in MEASURES if name not in typed)
     assert all(MEASURES[name].level == "acquisition" for name in spell_out("nuisances"))
     assert {m.level for m in MEASURES.values()} == {"nucleus", "patch", "acquisition"}
 

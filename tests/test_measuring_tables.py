@@ -179,8 +179,10 @@ def test_found_nuclei_take_the_place_of_masks(folder):
     path, *_ = folder
     made = run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count")
     assert "Nuclei were found by hematoxylin" in made.notes[0]
-    with pytest.raises(InputError, match="masks-out: needs a list of images"):
-        run_measure(path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", masks_out=path / "masks")
+    kept = run_measure(
+        path / "t.csv", out=path / "m.csv", nuclei="hematoxylin", names="count", masks_out=path / "masks"
+    )
+    assert all((path / name).is_file() for name in kept.table["mask"])
 
 
 def test_outliers_that_rule_a_measure_are_told(tmp_path):

@@ -160,7 +160,7 @@ def test_the_best_set_is_the_best_of_all_sets():
 
 
 def test_methods_and_names():
-    assert set(families.NUCLEI) == {"hematoxylin", "maskrcnn"}
+    assert set(families.NUCLEI) == {"compact", "hematoxylin", "maskrcnn"}
     with pytest.raises(InputError, match="near names: hematoxylin"):
         nuclei.open_method("hematoxilin")
     with pytest.raises(InputError, match="nuclei-weights: maskrcnn needs the checkpoint"):

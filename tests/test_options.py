@@ -78,7 +78,7 @@ def test_every_option_reaches_its_field(monkeypatch, tmp_path, command, name):
     cls = CLASSES[command]
     monkeypatch.setattr(cls, "run", run)
     words, wanted = arguments(cls, name)
-    result = CliRunner().invoke(app, [command, *words])
+    result = CliRunner().invoke(app, [*command.split(), *words])
     assert isinstance(result.exception, RanError), result.output
     value = getattr(seen[0], name)
     assert (str(value) if isinstance(value, Path) else value) == wanted
@@ -182,7 +182,10 @@ def test_settings_hold_every_option_and_make_the_same_command(command):
 @pytest.mark.parametrize("command", CLASSES)
 def test_help_shows_defaults_and_choices(command):
     cls = CLASSES[command]
-    parameters = {p.name: p for p in typer.main.get_command(app).commands[command].params}
+    line = typer.main.get_command(app)
+    for word in command.split():
+        line = line.commands[word]
+    parameters = {p.name: p for p in line.params}
     for one in described(cls):
         shown = parameters[one.name]
         assert shown.help == one.help.replace("`", "")

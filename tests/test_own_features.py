@@ -203,7 +203,7 @@ def broken(folder, frame, kind):
         ("twice", "has the same coords more than once"),
         ("row", r"names row 3\d of .*, which has 30"),
         ("empty", "every row needs a file, 1 have none"),
-        ("text", r"must be .h5, .hdf5, .npy, .parquet, .pq, got S0\.csv"),
+        ("text", r"must be .h5, .hdf5, .pt, .pth, .npy, .parquet, .pq, got S0\.csv"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path, concepts, matrix, kind, told):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import conceptkit as ck
 from conceptkit.commands.given_arrays import check_same_order, given_column, given_features, given_labels
 from conceptkit.errors import InputError
-from conceptkit.features.own_files import read_features, with_features
+from conceptkit.features.own_files import read_features
+from conceptkit.features.slide_files import with_features
 from conceptkit.pathology.adapters.image_folder import image_folder
 from conceptkit.probe.usable import usable_target
 from conceptkit.tables.patches import load_table

@@ -329,7 +329,9 @@ def test_rows_taken_up_in_blocks_are_validated_alike(within, monkeypatch):
     monkeypatch.setattr(permutation, "_ROWS_AT_ONCE", 20)
     [found] = validate(X, [target], **how)
     for name, value in vars(expected).items():
-        if isinstance(value, str | dict) or value is None:
+        if name == "refits":
+            np.testing.assert_allclose(found.refits.score.deleted, value.score.deleted, rtol=1e-8)
+        elif isinstance(value, str | dict) or value is None:
             assert getattr(found, name) == value
         else:
             np.testing.assert_allclose(getattr(found, name), value, rtol=1e-8, err_msg=name)

@@ -13,8 +13,10 @@ from conceptkit.cli.command import command_line
 from conceptkit.cli.console import OneSentence
 from conceptkit.cli.guide import LINES
 from conceptkit.cli.printing import SHOWS
-from conceptkit.options import COMMANDS
+from conceptkit.options import COMMANDS, GROUPS
 from conceptkit.registry import load
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="conceptkit",
@@ -22,7 +24,7 @@ app = typer.Typer(
     help="Measure which human concepts a neural network encodes, and retrain it to rely on some and ignore others.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_SETTINGS,
 )
 
 
@@ -38,10 +40,16 @@ def _version(
         raise typer.Exit
 
 
+_groups = {
+    name: typer.Typer(help=text, no_args_is_help=True, context_settings=_SETTINGS) for name, text in GROUPS.items()
+}
 for name, place in COMMANDS.items():
     options = load(place)
     line = LINES.get(name) or command_line(options, SHOWS.get(name))
-    app.command(name, epilog=f"Example: conceptkit {options.example}")(line)
+    group, _, own = name.rpartition(" ")
+    (_groups[group] if group else app).command(own, epilog=f"Example: conceptkit {options.example}")(line)
+for name, several in _groups.items():
+    app.add_typer(several, name=name, rich_help_panel="Commands")
 app.add_typer(adapt, rich_help_panel="Commands")
 
 

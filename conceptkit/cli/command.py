@@ -64,7 +64,7 @@ def command_line(
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__name__ = cls.name.replace("-", "_")
+    run.__name__ = cls.name.replace("-", "_").replace(" ", "_")
     run.__doc__ = (cls.__doc__ or "").partition("\n\n")[0]
     return run
 
@@ -137,7 +137,7 @@ def invoke(
     with sentences(debug), cache_folder(given.pop("cache_dir", None)), reading_console(json) as console:
         options = make(**_values(described_options, given))
         where: dict[str, Any] = {}
-        if "study" in about:
+        if "study" in about and (about["study"] is not None or getattr(options, "needs_study", True)):
             from conceptkit.runs.opening import find_study
 
             where["study"] = find_study(about["study"], getattr(options, "table", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,17 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from conceptkit.commands.doctor import Examination
+    from conceptkit.commands.encoders import Encoders
     from conceptkit.commands.extract import Extracted, NetworkLayers
     from conceptkit.commands.init import Started
+    from conceptkit.commands.nuclei import NucleiScored, NucleiTrained
     from conceptkit.commands.predict import Predicted
     from conceptkit.commands.report import Demonstrated, Reported
     from conceptkit.commands.splits import SplitCounts
     from conceptkit.commands.status import RunStatus
     from conceptkit.commands.tile import Tiled
     from conceptkit.pathology.measuring import Measured
+    from conceptkit.pathology.viewers.exporting import Exported
 
 from conceptkit.cli.console import show_record
 
@@ -45,6 +49,42 @@ def show_measured(console: Console, measured: Measured) -> None:
     console.print(f"{len(measured.table)} patches written to {escape(measured.path)}")
 
 
+def show_nuclei_trained(console: Console, trained: NucleiTrained) -> None:
+    """Print what ``nuclei train`` came to."""
+    _show_notes(console, trained.notes)
+    before = "" if math.isnan(trained.before) else f", {trained.before:.3f} before the training"
+    console.print(
+        f"{trained.score} {trained.aji:.3f} on {len(trained.validation)} validation images{before} "
+        f"(step {trained.best_step} of {trained.steps}, {len(trained.training)} training images)"
+    )
+    console.print(f"weights written to {escape(trained.path)}")
+
+
+def show_nuclei_scored(console: Console, scored: NucleiScored) -> None:
+    """Print the scores of ``nuclei score``."""
+    names = {"aji": "AJI", "dice": "Dice", "pq": "PQ", "f1": "F1 at IoU 0.5", "r": "count r", "bias": "count bias"}
+    grid = Table(title=f"Nuclei by {escape(scored.method)} against the annotated ones", title_justify="left")
+    for column in (scored.by or "", "images", *names.values()):
+        grid.add_column(escape(column))
+    for group, values in scored.groups.items():
+        cells = [
+            "–" if math.isnan(values[n]) else f"{values[n]:+.0%}" if n == "bias" else f"{values[n]:.3f}" for n in names
+        ]
+        if group:
+            grid.add_row(escape(group), f"{values['images']:.0f}", *cells)
+    total = scored.groups[""]
+    cells = ["–" if math.isnan(total[n]) else f"{total[n]:+.0%}" if n == "bias" else f"{total[n]:.3f}" for n in names]
+    grid.add_row("all", f"{total['images']:.0f}", *cells, style="bold")
+    console.print(grid)
+    worst = scored.rows.dropna(subset="aji").nsmallest(3, "aji")
+    lowest = (f"{escape(name)} {aji:.3f}" for name, aji in zip(worst["image_id"], worst["aji"], strict=True))
+    console.print(f"lowest AJI: {', '.join(lowest)}")
+    _show_notes(console, scored.notes)
+    for place in (scored.path, scored.figure):
+        if place is not None:
+            console.print(f"written: {escape(place)}")
+
+
 def show_extracted(console: Console, extracted: Extracted) -> None:
     """Print what ``extract`` wrote."""
     found = extracted.activations
@@ -68,6 +108,24 @@ def show_layers(console: Console, found: NetworkLayers) -> None:
         console.print(f"{found.hidden} more inside these: --all", style="dim")
 
 
+def show_encoders(console: Console, found: Encoders) -> None:
+    """Print the encoders by name."""
+    grid = Table(title="Encoders by name, as their authors use them", title_justify="left")
+    for column in ("--model", "repository", "µm/px", "pixels", "features", "pooling", "licence"):
+        grid.add_column(column, overflow="fold")
+    for name, one in found.presets.items():
+        pool = f"needs {one.package}" if one.package else one.pool
+        grid.add_row(
+            *map(escape, (name, one.repository, f"{one.mpp:g}", str(one.size), str(one.width), pool, one.licence))
+        )
+    console.print(grid)
+    console.print(
+        "Most repositories are gated: request access on the repository's page at huggingface.co, then set HF_TOKEN. "
+        "An encoder that needs another package is not opened; extract its features and set --features.",
+        style="dim",
+    )
+
+
 def show_predicted(console: Console, predicted: Predicted) -> None:
     """Print what ``predict`` wrote."""
     columns, options = escape(", ".join(predicted.columns)), predicted.options
@@ -79,6 +137,19 @@ def show_predicted(console: Console, predicted: Predicted) -> None:
         console.print(escape(note), style="bold yellow")
     if options.maps:
         console.print(f"maps drawn in {escape(str(options.maps))}")
+    if options.qupath:
+        console.print(f"GeoJSON for QuPath written to {escape(str(options.qupath))}")
+
+
+def show_exported(console: Console, exported: Exported) -> None:
+    """Print what ``qupath`` wrote."""
+    _show_notes(console, exported.notes)
+    objects = " and ".join(f"{n:,} {w}" for n, w in ((exported.tiles, "tiles"), (exported.nuclei, "nuclei")) if n)
+    out = escape(str(exported.out))
+    images = f"{len(exported.images)} image{'s' * (len(exported.images) != 1)}"
+    console.print(f"{objects or '0 objects'} of {images} written to {out}")
+    if (exported.out / "import.groovy").is_file():
+        console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 
 
 def show_splits(console: Console, counted: SplitCounts) -> None:
@@ -169,9 +240,13 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "predict": show_predicted,
     "tile": show_tiled,
     "measure": show_measured,
+    "nuclei train": show_nuclei_trained,
+    "nuclei score": show_nuclei_scored,
+    "qupath": show_exported,
     "splits": show_splits,
     "extract": show_extracted,
     "layers": show_layers,
+    "encoders": show_encoders,
     "report": show_report,
     "demo": show_demo,
     "init": show_started,

@@ -18,6 +18,7 @@ from conceptkit.attribution.maps import move_along
 from conceptkit.attribution.outputs import Output, choose_outputs, watch_outputs
 from conceptkit.attribution.sensitivity import Layout, check_layer, check_pool, pooled_gradients
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
 from conceptkit.features.sources import Features, open_features
@@ -90,6 +91,7 @@ def attribute(
     check_pool(options.pool)
     device = choose_device(options.device)
     plan = _plan(options, study)
+    check_export(plan.table.frame.columns, options.qupath)
     folder = run_folder(out, options.name)
     table, rows = plan.table, plan.rows
     features = open_features(
@@ -105,6 +107,7 @@ def attribute(
     images = ImageReader(table, backbone, device, options.batch_size)
     drawer = MapDrawer(folder=folder, maps=options.maps, pool=options.pool, units=plan.study.units)
     found: list[AttributeRow] = []
+    patches: dict[str, NDArray[np.float64]] = {}
     moved: list[Moved] = []
     with ieee_float32():
         backbone.module.to(device)
@@ -123,6 +126,8 @@ def attribute(
                 analysis = _analyse(options, plan, X[at], G[:, at], target, at)
                 found += _rows(options, plan, backbone, layer, analysis, outputs)
                 moved += _moved(options, backbone, module, layer, analysis.fitted, outputs, images)
+                if options.qupath is not None:
+                    patches |= _on_patches(plan, layer, analysis, X[at], G[:, at], outputs)
                 drawer.draw(backbone, module, layer, analysis, X[at], images, table.groups(plan.study.group))
             if progress is not None:
                 progress(f"concepts at {layer}", len(plan.targets), len(plan.targets))
@@ -148,6 +153,9 @@ def attribute(
         figures=tuple(drawer.names),
     )
     drawer.save()
+    if options.qupath is not None:
+        kept = plan.table.frame.iloc[rows].assign(**{name: values[rows] for name, values in patches.items()})
+        export_patches(kept, plan.table.folder, options.qupath, units=plan.study.units)
     write_context(folder, table, plan.study, rows, concepts=names_kept(plan.study, table, plan.concepts))
     record.save(folder)
     return record
@@ -230,6 +238,33 @@ def _analyse(
         permutations=options.permutations,
         seed=options.seed,
     )
+
+
+def _on_patches(
+    plan: _Plan,
+    layer: str,
+    analysis: Analysis,
+    X: NDArray[np.float64],
+    G: NDArray[np.float64],
+    outputs: Sequence[Output],
+) -> dict[str, NDArray[np.float64]]:
+    """Return name → what a map shows of every row of the table, not a number outside of the concept's rows.
+
+    ``C at LAYER`` is the concept as its vector, fitted on these rows, predicts it; ``OUTPUT per C at LAYER`` the
+    change of an output per unit of the concept along its pattern.
+    """
+    fitted, maps = analysis.fitted, {}
+    predicted = X @ fitted.found.vectors + fitted.intercepts
+    for column, name in enumerate(fitted.classes):
+        concept = fitted.target.name if name is None else f"{fitted.target.name}: {name}"
+        per_unit = {
+            f"{out.name} per {concept}": g @ fitted.found.patterns[:, column] for out, g in zip(outputs, G, strict=True)
+        }
+        for what, values in {concept: predicted[:, column], **per_unit}.items():
+            whole = np.full(len(plan.table), np.nan)
+            whole[fitted.target.rows] = values
+            maps[f"{what} at {layer}"] = whole
+    return maps
 
 
 def _default_split(table: PatchTable, study: Study, guided: bool) -> str:

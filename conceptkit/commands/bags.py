@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_seeds
 from conceptkit.evaluate.intervals import auc_interval
 from conceptkit.evaluate.paired import mean_interval, scored_auc_within
@@ -45,6 +46,9 @@ from conceptkit.tables.study import Study
 
 ATTENTION_FILE = "attention.csv"
 """Name of the file in a run folder with the attention to each patch, a column per network"""
+
+_PLACE = ("slide", "image", "x", "y", "size", "side", "mpp")
+"""Columns that say where a patch lies"""
 
 MADE_SLIDES = (
     f"Bags are slides made of each patient's patches ({SLIDE}): patients of the evaluation splits have tumor in "
@@ -80,6 +84,7 @@ def bags(
     training = _training(options)
     folder = run_folder(out, options.name)
     opened = _open(study, options)
+    check_export(opened.table.frame.columns, options.qupath)
     table, plan = opened.table, opened.plan
     reading = Reading.of(
         opened.bags.table, opened.study, plan, *signed_names(opened.tasks), options.folds, options.within
@@ -114,7 +119,10 @@ def bags(
     if options.attention != "mean" and opened.bags.positive is not None:
         scores = [score for run in trained for score in _attention_scores(opened, run, attention[run.label])]
         record = dataclasses.replace(record, attention=tuple(scores))
-    write_atomically(folder / ATTENTION_FILE, _attention_csv(table, bench, attention))
+    used = _attention_table(table, bench, attention)
+    write_atomically(folder / ATTENTION_FILE, str(used.to_csv(index=False)))
+    if options.qupath is not None:
+        export_patches(used, table.folder, options.qupath)
     record.save(folder)
     return record
 
@@ -126,7 +134,7 @@ def _training(options: Bags) -> TrainingOptions:
 
 
 def _open(study: Any, options: Bags) -> _Opened:
-    opened, table = open_source(options, study)
+    opened, table = open_source(options, study, per="patch")
     opened = opened.replace(label=options.label)
     by, positive, notes = options.by, options.positive, []
     if by is None and opened.synthetic and opened.label == "label" and positive is None:
@@ -284,8 +292,8 @@ def _attention_scores(opened: _Opened, run: TrainedRun, weights: NDArray[np.floa
         )
 
 
-def _attention_csv(data: PatchTable, bench: BagBench, attention: Mapping[str, NDArray[np.float64]]) -> str:
-    """Return each used patch with its bag, split, label and attention, as CSV."""
+def _attention_table(data: PatchTable, bench: BagBench, attention: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
+    """Return each used patch with its place, bag, split, label and attention."""
     rows = np.concatenate(bench.used_members)
     bag_of = np.repeat(bench.used, [len(members) for members in bench.used_members])
     table, frame = bench.data.frame, data.frame.iloc[rows]
@@ -293,7 +301,7 @@ def _attention_csv(data: PatchTable, bench: BagBench, attention: Mapping[str, ND
         "patch_id": frame["patch_id"].to_numpy(),
         "bag": table["patch_id"].to_numpy()[bag_of],
         "split": table[bench.study.splits.column].to_numpy()[bag_of],
-        **{c: frame[c].to_numpy() for c in ("slide", "x", "y", bench.study.label) if c in frame},
+        **{c: frame[c].to_numpy() for c in (*_PLACE, bench.study.label) if c in frame},
         **{f"attention_{run}": values[rows] for run, values in attention.items()},
     }
-    return str(pd.DataFrame(columns).to_csv(index=False))
+    return pd.DataFrame(columns)

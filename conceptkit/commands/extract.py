@@ -61,7 +61,7 @@ class Extracted:
             "rows_written": found.rows_written,
             "skipped": [{"what": what, "reason": reason} for what, reason in found.skipped],
             "layers": {name: rows.shape[1] for name, rows in found.layers.items()},
-            "pool": self.options.pool,
+            "pool": found.provenance["pool"],
             "dtype": self.options.dtype,
             "weights_sha256": found.provenance["weights"],
             "notes": list(found.notes),
@@ -132,7 +132,7 @@ def _extract(options: Extract, table: PatchTable, progress: Progress | None, not
         for note in notes:
             notify(note)
     reading: dict[str, Any] = {
-        "pool": options.pool,
+        "pool": features.pool,
         "batch_size": options.batch_size,
         "autocast": options.autocast,
     }

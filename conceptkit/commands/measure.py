@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import held
 from conceptkit.jobs import Engine
@@ -15,6 +16,8 @@ from conceptkit.options.base import Notify, Progress
 from conceptkit.options.measure import Measure
 from conceptkit.pathology.measuring import Measured, Segmentation, check_out, measure_images, write_table
 from conceptkit.pathology.measuring_tables import is_patch_table, measure_table
+from conceptkit.pathology.nucleus_rows import NucleusTable
+from conceptkit.pathology.quality import read_conditions
 from conceptkit.pathology.resuming import parts_folder
 from conceptkit.runs.opening import at_stage
 
@@ -47,6 +50,13 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
     engine = Engine(options.engine, options.workers, options.scheduler)
     check_out(out)
     check_place("out", out)
+    conditions = read_conditions(options.exclude)
+    if options.contours and options.nuclei_out is None:
+        raise InputError("contours: needs --nuclei-out FILE.")
+    table = None if options.nuclei_out is None else NucleusTable(Path(options.nuclei_out), options.contours)
+    if table is not None:
+        check_place("nuclei-out", table.out)
+    check_export(None, options.qupath)
     parts = parts_folder(out)
     with held(parts):
         if is_patch_table(images):
@@ -62,10 +72,16 @@ def measure(options: Measure, *, progress: Progress | None = None, notify: Notif
             engine=engine,
             progress=None if progress is None else at_stage(progress, stage),
             parts=parts,
+            nuclei_out=table,
+            conditions=conditions,
+            type_names=options.type_names,
         )
         write_table(measured.table, out)
         if not measured.skipped:
             shutil.rmtree(parts, ignore_errors=True)  # nothing is left to be resumed
+    if options.qupath is not None:
+        cells = options.masks_out if table is None else table.out
+        export_patches(measured.table, out.parent, options.qupath, nuclei=cells)
     return dataclasses.replace(measured, source=images.stem, path=str(options.out))
 
 

@@ -17,6 +17,8 @@ from scipy.special import expit, softmax
 from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
 from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.commands.predict_features import feature_outputs
+from conceptkit.commands.predict_vectors import predict_vectors
+from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError
 from conceptkit.features import activations
 from conceptkit.images.decoding import Pixels
@@ -50,6 +52,8 @@ class Predicted:
     """One row per patch or bag, as :func:`predict` returns it"""
     study: str
     options: Predict
+    concepts: dict[str, dict[str, Any]] | None = None
+    """With ``--probe``: concept → ``unit``, ``score`` and ``coverage``"""
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -64,6 +68,7 @@ class Predicted:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
         places = self.options.settings()
+        of_probe = {} if self.concepts is None else {"concepts": self.concepts}
         return {
             "schema": "conceptkit/predict/1",
             "study": self.study,
@@ -73,6 +78,7 @@ class Predicted:
             "columns": self.columns,
             "maps": places["maps"],
             "notes": self.frame.attrs["notes"],
+            **of_probe,
         }
 
 
@@ -80,18 +86,30 @@ def run_predict(
     options: Predict, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
 ) -> Predicted:
     """Predict the patches or bags of a study, see :func:`predict`."""
-    study = find_study(study, options.table)
-    return Predicted(frame=_predict(options, study, progress), study=study.name, options=options)
+    if (options.checkpoint is None) == (options.probe is None):
+        got = "none" if options.probe is None else "both"
+        raise InputError(f"checkpoint: name the folder of a checkpoint, or --probe RUN, got {got}.")
+    if options.probe is None:
+        if named := [name for name in ("layer", "concepts", "slides") if getattr(options, name)]:
+            raise InputError(f"{named[0]}: only vectors of --probe take it, a checkpoint does not.")
+        study = find_study(study, options.table)
+        return Predicted(frame=_predict(options, study, progress), study=study.name, options=options)
+    if options.out is not None:
+        check_out(Path(options.out))
+    found = predict_vectors(options, study, CARRIED, progress)
+    if options.out is not None:
+        write_table(found.frame, Path(options.out))
+    return Predicted(frame=found.frame, study=found.study, options=options, concepts=found.concepts)
 
 
 def predict(
-    checkpoint: str | Path, study: Any = None, *, progress: Progress | None = None, **options: Any
+    checkpoint: str | Path | None = None, study: Any = None, *, progress: Progress | None = None, **options: Any
 ) -> pd.DataFrame:
-    """Predict the main task and the encouraged concepts with a guided network, on patches or on bags.
+    """Predict with a guided network, on patches or on bags, or with the concept vectors of a probe.
 
     Parameters
     ----------
-    checkpoint : folder that ``guide`` or ``bags`` wrote
+    checkpoint : folder that ``guide`` or ``bags`` wrote; ``None`` with the option ``probe``, the run folder of a probe
     study : a study or a table in any form (file, folder, DataFrame); ``None`` for the option ``table``, else the
         current folder's study, else the embedded one
     progress : receives the stage of the work and how far it is
@@ -106,22 +124,27 @@ def predict(
     ``size`` and ``mpp`` say how each was read. ``attrs["notes"]`` says what limits the predictions. A slide or
     patch that cannot be used is skipped, and named with the reason in ``attrs["skipped"]``.
 
+    With ``probe``: ``CONCEPT_predicted``, and the ends ``CONCEPT_low`` and ``CONCEPT_high`` of its 90 % prediction
+    interval, of classes the possible ones as ``CONCEPT_set`` (``a|b``); ``out_of_range`` where a patch is unlike those
+    of the probe.
+
     Raises
     ------
     InputError
         when the checkpoint, or no row of the table, can be used
     """
-    chosen = Predict(checkpoint=checkpoint, **options)
-    return _predict(chosen, find_study(study, chosen.table), progress)
+    return run_predict(Predict(checkpoint=checkpoint, **options), study, progress=progress).frame
 
 
 def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:
     if options.out is not None:
         check_out(Path(options.out))
-    folder = Path(options.checkpoint)
+    folder = Path(str(options.checkpoint))
     if is_bag_checkpoint(folder):
         if options.maps is not None:
             raise InputError("map: not available for a checkpoint of bags; attention.csv of its run has the patches.")
+        if options.qupath is not None:
+            raise InputError("qupath: not available for a checkpoint of bags; export its run with conceptkit qupath.")
         read = bag_outputs(
             folder,
             study,
@@ -140,7 +163,7 @@ def _predict(options: Predict, study: Study, progress: Progress | None) -> pd.Da
 
 
 def _predict_patches(options: Predict, study: Study, progress: Progress | None) -> pd.DataFrame:
-    folder, maps = Path(options.checkpoint), options.maps
+    folder, maps = Path(str(options.checkpoint)), options.maps
     if not is_checkpoint(folder):
         raise InputError(f"checkpoint: {folder} is not a checkpoint; name a folder that guide or bags wrote.")
     backbone = load_checkpoint(folder)
@@ -152,6 +175,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
         table = study.load_table()
         if maps is not None:
             check_maps(table, Path(maps))
+        check_export(table.frame.columns, options.qupath)
         raw, resolution = feature_outputs(
             backbone, table, study, features=options.features, device=options.device, progress=progress
         )
@@ -162,6 +186,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
         table, resolution = at_resolution(usable, backbone.trained_on)
         if maps is not None:
             check_maps(table, Path(maps))
+        check_export(table.frame.columns, options.qupath)
         read, raw, faults = _patch_outputs(model, backbone, table, options.batch_size, options.device, progress)
         skipped += faults
         if not len(read):
@@ -172,9 +197,12 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
     frame.attrs["skipped"] = skipped
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(table), *resolution]
+    units = {name + PREDICTED: unit for name, unit in study.units.items()}
+    if options.qupath is not None:
+        more = {name: table.frame[name].to_numpy() for name in ("image", study.label) if name in table.frame}
+        export_patches(frame.assign(**more), table.folder, options.qupath, units=units)
     if maps is not None:
         predicted = [name for name in frame.columns if name not in columns]
-        units = {name + PREDICTED: unit for name, unit in study.units.items()}
         scores = held_out_scores(folder, model.tasks)
         write_maps(frame, table, predicted, Path(maps), units=units, scores=scores)
     return frame

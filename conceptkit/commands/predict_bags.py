@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 from conceptkit.features import activations
 from conceptkit.features.own_files import LAYER
+from conceptkit.features.slide_files import join_slides
 from conceptkit.features.sources import open_features
 from conceptkit.guide.bag_table import bag_members
 from conceptkit.guide.bags import bag_inputs
@@ -67,6 +68,7 @@ def bag_outputs(
     table, by = study.load_table(), str(made_with["by"])
     if by == SLIDE and study.synthetic:
         table = with_slides(table)
+    table = join_slides(table, features, "patch")
     bags, members = bag_members(table, by)
     rows = np.sort(np.concatenate(members))
     notes: tuple[str, ...] = ()

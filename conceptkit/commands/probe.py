@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.commands.meaning import Tested, measure_meaning
 from conceptkit.errors import InputError, check_distinct
-from conceptkit.features.sources import PIXELS, Features, PixelFeatures, open_features
+from conceptkit.features.encoders import Encoder, is_several, open_encoders
+from conceptkit.features.sources import PIXELS, PixelFeatures
 from conceptkit.features.store_files import size_text
 from conceptkit.models.inference import choose_device
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import Probe
 from conceptkit.probe.adjustment import ceiling
+from conceptkit.probe.encoders import encoder_differences, layer_pairs
 from conceptkit.probe.rows import (
     PAPER_NOTE,
     BaselineScores,
     Layer,
+    PlacedRefits,
     RowOptions,
     add_random_network,
     check_protocol,
+    place_of,
     probe_rows,
 )
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, check_activations
-from conceptkit.records.probe import ProbeRecord, ProbeRow
+from conceptkit.probe.vectors import ConceptVector, make_vector, save_vectors
+from conceptkit.records import Note
+from conceptkit.records.meaning import Meaning
+from conceptkit.records.probe import EncoderDifference, ProbeRecord, ProbeRow
 from conceptkit.runs.context import (
     LEFT_OUT_PARTS,
     center_column,
@@ -42,6 +52,7 @@ from conceptkit.runs.context import (
 from conceptkit.runs.opening import (
     N_RESAMPLES,
     at_stage,
+    code_note,
     header,
     in_own_folder,
     notes_on,
@@ -51,6 +62,7 @@ from conceptkit.runs.opening import (
 )
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.resolution import Resolution, resolution_of
 from conceptkit.tables.study import Study
 
 RANDOM_NETWORKS = 3
@@ -71,31 +83,37 @@ def probe(
 ) -> ProbeRecord:
     """Check and plan, read features, probe, record."""
     check_protocol(options.protocol, options.adjust, options.leave_out)
+    if options.meaning and options.protocol == "paper":
+        raise InputError(
+            "meaning: not available with `--protocol paper`, which holds nothing out; use cross-validated."
+        )
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
-    features = open_features(
+    encoders = open_encoders(
         plan.table,
         plan.study,
-        layers=options.layers,
         features=options.features,
+        model=options.model,
+        weights=None if options.weights is None else str(options.weights),
+        layers=options.layers,
+        against=options.against,
         pool=options.pool,
         batch_size=options.batch_size,
         device=options.device,
         seed=options.seed,
     )
-    rows = _probe_features(options, plan, features, notify, progress)
-    notes = (*features.notes(), *plan.notes)
+    fits: dict[tuple[str, str], Fit] = {}
+    rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
+    meanings = _meanings(options, plan, encoders, fits, rows, progress) if options.meaning else ()
     record = ProbeRecord(
         **header(
             options,
             plan.study,
             folder,
-            notes,
-            **features.settings(),
-            layers=list(features.layers),
+            (*_encoder_notes(plan.study, encoders), *plan.notes),
+            **_encoder_settings(options, encoders),
             concepts=plan.concepts,
-            pool=features.pool,
             adjust=list(plan.confounders),
             center=plan.center or options.center,
             repeat=dict(options.repeat or {}),
@@ -103,11 +121,61 @@ def probe(
             n_resamples=N_RESAMPLES,
         ),
         rows=rows,
+        differences=differences,
+        meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
     write_context(folder, plan.table, plan.study, plan.rows, concepts=kept, targets=plan.placed, folds=options.folds)
+    if fits:
+        save_vectors(_vectors(plan, encoders, rows, fits), folder)
     record.save(folder)
     return record
+
+
+def _meanings(
+    options: Probe,
+    plan: _Plan,
+    encoders: Sequence[Encoder],
+    fits: Mapping[tuple[str, str], Fit],
+    rows: Sequence[ProbeRow],
+    progress: Progress | None,
+) -> tuple[Meaning, ...]:
+    """Test the vectors of continuous concepts, encoder by encoder."""
+    found: list[Meaning] = []
+    for one in encoders:
+        own = [row for row in rows if row.encoder == one.name]
+        given = Tested(
+            table=plan.table,
+            features=one.features,
+            targets=plan.targets,
+            fits={(row.layer, row.concept): fits[place_of(row.layer, one.name), row.concept] for row in own},
+            rows=own,
+            batch_size=options.batch_size,
+            device=options.device,
+            seed=options.seed,
+        )
+        stage = place_of("testing what vectors mean", one.name)
+        tested = measure_meaning(given, None if progress is None else at_stage(progress, stage))
+        found += [dataclasses.replace(meaning, layer=place_of(meaning.layer, one.name)) for meaning in tested]
+    return tuple(found)
+
+
+def _vectors(
+    plan: _Plan, encoders: Sequence[Encoder], rows: Sequence[ProbeRow], fits: Mapping[tuple[str, str], Fit]
+) -> list[ConceptVector]:
+    """Return the vectors of the rows, with the features, classes and units that they apply to."""
+    size = Resolution()
+    with contextlib.suppress(InputError):  # features of slides or images that have since been moved
+        size = resolution_of(plan.table.select(plan.rows))
+    origins = {one.name: one.features.origin() for one in encoders}
+    classes = {target.name: target.classes for target in plan.targets}
+    found = []
+    for row in rows:
+        place = place_of(row.layer, row.encoder)
+        origin = dataclasses.replace(origins[row.encoder], layer=row.layer, **dataclasses.asdict(size))
+        unit = plan.study.units.get(row.concept, "")
+        found.append(make_vector(row, fits[place, row.concept], origin, place, classes=classes[row.concept], unit=unit))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +204,10 @@ class _Plan:
 
 def _plan(options: Probe, study: Any) -> _Plan:
     """Return what is probed; refuse what the table does not have."""
-    study, table = open_source(options, study)
+    several = is_several(options.features, options.model)
+    study, table = open_source(options.replace(model=None) if several else options, study, opens_model=not several)
+    if several:  # the study's own network is not among them
+        study = dataclasses.replace(study, model=None, weights=None)
     paper = options.protocol == "paper"
     chosen = bool(options.concepts or study.concepts)
     concepts = list(options.concepts or study.concepts or default_concepts(table, study))
@@ -172,11 +243,15 @@ def _plan(options: Probe, study: Any) -> _Plan:
 def _probe_features(
     options: Probe,
     plan: _Plan,
-    features: Features,
+    encoders: Sequence[Encoder],
+    fits: dict[tuple[str, str], Fit],
     notify: Notify | None,
     progress: Progress | None,
-) -> tuple[ProbeRow, ...]:
-    """Read the features, those of random networks and pixel statistics, and probe them."""
+) -> tuple[tuple[ProbeRow, ...], tuple[EncoderDifference, ...]]:
+    """Read the features, those of random networks and pixel statistics, probe them, and compare encoders.
+
+    The vectors are added to ``fits``.
+    """
 
     def step(stage: str) -> Callable[[int, int], None] | None:
         return None if progress is None else at_stage(progress, stage)
@@ -187,16 +262,20 @@ def _probe_features(
             notify(f"Activations will take {size_text(size)} in {cache_folder()}{more}.")
 
     rows, placed, leave_out = plan.rows, plan.placed, plan.leave_out
-    values = features.read(rows, on_size=say_size, progress=step("reading activations"))
-    for layer, X in values.items():  # before as much is read of each random network
-        check_activations(X, layer)
+    layers = []
+    for one in encoders:
+        values = one.read(rows, on_size=say_size, progress=step(place_of("reading activations", one.name)))
+        model, weights = one.features.name, one.features.made_by
+        layers += [Layer(name=n, X=X, model=model, weights=weights, encoder=one.name) for n, X in values.items()]
+    pairs = layer_pairs(layers, options.against)
+    for layer in layers:  # before as much is read of each random network
+        check_activations(layer.X, layer.place)
     row_options = RowOptions(
-        model=features.name,
-        weights=features.made_by,
         folds=options.folds,
         permutations=options.permutations,
         n_resamples=N_RESAMPLES,
         seed=options.seed,
+        keep=True,
         protocol=options.protocol,
         pixels=PixelFeatures(plan.table).read(rows, progress=step("pixel statistics")).get(PIXELS),
         confounders={name: column[rows] for name, column in plan.confounders.items()},
@@ -206,11 +285,39 @@ def _probe_features(
         ceilings=plan.ceilings,
     )
     of_random: BaselineScores = {}
-    for i, control in enumerate(features.random_controls(RANDOM_NETWORKS)):  # one at a time in memory
-        read = step(f"random network {i + 1} of {RANDOM_NETWORKS}")
-        add_random_network(of_random, control.read(rows, progress=read), placed, row_options)
-    layers = [Layer(name=layer, X=X) for layer, X in values.items()]
-    return probe_rows(layers, placed, row_options, random=of_random, progress=step("probing"))
+    for one in encoders:
+        for i, control in enumerate(one.features.random_controls(RANDOM_NETWORKS)):  # one at a time in memory
+            read = step(place_of(f"random network {i + 1} of {RANDOM_NETWORKS}", one.name))
+            add_random_network(  # without a name here, by which the features would stay in memory
+                of_random,
+                {place_of(name, one.name): Z for name, Z in control.read(rows, progress=read).items()},
+                placed,
+                row_options,
+            )
+    refits: PlacedRefits = {}
+    found = probe_rows(
+        layers, placed, row_options, random=of_random, fits=fits, refits=refits, progress=step("probing")
+    )
+    return found, encoder_differences(pairs, placed, refits)
+
+
+def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
+    """Return the notes on the features, each with the name of its encoder if it has one."""
+    notes = []
+    for one in encoders:
+        named = () if one.name is None else code_note(dataclasses.replace(study, model=one.features.model))
+        own = (*named, *one.features.notes())
+        notes += [note if one.name is None else Note(Note.of(note).kind, f"{one.name}: {note}") for note in own]
+    return tuple(notes)
+
+
+def _encoder_settings(options: Probe, encoders: Sequence[Encoder]) -> dict[str, Any]:
+    """Return what a record states of the origin of its features."""
+    each = {
+        one.name: {**one.features.settings(), "layers": list(one.features.layers), "pool": one.features.pool}
+        for one in encoders
+    }
+    return each.get(None, {"encoders": each})
 
 
 def _has_several(placing: Mapping[str, Any], keep: NDArray[np.bool_]) -> bool:

@@ -137,8 +137,6 @@ def _measured(options: ArrayProbe, given: _Arrays, progress: Callable[[int, int]
     levels = None if given.leave_out is None else given_column("leave_out", given.leave_out, n, categorical=True)[order]
     pixels, random = _baselines(given.baseline_features, list(features))
     row_options = RowOptions(
-        model="arrays",
-        weights="given",
         folds=options.folds,
         alphas=ALPHAS if options.alphas is None else _penalties(options.alphas),
         permutations=options.permutations,
@@ -306,6 +304,6 @@ def _ordered(
         if len(X) != n:
             raise InputError(f"X: every layer needs the same {n} rows, {name} has {len(X)}.")
     return (
-        [Layer(name=name, X=X[order] if moved else X) for name, X in features.items()],
+        [Layer(name=name, X=X[order] if moved else X, model="arrays", weights="given") for name, X in features.items()],
         ({name: Z[order] if moved else Z for name, Z in network.items()} for network in networks),
     )

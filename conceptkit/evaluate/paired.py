@@ -47,7 +47,19 @@ class PairedInterval:
     """Two-sided p of Student's test; below 0.05 exactly where the interval excludes 0"""
 
 
-def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> PairedInterval:
+@dataclass(frozen=True)
+class Refits:
+    """A held-out score with what its paired difference to that of other features needs."""
+
+    score: Scored
+    """R² with each unit deleted from training parts and scored rows; balanced accuracy of fixed predictions"""
+    unexplained: Scored
+    """log(1 − R²) with each unit deleted from training parts and scored rows; of classes that of their indicators"""
+    fixed: Floats | None = None
+    """Of classes: (u,) ``unexplained`` of fixed predictions without the scored rows of each unit"""
+
+
+def paired_interval(first: Sequence[Scored], second: Sequence[Scored], *, inflation: float = 1.0) -> PairedInterval:
     """Return the mean difference ``first − second`` over pairs of models, with Student's 95 % interval over groups.
 
     The difference is averaged over the pairs (the seeds) first, so the interval is that of the average. With D the
@@ -58,6 +70,7 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> Paired
     Parameters
     ----------
     first, second : models scored on the same rows and groups, in pairs
+    inflation : factor of the standard error, for the variation of models that ``deleted`` does not refit
 
     Returns
     -------
@@ -76,10 +89,70 @@ def paired_interval(first: Sequence[Scored], second: Sequence[Scored]) -> Paired
     if g < 2 or not np.isfinite(deleted).all() or not np.isfinite(mean):
         why = "no interval: it needs two groups of each class"
         return PairedInterval(mean, float("nan"), float("nan"), n_groups, why, effective)
-    error = jackknife_error(deleted)
+    error = inflation * jackknife_error(deleted)
     reach = student_reach(effective) * error
     note, p = coverage_note(n_groups, effective=effective), student_p(mean, error, effective)
     return PairedInterval(mean, mean - reach, mean + reach, n_groups, note, effective, p)
+
+
+def refit_difference(first: Refits, second: Refits) -> PairedInterval:
+    """Return the score of ``first`` − that of ``second``, with an interval for models of new groups.
+
+    Values: the standard error is the delete-one-group jackknife of the difference of R², with the models of both
+    refitted without the group; p is that of the difference of log(1 − R²), in which the variance of the concept
+    cancels. Classes: the jackknife of fixed predictions, widened by the factor by which refitting enlarges the error of
+    the difference of log(1 − R²) of the class indicators.
+
+    Parameters
+    ----------
+    first, second : scored on the same rows, folds and units
+    """
+    if first.fixed is None or second.fixed is None:
+        p = paired_interval([first.unexplained], [second.unexplained]).p
+        return dataclasses.replace(estimable(paired_interval([first.score], [second.score])), p=p)
+    refitted, fixed = (
+        jackknife_error(one - other)
+        for one, other in ((first.unexplained.deleted, second.unexplained.deleted), (first.fixed, second.fixed))
+    )
+    inflation = refitted / fixed if fixed > 0 and np.isfinite(refitted) else 1.0
+    return paired_interval([first.score], [second.score], inflation=max(1.0, inflation))
+
+
+def refits_of_r2(
+    y: Floats, predicted: Floats, deleted: Floats, units: NDArray[np.intp], *, score: Scored | None = None
+) -> Refits:
+    """Return R² and log(1 − R²) with each unit deleted; with ``score``, of classes, that score and indicators' log.
+
+    Parameters
+    ----------
+    y, predicted : (n,) or (n, c) values and out-of-fold predictions; of classes their c indicators
+    deleted : (u,) squared out-of-fold error with each unit deleted from training and scored rows
+    units : (n,) numbers 0 … u − 1
+    score : balanced accuracy of fixed predictions
+    """
+    each = [r2_sums(*pair, units, len(deleted)) for pair in zip(_columns(y), _columns(predicted), strict=True)]
+    sums = np.stack(each)  # (c, u, 4)
+    whole = sums.sum(1, keepdims=True)
+    total, without = (_spread(part) for part in (whole, whole - sums))  # (1,), (u,)
+    fixed = whole[..., 3].sum(0) - sums[..., 3].sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, *shares = whole[..., 3].sum(0) / total, deleted / without, fixed / without
+        log, *logs = (np.log(one) for one in (share, *shares))
+    sizes = _sizes(units)
+    of_r2 = Scored(1.0 - float(share[0]), 1.0 - shares[0], sizes)
+    unexplained = Scored(float(log[0]), logs[0], sizes)
+    return Refits(of_r2, unexplained) if score is None else Refits(score, unexplained, logs[1])
+
+
+def _spread(sums: Floats) -> Floats:
+    """Return the sum over columns of Σ(y − ȳ)², from sums (c, u, 4) of :func:`.resampling.r2_sums`; NaN for 0."""
+    n, first, second, _ = np.moveaxis(sums, -1, 0)
+    spread: Floats = (second - first**2 / np.maximum(n, 1)).sum(0)
+    return np.where(spread > 0, spread, np.nan)
+
+
+def _columns(values: Floats) -> Floats:
+    return np.asarray(values.reshape(len(values), -1).T)
 
 
 def estimable(found: PairedInterval) -> PairedInterval:

@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.api import types
-from scipy.stats import rankdata
 
 from conceptkit.errors import InputError, reason_of
-from conceptkit.files.matrix import Part, gather, in_blocks
-from conceptkit.tables.patches import CATEGORICAL, RESERVED, PatchTable
-from conceptkit.tables.table_reading import read_frame, set_aside
+from conceptkit.features.feature_columns import Columns, copies_of, other_columns
+from conceptkit.features.matrix_files import MATRICES, NUMPY, TENSORS, MatrixFile, open_matrix
+from conceptkit.files.matrix import HELD, Part, ReadMatrix, gather, in_blocks
+from conceptkit.tables.patches import PatchTable
+from conceptkit.tables.table_reading import PARQUET, read_frame
 
 LAYER = "features"
 """Name of the one layer of a feature file."""
-
-_HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
-
-_COMPARED = 2**22
-"""Largest number of feature values that are compared with columns of the table"""
-
-_ROUNDED = 1e-6
-"""A feature whose correlation with a column is this close to 1 is the column, rounded or on another scale."""
-
-_ROWS_APART = 10
-"""Rows that must differ from a column's most frequent value; a column with fewer may equal a feature by chance."""
-
-_RANKED = 300
-"""Rows whose order is compared"""
-
-_ROWS_OF_A_CLASS = 5
-"""Rows of a class in which a feature must be constant to be a function of the classes"""
-
-_METADATA = frozenset(
-    (
-        *("barcode", "case", "file", "idx", "image", "img", "index", "name", "patch", "path", "patient", "sample"),
-        *("slide", "subject", "tile", "wsi", "date", "time", "timestamp", "epoch", "seed", "fold", "split"),
-        *("number", "origin", "pos", "position"),
-        *("bottom", "col", "column", "coord", "coords", "left", "right", "row", "top", "x", "y"),
-        *("downsample", "factor", "height", "level", "mag", "magnification", "mpp", "objective", "pixel", "pixels"),
-        *("power", "px", "resolution", "scale", "side", "size", "step", "stride", "um", "width"),
-        *("center", "centre", "cluster", "group", "hospital", "scanner", "site", "test", "train", "val"),
-        *("class", "classes", "diagnosis", "ground", "gt", "label", "labels", "loss", "outcome", "pred", "predicted"),
-        *("code", "grade", "hat", "logit", "response", "score", "stage", "survival", "ypred", "ytrue"),
-        *("prediction", "prob", "proba", "probability", "target", "targets", "true", "truth", "tumor", "weight"),
-    )
-)
-"""Words of which the names of columns consist that describe a patch, its place or its label"""
-
-_NUMBERED = (32, 0.9)
-"""Number and share of numbered columns (f0, f1, …) from which other columns are not read as features."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +37,17 @@ class OwnFeatures:
     notes: tuple[str, ...] = ()
     """Which columns of the files are not used as features"""
 
+    ends: str = ""
+    """Names, sizes and ends of files that are too large to be read for a digest of their values"""
+
     def digest(self) -> str:
         """Return a digest of the values."""
-        digest = hashlib.sha256(f"{self.X.shape}".encode())
+        digest = hashlib.sha256(f"{self.X.shape}{self.ends}".encode())
+        if self.ends:
+            return digest.hexdigest()
         for _, values in in_blocks(len(self.X), self.X.shape[1], self.X.__getitem__):
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
-
-
-def with_features(table: PatchTable, path: str | Path) -> PatchTable:
-    """Return the table with one features file for all of its rows."""
-    place = str(Path(path).absolute())
-    return dataclasses.replace(table, frame=table.frame.assign(features=place))
 
 
 def read_features(table: PatchTable, rows: NDArray[np.intp], *, away: Path | None = None) -> OwnFeatures:
@@ -114,7 +75,7 @@ def read_features(table: PatchTable, rows: NDArray[np.intp], *, away: Path | Non
     if part["features"].isna().any():
         raise InputError(f"features: every row needs a file, {int(part['features'].isna().sum())} have none.")
     files = part.groupby("features", sort=True).indices
-    columns = _Columns()
+    columns = Columns()
 
     def parts() -> Iterator[Part]:
         width = 0
@@ -128,153 +89,189 @@ def read_features(table: PatchTable, rows: NDArray[np.intp], *, away: Path | Non
 
     files_read = [Path(str(file)).name for file in files]
     name = files_read[0] if len(files_read) == 1 else f"{len(files_read)} files"
-    X = gather(len(part), parts(), away)
-    copies = _copies(X, part)
+    lazy = None if away is None else _in_place(part, files, table.folder, away)
+    X, ends = (gather(len(part), parts(), away), "") if lazy is None else lazy
+    copies = copies_of(X, part)
     if copies:
         kept = np.setdiff1d(np.arange(X.shape[1]), list(copies))
         if not len(kept):
             raise InputError(f"features: {name} has no other feature than {next(iter(copies.values()))}.")
-        whole = X
+        whole, ends = X, ""
         X = gather(len(part), in_blocks(len(part), len(kept), lambda rows: whole[rows][:, kept]), away)
     skipped = [f"{column} ({what})" for column, what in columns.skipped.items()]
     skipped += [f"{columns.shown(at)} ({what})" for at, what in copies.items()]
     notes = [f"Columns of the features file that are not used as features: {', '.join(skipped)}."] if skipped else []
-    return OwnFeatures(X, name, tuple(notes))
+    return OwnFeatures(X, name, tuple(notes), ends)
 
 
-@dataclass
-class _Columns:
-    """The columns of features files."""
+def _in_place(part: pd.DataFrame, files: Mapping[Any, Any], folder: Path, away: Path) -> tuple[ReadMatrix, str] | None:
+    """Return rows that are read from their files whenever they are used, and what identifies the files.
 
-    names: list[str] = field(default_factory=list)
-    """Names of the features, where the files name them"""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Column → why it is not used as a feature"""
+    ``None`` where all rows fit into memory, are means, or lie in files with other columns.
+    """
+    paths = [folder / str(file) for file in files]
+    if rows_are_slides(part) or not all(path.suffix.lower() in MATRICES for path in paths):
+        return None
+    file_of, row_of = np.empty(len(part), dtype=np.intp), np.empty(len(part), dtype=np.intp)
+    identities, width = [], 0
+    for k, (path, at) in enumerate(zip(paths, files.values(), strict=True)):
+        with opened(path, part.columns) as file:
+            if k == 0:
+                width = file.shape[-1]
+                if len(part) * width <= HELD:
+                    return None
+            if file.shape[1:] != (width,):
+                raise InputError(f"features: {path} must hold (n, {width}) as the files before it, got {file.shape}.")
+            file_of[at], row_of[at] = k, _rows_in(file, part.iloc[at])
+            ends = [np.asarray(file.values()[row]).tobytes() for row in (0, len(file.values()) - 1)]
+            identities.append(f"{path.name}|{file.shape}|{hashlib.sha256(b''.join(ends)).hexdigest()}")
 
-    def shown(self, at: int) -> str:
-        return self.names[at] if self.names else f"number {at}, counted from 0"
+    def read(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        out = np.empty((len(rows), width), dtype=np.float32)
+        of = file_of[rows]
+        for k in np.unique(of):
+            at = np.flatnonzero(of == k)
+            with _readable(paths[k]), open_matrix(paths[k]) as file:
+                for some, values in _chosen(file.values, row_of[rows[at]], paths[k]):
+                    out[at[some]] = values
+        return out
 
-
-def _copies(X: Any, part: pd.DataFrame) -> dict[int, str]:
-    """Return the number of each feature that is a column of the table under another name → which one."""
-    at = np.unique(np.linspace(0, len(X) - 1, min(len(X), max(_COMPARED // max(X.shape[1], 1), 20))).astype(np.intp))
-    sample = np.asarray(X[at], dtype=np.float32)
-    found: dict[int, str] = {}
-    for name, column in part.iloc[at].items():
-        if name in _NAMES or not _varies(column.dropna()):
-            continue
-        if not types.is_numeric_dtype(column) or types.is_bool_dtype(column) or name in CATEGORICAL:
-            found |= dict.fromkeys(_constant_within(sample, column), f"is a function of {name}")
-            continue
-        with np.errstate(over="ignore"):
-            values = column.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
-        here = np.flatnonzero(np.isfinite(values))
-        X_here, y = sample[here], values[here]
-        if _varies(column.iloc[here[:_RANKED]]):
-            ranks = (rankdata(v[:_RANKED], axis=0).astype(np.float32) for v in (X_here, y))
-            found |= dict.fromkeys(_linear_in(*ranks), f"increases or decreases with {name} in every row")
-        found |= dict.fromkeys(_linear_in(X_here, y), f"is a linear function of {name}")
-        found |= dict.fromkeys(np.flatnonzero((X_here == y[:, None]).all(axis=0)).tolist(), f"equals {name}")
-    return found
-
-
-_NAMES = ("patch_id", "image", "slide", "h5", "features", "key", "mask", "split", "group", "patient")
-"""Columns of the table that name a row rather than describe it"""
+    return ReadMatrix(read, len(part), width, away), "\n".join(identities)
 
 
-def _varies(column: pd.Series[Any]) -> bool:
-    return len(column) > 0 and int(len(column) - column.value_counts().iloc[0]) >= _ROWS_APART
-
-
-def _linear_in(X: NDArray[np.float32], y: NDArray[np.float32]) -> list[int]:
-    """Return the numbers of the features that are ``y`` on another scale or rounded."""
-    centered = X - X.mean(axis=0, dtype=np.float64)
-    values = y - y.mean(dtype=np.float64)
-    scale = np.sqrt((centered**2).sum(axis=0) * (values @ values))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = np.abs(values @ centered) / scale
-    same: list[int] = np.flatnonzero(correlation > 1 - _ROUNDED).tolist()
-    return same
-
-
-def _constant_within(X: NDArray[np.float32], classes: pd.Series[Any]) -> list[int]:
-    """Return the numbers of the features that differ between classes and not within them: codes and indicators."""
-    numbers = classes.reset_index(drop=True)
-    rows = [at for at in numbers.groupby(numbers).indices.values() if len(at) >= _ROWS_OF_A_CLASS]
-    if len(rows) < 2:
-        return []
-    constant = np.all([(X[at] == X[at[0]]).all(axis=0) for at in rows], axis=0)
-    varies = np.ptp(np.stack([X[at[0]] for at in rows]), axis=0) > 0
-    found: list[int] = np.flatnonzero(constant & varies).tolist()
-    return found
-
-
-def _from_file(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
+def _from_file(path: Path, part: pd.DataFrame, columns: Columns) -> Iterator[Part]:
     """Yield rows, numbered within ``part``, with their features in one file; add its unused columns to ``skipped``."""
+    with opened(path, part.columns, columns) as file:
+        by_id = file.ids is not None and "slide" not in file.ids
+        if rows_are_slides(part) and not by_id:
+            yield from _averaged(file, part)
+        else:
+            yield from _chosen(file.values, _rows_in(file, part), path)
+
+
+@contextlib.contextmanager
+def opened(path: Path, of_table: Iterable[Any], columns: Columns | None = None) -> Iterator[MatrixFile]:
+    """Open a file of features of any kind.
+
+    Parameters
+    ----------
+    of_table : names of the table's columns, which are not features
+    columns : receives the names of the features, and of columns that are not
+
+    Raises
+    ------
+    InputError
+        when there is no such file, or it cannot be read, also while it is open
+    """
+    kind = path.suffix.lower()
+    with _readable(path):
+        if kind in PARQUET:
+            yield _of_parquet(path, of_table, Columns() if columns is None else columns)
+        elif kind in MATRICES:
+            with open_matrix(path) as file:
+                yield dataclasses.replace(file, ids=_ids_next_to(path, file.shape) if kind == NUMPY else None)
+        else:
+            raise InputError(f"features: must be {', '.join((*MATRICES, *PARQUET))}, got {path.name}.")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     if not os.path.isfile(path):  # pathlib's own raises for a name that no file can have
         raise InputError(f"features: file {path} not found.")
-    kind = path.suffix.lower()
     try:
-        if kind in _HDF5:
-            yield from _from_hdf5(path, part)
-        elif kind == ".npy":
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-            _check_kind(matrix.dtype, path.name)
-            at = _by_row(part, len(matrix), path, "a .npy file has no names: ")
-            # opened for every block: mapped pages count as memory until the file is closed
-            yield from _chosen(lambda: np.load(path, mmap_mode="r", allow_pickle=False), at, path)
-        elif kind in _TABLES:
-            yield from _from_parquet(path, part, columns)
-        else:
-            raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
+        yield
     except InputError:
         raise
-    except Exception as error:  # h5py, NumPy and Arrow raise many kinds for a broken file
+    except Exception as error:  # h5py, NumPy, torch and Arrow raise many kinds for a broken file
         raise InputError(f"features: {path} cannot be read ({reason_of(error)}).") from None
 
 
-def _from_hdf5(path: Path, part: pd.DataFrame) -> Iterator[Part]:
-    with h5py.File(path, "r") as file:
-        if "features" not in file:
-            raise InputError(f"features: {path} has no dataset features, only {', '.join(file) or 'nothing'}.")
-        matrix = file["features"]
-        if not isinstance(matrix, h5py.Dataset):
-            raise InputError(f"features: features of {path} is a group, not a dataset.")
-        _check_numbers(matrix, path)
-        matrix = matrix[0] if matrix.ndim == 3 and matrix.shape[0] == 1 else matrix  # as some versions of CLAM write it
-        if "row" in part.columns:
-            at = _by_row(part, len(matrix), path, "")
-        elif {"x", "y"} <= set(part.columns) and "coords" in file:
-            _check_numbers(file["coords"], path)
-            coords = np.asarray(file["coords"])
-            coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-            if coords.shape != (len(matrix), 2):
-                raise InputError(
-                    f"features: coords of {path} must be x and y of its {len(matrix)} features, got shape "
-                    f"{coords.shape}; give the table a column row."
-                )
-            at = _by_place(part, coords, path)
-        else:
-            at = _by_row(part, len(matrix), path, "or x and y for the coords of an HDF5 file: ")
-        yield from _chosen(lambda: matrix, at, path)
+def rows_are_slides(frame: pd.DataFrame) -> bool:
+    """Return whether each row of a table stands for all patches of a slide: its name is that of the slide."""
+    return "slide" in frame.columns and bool((frame["slide"] == frame["patch_id"]).all())
 
 
-def _check_numbers(data: Any, path: Path) -> None:
-    """Refuse other types before they are read: HDF5 may hang in the damaged heap of a text or object."""
-    if hasattr(data, "dtype"):
-        _check_kind(data.dtype, f"{data.name[1:]} of {path}")
+def slide_rows(file: MatrixFile) -> dict[str, NDArray[np.intp]] | None:
+    """Return the rows of each slide in a file of several slides; ``None`` for a file of one."""
+    if file.ids is None or "slide" not in file.ids:
+        return None
+    if missing := int(file.ids["slide"].isna().sum()):
+        raise InputError(f"features: every row of {file.path} needs a slide, {missing} have none.")
+    return {str(slide): np.asarray(at, dtype=np.intp) for slide, at in file.ids.groupby("slide").indices.items()}
 
 
-def _check_kind(dtype: np.dtype[Any], what: str) -> None:
-    if dtype.kind not in "iufb":
-        raise InputError(f"features: {what} must hold numbers, got {dtype}.")
+def _ids_next_to(path: Path, shape: tuple[int, ...]) -> pd.DataFrame | None:
+    """Return the table next to a .npy file that names its rows, if there is one."""
+    beside = next((place for end in (".csv", *PARQUET) if (place := path.with_suffix(end)).is_file()), None)
+    if beside is None:
+        return None
+    frame, _ = read_frame(beside)
+    if len(frame) != shape[0]:
+        raise InputError(f"features: {beside} must name the {shape[0]} rows of {path.name}, it has {len(frame)}.")
+    return frame
 
 
-def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator[Part]:
+def _averaged(file: MatrixFile, part: pd.DataFrame) -> Iterator[Part]:
+    """Yield rows of a table of slides with the mean (1, d) of the features of each slide, in float64."""
+    rows_of = slide_rows(file)
+    if rows_of is None and len(part) > 1:
+        raise InputError(
+            f"features: {file.path} belongs to {len(part)} rows of the table; a table of patches needs a column row, "
+            "or x and y, and a file of several slides needs a column slide."
+        )
+    for at, slide in enumerate(part["slide"]):
+        n = 1 if len(file.shape) == 1 else file.shape[0]
+        rows = np.arange(n) if rows_of is None else rows_of.get(str(slide), np.arange(0))
+        if not len(rows) or not file.shape[-1]:
+            raise InputError(f"features: {file.path} has no patches of slide {slide}.")
+        values = file.values if len(file.shape) > 1 else lambda: np.asarray(file.values())[None]
+        total = sum(block.sum(axis=0, dtype=np.float64) for _, block in _chosen(values, rows, file.path))
+        yield np.array([at]), (total / len(rows))[None]
+
+
+def _rows_in(file: MatrixFile, part: pd.DataFrame) -> NDArray[np.intp]:
+    """Return the row of each patch in a file: by ``row``, by its id, or by its place among the coordinates."""
+    n, path, names = file.shape[0], file.path, file.place_columns()
+    if file.ids is not None and "patch_id" in file.ids:
+        return _by_id(part, file.ids["patch_id"], path)
+    if "row" in part.columns:
+        return _by_row(part, n, path, "")
+    if names is not None and set(names) <= set(part.columns) and file.coords is not None:
+        return _by_place(part, file.coords(), path, names)
+    if names is not None and names[0] == "x_um" and {"x", "y"} <= set(part.columns):
+        raise InputError(
+            f"features: coords of {path} are in µm, and x and y of the table in pixels; give the table the columns "
+            "x_um and y_um, or row."
+        )
+    return _by_row(part, n, path, _OTHERWISE.get(path.suffix.lower(), "or x and y for the coords of an HDF5 file: "))
+
+
+_OTHERWISE = {
+    NUMPY: "a .npy file has no names: ",
+    **dict.fromkeys(TENSORS, "a .pt file has no coords: "),
+    **dict.fromkeys(PARQUET, "or the file a patch_id: "),
+}
+"""What the patches of a file could be found by, at the beginning of a sentence"""
+
+
+def _by_id(part: pd.DataFrame, ids: pd.Series[Any], path: Path) -> NDArray[np.intp]:
+    index = pd.Index(ids)
+    if not index.is_unique:
+        raise InputError(f"features: patch_id must be unique, {index[index.duplicated()][0]!r} repeats in {path}.")
+    at = index.get_indexer(pd.Index(part["patch_id"]))
+    if (at < 0).any():
+        raise InputError(
+            f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}; its first "
+            f"patch_id is {str(index[0])!r}."
+        )
+    return np.asarray(at, dtype=np.intp)
+
+
+def _of_parquet(path: Path, of_table: Iterable[Any], columns: Columns) -> MatrixFile:
     frame, notes = read_frame(path)
-    other = _other_columns(frame, part.columns)
+    other = other_columns(frame, of_table)
     columns.skipped |= {note.split(" (")[0].lower(): "a saved index" for note in notes if "without a name" in note}
-    columns.skipped |= {name: what for name, what in other.items() if name != "patch_id"}
+    columns.skipped |= {name: what for name, what in other.items() if name not in _IDS}
     numbers = frame.drop(columns=list(other))
     if numbers.empty:
         raise InputError(
@@ -285,46 +282,13 @@ def _from_parquet(path: Path, part: pd.DataFrame, columns: _Columns) -> Iterator
     if set(columns.names) != set(numbers.columns):
         other_names = sorted(set(columns.names) ^ set(numbers.columns))
         raise InputError(f"features: {path.name} and the files before it differ in column {other_names[0]}.")
-    numbers = numbers[columns.names]
-    if "patch_id" not in frame.columns:
-        at = _by_row(part, len(frame), path, "or the file a patch_id: ")
-    else:
-        ids = pd.Index(frame["patch_id"])
-        if not ids.is_unique:
-            raise InputError(f"features: patch_id must be unique, {ids[ids.duplicated()][0]!r} repeats in {path}.")
-        at = ids.get_indexer(pd.Index(part["patch_id"]))
-        if (at < 0).any():
-            raise InputError(
-                f"features: {path} has no row for patch {part['patch_id'].iloc[int((at < 0).argmax())]}; its first "
-                f"patch_id is {str(ids[0])!r}."
-            )
-    values = numbers.to_numpy(np.float32, na_value=np.nan)
-    yield from _chosen(lambda: values, at, path)
+    values = numbers[columns.names].to_numpy(np.float32, na_value=np.nan)
+    ids = frame[[name for name in _IDS if name in frame.columns]]
+    return MatrixFile(path, lambda: values, values.shape, ids=ids)
 
 
-def _other_columns(frame: pd.DataFrame, of_table: Iterable[Any]) -> dict[str, str]:
-    """Return column → why it is not used as a feature."""
-    table = {str(name).lower() for name in of_table}
-    series = Counter(re.sub(r"\d+", "#", str(name)) for name in frame.columns)
-    numbered = {str(name) for name in frame.columns if series[re.sub(r"\d+", "#", str(name))] > 2}
-    numeric = [name for name, column in frame.items() if types.is_numeric_dtype(column)]
-    mostly = len(numbered) >= _NUMBERED[0] and len(numbered) >= _NUMBERED[1] * len(numeric)
-    found = set_aside(frame)
-    for name, column in frame.items():
-        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name))
-        if str(name).lower() in (*RESERVED, *CATEGORICAL):
-            found[str(name)] = "reserved"
-        elif str(name).lower() in table:
-            found[str(name)] = "a column of the table"
-        elif not types.is_numeric_dtype(column) or types.is_bool_dtype(column):
-            found.setdefault(str(name), "no numbers")
-        elif str(name) in numbered:
-            continue
-        elif words and _METADATA.issuperset(word.lower() for word in words):
-            found.setdefault(str(name), "metadata")
-        elif mostly:
-            found.setdefault(str(name), "not numbered as the features are")
-    return found
+_IDS = ("patch_id", "slide")
+"""Columns of a Parquet file of features that name its rows"""
 
 
 def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[np.intp]:
@@ -340,17 +304,18 @@ def _by_row(part: pd.DataFrame, n: int, path: Path, otherwise: str) -> NDArray[n
     return numbers.astype(np.intp)
 
 
-def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path) -> NDArray[np.intp]:
+def _by_place(part: pd.DataFrame, coords: NDArray[Any], path: Path, names: tuple[str, str]) -> NDArray[np.intp]:
+    wanted = part[list(names)].to_numpy(dtype=np.float64, na_value=np.nan)
     place = {(float(x), float(y)): i for i, (x, y) in enumerate(coords)}
     if len(place) < len(coords):
         raise InputError(f"features: {path} has the same coords more than once; give the table a column row.")
-    wanted = part[["x", "y"]].to_numpy(dtype=np.float64, na_value=np.nan)
+    if np.array_equal(wanted, coords):
+        return np.arange(len(coords))
     found = [place.get((x, y), -1) for x, y in wanted.tolist()]
     if -1 in found:
         first = part.iloc[found.index(-1)]
-        raise InputError(
-            f"features: {path} has no coords x={first['x']}, y={first['y']} for patch {first['patch_id']}."
-        )
+        shown = ", ".join(f"{name}={first[name]}" for name in names)
+        raise InputError(f"features: {path} has no coords {shown} for patch {first['patch_id']}.")
     return np.array(found, dtype=np.intp)
 
 
@@ -365,6 +330,13 @@ def _chosen(opened: Callable[[], Any], at: NDArray[np.intp], path: Path) -> Iter
         together = len(once) > 0 and once[-1] - once[0] == len(once) - 1
         values = opened()[once[0] : once[-1] + 1] if together else opened()[once]
         values = np.asarray(values, dtype=np.float32)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            first = once[0] + finite.argmin() if together else once[finite.argmin()]
+            raise InputError(
+                f"features: {path} has NaN or infinity in row {first} of {shape[0]} (counted from 0); remove this row, "
+                "or the slide from the table."
+            )
         return values if together and len(back) == len(once) and bool((np.diff(back) == 1).all()) else values[back]
 
     yield from in_blocks(len(at), shape[1], take)

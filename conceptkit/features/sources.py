@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError, check_choice, check_distinct
 from conceptkit.features import activations
-from conceptkit.features.own_files import LAYER, OwnFeatures, read_features, with_features
+from conceptkit.features.own_files import LAYER, OwnFeatures, read_features
 from conceptkit.features.pixels import VERSION, read_pixel_statistics
+from conceptkit.features.slide_files import with_features
+from conceptkit.features.stated import stated_of
 from conceptkit.features.store_files import Rows
 from conceptkit.features.store_reading import Activations, changed_since, is_store, open_activations
 from conceptkit.files.matrix import gather, in_blocks
@@ -31,6 +34,7 @@ from conceptkit.models.checkpoints import (
     random_control,
 )
 from conceptkit.models.guided import GuidedModel
+from conceptkit.probe.vectors import Origin
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -108,6 +112,17 @@ class Features(abc.ABC):
         """Return what a record states of the origin of its features."""
         return {"model": self.model, "weights": self.made_by, "weights_sha256": self.digest()}
 
+    def origin(self) -> Origin:
+        """Return what vectors fitted on these features depend on besides them, without the size of the patches."""
+        settings = self.settings()
+        return Origin(
+            source="network",
+            model=settings["model"],
+            weights=settings["weights"],
+            fingerprint=settings["weights_sha256"],
+            pool=self.pool,
+        )
+
 
 class NetworkFeatures(Features):
     """Activations of a network, kept in the cache folder; of several layers, those that can be pooled.
@@ -116,7 +131,7 @@ class NetworkFeatures(Features):
     ----------
     model, weights, seed : see :func:`conceptkit.models.checkpoints.open_model`
     layers : names or aliases
-    pool : one of :data:`conceptkit.families.POOLINGS`
+    pool : one of :data:`conceptkit.families.POOLINGS`; ``None``: that of the encoder's authors, or ``gap``
     batch_size : images per forward pass
     device : ``auto``, ``cpu``, ``cuda``, …
     """
@@ -129,17 +144,20 @@ class NetworkFeatures(Features):
         *,
         weights: str | None = None,
         seed: int = 0,
-        pool: str = "gap",
+        pool: str | None = None,
         batch_size: int = 16,
         device: str = "auto",
     ) -> None:
-        self.table, self.pool = table, pool
+        self.table = table
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._backbone = open_model(model, weights, seed=seed)
         self._weights = weights_setting(self._backbone, weights)
+        preset = self._backbone.preset
+        self.pool = pool or (preset.pool if preset else "gap")
+        layers = layers or ([preset.layer] if preset else ())
         self.name, self.made_by = self._backbone.name, self._backbone.weights
         self.model = str(model) if isinstance(model, str | Path) else self.name
-        kept, self._notes = activations.readable_layers(table, self._backbone, layers, pool)
+        kept, self._notes = activations.readable_layers(table, self._backbone, layers, self.pool)
         self.layers = tuple(kept)
 
     def network(self) -> Backbone:
@@ -173,6 +191,10 @@ class NetworkFeatures(Features):
     def settings(self) -> dict[str, str]:
         """Return network and weights as they open it again."""
         return {**super().settings(), "weights": self._weights}
+
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling."""
+        return dataclasses.replace(super().origin(), preprocessing=dataclasses.asdict(self._backbone.preprocessing))
 
     def random_controls(self, n: int) -> Iterator[Features]:
         """Yield the features of ``n`` networks built alike, with the seeds that follow this network's.
@@ -227,6 +249,11 @@ class StoreFeatures(Features):
         """Return the digest of the network, as the store states it."""
         return str(self._store.provenance.get("weights"))
 
+    def origin(self) -> Origin:
+        """Return network, preprocessing and pooling, as the store states them."""
+        stated = self._store.provenance.get("preprocessing")
+        return dataclasses.replace(super().origin(), source="store", preprocessing=stated)
+
 
 class FileFeatures(Features):
     """Embeddings in the files that the column ``features`` names, as one layer.
@@ -258,6 +285,12 @@ class FileFeatures(Features):
     def digest(self) -> str:
         """Return a digest of the values."""
         return self._features().digest()
+
+    def origin(self) -> Origin:
+        """Return the files and what they state of their encoder, whose digest no file has."""
+        files = self.table.frame["features"].dropna().astype(str).unique()
+        stated = stated_of(self.table.folder / file for file in files)
+        return Origin(source="files", model=self.model, weights=self.made_by, stated=stated, pool=self.pool)
 
 
 class PixelFeatures(Features):
@@ -392,7 +425,7 @@ def open_features(
     *,
     layers: Sequence[str] | None = None,
     features: str | Path | None = None,
-    pool: str = "gap",
+    pool: str | None = None,
     batch_size: int = 16,
     device: str = "auto",
     seed: int = 0,
@@ -406,7 +439,8 @@ def open_features(
     ----------
     study : names the network, its weights and layers
     layers : names; ``None`` for the study's, or all of a store's. A feature file has one layer
-    features : activation store, or your own feature file (HDF5 of TRIDENT or CLAM, ``.npy``, Parquet)
+    features : activation store; your own feature file (HDF5 of TRIDENT, CLAM or STAMP, ``.pt``, ``.npy``, Parquet); or
+        a folder or manifest with a file per slide, for a table with a column ``slide``
     pool, batch_size, device, seed : see :class:`NetworkFeatures`
 
     Raises
@@ -420,7 +454,8 @@ def open_features(
     if is_store_file(features):
         opened = StoreFeatures(table, open_activations(Path(str(features))), layers)
     elif uses_files(table, study, features):
-        opened = FileFeatures(table if features is None else with_features(table, features), layers, pool=pool)
+        given = table if features is None else with_features(table, features)
+        opened = FileFeatures(given, layers, pool=pool or "gap")
     elif study.model == LAYER:
         raise InputError("features: none are given; set --features, or a column features in the table.")
     elif study.model is None:

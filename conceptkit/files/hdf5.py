@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,35 @@ def open_hdf5(path: Path) -> Any:
     return h5py.File(path, "r")
 
 
-def _walk_heaps(data: mmap.mmap | bytes) -> None:
+def check_heaps(path: Path, datasets: Iterable[Any]) -> None:
+    """Look, as :func:`open_hdf5` does, for damaged heaps outside the values of some datasets, which are not read.
+
+    Raises :class:`OSError` when a heap is damaged. A heap that a text has within these values is not found: only a
+    file that was made for that has one.
+    """
+    taken = sorted(extent for dataset in datasets for extent in _extents(dataset))
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        for start, stop in (*taken, (len(data), len(data))):
+            if start > at:
+                _walk_heaps(data, at, start + len(_HEAP) - 1)
+            at = max(at, stop)
+
+
+def _extents(dataset: Any) -> Iterator[tuple[int, int]]:
+    """Yield first and last offset, in the file, of the values of a dataset."""
+    if dataset.chunks is None:
+        if (start := dataset.id.get_offset()) is not None:
+            yield start, start + dataset.id.get_storage_size()
+        return
+    for i in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(i)
+        yield chunk.byte_offset, chunk.byte_offset + chunk.size
+
+
+def _walk_heaps(data: mmap.mmap | bytes, first: int = 0, last: int = sys.maxsize) -> None:
     """Raise :class:`OSError` unless the walk over each global heap moves on, and stays within it."""
-    start = data.find(_HEAP)
+    start = data.find(_HEAP, first, last)
     while start >= 0:
         # signature, version 1, three bytes, size; then per object: index, references, four bytes, size, contents
         end = start + int.from_bytes(data[start + 8 : start + 16], "little")
@@ -58,4 +85,4 @@ def _walk_heaps(data: mmap.mmap | bytes) -> None:
             if step < 16 or at + step > min(end, len(data)):
                 raise OSError("the heap of its texts is damaged")
             at += step
-        start = data.find(_HEAP, start + 1)
+        start = data.find(_HEAP, start + 1, last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import itertools
 import os
@@ -99,7 +100,7 @@ class FileMatrix:
     """
 
     def __init__(self, file: _Open, dtype: np.dtype[Any], width: int, at: NDArray[np.intp], folder: Path) -> None:
-        self._file, self._at, self._folder = file, at, folder
+        self._file, self._at, self.folder = file, at, folder
         self.dtype = dtype
         self.shape = (len(at), width)
 
@@ -108,12 +109,15 @@ class FileMatrix:
 
     def rows(self, rows: NDArray[np.intp]) -> FileMatrix:
         """Return some of the rows; none is read."""
-        return FileMatrix(self._file, self.dtype, self.shape[1], self._at[rows], self._folder)
+        some = copy.copy(self)
+        some._at = self._at[rows]
+        some.shape = (len(some._at), self.shape[1])
+        return some
 
     def new_file(self, n: int, parts: Iterable[Part]) -> FileMatrix | None:
         """Return another matrix (n, d') in another file, or ``None`` if the disk has no room for it."""
         try:
-            return _written(n, parts, self._folder)
+            return _written(n, parts, self.folder)
         except InputError:
             return None
 
@@ -147,6 +151,17 @@ class FileMatrix:
             if not got:
                 raise OSError(errno.EIO, "the file of a matrix has become shorter")
             done += got
+
+
+class ReadMatrix(FileMatrix):
+    """Rows that are read from files of other programs whenever they are used: no copy of them is made."""
+
+    def __init__(self, read: Callable[[NDArray[np.intp]], NDArray[Any]], n: int, width: int, folder: Path) -> None:
+        self._source, self._at, self.folder = read, np.arange(n), folder
+        self.dtype, self.shape = np.dtype(np.float32), (n, width)
+
+    def _read(self, at: NDArray[np.intp]) -> NDArray[Any]:
+        return self._source(at)
 
 
 def rows_of(X: Any, rows: NDArray[np.intp]) -> Any:

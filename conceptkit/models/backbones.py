@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError, near_names, reason_of
+from conceptkit.families import ENCODERS
 from conceptkit.images.decoding import Pixels
 from conceptkit.models import downloads, layers, mini_inception
 from conceptkit.models.adapter import FEATURES, Standardised
 from conceptkit.models.fingerprint import network_digest
 from conceptkit.models.names import SOURCES, is_factory
+from conceptkit.models.presets import IMAGENET_MEAN, IMAGENET_STD, Preset
 from conceptkit.models.weight_files import Matched, head_names, load_weights, match_weights, read_weights
 from conceptkit.options.shared import GIVEN
 from conceptkit.tables.resolution import Resolution
 
 BUNDLED = "mini_inception"
 """The network in this package."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Preprocessing of a network that does not state its own."""
 
 _ARGUMENTS: dict[str, Callable[[str], Any]] = {"num_classes": int, "pad_type": str}
 """Arguments of timm's constructor that a weights file may state in its metadata."""
@@ -94,6 +94,8 @@ class Backbone:
     """Names in :data:`conceptkit.models.checkpoints.MARKS` of what results must state of the training"""
     notes: tuple[str, ...] = ()
     """How the weights were found in their file"""
+    preset: Preset | None = None
+    """How the authors of an encoder use it; ``None`` for other networks"""
     trained_on: Resolution | None = None
     """Resolution of a checkpoint's training patches; ``None`` for other networks and early checkpoints"""
 
@@ -125,6 +127,8 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     """
     if model == BUNDLED:
         return _bundled(weights or "bundled", seed)
+    if model in ENCODERS:
+        return _encoder(model, weights, seed)
     if model.startswith(SOURCES):
         return _sourced(model, weights, seed)
     if is_factory(model):
@@ -144,9 +148,19 @@ def _timm() -> Any:
     return timm
 
 
+def _create(architecture: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> Any:
+    """Return a network that timm builds; arguments that are layers of timm are given by name, as JSON holds them."""
+    given = dict(arguments)
+    if isinstance(given.get("mlp_layer"), str):
+        given["mlp_layer"] = getattr(_timm().layers, given["mlp_layer"])
+    return _timm().create_model(architecture, pretrained=pretrained, **given)
+
+
 def _check_known(model: str) -> None:
     if not _timm().is_model(model):
-        raise InputError(f"model: {model!r} is not known; {near_names(model, [BUNDLED, *_timm().list_models()])}.")
+        raise InputError(
+            f"model: {model!r} is not known; {near_names(model, [BUNDLED, *ENCODERS, *_timm().list_models()])}."
+        )
 
 
 def build(
@@ -170,7 +184,7 @@ def build(
         _check_known(architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = _timm().create_model(architecture, pretrained=False, **arguments)
+            module = _create(architecture, arguments)
         backbone = _backbone(module, architecture, f"random:{seed}", arguments)
     return backbone if preprocessing is None else dataclasses.replace(backbone, preprocessing=preprocessing)
 
@@ -305,8 +319,23 @@ def _made(model: str, weights: str | None, seed: int) -> Backbone:
     return dataclasses.replace(from_module(module, name=model, weights=named), architecture=model, notes=notes)
 
 
-def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
-    """Open a network from a hub's repository or a folder, as timm writes them."""
+def _encoder(name: str, weights: str | None, seed: int) -> Backbone:
+    """Open an encoder with the preprocessing of its authors."""
+    preset = ENCODERS[name]
+    if preset.package:
+        raise InputError(
+            f"model: {name} ({preset.repository}) is not a timm network, it needs the package {preset.package}; "
+            "extract its features, for example with TRIDENT, and set --features to their files."
+        )
+    opened = _sourced(f"hf-hub:{preset.repository}", weights, seed, preset.arguments)
+    preprocessing = Preprocessing(mean=preset.mean, std=preset.std, size=preset.size)
+    remark = (f"{name}: {preset.remark}.",) if preset.remark else ()
+    notes = (*opened.notes, *remark)
+    return dataclasses.replace(opened, name=name, preprocessing=preprocessing, preset=preset, notes=notes)
+
+
+def _sourced(model: str, weights: str | None, seed: int, more: Mapping[str, Any] = MappingProxyType({})) -> Backbone:
+    """Open a network from a hub's repository or a folder, as timm writes them; ``more`` are arguments not in there."""
     hub_of_timm = _timm().models._hub
     source, _, place = model.partition(":")
     hub = source == "hf-hub"
@@ -319,10 +348,11 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
         arguments = {
             **(arguments or {}),
             **({"num_classes": n} if (n := config.get("num_classes")) is not None else {}),
+            **more,
         }
         if weights in (None, "published"):
             with torch.random.fork_rng(devices=[]):
-                module = _timm().create_model(model, pretrained=True)
+                module = _create(model, more, pretrained=True)
             for file in downloads.kept_of_hub(place) if hub else ():
                 downloads.check_hash(file)
             opened = _backbone(module, architecture, "published", arguments)
@@ -333,7 +363,9 @@ def _sourced(model: str, weights: str | None, seed: int) -> Backbone:
     except InputError:
         raise
     except Exception as error:  # network, disk, access, a missing file or one that is not timm's
-        raise downloads.cannot_download(model, reason_of(error)) from None
+        for file in downloads.kept_of_hub(place) if hub else ():
+            downloads.check_hash(file)  # the reason, where a file cannot be read
+        raise downloads.download_error(model, error) from None
     pixels = dataclasses.replace(
         opened.preprocessing,
         mean=tuple(config.get("mean") or opened.preprocessing.mean),
@@ -387,7 +419,7 @@ def _from_file(model: str, path: Path, arguments: Mapping[str, Any] | None = Non
 def _built(model: str, arguments: Mapping[str, Any], path: Path) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            module: nn.Module = _timm().create_model(model, pretrained=False, **arguments)
+            module: nn.Module = _create(model, arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"weights: {model} cannot be built as the metadata of {path} says ({reason_of(error)})."
@@ -410,7 +442,7 @@ def _downloaded(model: str) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             module = _timm().create_model(model, pretrained=True)
     except Exception as error:  # the hub's client raises many types
-        raise downloads.cannot_download(model, reason_of(error)) from None
+        raise downloads.download_error(model, error) from None
     for file in downloads.kept_files(config):
         downloads.check_hash(file)
     return _backbone(module, model, "imagenet", {})

@@ -32,7 +32,7 @@ from conceptkit.options.shared import GIVEN
 from conceptkit.records import Note, to_json, write_atomically
 from conceptkit.records.reading import read
 from conceptkit.tables.patches import PatchTable
-from conceptkit.tables.resolution import Resolution, resolution_notes
+from conceptkit.tables.resolution import Resolution, encoder_resolution_notes, resolution_notes
 
 SCHEMA = "conceptkit/checkpoint/1"
 DESCRIPTION = "checkpoint.json"
@@ -164,8 +164,10 @@ def inside(backbone: Backbone) -> tuple[Backbone, GuidedModel | None]:
 
 
 def checkpoint_notes(backbone: Backbone, data: PatchTable) -> tuple[str, ...]:
-    """Return marks and notes of a network, and how a checkpoint's resolution differs from the table's."""
+    """Return marks and notes of a network, and how its resolution differs from the table's, where it is known."""
     notes = resolution_notes(backbone.trained_on, data) if backbone.weights == TRAINED else ()
+    if backbone.preset is not None:
+        notes = encoder_resolution_notes(backbone.name, backbone.preset.mpp, data)
     return (*mark_notes(backbone), *notes)
 
 

@@ -13,9 +13,32 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-from conceptkit.errors import InputError
+from conceptkit.errors import InputError, reason_of
+
+
+def download_error(model: str, error: Exception) -> InputError:
+    """Return the error of a download that failed: what is missing for access, or why it broke off.
+
+    Parameters
+    ----------
+    model : as the user named it
+    error : of the hub's client, or of reading what was downloaded
+    """
+    if not isinstance(error, RepositoryNotFoundError):
+        return cannot_download(model, reason_of(error))
+    place = f"{constants.ENDPOINT}/{model.removeprefix('hf-hub:').partition('@')[0]}"
+    if isinstance(error, GatedRepoError):
+        token = "the token in use has no access" if huggingface_hub.get_token() else "no token is set"
+        return InputError(
+            f"model: {model} is gated and {token}; request access at {place}, then set HF_TOKEN to a token of that "
+            "account."
+        )
+    return InputError(
+        f"model: {model} was not found at {place}; check the name, or set HF_TOKEN to a token of an account that can "
+        "read it."
+    )
 
 
 def cannot_download(model: str, reason: str) -> InputError:

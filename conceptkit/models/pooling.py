@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from conceptkit.errors import InputError
@@ -79,6 +80,11 @@ def token_mean(x: Tensor, view: View) -> Tensor:
     if x.ndim != 3:
         raise InputError(f"pool: tokens needs (n, tokens, width), the layer gives {shape_text(x)}.")
     return mean(x, view)
+
+
+def class_and_tokens(x: Tensor, view: View) -> Tensor:
+    """Return the class token, then the mean over the patch tokens: (n, 2c) of (n, t, c)."""
+    return torch.cat([class_token(x, view), token_mean(x, view)], dim=1)
 
 
 def _row(x: Tensor) -> Tensor:

@@ -21,16 +21,23 @@ COMMANDS: Mapping[str, str] = {
     "audit": "conceptkit.options.audit:Audit",
     "tile": "conceptkit.options.tile:Tile",
     "measure": "conceptkit.options.measure:Measure",
+    "nuclei train": "conceptkit.options.nuclei:NucleiTrain",
+    "nuclei score": "conceptkit.options.nuclei:NucleiScore",
+    "qupath": "conceptkit.options.qupath:Qupath",
     "splits": "conceptkit.options.study:Splits",
     "extract": "conceptkit.options.extract:Extract",
     "layers": "conceptkit.options.layers:Layers",
+    "encoders": "conceptkit.options.encoders:Encoders",
     "report": "conceptkit.options.report:Report",
     "demo": "conceptkit.options.report:Demo",
     "init": "conceptkit.options.study:Init",
     "status": "conceptkit.options.study:Status",
     "doctor": "conceptkit.options.study:Doctor",
 }
-"""Name of a command → ``module:class``, in the order of the help"""
+"""Name of a command → ``module:class``, in the order of the help; of a subcommand, with its group before it"""
+
+GROUPS: Mapping[str, str] = {"nuclei": "Train and score the segmentation of nuclei."}
+"""Group of subcommands → its help"""
 
 RECORDS: Mapping[str, str] = {
     "probe": "conceptkit.records.probe:ProbeRecord",

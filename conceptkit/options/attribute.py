@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from conceptkit.families import ATTRIBUTIONS, POOLINGS
 from conceptkit.options.base import Names, RecordCommand, declare, option
-from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
+from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions, ViewerOptions
 
 
 @declare
-class Attribute(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
+class Attribute(TableOptions, NetworkOptions, ComputeOptions, ViewerOptions, RecordCommand):
     """Measure how a network's outputs depend on concepts: change per unit, TCAV, Br, and maps."""
 
     name = "attribute"

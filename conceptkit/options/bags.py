@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from conceptkit.options.base import Names, RecordCommand, declare, option, seed_list
-from conceptkit.options.shared import NetworkOptions, TableOptions
+from conceptkit.options.shared import NetworkOptions, TableOptions, ViewerOptions
 from conceptkit.options.training import BagOverrides
 
 
 @declare
-class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
+class Bags(TableOptions, NetworkOptions, BagOverrides, ViewerOptions, RecordCommand):
     """Train attention over the patches of slides or patients, guided by concepts of the whole bag."""
 
     name = "bags"
@@ -33,7 +33,7 @@ class Bags(TableOptions, NetworkOptions, BagOverrides, RecordCommand):
     layer: str | None = None
     """Layer whose pooled output is the features of a patch; default: the study's first."""
     features: str | Path | None = None
-    """Your own features (.h5, .npy, .parquet), instead of a network's."""
+    """Your own features (a folder with a file per slide, .h5, .pt, .npy, .parquet), instead of a network's."""
     attention: str = option("gated", choices=("gated", "plain", "mean"))
     """Pooling of patches; mean for no attention."""
     embedding: int = option(64, minimum=1)

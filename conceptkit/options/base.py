@@ -150,6 +150,11 @@ class Command(Options):
 class StudyCommand(Command):
     """A command that works on a study."""
 
+    @property
+    def needs_study(self) -> bool:
+        """Whether a study is found for it where none is given."""
+        return True
+
     def run(self, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None) -> Any:
         """Run the command.
 

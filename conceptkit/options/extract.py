@@ -24,8 +24,8 @@ class Extract(NetworkOptions, ComputeOptions, StudyCommand):
     """Store to write or to finish, an HDF5 file; default: one in the cache folder."""
     layers: Names = option((), flag="--layer")
     """Layers, comma-separated; default: the study's. conceptkit layers lists a network's."""
-    pool: str = option("gap", choices=POOLINGS)
-    """Pooling of a layer's output."""
+    pool: str | None = option(None, choices=POOLINGS)
+    """Pooling of a layer's output; default: that of the encoder's authors, or gap."""
     dtype: str = option("float32", choices=("float32", "float16"))
     """Type of the stored values."""
     autocast: str | None = None

@@ -8,14 +8,15 @@ from typing import Any
 
 from conceptkit.families import POOLINGS
 from conceptkit.options.base import Names, RecordCommand, declare, option
-from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions
+from conceptkit.options.encoders import EncoderOptions, features_given
+from conceptkit.options.shared import ComputeOptions, TableOptions
 
 NO_CENTER = "none"
 """Named as the column of centers, where the table has none or they are not to count"""
 
 
 @declare
-class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
+class Probe(TableOptions, EncoderOptions, ComputeOptions, RecordCommand):
     """Measure how well concepts can be decoded from layers or other features, held out by patient."""
 
     name = "probe"
@@ -23,19 +24,25 @@ class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     runner = "conceptkit.commands.probe:probe"
 
     layers: Names = option((), flag="--layer")
-    """Layers, comma-separated; conceptkit layers lists a network's. Default: the study's, or all of a store."""
+    """Layers, comma-separated; conceptkit layers lists a network's. Default: the study's, or all of a store. Of several
+    encoders ENCODER=LAYER is a layer of one."""
     concepts: Names = option((), flag="--concept")
     """Concepts: columns of the table, comma-separated."""
-    features: str | Path | None = None
-    """Store of extract, or your own features (.h5, .npy, .parquet), instead of a network."""
+    features: Any = option(None, parse=features_given)
+    """Store of extract, or your own features (a folder with a file per slide, .h5, .pt, .npy, .parquet), instead of a
+    network. Several encoders, as NAME=PATH,NAME=PATH, are compared."""
+    against: str | None = None
+    """Encoder that the others are compared with; default: every two encoders."""
+    per: str | None = option(None, choices=("slide", "patch"))
+    """Unit of a table of slides with features: slide for the mean over its patches (default), or patch."""
     center: str | None = None
     """Column of the centers, or none; default: center, if present."""
     nested: str | None = None
     """Column of units nested in the groups, such as slides of patients."""
     split: str | None = None
     """Use only the rows of this split."""
-    pool: str = option("gap", choices=POOLINGS)
-    """Pooling of a layer's output."""
+    pool: str | None = option(None, choices=POOLINGS)
+    """Pooling of a layer's output; default: that of the encoder's authors, or gap."""
     folds: int = option(5, minimum=2)
     """Number of cross-validation folds."""
     permutations: int = option(1000, minimum=0)
@@ -48,6 +55,8 @@ class Probe(TableOptions, NetworkOptions, ComputeOptions, RecordCommand):
     """Column whose levels are each held out for one more score; default: the centers, in at most ten parts."""
     repeat: Mapping[str, str] | None = None
     """CONCEPT=COLUMN of its repeated measurement, for the reliability ceiling."""
+    meaning: bool = option(False, flag="--meaning/--no-meaning")
+    """Test whether each vector means its concept: other concepts, refits, disturbed images, nucleus masks."""
     protocol: str = option("cross-validated", choices=("cross-validated", "paper"))
     """cross-validated, or paper: least squares, scored in sample."""
 

@@ -32,8 +32,8 @@ class NetworkOptions(Options):
     panel = "Network"
 
     model: Any = option(None, parse=network_given)
-    """A timm network (also hf-hub:…), mini_inception (bundled), a checkpoint folder, or package.module:factory, your
-    own function, which is run."""
+    """A timm network (also hf-hub:…), an encoder of conceptkit encoders, mini_inception (bundled), a checkpoint folder,
+    or package.module:factory, your own function, which is run."""
     weights: str | Path | None = None
     """imagenet, random, or a weights FILE (of any number of classes); imagenet when only --model is given."""
 
@@ -50,6 +50,16 @@ class ComputeOptions(Options):
     """Images per forward pass."""
     seed: int = option(0, minimum=0)
     """Seed of everything that is drawn at random."""
+
+
+@declare
+class ViewerOptions(Options):
+    """Where patches are exported to."""
+
+    panel = "Viewer"
+
+    qupath: str | Path | None = None
+    """Folder, missing or empty, for a GeoJSON per slide: patches with these results, which QuPath opens."""
 
 
 @declare

@@ -54,7 +54,7 @@ class LoopOptions(Options):
     """Loss weighting of all tasks and of single ones, such as uncertainty,center=fixed:0.1."""
     reset_weights: bool = option(False, flag="--reset-weights/--keep-weights")
     """Reset learned loss weights after the warmup."""
-    method: str = option("confusion", choices=DISCOURAGING, parse=lambda name: ALIASES.get(name, name))
+    method: str = option("mmd", choices=DISCOURAGING, parse=lambda name: ALIASES.get(name, name))
     """Method of discouraging; grl is reversal."""
     strength: float = option(1.0, minimum=0)
     """Strength of discouraging at the end of the warmup."""

@@ -305,6 +305,17 @@ def _derived(given: Any) -> tuple[str, ...]:
     return tuple(": ".join(names[:end]) for end in range(len(names), 0, -1))
 
 
+def drawn_shapes(geometry: Any, name: str, classification: str) -> Iterator[Drawn | str]:
+    """Yield the polygons of a geometry of QuPath, or what it is when it encloses no area.
+
+    Raises :class:`InputError` when it is of no known type, or has coordinates that are not numbers.
+    """
+    try:
+        yield from _shapes(geometry, name, _derived(classification))
+    except _ContentError as error:
+        raise InputError(f"annotations: {error}.") from None
+
+
 def _shapes(geometry: Any, name: str, classes: tuple[str, ...]) -> Iterator[Drawn | str]:
     if geometry is None:
         yield _EMPTY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from conceptkit.pathology.stain import stain_statistics
 from conceptkit.pathology.texture import Cooccurrence, Haralick, cooccurrence, haralick, luma
 
 Values = NDArray[np.float64]
-Needs = Literal["pixels", "mask", "mask+mpp", "pixels+mask", "file"]
+Needs = Literal["pixels", "mask", "mask+mpp", "pixels+mask", "types", "types+mpp", "file"]
 Level = Literal["nucleus", "patch", "acquisition"]
 
 
@@ -33,6 +33,25 @@ class Batch:
     """(n,) microns per pixel, NaN where unknown."""
     file: Values | None = None
     """(n,) JPEG quality of the file of each patch, NaN for other formats."""
+
+    types: Mapping[int, str] | None = None
+    """Label → type of its nucleus, in all patches; labels without a type are left out."""
+
+    @property
+    def scale(self) -> Values:
+        """(n,) microns per pixel; raises where they are not given."""
+        if self.mpp is None:
+            raise InputError("mpp: microns per pixel are needed, got none.")
+        return self.mpp
+
+    @cached_property
+    def types_of_nuclei(self) -> NDArray[np.str_]:
+        """(m,) the type of each nucleus, empty where it has none."""
+        if self.mask is None or self.types is None:
+            raise InputError("types: types of nuclei need a mask and types, got none.")
+        label = np.zeros(len(self.nuclei.area), dtype=np.int64)
+        label[self.nuclei.owner] = np.ravel(self.mask)[self.nuclei.pixels]
+        return np.array([self.types.get(int(one), "") for one in label], dtype=np.str_)
 
     @cached_property
     def luma(self) -> NDArray[np.uint8]:

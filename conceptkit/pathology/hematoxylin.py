@@ -15,12 +15,10 @@ from conceptkit.images.pixel_values import check_enlarged, nearest
 from conceptkit.pathology import colour
 from conceptkit.pathology.nucleus_score import score
 from conceptkit.pathology.regions import Fields, Labels, best_set, candidates, split_touching
+from conceptkit.pathology.scales import ASSUMED_MPP
 
 WORKING_MPP = 0.5
 """Microns per pixel at which nuclei are looked for, whatever the image's own: sizes below mean the same everywhere."""
-
-ASSUMED_MPP = 0.25
-"""What an image without microns per pixel is taken for: 40x."""
 
 LEAST_CONTRAST = 0.06
 """Optical density between an image's median and its 99.5th percentile below which it holds no nucleus."""

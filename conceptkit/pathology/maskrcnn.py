@@ -148,7 +148,7 @@ def train_maskrcnn(
         )
     if not 0 < held_out < len(images):
         raise InputError(f"held_out: must leave an image to train on, got {held_out} of {len(images)}.")
-    chosen = _device(device)
+    chosen = device_of(device)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     net = (network if network is not None else build(weights=weights)).to(chosen)
@@ -216,11 +216,12 @@ def load_maskrcnn(path: Path, *, device: str = "auto") -> MaskRCNN:
         network.load_state_dict(state)
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
         raise InputError(f"nuclei-weights: {path} is not a checkpoint of conceptkit's maskrcnn.") from None
-    chosen = _device(device)
+    chosen = device_of(device)
     return MaskRCNN(network.to(chosen).eval(), float(about["mpp"]), chosen)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ def area_px(batch: Batch) -> Values:
 )
 def area_um2(batch: Batch) -> Values:
     """Return :func:`area_px` in µm², (n,); NaN where the microns per pixel are unknown."""
-    return area_px(batch) * np.square(_mpp(batch))
+    return area_px(batch) * np.square(batch.scale)
 
 
 @_patch(
@@ -92,7 +92,7 @@ def asm(batch: Batch) -> Values:
 def density_mm2(batch: Batch) -> Values:
     """Return nuclei per mm² of patch, (n,); a nucleus counts in every patch that holds a pixel of it."""
     height, width = batch.pixels.shape[1:3]
-    scale = _mpp(batch)
+    scale = batch.scale
     return np.asarray(count(batch) / (height * width * scale**2) * 1e6)
 
 
@@ -113,7 +113,7 @@ def area_sd_px(batch: Batch) -> Values:
 @_nuclear("µm²", "Anisokaryosis that compares across scanners and magnifications.", needs="mask+mpp")
 def area_sd_um2(batch: Batch) -> Values:
     """Return :func:`area_sd_px` in µm², (n,)."""
-    return area_sd_px(batch) * np.square(_mpp(batch))
+    return area_sd_px(batch) * np.square(batch.scale)
 
 
 @_nuclear(
@@ -199,7 +199,7 @@ def neighbour_px(batch: Batch) -> Values:
 )
 def neighbour_um(batch: Batch) -> Values:
     """Return :func:`neighbour_px` in µm, (n,)."""
-    return neighbour_px(batch) * _mpp(batch)
+    return neighbour_px(batch) * batch.scale
 
 
 @_nuclear(
@@ -296,22 +296,17 @@ def jpeg_quality(batch: Batch) -> Values:
     return np.asarray(batch.file)
 
 
-def _mpp(batch: Batch) -> Values:
-    if batch.mpp is None:
-        raise InputError("mpp: microns per pixel are needed, got none.")
-    return batch.mpp
-
-
-def names_for(*, mask: bool, mpp: bool, file: bool = False) -> tuple[str, ...]:
-    """Return the names of the measures that pixels give, with or without a mask, microns per pixel and a JPEG file."""
+def names_for(*, mask: bool, mpp: bool, file: bool = False, types: bool = False) -> tuple[str, ...]:
+    """Return the names of the measures that are possible, with or without mask, microns per pixel, JPEG and types."""
     known = {"pixels": True, "pixels+mask": mask, "mask": mask, "mask+mpp": mask and mpp, "file": file}
+    known |= {"types": mask and types, "types+mpp": mask and types and mpp}
     return tuple(name for name, m in MEASURES.items() if known[m.needs])
 
 
 CORE = ("count", "area_px", "area_um2", "contrast", "correlation")
 """The paper's measures, which are computed when none is named."""
 
-GROUPS = ("core", "all", "nuisances")
+GROUPS = ("core", "all", "nuisances", "typed")
 """Names that stand for several measures."""
 
 
@@ -319,8 +314,10 @@ def spell_out(name: str) -> tuple[str, ...]:
     """Return the measures of a group in :data:`GROUPS`, or ``(name,)`` for any other name."""
     if name == "core":
         return CORE
-    if name in GROUPS:
-        return tuple(n for n, m in MEASURES.items() if name == "all" or m.role == "discourage")
+    if name in GROUPS:  # measures of types only where they are named: few masks have types
+        of_types = {n for n, m in MEASURES.items() if m.needs.startswith("types")}
+        chosen = of_types if name == "typed" else set(MEASURES) - of_types
+        return tuple(n for n, m in MEASURES.items() if n in chosen and (name != "nuisances" or m.role == "discourage"))
     return (name,)
 
 
@@ -341,6 +338,7 @@ def measure(
     *,
     names: Iterable[str] | None = None,
     jpeg_quality: float | None = None,
+    types: Mapping[int, str] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Measure a batch of patches; returns name to (n,) values, in the order of ``names``, NaN where there is none.
 
@@ -354,6 +352,7 @@ def measure(
     mpp : microns per pixel, one for all or one for each patch; NaN where unknown
     names : measures, or :data:`GROUPS`; ``None``: all of :data:`CORE` that the given inputs allow
     jpeg_quality : quality of the file of all patches, 1 to 100; ``None`` where it is not a JPEG
+    types : label → type of its nucleus, in all patches
     """
     images = check_images(images)
     labels = None if masks is None else _check_masks(masks, images.shape[:3])
@@ -362,11 +361,11 @@ def measure(
     if names is None:
         possible = names_for(mask=labels is not None, mpp=scale is not None)
         names = [name for name in CORE if name in possible]
-    batch = Batch(images, labels, scale, file)
+    batch = Batch(images, labels, scale, file, types)
     values = {}
     for name in check_names(names):
         one = MEASURES[name]
-        parts = {"pixels": images, "mask": labels, "mpp": scale, "file": file}
+        parts = {"pixels": images, "mask": labels, "mpp": scale, "file": file, "types": types}
         if any(parts[part] is None for part in one.needs.split("+")):
             raise InputError(f"names: {name} needs {one.needs.replace('+', ' and ')}, got none.")
         values[name] = one(batch)

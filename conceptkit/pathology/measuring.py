@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +14,29 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit.errors import InputError, check_at_least, check_choice, near_names
+from conceptkit.errors import InputError, check_at_least, check_choice
 from conceptkit.families import MEASURES, NUCLEI
 from conceptkit.files.atomic import replacing
 from conceptkit.jobs import Engine
+from conceptkit.pathology.image_lists import OF_THE_LIST, check_case, is_numeric, read_list
 from conceptkit.pathology.images import check_upright, image_size, read_image
 from conceptkit.pathology.masks import read_mask
 from conceptkit.pathology.measures import CORE, GROUPS, check_names, measure, names_for, spell_out
-from conceptkit.pathology.nuclei import Segmenter, find_in, mask_name, open_method, write_labels
+from conceptkit.pathology.nuclei import (
+    Found,
+    Segmenter,
+    find_detailed,
+    find_plain,
+    mask_name,
+    open_method,
+    write_labels,
+)
+from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows
 from conceptkit.pathology.outliers import outlier_notes
+from conceptkit.pathology.quality import Condition, exclude
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
+from conceptkit.pathology.typed_masks import read_types, type_names
 
 CARRIED = ("patient", "group", "label", "split", "center", "slide")
 """Columns of the image list that hold for each tile of an image, numbers or not; they stay text: 007 stays 007."""
@@ -35,9 +46,6 @@ SUFFIXES = (".csv", ".parquet")
 
 _UNUSED_SHARE = 0.01
 """Share of the images' pixels outside whole tiles from which a note mentions it."""
-
-_OF_THE_LIST = ("image_id", "image", "mask", "mpp")
-_OF_THE_TABLE = ("patch_id", "x", "y", "size", "h5", "key", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,9 @@ class ImageJob:
     size: int
     names: tuple[str, ...]
     nuclei: Segmentation | None
+    kept: Kept | None = None
+    named: str | None = None
+    """How types of nuclei in masks are named."""
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -82,11 +93,15 @@ class ImageJob:
         mask = file_state((self.folder / self.cells["mask"]).absolute()) if given else None
         image = file_state((self.folder / self.cells["image"]).absolute())
         nuclei = None if self.nuclei is None else self.nuclei.state()
-        return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei])
+        types = self.cells.get("types", "")
+        more = [self.named, file_state(self.folder / types) if types else None] if self.named or types else []
+        return part_key([image, mask, self.cells["mpp"], self.size, self.names, nuclei, *more])
 
     @property
-    def has_mask(self) -> bool:
-        """Return whether the image's label image exists, where it is to be kept."""
+    def is_complete(self) -> bool:
+        """Return whether label image and rows of nuclei exist, where they are to be kept."""
+        if self.kept is not None and not self.kept.file(self.key).is_file():
+            return False
         if self.nuclei is None or self.nuclei.masks_out is None:
             return True
         return (self.nuclei.masks_out / mask_name(self.cells["image_id"])).is_file()
@@ -133,6 +148,9 @@ def measure_images(
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
+    nuclei_out: NucleusTable | None = None,
+    conditions: Sequence[Condition] = (),
+    type_names: str | None = None,
 ) -> Measured:
     """Cut each listed image into tiles and measure every tile; a process has one image in memory at a time.
 
@@ -154,58 +172,61 @@ def measure_images(
     engine : where images are measured; ``None``: in this process
     progress : receives the number of images that are finished, and of all
     parts : folder of the measures of finished images, which the next run reads; ``None`` keeps none
+    nuclei_out : table of a row per nucleus to write; needs ``parts``
+    conditions : which patches are left out, by measures that are computed too
+    type_names : what the numbers of types in masks are called, see :func:`type_names`
     """
     check_at_least("patch_size", patch_size, 8)
     check_choice("on_error", on_error, ("raise", "skip"))
-    check_out(out)
-    if out.exists() and images_csv.exists() and out.samefile(images_csv):
-        raise InputError(f"out: {out} is the list of images itself; name another file.")
-    images = _read_list(images_csv)
+    _check_new(out, images_csv)
+    images = read_list(images_csv)
     images["mpp"], scale_notes = known_scales(images["mpp"], images["image_id"], "")
     if nuclei is not None:
         images["mask"] = [mask_name(i) if nuclei.masks_out else "found" for i in images["image_id"]]
-        _check_case(images["image_id"], images_csv)
+        check_case(images["image_id"], images_csv)
     has_mask = images["mask"] != ""
-    possible = names_for(mask=bool(has_mask.any()), mpp=bool((has_mask & (images["mpp"] != "")).any()), file=True)
-    chosen = choose_measures(names, possible, images.columns, images_csv)
-    jobs = [
-        ImageJob({str(c): v for c, v in images.iloc[k].items()}, images_csv.parent, patch_size, chosen, nuclei)
-        for k in range(len(images))
-    ]
-    finished = run_in_parts(
-        measure_image,
-        jobs,
-        folder=parts,
-        engine=engine,
-        on_error=on_error,
-        progress=progress,
-        is_complete=lambda job: job.has_mask,
-    )
+    typed = has_types(nuclei) if nuclei else type_names is not None or ("types" in images and any(images["types"]))
+    scaled = bool((has_mask & (images["mpp"] != "")).any())
+    possible = names_for(mask=bool(has_mask.any()), mpp=scaled, file=True, types=typed)
+    chosen = choose_measures(names, possible, images.columns, images_csv, extra=[c.measure for c in conditions])
+    kept = None if nuclei_out is None else nuclei_out.kept(parts, bool(has_mask.any()), images_csv)
+    shared = images_csv.parent, patch_size, chosen, nuclei, kept, type_names
+    jobs = [ImageJob({str(c): v for c, v in images.iloc[k].items()}, *shared) for k in range(len(images))]
+    about: dict[str, Any] = {"folder": parts, "engine": engine, "progress": progress}
+    finished = run_in_parts(measure_image, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     if not finished.rows:
         name, reason = next(iter(finished.skipped.items()))
         raise InputError(f"{images_csv}: no image gave a tile; {name} was skipped: {reason}")
-    tiles = list(finished.rows.values())
-    measured = pd.concat(tiles, ignore_index=True)
     used = images.iloc[list(finished.rows)].reset_index(drop=True)
-    carried = [c for c in used.columns if c in CARRIED or (c not in _OF_THE_LIST and not _is_numeric(images[c]))]
+    carried = [c for c in used.columns if c in CARRIED or (c not in OF_THE_LIST and not is_numeric(images[c]))]
+    whole = _assemble(used, list(finished.rows.values()), carried, patch_size, images_csv.parent, out.parent, nuclei)
+    table, left_out = exclude(whole, conditions)
+    if nuclei_out is not None:
+        nuclei_out.join(kept, (jobs[k].key for k in finished.rows), table["patch_id"] if left_out else None)
     return Measured(
-        table=_assemble(used, tiles, carried, patch_size, images_csv.parent, out.parent, nuclei),
+        table=table,
         skipped=tuple(finished.skipped.items()),
         notes=(
             *scale_notes,
+            *left_out,
             *_notes(images, used, carried, chosen, every=names is None),
-            *_border_notes([images_csv.parent / image for image in used["image"]], len(measured), patch_size),
+            *_border_notes([images_csv.parent / image for image in used["image"]], len(whole), patch_size),
             *_nuclei_notes(used, nuclei),
-            *outlier_notes({name: measured[name].to_numpy(dtype=np.float64) for name in chosen}),
+            *outlier_notes({name: whole[name].to_numpy(dtype=np.float64) for name in chosen}),
         ),
         resumed=finished.resumed,
     )
 
 
 def choose_measures(
-    names: Iterable[str] | None, possible: Iterable[str], columns: Iterable[str], path: Path
+    names: Iterable[str] | None,
+    possible: Iterable[str],
+    columns: Iterable[str],
+    path: Path,
+    *,
+    extra: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """Return the measures to compute: the named ones, or all of the paper's that are possible.
+    """Return the measures to compute: the named ones, or all of the paper's that are possible; and ``extra`` ones.
 
     A group of measures stands for those of it that are possible; a measure that is named must be possible.
     Raises :class:`InputError` when it is not, or a column has its name.
@@ -222,6 +243,11 @@ def choose_measures(
                 needed = MEASURES[name].needs.replace("+", " and ")
                 raise InputError(f"names: {name} needs {needed}; no row of {path} has it.")
         chosen = tuple(name for name in checked if name in possible)
+    for name in extra:
+        if name not in possible:
+            needed = MEASURES[name].needs.replace("+", " and ")
+            raise InputError(f"exclude: {name} needs {needed}; no row of {path} has it.")
+    chosen = tuple(dict.fromkeys((*chosen, *extra)))
     for column in columns:
         if column in chosen:
             raise InputError(f"{path}: column {column} has the name of a measure that is to be computed.")
@@ -251,51 +277,10 @@ def check_out(out: Path) -> None:
         raise InputError(f"out: must be a file, but {out} is a folder.")
 
 
-def _read_list(path: Path) -> pd.DataFrame:
-    """Return the list as text, "" where empty, with an ``image_id`` column.
-
-    Not by ``read_csv``, which renames repeated columns, takes a surplus cell for an index and 007 for 7.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = next(reader, [])
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except FileNotFoundError:
-        raise InputError(f"images: {path} does not exist.") from None
-    except IsADirectoryError:
-        raise InputError(f"images: {path} is a folder; name a CSV file with a column image.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"images: {path} cannot be read as CSV ({error}).") from None
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise InputError(f"{path}: line {number} has {len(cells)} cells under {len(header)} columns.")
-    repeated = sorted({c for c in header if c and header.count(c) > 1})
-    if repeated:
-        raise InputError(f"{path}: column {repeated[0]} occurs more than once.")
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-        raise InputError(f"{path}: cells must be separated by commas, the first line is {header[0]!r}.")
-    if "image" not in header:
-        raise InputError(f"{path}: a column image is needed; {near_names('image', header)}.")
-    for column in header:
-        if column in _OF_THE_TABLE:
-            raise InputError(f"{path}: column {column} belongs to a patch table, here each row is a whole image.")
-    if not lines:
-        raise InputError(f"{path}: at least one row is needed, got none.")
-    columns = {c: [cells[k].strip() for _, cells in lines] for k, c in enumerate(header) if c}
-    given = columns.get("image_id", [""] * len(lines))
-    columns["image_id"] = [
-        i or Path(image).stem or f"line {number}"
-        for i, image, (number, _) in zip(given, columns["image"], lines, strict=True)
-    ]
-    table = pd.DataFrame(columns, dtype="str")
-    twice = table["image_id"][table["image_id"].duplicated()]
-    if len(twice):
-        raise InputError(f"{path}: image_id {twice.iloc[0]} occurs more than once; give each image its own.")
-    for column in ("mask", "mpp"):
-        if column not in table:
-            table[column] = ""
-    return table
+def _check_new(out: Path, images: Path) -> None:
+    check_out(out)
+    if out.exists() and images.exists() and out.samefile(images):
+        raise InputError(f"out: {out} is the list of images itself; name another file.")
 
 
 def measure_image(job: ImageJob) -> Part:
@@ -309,32 +294,74 @@ def measure_image(job: ImageJob) -> Part:
     if min(height, width) < job.size:
         reason = f"image: {cells['image']} has {width} x {height} pixels, less than a tile of {job.size}."
         return Part(None, skipped={cells["image_id"]: reason})
-    labels: NDArray[Any] | None = None
+    found: Found | None = None
     if nuclei is not None:
-        labels = find_in(pixels, segmenter(nuclei), mpp)
+        find = find_detailed if job.kept or has_types(nuclei) else find_plain
+        found = find(pixels, segmenter(nuclei), mpp)
         if nuclei.masks_out is not None:
-            write_labels(labels, nuclei.masks_out / mask_name(cells["image_id"]))
+            write_labels(found.labels, nuclei.masks_out / mask_name(cells["image_id"]))
     elif cells["mask"]:
         check_upright(job.folder / cells["image"])
-        labels = read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp)
-        check_mask_shape(labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
+        known = types_of(job.folder, cells["mask"], cells.get("types", ""), job.named)
+        found = Found(read_mask(job.folder / cells["mask"], pixels.shape[:2], mpp), types=known)
+        check_mask_shape(found.labels, pixels.shape, cells["mask"], f"its image {cells['image']}")
+    labels, types = (None, None) if found is None else (found.labels, found.types)
+    if job.kept is not None:
+        name, whole = cells["image_id"], (height // job.size * job.size, width // job.size * job.size)
+        patches = functools.partial(_patches_at, name, job.size, whole)
+        views = [] if found is None else [found]
+        job.kept.write(
+            job.key,
+            (nucleus_rows(pixels, f, mpp, Place(name), patches, contours=job.kept.contours) for f in views),
+        )
     strips: list[dict[str, NDArray[Any]]] = []
     for y in range(0, height - job.size + 1, job.size):  # a row of tiles at a time: float copies of an image are huge
         images = _cut(pixels[y : y + job.size], job.size)
         masks = None if labels is None else _cut(labels[y : y + job.size], job.size)
         place = {"x": np.arange(len(images)) * job.size, "y": np.full(len(images), y)}
-        strips.append(place | measure_batch(images, masks, mpp, quality, job.names))
+        strips.append(place | measure_batch(images, masks, mpp, quality, job.names, types))
     return Part(pd.DataFrame({name: np.concatenate([strip[name] for strip in strips]) for name in strips[0]}))
 
 
+def has_types(nuclei: Segmentation) -> bool:
+    """Return whether a method distinguishes types of nuclei."""
+    return bool(getattr(segmenter(nuclei), "types", ()))
+
+
+def types_of(folder: Path, mask: str, types: str, names: str | None) -> dict[int, str]:
+    """Return label → type: of the file in the column ``types``, else of the mask where its types have names."""
+    if types:
+        return read_types(folder / types, None if names is None else type_names(names))
+    return {} if names is None else read_types(folder / mask, type_names(names))
+
+
+def _patches_at(
+    name: str, size: int, whole: tuple[int, int], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> list[str | None]:
+    """Return the patch of an image that each place lies in; ``None`` outside whole tiles."""
+    left, top = (np.floor(v / size).astype(int) * size for v in (x, y))
+    inside = (y < whole[0]) & (x < whole[1])
+    return [patch_name(name, a, b) if i else None for a, b, i in zip(left, top, inside, strict=True)]
+
+
+def patch_name(image_id: str, x: int, y: int) -> str:
+    """Return the id of an image's tile."""
+    return f"{image_id}_x{x}_y{y}"
+
+
 def measure_batch(
-    images: NDArray[np.uint8], masks: NDArray[Any] | None, mpp: float, quality: float, names: Iterable[str]
+    images: NDArray[np.uint8],
+    masks: NDArray[Any] | None,
+    mpp: float,
+    quality: float,
+    names: Iterable[str],
+    types: Mapping[int, str] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Return the measures (n,) of patches (n, h, w, 3) of one image, NaN where an input of a measure is missing."""
-    has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality))
+    has = names_for(mask=masks is not None, mpp=not math.isnan(mpp), file=not math.isnan(quality), types=bool(types))
     possible = [name for name in names if name in has]
     scale, file = (None if math.isnan(v) else v for v in (mpp, quality))
-    values = measure(images, masks, scale, names=possible, jpeg_quality=file) if possible else {}
+    values = measure(images, masks, scale, names=possible, jpeg_quality=file, types=types) if possible else {}
     return {name: values.get(name, np.full(len(images), np.nan)) for name in names}
 
 
@@ -350,15 +377,6 @@ def check_mask_shape(labels: NDArray[Any], shape: tuple[int, ...], mask: str, wh
 def segmenter(nuclei: Segmentation) -> Segmenter:
     """Return the method; a network is loaded once per process."""
     return open_method(nuclei.method, weights=nuclei.weights, device=nuclei.device)
-
-
-def _check_case(ids: pd.Series[str], path: Path) -> None:
-    """Refuse ids that some file systems take for one name, as a mask would overwrite the other."""
-    twice = ids[ids.str.lower().duplicated()]
-    if len(twice):
-        raise InputError(
-            f"{path}: image_id {twice.iloc[0]} differs from another only in capitals; masks need distinct names."
-        )
 
 
 def _cut(strip: NDArray[Any], size: int) -> NDArray[Any]:
@@ -409,16 +427,11 @@ def relative_path(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def _is_numeric(text: pd.Series[str]) -> bool:
-    """Return whether every filled cell is a number; true for an empty column."""
-    return bool(pd.to_numeric(text[text != ""], errors="coerce").notna().all())
-
-
 def _notes(
     images: pd.DataFrame, used: pd.DataFrame, carried: list[str], names: tuple[str, ...], *, every: bool
 ) -> Iterator[str]:
     """Yield notes on the table."""
-    left = [c for c in images.columns if c not in carried and c not in _OF_THE_LIST]
+    left = [c for c in images.columns if c not in carried and c not in OF_THE_LIST]
     if left:
         yield f"Not carried over to the tiles, as they are empty or hold numbers of the whole image: {', '.join(left)}."
     if every and len(names) < len(CORE):

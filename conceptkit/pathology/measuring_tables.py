@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.jobs import Engine
+from conceptkit.pathology.image_lists import check_case
 from conceptkit.pathology.images import check_upright, image_size, read_quality, tiff_quality
 from conceptkit.pathology.masks import check_mask_rows, read_mask, read_mask_row
 from conceptkit.pathology.measures import names_for
@@ -24,12 +25,16 @@ from conceptkit.pathology.measuring import (
     Segmentation,
     check_mask_shape,
     choose_measures,
+    has_types,
     measure_batch,
     relative_path,
     segmenter,
+    types_of,
 )
-from conceptkit.pathology.nuclei import Segmenter, find_in
+from conceptkit.pathology.nuclei import Found, find_detailed, find_plain, mask_name, write_labels
+from conceptkit.pathology.nucleus_rows import Kept, NucleusTable, Place, nucleus_rows, owner, owners
 from conceptkit.pathology.outliers import outlier_notes
+from conceptkit.pathology.quality import Condition, exclude
 from conceptkit.pathology.resuming import Part, file_state, part_key, run_in_parts
 from conceptkit.pathology.scales import known_scales, read_scale
 from conceptkit.tables.patches import PatchTable, load_table
@@ -55,6 +60,17 @@ class TableJob:
     items: tuple[str, ...]
     """Patch ids of the rows."""
     key: str
+    kept: Kept | None = None
+    named: str | None = None
+    """How types of nuclei in masks are named."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether label images and rows of nuclei exist, where they are to be kept."""
+        masks = None if self.nuclei is None else self.nuclei.masks_out
+        if masks is not None and not all((masks / mask_name(patch)).is_file() for patch in self.items):
+            return False
+        return self.kept is None or self.kept.file(self.key).is_file()
 
 
 def is_patch_table(path: Path) -> bool:
@@ -79,6 +95,9 @@ def measure_table(
     engine: Engine | None = None,
     progress: Callable[[int, int], None] | None = None,
     parts: Path | None = None,
+    nuclei_out: NucleusTable | None = None,
+    conditions: Sequence[Condition] = (),
+    type_names: str | None = None,
 ) -> Measured:
     """Measure every patch of a patch table; raises :class:`InputError` as ``measure_images`` does.
 
@@ -87,7 +106,8 @@ def measure_table(
     path : the table; ``mpp`` is each patch's microns per pixel, ``mask`` a label image of the patch, or of its image,
         or, where the pixels lie in HDF5, such a file with a dataset ``masks`` of the same rows
     out : where the new table will be written: paths in it are relative to its folder
-    names, on_error, nuclei, engine, parts : as in :func:`conceptkit.pathology.measuring.measure_images`
+    names, on_error, nuclei, engine, parts, nuclei_out, conditions, type_names : as in
+        :func:`conceptkit.pathology.measuring.measure_images`
     progress : receives the number of patches that are finished, and of all
     """
     path = path.absolute()
@@ -97,18 +117,25 @@ def measure_table(
     if out.exists() and out.samefile(path):
         raise InputError(f"out: {out} is the table itself; name another file.")
     if nuclei is not None and nuclei.masks_out is not None:
-        raise InputError("masks-out: needs a list of images; the nuclei of a table's patches are not kept.")
+        for patch in table.patch_ids:
+            mask_name(patch)
+        check_case(table.frame["patch_id"], path)
     columns = table.frame.columns
     scale_notes: list[str] = []
     if "mpp" in columns:
         known, scale_notes = known_scales(table.frame["mpp"], table.frame["patch_id"])
         table = replace(table, frame=table.frame.assign(mpp=known))
     has_mask = nuclei is not None or ("mask" in columns and bool(table.frame["mask"].notna().any()))
+    typed = has_types(nuclei) if nuclei else type_names is not None or "types" in columns
     has_mpp = "mpp" in columns and bool(table.frame["mpp"].notna().any())
-    possible = names_for(mask=has_mask, mpp=has_mpp, file=table.location != "h5")  # stored pixels have no quality
-    chosen = choose_measures(names, possible, columns, path)
-    jobs = _jobs(table, path, chosen, nuclei)
-    finished = run_in_parts(measure_rows, jobs, folder=parts, engine=engine, on_error=on_error, progress=progress)
+    possible = names_for(
+        mask=has_mask, mpp=has_mpp, file=table.location != "h5", types=typed
+    )  # stored pixels have no quality
+    chosen = choose_measures(names, possible, columns, path, extra=[c.measure for c in conditions])
+    kept = None if nuclei_out is None else nuclei_out.kept(parts, has_mask, path)
+    jobs = _jobs(table, path, chosen, nuclei, kept, type_names)
+    about: dict[str, Any] = {"folder": parts, "engine": engine, "progress": progress}
+    finished = run_in_parts(measure_rows, jobs, on_error=on_error, is_complete=lambda job: job.is_complete, **about)
     values = {name: np.full(len(table), np.nan) for name in chosen}
     for k, part in finished.rows.items():
         for name in chosen:
@@ -118,17 +145,29 @@ def measure_table(
         reason = next(iter(finished.skipped.values()))
         raise InputError(f"{path}: no patch could be measured; the first was skipped: {reason}")
     frame = table.frame.assign(**values)[good].reset_index(drop=True)
+    if nuclei is not None and nuclei.masks_out is not None:
+        frame["mask"] = [str(nuclei.masks_out / mask_name(patch)) for patch in frame["patch_id"]]
+    frame, left_out = exclude(frame, conditions)
+    if nuclei_out is not None:
+        nuclei_out.join(kept, (jobs[k].key for k in finished.rows), frame["patch_id"] if left_out else None)
     for column in {table.location, "mask"} & set(frame.columns):
         frame[column] = [v if pd.isna(v) else relative_path(path.parent / str(v), out.parent) for v in frame[column]]
     return Measured(
         table=frame,
         skipped=tuple((name, finished.skipped[name]) for name in table.patch_ids if name in finished.skipped),
-        notes=(*scale_notes, *_notes(table, nuclei), *outlier_notes(values)),
+        notes=(*scale_notes, *left_out, *_notes(table, nuclei), *outlier_notes(values)),
         resumed=finished.resumed,
     )
 
 
-def _jobs(table: PatchTable, path: Path, names: tuple[str, ...], nuclei: Segmentation | None) -> list[TableJob]:
+def _jobs(
+    table: PatchTable,
+    path: Path,
+    names: tuple[str, ...],
+    nuclei: Segmentation | None,
+    kept: Kept | None,
+    named: str | None,
+) -> list[TableJob]:
     """Return jobs of rows of one file; a key is a digest of everything that their measures depend on."""
     places, frame, ids = table.identities(), table.frame, table.patch_ids
     mpp = [str(v) for v in frame["mpp"]] if "mpp" in frame.columns else [""] * len(table)
@@ -139,8 +178,10 @@ def _jobs(table: PatchTable, path: Path, names: tuple[str, ...], nuclei: Segment
     method = None if nuclei is None else nuclei.state()
 
     def job(rows: Sequence[int]) -> TableJob:
-        key = part_key([[(places[k], mpp[k], masks[k]) for k in rows], names, method])
-        return TableJob(path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, tuple(ids[k] for k in rows), key)
+        more = [] if named is None else [named]
+        key = part_key([[(places[k], mpp[k], masks[k]) for k in rows], names, method, *more])
+        items = tuple(ids[k] for k in rows)
+        return TableJob(path, path.stat().st_mtime_ns, tuple(rows), names, nuclei, items, key, kept, named)
 
     return [
         job(rows.tolist())
@@ -154,12 +195,15 @@ def measure_rows(job: TableJob) -> Part:
     table = _table(job.table, job.stamp)
     values = {name: np.full(len(job.rows), np.nan) for name in job.names}
     faults: dict[str, str] = {}
+    rows: list[Any] = []
     for k, row in enumerate(job.rows):
         try:
-            for name, value in _measure_row(table, row, job).items():
+            for name, value in _measure_row(table, row, job, rows).items():
                 values[name][k] = value[0]
         except InputError as error:
             faults[job.items[k]] = str(error)
+    if job.kept is not None:
+        job.kept.write(job.key, rows)
     return Part(pd.DataFrame(values), faults)
 
 
@@ -168,20 +212,86 @@ def _table(path: Path, stamp: int) -> PatchTable:
     return load_table(path)
 
 
-def _measure_row(table: PatchTable, row: int, job: TableJob) -> dict[str, NDArray[np.float64]]:
+def _measure_row(table: PatchTable, row: int, job: TableJob, rows: list[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return the measures of one patch; append its nuclei to ``rows`` and write its labels where these are kept."""
     record = table.frame.iloc[row]
     mpp = read_scale(record.get("mpp"), record["patch_id"])
-    labels: NDArray[Any] | None = None
+    detailed = job.kept is not None or (job.nuclei is not None and has_types(job.nuclei))
+    find = find_detailed if detailed else find_plain
+    found: Found | None = None
     if job.nuclei is not None and table.location == "slide":
-        pixels, labels = _with_nuclei(table, row, segmenter(job.nuclei), mpp)
+        pixels, margin, wide = _surroundings(table, row)
+        found = find(wide, segmenter(job.nuclei), mpp)
     else:
-        pixels = table.pixels(row)
+        pixels, margin = table.pixels(row), 0
+        wide = pixels
         if job.nuclei is not None:
-            labels = find_in(pixels, segmenter(job.nuclei), mpp)
+            found = find(pixels, segmenter(job.nuclei), mpp)
         elif not pd.isna(record.get("mask")):
-            labels = _mask_of(table, row, pixels.shape[:2], mpp)
+            named = types_of(table.folder, str(record["mask"]), _cell(record, "types"), job.named)
+            found = Found(_mask_of(table, row, pixels.shape[:2], mpp), types=named)
+    height, width = pixels.shape[:2]
+    labels = None if found is None else found.labels[margin : margin + height, margin : margin + width]
+    if labels is not None and job.nuclei is not None and job.nuclei.masks_out is not None:
+        write_labels(_in_order(labels), job.nuclei.masks_out / mask_name(record["patch_id"]))
+    if found is not None and job.kept is not None:
+        rows.append(_nuclei_of(table, row, wide, found, mpp, margin, job.kept.contours))
     quality = _quality(table, str(record[str(table.location)])) if "jpeg_quality" in job.names else math.nan
-    return measure_batch(pixels[None], None if labels is None else labels[None], mpp, quality, job.names)
+    types = None if found is None else found.types
+    return measure_batch(pixels[None], None if labels is None else labels[None], mpp, quality, job.names, types)
+
+
+def _cell(record: Any, column: str) -> str:
+    """Return the text of a cell, empty where there is none."""
+    value = record.get(column)
+    return "" if value is None or pd.isna(value) else str(value)
+
+
+def _in_order(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return labels 1 … n without gaps: those of a larger view, cut, may be beyond 16 bits."""
+    return np.unique(np.append(labels, 0), return_inverse=True)[1][:-1].reshape(labels.shape)
+
+
+def _nuclei_of(
+    table: PatchTable, row: int, view: NDArray[np.uint8], found: Found, mpp: float, margin: int, contours: bool
+) -> Any:
+    """Return a row per nucleus whose centre belongs to a patch, seen in a view with a margin around it."""
+    record = table.frame.iloc[row]
+    patch, side = str(record["patch_id"]), view.shape[0] - 2 * margin
+    location = str(table.location)
+    placed = {"x", "y", "size"} <= set(table.frame.columns) and not pd.isna(record["x"])
+    scale = float(record["size"]) / side if placed else 1.0
+    slide = str(record[location]) if placed else patch
+    left, top = (float(record[c]) if placed else 0.0 for c in ("x", "y"))
+    place = Place(slide, left - scale * margin, top - scale * margin, scale)
+    tree, index = _tiles_of(table, str(record[location])) if placed else (None, {})
+
+    def belongs(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+        inside = (x >= margin) & (x < margin + side) & (y >= margin) & (y < view.shape[0] - margin)
+        if tree is None or not len(x):
+            return inside
+        points = np.column_stack([place.x + scale * x, place.y + scale * y])
+        return np.asarray(inside & (owner(tree, points) == index[row]), dtype=np.bool_)
+
+    return nucleus_rows(view, found, mpp, place, lambda x, y: [patch] * len(x), keep=belongs, contours=contours)
+
+
+def _tiles_of(table: PatchTable, name: str) -> tuple[Any, dict[int, int]]:
+    """Return the tree of the centres of a slide's patches, and row → number in it."""
+    cached = _TILES.get((id(table), name))
+    if cached is None:
+        frame = table.frame
+        rows = np.flatnonzero((frame[str(table.location)].astype(str) == name).to_numpy())
+        part = frame.iloc[rows]
+        centres = np.column_stack([part[c] + part["size"] / 2 for c in ("x", "y")]).astype(np.float64)
+        cached = owners(centres), {int(row): k for k, row in enumerate(rows)}
+        _TILES.clear()
+        _TILES[id(table), name] = cached
+    return cached
+
+
+_TILES: dict[tuple[int, str], tuple[Any, dict[int, int]]] = {}
+"""Of the slide whose patches were read last"""
 
 
 def _quality(table: PatchTable, name: str) -> float:
@@ -195,10 +305,8 @@ def _quality_of(path: Path, is_slide: bool, stamp: int) -> float:
     return tiff_quality(path) if is_slide else read_quality(path)  # once for all windows of an image
 
 
-def _with_nuclei(
-    table: PatchTable, row: int, method: Segmenter, mpp: float
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Return a slide's patch and its nuclei, which were found with the tissue around it in view."""
+def _surroundings(table: PatchTable, row: int) -> tuple[NDArray[np.uint8], int, NDArray[np.uint8]]:
+    """Return a slide's patch, a margin in pixels, and the patch with the tissue of that margin around it."""
     record = table.frame.iloc[row]
     size = record["size"]
     plain = isinstance(size, numbers.Integral) and record.get("side", size) == size
@@ -208,7 +316,7 @@ def _with_nuclei(
     margin = round(side * _MARGIN)
     wide = _wider(table, row, margin, side)
     inner = np.s_[margin : margin + side, margin : margin + side]
-    return wide[inner] if pixels is None else pixels, find_in(wide, method, mpp)[inner]
+    return wide[inner] if pixels is None else pixels, margin, wide
 
 
 def _wider(table: PatchTable, row: int, margin: int, side: int) -> NDArray[np.uint8]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,18 @@ Segmenter = Callable[[NDArray[np.uint8], float | None], Labels]
 """From an image (h, w, 3) and its microns per pixel to labels (h, w), 0 where there is no nucleus."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """The nuclei of one image."""
+
+    labels: NDArray[Any]
+    """(h, w), 0 where there is none"""
+    confidence: Mapping[int, float] = field(default_factory=dict)
+    """Label → how sure the method is, 0 to 1; empty where a method does not say"""
+    types: Mapping[int, str] = field(default_factory=dict)
+    """Label → type; empty where types are unknown"""
+
+
 def open_method(name: str, *, weights: Path | None = None, device: str = "auto") -> Segmenter:
     """Return the method ``name``, ready to be called on images.
 
@@ -37,13 +51,37 @@ def find_in(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = Non
     Raises :class:`InputError` when pixels are too large to show nuclei, or the image would need too much memory at the
     method's resolution.
     """
+    return find_plain(image, method, mpp).labels
+
+
+def find_plain(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Found:
+    """Return the nuclei of one image as :func:`find_in`, without confidence and types, which take time."""
     check_images(image[None])
+    check_resolution(mpp)
+    return Found(method(image, None if mpp is None or not np.isfinite(mpp) else mpp))
+
+
+def find_detailed(image: NDArray[np.uint8], method: Segmenter, mpp: float | None = None) -> Found:
+    """Return the nuclei of one image as :func:`find_in`, with confidence and types where the method has them.
+
+    A method has them in ``detailed``, which takes what the method itself takes and returns :class:`Found`.
+    """
+    detailed = getattr(method, "detailed", None)
+    if detailed is None:
+        return find_plain(image, method, mpp)
+    check_images(image[None])
+    check_resolution(mpp)
+    found: Found = detailed(image, None if mpp is None or not np.isfinite(mpp) else mpp)
+    return found
+
+
+def check_resolution(mpp: float | None) -> None:
+    """Raise :class:`InputError` when pixels are too large to show nuclei."""
     if mpp is not None and mpp > COARSEST:
         raise InputError(
             f"nuclei: the image has {mpp:.4g} microns per pixel, and nuclei can be found up to {COARSEST:g}; use a "
             "higher magnification."
         )
-    return method(image, None if mpp is None or not np.isfinite(mpp) else mpp)
 
 
 def write_labels(labels: NDArray[np.integer], path: Path) -> None:

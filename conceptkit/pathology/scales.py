@@ -13,6 +13,9 @@ SCALES = (0.01, 10)
 """Smallest and largest microns per pixel of a microscope's image. A larger number is a print resolution, such as the
 84.67 of 300 dots per inch."""
 
+ASSUMED_MPP = 0.25
+"""What an image without microns per pixel is taken for when nuclei are looked for: 40x."""
+
 
 def read_scale(given: Any, name: str) -> float:
     """Return the microns per pixel in a cell of a table; NaN where it is empty or too large for a microscope.

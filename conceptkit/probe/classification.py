@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -14,7 +15,7 @@ from conceptkit.errors import check_choice
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.regression import group_numbers
-from conceptkit.probe.ridge import column_scale, factorise
+from conceptkit.probe.ridge import Eigenbasis, column_scale, factorise
 
 
 class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -64,15 +65,23 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         if self.method == "mean-difference":
             mean, scale = column_scale(A)
             self.alpha_, (W, b) = 0.0, _mean_difference((A - mean) / scale, codes, len(self.classes_))
-            self.coef_ = W / scale
-        else:
-            alphas = PENALTIES if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
-            basis = factorise(A)
-            mean, rows = basis.mean, basis.coordinates(basis.train)
-            self.alpha_ = choose_penalty(rows, basis.spectrum, codes, group_numbers(groups), alphas, self.folds)
-            solution, b = fit_logistic(rows, basis.spectrum, codes, self.alpha_)
-            self.coef_, b = basis.weights(solution).T, b.ravel()
-        self.intercept_ = b - self.coef_ @ mean
+            return self._keep(W / scale, b, mean)
+        return self._fit_logistic(factorise(A), codes, group_numbers(groups))
+
+    def fit_basis(self, basis: Eigenbasis, codes: NDArray[np.intp], groups: NDArray[np.intp] | None) -> Self:
+        """Fit the logistic vector of class numbers 0 … k − 1 (n,) on rows that are factorised already."""
+        self.classes_, self.n_features_in_ = np.arange(int(codes.max()) + 1), basis.X.shape[1]
+        return self._fit_logistic(basis, codes, groups)
+
+    def _fit_logistic(self, basis: Eigenbasis, codes: NDArray[np.intp], groups: NDArray[np.intp] | None) -> Self:
+        alphas = PENALTIES if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
+        rows = basis.coordinates(basis.train)
+        self.alpha_ = choose_penalty(rows, basis.spectrum, codes, groups, alphas, self.folds)
+        solution, b = fit_logistic(rows, basis.spectrum, codes, self.alpha_)
+        return self._keep(basis.weights(solution).T, b.ravel(), basis.mean)
+
+    def _keep(self, coef: Floats, b: Floats, mean: Floats) -> Self:
+        self.coef_, self.intercept_ = coef, b - coef @ mean
         length = np.linalg.norm(self.coef_, axis=1, keepdims=True)
         self.direction_ = np.divide(self.coef_, length, out=np.zeros_like(self.coef_), where=length > 0)
         return self
@@ -96,6 +105,13 @@ class ConceptActivationVector(ClassifierMixin, BaseEstimator):  # type: ignore[m
         A: Floats = validate_data(self, X, dtype=np.float64, reset=False)
         projected: Floats = A @ self.direction_.T
         return projected[:, 0] if len(self.classes_) == 2 else projected
+
+
+def class_shares(scores: Floats) -> Floats:
+    """Return the shares of the classes (n, k), from scores (n,) of two classes or (n, k)."""
+    logits = np.column_stack([np.zeros_like(scores), scores]) if scores.ndim == 1 else scores
+    shares: Floats = softmax(logits, axis=1)
+    return shares
 
 
 def _mean_difference(Z: Floats, codes: NDArray[np.intp], n_classes: int) -> tuple[Floats, Floats]:

@@ -32,6 +32,9 @@ from conceptkit.probe.ridge import (
 T = TypeVar("T")
 U = TypeVar("U")
 
+_SHIFTS = 2**24
+"""Changes of predictions by deleted units that are held at a time (128 MiB)"""
+
 
 def _in_threads(jobs: Iterable[Callable[[], T]], count: int) -> list[T]:
     """Run ``count`` jobs in parallel, each with its share of the BLAS threads, because factorisations scale badly.
@@ -209,9 +212,11 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     pulled /= (basis.spectrum + alpha[:, None])[:, None, :]
     level = np.stack([np.bincount(of_train, one, n_units) for one in left.T]) / len(train)  # (t, u)
     out = np.zeros((n_units, Y.shape[1]))
-    for at, A in basis.blocks(test):
-        other = of_test[at][:, None] != np.arange(n_units)  # the unit's own rows are deleted
+    for rows in np.array_split(np.arange(len(test)), -(-len(test) * pulled[..., 0].size // _SHIFTS) or 1):
+        shifts = basis.linear(test[rows], pulled.reshape(-1, pulled.shape[2]).T).reshape(len(rows), -1, n_units)
+        own = of_test[rows]
         for t in range(len(alpha)):
-            shift = A @ pulled[t].T + level[t]
-            out[:, t] += (((error[at][:, t, None] + shift) ** 2) * other).sum(0)
+            squared = (error[rows, t, None] + shifts[:, t] + level[t]) ** 2
+            squared[np.arange(len(rows)), own] = 0.0  # the unit's own rows are deleted
+            out[:, t] += squared.sum(0)
     return out

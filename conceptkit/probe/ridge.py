@@ -57,6 +57,11 @@ class Moments:
     scatter: Floats
 
 
+def scale_of(moments: Moments) -> Floats:
+    """Return the standard deviation of each column, 1 for a constant one."""
+    return _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
+
+
 def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
     """Return the moments of some rows of X (n, d), computed in float64 a block of rows at a time."""
     return gathered(_centred(block) for _, block in _blocks(X, rows, 0.0))
@@ -221,6 +226,15 @@ class Eigenbasis:
             out[at] = (block / self.scale[at]).T @ dual / self.scale[at, None]
         return out
 
+    def linear(self, rows: NDArray[np.intp], C: Floats) -> Floats:
+        """Return the products (len(rows), k) of the coordinates of rows outside the training part with C (r, k).
+
+        Few columns need no coordinates, which are kept where they were computed.
+        """
+        if self.kernel is not None or "_others" in self.__dict__ or C.shape[1] > len(rows):
+            return np.concatenate([A @ C for _, A in self.blocks(rows)])
+        return _predicted_by(self.X, rows, self.mean, self.weights(C), np.zeros(C.shape[1]))
+
     def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
         """Return the solutions for training targets Y (n, t), each at its own penalty (t,)."""
         return self.response(Y).fit(alpha)
@@ -298,7 +312,7 @@ def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: M
         kept = spectrum > len(train) * np.finfo(np.float64).eps * max(spectrum[-1], 0.0)
         return Eigenbasis(X, train, mean, scale, spectrum[kept], U[:, kept] / np.sqrt(spectrum[kept]), products)
     known = row_moments(X, train) if moments is None else moments
-    scale = _scale(known.n, known.mean, np.diagonal(known.scatter) / known.n)
+    scale = scale_of(known)
     spectrum, V = np.linalg.eigh(_standardised(known.scatter, scale))
     return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
 
@@ -342,7 +356,7 @@ def predict_at(
     products : (t, d) Σy (x − x̄)ᵀ over the training part; overwritten
     target_mean, moments : (t,) and moments of the training part, which has at least as many rows as columns
     """
-    scale = _scale(moments.n, moments.mean, np.diagonal(moments.scatter) / moments.n)
+    scale = scale_of(moments)
     products /= scale
     different = np.unique(alpha)
     for value in different:

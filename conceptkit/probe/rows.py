@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError, check_choice
 from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.evaluate.paired import Scored, gain_interval, scored_balanced_accuracy, scored_r2
+from conceptkit.evaluate.paired import Refits, Scored, gain_interval, scored_balanced_accuracy, scored_r2
 from conceptkit.files.matrix import rows_of
 from conceptkit.probe.adjustment import adjusted_score
 from conceptkit.probe.folds import leave_out_folds, unseen_levels
+from conceptkit.probe.space import Fit
 from conceptkit.probe.targets import Target, batches, check_activations, check_varying
 from conceptkit.probe.validation import Validated, Validation, held_out, held_out_each, validate
 from conceptkit.records import Note, ProbeRow
@@ -53,18 +54,33 @@ class Layer:
     name: str
     X: Any
     """(n, d), an array or a :class:`conceptkit.files.matrix.FileMatrix`"""
+    model: str
+    weights: str
+    encoder: str | None = None
+    """Name of the encoder, where several are compared"""
+
+    @property
+    def place(self) -> str:
+        """Name of the layer, unique among several encoders."""
+        return place_of(self.name, self.encoder)
+
+
+def place_of(layer: str, encoder: str | None) -> str:
+    """Return the name of a layer, with that of the encoder if it has one."""
+    return layer if encoder is None else f"{layer} of {encoder}"
 
 
 BaselineScores = dict[tuple[str, str], list[Scored]]
-"""Layer and concept → held-out score of each randomly initialised network"""
+"""Place of a layer and concept → held-out score of each randomly initialised network"""
+
+PlacedRefits = dict[tuple[str, str], Refits]
+"""Place of a layer and concept → what paired differences between encoders need"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions(Validation):
     """Options for all concepts and layers."""
 
-    model: str
-    weights: str
     permutations: int = 1000
     controls: bool = True
     protocol: str = "cross-validated"
@@ -85,7 +101,7 @@ class RowOptions(Validation):
 def add_random_network(
     scores: BaselineScores, features: Mapping[str, Any], targets: Sequence[Target], options: RowOptions
 ) -> None:
-    """Append the scores of one randomly initialised network, with features by layer (n, d), to ``scores``."""
+    """Append the scores of one randomly initialised network, place of a layer → features (n, d), to ``scores``."""
     named = {f"{layer} of a random network": Z for layer, Z in features.items()}
     for part in batches(targets):
         for layer, each in zip(features, _baselines(named, part, options), strict=True):
@@ -99,6 +115,8 @@ def probe_rows(
     options: RowOptions,
     *,
     random: Mapping[tuple[str, str], Sequence[Scored]] | None = None,
+    fits: dict[tuple[str, str], Fit] | None = None,
+    refits: PlacedRefits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ProbeRow, ...]:
     """Probe every target at every layer: one row each, by layer, with q over all of them.
@@ -107,6 +125,8 @@ def probe_rows(
     ----------
     layers : features of the rows that ``targets`` number
     random : scores gathered by :func:`add_random_network`
+    fits : receives the vectors by place of the layer and concept, if the options keep them
+    refits : filled for :func:`conceptkit.probe.encoders.encoder_differences`
     progress : receives the number of batches done and in total
     """
     parts = batches(targets)
@@ -119,15 +139,20 @@ def probe_rows(
         for j, layer in enumerate(layers):
             report(i * len(layers) + j, len(layers) * len(parts))
             X = rows_of(layer.X, part[0].rows)
-            check_activations(X, layer.name)
-            check_varying(X, layer.name)
+            check_activations(X, layer.place)
+            check_varying(X, layer.place)
             fields = _in_sample_fields if options.protocol == "paper" else _held_out_fields
             for target, values, pixel in zip(part, fields(X, part, options), pixels, strict=True):
-                networks = (random or {}).get((layer.name, target.name), ())
-                values |= _gain_fields(values, networks, pixel)
-                rows[layer.name, target.name] = ProbeRow(layer=layer.name, **values)
+                place, of_refits = (layer.place, target.name), values.pop("refits")
+                if refits is not None and of_refits is not None:
+                    refits[place] = of_refits
+                values |= _gain_fields(values, (random or {}).get(place, ()), pixel)
+                if (fit := values.pop("fit", None)) is not None and fits is not None:
+                    fits[place] = fit
+                values |= {"encoder": layer.encoder, "model": layer.model, "weights": layer.weights}
+                rows[place] = ProbeRow(layer=layer.name, **values)
     report(len(layers) * len(parts), len(layers) * len(parts))
-    ordered = [rows[layer.name, target.name] for layer in layers for target in targets]
+    ordered = [rows[layer.place, target.name] for layer in layers for target in targets]
     q = adjust_for_many([row.p for row in ordered])
     return tuple(dataclasses.replace(row, q=value) for row, value in zip(ordered, q, strict=True))
 
@@ -141,7 +166,7 @@ def scored(target: Target, predicted: NDArray[Any]) -> Scored:
 
 
 def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
-    """Yield the values of the row of each target without its baselines; ``own`` is its :class:`Scored`."""
+    """Yield the values of the row of each target without its baselines, with its :class:`Scored` as ``own``."""
     centers = part[0].centers
     unseen = {} if centers is None else unseen_levels(centers, part[0].folds(options.folds))
     each = zip(part, validate(X, part, options), _left_out(X, part, options), strict=True)
@@ -155,7 +180,8 @@ def _held_out_fields(X: NDArray[Any], part: Sequence[Target], options: RowOption
         ]
         notes = tuple(note for values in parts for note in values.pop("notes", ()))
         merged = {name: value for values in parts for name, value in values.items()}
-        yield {**merged, "notes": notes, "own": scored(target, result.predicted)}
+        own = {"own": scored(target, result.predicted), "refits": result.refits, "fit": result.fit}
+        yield {**merged, "notes": notes, **own}
 
 
 def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptions) -> Iterator[dict[str, Any]]:
@@ -176,13 +202,12 @@ def _in_sample_fields(X: NDArray[Any], part: Sequence[Target], options: RowOptio
             "protocol": "paper (in-sample)",
             "interval_note": "an in-sample score has no interval for other patients",
             "own": None,
+            "refits": None,
         }
 
 
 def _common_fields(target: Target, options: RowOptions) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "model": options.model,
-        "weights": options.weights,
         "concept": target.name,
         "kind": target.kind,
         "n": len(target.y),

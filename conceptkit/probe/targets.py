@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 from conceptkit.evaluate.clustering import intraclass_correlation
 from conceptkit.evaluate.scores import Floats, balanced_accuracy, r2
+from conceptkit.files.matrix import ReadMatrix
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Split
 
@@ -197,6 +198,8 @@ def _nested(
 
 def check_activations(X: NDArray[Any], name: str) -> None:
     """Raise :class:`InputError` when activations (n, d) hold NaN or infinity."""
+    if isinstance(X, ReadMatrix):  # refuses them whenever it reads
+        return
     # In blocks: a mask of all values would take a quarter of the memory of X.
     blocks = (X[i : i + _ROWS_AT_ONCE] for i in range(0, len(X), _ROWS_AT_ONCE))
     bad = sum(int((~np.isfinite(block).all(axis=1)).sum()) for block in blocks)

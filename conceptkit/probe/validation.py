@@ -19,10 +19,12 @@ from conceptkit.evaluate.intervals import (
     r2_interval,
     refit_inflation,
 )
+from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_accuracy
 from conceptkit.evaluate.scores import Floats, auc, r2
 from conceptkit.probe.alpha import choose_alpha
+from conceptkit.probe.blocks import HeldOut, is_many, predict_blocks, probe_blocks
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
-from conceptkit.probe.classification import ConceptActivationVector
+from conceptkit.probe.classification import ConceptActivationVector, class_shares
 from conceptkit.probe.controls import (
     RANDOM_CONCEPTS,
     SHUFFLES,
@@ -42,9 +44,10 @@ from conceptkit.probe.crossfit import (
     read_fold,
 )
 from conceptkit.probe.folds import make_folds
-from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split
+from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
+from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
-from conceptkit.probe.testing import Tested, permutation_tests
+from conceptkit.probe.testing import Permutations, Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
 
 
@@ -62,6 +65,8 @@ class Validation:
     controls: bool = False
     """Whether shuffled values and random concepts are scored too"""
     seed: int = 0
+    keep: bool = False
+    """Whether the vectors fitted on all rows are returned too"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,10 @@ class Validated(ProbeScore):
 
     predicted: NDArray[Any]
     """(n,) out-of-fold predictions, values or class numbers"""
+    refits: Refits
+    """The score without each group, for paired differences to other features"""
+    fit: Fit | None = None
+    """The vectors fitted on all rows, if they are kept"""
 
 
 def held_out(
@@ -99,7 +108,13 @@ def held_out_each(
     """Return the result of :func:`held_out` for each of ``count`` matrices (n, d), read one after the other."""
     if targets[0].kind == "continuous":
         splits = targets[0].folds(folds) if splits is None else splits
-        each = cross_predict(matrices, count, values_of(targets), targets[0].groups, splits, alphas)
+        Y, groups = values_of(targets), targets[0].groups
+        rest = iter(matrices)
+        first = next(rest)
+        if is_many(first, splits):
+            each = [predict_blocks(X, Y, groups, splits, alphas) for X in itertools.chain([first], rest)]
+        else:
+            each = cross_predict(itertools.chain([first], rest), count, Y, groups, splits, alphas)
         return [list(predicted.T) for predicted in each]
     each_splits = [target.folds(folds) if splits is None else splits for target in targets]
     return [
@@ -130,42 +145,30 @@ def _continuous(
     """Validate continuous concepts; each fold's factorisation serves scores, controls, intervals and permutations."""
     t, groups, clusters = len(targets), targets[0].groups, targets[0].clusters
     alphas, seed = options.alphas, options.seed
-    Y, units = values_of(targets), jackknife_units(clusters)
+    Y = values_of(targets)
     columns, mix = _with_controls(targets, seed) if options.controls else (Y, None)
     tests = permutation_tests(targets, options.permutations, alphas, seed)
 
-    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-        reading = read_fold(basis, split, columns, groups, alphas, mix)
-        own = reading.first(t)
-        weights = basis.weights(own.response.fit(own.alpha).c)
-        return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
-
-    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats]:
-        response = whole.response(Y)
-        alpha, _ = choose_alpha(response, groups, alphas)
-        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
-        return alpha, by_patch, response.fit(alpha).predict(np.arange(len(Y)))
-
-    parts, (alpha, by_patch, fitted) = each_fold_and_all(X, splits, work, of_all)
-    every = columns if mix is None else columns @ mix
-    predicted = pooled(splits, [part[0] for part in parts])
-    alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
-    cosine = mean_cosine([part[2] for part in parts])
-    deleted = np.sum([part[3] for part in parts], axis=0)
-    tested = tests.finish(X, splits, [part[4] for part in parts])
+    if is_many(X, splits):
+        combined = np.eye(t) if mix is None else mix
+        found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed)
+        losses = each_fold(X, splits, tests.in_fold) if tests.by_row else [np.zeros((0, 0))] * len(splits)
+        fits: Sequence[Fit | None] = [None] * t
+    else:
+        found, losses, fits = _in_memory(X, columns, mix, targets, splits, tests, options)
+    tested = tests.finish(X, splits, losses)
     shuffled = random = np.full(t, np.nan)
     if options.controls:
-        scores = np.array([r2(every[:, i], predicted[:, i]) for i in range(t, every.shape[1])])
-        shuffled = scores[: t * SHUFFLES].reshape(t, -1).mean(1)
-        random = scores[t * SHUFFLES :].reshape(t, -1).mean(1)
-    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=seed), by_patch)
+        shuffled = found.scores[t:][: t * SHUFFLES].reshape(t, -1).mean(1)
+        random = found.scores[t:][t * SHUFFLES :].reshape(t, -1).mean(1)
+    cosine = mean_cosine(found.weights)
     intervals = [
         r2_interval(
             Y[:, i],
-            predicted[:, i],
+            found.predicted[:, i],
             clusters,
-            deleted[:, i],
-            units,
+            found.deleted[:, i],
+            found.units,
             n_columns=X.shape[1],
             n_resamples=options.n_resamples,
             seed=seed,
@@ -175,25 +178,108 @@ def _continuous(
     return [
         _validated(
             target,
-            predicted[:, i],
+            found.predicted[:, i],
             intervals[i],
             tested[i],
-            score_in_sample=target.score(fitted[:, i]),
-            score_patchwise=target.score(patchwise[:, i]),
+            refits_of_r2(Y[:, i], found.predicted[:, i], found.deleted[:, i], found.units),
+            fit=fits[i],
+            score_in_sample=target.score(found.fitted[:, i]),
+            score_patchwise=target.score(found.patchwise[:, i]),
             score_shuffled=float(shuffled[i]),
             score_random_concept=float(random[i]),
-            alpha=float(alpha[i]),
-            alpha_folds=tuple(alpha_folds[:, i].tolist()),
+            alpha=float(found.alpha[i]),
+            alpha_folds=tuple(found.alpha_folds[:, i].tolist()),
             cosine=float(cosine[i]),
         )
         for i, target in enumerate(targets)
     ]
 
 
-def _validated(target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, **scores: Any) -> Validated:
+def _in_memory(
+    X: NDArray[Any],
+    columns: Floats,
+    mix: Floats | None,
+    targets: Sequence[Target],
+    splits: Sequence[Split],
+    tests: Permutations,
+    options: Validation,
+) -> tuple[HeldOut, list[Floats], Sequence[Fit | None]]:
+    """Return what :func:`probe_blocks` does by leave-one-group-out, the losses of permutations, and fits."""
+    t, groups, alphas = len(targets), targets[0].groups, options.alphas
+    Y, units = columns[:, :t], jackknife_units(targets[0].clusters)
+
+    def work(basis: Eigenbasis, split: Split) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        reading = read_fold(basis, split, columns, groups, alphas, mix)
+        own = reading.first(t)
+        weights = basis.weights(own.response.fit(own.alpha).c)
+        return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
+
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, _Whole | None]:
+        response = whole.response(Y)
+        alpha, _ = choose_alpha(response, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
+        fit = response.fit(alpha)
+        kept = (*fit.coefficients(), patterns_of(response), space_of(whole)) if options.keep else None
+        return alpha, by_patch, fit.predict(np.arange(len(Y))), kept
+
+    parts, (alpha, by_patch, fitted, whole) = each_fold_and_all(X, splits, work, of_all)
+    predicted = pooled(splits, [part[0] for part in parts])
+    alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
+    deleted = np.sum([part[3] for part in parts], axis=0)
+    every = columns if mix is None else columns @ mix
+    patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=options.seed), by_patch)
+    found = HeldOut(
+        predicted=predicted[:, :t],
+        fitted=fitted,
+        patchwise=patchwise,
+        alpha_folds=alpha_folds,
+        alpha=alpha,
+        weights=[part[2] for part in parts],
+        units=units,
+        deleted=deleted,
+        scores=np.array([r2(every[:, i], predicted[:, i]) for i in range(every.shape[1])]),
+    )
+    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, found.predicted, found.weights)
+    return found, [part[4] for part in parts], fits
+
+
+_Whole = tuple[Floats, Floats, Floats, Space]
+"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space."""
+
+
+def _fits(
+    X: NDArray[Any],
+    targets: Sequence[Target],
+    splits: Sequence[Split],
+    whole: _Whole,
+    predicted: Floats,
+    of_folds: Sequence[Floats],
+) -> list[Fit]:
+    """Return the fit of each target, from held-out predictions (n, t) and the folds' vectors (d, t)."""
+    weights, intercepts, patterns, space = whole
+    clusters = targets[0].clusters
+    space = limited(space, X, clusters, splits)
+    agreed = agreement(X, of_folds)
+    return [
+        make_fit(
+            (weights[:, [i]], intercepts[[i]], patterns[:, [i]]),
+            space,
+            np.abs(target.y - predicted[:, i]),
+            clusters,
+            predicted=predicted[:, i],
+            agreement=float(agreed[i]),
+        )
+        for i, target in enumerate(targets)
+    ]
+
+
+def _validated(
+    target: Target, predicted: NDArray[Any], interval: Interval, tested: Tested, refits: Refits, **scores: Any
+) -> Validated:
     score = target.score(predicted)
     return Validated(
         predicted=predicted,
+        refits=refits,
         score=score,
         score_low=interval.low,
         score_high=interval.high,
@@ -243,22 +329,28 @@ def _categorical(
     parts = each_fold(X, splits, work)
     predicted = pooled(splits, [part[0] for part in parts])
     deleted = np.sum([part[1] for part in parts], axis=0)
-    inflation = [
-        refit_inflation(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)
-    ]
+    evidence = [(Y[:, i:j], predicted[:, i:j], deleted[:, i:j].sum(1), units) for i, j in itertools.pairwise(at)]
     tested = tests.finish(X, splits, [part[2] for part in parts])
     return [
-        _classified(X, target, splits, test, ratio, options)
-        for target, test, ratio in zip(targets, tested, inflation, strict=True)
+        _classified(X, target, splits, test, of_target, options)
+        for target, test, of_target in zip(targets, tested, evidence, strict=True)
     ]
 
 
 def _classified(
-    X: NDArray[Any], target: Target, splits: Sequence[Split], tested: Tested, inflation: float, options: Validation
+    X: NDArray[Any],
+    target: Target,
+    splits: Sequence[Split],
+    tested: Tested,
+    refitted: tuple[Floats, Floats, Floats, NDArray[np.intp]],
+    options: Validation,
 ) -> Validated:
+    """Validate one concept; ``refitted`` are the arguments of :func:`refits_of_r2` for its indicators."""
     y, k, units = target.y.astype(np.intp), target.n_classes, jackknife_units(target.clusters)
+    inflation = refit_inflation(*refitted)
     found = cross_classify(X, target, target.groups, splits)
-    whole = ConceptActivationVector().fit(X, y, target.groups)
+    basis = factorise(X)
+    whole = ConceptActivationVector().fit_basis(basis, y, target.groups)
     patchwise = cross_classify(X, target, None, make_folds(len(X), None, options.folds, seed=options.seed))
     shuffled = random = np.nan
     if options.controls:
@@ -270,11 +362,20 @@ def _classified(
     interval = accuracy_interval(
         y, found.predicted, units, k, inflation=inflation, n_resamples=options.n_resamples, seed=options.seed
     )
+    fit = None
+    if options.keep:
+        space = limited(space_of(basis), X, target.clusters, splits)
+        errors = 1 - np.take_along_axis(class_shares(found.scores), y[:, None], axis=1)[:, 0]
+        fitted = (whole.coef_.T, whole.intercept_, patterns_of(basis.response(target.columns)))
+        agreed = float(agreement(X, found.vectors).mean())
+        fit = make_fit(fitted, space, errors, target.clusters, predicted=found.predicted, agreement=agreed)
     return _validated(
         target,
         found.predicted,
         interval,
         tested,
+        refits_of_r2(*refitted, score=scored_balanced_accuracy(y, found.predicted, units, k)),
+        fit=fit,
         auc=auc(y, found.scores),
         auc_low=area.low,
         auc_high=area.high,

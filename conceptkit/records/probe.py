@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from conceptkit.records.base import RowsRecord
+from conceptkit.records.meaning import Meaning
 from conceptkit.records.texts import Note
 
 
@@ -15,6 +16,8 @@ from conceptkit.records.texts import Note
 class _Place:
     """Where a concept was probed."""
 
+    encoder: str | None = None
+    """Name of the encoder, where several are compared or it was given with a name."""
     model: str
     weights: str
     layer: str
@@ -149,9 +152,38 @@ class ProbeRow(ProbeScore, _Place):
         return [f.name for f in dataclasses.fields(self)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderDifference:
+    """The paired difference of one concept's score between two encoders, with a 95 % interval over groups."""
+
+    encoder: str
+    against: str
+    layer: str
+    against_layer: str
+    """Layer of ``against``; another name than ``layer`` where layers are compared in their order."""
+    concept: str
+    metric: str
+    """``r2`` or ``balanced_accuracy``."""
+    mean: float
+    """Score of ``encoder`` − score of ``against``."""
+    low: float
+    high: float
+    p: float | None
+    """Two-sided, of no difference: of R², by the difference of log(1 − R²)."""
+    q: float | None = None
+    """``p`` adjusted by Benjamini and Hochberg over all differences of the call."""
+    n_groups: int
+    interval_note: str | None = None
+    """Caveat of the interval; ``None`` without one."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ProbeRecord(RowsRecord):
     """The result of ``probe``: one row per layer and concept."""
 
     schema: ClassVar[str] = "conceptkit/probe/1"
     rows: tuple[ProbeRow, ...]
+    meanings: tuple[Meaning, ...] = ()
+    """Whether the vectors of continuous concepts mean their concepts, with ``--meaning``"""
+    differences: tuple[EncoderDifference, ...] = ()
+    """Between encoders on the same rows and folds."""

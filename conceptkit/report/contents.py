@@ -19,9 +19,14 @@ from conceptkit.records.guide import reference_of
 from conceptkit.report.wording import metric_name
 
 
-def networks(rows: Sequence[ProbeRow]) -> list[tuple[str, str]]:
-    """Return the (model, weights) pairs of ``rows`` in their order."""
-    return list(dict.fromkeys((r.model, r.weights) for r in rows))
+def network_name(row: ProbeRow) -> str:
+    """Return the name of a row's encoder, else its network and weights."""
+    return row.encoder or f"{row.model} ({row.weights})"
+
+
+def networks(rows: Sequence[ProbeRow]) -> list[str]:
+    """Return the names of the networks of ``rows`` in their order."""
+    return list(dict.fromkeys(map(network_name, rows)))
 
 
 def notes_of(record: Record) -> list[Note]:
@@ -49,7 +54,7 @@ def _places(rows: Sequence[ProbeRow], among: Sequence[ProbeRow]) -> str:
     for concept in dict.fromkeys(row.concept for row in rows):
         own = [row for row in rows if row.concept == concept]
         all_of_it = len(own) == sum(row.concept == concept for row in among)
-        places = [f"{row.layer} of {row.model} ({row.weights})" if several else row.layer for row in own]
+        places = [f"{row.layer} of {network_name(row)}" if several else row.layer for row in own]
         parts.append(concept if all_of_it else f"{concept} at {', '.join(dict.fromkeys(places))}")
     return "; ".join(parts)
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from conceptkit.records import GuideRecord, ProbeRecord, ProbeRow, RunsRecord
-from conceptkit.report.contents import difference_kind, difference_parts, is_in_sample, networks
+from conceptkit.report.contents import difference_kind, difference_parts, is_in_sample, network_name, networks
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
 from conceptkit.report.judging import Mark
 from conceptkit.report.short_names import apart, shared_ends, short
@@ -47,7 +47,7 @@ def by_concept(record: ProbeRecord) -> dict[str, list[ProbeRow]]:
     several = len(networks(record.rows)) > 1
     by: dict[str, list[ProbeRow]] = {}
     for row in record.rows:
-        title = f"{row.concept}: {row.model} ({row.weights})" if several else row.concept
+        title = f"{row.concept}: {network_name(row)}" if several else row.concept
         by.setdefault(title, []).append(row)
     return by
 

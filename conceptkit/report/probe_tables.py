@@ -8,6 +8,8 @@ from typing import Any
 from conceptkit.options.probe import NO_CENTER
 from conceptkit.records import ProbeRecord, ProbeRow
 from conceptkit.report.contents import is_in_sample, networks
+from conceptkit.report.encoder_tables import encoder_tables
+from conceptkit.report.meaning_tables import meaning_table
 from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.verdicts import judge_probe
 from conceptkit.report.wording import as_float, groups_word, metric_name
@@ -15,9 +17,13 @@ from conceptkit.report.wording import as_float, groups_word, metric_name
 _COUNTS = {"rows": "n", "groups": "n_groups", "folds": "folds"}
 """Column → field of the record's rows that it holds"""
 
+_NETWORK = frozenset(("encoder", "model", "weights"))
+"""Columns of a row's network"""
+
 
 def _place(row: ProbeRow) -> dict[str, Any]:
-    return {"model": row.model, "weights": row.weights, "layer": row.layer, "concept": row.concept}
+    network = {"model": row.model, "weights": row.weights} if row.encoder is None else {"encoder": row.encoder}
+    return {**network, "layer": row.layer, "concept": row.concept}
 
 
 def probe_table(record: ProbeRecord) -> Table:
@@ -47,7 +53,7 @@ def probe_table(record: ProbeRecord) -> Table:
         for r in record.rows
     ]
     without = {"metric"} if len(metrics) == 1 else set()
-    without |= set() if several else {"model", "weights"}  # a single network is named once, in the caption
+    without |= set() if several else _NETWORK  # a single network is named once, in the caption
     without |= set() if grouped else {"random split", "groups"}
     of = "" if several or not rows else f" Network: {record.rows[0].model}, weights {record.rows[0].weights}."
     of += f" Scores are {next(iter(metrics))}." if len(metrics) == 1 else ""
@@ -109,12 +115,14 @@ def control_table(record: ProbeRecord) -> Table:
         "verdict is then associated. Least p is the smallest possible p; q is p adjusted for everything probed "
         "(Benjamini and Hochberg). Cosine: mean between the directions of the folds.",
         rows,
-        without=() if len(networks(record.rows)) > 1 else ("model", "weights"),
+        without=() if len(networks(record.rows)) > 1 else _NETWORK,
         details=True,
     )
 
 
 def probe_tables(record: ProbeRecord) -> list[Table]:
-    """Return the tables of a record: the scores, and the controls where any were computed."""
+    """Return the tables of a record: encoders side by side, scores, meanings and controls, where they were computed."""
     controlled = any(r.score_random_concept is not None or r.p is not None for r in record.rows)
-    return [probe_table(record), *([control_table(record)] if controlled else [])]
+    meanings = [meaning_table(record)] if record.meanings else []
+    controls = [control_table(record)] if controlled else []
+    return [*encoder_tables(record), probe_table(record), *meanings, *controls]

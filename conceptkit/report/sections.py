@@ -24,11 +24,13 @@ from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
 from conceptkit.report.contents import difference_kind, notes_of
 from conceptkit.report.data_parts import data_parts
+from conceptkit.report.encoder_tables import encoder_verdicts
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
 from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
 from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
+from conceptkit.report.meaning_tables import meaning_verdicts
 from conceptkit.report.part import Part, saved_pictures, table_part
 from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
@@ -92,6 +94,10 @@ def section(
         parts=parts,
         provenance=provenance(record, folder, run.context),
     )
+
+
+def _probe_verdicts(record: ProbeRecord) -> list[Verdict]:
+    return [*encoder_verdicts(record), *probe_verdicts(record), *meaning_verdicts(record)]
 
 
 def _layers(record: ProbeRecord, run: Run) -> list[Part]:
@@ -192,7 +198,7 @@ class Kind:
 
 
 KINDS: Mapping[type[Record], Kind] = {
-    ProbeRecord: Kind("Probe", probe_tables, probe_verdicts, above=_layers),
+    ProbeRecord: Kind("Probe", probe_tables, _probe_verdicts, above=_layers),
     GuideRecord: Kind("Guide", guide_tables, guide_verdicts, primary_verdict, parts=_guide),
     GridRecord: Kind("Grid", _grid_tables, grid_verdicts, primary_verdict, parts=_grid),
     PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),

@@ -88,25 +88,8 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
             score = f"\n{layer.score}{grey}" if layer.score else ""
             one.set_title(f"{short(layer.name, 34)}{score}", loc="left", color="black" if layer.established else FAINT)
             one.set_facecolor("#f4f4f4")
-            if layer.classes:
-                colours = [COLOURS[k % len(COLOURS)] for k in range(len(layer.classes))]
-                if not layer.established:
-                    colours = [str(0.35 + 0.5 * k / len(colours)) for k in range(len(colours))]
-                code = {name: k for k, name in enumerate(layer.classes)}
-                values = np.array([float(code.get(str(v), np.nan)) for v in layer.values])
-                scale = Normalize(-0.5, len(layer.classes) - 0.5)
-                mapped = ScalarMappable(scale, ListedColormap(colours))
-                bar = figure.colorbar(mapped, ax=one, ticks=range(len(layer.classes)), shrink=0.8, aspect=25)
-                bar.ax.set_yticklabels(apart(layer.classes, 14))
-            else:
-                values = layer.values.astype(float)
-                scale = Normalize(layer.low, layer.high)
-                vivid = _PROBABILITY if (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL
-                mapped = ScalarMappable(scale, vivid if layer.established else "Greys")
-                bar = figure.colorbar(mapped, ax=one, shrink=0.8, aspect=25)
-                bar.set_label(layer.unit)
-            bar.ax.tick_params(labelsize=8)
-            bar.outline.set_edgecolor(FAINT)
+            values, mapped = layer_colours(layer)
+            _colour_bar(figure, one, mapped, layer)
             _paint(one, squares, values, mapped)
         figure.suptitle(short(place.name, 60), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return Drawing(
@@ -117,13 +100,94 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
     )
 
 
-def _paint(axes: Any, squares: NDArray[np.float64], values: NDArray[np.float64], mapped: Any) -> None:
+def layer_colours(layer: MapLayer, *, on_tissue: bool = False) -> tuple[NDArray[np.float64], ScalarMappable]:
+    """Return the values (n,) of a layer as numbers, and the colours of these; classes are numbered.
+
+    With ``on_tissue`` no colour is grey, as the tissue below is.
+    """
+    if layer.classes:
+        colours = [COLOURS[k % len(COLOURS)] for k in range(len(layer.classes))]
+        if not layer.established:
+            colours = [str(0.35 + 0.5 * k / len(colours)) for k in range(len(colours))]
+        code = {name: k for k, name in enumerate(layer.classes)}
+        values = np.array([float(code.get(str(v), np.nan)) for v in layer.values])
+        return values, ScalarMappable(Normalize(-0.5, len(layer.classes) - 0.5), ListedColormap(colours))
+    vivid = _PROBABILITY if on_tissue or (layer.low, layer.high) == (0.0, 1.0) else _SEQUENTIAL
+    mapped = ScalarMappable(Normalize(layer.low, layer.high), vivid if layer.established else "Greys")
+    return np.asarray(layer.values, dtype=np.float64), mapped
+
+
+def map_on_tissue(place: Place, layer: MapLayer, *, mpp: float | None) -> Drawing:
+    """Draw one map over the picture of its slide, with a bar of its colours and one of the scale.
+
+    The picture is grey, so that the colours of the squares are those of the bar.
+
+    Parameters
+    ----------
+    mpp : microns per pixel of the places; ``None`` where unknown, then the bar is in pixels
+    """
+    squares, (left, right, top, bottom) = _squares(place)
+    values, mapped = layer_colours(layer, on_tissue=True)
+    shape = float(np.clip((bottom - top) / max(right - left, 1.0), 0.3, 3.0))
+    with styled():
+        figure = new_figure(8.0, 7.0 * shape + 0.8)
+        axes = figure.subplots()
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.spines[:].set_visible(False)
+        if place.picture is not None:
+            grey = np.asarray(place.picture, dtype=np.float64) @ (0.299, 0.587, 0.114)
+            whole = (0, place.width, place.height, 0)
+            axes.imshow(grey, extent=whole, interpolation="bilinear", cmap="gray", vmin=0, vmax=255)
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        _paint(axes, squares, values, mapped, alpha=0.65)
+        _colour_bar(figure, axes, mapped, layer)
+        length, text = scale_length(right - left, mpp)
+        x, y = left + 0.04 * (right - left), bottom - 0.04 * (bottom - top)
+        axes.plot([x, x + length], [y, y], color="black", linewidth=4, solid_capstyle="butt")
+        mark = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+        axes.annotate(text, (x, y), (0, 5), textcoords="offset points", va="bottom", fontsize=9, bbox=mark)
+        axes.set_title(f"{short(place.name, 50)}: {short(layer.name, 40)}", loc="left")
+    return Drawing(
+        name=file_name(f"{place.name}-{layer.name}"),
+        alt=f"{place.name}, {len(place.x)} patches: {_summary(layer)}.",
+        caption=f"Each square is a patch; the black bar is {text}.",
+        figure=figure,
+    )
+
+
+def scale_length(width: float, mpp: float | None) -> tuple[float, str]:
+    """Return the length of a bar in pixels, and its text: a round length of about a sixth of the width."""
+    wanted = width / 6 * (mpp or 1.0)
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = float(max((step for step in (1, 2, 5) if step * power <= wanted), default=1) * power)
+    if mpp is None:
+        return length, f"{length:,.0f} pixels (scale unknown)"
+    return length / mpp, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+
+
+def _colour_bar(figure: Any, axes: Any, mapped: ScalarMappable, layer: MapLayer) -> None:
+    """Draw what the colours of a layer say: names of classes, or numbers with their unit."""
+    bar = figure.colorbar(mapped, ax=axes, shrink=0.8, aspect=25, ticks=range(len(layer.classes)) or None)
+    if layer.classes:
+        bar.ax.set_yticklabels(apart(layer.classes, 14))
+    else:
+        bar.set_label(layer.unit)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_edgecolor(FAINT)
+
+
+def _paint(
+    axes: Any, squares: NDArray[np.float64], values: NDArray[np.float64], mapped: Any, alpha: float | None = None
+) -> None:
     known = np.isfinite(values)
     if known.any():
-        # Edges of the squares' own colour close the hair lines that rounding leaves between them.
-        colours = mapped.to_rgba(values[known])
+        # Edges of the squares' own colour close the hair lines that rounding leaves between them; where tissue is seen
+        # through the squares, they would overlap.
+        colours = mapped.to_rgba(values[known], alpha=alpha)
         axes.add_collection(
-            PolyCollection(list(squares[known]), facecolors=colours, edgecolors=colours, linewidths=0.2)
+            PolyCollection(
+                list(squares[known]), facecolors=colours, edgecolors=colours, linewidths=0.2 if alpha is None else 0.0
+            )
         )
 
 

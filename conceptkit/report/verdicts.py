@@ -11,6 +11,7 @@ from conceptkit.report.contents import (
     compared_runs,
     difference_kind,
     is_in_sample,
+    network_name,
     networks,
     reference_run,
 )
@@ -43,15 +44,15 @@ FEW_FOR_LEAKAGE = 10
 def probe_verdicts(record: ProbeRecord) -> list[Verdict]:
     """Return one verdict per network and concept, that of the layer with the strongest evidence."""
     several = len(networks(record.rows)) > 1
-    by: dict[tuple[str, str, str], list[ProbeRow]] = {}
+    by: dict[tuple[str, str], list[ProbeRow]] = {}
     for network in networks(record.rows):
         for row in record.rows:
-            if (row.model, row.weights) == network:
-                by.setdefault((*network, row.concept), []).append(row)
+            if network_name(row) == network:
+                by.setdefault((network, row.concept), []).append(row)
     out = []
-    for (model, weights, _), rows in by.items():
+    for (network, _), rows in by.items():
         best = _best_verdict(rows, record.group)
-        prefix = f"{model} ({weights}): " if several else ""
+        prefix = f"{network}: " if several else ""
         out.append(Verdict(text=prefix + best.text, mark=best.mark))
     return out
 

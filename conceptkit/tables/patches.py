@@ -378,6 +378,8 @@ def load_table(path: Path | MemoryTable, *, kinds: Mapping[str, str] | None = No
         frame, notes = _read(str(path), lambda: read_frame(file))
     if frame.empty:
         raise InputError(f"table: {path} has no rows.")
+    frame, repeated = _one_row_each(frame)
+    notes = (*notes, *repeated)
     aside = {name: what for name, what in set_aside(frame).items() if name not in (*RESERVED, *CATEGORICAL)}
     notes = (*notes, *_near_reserved(frame))
     if _location(frame.columns) == "image" and {"x", "y"} & set(frame.columns) and "size" not in frame.columns:
@@ -411,6 +413,31 @@ def _near_reserved(frame: pd.DataFrame) -> list[str]:
             f"Column {name} is an ordinary column (names are case-sensitive); to use it as {lower}, rename it{option}."
         )
     return notes
+
+
+def _one_row_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table without names of patches with those of its slides, or else patients, and notes on equal rows.
+
+    Raises
+    ------
+    InputError
+        when a slide or patient has several rows that differ
+    """
+    unit = next((name for name in ("slide", "patient") if name in frame.columns), None)
+    if unit is None or not {"patch_id", *LOCATIONS, *PLACE_COLUMNS}.isdisjoint({*frame.columns} - {"slide"}):
+        return frame, []
+    distinct = frame.drop_duplicates()
+    twice = distinct[distinct[unit].duplicated(keep=False)]
+    if len(twice):
+        first = twice[twice[unit] == twice[unit].iloc[0]]
+        column = next((c for c in first.columns if first[c].nunique(dropna=False) > 1), unit)
+        raise InputError(
+            f"table: {unit} {first[unit].iloc[0]} has {len(first)} rows that differ in {column}; a table without "
+            f"patch_id, and without x and y, has one row per {unit}."
+        )
+    names = frame[unit][frame.duplicated()].astype("str").unique()
+    notes = [f"Repeated rows of {unit} {', '.join(names[:5])} read once ({len(frame) - len(distinct)})."]
+    return distinct.assign(patch_id=distinct[unit].map(label_of, na_action="ignore")), notes if len(names) else []
 
 
 def _with_ids(frame: pd.DataFrame, path: str) -> pd.DataFrame:

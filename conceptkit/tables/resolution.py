@@ -66,11 +66,11 @@ def microns_per_pixel(table: PatchTable) -> NDArray[np.float64]:
 
 
 def resolution_of(table: PatchTable) -> Resolution:
-    """Return the resolution of a table's patches; all of them have the size of the first."""
+    """Return the resolution of a table's patches; all of them have the size of the first, if there are pixels."""
     mpp = microns_per_pixel(table)
     known = mpp[np.isfinite(mpp)]
-    height, width = table.pixels(0).shape[:2]
-    ends = (float(known.min()), float(known.max())) if len(known) == len(mpp) else (None, None)
+    height, width = (0, 1) if table.location is None else table.pixels(0).shape[:2]
+    ends = (float(known.min()), float(known.max())) if 0 < len(known) == len(mpp) else (None, None)
     return Resolution(finest=ends[0], coarsest=ends[1], side=int(height) if height == width else None)
 
 
@@ -104,15 +104,22 @@ def resolution_notes(trained: Resolution | None, table: PatchTable) -> tuple[str
     return (f"RESOLUTION: {far}: what it encodes here may differ from what it learned.",) if far else ()
 
 
-def _far(trained: Resolution, mpp: NDArray[np.float64]) -> str:
-    """Return how many patches have another resolution than a checkpoint, and which; empty without any."""
+def encoder_resolution_notes(name: str, stated: float, table: PatchTable) -> tuple[str, ...]:
+    """Return a note where patches have another number of µm per pixel than the authors of an encoder state."""
+    mpp = microns_per_pixel(table)
+    far = _far(Resolution(finest=stated, coarsest=stated), mpp[~np.isnan(mpp)], f"{name} is used")
+    return (f"RESOLUTION: {far}.",) if far else ()
+
+
+def _far(trained: Resolution, mpp: NDArray[np.float64], what: str = "the checkpoint was trained") -> str:
+    """Return how many patches have another resolution than a network, and which; empty without any."""
     finest, coarsest = trained.finest or 0.0, trained.coarsest or math.inf
     far = (mpp < finest / (1 + ALIKE)) | (mpp > coarsest * (1 + ALIKE))
     if not far.any():
         return ""
     return (
-        f"{int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm per pixel, the "
-        f"checkpoint was trained at {trained}"
+        f"{int(far.sum())} of {len(mpp)} patches have {mpp[far].min():.4g} to {mpp[far].max():.4g} µm per pixel, "
+        f"{what} at {trained}"
     )
 
 

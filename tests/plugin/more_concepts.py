@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from conceptkit.guide.arms import as_arm
 from conceptkit.guide.discouraging import as_method
 from conceptkit.guide.weighting import Fixed
+from conceptkit.models.presets import Preset
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.batch import as_measure
 from conceptkit.pathology.disturbances import Disturbance
@@ -129,3 +130,6 @@ class Brighten:
 def halved(task, value):
     """Weigh every task by one half."""
     return Fixed(0.5)
+
+
+ours = Preset(repository="lab/ours", width=64, licence="MIT", source="unpublished")

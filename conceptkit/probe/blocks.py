@@ -1,0 +1,510 @@
+"""Ridge vectors of rows that are too many for memory, in two passes over them.
+
+The first pass computes the moments of features and targets, together, of each unit that the jackknife deletes. Errors
+at every penalty follow from sums of these; the second pass predicts. A training part chooses its penalties by leaving
+out each of its blocks of units, at most ten in all: leave-one-group-out itself reads each row for each penalty.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
+
+from conceptkit.errors import InputError
+from conceptkit.evaluate.clustering import MOST_UNITS
+from conceptkit.evaluate.scores import Floats
+from conceptkit.files.matrix import FileMatrix, Part, gather
+from conceptkit.probe.alpha import best_alpha
+from conceptkit.probe.folds import make_folds
+from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
+
+MOST_BLOCKS = 10
+"""Maximum number of blocks of groups, unless there are more folds"""
+
+_ROWS = 4096
+"""Rows read at a time"""
+
+_TOGETHER = 16
+"""Units whose deletion is computed together"""
+
+_TOLERANCE, _MOST_STEPS = 1e-4, 60
+"""Where the deletion of a unit counts as solved: an interval has three digits"""
+
+Fit = tuple[Floats, Floats]
+"""Coefficients (d, t) and intercepts (t,)"""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of t targets, and what their scores and intervals need."""
+
+    predicted: Floats  # (n, t) out of fold
+    fitted: Floats  # (n, t) by the fit on all rows
+    patchwise: Floats  # (n, t) out of folds that mix groups
+    alpha_folds: Floats  # (folds, t)
+    alpha: Floats  # (t,) of the fit on all rows
+    weights: list[Floats]  # (d, t) of each fold
+    units: NDArray[np.intp]  # (n,) numbers 0 … u − 1 of the units that are deleted
+    deleted: Floats  # (u, t) squared out-of-fold error with each unit deleted
+    scores: Floats  # (t',) out-of-fold R² of combinations of the columns
+
+
+def is_many(X: Any, splits: Sequence[Split]) -> bool:
+    """Return whether rows lie in files, and every training part has more of them than columns."""
+    return isinstance(X, FileMatrix) and all(len(train) > X.shape[1] for train, _ in splits)
+
+
+def probe_blocks(
+    X: Any,
+    columns: Floats,
+    mix: Floats,
+    t: int,
+    groups: NDArray[np.intp] | None,
+    splits: Sequence[Split],
+    alphas: Floats,
+    seed: int,
+) -> HeldOut:
+    """Probe targets in two passes over the rows.
+
+    Parameters
+    ----------
+    X : (n, d) rows, a :class:`conceptkit.files.matrix.FileMatrix`
+    columns : (n, k), first the ``t`` targets, then controls
+    mix : (k, t') combinations that are scored, first the targets
+    groups : (n,) numbers of the groups, or ``None``
+    splits : folds by group
+    alphas : penalties to choose from
+    seed : of the blocks, and of the folds that mix groups
+    """
+    d, n_folds = X.shape[1], len(splits)
+    layout = _Layout.of(groups, splits, seed)
+    mixed = _numbers(make_folds(len(columns), None, n_folds, seed=seed))
+    first = _FirstPass.of(X, columns, layout, mixed, t)
+    ridges, alpha_folds, error = [], np.empty((n_folds, mix.shape[1])), np.zeros(mix.shape[1])
+    for k in range(n_folds):
+        inside, held = layout.parts(first.blocks, k)
+        alpha_folds[k] = _chosen_alpha(inside, d, mix, alphas)
+        ridges.append(_Ridge.of(gathered(inside), d))
+        error += ridges[k].errors_at(held, mix, alpha_folds[k])
+    own = mix[:, :t]
+    alpha, whole = _chosen_alpha(first.blocks, d, own, alphas), gathered(first.blocks)
+    total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
+    fits = [ridge.fit(own, alpha_folds[k, :t]) for k, ridge in enumerate(ridges)]
+    of_all = _Ridge.of(whole, d).fit(own, alpha)
+    patch_fits = _mixed_fits(first.parts, d, t, alphas)
+    predicted, fitted, patchwise, errors = _second_pass(X, columns[:, :t], layout, mixed, fits, patch_fits, of_all)
+    deleted = np.empty((len(first.units), t))
+    for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
+        deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
+    return HeldOut(
+        predicted,
+        fitted,
+        patchwise,
+        alpha_folds[:, :t],
+        alpha,
+        [fit[0] for fit in fits],
+        layout.unit,
+        deleted,
+        1.0 - error / total,
+    )
+
+
+def predict_blocks(
+    X: Any, Y: Floats, groups: NDArray[np.intp] | None, splits: Sequence[Split], alphas: Floats
+) -> Floats:
+    """Return out-of-fold predictions (n, t) of targets Y (n, t) in two passes over the rows."""
+    d, layout = X.shape[1], _Layout.of(groups, splits, 0)
+    mix, fits = np.eye(Y.shape[1]), []
+    units = _unit_moments(X, Y, layout)
+    blocks = [gathered(units_of) for units_of in _by_block(units, layout)]
+    for k in range(len(splits)):
+        inside, _ = layout.parts(blocks, k)
+        fits.append(_Ridge.of(gathered(inside), d).fit(mix, _chosen_alpha(inside, d, mix, alphas)))
+    out = np.empty(Y.shape)
+    for rows, block in _read(X, np.arange(len(X))):
+        out[rows] = _own(_predictions(block, fits), layout.fold[layout.unit[rows]])
+    return out
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Units that the jackknife deletes, within blocks, within held-out parts."""
+
+    unit: NDArray[np.intp]  # (n,)
+    block: NDArray[np.intp]  # (u,) block of each unit, ascending
+    fold: NDArray[np.intp]  # (u,) held-out part of each unit
+
+    @classmethod
+    def of(cls, groups: NDArray[np.intp] | None, splits: Sequence[Split], seed: int) -> _Layout:
+        n = sum(len(test) for _, test in splits)
+        own = np.arange(n) if groups is None else groups
+        count = max(MOST_BLOCKS // len(splits), 1)
+        most = max(MOST_UNITS // (count * len(splits)), 1) if int(own.max()) >= MOST_UNITS else n
+        unit = np.empty(n, dtype=np.intp)
+        block: list[int] = []
+        fold: list[int] = []
+        for k, (_, test) in enumerate(splits):
+            within = np.unique(own[test], return_inverse=True)[1]
+            parts = min(count, int(within.max()) + 1)
+            blocks = [(test, np.arange(len(test)))]
+            if parts > 1:
+                blocks = make_folds(len(test), within, parts, seed=seed)
+            for _, rows in blocks:
+                numbers = np.unique(within[rows], return_inverse=True)[1] % most
+                unit[test[rows]] = len(block) + numbers
+                number = block[-1] + 1 if block else 0
+                block += [number] * (int(numbers.max()) + 1)
+                fold += [k] * (int(numbers.max()) + 1)
+        if block[-1] < 2:
+            raise InputError("groups: choosing a penalty needs at least 2 groups in a training part, it has 1.")
+        return cls(unit, np.array(block), np.array(fold))
+
+    def parts(self, blocks: Sequence[Moments], k: int) -> tuple[list[Moments], Moments]:
+        """Return the blocks of the training part of fold ``k``, and the moments of its held-out part."""
+        fold = self.fold[np.unique(self.block, return_index=True)[1]]
+        of = list(zip(blocks, fold, strict=True))
+        return [block for block, own in of if own != k], gathered(block for block, own in of if own == k)
+
+
+@dataclass(frozen=True)
+class _FirstPass:
+    """Moments of features and columns together."""
+
+    blocks: list[Moments]
+    parts: list[Moments]
+    """Of the held-out parts that mix groups, with the targets"""
+    units: list[tuple[int, Floats]]
+    """Number and mean (d,) of the rows of each unit"""
+    scatter: Any
+    """(u · d, d) float32 scatter of each unit about its mean, one below the other"""
+
+    @classmethod
+    def of(cls, X: FileMatrix, columns: Floats, layout: _Layout, mixed: NDArray[np.intp], t: int) -> _FirstPass:
+        """Read all rows once, unit by unit."""
+        d = X.shape[1]
+        parts = [_Sums() for _ in range(int(mixed.max()) + 1)]
+        blocks: list[Moments] = []
+        units: list[tuple[int, Floats]] = []
+
+        def scatters() -> Iterator[Part]:
+            moments = _unit_moments(X, columns, layout, mixed, parts, t)
+            for of_block in _by_block(moments, layout):
+                whole = None
+                for one in of_block:
+                    at = len(units) * d
+                    units.append((one.n, one.mean[:d]))
+                    yield np.arange(at, at + d), one.scatter[:d, :d].astype(np.float32)
+                    whole = one if whole is None else gathered([whole, one])
+                if whole is not None:
+                    blocks.append(whole)
+
+        scatter = gather(len(layout.block) * d, scatters(), X.folder)
+        return cls(blocks, [part.moments() for part in parts], units, scatter)
+
+
+def _by_block(units: Iterator[Moments], layout: _Layout) -> Iterator[Iterator[Moments]]:
+    for _, of_block in itertools.groupby(zip(layout.block, units, strict=True), key=lambda one: int(one[0])):
+        yield (moments for _, moments in of_block)
+
+
+def _unit_moments(
+    X: FileMatrix,
+    columns: Floats,
+    layout: _Layout,
+    mixed: NDArray[np.intp] | None = None,
+    parts: Sequence[_Sums] = (),
+    t: int = 0,
+) -> Iterator[Moments]:
+    """Yield the joint moments of features and columns of each unit; add the rows, with t columns, to ``parts``."""
+    order = np.argsort(layout.unit, kind="stable")
+    sums, d = _Sums(), X.shape[1]
+    current = 0
+    for rows, block in _read(X, order):
+        joint = np.concatenate([block, columns[rows]], axis=1)
+        for number, part in enumerate(parts):
+            if mixed is not None and (own := mixed[rows] == number).any():
+                part.add(joint[own, : d + t])
+        for unit in np.unique(layout.unit[rows]):
+            if unit != current:
+                yield sums.moments()
+                sums, current = _Sums(), unit
+            sums.add(joint[layout.unit[rows] == unit])
+    yield sums.moments()
+
+
+def _mixed_fits(parts: Sequence[Moments], d: int, t: int, alphas: Floats) -> list[Fit]:
+    """Return the fits of folds that mix groups, at penalties with the smallest error on all of them."""
+    alpha = _chosen_alpha(parts, d, np.eye(t), alphas)
+    rest = ([part for j, part in enumerate(parts) if j != i] for i in range(len(parts)))
+    return [_Ridge.of(gathered(some), d).fit(np.eye(t), alpha) for some in rest]
+
+
+def _numbers(splits: Sequence[Split]) -> NDArray[np.intp]:
+    """Return the held-out part (n,) of each row."""
+    out = np.empty(sum(len(test) for _, test in splits), dtype=np.intp)
+    for k, (_, test) in enumerate(splits):
+        out[test] = k
+    return out
+
+
+def _read(X: FileMatrix, order: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    for start in range(0, len(order), _ROWS):
+        rows = order[start : start + _ROWS]
+        yield rows, X[rows].astype(np.float64)
+
+
+class _Sums:
+    """Sums of rows and of their products about the mean of the first ones, which keeps them precise."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, rows: Floats) -> None:
+        if not self.n:
+            self.shift, self.total = rows.mean(0), np.zeros(rows.shape[1])
+            self.products = np.zeros((rows.shape[1],) * 2, order="F")
+        rows = rows - self.shift
+        self.n += len(rows)
+        self.total += rows.sum(0)
+        self.products = dsyrk(1.0, rows.T, 1.0, self.products, overwrite_c=1)  # half the work of a product
+
+    def moments(self) -> Moments:
+        mean = self.total / self.n
+        upper = np.triu(self.products)
+        upper += np.triu(upper, 1).T
+        self.products = np.zeros((0, 0))
+        return Moments(self.n, self.shift + mean, upper - self.n * np.outer(mean, mean))
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """Ridge solutions of columns from their joint moments with the features."""
+
+    d: int
+    n: int
+    mean: Floats  # (d + k,)
+    scale: Floats  # (d,)
+    spectrum: Floats  # (d,)
+    vectors: Floats  # (d, d)
+    products: Floats  # (d, k) of the features in the eigenbasis with the columns
+
+    @classmethod
+    def of(cls, moments: Moments, d: int, scale: Floats | None = None) -> _Ridge:
+        if scale is None:
+            scale = scale_of(Moments(moments.n, moments.mean[:d], moments.scatter[:d, :d]))
+        gram = moments.scatter[:d, :d] / scale
+        gram /= scale[:, None]
+        spectrum, V = np.linalg.eigh(gram)
+        return cls(
+            d,
+            moments.n,
+            moments.mean,
+            scale,
+            np.maximum(spectrum, 0.0),
+            V,
+            V.T @ (moments.scatter[:d, d:] / scale[:, None]),
+        )
+
+    def fit(self, mix: Floats, alpha: Floats) -> Fit:
+        """Return coefficients and intercepts of combinations (k, t) of the columns, each at its penalty (t,)."""
+        B = self.vectors @ ((self.products @ mix) / (self.spectrum[:, None] + alpha)) / self.scale[:, None]
+        return B, self.mean[self.d :] @ mix - self.mean[: self.d] @ B
+
+    def errors(self, held: Moments, mix: Floats, alphas: Floats) -> Floats:
+        """Return squared errors (a, t) on held-out rows of combinations (k, t) of the columns, at each penalty (a,)."""
+        d, a, k = self.d, len(alphas), self.products.shape[1]
+        shrunk = self.products[:, None, :] / (self.spectrum[:, None] + alphas)[:, :, None]  # (d, a, k)
+        B = self.vectors @ shrunk.reshape(d, a * k)
+        B /= self.scale[:, None]
+        off = (held.mean[d:] - self.mean[d:])[None] - ((held.mean[:d] - self.mean[:d]) @ B).reshape(a, k)
+        with_x = (held.scatter[:d, :d] @ B).reshape(d, a, k)
+        B = B.reshape(d, a, k)
+        out = np.empty((a, mix.shape[1]))
+        for i in range(a):
+            cross = B[:, i].T @ held.scatter[:d, d:]
+            squares = held.scatter[d:, d:] - cross - cross.T + B[:, i].T @ with_x[:, i]
+            squares += held.n * np.outer(off[i], off[i])
+            out[i] = np.einsum("kt,kl,lt->t", mix, squares, mix, optimize=True)
+        return out
+
+    def errors_at(self, held: Moments, mix: Floats, alpha: Floats) -> Floats:
+        """Return squared errors (t,) on held-out rows of combinations (k, t), each at its own penalty (t,)."""
+        d = self.d
+        B, _ = self.fit(mix, alpha)
+        off = (held.mean[d:] - self.mean[d:]) @ mix - (held.mean[:d] - self.mean[:d]) @ B
+        error = np.einsum("kt,kl,lt->t", mix, held.scatter[d:, d:], mix, optimize=True) + held.n * off**2
+        error += (B * (held.scatter[:d, :d] @ B - 2 * held.scatter[:d, d:] @ mix)).sum(0)
+        return np.asarray(error)
+
+    def without(
+        self,
+        units: Sequence[tuple[int, Floats]],
+        scatters: Sequence[NDArray[np.float32]],
+        sums: Floats,
+        alpha: Floats,
+    ) -> tuple[Floats, Floats]:
+        """Return how the deletion of training units changes errors: by level (u, t) + z q (d, u, t), z standardised.
+
+        Parameters
+        ----------
+        units, scatters : number, mean (d,) and scatter (d, d) of each unit
+        sums : (u, 1 + d, t) Σ (1, x) e of its errors
+        alpha : (t,) penalties
+        """
+        d = self.d
+        n = np.array([n for n, _ in units], dtype=np.float64)
+        center = (np.stack([mean for _, mean in units], axis=1) - self.mean[:d, None]) / self.scale[:, None]  # (d, u)
+        inner = (sums[:, 1:] - self.mean[:d, None] * sums[:, :1]).transpose(1, 0, 2) / self.scale[:, None, None]
+        b = np.concatenate([sums[:, 0][None], inner])  # (1 + d, u, t)
+        kept = self.spectrum[:, None] + np.tile(alpha, len(units))  # (d, u · t)
+
+        def spectral(v: Floats, power: float) -> Floats:
+            """Return (G + α)^power v."""
+            flat = self.vectors.T @ v.reshape(d, -1)
+            return np.asarray(self.vectors @ (flat * kept**power)).reshape(v.shape)
+
+        def others(v: Floats) -> Floats:
+            """Return the normal equations of all other rows times v."""
+            at_center = v[0] + np.einsum("du,dut->ut", center, v[1:])
+            out = np.concatenate([self.n * v[:1], spectral(v[1:], 1.0)])
+            out[0] -= n[:, None] * at_center
+            out[1:] -= center[:, :, None] * (n[:, None] * at_center)
+            for i, scatter in enumerate(scatters):
+                out[1:, i] -= (scatter @ (v[1:, i] / self.scale[:, None]).astype(np.float32)) / self.scale[:, None]
+            return out
+
+        def approximately(r: Floats) -> Floats:
+            return np.concatenate([r[:1] / self.n, spectral(r[1:], -1.0)])
+
+        v = _conjugate_gradients(others, approximately, b)
+        return v[0], v[1:]
+
+
+def _conjugate_gradients(
+    product: Callable[[Floats], Floats], precondition: Callable[[Floats], Floats], b: Floats
+) -> Floats:
+    """Solve systems (m, u, t) of symmetric positive definite products, each column on its own."""
+
+    def dot(a: Floats, c: Floats) -> Floats:
+        return np.asarray(np.einsum("mut,mut->ut", a, c))
+
+    z = precondition(b)
+    v, r, p, rz = np.zeros_like(b), b.copy(), z, dot(b, z)
+    goal = _TOLERANCE**2 * rz
+    for _ in range(_MOST_STEPS):
+        if (rz <= goal).all():
+            break
+        Ap = product(p)
+        step = np.divide(rz, dot(p, Ap), out=np.zeros_like(rz), where=rz > goal)
+        v += step * p
+        r -= step * Ap
+        z = precondition(r)
+        before, rz = rz, dot(r, z)
+        p = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > goal) * p
+    return v
+
+
+def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats) -> Floats:
+    """Return the penalty of each combination (k, t) with the smallest error on parts that are left out in turn.
+
+    As with groups, columns are standardised by all parts.
+    """
+    whole = gathered(parts)
+    scale = scale_of(Moments(whole.n, whole.mean[:d], whole.scatter[:d, :d]))
+    error = np.zeros((len(alphas), mix.shape[1]))
+    for i, held in enumerate(parts):
+        rest = gathered(part for j, part in enumerate(parts) if j != i)
+        error += _Ridge.of(rest, d, scale).errors(held, mix, alphas)
+    return best_alpha(alphas, error)
+
+
+def _predictions(block: Floats, fits: Sequence[Fit]) -> Floats:
+    """Return predictions (rows, fits, t)."""
+    B, level = np.concatenate([fit[0] for fit in fits], axis=1), np.concatenate([fit[1] for fit in fits])
+    return np.asarray(block @ B + level).reshape(len(block), len(fits), -1)
+
+
+def _own(predictions: Floats, folds: NDArray[np.intp]) -> Floats:
+    """Return those (rows, t) of the fold in which each row is held out."""
+    return np.asarray(predictions[np.arange(len(folds)), folds])
+
+
+def _second_pass(
+    X: FileMatrix,
+    Y: Floats,
+    layout: _Layout,
+    mixed: NDArray[np.intp],
+    fits: Sequence[Fit],
+    patch_fits: Sequence[Fit],
+    of_all: Fit,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return three predictions (n, t), and Σ (1, x) e (u, 1 + d, folds, t) of each unit's errors e by each fold.
+
+    The predictions are out of fold, by the fit on all rows, and out of the folds that mix groups. Of the fold that
+    holds a unit out, Σ e² stands in place of Σ e.
+    """
+    predicted, fitted, patchwise = (np.empty(Y.shape) for _ in range(3))
+    f, t = len(fits), Y.shape[1]
+    sums = np.zeros((len(layout.fold), X.shape[1] + 1, f, t))
+    for rows, block in _read(X, np.argsort(layout.unit, kind="stable")):
+        every = _predictions(block, [*fits, *patch_fits, of_all])
+        unit = layout.unit[rows]
+        predicted[rows] = _own(every[:, :f], layout.fold[unit])
+        patchwise[rows], fitted[rows] = _own(every[:, f:-1], mixed[rows]), every[:, -1]
+        error = Y[rows][:, None, :] - every[:, :f]
+        for one in np.unique(unit):
+            own = error[unit == one]
+            sums[one, 0] += own.sum(0)
+            sums[one, 0, layout.fold[one]] += (own[:, layout.fold[one]] ** 2 - own[:, layout.fold[one]]).sum(0)
+            sums[one, 1:] += (block[unit == one].T @ own.reshape(len(own), -1)).reshape(-1, f, t)
+    return predicted, fitted, patchwise, sums
+
+
+def _deleted(
+    some: NDArray[np.intp],
+    first: _FirstPass,
+    errors: Floats,
+    layout: _Layout,
+    ridges: Sequence[_Ridge],
+    fits: Sequence[Fit],
+    alpha_folds: Floats,
+    mix: Floats,
+) -> Floats:
+    """Return the squared out-of-fold errors (len(some), t) with each of some units deleted, as if refitted.
+
+    Without its rows, in training, the vector of a fold changes by the solution of the normal equations of the others,
+    found by conjugate gradients. Held out, the errors of its own rows are subtracted.
+    """
+    d, t = ridges[0].d, mix.shape[1]
+    scatter = [np.asarray(first.scatter[u * d : (u + 1) * d]) for u in some]
+    out = np.zeros((len(some), t))
+    for k, ridge in enumerate(ridges):
+        _, held = layout.parts(first.blocks, k)
+        B, _ = fits[k]
+        linear = held.scatter[:d, d:] @ mix - held.scatter[:d, :d] @ B  # Σ (x − x̄) e of held-out rows
+        off = (held.mean[d:] - ridge.mean[d:]) @ mix - (held.mean[:d] - ridge.mean[:d]) @ B  # mean e
+        squared = ridge.errors_at(held, mix, alpha_folds[k])
+        out += squared
+        inside = np.flatnonzero(layout.fold[some] != k)
+        of_own = np.flatnonzero(layout.fold[some] == k)
+        out[of_own] -= errors[some[of_own], 0, k]
+        if not len(inside):
+            continue
+        level, q = ridge.without(
+            [first.units[u] for u in some[inside]],
+            [scatter[i] for i in inside],
+            errors[some[inside], :, k],
+            alpha_folds[k],
+        )
+        g = q / ridge.scale[:, None, None]  # (d, u, t)
+        change = level + np.einsum("d,dut->ut", held.mean[:d] - ridge.mean[:d], g)  # of e at the held-out mean
+        flat = g.reshape(d, -1)
+        square = (flat * (held.scatter[:d, :d] @ flat)).sum(0).reshape(-1, t) + held.n * change**2
+        out[inside] += 2 * (held.n * off * change + np.einsum("dt,dut->ut", linear, g)) + square
+    return out
