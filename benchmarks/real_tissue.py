@@ -89,8 +89,10 @@ def tiles(data: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_study(data: Path, base: pd.DataFrame, label: str, confounding: float, seed: int, folder: Path) -> Study:
-    """Write one draw's patches and table into ``folder``."""
+def draw_study(
+    data: Path, base: pd.DataFrame, label: str, confounding: float, seed: int, folder: Path, unseen: str = "D"
+) -> Study:
+    """Write one draw's patches and table into ``folder``; ``unseen`` are the centers that nobody trains on."""
     chance = np.random.default_rng([seed, 42])
     if label == "organ":
         base = base.assign(label=np.where(base.organ.isin(UROGENITAL), "urogenital", "other"))
@@ -103,7 +105,7 @@ def draw_study(data: Path, base: pd.DataFrame, label: str, confounding: float, s
     by_share = patients[np.argsort(-share[patients].to_numpy(), kind="stable")]
     order = np.stack([chance.permutation(by_share[:15]), chance.permutation(by_share[15:])], 1).ravel()
     part = dict(zip(order, ["train"] * 18 + ["val"] * 4 + ["test"] * 8, strict=True))
-    stains = {center: chance.uniform(-0.8, 0.8, 2) for center in "ABCD"}
+    stains = {center: chance.uniform(-0.8, 0.8, 2) for center in "ABC" + unseen}
     high = share > share.median()
     home = {}
     for patient in order:
@@ -115,11 +117,11 @@ def draw_study(data: Path, base: pd.DataFrame, label: str, confounding: float, s
             cached = {tile["image"]: np.asarray(Image.open(data / "monuseg" / tile["image"]).convert("RGB"))}
         pixels = cached[tile["image"]][tile["y"] : tile["y"] + TILE, tile["x"] : tile["x"] + TILE]
         split = part[tile["patient"]]
-        for center in "ABCD" if split == "test" else home[tile["patient"]]:
+        for center in "ABC" + unseen if split == "test" else home[tile["patient"]]:
             name = f"{i:03d}{center}"
             stained = restain(restain(pixels, stains[center][0], stain=0), stains[center][1], stain=1)
             Image.fromarray(stained).save(folder / f"{name}.png", compress_level=1)
-            where = split if split != "test" else "external" if center == "D" else "internal"
+            where = split if split != "test" else "external" if center in unseen else "internal"
             kept = {k: tile[k] for k in ("patient", "label", "count", "area", "random")}
             rows.append({"patch_id": name, "image": f"{name}.png", "split": where, "center": center, **kept})
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)

@@ -267,11 +267,11 @@ def _nuclei_of(
     tree, index = _tiles_of(table, str(record[location])) if placed else (None, {})
 
     def belongs(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-        inside = (x >= margin) & (x < margin + side) & (y >= margin) & (y < view.shape[0] - margin)
+        inside: NDArray[np.bool_] = (x >= margin) & (x < margin + side) & (y >= margin) & (y < view.shape[0] - margin)
         if tree is None or not len(x):
             return inside
         points = np.column_stack([place.x + scale * x, place.y + scale * y])
-        return np.asarray(inside & (owner(tree, points) == index[row]), dtype=np.bool_)
+        return np.asarray(inside & (owner(tree, points) == index[row]))
 
     return nucleus_rows(view, found, mpp, place, lambda x, y: [patch] * len(x), keep=belongs, contours=contours)
 
