@@ -260,6 +260,7 @@ LATE = {
     "guide/engine.py": (1, EXTRA),
     "images/decoding.py": (2, NATIVE),
     "jobs.py": (1, EXTRA),
+    "models/adapter.py": (2, EXTRA),
     "models/backbones.py": (1, "timm takes two seconds or more, which the bundled network does not need"),
     "pathology/finding.py": (1, NATIVE),
     "pathology/slides.py": (1, NATIVE),
