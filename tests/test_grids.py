@@ -68,6 +68,7 @@ def same_numbers(one, other):
 def test_all_cells_are_there_with_their_controls(grid):
     assert names(grid) == [
         "main, vanilla",
+        "main balanced by center, vanilla",
         "count − center, vanilla",
         "main, uncertainty",
         "random target, vanilla",
@@ -77,7 +78,9 @@ def test_all_cells_are_there_with_their_controls(grid):
         "multimodal: main with count as input, noise 0.5, vanilla",
         "count − center, fraction 0.5, vanilla",
     ]
-    assert [c.control for c in grid.cells][2:6] == [
+    assert [c.control for c in grid.cells][1:7] == [
+        "balanced",
+        "",
         "baseline",
         "random",
         "shuffled",
@@ -121,7 +124,7 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
     row = table4.set_index("cell").loc["count − center, vanilla"]
     assert row["external"] == pytest.approx(np.mean(own))
     assert row["external sd"] == pytest.approx(np.std(own, ddof=1))
-    base = table4.set_index("cell").loc["main, vanilla", "external"]
+    base = table4.set_index("cell").loc["main balanced by center, vanilla", "external"]
     assert row["external difference"] == pytest.approx(row["external"] - base)
     assert row["external difference low"] <= row["external difference"] <= row["external difference high"]
     assert row["external groups"] == 4
@@ -140,7 +143,7 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
 
 def test_each_cell_is_compared_with_the_single_task_of_its_weighting_and_with_vanilla(grid):
     pairs = {(d.run, d.against) for d in grid.differences}
-    assert ("count − center, vanilla", "main, vanilla") in pairs
+    assert ("count − center, vanilla", "main balanced by center, vanilla") in pairs
     assert ("main, uncertainty", "main, vanilla") in pairs
     assert ("confounder only: center", "main, vanilla") in pairs
     assert not [pair for pair in pairs if pair[0] == "main, vanilla"]
@@ -248,7 +251,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(plain, study, tmp_path):
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
     process.stderr.close()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
-    assert 0 < len(finished) < 4
+    assert 0 < len(finished) < 6
     assert not (out / "record.json").exists()
     # What is left is shared out to processes, which give the same numbers.
     resumed = ck.Grid(**WANTED, controls=False, workers=2).run(study, out=out)
@@ -267,7 +270,8 @@ def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain
     found = ck.Grid(**{**WANTED, "seeds": (0, 3, 5)}, controls=False).run(study, out=out)
     assert len(found.runs) == 6
     found = ck.Grid(**{**WANTED, "ablate": "count; count, -center"}, controls=False).run(study, out=out)
-    assert names(found) == ["main, vanilla", "count, vanilla", "count − center, vanilla"]
+    balanced = "main balanced by center, vanilla"
+    assert names(found) == ["main, vanilla", "count, vanilla", balanced, "count − center, vanilla"]
     assert {path: time for path, time in written(out).items() if path in before} == before
     assert len(written(out)) == 8
     # The control: a model of another concept would be read for it, and the runs that are there were not.
