@@ -17,7 +17,6 @@ from conceptkit.guide import loop
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.options.training import TrainingOptions
 
-
 SHARED = dataclasses.replace(OPTIONS, method="confusion")
 """The default method compares the rows of whole batches, which several processes do not have."""
 
