@@ -136,7 +136,7 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
     assert f1 == pytest.approx(np.mean([r.metrics["internal"]["f1"] for r in grid.runs if r.name == "main, vanilla"]))
     read = table6[(table6.cell == "count − center, vanilla")]
     assert set(zip(read.concept, read.reader, strict=True)) == {
-        *(("count", "probe"), ("count", "head"), ("center", "linear"), ("center", "mlp")),
+        *(("count", "probe"), ("count", "head"), ("center", "linear"), ("center", "mlp"), ("center", "kernel")),
     }
     assert set(read[read.concept == "center"].role) == {"discouraged"}
 
