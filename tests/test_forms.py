@@ -435,5 +435,5 @@ def test_settings_of_bags_repeat_their_numbers(study, table, tmp_path):
     record = ck.Bags(features=store, layer="mixed2", **wanted).run(study, out=tmp_path / "bags")
     assert record.settings["features"] == str(store)
     again = repeated(record, study, tmp_path / "bags2")
-    assert again.differences == record.differences
+    assert repr(again.differences) == repr(record.differences)  # some ends are NaN
     assert [run.metrics for run in again.runs] == [run.metrics for run in record.runs]
