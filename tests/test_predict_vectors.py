@@ -145,8 +145,8 @@ def test_features_of_another_width_or_with_gaps_are_refused(run, new, tmp_path):
     X[4, 3] = X[5, 1] = np.nan
     np.save(tmp_path / "gaps.npy", X)
     assert refused(probe=run, table=csv, features=tmp_path / "gaps.npy") == (
-        f"features: {tmp_path / 'gaps.npy'} has NaN or infinity in row 4 of 24 (counted from 0); remove this row, or the "
-        "slide from the table."
+        f"features: {tmp_path / 'gaps.npy'} has NaN or infinity in row 4 of 24 (counted from 0); remove this row, "
+        "or the slide from the table."
     )
 
 
