@@ -23,6 +23,7 @@ from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
+from conceptkit.probe.space import Space, leading_space
 
 MOST_BLOCKS = 10
 """Maximum number of blocks of groups, unless there are more folds"""
@@ -39,6 +40,9 @@ _TOLERANCE, _MOST_STEPS = 1e-4, 60
 Fit = tuple[Floats, Floats]
 """Coefficients (d, t) and intercepts (t,)"""
 
+Whole = tuple[Floats, Floats, Floats, Space]
+"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space"""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -53,6 +57,8 @@ class HeldOut:
     units: NDArray[np.intp]  # (n,) numbers 0 … u − 1 of the units that are deleted
     deleted: Floats  # (u, t) squared out-of-fold error with each unit deleted
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
+    whole: Whole | None = None
+    """The fit on all rows"""
 
 
 def is_many(X: Any, splits: Sequence[Split]) -> bool:
@@ -96,7 +102,8 @@ def probe_blocks(
     alpha, whole = _chosen_alpha(first.blocks, d, own, alphas), gathered(first.blocks)
     total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
     fits = [ridge.fit(own, alpha_folds[k, :t]) for k, ridge in enumerate(ridges)]
-    of_all = _Ridge.of(whole, d).fit(own, alpha)
+    ridge_of_all = _Ridge.of(whole, d)
+    of_all = ridge_of_all.fit(own, alpha)
     patch_fits = _mixed_fits(first.parts, d, t, alphas)
     predicted, fitted, patchwise, errors = _second_pass(X, columns[:, :t], layout, mixed, fits, patch_fits, of_all)
     deleted = np.empty((len(first.units), t))
@@ -112,7 +119,16 @@ def probe_blocks(
         layout.unit,
         deleted,
         1.0 - error / total,
+        (*of_all, _patterns(whole, d, own), ridge_of_all.space()),
     )
+
+
+def _patterns(whole: Moments, d: int, mix: Floats) -> Floats:
+    """Return what :func:`conceptkit.probe.space.patterns_of` does, from joint moments with the columns."""
+    total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
+    moved = whole.scatter[:d, d:] @ mix
+    out: Floats = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+    return out
 
 
 def predict_blocks(
@@ -315,6 +331,12 @@ class _Ridge:
         """Return coefficients and intercepts of combinations (k, t) of the columns, each at its penalty (t,)."""
         B = self.vectors @ ((self.products @ mix) / (self.spectrum[:, None] + alpha)) / self.scale[:, None]
         return B, self.mean[self.d :] @ mix - self.mean[: self.d] @ B
+
+    def space(self) -> Space:
+        """Return the space of the rows, without a limit."""
+        return leading_space(
+            self.n, self.mean[: self.d], self.scale, self.spectrum, lambda c: self.vectors @ c / self.scale[:, None]
+        )
 
     def errors(self, held: Moments, mix: Floats, alphas: Floats) -> Floats:
         """Return squared errors (a, t) on held-out rows of combinations (k, t) of the columns, at each penalty (a,)."""
