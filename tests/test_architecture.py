@@ -253,6 +253,8 @@ LATE = {
     "cli/console.py": (9, COMMAND_LINE),
     "cli/guide.py": (2, COMMAND_LINE),
     "commands/doctor.py": (3, "a broken package is what it reports"),
+    "commands/nuclei.py": (4, "torch and torchvision take seconds, which a bad list or option must not wait for"),
+    "commands/qupath.py": (2, "tracing and drawing take 40 to 100 MB, which an export of patches does not need"),
     "commands/status.py": (1, POSIX),
     "features/cluster.py": (1, EXTRA),
     "files/atomic.py": (1, POSIX),

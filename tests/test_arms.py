@@ -75,7 +75,7 @@ def test_the_main_loss_is_balanced_in_every_arm_but_the_baseline_or_in_none():
     assert by.pop("baseline") == ()
     assert set(by.values()) == {(TASKS[2],)}
     given = conditions(options=TrainingOptions(balance_main=0.0))
-    assert ARMS["balanced"].lacks(given)
+    assert ARMS["balanced"].missing(given)
     assert ARMS["guided"].make(given).balanced_by == ()
 
 

@@ -282,7 +282,7 @@ def test_an_arm_is_a_network_of_the_conditions_or_lacks_something(name):
     values = {"count": np.arange(12.0), "center": np.array(list("ABC") * 4)}
     main = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
     given = Conditions((main, COUNT, CENTER), 1, TrainingOptions(), 3, values.__getitem__, rows, 12)
-    assert not kind.lacks(given)
+    assert not kind.missing(given)
     arm = kind.make(given)
     assert (arm.name, arm.seed, arm.tasks[0]) == (name, 3, main)
     assert {column.shape for column in arm.columns.values()} <= {(12,)}

@@ -238,7 +238,7 @@ def show_table(console: Console, title: str, cells: pd.DataFrame, numeric: Colle
             n for n in reversed(names) if _distinct(columns, [k for k in names if k != n]) == _distinct(columns, names)
         ]
         if not free and sum(widths[name] for name in names) + widest < width:
-            break  # without one of them rows could not be told apart
+            break  # without one of them some rows would look the same
         names.remove((free or names[::-1])[0])
     blocks: list[list[str]] = [[]]
     for name in columns:

@@ -66,8 +66,8 @@ class Conditions:
         return Arm(name, tasks, **{"options": self.options, "seed": self.seed, "balanced_by": self.balanced_by, **more})
 
 
-Lack = Callable[[Conditions], str]
-"""From conditions to what an arm needs and lacks, as a clause after its name; empty if it lacks nothing"""
+Missing = Callable[[Conditions], str]
+"""From conditions to what an arm needs and does not get, as a clause after its name; empty if nothing is missing"""
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class ArmKind:
 
     make: Callable[[Conditions], Arm]
     meaning: str
-    lacks: Lack
+    missing: Missing
     default: bool = False
-    """Whether a plain ``guide`` trains it, where it lacks nothing"""
+    """Whether a plain ``guide`` trains it, where nothing is missing for it"""
 
 
 def as_arm(
-    meaning: str, *, lacks: Lack = lambda given: "", default: bool = False
+    meaning: str, *, missing: Missing = lambda given: "", default: bool = False
 ) -> Callable[[Callable[[Conditions], Arm]], ArmKind]:
     """Return a decorator that makes an arm of a function from conditions to what is trained."""
-    return lambda make: ArmKind(make, meaning, lacks, default)
+    return lambda make: ArmKind(make, meaning, missing, default)
 
 
 def _no_balance(given: Conditions) -> str:
@@ -111,26 +111,26 @@ def baseline(given: Conditions) -> Arm:
     return given.arm("baseline", given.tasks[: given.kept], balanced_by=())
 
 
-@as_arm("the main task only, with the balanced main loss", lacks=_no_balance, default=True)
+@as_arm("the main task only, with the balanced main loss", missing=_no_balance, default=True)
 def balanced(given: Conditions) -> Arm:
     """Return the single-task network whose main loss is that of the guided one."""
     return given.arm("balanced", given.tasks[: given.kept])
 
 
-@as_arm("the main task only, with re-stained copies of the training patches", lacks=_no_pixels)
+@as_arm("the main task only, with re-stained copies of the training patches", missing=_no_pixels)
 def augmented(given: Conditions) -> Arm:
     """Return the single-task network with stain augmentation."""
     options = dataclasses.replace(given.options, augment=given.options.augment or COPIES)
     return given.arm("augmented", given.tasks[: given.kept], options=options)
 
 
-@as_arm("the main task and the concepts", lacks=_no_concept, default=True)
+@as_arm("the main task and the concepts", missing=_no_concept, default=True)
 def guided(given: Conditions) -> Arm:
     """Return the guided network."""
     return given.arm("guided", given.tasks)
 
 
-@as_arm("guided, with a random target in place of each encouraged concept", lacks=_no_encouraged)
+@as_arm("guided, with a random target in place of each encouraged concept", missing=_no_encouraged)
 def random_target(given: Conditions) -> Arm:
     """Return the guided network whose encouraged values nothing predicts."""
     columns, tasks = {}, list(given.tasks)
@@ -142,7 +142,7 @@ def random_target(given: Conditions) -> Arm:
     return given.arm("random", tasks, columns=columns)
 
 
-@as_arm("guided, with the values of each encouraged concept shuffled among the rows of a split", lacks=_no_encouraged)
+@as_arm("guided, with the values of each encouraged concept shuffled among the rows of a split", missing=_no_encouraged)
 def shuffled(given: Conditions) -> Arm:
     """Return the guided network whose encouraged values belong to other rows."""
     columns, tasks = {}, list(given.tasks)
@@ -170,19 +170,19 @@ def choose_arms(names: Sequence[str] | None, given: Conditions) -> tuple[list[st
     Raises
     ------
     InputError
-        when a named arm lacks something, or is named twice
+        when something is missing for a named arm, or an arm is named twice
     """
     if names is None:
-        return [name for name, kind in ARMS.items() if kind.default and not kind.lacks(given)], []
+        return [name for name, kind in ARMS.items() if kind.default and not kind.missing(given)], []
     check_distinct("arms", names)
     every = ALL in names
-    lacking = {name: ARMS[name].lacks(given) for name in ARMS if every or name in names}
-    notes = [f"Arm {name} was skipped: it {lack}." for name, lack in lacking.items() if lack]
+    missing = {name: ARMS[name].missing(given) for name in ARMS if every or name in names}
+    notes = [f"Arm {name} was skipped: it {why}." for name, why in missing.items() if why]
     if not every:
-        for name, lack in lacking.items():
-            if lack:
-                raise InputError(f"arms: {name} {lack}.")
-    return [name for name, lack in lacking.items() if not lack], notes
+        for name, why in missing.items():
+            if why:
+                raise InputError(f"arms: {name} {why}.")
+    return [name for name, why in missing.items() if not why], notes
 
 
 def random_values(n: int, *seeds: int) -> NDArray[np.float64]:

@@ -242,7 +242,7 @@ def without_scale(read: Tensor, *, of_active: bool = True) -> Tensor:
 
 
 def best_constant(task: Task, target: Tensor, factors: Tensor | None) -> Tensor:
-    """Return the best output of a head that knows nothing of its input: a mean, or which classes have rows (0 or 1).
+    """Return the best output of a head without input: a mean, or which classes have rows (0 or 1).
 
     Parameters
     ----------

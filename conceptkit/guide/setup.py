@@ -236,7 +236,7 @@ def thin_notes(study: Study, table: PatchTable, plan: Plan, tasks: Sequence[Task
             if len(np.unique(plan.groups[train][[str(v) == level for v in values[train]]])) == 1:
                 notes.append(
                     f"{name} {level} has one {study.group} among the training rows: discouraging {level} cannot be "
-                    f"told from discouraging this {study.group}."
+                    f"distinguished from discouraging this {study.group}."
                 )
         for level in sorted(held - here):
             notes.append(f"{name} {level} has validation rows and no training row: no adversary learns {level}.")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.segmentation import find_boundaries
 
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
@@ -183,8 +184,6 @@ def summary(rows: pd.DataFrame, counts: NDArray[np.float64]) -> dict[str, float]
 
 def draw_tiles(tiles: Iterable[Tile], path: Path, number: int = 4) -> None:
     """Draw the best, median and worst tiles, a row each: annotated nuclei green, found ones yellow."""
-    from skimage.segmentation import find_boundaries
-
     ordered = sorted((t for t in tiles if t.drawn.any()), key=lambda t: -t.aji)
     if not ordered:
         raise InputError("figure: no tile has annotated nuclei.")

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
+from skimage.measure import approximate_polygon, find_contours
 
 from conceptkit.errors import InputError
 from conceptkit.files.atomic import replacing
@@ -199,9 +201,6 @@ def perimeters(labels: NDArray[np.integer], which: NDArray[np.int64]) -> NDArray
 
 def outlines_of(labels: NDArray[np.integer], which: NDArray[np.int64], place: Place) -> list[list[list[float]]]:
     """Return the outline of each label as corners of pixels in level-0 pixels; of several pieces the longest."""
-    from scipy.ndimage import find_objects
-    from skimage.measure import approximate_polygon, find_contours
-
     boxes = find_objects(labels)
     out = []
     for label in which:

@@ -109,18 +109,9 @@ def probe_blocks(
     deleted = np.empty((len(first.units), t))
     for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
         deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
-    return HeldOut(
-        predicted,
-        fitted,
-        patchwise,
-        alpha_folds[:, :t],
-        alpha,
-        [fit[0] for fit in fits],
-        layout.unit,
-        deleted,
-        1.0 - error / total,
-        (*of_all, _patterns(whole, d, own), ridge_of_all.space()),
-    )
+    weights, chosen, r2 = [fit[0] for fit in fits], alpha_folds[:, :t], 1.0 - error / total
+    kept = *of_all, _patterns(whole, d, own), ridge_of_all.space()
+    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, r2, kept)
 
 
 def _patterns(whole: Moments, d: int, mix: Floats) -> Floats:
@@ -317,15 +308,8 @@ class _Ridge:
         gram = moments.scatter[:d, :d] / scale
         gram /= scale[:, None]
         spectrum, V = np.linalg.eigh(gram)
-        return cls(
-            d,
-            moments.n,
-            moments.mean,
-            scale,
-            np.maximum(spectrum, 0.0),
-            V,
-            V.T @ (moments.scatter[:d, d:] / scale[:, None]),
-        )
+        products = V.T @ (moments.scatter[:d, d:] / scale[:, None])
+        return cls(d, moments.n, moments.mean, scale, np.maximum(spectrum, 0.0), V, products)
 
     def fit(self, mix: Floats, alpha: Floats) -> Fit:
         """Return coefficients and intercepts of combinations (k, t) of the columns, each at its penalty (t,)."""
