@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.tile import run_tile as run_tile
     from conceptkit.commands.vector_network import score_images as score_images
     from conceptkit.errors import InputError as InputError
+    from conceptkit.models.checkpoints import load_adapter as load_adapter
     from conceptkit.models.guided import GradientReversal as GradientReversal
     from conceptkit.models.guided import GuidedModel as GuidedModel
     from conceptkit.options import from_settings as from_settings
@@ -63,6 +64,7 @@ _HOMES: dict[str, str] = {
     "embedded_study": "conceptkit.synthetic",
     "from_settings": "conceptkit.options",
     "extract": "conceptkit.commands.extract",
+    "load_adapter": "conceptkit.models.checkpoints",
     "load_record": "conceptkit.records.loading",
     "load_study": "conceptkit.tables.study",
     "load_vectors": "conceptkit.probe.vectors",

@@ -17,12 +17,11 @@ from conceptkit.attribution.directions import Fitted
 from conceptkit.attribution.maps import move_along
 from conceptkit.attribution.outputs import Output, choose_outputs, watch_outputs
 from conceptkit.attribution.sensitivity import Layout, check_layer, check_pool, pooled_gradients
+from conceptkit.commands.attribute_inputs import FeatureReader, Inputs, check_inputs, open_inputs
 from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
 from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.own_files import LAYER
-from conceptkit.features.sources import Features, open_features
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.checkpoints import is_adapter_folder, is_checkpoint
 from conceptkit.models.inference import choose_device, ieee_float32
@@ -73,7 +72,6 @@ class _Plan:
     among: dict[str, NDArray[np.bool_]]
     """Name → which of the rows are scored together"""
     confounders: dict[str, _Confounder]
-    layers: list[str]
     concepts: list[str]
     notes: list[str]
     center: str | None
@@ -90,46 +88,39 @@ def attribute(
 ) -> AttributeRecord:
     """Measure how the outputs of a network depend on concepts at its layers, and draw where they are predicted."""
     check_pool(options.pool)
+    options = _named(options)
     device = choose_device(options.device)
     plan = _plan(options, study)
     check_export(plan.table.frame.columns, options.qupath)
     folder = run_folder(out, options.name)
     table, rows = plan.table, plan.rows
-    features = open_features(
-        table,
-        plan.study,
-        layers=options.layers,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
-    backbone = features.network()
-    images = ImageReader(table, backbone, device, options.batch_size)
-    drawer = MapDrawer(folder=folder, maps=options.maps, pool=options.pool, units=plan.study.units)
+    inputs = open_inputs(options, plan.study, table, rows, device)
+    features, reader, backbone = inputs.features, inputs.reader, inputs.backbone
+    drawer = MapDrawer(folder=folder, maps=inputs.maps, pool=options.pool, units=plan.study.units)
     found: list[AttributeRow] = []
     patches: dict[str, NDArray[np.float64]] = {}
     moved: list[Moved] = []
     with ieee_float32():
         backbone.module.to(device)
-        few = images.of(rows[:2])
+        few = reader.of(rows[:2])
         outputs = choose_outputs(backbone.module, few, options.targets or None)
-        dotted = {layer: backbone.layer(layer) for layer in features.layers}
+        dotted = {layer: backbone.layer(layer) for layer in inputs.layers}
         for module in dotted.values():
             for output in outputs:
                 check_layer(backbone.module, module, output, few)
         for layer, module in dotted.items():
-            X, G = _read_layer(options, plan, features, layer, outputs, images, progress)
+            X, G = _read_layer(options, plan, inputs, layer, outputs, progress)
             for k, target in enumerate(plan.targets):
                 if progress is not None:
                     progress(f"concepts at {layer}", k, len(plan.targets))
                 at = np.searchsorted(rows, target.rows)
                 analysis = _analyse(options, plan, X[at], G[:, at], target, at)
                 found += _rows(options, plan, backbone, layer, analysis, outputs)
-                moved += _moved(options, backbone, module, layer, analysis.fitted, outputs, images)
+                moved += _moved(options, backbone, module, layer, analysis.fitted, outputs, reader)
                 if options.qupath is not None:
                     patches |= _on_patches(plan, layer, analysis, X[at], G[:, at], outputs)
-                drawer.draw(backbone, module, layer, analysis, X[at], images, table.groups(plan.study.group))
+                if isinstance(reader, ImageReader):
+                    drawer.draw(backbone, module, layer, analysis, X[at], reader, table.groups(plan.study.group))
             if progress is not None:
                 progress(f"concepts at {layer}", len(plan.targets), len(plan.targets))
     backbone.module.cpu()
@@ -141,12 +132,13 @@ def attribute(
             folder,
             notes,
             **features.settings(),
-            layers=list(features.layers),
+            layers=list(inputs.layers),
             concepts=plan.concepts,
             targets=[output.name for output in outputs],
             among=list(plan.among),
             split=plan.split,
             center=plan.center,
+            maps=inputs.maps,
             device=str(device),
         ),
         rows=_with_q(found),
@@ -162,20 +154,27 @@ def attribute(
     return record
 
 
+def _named(options: Attribute) -> Attribute:
+    """Return options in which a checkpoint is the model."""
+    if options.checkpoint is None:
+        return options
+    if options.model is not None:
+        raise InputError(f"model: got {options.model} and the checkpoint {options.checkpoint}; name one of them.")
+    if not is_checkpoint(options.checkpoint):
+        raise InputError(f"checkpoint: {options.checkpoint} is not a `guide` checkpoint; it has no checkpoint.json.")
+    return options.replace(model=str(options.checkpoint), checkpoint=None)
+
+
 def _plan(options: Attribute, study: Any) -> _Plan:
     """Check what options, study and table show, before a network is opened."""
     study, table = open_source(options, study)
-    layers = list(options.layers or study.layers)
+    check_inputs(options, study)
     concepts = list(options.concepts or study.concepts or default_concepts(table, study))
-    check_distinct("layer", layers)
+    if options.layers or not is_adapter_folder(study.model):
+        check_distinct("layer", options.layers or study.layers)
     check_distinct("concept", concepts)
     if study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
-    if study.model == LAYER or is_adapter_folder(study.model):
-        raise InputError(
-            f"model: attribute reads the images of a network, got {study.model}, which reads features; set --model to "
-            "a network on images, or see what an adapter relies on with audit."
-        )
     guided = is_checkpoint(study.model)
     split = options.split or _default_split(table, study, guided)
     keep = split_rows(table, study, None if split == ALL else split)
@@ -192,32 +191,28 @@ def _plan(options: Attribute, study: Any) -> _Plan:
         notes.append(f"Rows are those of {split}, on which the network was not trained; --split {ALL} takes all.")
     rows = np.unique(np.concatenate([target.rows for target in targets]))
     among = _among(_labels(table, study, rows), options.among or None, study.label)
-    return _Plan(study, table, split, targets, rows, among, confounders, layers, concepts, notes, center)
+    return _Plan(study, table, split, targets, rows, among, confounders, concepts, notes, center)
 
 
 def _read_layer(
     options: Attribute,
     plan: _Plan,
-    features: Features,
+    inputs: Inputs,
     layer: str,
     outputs: Sequence[Output],
-    images: ImageReader,
     progress: Progress | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return pooled activations (n, d) at a layer, and the derivatives (o, n, d) of the outputs by them."""
-    backbone = features.network()
-    backbone.module.cpu()  # where the digest of its weights is taken, and activations are read from
     reading = None if progress is None else at_stage(progress, "reading activations")
-    X = np.asarray(features.read(plan.rows, [layer], progress=reading)[layer], np.float64)
+    X = inputs.activations(plan.rows, layer, reading)
     check_activations(X, layer)
     check_varying(X, layer)
-    backbone.module.to(images.where)
     step = None if progress is None else at_stage(progress, f"derivatives at {layer}")
     G = pooled_gradients(
-        backbone.module,
-        backbone.layer(layer),
+        inputs.backbone.module,
+        inputs.backbone.layer(layer),
         outputs,
-        images.batches(plan.rows),
+        inputs.reader.batches(plan.rows),
         pool=options.pool,
         method=options.method,
         progress=None if step is None else lambda done: step(done, len(plan.rows)),
@@ -415,13 +410,13 @@ def _moved(
     layer: str,
     fitted: Fitted,
     outputs: Sequence[Output],
-    images: ImageReader,
+    reader: ImageReader | FeatureReader,
 ) -> Iterator[Moved]:
-    """Move the activations of some images along the pattern and watch."""
+    """Move the activations of some rows along the pattern and watch."""
     rows = fitted.target.rows
     if len(rows) > MOVED_IMAGES:
         rows = np.sort(np.random.default_rng([options.seed, 4]).choice(rows, MOVED_IMAGES, replace=False))
-    batches = list(images.batches(rows))
+    batches = list(reader.batches(rows))
     layout = Layout(backbone.module, module, batches[0], pool=options.pool)
     look = watch_outputs(backbone.module, outputs)
     for column, name in enumerate(fitted.classes):

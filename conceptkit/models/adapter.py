@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -63,6 +64,31 @@ class Standardised(nn.Module):
         """Set the moments (width,); a constant column keeps its scale."""
         self.mean.copy_(torch.from_numpy(mean))
         self.deviation.copy_(torch.from_numpy(np.where(deviation > 0, deviation, 1.0)))
+
+
+class Given(nn.Module):
+    """Stands for :class:`Standardised` where rows are standardised already; its part ``features`` can be hooked."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+        self.features = nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return rows (n, width) as they are."""
+        out: Tensor = self.features(x)
+        return out
+
+    def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
+        """Return ``x``: there is nothing to pool."""
+        return x
+
+
+def on_standardised(model: GuidedModel) -> GuidedModel:
+    """Return a float64 copy of an adapter that reads standardised rows, so that 0 is the mean of the training rows."""
+    own = copy.deepcopy(model).double()
+    own.backbone = Given(model.width)
+    return own
 
 
 def is_adapter(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from conceptkit.errors import InputError, reason_of
 from conceptkit.files.atomic import replacing
-from conceptkit.models.adapter import FEATURES
+from conceptkit.models.adapter import FEATURES, is_adapter
 from conceptkit.models.backbones import (
     Backbone,
     Preprocessing,
@@ -221,6 +221,30 @@ def load_checkpoint(folder: str | Path) -> Backbone:
     except Exception as error:  # safetensors and torch raise many types
         raise cannot_open(folder, error) from None
     return _as_backbone(model, inner, name=folder.name, weights=TRAINED)
+
+
+def load_adapter(folder: str | Path) -> nn.Module:
+    """Open an adapter that ``guide`` trained on features, as a module from rows (n, d) to task → raw output (n, nodes).
+
+    A categorical task has logits (one of a main task of two classes), a continuous one is in standard deviations of the
+    training rows.
+
+    Parameters
+    ----------
+    folder : of the checkpoint, such as ``runs/guide-001/checkpoints/guided-seed0``
+
+    Raises
+    ------
+    InputError
+        when the folder is not a checkpoint, is broken, or is one of a network on images
+    """
+    opened = load_checkpoint(folder)
+    if not is_adapter(opened.module):
+        raise InputError(
+            f"checkpoint: {folder} is a network on images ({opened.architecture}), not an adapter that guide trained "
+            "on features; open it by --model, or model in Python."
+        )
+    return opened.module
 
 
 def _random_checkpoint(folder: str | Path, seed: int) -> Backbone:

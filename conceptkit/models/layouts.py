@@ -94,14 +94,14 @@ def measure_views(module: nn.Module, layers: Sequence[str], images: Tensor) -> d
     ----------
     module : in evaluation mode; neither weights nor statistics nor the global random state change
     layers : dotted names
-    images : (n, 3, h, w) normalised; only shape, type and device matter
+    images : (n, 3, h, w) normalised, or features (n, d); only shape, type and device matter
 
     Raises
     ------
     InputError
         when a layer takes no part in the pass, or does not return one tensor with a row per image
     """
-    first = _run(module, layers, images, 2, images.shape[-2:])
+    first = _run(module, layers, images, 2, images.shape[2:])
     for layer in layers:
         _check_rows(layer, first)
     views: dict[str, View] = {}

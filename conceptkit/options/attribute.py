@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from conceptkit.families import ATTRIBUTIONS, POOLINGS
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.shared import ComputeOptions, NetworkOptions, TableOptions, ViewerOptions
@@ -12,11 +14,15 @@ class Attribute(TableOptions, NetworkOptions, ComputeOptions, ViewerOptions, Rec
     """Measure how a network's outputs depend on concepts: change per unit, TCAV, Br, and maps."""
 
     name = "attribute"
-    example = "attribute --model runs/guide-001/checkpoints/guided-seed0 --layer trunk --concept area_um2,count"
+    example = "attribute runs/guide-001/checkpoints/guided-seed0 --layer trunk --concept area_um2,count"
     runner = "conceptkit.commands.attribute:attribute"
 
+    checkpoint: str | Path | None = option(None, argument=True)
+    """Folder of a checkpoint that guide wrote; without one, the network that --model or the study names."""
+    features: str | Path | None = None
+    """Features that an adapter of guide --features reads (.h5, .npy, .parquet, a folder of slides)."""
     layers: Names = option((), flag="--layer")
-    """Layers, comma-separated; conceptkit layers lists a network's."""
+    """Layers, comma-separated; conceptkit layers lists a network's. Of an adapter: features, trunk (default: both)."""
     concepts: Names = option((), flag="--concept")
     """Concepts: columns of the table, comma-separated."""
     targets: Names = option((), flag="--target")
@@ -40,5 +46,5 @@ class Attribute(TableOptions, NetworkOptions, ComputeOptions, ViewerOptions, Rec
     """Resamples of the groups on which everything is fitted again."""
     permutations: int = option(500, minimum=0)
     """Permutations of each concept, for p; 0 for none."""
-    maps: int = option(6, minimum=0)
-    """Patches at each end of a contact sheet; 0 for none."""
+    maps: int | None = option(None, minimum=0)
+    """Patches at each end of a contact sheet; 0 for none; default: 6, and none on features."""

@@ -26,8 +26,8 @@ class LoopOptions(Options):
 
     panel = "Training"
 
-    trunk: tuple[int, ...] = option((256, 64), minimum=1)
-    """Widths of the dense layers, such as 2048,512,256."""
+    trunk: tuple[int, ...] = option((256, 64), minimum=1, parse=lambda widths: () if widths == "none" else widths)
+    """Widths of the dense layers, such as 2048,512,256; none for linear heads."""
     dropout: float = option(0.2, minimum=0)
     """Dropout rate after each dense layer."""
     l2: float = option(5e-5, minimum=0)

@@ -187,7 +187,7 @@ def attribution_verdicts(record: AttributeRecord) -> list[Verdict]:
 def _same_words(layer: str, targets: Sequence[str]) -> str:
     return (
         f"The derivative of {', '.join(targets)} is the same for every image at {layer}, so TCAV is 0 or 1 for any "
-        "direction; choose an earlier layer"
+        "direction; choose an earlier layer, if there is one"
     )
 
 
