@@ -62,7 +62,7 @@ def test_the_embedded_study(
     script.main()
     said = capsys.readouterr().out
     assert "guided, seed 0" in said
-    assert "guided - baseline, internal, linear:center" in said
+    assert "guided - balanced, internal, linear:center" in said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for title in ("What each layer encodes of each concept", "Encouraged concepts, before and after"):
         assert title in page
