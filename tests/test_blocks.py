@@ -76,6 +76,18 @@ def test_at_one_penalty_all_is_as_if_refitted(rows, tmp_path, monkeypatch, most_
     assert not np.allclose(found.deleted, sum(part[1] for part in parts)[others], rtol=1e-5)
 
 
+def test_vectors_are_those_of_rows_in_memory(rows, tmp_path):
+    X, targets = rows
+    how = {"keep": True, "controls": False, "permutations": 0, "alphas": np.array([100.0]), "n_resamples": 20}
+    for ours, held in zip(validate(lazy(X, tmp_path), targets, **how), validate(X, targets, **how), strict=True):
+        for name in ("weights", "intercepts", "patterns", "reach", "coverage", "predicted", "agreement"):
+            np.testing.assert_allclose(getattr(ours.fit, name), getattr(held.fit, name), rtol=1e-6, atol=1e-9)
+        space, expected = ours.fit.space, held.fit.space
+        assert space.limit == pytest.approx(expected.limit, rel=1e-6)
+        np.testing.assert_allclose(space.leverage(X), expected.leverage(X), rtol=1e-6)
+        assert not np.allclose(space.leverage(X[::-1]), expected.leverage(X), rtol=1e-6)  # the control: other rows
+
+
 def test_penalties_are_those_of_left_out_blocks(rows, tmp_path):
     X, targets = rows
     Y, groups, t = values_of(targets), targets[0].groups, len(targets)

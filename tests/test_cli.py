@@ -85,7 +85,7 @@ def test_guide_prints_one_object_and_tells_people_elsewhere(guided):
     body = json.loads(result.stdout)
     assert list(body)[:2] == ["schema", "study"]
     assert (body["schema"], body["study"]) == ("conceptkit/guide/1", "small")
-    assert [run["name"] for run in body["runs"]] == ["baseline", "guided"]
+    assert [run["name"] for run in body["runs"]] == ["baseline", "balanced", "guided"]
     for run in body["runs"]:
         assert set(run) >= {"name", "seed", "checkpoint", "metrics", "concepts", "leakage"}
         assert set(run["metrics"]) == {"train", "val", "internal", "external", "overall"}
@@ -198,7 +198,7 @@ def test_every_command_ends_its_help_with_an_example_that_it_understands():
     assert set(examples) == set(commands)
     for name, example in examples.items():
         arguments = shlex.split(example)[len(name.split()) :]
-        assert example.startswith(f"{name} ")
+        assert f"{example} ".startswith(f"{name} ")
         assert f"Example: conceptkit {example}" == commands[name].epilog
         commands[name].make_context(name, arguments)  # parsed, not run
     with pytest.raises(typer.exceptions.TyperException):

@@ -43,6 +43,7 @@ def test_the_papers_grid_is_the_papers(embedded):
         )
     }
     assert [c.control for c in cells if c.control] == [
+        *("balanced",) * 2,  # one per weighting
         *("random", "shuffled") * 2,
         "confounder only",
     ]
@@ -52,7 +53,8 @@ def test_the_papers_grid_is_the_papers(embedded):
 def test_inception_has_the_papers_second_network_beside_it(embedded):
     cells = ck.Grid(ablate="paper", model="inception_v3", dry_run=True).run(embedded).cells
     second = {c.number: c for c in cells if c.model == "resnet50"}
-    assert set(second) == {"R1", "R8"}
+    assert set(second) == {"R1", "R8", ""}
+    assert (second[""].control, second["R8"].base) == ("balanced", second[""].name)
     assert {c.weighting for c in second.values()} == {"uncertainty"}
     assert second["R8"].encourage == ("area", "count", "contrast")
     assert not [c for c in ck.Grid(ablate="paper", dry_run=True).run(embedded).cells if c.model == "resnet50"]
@@ -81,7 +83,8 @@ def test_the_study_file_names_a_grid(study, table, tmp_path):
         path.read_text(encoding="utf-8") + '\n[grid]\nmodels = ["count", "count, -center"]\n', encoding="utf-8"
     )
     assert [c.name for c in ck.Grid(ablate="study", controls=False, dry_run=True).run(path).cells] == [
-        *("main, uncertainty-bounded", "count, uncertainty-bounded", "count − center, uncertainty-bounded"),
+        *("main, uncertainty-bounded", "count, uncertainty-bounded"),
+        *("main balanced by center, uncertainty-bounded", "count − center, uncertainty-bounded"),
     ]
 
 

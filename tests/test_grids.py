@@ -68,6 +68,7 @@ def same_numbers(one, other):
 def test_all_cells_are_there_with_their_controls(grid):
     assert names(grid) == [
         "main, vanilla",
+        "main balanced by center, vanilla",
         "count − center, vanilla",
         "main, uncertainty",
         "random target, vanilla",
@@ -77,7 +78,9 @@ def test_all_cells_are_there_with_their_controls(grid):
         "multimodal: main with count as input, noise 0.5, vanilla",
         "count − center, fraction 0.5, vanilla",
     ]
-    assert [c.control for c in grid.cells][2:6] == [
+    assert [c.control for c in grid.cells][1:7] == [
+        "balanced",
+        "",
         "baseline",
         "random",
         "shuffled",
@@ -121,7 +124,7 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
     row = table4.set_index("cell").loc["count − center, vanilla"]
     assert row["external"] == pytest.approx(np.mean(own))
     assert row["external sd"] == pytest.approx(np.std(own, ddof=1))
-    base = table4.set_index("cell").loc["main, vanilla", "external"]
+    base = table4.set_index("cell").loc["main balanced by center, vanilla", "external"]
     assert row["external difference"] == pytest.approx(row["external"] - base)
     assert row["external difference low"] <= row["external difference"] <= row["external difference high"]
     assert row["external groups"] == 4
@@ -133,14 +136,14 @@ def test_tables_4_to_6_are_those_of_the_runs(grid):
     assert f1 == pytest.approx(np.mean([r.metrics["internal"]["f1"] for r in grid.runs if r.name == "main, vanilla"]))
     read = table6[(table6.cell == "count − center, vanilla")]
     assert set(zip(read.concept, read.reader, strict=True)) == {
-        *(("count", "probe"), ("count", "head"), ("center", "linear"), ("center", "mlp")),
+        *(("count", "probe"), ("count", "head"), ("center", "linear"), ("center", "mlp"), ("center", "kernel")),
     }
     assert set(read[read.concept == "center"].role) == {"discouraged"}
 
 
 def test_each_cell_is_compared_with_the_single_task_of_its_weighting_and_with_vanilla(grid):
     pairs = {(d.run, d.against) for d in grid.differences}
-    assert ("count − center, vanilla", "main, vanilla") in pairs
+    assert ("count − center, vanilla", "main balanced by center, vanilla") in pairs
     assert ("main, uncertainty", "main, vanilla") in pairs
     assert ("confounder only: center", "main, vanilla") in pairs
     assert not [pair for pair in pairs if pair[0] == "main, vanilla"]
@@ -248,7 +251,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(plain, study, tmp_path):
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
     process.stderr.close()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
-    assert 0 < len(finished) < 4
+    assert 0 < len(finished) < 6
     assert not (out / "record.json").exists()
     # What is left is shared out to processes, which give the same numbers.
     resumed = ck.Grid(**WANTED, controls=False, workers=2).run(study, out=out)
@@ -265,11 +268,12 @@ def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain
     shutil.copytree(plain.folder, out)
     before = written(out)
     found = ck.Grid(**{**WANTED, "seeds": (0, 3, 5)}, controls=False).run(study, out=out)
-    assert len(found.runs) == 6
+    assert len(found.runs) == 9
     found = ck.Grid(**{**WANTED, "ablate": "count; count, -center"}, controls=False).run(study, out=out)
-    assert names(found) == ["main, vanilla", "count, vanilla", "count − center, vanilla"]
+    balanced = "main balanced by center, vanilla"
+    assert names(found) == ["main, vanilla", "count, vanilla", balanced, "count − center, vanilla"]
     assert {path: time for path, time in written(out).items() if path in before} == before
-    assert len(written(out)) == 8
+    assert len(written(out)) == 11
     # The control: a model of another concept would be read for it, and the runs that are there were not.
     refused(
         study, r"holds runs of another grid \(concepts was .*; name another folder", out, ablate="area; count, -center"
@@ -277,7 +281,7 @@ def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain
 
 
 def begun(plain, out):
-    """A folder that holds the two single tasks, of the plain grid's four runs."""
+    """A folder that holds the single tasks, four of the plain grid's six runs."""
     shutil.copytree(plain.folder, out)
     for seed in SEEDS:
         shutil.rmtree(out / "runs" / f"count-not-center-vanilla-seed{seed}")
@@ -289,15 +293,15 @@ def test_one_bar_goes_over_the_whole_grid(plain, study, tmp_path):
     ck.Grid(**WANTED, controls=False).run(
         study, out=begun(plain, tmp_path / "begun"), progress=lambda *of: told.append(of)
     )
-    bar = "grid of 4 runs, epochs"
+    bar = "grid of 6 runs, epochs"
     inside = [k for k, (stage, _, _) in enumerate(told) if stage == bar]
     # Between its first step and its last no other bar is drawn.
     assert inside == list(range(inside[0], inside[-1] + 1))
     steps = [at for stage, at, _ in told if stage == bar]
-    assert {of for stage, _, of in told if stage == bar} == {4 * OPTIONS["epochs"]}
-    assert steps[0] == 2 * OPTIONS["epochs"]  # the runs that were there are done
+    assert {of for stage, _, of in told if stage == bar} == {6 * OPTIONS["epochs"]}
+    assert steps[0] == 4 * OPTIONS["epochs"]  # the runs that were there are done
     assert steps == sorted(steps)
-    assert set(steps) == {4, 5, 6, 7, 8}  # epoch by epoch, where training is in this process
+    assert set(steps) == {8, 9, 10, 11, 12}  # epoch by epoch, where training is in this process
 
 
 def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, monkeypatch):
@@ -311,7 +315,9 @@ def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, m
     monkeypatch.setattr(grid_training, "train_run", trained_elsewhere)
     told = []
     ck.Grid(**WANTED, controls=False).run(study, out=out, progress=lambda *of: told.append(of))
-    assert [of for of in told if of[0].startswith("grid of")] == [("grid of 4 runs, epochs", at, 8) for at in (4, 6, 8)]
+    assert [of for of in told if of[0].startswith("grid of")] == [
+        ("grid of 6 runs, epochs", at, 12) for at in (8, 10, 12)
+    ]
 
 
 def test_a_run_that_is_not_in_the_folder_is_a_failure(plain, study, tmp_path, monkeypatch):
@@ -361,19 +367,21 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
     found = ck.Grid(**wanted).run(study, out=tmp_path / "two")
     assert [(c.number, c.name, c.model) for c in found.cells] == [
         ("1", "main, uncertainty", tiny),
+        ("", "main balanced by center, uncertainty", tiny),
         ("8", "count − center, uncertainty", tiny),
         ("R1", "main, resnet18, uncertainty", "resnet18"),
+        ("", "main balanced by center, uncertainty, resnet18", "resnet18"),
         ("R8", "count − center, resnet18, uncertainty", "resnet18"),
     ]
-    assert len(found.runs) == 4
+    assert len(found.runs) == 6
     assert found.failed == {}
-    assert found.reference(found.cells[3]) == "main, resnet18, uncertainty"
+    assert found.reference(found.cells[5]) == "main balanced by center, uncertainty, resnet18"
     opened = {run.name: (Path(run.checkpoint) / "checkpoint.json").read_text(encoding="utf-8") for run in found.runs}
-    assert {name for name, text in opened.items() if "resnet18" in text} == {c.name for c in found.cells[2:]}
+    assert {name for name, text in opened.items() if "resnet18" in text} == {c.name for c in found.cells[3:]}
     assert set(json.loads((found.folder / "grid.json").read_text())["networks"]) == {tiny, "resnet18"}
     with_second("resnet18", str(tmp_path / "none.safetensors"))
     found = ck.Grid(**wanted).run(study, out=tmp_path / "two")  # where the runs of the first network are kept
-    assert [c.number for c in found.cells] == ["1", "8"]
+    assert [c.number for c in found.cells] == ["1", "", "8"]
     assert any(
         note.startswith("Models R1 and R8 were skipped: ") and "none.safetensors" in note for note in found.notes
     )
@@ -417,7 +425,7 @@ def test_a_run_that_fails_is_noted_and_takes_no_other_with_it(plain, study, tmp_
     found = ck.Grid(**WANTED, controls=False).run(study, out=tmp_path / "some")
     assert found.failed == {"count − center, vanilla, seed 3": "guide: the loss of main is not finite."}
     assert "count − center, vanilla, seed 3 failed: guide: the loss of main is not finite." in found.notes
-    assert len(found.runs) == 3
+    assert len(found.runs) == 5
     with pytest.raises(InputError, match="no run of the grid could be trained: guide: the loss of main"):
         ck.Grid(**WANTED, controls=False).run(study, out=tmp_path / "none")
 

@@ -249,6 +249,10 @@ MISTAKES = {
         lambda f, c: ck.run_guide(f, model="mini_inception", export="x.onnx"),
         "pixels|only an adapter",
     ),
+    "attribute": (
+        lambda f, c: ck.Attribute(model=str(c), layers=["trunk"], concepts=["count"]).run(f),
+        "reads the images of a network, got .*guided-seed0, which reads features; .* with audit",
+    ),
     "two sources": (
         lambda f, c: ck.Audit(checkpoint=c, model="resnet18", concept="center").run(f),
         "one of them",

@@ -133,7 +133,7 @@ OF_FAMILY = {
     **dict.fromkeys(["probe.pool", "extract.pool", "attribute.pool"], families.POOLINGS),
     "attribute.method": families.ATTRIBUTIONS,
     "tile.stain": families.STAIN,
-    "measure.nuclei": families.NUCLEI,
+    **dict.fromkeys(["measure.nuclei", "nuclei score.nuclei"], families.NUCLEI),
     "guide.disturb": families.DISTURBANCES,
     **dict.fromkeys(["guide.recipe", "grid.recipe"], families.RECIPES),
     **{

@@ -70,9 +70,12 @@ def test_json_has_the_unit_score_and_coverage_of_each_concept(run, vectors, new,
 
 def test_features_without_a_table_have_a_row_each(run, vectors, new, tmp_path):
     table, X, _, npy = new
-    found = ck.predict(probe=run, features=npy, concepts="count")
-    order = [int(name.rpartition("_")[2]) for name in found["patch_id"]]
-    assert np.allclose(found["count_predicted"], vectors["features", "count"].predict(X)[order], atol=1e-4)
+    np.save(tmp_path / "bare.npy", X)
+    for path, name in ((npy, "p5"), (tmp_path / "bare.npy", "bare")):  # with and without a table of names beside it
+        found = ck.predict(probe=run, features=path, concepts="count")
+        assert set(found["patch_id"].str.rpartition("_")[0]) == {name}
+        order = [int(name.rpartition("_")[2]) for name in found["patch_id"]]
+        assert np.allclose(found["count_predicted"], vectors["features", "count"].predict(X)[order], atol=1e-4)
     parquet = tmp_path / "features.parquet"
     pd.DataFrame(X, columns=[f"f{i}" for i in range(24)]).assign(patch_id=table["patch_id"]).to_parquet(parquet)
     found = ck.predict(probe=run, features=parquet, concepts="count").set_index("patch_id")
@@ -142,7 +145,8 @@ def test_features_of_another_width_or_with_gaps_are_refused(run, new, tmp_path):
     X[4, 3] = X[5, 1] = np.nan
     np.save(tmp_path / "gaps.npy", X)
     assert refused(probe=run, table=csv, features=tmp_path / "gaps.npy") == (
-        "X: must be finite, 2 of 24 rows hold NaN or infinity."
+        f"features: {tmp_path / 'gaps.npy'} has NaN or infinity in row 4 of 24 (counted from 0); remove this row, "
+        "or the slide from the table."
     )
 
 

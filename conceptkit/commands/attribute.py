@@ -21,9 +21,10 @@ from conceptkit.commands.attribute_maps import ImageReader, MapDrawer
 from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.errors import InputError, check_distinct, near_names
 from conceptkit.evaluate.many_tests import adjust_for_many
+from conceptkit.features.own_files import LAYER
 from conceptkit.features.sources import Features, open_features
 from conceptkit.models.backbones import Backbone
-from conceptkit.models.checkpoints import is_checkpoint
+from conceptkit.models.checkpoints import is_adapter_folder, is_checkpoint
 from conceptkit.models.inference import choose_device, ieee_float32
 from conceptkit.options.attribute import Attribute
 from conceptkit.options.base import Notify, Progress
@@ -170,6 +171,11 @@ def _plan(options: Attribute, study: Any) -> _Plan:
     check_distinct("concept", concepts)
     if study.model is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
+    if study.model == LAYER or is_adapter_folder(study.model):
+        raise InputError(
+            f"model: attribute reads the images of a network, got {study.model}, which reads features; set --model to "
+            "a network on images, or see what an adapter relies on with audit."
+        )
     guided = is_checkpoint(study.model)
     split = options.split or _default_split(table, study, guided)
     keep = split_rows(table, study, None if split == ALL else split)

@@ -72,10 +72,10 @@ def audit(
     opens = options.checkpoint is None and options.features is None
     study, table = open_source(options, study, opens_model=opens)
     folder = run_folder(out, options.name)
-    features, tasks = _open(options, study, table)
+    _check_source(options)
     keep, groups = _rows(table, study, options.split), table.groups(study.group)
     numbers = None if groups is None else np.unique(groups[keep].astype(str), return_inverse=True)[1]
-    # Before latent domains are computed from pixels or activations.
+    # Before latent domains are computed from pixels or activations, and the network, which reads an image, is opened.
     make_folds(int(keep.sum()), numbers, options.folds)
     goals = [Goal(options.concept, None, discouraged=True)]
     table, (goal,), latent = with_latent(table, study, goals, progress=progress)
@@ -86,6 +86,7 @@ def audit(
     center = center_column(table, None)
     placing = {**placed_in(table, study, center=center, nested=options.nested), "seed": options.seed}
     (target,), skipped = table_targets(table, [concept], keep, groups, options.folds, placing)
+    features, tasks = _open(options, study, table)
     places = _read_places(features, target.rows, progress)
     classes = tasks[MAIN].classes if tasks else _classes(table, study, target.rows)
     label = _label_codes(table, study, classes, target.rows)
@@ -126,10 +127,22 @@ def audit(
     return record
 
 
-def _open(options: Audit, study: Study, table: PatchTable) -> tuple[Features, dict[str, Task]]:
-    """Return the features of all places but the pixel statistics, and the tasks of a guided network by name."""
+def _check_source(options: Audit) -> None:
+    """Refuse options that name no network or features, before anything is read."""
     if options.layers is not None:
         check_distinct("layer", options.layers)
+    if options.checkpoint is None:
+        return
+    if options.model is not None:
+        raise InputError(f"model: got {options.model} and the checkpoint {options.checkpoint}; name one of them.")
+    if not is_checkpoint(options.checkpoint):
+        raise InputError(f"checkpoint: {options.checkpoint} is not a `guide` checkpoint; it has no checkpoint.json.")
+    if options.features is not None and not is_adapter_folder(options.checkpoint):
+        raise InputError(f"features: {options.checkpoint} is a network on images; drop --features, or name an adapter.")
+
+
+def _open(options: Audit, study: Study, table: PatchTable) -> tuple[Features, dict[str, Task]]:
+    """Return the features of all places but the pixel statistics, and the tasks of a guided network by name."""
     if options.checkpoint is None:
         opened = open_features(
             table,
@@ -141,17 +154,11 @@ def _open(options: Audit, study: Study, table: PatchTable) -> tuple[Features, di
             seed=options.seed,
         )
         return opened, _tasks(opened)
-    if options.model is not None:
-        raise InputError(f"model: got {options.model} and the checkpoint {options.checkpoint}; name one of them.")
-    if not is_checkpoint(options.checkpoint):
-        raise InputError(f"checkpoint: {options.checkpoint} is not a `guide` checkpoint; it has no checkpoint.json.")
     if is_adapter_folder(options.checkpoint):
         layers = [*(options.layers or (LAYER, TRUNK)), LOGIT_LAYER]
         adapter = study.replace(model=str(options.checkpoint), weights=TRAINED)
         opened = open_features(table, adapter, layers=layers, features=options.features)
         return opened, _tasks(opened)
-    if options.features is not None:
-        raise InputError(f"features: {options.checkpoint} is a network on images; drop --features, or name an adapter.")
     backbone = load_checkpoint(options.checkpoint)
     layers = [*(options.layers or _default_layers(backbone)), LOGIT_LAYER]
     opened = NetworkFeatures(table, backbone, layers, batch_size=options.batch_size, device=options.device)

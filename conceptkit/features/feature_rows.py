@@ -12,8 +12,12 @@ import pandas as pd
 from pyarrow.parquet import read_schema
 
 from conceptkit.errors import InputError, reason_of
+from conceptkit.features.own_files import ids_next_to
 
 _HDF5, _TABLES = (".h5", ".hdf5"), (".parquet", ".pq")
+
+_NAMES = ("patch_id", "slide", "x", "y")
+"""Columns that name a row"""
 
 
 def rows_of_features(path: Path) -> pd.DataFrame:
@@ -38,14 +42,15 @@ def _of_file(path: Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     try:
         if kind in _TABLES:
-            frame = pd.read_parquet(path, columns=[c for c in _columns(path) if c in ("patch_id", "slide", "x", "y")])
+            frame = pd.read_parquet(path, columns=[c for c in _columns(path) if c in _NAMES])
             n = len(frame)
         elif kind in _HDF5:
             frame = pd.DataFrame(dict(_of_hdf5(path)))
             n = len(frame)
         elif kind == ".npy":
-            n = len(np.load(path, mmap_mode="r", allow_pickle=False))
-            frame = pd.DataFrame(index=range(n))
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            n, beside = shape[0], ids_next_to(path, shape)
+            frame = pd.DataFrame(index=range(n)) if beside is None else beside.filter(_NAMES)
         else:
             raise InputError(f"features: must be {', '.join((*_HDF5, '.npy', *_TABLES))}, got {path.name}.")
     except InputError:

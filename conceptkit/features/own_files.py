@@ -169,7 +169,7 @@ def opened(path: Path, of_table: Iterable[Any], columns: Columns | None = None) 
             yield _of_parquet(path, of_table, Columns() if columns is None else columns)
         elif kind in MATRICES:
             with open_matrix(path) as file:
-                yield dataclasses.replace(file, ids=_ids_next_to(path, file.shape) if kind == NUMPY else None)
+                yield dataclasses.replace(file, ids=ids_next_to(path, file.shape) if kind == NUMPY else None)
         else:
             raise InputError(f"features: must be {', '.join((*MATRICES, *PARQUET))}, got {path.name}.")
 
@@ -200,7 +200,7 @@ def slide_rows(file: MatrixFile) -> dict[str, NDArray[np.intp]] | None:
     return {str(slide): np.asarray(at, dtype=np.intp) for slide, at in file.ids.groupby("slide").indices.items()}
 
 
-def _ids_next_to(path: Path, shape: tuple[int, ...]) -> pd.DataFrame | None:
+def ids_next_to(path: Path, shape: tuple[int, ...]) -> pd.DataFrame | None:
     """Return the table next to a .npy file that names its rows, if there is one."""
     beside = next((place for end in (".csv", *PARQUET) if (place := path.with_suffix(end)).is_file()), None)
     if beside is None:

@@ -102,7 +102,9 @@ class Features(abc.ABC):
 
     def network(self) -> Backbone:
         """Return the network itself, for gradients; raise :class:`InputError` where there are features only."""
-        raise InputError(f"model: {self.made_by} holds features without their network; set --model to a network.")
+        raise InputError(
+            f"model: {self.made_by} holds features only; set --model to a network, and name a table of images."
+        )
 
     def random_controls(self, n: int) -> Iterator[Features]:
         """Yield the features of ``n`` randomly initialised copies of the network; none where there is no network."""

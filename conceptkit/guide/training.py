@@ -128,7 +128,7 @@ def check_processes(options: TrainingOptions, tasks: Sequence[Task], engine: Tra
     if engine.parallel and DISCOURAGING[options.method].needs_whole and any(task.adversarial for task in tasks):
         raise InputError(
             f"method: {options.method} compares the rows of whole batches and trains in one process, got "
-            f"{engine.devices * engine.nodes} devices."
+            f"{engine.devices * engine.nodes} devices; set --method confusion, or train in one process."
         )
 
 

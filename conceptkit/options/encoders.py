@@ -26,7 +26,7 @@ def features_given(value: Any) -> Any:
 
 def networks_given(value: Any) -> Any:
     """Return a network as it was given, or name → network of several, given as a mapping, a list or NAME=NETWORK,…."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and all(isinstance(one, str | Path) for one in value):
         value = ",".join(f'"{one}"' if "," in str(one) else str(one) for one in value)
     return _several("model", value, network_given, named_by_itself=True)
 
@@ -39,12 +39,14 @@ def _path(value: Any) -> Any:
 
 def _several(argument: str, value: Any, one: Callable[[Any], Any], *, named_by_itself: bool = False) -> Any:
     """Return one value, or name → value."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return {str(name): _plain(one(given)) for name, given in value.items()}
     if not isinstance(value, str) or os.path.exists(value):
         return one(value)
     found: dict[str, Any] = {}
     parts = name_list(argument, value)
+    if not parts:
+        raise InputError(f"{argument}: must be a path or a name, got an empty text.")
     for part in parts:
         name, equals, rest = (piece.strip() for piece in part.partition("="))
         if not equals or not name or "/" in name or os.path.exists(part):

@@ -8,7 +8,7 @@ out each of its blocks of units, at most ten in all: leave-one-group-out itself 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from conceptkit.evaluate.clustering import MOST_UNITS
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
+from conceptkit.probe.conjugate_gradients import conjugate_gradients
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
+from conceptkit.probe.space import Space, leading_space
 
 MOST_BLOCKS = 10
 """Maximum number of blocks of groups, unless there are more folds"""
@@ -33,11 +35,11 @@ _ROWS = 4096
 _TOGETHER = 16
 """Units whose deletion is computed together"""
 
-_TOLERANCE, _MOST_STEPS = 1e-4, 60
-"""Where the deletion of a unit counts as solved: an interval has three digits"""
-
 Fit = tuple[Floats, Floats]
 """Coefficients (d, t) and intercepts (t,)"""
+
+Whole = tuple[Floats, Floats, Floats, Space]
+"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class HeldOut:
     units: NDArray[np.intp]  # (n,) numbers 0 … u − 1 of the units that are deleted
     deleted: Floats  # (u, t) squared out-of-fold error with each unit deleted
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
+    whole: Whole | None = None
+    """The fit on all rows"""
 
 
 def is_many(X: Any, splits: Sequence[Split]) -> bool:
@@ -96,14 +100,24 @@ def probe_blocks(
     alpha, whole = _chosen_alpha(first.blocks, d, own, alphas), gathered(first.blocks)
     total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
     fits = [ridge.fit(own, alpha_folds[k, :t]) for k, ridge in enumerate(ridges)]
-    of_all = _Ridge.of(whole, d).fit(own, alpha)
+    ridge_of_all = _Ridge.of(whole, d)
+    of_all = ridge_of_all.fit(own, alpha)
     patch_fits = _mixed_fits(first.parts, d, t, alphas)
     predicted, fitted, patchwise, errors = _second_pass(X, columns[:, :t], layout, mixed, fits, patch_fits, of_all)
     deleted = np.empty((len(first.units), t))
     for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
         deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
-    weights, chosen = [fit[0] for fit in fits], alpha_folds[:, :t]
-    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, 1.0 - error / total)
+    weights, chosen, r2 = [fit[0] for fit in fits], alpha_folds[:, :t], 1.0 - error / total
+    whole_fit = (*of_all, _patterns(whole, d, own), ridge_of_all.space())
+    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, r2, whole_fit)
+
+
+def _patterns(whole: Moments, d: int, mix: Floats) -> Floats:
+    """Return what :func:`conceptkit.probe.space.patterns_of` does, from joint moments with the columns."""
+    total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
+    moved = whole.scatter[:d, d:] @ mix
+    out: Floats = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+    return out
 
 
 def predict_blocks(
@@ -300,6 +314,12 @@ class _Ridge:
         B = self.vectors @ ((self.products @ mix) / (self.spectrum[:, None] + alpha)) / self.scale[:, None]
         return B, self.mean[self.d :] @ mix - self.mean[: self.d] @ B
 
+    def space(self) -> Space:
+        """Return the space of the rows, without a limit."""
+        return leading_space(
+            self.n, self.mean[: self.d], self.scale, self.spectrum, lambda c: self.vectors @ c / self.scale[:, None]
+        )
+
     def errors(self, held: Moments, mix: Floats, alphas: Floats) -> Floats:
         """Return squared errors (a, t) on held-out rows of combinations (k, t) of the columns, at each penalty (a,)."""
         d, a, k = self.d, len(alphas), self.products.shape[1]
@@ -366,32 +386,8 @@ class _Ridge:
         def approximately(r: Floats) -> Floats:
             return np.concatenate([r[:1] / self.n, spectral(r[1:], -1.0)])
 
-        v = _conjugate_gradients(others, approximately, b)
+        v = conjugate_gradients(others, approximately, b)
         return v[0], v[1:]
-
-
-def _conjugate_gradients(
-    product: Callable[[Floats], Floats], precondition: Callable[[Floats], Floats], b: Floats
-) -> Floats:
-    """Solve systems (m, u, t) of symmetric positive definite products, each column on its own."""
-
-    def dot(a: Floats, c: Floats) -> Floats:
-        return np.asarray(np.einsum("mut,mut->ut", a, c))
-
-    z = precondition(b)
-    v, r, p, rz = np.zeros_like(b), b.copy(), z, dot(b, z)
-    goal = _TOLERANCE**2 * rz
-    for _ in range(_MOST_STEPS):
-        if (rz <= goal).all():
-            break
-        Ap = product(p)
-        step = np.divide(rz, dot(p, Ap), out=np.zeros_like(rz), where=rz > goal)
-        v += step * p
-        r -= step * Ap
-        z = precondition(r)
-        before, rz = rz, dot(r, z)
-        p = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > goal) * p
-    return v
 
 
 def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats) -> Floats:

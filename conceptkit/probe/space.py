@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,14 @@ class Fit:
 
 def space_of(basis: Eigenbasis) -> Space:
     """Return the space of the rows of a factorisation, without a limit."""
-    n, spectrum = len(basis.train), basis.spectrum
+    return leading_space(len(basis.train), basis.mean, basis.scale, basis.spectrum, basis.weights)
+
+
+def leading_space(n: int, mean: Floats, scale: Floats, spectrum: Floats, weights: Callable[[Floats], Floats]) -> Space:
+    """Return the space of n rows from their spectrum; ``weights`` turns solutions in its basis into coefficients."""
     r = int(min(LEADING, max(n // 10, 1), (spectrum > 1e-10 * spectrum[-1]).sum()))
     leading = np.eye(len(spectrum))[:, -r:] / np.sqrt(spectrum[-r:] / n)
-    return Space(mean=basis.mean, scale=basis.scale, whitening=basis.weights(leading))
+    return Space(mean=mean, scale=scale, whitening=weights(leading))
 
 
 def limited(space: Space, X: NDArray[Any], groups: NDArray[np.intp], splits: Sequence[Split]) -> Space:

@@ -22,7 +22,7 @@ from conceptkit.evaluate.intervals import (
 from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_accuracy
 from conceptkit.evaluate.scores import Floats, auc, r2
 from conceptkit.probe.alpha import choose_alpha
-from conceptkit.probe.blocks import HeldOut, is_many, predict_blocks, probe_blocks
+from conceptkit.probe.blocks import HeldOut, Whole, is_many, predict_blocks, probe_blocks
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
 from conceptkit.probe.classification import ConceptActivationVector, class_shares
 from conceptkit.probe.controls import (
@@ -45,7 +45,7 @@ from conceptkit.probe.crossfit import (
 )
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
-from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
+from conceptkit.probe.space import Fit, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Permutations, Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
@@ -153,9 +153,9 @@ def _continuous(
         combined = np.eye(t) if mix is None else mix
         found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed)
         losses = each_fold(X, splits, tests.in_fold) if tests.by_row else [np.zeros((0, 0))] * len(splits)
-        fits: Sequence[Fit | None] = [None] * t
     else:
-        found, losses, fits = _in_memory(X, columns, mix, targets, splits, tests, options)
+        found, losses = _in_memory(X, columns, mix, targets, splits, tests, options)
+    fits: Sequence[Fit | None] = _fits(X, targets, splits, found) if options.keep else [None] * t
     tested = tests.finish(X, splits, losses)
     shuffled = random = np.full(t, np.nan)
     if options.controls:
@@ -203,8 +203,8 @@ def _in_memory(
     splits: Sequence[Split],
     tests: Permutations,
     options: Validation,
-) -> tuple[HeldOut, list[Floats], Sequence[Fit | None]]:
-    """Return what :func:`probe_blocks` does by leave-one-group-out, the losses of permutations, and fits."""
+) -> tuple[HeldOut, list[Floats]]:
+    """Return what :func:`probe_blocks` does by leave-one-group-out, and the losses of permutations."""
     t, groups, alphas = len(targets), targets[0].groups, options.alphas
     Y, units = columns[:, :t], jackknife_units(targets[0].clusters)
 
@@ -214,7 +214,7 @@ def _in_memory(
         weights = basis.weights(own.response.fit(own.alpha).c)
         return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
 
-    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, _Whole | None]:
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, Whole | None]:
         response = whole.response(Y)
         alpha, _ = choose_alpha(response, groups, alphas)
         by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
@@ -238,35 +238,26 @@ def _in_memory(
         units=units,
         deleted=deleted,
         scores=np.array([r2(every[:, i], predicted[:, i]) for i in range(every.shape[1])]),
+        whole=whole,
     )
-    fits = [None] * t if whole is None else _fits(X, targets, splits, whole, found.predicted, found.weights)
-    return found, [part[4] for part in parts], fits
+    return found, [part[4] for part in parts]
 
 
-_Whole = tuple[Floats, Floats, Floats, Space]
-"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space."""
-
-
-def _fits(
-    X: NDArray[Any],
-    targets: Sequence[Target],
-    splits: Sequence[Split],
-    whole: _Whole,
-    predicted: Floats,
-    of_folds: Sequence[Floats],
-) -> list[Fit]:
-    """Return the fit of each target, from held-out predictions (n, t) and the folds' vectors (d, t)."""
-    weights, intercepts, patterns, space = whole
+def _fits(X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], found: HeldOut) -> list[Fit]:
+    """Return the fit of each target."""
+    if found.whole is None:
+        raise ValueError("the fit on all rows was not kept")
+    weights, intercepts, patterns, space = found.whole
     clusters = targets[0].clusters
     space = limited(space, X, clusters, splits)
-    agreed = agreement(X, of_folds)
+    agreed = agreement(X, found.weights)
     return [
         make_fit(
             (weights[:, [i]], intercepts[[i]], patterns[:, [i]]),
             space,
-            np.abs(target.y - predicted[:, i]),
+            np.abs(target.y - found.predicted[:, i]),
             clusters,
-            predicted=predicted[:, i],
+            predicted=found.predicted[:, i],
             agreement=float(agreed[i]),
         )
         for i, target in enumerate(targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
     rows = -(-panels // columns)
     shape = float(np.clip((bottom - top) / max(right - left, 1.0), 0.4, 2.5))
     with styled():
-        figure = new_figure(3.6 * columns, 3.0 * shape * rows + 0.55 * rows + 0.3)
+        lines = max((len(textwrap.wrap(layer.score, 34)) for layer in layers), default=0)
+        figure = new_figure(3.6 * columns, 3.0 * shape * rows + (0.35 + 0.2 * lines) * rows + 0.3)
         axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
         for one in axes:
             one.set(xticks=[], yticks=[], aspect="equal", xlim=(left, right), ylim=(bottom, top))
@@ -85,7 +87,7 @@ def slide_map(place: Place, layers: Sequence[MapLayer]) -> Drawing:
             first.set_title("the tissue", loc="left")
         for one, layer in zip(axes, layers, strict=False):
             grey = "" if layer.established else "\nnot above chance, in grey"
-            score = f"\n{layer.score}{grey}" if layer.score else ""
+            score = f"\n{textwrap.fill(layer.score, 34)}{grey}" if layer.score else ""
             one.set_title(f"{short(layer.name, 34)}{score}", loc="left", color="black" if layer.established else FAINT)
             one.set_facecolor("#f4f4f4")
             values, mapped = layer_colours(layer)
