@@ -275,9 +275,8 @@ def test_a_folder_is_extended_by_seeds_and_by_a_model_of_the_same_concepts(plain
     assert {path: time for path, time in written(out).items() if path in before} == before
     assert len(written(out)) == 11
     # The control: a model of another concept would be read for it, and the runs that are there were not.
-    refused(
-        study, r"holds runs of another grid \(concepts was .*; name another folder", out, ablate="area; count, -center"
-    )
+    refusal = r"holds runs of another grid \(concepts was .*; name another folder"
+    refused(study, refusal, out, ablate="area; count, -center")
 
 
 def begun(plain, out):
@@ -290,9 +289,8 @@ def begun(plain, out):
 
 def test_one_bar_goes_over_the_whole_grid(plain, study, tmp_path):
     told = []
-    ck.Grid(**WANTED, controls=False).run(
-        study, out=begun(plain, tmp_path / "begun"), progress=lambda *of: told.append(of)
-    )
+    out = begun(plain, tmp_path / "begun")
+    ck.Grid(**WANTED, controls=False).run(study, out=out, progress=lambda *of: told.append(of))
     bar = "grid of 6 runs, epochs"
     inside = [k for k, (stage, _, _) in enumerate(told) if stage == bar]
     # Between its first step and its last no other bar is drawn.
@@ -315,9 +313,8 @@ def test_the_bar_advances_by_a_run_as_each_is_finished(plain, study, tmp_path, m
     monkeypatch.setattr(grid_training, "train_run", trained_elsewhere)
     told = []
     ck.Grid(**WANTED, controls=False).run(study, out=out, progress=lambda *of: told.append(of))
-    assert [of for of in told if of[0].startswith("grid of")] == [
-        ("grid of 6 runs, epochs", at, 12) for at in (8, 10, 12)
-    ]
+    bar = "grid of 6 runs, epochs"
+    assert [of for of in told if of[0].startswith("grid of")] == [(bar, at, 12) for at in (8, 10, 12)]
 
 
 def test_a_run_that_is_not_in_the_folder_is_a_failure(plain, study, tmp_path, monkeypatch):
@@ -382,9 +379,8 @@ def test_a_grid_of_two_networks(study, tmp_path, monkeypatch):
     with_second("resnet18", str(tmp_path / "none.safetensors"))
     found = ck.Grid(**wanted).run(study, out=tmp_path / "two")  # where the runs of the first network are kept
     assert [c.number for c in found.cells] == ["1", "", "8"]
-    assert any(
-        note.startswith("Models R1 and R8 were skipped: ") and "none.safetensors" in note for note in found.notes
-    )
+    skipped = "Models R1 and R8 were skipped: "
+    assert any(note.startswith(skipped) and "none.safetensors" in note for note in found.notes)
 
 
 def test_a_test_split_with_centers_of_one_class_is_warned_of(table, plain, tmp_path):

@@ -8,7 +8,7 @@ out each of its blocks of units, at most ten in all: leave-one-group-out itself 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from conceptkit.evaluate.clustering import MOST_UNITS
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
+from conceptkit.probe.conjugate_gradients import conjugate_gradients
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
 from conceptkit.probe.space import Space, leading_space
@@ -33,9 +34,6 @@ _ROWS = 4096
 
 _TOGETHER = 16
 """Units whose deletion is computed together"""
-
-_TOLERANCE, _MOST_STEPS = 1e-4, 60
-"""Where the deletion of a unit counts as solved: an interval has three digits"""
 
 Fit = tuple[Floats, Floats]
 """Coefficients (d, t) and intercepts (t,)"""
@@ -110,8 +108,8 @@ def probe_blocks(
     for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
         deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
     weights, chosen, r2 = [fit[0] for fit in fits], alpha_folds[:, :t], 1.0 - error / total
-    kept = *of_all, _patterns(whole, d, own), ridge_of_all.space()
-    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, r2, kept)
+    whole_fit = (*of_all, _patterns(whole, d, own), ridge_of_all.space())
+    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, r2, whole_fit)
 
 
 def _patterns(whole: Moments, d: int, mix: Floats) -> Floats:
@@ -388,32 +386,8 @@ class _Ridge:
         def approximately(r: Floats) -> Floats:
             return np.concatenate([r[:1] / self.n, spectral(r[1:], -1.0)])
 
-        v = _conjugate_gradients(others, approximately, b)
+        v = conjugate_gradients(others, approximately, b)
         return v[0], v[1:]
-
-
-def _conjugate_gradients(
-    product: Callable[[Floats], Floats], precondition: Callable[[Floats], Floats], b: Floats
-) -> Floats:
-    """Solve systems (m, u, t) of symmetric positive definite products, each column on its own."""
-
-    def dot(a: Floats, c: Floats) -> Floats:
-        return np.asarray(np.einsum("mut,mut->ut", a, c))
-
-    z = precondition(b)
-    v, r, p, rz = np.zeros_like(b), b.copy(), z, dot(b, z)
-    goal = _TOLERANCE**2 * rz
-    for _ in range(_MOST_STEPS):
-        if (rz <= goal).all():
-            break
-        Ap = product(p)
-        step = np.divide(rz, dot(p, Ap), out=np.zeros_like(rz), where=rz > goal)
-        v += step * p
-        r -= step * Ap
-        z = precondition(r)
-        before, rz = rz, dot(r, z)
-        p = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > goal) * p
-    return v
 
 
 def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats) -> Floats:
