@@ -68,7 +68,7 @@ def test_a_task_without_a_label_keeps_its_weight(weighting, parallel):
     def forget(X, targets, rows):
         targets["size"][rows["train"]] = float("nan")
 
-    options = dataclasses.replace(OPTIONS, weighting=weighting)
+    options = dataclasses.replace(OPTIONS, weighting=weighting, method="confusion")
     without = [e["weight/size"] for e in fit(options, change=forget, parallel=parallel)[0].history]
     assert without == [1.0, 1.0, 1.0]
     if parallel == 1:
@@ -177,7 +177,17 @@ def test_a_loss_that_is_not_finite_ends_with_its_task_named():
         fit(change=overflow)
 
 
-DIVERGING = dataclasses.replace(OPTIONS, optimizer="sgd", lr=0.3, momentum=0.0, weighting="vanilla", trunk=(), epochs=9)
+DIVERGING = dataclasses.replace(
+    OPTIONS,
+    method="confusion",
+    stop_by="sum",
+    optimizer="sgd",
+    lr=0.3,
+    momentum=0.0,
+    weighting="vanilla",
+    trunk=(),
+    epochs=9,
+)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
