@@ -51,7 +51,7 @@ def test_a_guide_run_keeps_both_layers_and_predictions(guided):
     assert embeddings is not None
     assert list(embeddings.layers) == ["backbone, pooled", "first dense layer"]
     first = embeddings.layers["first dense layer"]
-    assert set(first) == {"baseline-seed0", "guided-seed0"}  # one seed is drawn
+    assert set(first) == {"baseline-seed0", "balanced-seed0", "guided-seed0"}  # one seed is drawn
     assert first["guided-seed0"].shape == (len(embeddings.patch_ids), 16)
     assert (first["guided-seed0"] >= 0).all()  # behind its ReLU
     predictions = read_predictions(guided.folder)
