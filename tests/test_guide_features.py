@@ -251,7 +251,7 @@ MISTAKES = {
     ),
     "attribute": (
         lambda f, c: ck.Attribute(model=str(c), layers=["trunk"], concepts=["count"]).run(f),
-        "reads the images of a network, got .*guided-seed0, which reads features; .* with audit",
+        "features: none are given",
     ),
     "two sources": (
         lambda f, c: ck.Audit(checkpoint=c, model="resnet18", concept="center").run(f),
