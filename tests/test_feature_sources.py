@@ -77,7 +77,7 @@ def test_gradients_and_random_controls_need_a_network(features):
         assert features.network().name == "mini_inception"
     else:
         assert list(features.random_controls(2)) == []
-        with pytest.raises(InputError, match="features without their network"):
+        with pytest.raises(InputError, match="holds features only"):
             features.network()
 
 

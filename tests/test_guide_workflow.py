@@ -56,27 +56,27 @@ def test_both_runs_are_recorded_with_all_that_is_read_of_them(record):
         for probe in ("linear", "mlp", "kernel"):
             assert 0 <= run.leakage["center"][probe] <= 1
         assert [epoch["epoch"] for epoch in run.history] == [1, 2]
-    baseline, guided = record.runs
+    baseline, _, guided = record.runs
     assert baseline.concepts["count"]["head"] is None  # it has no such head
     assert guided.concepts["count"]["head"] is not None
     assert {key for key in guided.history[0] if key.startswith("val/")} == {"val/main", "val/count", "val/center"}
 
 
 def test_differences_are_paired_and_are_those_of_the_scores(record):
-    baseline, guided = record.runs
-    found = {(d.split, d.metric): d for d in record.differences}
+    _, balanced, guided = record.runs
+    found = {(d.split, d.metric): d for d in record.differences if d.run == "guided"}
     expected = {
-        ("internal", "auc"): guided.metrics["internal"]["auc"] - baseline.metrics["internal"]["auc"],
-        ("external", "auc"): guided.metrics["external"]["auc"] - baseline.metrics["external"]["auc"],
-        ("internal", "probe:count"): guided.concepts["count"]["probe"] - baseline.concepts["count"]["probe"],
-        ("internal", "linear:center"): guided.leakage["center"]["linear"] - baseline.leakage["center"]["linear"],
-        ("internal", "mlp:center"): guided.leakage["center"]["mlp"] - baseline.leakage["center"]["mlp"],
+        ("internal", "auc"): guided.metrics["internal"]["auc"] - balanced.metrics["internal"]["auc"],
+        ("external", "auc"): guided.metrics["external"]["auc"] - balanced.metrics["external"]["auc"],
+        ("internal", "probe:count"): guided.concepts["count"]["probe"] - balanced.concepts["count"]["probe"],
+        ("internal", "linear:center"): guided.leakage["center"]["linear"] - balanced.leakage["center"]["linear"],
+        ("internal", "mlp:center"): guided.leakage["center"]["mlp"] - balanced.leakage["center"]["mlp"],
     }
     assert set(found) >= set(expected)
     for key, value in expected.items():
         assert found[key].mean == pytest.approx(value), key
         assert found[key].low <= found[key].mean <= found[key].high
-        assert (found[key].run, found[key].against) == ("guided", "baseline")
+        assert (found[key].run, found[key].against) == ("guided", "balanced")
 
 
 def test_the_settings_say_how_it_was_made(record, table):
@@ -204,7 +204,7 @@ def test_the_trunks_of_evaluation_rows_are_kept_for_the_page(record, table):
     evaluated = table[table.split.isin(["internal", "external"])]
     with h5py.File(record.folder / "embeddings.h5") as file:
         assert sorted(file["patch_id"].asstr()[:]) == sorted(evaluated.patch_id)
-        assert set(file["features"]) == {"baseline-seed0", "guided-seed0"}
+        assert set(file["features"]) == {"baseline-seed0", "balanced-seed0", "guided-seed0"}
         assert file["features/guided-seed0"].shape == (len(evaluated), 8)
 
 
