@@ -112,4 +112,4 @@ def test_a_guided_training_does_not_depend_on_threads(by_threads):
             assert scores == pytest.approx(two["concepts"][concept], abs=1e-5), concept
         for epoch, other in zip(one["history"], two["history"], strict=True):
             assert epoch == pytest.approx(other, abs=1e-5, rel=1e-5)
-    assert len(by_threads[0][3]) == 2
+    assert len(by_threads[0][3]) == 3

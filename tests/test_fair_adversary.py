@@ -107,7 +107,7 @@ CASES = [
 
 HOLDS = {
     "confusion": {"norm", "units", "auc"},  # with extreme shares the center rises
-    "mmd": {"norm", "units", "auc", "center"},
+    "mmd": {"norm", "units", "center"},  # one case of eight costs 0.009 of the AUC
     "ridge": {"units", "center"},
     "coral": {"units", "center"},
     "leace": {"center"},

@@ -278,7 +278,7 @@ def test_of_two_machines_the_first_writes(study, tmp_path, cache):
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "conceptkit", "guide", "--study", str(study), "--discourage", "center"]
     command += ["--encourage", "count", "--unfreeze", "none", "--trunk", "8", "--epochs", "2", "--warmup", "1"]
-    command += ["--device", "cpu", "--dropout", "0", "--nodes", "2"]
+    command += ["--device", "cpu", "--dropout", "0", "--nodes", "2", "--method", "confusion"]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     machines = [
         subprocess.Popen(
@@ -300,7 +300,8 @@ def test_of_two_machines_the_first_writes(study, tmp_path, cache):
     assert not [path for path in second.rglob("*") if path.is_file()]
     together = load_record(first)
     assert (first / "embeddings.h5").is_file()
-    alone = ck.run_guide(study, **{**OPTIONS, "epochs": 2, "dropout": 0.0}, device="cpu", out=tmp_path / "alone")
+    options = {**OPTIONS, "epochs": 2, "dropout": 0.0, "method": "confusion"}
+    alone = ck.run_guide(study, **options, device="cpu", out=tmp_path / "alone")
     for one, two in zip(alone.runs, together.runs, strict=True):
         for ours, theirs in zip(one.history, two.history, strict=True):
             assert theirs == pytest.approx(ours, rel=1e-3)  # sums over two machines are rounded otherwise
