@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
@@ -139,6 +138,8 @@ def _coords(path: Path, data: Any, n: int) -> NDArray[Any]:
 
 def _tensor(path: Path) -> NDArray[Any]:
     """Return the tensor of a file as CLAM writes it, or that of its key ``features``; no code in it is run."""
+    import torch  # takes a second and 400 MB, which only files of tensors need
+
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         held = torch.load(path, mmap=True, **options)
