@@ -19,7 +19,7 @@ adversary, and its figures were not looked at). Primary endpoint: the AUC pooled
 weighted by p(c)p(y)/p(c, y). Primary contrast: ``ridge`` − ``balanced``. Rule for the default: among the methods
 that keep the trunk (mean |z| at least 0.7 of that of ``none``: concepts encouraged, main loss balanced, no pressure; at
 most 10 points more dead units) and that do not lose more than 0.005 to ``none`` in the primary endpoint, both as means
-over both kinds, the one that leaves least of the center for a linear probe; ``none`` if there is no such method.
+over both kinds, the one that leaves least of the center for a linear probe; ``none`` if all methods fail.
 
 Intervals: Student's t over seeds (synthetic: seeds are independent, their folds and regimes are averaged first), and
 over draws with the correction of Nadeau and Bengio (2003) for draws that share patients (real: 1/J + 8/18).

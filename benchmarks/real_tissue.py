@@ -1,6 +1,6 @@
 """Real tissue with simulated centers: MoNuSeg tiles with a stain per center, confounded with the label in training.
 
-Every draw splits the 30 patients anew into training (18), validation (4) and test (8), and draws the stain of centers
+Every draw splits the 30 patients into training (18), validation (4) and test (8), and draws the stain of centers
 (hematoxylin and eosin, each times 2^u, u uniform in ±0.8). Training and validation patients belong to centers A, B, C,
 so that the label follows from the center as far as the confounding says; test patients are seen once in each of A, B, C
 (``internal``: no relation) and once in each center that nobody trained on (``external``). The label is the organ

@@ -52,7 +52,10 @@ class Conditions:
         """Return the conditions of a table's rows."""
         rows = {name: np.searchsorted(plan.used, own) for name, own in {**plan.rows, "train": plan.training}.items()}
         used = data.select(plan.used)
-        values: Callable[[str], NDArray[Any]] = lambda concept: used.concept(concept).values  # noqa: E731
+
+        def values(concept: str) -> NDArray[Any]:
+            return used.concept(concept).values
+
         return cls(tasks, kept, options, seed, values, rows, len(used), data.location is not None)
 
     @property
