@@ -184,8 +184,8 @@ def _show_made_splits(console: Console, made: MadeSplits) -> None:
         cells += [f"{part.labels[name]:.1%}" for name in labels]
         if has_auc:
             found = part.shortcut
-            one_label = found is None or math.isnan(found.auc)
-            cells += ["–"] * 3 if one_label else [f"{one:.3f}" for one in (found.auc, found.chance, found.high)]
+            values = [math.nan] * 3 if found is None else [found.auc, found.chance, found.high]
+            cells += ["–" if math.isnan(value) else f"{value:.3f}" for value in values]
         grid.add_row(*map(escape, cells))
     console.print(grid)
     _show_notes(console, made.notes)

@@ -260,7 +260,7 @@ def _center_units(
     whole = connected_components(links, directed=False)[1]
     units = np.unique(whole[patients], return_inverse=True)[1]
     of_center = whole[n_patients:]
-    joined = [[names[k] for k in np.flatnonzero(of_center == one)] for one in np.unique(of_center)]
+    joined = [[names[k] for k in np.flatnonzero(of_center == one).tolist()] for one in np.unique(of_center)]
     return units, [
         f"Centers {', '.join(some)} stay together, as they share patients." for some in joined if len(some) > 1
     ]
@@ -290,7 +290,7 @@ def _part(
     labels, classes = labelled
     known = rows[labels[rows] >= 0]
     both = known[centers[known] >= 0]
-    counts = np.bincount(labels[known], minlength=len(classes)) if classes else []
+    counts = np.bincount(labels[known], minlength=len(classes))
     return Part(
         name=name,
         share=share,
