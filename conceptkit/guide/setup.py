@@ -268,8 +268,8 @@ def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]
         return []
     return [
         f"The main loss of every network but baseline and through is balanced: its rows are reweighted towards "
-        f"independence of label and {', '.join(names)} (balance_main {training.balance_main:g}); --balance-main 0 turns "
-        "it off."
+        f"independence of label and {', '.join(names)} (balance_main {training.balance_main:g}); --balance-main 0 "
+        "turns it off."
     ]
 
 
