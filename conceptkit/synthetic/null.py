@@ -25,7 +25,6 @@ VERSION = 1
 CONFOUNDING = 0.8
 """By default the tumor share of the training centers is 0.9, 0.7, 0.3 and 0.1."""
 
-
 CENTERS = {
     "A": Center((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), 1.15, 0.70, (243, 241, 244), 0.5, 1.0),
     "B": Center((0.55, 0.76, 0.35), (0.15, 0.93, 0.25), 1.00, 0.85, (246, 242, 240), 0.8, 0.5),

@@ -44,12 +44,12 @@ UNSEEN = {
 PLAN = {
     "train": {"A": 84, "B": 36, "C": 72, "D": 48},
     "val": {"A": 21, "B": 9, "C": 18, "D": 12},
-    "internal": dict.fromkeys("ABCD", 15),
-    "external": dict.fromkeys("EFGH", 18),
+    "internal": dict.fromkeys("ABCD", 18),
+    "external": dict.fromkeys("EFGH", 24),
 }
-"""Split → center → patients: 432 in all."""
+"""Split → center → patients: 468 in all; the training centers are of unequal size."""
 
-PATCHES = 5
+PATCHES = 4
 """Patches per patient"""
 
 NUMBER, AREA = (10.5, 0.42), (42.0, 0.30)
@@ -63,6 +63,15 @@ CAUSES = {"count": (10.6, 4.7), "area": (37.6, 10.5)}
 
 SLOPE = 2.0
 """Log-odds of the label per standard deviation of its cause"""
+
+DIFFUSE = (0.05, 0.45)
+"""Range over patches of the mean hematoxylin outside nuclei, which have 1"""
+
+PATCH_STAIN = 0.2
+"""Standard deviation between patches of the logarithms of the stain amounts"""
+
+SPECKS, STRANDS = 150, 8
+"""Most dark dots and most dark threads outside nuclei in a patch"""
 
 
 def generate(
@@ -180,17 +189,8 @@ def stained(
     blur = center.blur * np.exp(rng.uniform(-0.7, 0.7))
     light = gaussian_filter(np.array(center.background) * np.exp(-density), (blur, blur, 0))
     light += rng.uniform(1.0, 6.0) * rng.standard_normal((SIZE, SIZE, 3))
-    return np.clip(np.round(light), 0, 255).astype(np.uint8)
-
-
-DIFFUSE = (0.05, 0.45)
-"""Range over patches of the mean hematoxylin outside nuclei, which have 1"""
-
-PATCH_STAIN = 0.2
-"""Standard deviation between patches of the logarithms of the stain amounts"""
-
-SPECKS, STRANDS = 150, 8
-"""Most dark dots and most dark threads outside nuclei in a patch"""
+    pixels: Pixels = np.clip(np.round(light), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _specks(rng: np.random.Generator) -> NDArray[np.float64]:

@@ -34,13 +34,15 @@ class Embedded:
     generate: Callable[..., Iterator[tuple[dict[str, Any], Patch]]]
     version: int
     confounding: float
+    weights: str
+    """Of the bundled network"""
     knobs: tuple[str, ...] = ()
     """Further parameters of ``generate``"""
 
 
 STUDIES = {
-    "null": Embedded(null.generate, null.VERSION, null.CONFOUNDING),
-    "shortcut": Embedded(shortcut.generate, shortcut.VERSION, shortcut.CONFOUNDING, ("sufficiency",)),
+    "null": Embedded(null.generate, null.VERSION, null.CONFOUNDING, "bundled"),
+    "shortcut": Embedded(shortcut.generate, shortcut.VERSION, shortcut.CONFOUNDING, "tissue", ("sufficiency",)),
 }
 """Name → embedded study"""
 
@@ -98,7 +100,7 @@ def embedded_study(
         name=f"embedded:{name} ({other})" if other else f"embedded:{name}",
         table=folder / "patches.csv",
         model="mini_inception",
-        weights="bundled",
+        weights=study.weights,
         layers=("mixed10",),
         concepts=("count", "area", "contrast", "correlation"),
         encourage=("area", "count"),
