@@ -217,7 +217,7 @@ def _train_compact(
 def check_types(types: list[str], images: list[Annotated]) -> None:
     """Raise :class:`InputError` where one type only, or a type without a training image, would be learned."""
     if len(types) == 1:
-        raise InputError(f"types: at least two types of nuclei are needed to tell them apart, got {types[0]} only.")
+        raise InputError(f"types: at least two types of nuclei are needed, got {types[0]} only.")
     known = {kind for a in images for kind in a.types.values()}
     if known - set(types):
         raise InputError(
