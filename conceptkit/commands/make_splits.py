@@ -168,7 +168,7 @@ def parts_of(text: str) -> tuple[bool, dict[str, float]]:
 
 
 def _checked_out(options: Splits, table: PatchTable, column: str) -> Path | None:
-    """Return where the table is written; refuse what would overwrite a file or a column without being asked."""
+    """Return where the table is written; raise an error where a file or column would be replaced unasked."""
     if column in table.frame.columns and not options.overwrite:
         raise InputError(
             f"column: the table has a column {column} already; choose another name with --column, or replace it with "
@@ -303,7 +303,7 @@ def _part(
 
 
 def _remarks(parts: Sequence[Part], assigned: Assigned, label: str, out: Path | None) -> list[str]:
-    """Return what a reader has to know: how good the split is, and where the center predicts the label."""
+    """Return notes: how good the split is, and where the center predicts the label."""
     found = [
         f"Counts deviate from their shares by {assigned.deviation:.2%} on average; no split can deviate by less than "
         f"{assigned.deviation - assigned.gap:.2%} (gap {assigned.gap:.2%})."

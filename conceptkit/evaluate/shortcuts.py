@@ -14,7 +14,7 @@ Codes = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What a reader of the center alone knows of the label, within some rows."""
+    """How well the center predicts the label, within some rows."""
 
     auc: float
     """Of the share of each label among the rows of the center; NaN with one label"""
