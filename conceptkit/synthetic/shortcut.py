@@ -114,16 +114,23 @@ def log_odds(count: float, area: float, fibres: float, sufficiency: float = 1.0)
     return float(SLOPE * (np.sqrt(sufficiency / 2) * sum(scaled) + np.sqrt(1 - sufficiency) * other))
 
 
+def draw_nuclei(rng: np.random.Generator, patient: NDArray[np.float64]) -> tuple[NDArray[np.uint8], float]:
+    """Return nuclei as a label image (96, 96) and the width of fibres, whatever the label.
+
+    ``patient`` (2,) says how far the patient's number and area are from their medians, in standard deviations.
+    """
+    own = np.sqrt(PATIENT_SHARE) * patient + np.sqrt(1 - PATIENT_SHARE) * rng.standard_normal(2)
+    number = np.clip(NUMBER[0] * np.exp(NUMBER[1] * own[0]), 3, 24)
+    area = np.clip(AREA[0] * np.exp(AREA[1] * own[1]), 20, 85)
+    return placed(rng, nuclear_areas(rng, int(number), area)), rng.uniform()
+
+
 def _draw_cause(
     rng: np.random.Generator, patient: NDArray[np.float64], sufficiency: float, *, tumor: bool
 ) -> tuple[NDArray[np.uint8], float]:
     """Draw nuclei and the width of fibres until the label that they cause is the one wanted."""
     while True:
-        own = np.sqrt(PATIENT_SHARE) * patient + np.sqrt(1 - PATIENT_SHARE) * rng.standard_normal(2)
-        number = np.clip(NUMBER[0] * np.exp(NUMBER[1] * own[0]), 3, 24)
-        area = np.clip(AREA[0] * np.exp(AREA[1] * own[1]), 20, 85)
-        labels = placed(rng, nuclear_areas(rng, int(number), area))
-        fibres = rng.uniform()
+        labels, fibres = draw_nuclei(rng, patient)
         sizes = visible_nuclei(labels) * MPP**2
         if (rng.uniform() < 1 / (1 + np.exp(-log_odds(len(sizes), sizes.mean(), fibres, sufficiency)))) == tumor:
             return labels, fibres
