@@ -156,36 +156,37 @@ def chosen(pool, confounding, sufficiency, rng):
     return np.array(rows), tumor
 
 
-def bottleneck_gain(pool, X, rows, tumor, number):
-    """Return the AUC on unseen centers of the bottleneck and of logistic regression on the features."""
+def bottleneck_gains(pool, X, rows, tumor):
+    """Return, for each number of labelled patients, the AUC on unseen centers of bottleneck and features (2,)."""
     table = pool.iloc[rows]
     y, X = tumor[rows], X[rows]
     train, external = ((table["split"] == split).to_numpy() for split in ("train", "external"))
     patients = table["patient"].to_numpy()
-    label = np.where(y, "tumor", "normal")
-    named = table.assign(label=label, patient=[f"{p:04d}" for p in patients])
-    labelled = train & labelled_only(named, number)["label"].notna().to_numpy()
+    named = table.assign(label=np.where(y, "tumor", "normal"), patient=[f"{p:04d}" for p in patients])
     centers = np.unique(table["center"], return_inverse=True)[1]
-    weights = row_weights(y[labelled].astype(int), centers[labelled])
-    concepts = table[["count", "area"]].to_numpy()
+    concepts = table[["count", "area"]].to_numpy(float)
     ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
-    held_out = cross_val_predict(ridge, X[train], concepts[train], groups=patients[train], cv=GroupKFold(10))
     read = np.empty_like(concepts)
-    read[train], read[~train] = held_out, ridge.fit(X[train], concepts[train]).predict(X[~train])
-    scores = []
-    for Z in (read, X):
-        search = GridSearchCV(
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
-            {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1]},
-            cv=GroupKFold(5),
-            scoring="neg_log_loss",
-        )
-        fit = {"logisticregression__sample_weight": weights}
-        search.fit(Z[labelled], y[labelled], groups=patients[labelled], **fit)
-        weighed = row_weights(y[external].astype(int), centers[external])
-        score = search.decision_function(Z[external])
-        scores.append(roc_auc_score(y[external], score, sample_weight=weighed))
-    return scores
+    read[train] = cross_val_predict(ridge, X[train], concepts[train], groups=patients[train], cv=GroupKFold(10))
+    read[~train] = ridge.fit(X[train], concepts[train]).predict(X[~train])
+    found = {}
+    for number in LABELLED:
+        labelled = train & labelled_only(named, number)["label"].notna().to_numpy()
+        weights = row_weights(y[labelled].astype(int), centers[labelled])
+        found[number] = []
+        for Z in (read, X):
+            search = GridSearchCV(
+                make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky", max_iter=200)),
+                {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]},
+                cv=GroupKFold(4),
+                scoring="neg_log_loss",
+            )
+            fit = {"logisticregression__sample_weight": weights}
+            search.fit(Z[labelled], y[labelled], groups=patients[labelled], **fit)
+            score = search.decision_function(Z[external])
+            weighed = row_weights(y[external].astype(int), np.unique(centers[external], return_inverse=True)[1])
+            found[number].append(roc_auc_score(y[external], score, sample_weight=weighed))
+    return found
 
 
 def regimes(seeds, scratch):
@@ -199,8 +200,8 @@ def regimes(seeds, scratch):
             found = {number: [] for number in LABELLED}
             for draw in NETWORK_SEEDS:
                 rows, tumor = chosen(pool, confounding, sufficiency, np.random.default_rng([seed, draw, 7]))
-                for number, of_number in found.items():
-                    of_number.append(bottleneck_gain(pool, X, rows, tumor, number))
+                for number, scores in bottleneck_gains(pool, X, rows, tumor).items():
+                    found[number].append(scores)
             for number, scores in found.items():
                 through, direct = np.mean(scores, axis=0)
                 cells[number, confounding, sufficiency].append(through - direct)
@@ -231,13 +232,7 @@ def main():
                 print(f"{number} labelled, {name}: {value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]")
     else:
         for cell in found:
-            print(
-                {
-                    key: value if isinstance(value, int) else round(value, 3)
-                    for key, value in cell.items()
-                    if key != "values"
-                }
-            )
+            print({key: value for key, value in cell.items() if key != "values"})
 
 
 if __name__ == "__main__":
