@@ -2,6 +2,7 @@
 
     python benchmarks/shortcut_study.py contrasts --out contrasts.json
     python benchmarks/shortcut_study.py map --out map.json
+    python benchmarks/shortcut_study.py contrasts --join part1.json part2.json --out contrasts.json
 
 Written down and committed before the first run. Endpoint: AUC pooled over the four unseen centers, weighted so that
 label and center are independent (``auc_weighted`` of ``external``). Tissue seeds 100 to 107, network seeds 0 and 1.
@@ -215,16 +216,34 @@ def regimes(seeds, scratch):
     ]
 
 
+def joined(parts):
+    """Return the numbers of parts of a study as those of all of their tissue seeds."""
+    if isinstance(parts[0], dict):
+        found = {}
+        for number, of_number in parts[0].items():
+            values = {name: [x for part in parts for x in part[number][name]["values"]] for name in of_number}
+            found[number] = {name: interval(own) for name, own in values.items()}
+        return found
+    out = []
+    for cells in zip(*parts, strict=True):
+        sizes = [len(cell["values"]) for cell in cells]
+        levels = {k: np.average([cell[k] for cell in cells], weights=sizes) for k in ("through", "direct")}
+        out.append({**cells[0], **interval([x for cell in cells for x in cell["values"]]), **levels})
+    return out
+
+
 def main():
     """Run one part and write its numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("contrasts", "map"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tissue", type=int, nargs="+", default=list(TISSUE_SEEDS), help="tissue seeds")
+    parser.add_argument("--join", type=Path, nargs="+", help="files of other tissue seeds, to be put together")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = contrasts if given.part == "contrasts" else regimes
-        found = work(given.tissue, Path(folder))
+        parts = [json.loads(path.read_text()) for path in given.join or ()]
+        found = joined(parts) if parts else work(given.tissue, Path(folder))
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.part == "contrasts":
         for number, of_number in found.items():
