@@ -33,6 +33,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -46,6 +47,7 @@ from sklearn.preprocessing import StandardScaler
 import conceptkit as ck
 from conceptkit.evaluate.weighted import row_weights
 from conceptkit.models.mini_inception import MEAN, STD, load_mini_inception
+from conceptkit.report.drawing import COLOURS
 from conceptkit.synthetic import shortcut
 from conceptkit.synthetic.patch import MPP, visible_nuclei
 
@@ -232,6 +234,29 @@ def joined(parts):
     return out
 
 
+def draw_map(cells, path):
+    """Draw the gain by labelled patients: a panel for each confounding, a line for each sufficiency."""
+    plt.rcParams.update({"svg.hashsalt": "conceptkit", "svg.fonttype": "none", "font.size": 10})
+    figure, panels = plt.subplots(1, len(CONFOUNDINGS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    for panel, confounding in zip(panels, CONFOUNDINGS, strict=True):
+        panel.axhline(0, color="0.6", linewidth=0.8)
+        for k, sufficiency in enumerate(SUFFICIENCIES):
+            own = [c for c in cells if (c["confounding"], c["sufficiency"]) == (confounding, sufficiency)]
+            x = np.array([c["labelled"] for c in own]) * 1.04 ** (k - 1)
+            mean, low, high = (np.array([c[name] for c in own]) for name in ("mean", "low", "high"))
+            style = {"color": COLOURS[k], "marker": "os^"[k], "linestyle": ("-", "--", ":")[k], "capsize": 2}
+            panel.errorbar(x, mean, [mean - low, high - mean], label=f"{sufficiency:g}", **style)
+        panel.set_xscale("log")
+        panel.set_xticks(list(LABELLED), [str(n) for n in LABELLED])
+        panel.minorticks_off()
+        panel.set_title(f"confounding {confounding:g}")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("AUC on unseen centers:\nbottleneck − features")
+    panels[1].set_xlabel("labelled training patients")
+    panels[0].legend(title="sufficiency", frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main():
     """Run one part and write its numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -239,6 +264,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tissue", type=int, nargs="+", default=list(TISSUE_SEEDS), help="tissue seeds")
     parser.add_argument("--join", type=Path, nargs="+", help="files of other tissue seeds, to be put together")
+    parser.add_argument("--figure", type=Path, help="SVG of the map")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = contrasts if given.part == "contrasts" else regimes
@@ -250,6 +276,8 @@ def main():
             for name, value in of_number.items():
                 print(f"{number} labelled, {name}: {value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]")
     else:
+        if given.figure:
+            draw_map(found, given.figure)
         for cell in found:
             print({key: value for key, value in cell.items() if key != "values"})
 
