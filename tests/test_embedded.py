@@ -77,7 +77,7 @@ def test_the_network_decodes_what_pixel_statistics_and_random_networks_do_not(dr
 
 def test_concepts_carry_over_to_every_unseen_center(drawn, features_of):
     """Heads fitted on training centers; the control is the eosin of center H in version 1, where they did not."""
-    table, pixels = drawn
+    table, _ = drawn
     train = (table["split"] == "train").to_numpy()
     concepts = table[["count", "area"]].to_numpy()
     ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
