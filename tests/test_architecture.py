@@ -333,7 +333,7 @@ LIGHT = (
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if n in MODULES])
 def test_what_is_imported_without_torch(name):
-    heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "bokeh", "skimage", "seaborn", "openslide")
+    heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "skimage", "seaborn", "openslide")
     found = run(f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])")
     assert found.strip() == "[]"
 
