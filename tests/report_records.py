@@ -300,6 +300,7 @@ class Read(HTMLParser):
         self.words: list[str] = []
         self.alts: list[str] = []
         self.data: list[Any] = []
+        self.kind: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

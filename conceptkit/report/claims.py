@@ -126,7 +126,7 @@ def verify_claims(path: Path) -> list[Checked]:
     """Check every claim of a file against its run folder.
 
     A claim holds when the record has the same sentence and numbers at its path, and when its number, computed again
-    from the predictions that the run saved, agrees; where the run saved none, the record alone is compared.
+    from the predictions that the run saved, agrees; without saved predictions only the record is compared.
 
     Raises
     ------

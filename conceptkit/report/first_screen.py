@@ -126,7 +126,7 @@ def guide_question(record: GuideRecord) -> str:
 
 def probe_cautions(record: ProbeRecord) -> list[str]:
     """Return what the scores of a probe do not show."""
-    said = ["A concept that can be decoded from a layer is not thereby used by the network: see attribute."]
+    said = ["A layer may encode a concept that the network does not use: attribute measures use."]
     if record.group is None:
         said.append("Rows were treated as independent: the scores do not describe new patients.")
     return said
@@ -138,7 +138,7 @@ def guide_cautions(record: GuideRecord) -> list[str]:
     if len({run.seed for run in record.runs}) == 1:
         said.append("One seed: the intervals hold the uncertainty over patients, not over another training.")
     if record.discourage:
-        said.append(f"A low probe score does not prove that {_listed(record.discourage)} is gone: see audit.")
+        said.append(f"A low probe score does not prove that {_listed(record.discourage)} is gone: audit tests it.")
     return said
 
 

@@ -87,7 +87,7 @@ def write_page(
 def _check_claims(path: Path) -> None:
     """Refuse a page whose claims would replace a file of another kind, such as the record of a run."""
     if path.exists() and (path.is_dir() or SCHEMA not in path.read_text(encoding="utf-8", errors="replace")[:200]):
-        raise InputError(f"out: its claims would replace {path}, which is no file of claims; name another page.")
+        raise InputError(f"out: its claims would replace {path}, which holds something else; name another page.")
 
 
 def _titles(records: Sequence[Record], folders: Sequence[Path]) -> list[str]:

@@ -229,7 +229,7 @@ KINDS: Mapping[type[Record], Kind] = {
     ),
     PredictivityRecord: Kind(
         "Predictivity",
-        lambda record: "How well do the concepts alone predict the main label?",
+        lambda record: "How well do concept values predict the main label?",
         lambda record: [predictivity_table(record)],
         predictivity_verdicts,
     ),
