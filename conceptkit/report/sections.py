@@ -126,7 +126,8 @@ def _probe(record: ProbeRecord, run: Run) -> list[Part]:
 def _guide(record: GuideRecord, run: Run) -> list[Part]:
     predictions = read_predictions(run.folder)
     parts = [*_differences(record), *prediction_parts(record, predictions), *_training(record)]
-    names = [reference_run(record), *(n for n in compared_runs(record) if n != BASELINE or len(record.run_names) == 2)]
+    others = [name for name in compared_runs(record) if name != BASELINE or len(record.run_names) == 2]
+    names = [reference_run(record), *others] if record.run_names else []
     return parts + umap_parts(record, run.folder, seed=run.seed, names=names, predictions=predictions)
 
 
