@@ -47,11 +47,15 @@ def _other_than_default(cls: Any, given: dict[str, Any], shared: set[str]) -> di
 
 
 def show(console: Console, result: Any) -> None:
-    """Print a record, or the outline of a dry run."""
+    """Print a record, the notes of a plan, or the outline of a dry run."""
     from conceptkit.commands.grid import GridOutline
     from conceptkit.guide.outline import Outline
+    from conceptkit.records import GuidePlan
 
-    if isinstance(result, Outline):
+    if isinstance(result, GuidePlan):
+        for note in result.notes:
+            console.print(escape(note), style="dim")
+    elif isinstance(result, Outline):
         _show_outline(console, result)
     elif isinstance(result, GridOutline):
         for cell in result.cells:

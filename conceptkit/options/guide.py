@@ -56,6 +56,11 @@ class Guide(Guided):
     discourage: Names | None = None
     """Concepts to discourage, as above; latent:3 for three domains proposed from stain, latent:3+LAYER from stain and
     the network's features there; default: the study's."""
+    plan: bool = False
+    """Print how well concepts and frozen features predict the label, the smallest detectable difference and the
+    recommended arm, and stop."""
+    with_test: bool = False
+    """Show these AUCs on evaluation splits too; every result then says so."""
     arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
     """Networks to train, comma-separated, or all; default: baseline and guided, and balanced if a category is
     discouraged."""

@@ -5,7 +5,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsRecord
+from conceptkit.records.guide import Difference, GuidePlan, GuideRecord, GuideRun, RunsRecord
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
@@ -28,6 +28,7 @@ __all__ = [
     "Difference",
     "GridCell",
     "GridRecord",
+    "GuidePlan",
     "GuideRecord",
     "GuideRun",
     "Metric",
