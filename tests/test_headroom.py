@@ -55,7 +55,7 @@ def test_components_give_the_error_of_the_jackknife_weighted_or_not():
         jackknife = jackknife_error(pair[0].deleted - pair[1].deleted)
         assert found.error(sizes) == pytest.approx(jackknife, rel=0.06)
     one_row_each = difference_spread(y, first, second, np.arange(len(y)), np.ones(len(y)))
-    assert one_row_each.error(np.ones(len(y))) < 0.6 * jackknife  # rows are not independent
+    assert one_row_each.error(np.ones(len(y))) < 0.75 * jackknife  # rows are not independent
 
 
 def test_components_of_several_classes_are_the_mean_over_one_class_against_the_rest():
