@@ -28,6 +28,7 @@ from conceptkit.guide.outline import Outline, branches, trained_parameters, unfr
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, compared_pairs, declare, paired_differences
 from conceptkit.guide.search import Trial
+from conceptkit.guide.selection import Choice, candidate_arms, choices, select, training_centers
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
 from conceptkit.models.adapter import check_export, export_onnx
@@ -37,7 +38,7 @@ from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
 from conceptkit.records import GuidePlan, GuideRecord
-from conceptkit.records.guide import Headroom
+from conceptkit.records.guide import BASELINE, Headroom, Selection, reference_of
 from conceptkit.runs.opening import UNFINISHED, header, in_own_folder, open_source, run_folder
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
@@ -109,6 +110,38 @@ def _forecast(bench: PatchBench, plan: Plan, options: Guide) -> tuple[Headroom, 
     return found, lines(found, bench.study.group)
 
 
+def _select(
+    opened: _Opened, bench: PatchBench, arms: Sequence[str], options: Guide
+) -> tuple[Selection, PatchBench, list[str]]:
+    """Return the selection among candidates, the bench with the chosen options, and the arms to train."""
+    training = bench.setup.training
+    layers: tuple[str | None, ...] = options.layer or (None,)
+    augments = options.augment or (training.augment,)
+    candidates = choices(arms, layers, options.strength or (training.strength,), augments, _conditions(bench, 0))
+    training_centers(bench)  # refuses before other layers are opened
+    benches = {layers[0]: bench}
+
+    def bench_of(layer: str | None) -> PatchBench:
+        if layer not in benches:
+            own = options.replace(layer=(layer,))
+            benches[layer] = _bench(opened, _set_up(opened, own), own, bench.engine, bench.progress)
+        return benches[layer]
+
+    def conditions(own: PatchBench, choice: Choice) -> Conditions:
+        given = _conditions(own, _seeds(options)[0])
+        changed = dataclasses.replace(given.options, strength=choice.strength, augment=choice.augment)
+        return dataclasses.replace(given, options=changed)
+
+    found = select(candidates, bench_of, conditions, bench.progress)
+    best = next(choice for choice in candidates if choice.name == found.chosen)
+    chosen = bench_of(best.layer)
+    changed = dataclasses.replace(chosen.setup.training, strength=best.strength, augment=best.augment)
+    chosen.setup = dataclasses.replace(chosen.setup, training=changed)
+    reference = reference_of(arms)
+    others = [BASELINE] if best.arm == reference else [reference]
+    return found, chosen, list(dict.fromkeys([*others, best.arm]))
+
+
 def _outline(opened: _Opened, setup: Setup, options: Guide) -> Outline:
     network = build_model(setup.backbone, setup.tasks, setup.training, seed=0)
     numbers = trained_parameters(network, setup.training)
@@ -142,18 +175,26 @@ def _guide(
     check_processes(setup.training, setup.tasks, engine)
     bench = _bench(opened, setup, options, engine, progress)
     reading = bench.reading
-    arms, skipped = choose_arms(options.arms, _conditions(bench, _seeds(options)[0]))
-    bench.copies = max(ARMS[name].make(_conditions(bench, 0)).options.augment for name in arms)
-    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    given = _conditions(bench, _seeds(options)[0])
+    named = candidate_arms(given) if options.select and options.arms is None else options.arms
+    arms, skipped = choose_arms(named, given)
+    bench.copies = max(0, *(options.augment or ()), *(ARMS[name].make(given).options.augment for name in arms))
     found, of_plan = _forecast(bench, setup.plan, options)
     if notify is not None:
         notify(found.verdict)
+    selection = None
+    if options.select is not None:
+        selection, bench, arms = _select(opened, bench, arms, options)
+        setup, reading = bench.setup, bench.reading
+        skipped = [f"Selected {selection.chosen} among {len(selection.candidates)} candidates.", *skipped]
+    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    if notify is not None:
         sentences = [*of_plan, setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said]
         notify("\n".join([*sentences, *announced(primary)]))
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
     trained, spaces = _train(bench, arms, options, folder)
     notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said]
-    record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms, found)
+    record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms, found, selection)
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -285,6 +326,7 @@ def _record(
     primary: Contrast | None,
     arms: Sequence[str],
     found: Headroom,
+    selection: Selection | None,
 ) -> GuideRecord:
     study, setup, plan, reading = bench.study, bench.setup, bench.plan, bench.reading
     return GuideRecord(
@@ -317,5 +359,6 @@ def _record(
         effective_groups=reading.endpoints.effective(plan),
         runs=tuple(run.record for run in trained),
         differences=tuple(paired_differences(trained, plan, reading, primary=primary)),
+        selection=selection,
         **vars(found),
     )

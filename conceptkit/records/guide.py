@@ -164,6 +164,37 @@ class GuidePlan(Headroom):
         return {"schema": self.schema, "study": body.pop("study"), **body}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An arm with its options, scored on training centers that are left out."""
+
+    name: str
+    arm: str
+    layer: str | None
+    strength: float
+    augment: int
+    auc: float
+    """Mean over centers; NaN if a training diverged."""
+    centers: Mapping[str, float]
+    """Center → AUC within it, of a network that was trained on the others."""
+    difference: float
+    """Of ``auc`` and that of the reference."""
+    error: float
+    """Standard error of the difference over patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The candidates of a selection, and the chosen one."""
+
+    method: str
+    candidates: tuple[Candidate, ...]
+    reference: str
+    """Name of the candidate that is kept unless another is better by more than a standard error."""
+    chosen: str
+    """Name of the chosen candidate."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GuideRecord(RunsRecord, Headroom):
     """The result of ``guide``: trained runs and their paired differences."""
@@ -171,6 +202,8 @@ class GuideRecord(RunsRecord, Headroom):
     schema: ClassVar[str] = "conceptkit/guide/1"
     encourage: tuple[str, ...]
     discourage: tuple[str, ...]
+    selection: Selection | None = None
+    """How the arm was chosen; ``None`` without ``--select``."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return every number as a tidy table with columns run, seed, what, name, metric, value."""
