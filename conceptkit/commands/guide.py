@@ -106,40 +106,60 @@ def _plan(options: Guide, study: Any, *, progress: Progress | None, notify: Noti
 
 def _forecast(bench: PatchBench, plan: Plan, options: Guide) -> tuple[Headroom, list[str]]:
     """Return what is known before the training, and the sentences below its verdict."""
-    found = forecast(bench, plan, _conditions(bench, _seeds(options)[0]), with_test=options.with_test)
+    found = forecast(bench, plan, _conditions(bench, options, _seeds(options)[0]), with_test=options.with_test)
     return found, lines(found, bench.study.group)
 
 
+def _candidates(bench: PatchBench, arms: Sequence[str], options: Guide) -> list[Choice]:
+    """Return the candidates of a selection; refuse what cannot be selected before anything is computed."""
+    setup = bench.setup
+    if options.layer and setup.X is None:
+        if not setup.through:
+            raise InputError("layer: lists layers of --features, or with --select those that --through reads; set one.")
+        for layer in options.layer:
+            setup.backbone.layer(layer)
+    training_centers(bench)
+    strengths = options.strength or (setup.training.strength,)
+    augments = options.augment or (setup.training.augment,)
+    given, of_store = _conditions(bench, options, 0), setup.X is not None
+    return choices(arms, options.layer or (None,), strengths, augments, given, of_store=of_store)
+
+
 def _select(
-    opened: _Opened, bench: PatchBench, arms: Sequence[str], options: Guide
+    opened: _Opened, bench: PatchBench, candidates: Sequence[Choice], options: Guide
 ) -> tuple[Selection, PatchBench, list[str]]:
     """Return the selection among candidates, the bench with the chosen options, and the arms to train."""
-    training = bench.setup.training
-    layers: tuple[str | None, ...] = options.layer or (None,)
-    augments = options.augment or (training.augment,)
-    candidates = choices(arms, layers, options.strength or (training.strength,), augments, _conditions(bench, 0))
-    training_centers(bench)  # refuses before other layers are opened
-    benches = {layers[0]: bench}
+    of_store = bench.setup.X is not None
+    benches = {candidates[0].layer if of_store else None: bench}
 
     def bench_of(layer: str | None) -> PatchBench:
+        layer = layer if of_store else None
         if layer not in benches:
             own = options.replace(layer=(layer,))
             benches[layer] = _bench(opened, _set_up(opened, own), own, bench.engine, bench.progress)
         return benches[layer]
 
     def conditions(own: PatchBench, choice: Choice) -> Conditions:
-        given = _conditions(own, _seeds(options)[0])
-        changed = dataclasses.replace(given.options, strength=choice.strength, augment=choice.augment)
-        return dataclasses.replace(given, options=changed)
+        setup = _chosen(own.setup, choice)
+        given = _conditions(own, options, _seeds(options)[0])
+        return dataclasses.replace(given, options=setup.training, through=setup.through)
 
     found = select(candidates, bench_of, conditions, bench.progress)
     best = next(choice for choice in candidates if choice.name == found.chosen)
     chosen = bench_of(best.layer)
-    changed = dataclasses.replace(chosen.setup.training, strength=best.strength, augment=best.augment)
-    chosen.setup = dataclasses.replace(chosen.setup, training=changed)
-    reference = reference_of(arms)
+    chosen.setup = _chosen(chosen.setup, best)
+    reference = reference_of([choice.arm for choice in candidates])
     others = [BASELINE] if best.arm == reference else [reference]
     return found, chosen, list(dict.fromkeys([*others, best.arm]))
+
+
+def _chosen(setup: Setup, choice: Choice) -> Setup:
+    """Return a setup with the options of a candidate."""
+    training = dataclasses.replace(setup.training, strength=choice.strength, augment=choice.augment)
+    through = setup.through
+    if setup.X is None and choice.layer is not None:
+        through = tuple(dataclasses.replace(task, layer=choice.layer) for task in through)
+    return dataclasses.replace(setup, training=training, through=through)
 
 
 def _outline(opened: _Opened, setup: Setup, options: Guide) -> Outline:
@@ -175,16 +195,17 @@ def _guide(
     check_processes(setup.training, setup.tasks, engine)
     bench = _bench(opened, setup, options, engine, progress)
     reading = bench.reading
-    given = _conditions(bench, _seeds(options)[0])
+    given = _conditions(bench, options, _seeds(options)[0])
     named = candidate_arms(given) if options.select and options.arms is None else options.arms
     arms, skipped = choose_arms(named, given)
     bench.copies = max(0, *(options.augment or ()), *(ARMS[name].make(given).options.augment for name in arms))
+    candidates = _candidates(bench, arms, options) if options.select else []
     found, of_plan = _forecast(bench, setup.plan, options)
     if notify is not None:
         notify(found.verdict)
     selection = None
-    if options.select is not None:
-        selection, bench, arms = _select(opened, bench, arms, options)
+    if candidates:
+        selection, bench, arms = _select(opened, bench, candidates, options)
         setup, reading = bench.setup, bench.reading
         skipped = [f"Selected {selection.chosen} among {len(selection.candidates)} candidates.", *skipped]
     primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
@@ -209,7 +230,8 @@ def _guide(
 def _bench(
     opened: _Opened, setup: Setup, options: Guide, engine: TrainingEngine, progress: Progress | None
 ) -> PatchBench:
-    names = signed_names(setup.tasks)
+    encouraged, discouraged = signed_names(setup.tasks)
+    names = list(dict.fromkeys([*encouraged, *(task.name for task in setup.through)])), discouraged
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
     make = PatchBench if setup.X is None else FeatureBench
     return make(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
@@ -254,7 +276,7 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     opened, table = open_source(options, study)
     table = disturbed(table, options.disturb, seed=DISTURBED_SEED) if options.disturb else table
     both = options.encourage, options.discourage
-    stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both))
+    stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both), options.through)
     others = [goal for goal in stated if not is_latent(goal)]
     if len(others) < len(stated):  # before latent domains are read from pixels or activations, which takes time
         plan = make_plan(opened, table, concepts=concept_names(others), allow_leakage=options.allow_leakage)
@@ -263,8 +285,11 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     return _Opened(opened, table, stated, goals, latent)
 
 
-def _conditions(bench: PatchBench, seed: int) -> Conditions:
-    return Conditions.of(bench.data, bench.plan, bench.setup.tasks, bench.setup.kept, bench.setup.training, seed)
+def _conditions(bench: PatchBench, options: Guide, seed: int) -> Conditions:
+    setup = bench.setup
+    more = {"through": setup.through, "continued": setup.origin is not None, "residual": options.residual}
+    more["joint"] = options.bottleneck == "joint"
+    return Conditions.of(bench.data, bench.plan, setup.tasks, setup.kept, setup.training, seed, **more)
 
 
 def _named(arms: Sequence[str]) -> str:
@@ -277,7 +302,7 @@ def _train(
     """Train all networks, and return their runs and, of the first seed, the features that figures show."""
     trained, spaces = [], {}
     for seed, name in itertools.product(_seeds(options), arms):
-        arm = ARMS[name].make(_conditions(bench, seed))
+        arm = ARMS[name].make(_conditions(bench, options, seed))
         first = seed == _seeds(options)[0]
         if arm.fit is not None:
             trained += [arm.fit(bench, arm)] if first else []  # nothing of it depends on the seed
@@ -341,7 +366,7 @@ def _record(
             weights_sha256=setup.backbone.fingerprint(),
             label=study.label,
             classes=list(plan.classes),
-            encourage=[goal.name for goal in opened.stated if not goal.discouraged],
+            encourage=[goal.name for goal in opened.stated if not goal.discouraged and not goal.through],
             discourage=[goal.name for goal in opened.stated if goal.discouraged],
             seeds=list(_seeds(options)),
             n_resamples=0,
@@ -349,7 +374,7 @@ def _record(
             engine=dataclasses.asdict(bench.engine),
             latent=None if opened.latent is None else dataclasses.asdict(opened.latent),
             search=[dataclasses.asdict(trial) for trial in trials],
-            layers={task.name: task.layer for task in setup.tasks if task.layer is not None},
+            layers={task.name: task.layer for task in [*setup.tasks, *setup.through] if task.layer is not None},
             **dataclasses.asdict(setup.training),
         ),
         encourage=reading.encourage,

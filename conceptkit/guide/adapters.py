@@ -23,7 +23,7 @@ def features_for(table: PatchTable, study: Study, options: Guided) -> Features |
         when options are of a network on images, or a store has several layers and none is named
     """
     if not uses_files(table, study, options.features):
-        if options.feature_layer is not None:
+        if options.feature_layer is not None and getattr(options, "select", None) is None:
             raise InputError("layer: names a layer of --features, and none are given; see --unfreeze for a network's.")
         return None
     model = options.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,14 +143,14 @@ def _evidence(
     table_rows = {name: _drawn(rows) for name, rows in wanted.items()}
     every = np.unique(np.concatenate(list(table_rows.values())))
     chosen = np.searchsorted(bench.used, every)
-    arm = given.arm("headroom", given.tasks)
+    wanted = given.through or [t for t in given.tasks if not t.adversarial and t.name != MAIN]
+    options = given.options if given.continued else dataclasses.replace(given.options, trunk=())
+    arm = given.arm("headroom", [given.tasks[0], *wanted], options=options)
     features, *layers = frozen_features(bench, arm, chosen)
-    found = {None: None} | {task.layer: bench.setup.backbone.layer(task.layer) for task in given.tasks if task.layer}
+    found = {None: None} | {task.layer: bench.setup.backbone.layer(task.layer) for task in wanted if task.layer}
     of_layer = dict(zip(dict.fromkeys(found.values()), (features, *layers), strict=True))
     concepts = [
-        (of_layer[found[task.layer]], _columns(task.classes, bench.values(task.name)[chosen]))
-        for task in given.tasks
-        if not task.adversarial and task.name != MAIN
+        (of_layer[found[task.layer]], _columns(task.classes, bench.values(task.name)[chosen])) for task in wanted
     ]
     centers = np.full(len(every), -1)
     if has_centers(bench.data):

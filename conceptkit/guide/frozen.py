@@ -47,7 +47,7 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     weights = weights * balance_factors(shortcut, codes, power=arm.options.balance_main)
     scaler = StandardScaler().fit(X[train])
     groups = bench.plan.groups[bench.used][train]
-    fitted = _fit(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups)
+    fitted = fit_rows(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups, "logistic")
     logits = np.asarray(fitted.decision_function(scaler.transform(X)), dtype=np.float64).reshape(len(X), -1)
     return read_run(
         arm.name, arm.seed, None, (), arm.tasks, {MAIN: logits}, X.astype(np.float32), bench.plan, bench.reading
@@ -68,23 +68,33 @@ def frozen_features(bench: Bench, arm: Arm, rows: NDArray[np.intp]) -> list[Floa
         return [torch.cat([part.cpu() for part in column]).double().numpy() for column in zip(*parts, strict=True)]
 
 
-def _fit(X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp]) -> LogisticRegression:
-    """Return the regression with the penalty of least weighted log-loss on left-out groups."""
-    return solve(_model(choose_inverse(X, codes, weights, groups)), X, codes, weights)
+def fit_rows(
+    X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str
+) -> LogisticRegression:
+    """Return the regression with the penalty of :func:`choose_inverse`, which has the parameters and the errors."""
+    return solve(_model(choose_inverse(X, codes, weights, groups, arm)), X, codes, weights)
 
 
-def choose_inverse(X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp]) -> float:
+def choose_inverse(
+    X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str = "logistic"
+) -> float:
     """Return the inverse penalty of least weighted log-loss on left-out groups, that of the larger penalty on a tie.
 
     Parameters
     ----------
-    X : (n, d) standardised features
-    codes, weights, groups : (n,) class numbers, weights in the loss, group numbers
+    X : (n, d) standardised
+    codes, weights, groups : (n,) class numbers, weights, and group numbers of the rows
+    arm : for the errors
+
+    Raises
+    ------
+    InputError
+        when the rows have fewer than two groups, or no part of them has every class
     """
     numbers = np.unique(groups, return_inverse=True)[1]
     if numbers.max() < 1:
         raise InputError(
-            "arms: logistic chooses its penalty on left-out patients, and the training rows have only one."
+            f"arms: {arm} chooses its penalty on left-out patients, and the labelled training rows have only one."
         )
     classes = np.unique(codes)
     loss, tried = np.zeros(len(INVERSE_PENALTIES)), 0
@@ -98,7 +108,7 @@ def choose_inverse(X: Floats, codes: NDArray[np.intp], weights: Floats, groups: 
             found = model.predict_log_proba(X[left])
             loss[k] -= weights[left] @ found[np.arange(len(left)), np.searchsorted(classes, codes[left])]
     if not tried:
-        raise InputError("arms: logistic needs two training patients of every class to choose its penalty.")
+        raise InputError(f"arms: {arm} needs two training patients of every class to choose its penalty.")
     return INVERSE_PENALTIES[int(loss.argmin())]
 
 

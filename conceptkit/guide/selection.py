@@ -61,13 +61,21 @@ def choices(
     strengths: Sequence[float],
     augments: Sequence[int],
     given: Conditions,
+    *,
+    of_store: bool = False,
 ) -> list[Choice]:
-    """Return all combinations whose networks differ; :class:`InputError` for more than :data:`MOST`."""
+    """Return all combinations whose networks differ; :class:`InputError` for more than :data:`MOST`.
+
+    Parameters
+    ----------
+    of_store : whether layers are those of a store, on which every arm depends, or those that a bottleneck reads
+    """
     found = []
     for name in arms:
-        discourages = any(task.adversarial for task in ARMS[name].make(given).tasks)
-        own = strengths if discourages else strengths[:1]
-        found += list(itertools.starmap(Choice, itertools.product([name], layers, own, augments)))
+        tasks = ARMS[name].make(given).tasks
+        own = strengths if any(task.adversarial for task in tasks) else strengths[:1]
+        read = layers if of_store or any(task.through for task in tasks) else [None]
+        found += list(itertools.starmap(Choice, itertools.product([name], read, own, augments)))
     if len(found) > MOST:
         raise InputError(
             f"select: at most {MOST} candidates, got {len(found)}; list fewer arms, layers, strengths or augmentations."
@@ -116,7 +124,8 @@ def left_out_benches(bench: PatchBench) -> Iterator[tuple[str, PatchBench]]:
         labels, rest = (plan.codes[plan.rows[split]] for split in (LEFT_OUT, "train"))
         if len({*labels} - {-1}) < 2 or {*labels} > {*rest}:
             continue
-        setup = dataclasses.replace(bench.setup, tasks=_tasks(bench, plan, bench.setup.tasks))
+        tasks, through = (_tasks(bench, plan, own) for own in (bench.setup.tasks, bench.setup.through))
+        setup = dataclasses.replace(bench.setup, tasks=tasks, through=tuple(through))
         reading = Reading(LEFT_OUT, plan.rows[LEFT_OUT], {}, {}, (), (), bench.reading.folds, ())
         yield center, dataclasses.replace(bench, plan=plan, setup=setup, reading=reading, whole=bench, progress=None)
 

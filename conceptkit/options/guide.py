@@ -74,9 +74,16 @@ class Guide(Guided):
     the chosen arm; --arms, --layer, --strength and --augment may then list several values."""
     with_test: bool = False
     """Show these AUCs on evaluation splits too; every result then says so."""
+    through: Names | None = None
+    """Concepts of a bottleneck, CONCEPT or CONCEPT@LAYER: the main head of the arms through, through-balanced and
+    others reads nothing but predictions of them."""
+    bottleneck: str = option("sequential", choices=("sequential", "joint"))
+    """sequential: concept heads on the network as it is, then the main head; joint: trained with the network."""
+    residual: float | None = option(None, minimum=0)
+    """Penalty λ of a path past the bottleneck, from the features to the main task: the arm hybrid."""
     arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
-    """Networks to train, comma-separated, or all; default: baseline and guided, and balanced if a category is
-    discouraged."""
+    """Networks to train, comma-separated, or all; default: baseline and guided, balanced if a category is discouraged,
+    and with --through its arms and components."""
     layer: Names | None = None
     """Layer of an activation store with several; a list with --select."""
     strength: tuple[float, ...] | None = option(None, minimum=0)
