@@ -171,7 +171,7 @@ def test_json_into_a_file(study, here):
 
 def test_without_json_people_read_standard_output(probed, here):
     result = call("report", probed[0], "-o", "page.html")
-    assert result.stdout == "report written to page.html\n"
+    assert result.stdout == "report written to page.html\nclaims written to page.json\n"
     assert result.stderr == ""
 
 
