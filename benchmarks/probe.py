@@ -1,9 +1,9 @@
 """Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--layers N] [PART…].
 
-Parts: gram, himalaya, permutations, wide, arrays, study, null, coverage, coverage_classes. Each speed part does the same work
-on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours is timed
-on some of its identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a machine
-that others use too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
+Parts: gram, himalaya, permutations, wide, arrays, study, null, coverage, coverage_classes. Each speed part does the
+same work on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours
+is timed on some of its identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a
+machine that others use too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def _losses(
     ridge, held, (mean, scale) = fold.ridge, fold.held, scaling
     d, own = len(mean), (ridge.scale / scale).astype(np.float32)
     V, spectrum = ridge.vectors.astype(np.float32), ridge.spectrum
-    M = (of_train / own) @ V  # the values of a cell have the mean 0
+    # The values of a cell have the mean 0.
+    M: NDArray[np.float32] = ((of_train / own) @ V).astype(np.float32, copy=False)
     alpha = by_gcv(M, total, spectrum, owner, alphas, ridge.n).astype(np.float32)
     M /= (spectrum.astype(np.float32) + alpha[..., None]).reshape(M.shape)
     W = (M @ V.T) / own
