@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import f_oneway
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -71,6 +73,29 @@ def test_the_network_decodes_what_pixel_statistics_and_random_networks_do_not(dr
             rows, patches = zip(*null.generate(), strict=True)
         table = pd.DataFrame([{**row, **patch.concepts()} for row, patch in zip(rows, patches, strict=True)])
         assert decoded(pixel_statistics(np.stack([p.pixels for p in patches])), table, "count") > least
+
+
+def test_concepts_carry_over_to_every_unseen_center(drawn, features_of):
+    """Heads fitted on training centers; the control is the eosin of center H in version 1, where they did not."""
+    table, _ = drawn
+    train = (table["split"] == "train").to_numpy()
+    concepts = table[["count", "area"]].to_numpy()
+    ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
+    ridge.fit(features_of["tissue"][train], concepts[train])
+    for center in "EFGH":
+        rows = (table["center"] == center).to_numpy()
+        count, area = r2_score(concepts[rows], ridge.predict(features_of["tissue"][rows]), multioutput="raw_values")
+        assert count >= 0.75
+        assert area >= 0.4
+    first = dataclasses.replace(shortcut.UNSEEN["H"], eosin=(0.03, 0.94, 0.02))
+    drawn_again, found = [], []
+    for i in range(20):
+        rng = np.random.default_rng([5, i])
+        labels, fibres = shortcut.draw_nuclei(rng, rng.standard_normal(2))
+        drawn_again.append(shortcut.stained(rng, labels, first, np.zeros(2), fibres))
+        found.append((len(visible_nuclei(labels)), visible_nuclei(labels).mean() * MPP**2))
+    predicted = ridge.predict(features(np.stack(drawn_again), weights="tissue"))
+    assert (r2_score(np.array(found), predicted, multioutput="raw_values") < 0).all()
 
 
 def fall(X, table):

@@ -132,8 +132,9 @@ def demo(options: Demo, *, progress: Progress | None = None, notify: Notify | No
             shutil.rmtree(folder / name)
     seed = options.seed
     study = embedded_study("shortcut")
-    probed = run_probe(study, layers=["mixed4", "mixed10"], seed=seed, out=folder / "probe", progress=progress)
-    how: dict[str, Any] = {"through": ["area", "count"], "arms": ["balanced", "through-balanced"], "seeds": [seed]}
+    concepts = ["count", "area"]
+    probed = run_probe(study, layers=["mixed10"], concepts=concepts, seed=seed, out=folder / "probe", progress=progress)
+    how: dict[str, Any] = {"through": concepts, "arms": ["balanced", "through-balanced"], "seeds": [seed]}
     guided = run_guide(study, **how, out=folder / "guide", progress=progress)
     null = run_guide(embedded_study("null"), **how, out=folder / "null", progress=progress)
     path = write_report([probed, guided, null], folder / "report.html")
