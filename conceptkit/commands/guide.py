@@ -17,6 +17,7 @@ from conceptkit.families import ARMS
 from conceptkit.features.own_files import LAYER
 from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
+from conceptkit.guide.bottleneck_reading import Read, bottleneck_of, interventions, read_bottleneck
 from conceptkit.guide.building import build_model
 from conceptkit.guide.contrast import NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
@@ -123,10 +124,12 @@ def _guide(
     if notify is not None:
         lines = [setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said, *announced(primary)]
         notify("\n".join(lines))
+    wanted, unset = interventions(options.intervene, setup.through, opened.table, setup.plan)
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
-    trained, spaces = _train(bench, arms, options, folder)
-    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said]
+    trained, spaces, read = _train(bench, arms, options, folder, wanted)
+    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said, *unset]
     record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms)
+    record = dataclasses.replace(record, bottleneck=bottleneck_of(bench, setup.through, read)) if read else record
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -166,6 +169,9 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
     if options.nodes > 1 and out is None:
         raise InputError("nodes: several machines need one run folder that all of them see; set --out.")
     engine.check()
+    for name in ("residual", "intervene"):
+        if getattr(options, name) is not None and not options.through:
+            raise InputError(f"{name}: is of a bottleneck; name its concepts with --through.")
     return engine
 
 
@@ -194,10 +200,15 @@ def _named(arms: Sequence[str]) -> str:
 
 
 def _train(
-    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path
-) -> tuple[list[TrainedRun], dict[str, Spaces]]:
-    """Train all networks, and return their runs and, of the first seed, the features that figures show."""
-    trained, spaces = [], {}
+    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path, wanted: Sequence[tuple[str, ...]]
+) -> tuple[list[TrainedRun], dict[str, Spaces], list[Read]]:
+    """Train all networks.
+
+    Returns
+    -------
+    their runs; of the first seed, the features that figures show; of bottlenecks, what else is read
+    """
+    trained, spaces, read = [], {}, []
     for seed, name in itertools.product(_seeds(options), arms):
         arm = ARMS[name].make(_conditions(bench, options, seed))
         first = seed == _seeds(options)[0]
@@ -211,9 +222,10 @@ def _train(
         )
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
+        read += [found] if (found := read_bottleneck(bench, arm, outcome, wanted)) else []
         if first:
             spaces[arm.label] = bench.spaces(outcome)
-    return trained, spaces
+    return trained, spaces, read
 
 
 def _notes(bench: PatchBench, options: Guide, opened: _Opened, trials: Sequence[Trial]) -> list[str]:
