@@ -19,14 +19,22 @@ from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
 from conceptkit.guide.bottleneck_reading import Read, bottleneck_of, interventions, read_bottleneck
 from conceptkit.guide.building import build_model
-from conceptkit.guide.contrast import NONE, Contrast, announced
+from conceptkit.guide.contrast import GUIDED, NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.feature_bench import FeatureBench
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
 from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
 from conceptkit.guide.plan import make_plan
-from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, compared_pairs, declare, paired_differences
+from conceptkit.guide.reading import (
+    BOTTLENECKS,
+    Reading,
+    TrainedRun,
+    check_read_folds,
+    compared_pairs,
+    declare,
+    paired_differences,
+)
 from conceptkit.guide.search import Trial
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
 from conceptkit.guide.training import check_processes
@@ -120,7 +128,9 @@ def _guide(
     bench = make_bench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
     arms, skipped = choose_arms(options.arms, _conditions(bench, options, _seeds(options)[0]))
     bench.copies = max(ARMS[name].make(_conditions(bench, options, 0)).options.augment for name in arms)
-    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    runs = [run for run, _ in compared_pairs(arms)]
+    leading = next((name for name in BOTTLENECKS if name in runs), GUIDED)
+    primary, said = declare(options.primary, runs, setup.plan, reading, default=leading)
     if notify is not None:
         lines = [setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said, *announced(primary)]
         notify("\n".join(lines))
@@ -172,6 +182,8 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
     for name in ("residual", "intervene"):
         if getattr(options, name) is not None and not options.through:
             raise InputError(f"{name}: is of a bottleneck; name its concepts with --through.")
+    if options.residual == 0:
+        raise InputError("residual: must be above 0; without a penalty there is no bottleneck.")
     return engine
 
 

@@ -32,7 +32,7 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     """Columns within whose levels AUCs are computed too, besides the discouraged categories and the center."""
     primary: str | None = None
     """Primary contrast, declared before the run: RUN:SPLIT:METRIC, or none; default: the weighted AUC of the guided
-    network over unseen centers."""
+    network, or of the bottleneck, over unseen centers."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     dry_run: bool = False

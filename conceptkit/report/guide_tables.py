@@ -193,7 +193,9 @@ def bottleneck_tables(record: GuideRecord) -> list[Table]:
             digits=3,
         )
     ]
-    words = f"AUC on the rows that have the values, with a 95 % interval over {groups_word(record.group)}."
+    words = f"AUC on the rows that have the values, with a 95 % interval over {groups_word(record.group)}; weighted by "
+    words += "center and label where that is defined."
+    weighted = ("auc_weighted",)
     for name, title, caption, rows in (
         (
             "bottleneck-interventions",
@@ -209,6 +211,7 @@ def bottleneck_tables(record: GuideRecord) -> list[Table]:
             found.leakage,
         ),
     ):
+        defined = {(row.run, row.concepts, row.split) for row in rows if row.metric in weighted}
         tables.append(
             make_table(
                 name,
@@ -216,19 +219,19 @@ def bottleneck_tables(record: GuideRecord) -> list[Table]:
                 caption,
                 [
                     {
-                        "split": row.split,
                         "run": row.run,
+                        "split": row.split,
                         "concepts": ", ".join(row.concepts),
-                        "what": metric_name(row.metric.removesuffix("_weighted"))
-                        + (", weighted" if row.metric.endswith("_weighted") else ""),
+                        "AUC": "weighted" if row.metric in weighted else "plain",
                         "predicted": row.predicted,
                         "true": row.true,
                         **ends("difference", row.mean, row.low, row.high),
                     }
                     for row in rows
+                    if row.metric in weighted or (row.run, row.concepts, row.split) not in defined
                 ],
                 digits=3,
-                details=name == "bottleneck-interventions" and len({row.concepts for row in rows}) > 4,
+                apart=("run",),
             )
         )
     tables.append(
