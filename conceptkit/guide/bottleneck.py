@@ -155,7 +155,7 @@ def _fit_concept(task: Task, X: Floats, target: NDArray[np.generic], rows: Rows,
     for (_, left), (weights, intercept) in zip(splits, each, strict=True):
         of_part = np.isin(rows.groups, patients[np.unique(groups[left])])
         raw[of_part] = X[of_part] @ weights + intercept
-    return _columns(task, raw), whole
+    return columns_of(task, raw), whole
 
 
 def _ridge(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp], task: Task) -> Solution:
@@ -180,7 +180,7 @@ def _logistic(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp
     return every, shift
 
 
-def _columns(task: Task, raw: Floats) -> Floats:
+def columns_of(task: Task, raw: Floats) -> Floats:
     """Return what the main head reads (n, c) of raw outputs (n, nodes), as :meth:`GuidedModel.concepts` does."""
     if task.kind == CONTINUOUS:
         return raw
