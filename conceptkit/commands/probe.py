@@ -18,10 +18,12 @@ from conceptkit.features.encoders import Encoder, is_several, open_encoders
 from conceptkit.features.sources import PIXELS, PixelFeatures
 from conceptkit.features.store_files import size_text
 from conceptkit.models.inference import choose_device
+from conceptkit.models.linear_algebra import algebra_on
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import Probe
 from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.encoders import encoder_differences, layer_pairs
+from conceptkit.probe.linear_algebra import computed_by
 from conceptkit.probe.rows import (
     PAPER_NOTE,
     BaselineScores,
@@ -104,7 +106,8 @@ def probe(
         seed=options.seed,
     )
     fits: dict[tuple[str, str], Fit] = {}
-    rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
+    with computed_by(algebra_on(device)):
+        rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
     meanings = _meanings(options, plan, encoders, fits, rows, progress) if options.meaning else ()
     record = ProbeRecord(
         **header(

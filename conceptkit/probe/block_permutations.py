@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.blocks import Fold
+from conceptkit.probe.linear_algebra import product
 from conceptkit.probe.permutation import by_gcv, by_owner
 
 _ROWS = 2048
@@ -51,7 +52,7 @@ def cell_losses(
     squares = np.zeros((len(folds), c, 1))
     for k, rows, values in _some_rows(orders, fold, columns):
         Z = (X[rows].astype(np.float64) - mean) / scale
-        products[k] = products[k] + values.reshape(-1, len(rows)) @ Z.astype(np.float32)
+        products[k] = products[k] + product(values.reshape(-1, len(rows)), Z.astype(np.float32))
     for k in range(len(folds)):
         squares[k] = np.sum(columns[fold == k] ** 2, axis=0)[:, None]  # the same in every order
     apart = (means - mean) / scale * np.sqrt(np.bincount(cells))[:, None]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.conjugate_gradients import conjugate_gradients
+from conceptkit.probe.linear_algebra import eigh
 from conceptkit.probe.ridge import Moments, scale_of
 from conceptkit.probe.space import Space, leading_space
 
@@ -36,7 +37,7 @@ class BlockRidge:
             scale = scale_of(Moments(moments.n, moments.mean[:d], moments.scatter[:d, :d]))
         gram = moments.scatter[:d, :d] / scale
         gram /= scale[:, None]
-        spectrum, V = np.linalg.eigh(gram)
+        spectrum, V = eigh(gram)
         products = V.T @ (moments.scatter[:d, d:] / scale[:, None])
         return cls(d, moments.n, moments.mean, scale, np.maximum(spectrum, 0.0), V, products)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import best_alpha, left_out_error
+from conceptkit.probe.linear_algebra import product
 from conceptkit.probe.ridge import Eigenbasis, Split, factorise
 from conceptkit.probe.targets import Target
 
@@ -142,7 +143,7 @@ def row_losses(
     train, test = split
     values = np.ascontiguousarray(columns.T, dtype=np.float32)  # (c, n)
     c, b, n = len(values), len(orders), len(train)
-    M = np.empty((c * b, len(basis.spectrum)), dtype=np.float32)
+    M = np.zeros((c * b, len(basis.spectrum)), dtype=np.float32)
     first, second = np.zeros((c, b)), np.zeros((c, b))
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = train[start : start + _ROWS_AT_ONCE]
@@ -150,10 +151,7 @@ def row_losses(
         first += block.sum(2, dtype=np.float64)
         second += np.einsum("cbn,cbn->cb", block, block)
         A = basis.coordinates(rows, np.float32)
-        if start == 0:
-            np.matmul(block.reshape(c * b, -1), A, out=M)
-        else:
-            M += block.reshape(c * b, -1) @ A
+        M += product(block.reshape(c * b, -1), A)
     mean = first / n
     alpha = by_gcv(M, second - n * mean**2, basis.spectrum, owner, alphas, n)  # (c, b)
     for solutions, penalty in zip(M.reshape(c, b, -1), alpha.astype(np.float32), strict=True):
@@ -168,7 +166,7 @@ def row_losses(
             held = held - group_means(held, numbers)[numbers]
         A = held.astype(np.float32, copy=False)
         truth = np.take(values, orders.of(rows), axis=1) - mean[:, :, None].astype(np.float32)
-        read = (M @ A.T).reshape(truth.shape)
+        read = product(M, A.T).reshape(truth.shape)
         truth *= -2.0
         truth += read
         loss += np.einsum("cbn,cbn->cb", truth, read)

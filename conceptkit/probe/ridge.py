@@ -13,6 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dger
 
 from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.linear_algebra import eigh, product
 
 ALPHAS: Floats = np.logspace(-1, 6, 20)
 """Default penalties, for standardised columns."""
@@ -70,7 +71,7 @@ def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
 def _centred(block: Floats) -> Moments:
     mean = block.mean(0)
     C = block - mean
-    return Moments(len(block), mean, C.T @ C)
+    return Moments(len(block), mean, product(C.T, C))
 
 
 def gathered(parts: Iterable[Moments]) -> Moments:
@@ -199,7 +200,9 @@ class Eigenbasis:
         """Yield places among ``rows`` and their coordinates, a block at a time; computed in ``out``, if given."""
         V = self.vectors.astype(dtype, copy=False)
         for at, Z in self.standardised(rows):
-            A = np.matmul(Z.astype(dtype, copy=False), V, out=None if out is None else out[at])
+            A = product(Z.astype(dtype, copy=False), V)
+            if out is not None:
+                out[at] = A
             yield np.arange(at.start, at.start + len(A)), A
 
     def standardised(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
@@ -312,15 +315,14 @@ def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: M
     the eigenbasis, primal for n ≥ d, dual for n < d, which forms no d × d matrix and reads X in blocks
     """
     train = np.arange(len(X)) if train is None else train
-    # NumPy's divide and conquer: SciPy's default takes 100 times as long when dead units make the spectrum degenerate.
     if len(train) < X.shape[1]:
         mean, scale, products = _kernel(X, train)
-        spectrum, U = np.linalg.eigh(products[train])
+        spectrum, U = eigh(products[train])
         kept = spectrum > len(train) * np.finfo(np.float64).eps * max(spectrum[-1], 0.0)
         return Eigenbasis(X, train, mean, scale, spectrum[kept], U[:, kept] / np.sqrt(spectrum[kept]), products)
     known = row_moments(X, train) if moments is None else moments
     scale = scale_of(known)
-    spectrum, V = np.linalg.eigh(_standardised(known.scatter, scale))
+    spectrum, V = eigh(_standardised(known.scatter, scale))
     return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
 
 
@@ -397,7 +399,7 @@ def _kernel(X: NDArray[Any], train: NDArray[np.intp]) -> tuple[Floats, Floats, F
         mean[at], scale[at] = column_scale(block[train])
         block -= mean[at]
         block /= scale[at]
-        products += block @ block.T
+        products += product(block, block.T)
     return mean, scale, products[:, train]
 
 

@@ -24,6 +24,7 @@ from conceptkit.probe.alpha import (
     padded,
     without_mean,
 )
+from conceptkit.probe.linear_algebra import product
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Response
 
 ROUGH_FROM = 2**22
@@ -106,7 +107,7 @@ def rough_error(
         kept, H = without_mean(real, len(centred)), leverages(A, np.sqrt(shrink))
         of_reading = _ROUNDING * np.sqrt((length + row) @ squares.reshape(len(squares), -1) / sizes)
         of_reading = of_reading.reshape(len(real), len(alphas), -1)
-        fitted = (flat @ solutions.reshape(len(solutions), -1)).reshape(len(flat), len(alphas), -1)
+        fitted = product(flat, solutions.reshape(len(solutions), -1)).reshape(len(flat), len(alphas), -1)
         for i in range(len(alphas)):
             inverse = _inverse(kept - H[i])
             left = inverse @ padded((centred[some] - fitted[:, i]) @ mix, real)  # errors are linear in the target
