@@ -57,8 +57,7 @@ def _other_than_default(cls: Any, given: dict[str, Any], shared: set[str]) -> di
 def show(console: Console, result: Any) -> None:
     """Print a record, the notes of a plan, or the outline of a dry run."""
     from conceptkit.commands.grid import GridOutline
-    from conceptkit.guide.outline import Outline
-    from conceptkit.records import GuidePlan
+    from conceptkit.guide.outline import GuidePlan, Outline
 
     if isinstance(result, GuidePlan):
         for note in result.notes:

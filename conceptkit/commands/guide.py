@@ -25,7 +25,7 @@ from conceptkit.guide.feature_bench import FeatureBench
 from conceptkit.guide.forecast import forecast, lines
 from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
-from conceptkit.guide.outline import Outline, branches, trained_parameters, unfrozen
+from conceptkit.guide.outline import GuidePlan, Outline, branches, trained_parameters, unfrozen
 from conceptkit.guide.plan import Plan, make_plan
 from conceptkit.guide.reading import (
     BOTTLENECKS,
@@ -46,7 +46,7 @@ from conceptkit.models.checkpoints import MARKS, load_checkpoint
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.guide import Guide
 from conceptkit.pathology.disturbances import disturbed
-from conceptkit.records import GuidePlan, GuideRecord
+from conceptkit.records import GuideRecord
 from conceptkit.records.guide import BASELINE, Headroom, Selection, reference_of
 from conceptkit.runs.opening import UNFINISHED, header, in_own_folder, open_source, run_folder
 from conceptkit.tables.patches import PatchTable

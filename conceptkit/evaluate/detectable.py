@@ -27,8 +27,8 @@ class Spread:
 
     def error(self, sizes: Floats) -> float:
         """Return the standard error of the difference over groups of ``sizes`` rows (g,)."""
-        shared, own = self.correlation / effective_size(sizes), (1 - self.correlation) / sizes.sum()
-        return float(np.sqrt(self.variance * (shared + own)))
+        shared, single = self.correlation / effective_size(sizes), (1 - self.correlation) / sizes.sum()
+        return float(np.sqrt(self.variance * (shared + single)))
 
 
 def auc_components(y: NDArray[np.intp], score: Floats, weights: Floats) -> Floats:

@@ -53,7 +53,7 @@ def forecast(bench: PatchBench, plan: Plan, given: Conditions, *, with_test: boo
         "val": _effective(evidence.groups[evidence.rows["val"]]),
         "evaluation": effective_size(sizes),
     }
-    by_discouraged = {
+    decoded = {
         task.name: label_from(evidence, _columns(task.classes, bench.values(task.name)[chosen]))
         for task in given.tasks
         if task.adversarial
@@ -73,7 +73,7 @@ def forecast(bench: PatchBench, plan: Plan, given: Conditions, *, with_test: boo
     verdict, recommended = judged(found, detectable, chance, balanced=bool(given.balanced_by))
     return Headroom(
         headroom=found,
-        label_from_discouraged=by_discouraged,
+        label_from_discouraged=decoded,
         effective_patients=effective,
         detectable_difference=detectable,
         power=chance,
@@ -120,9 +120,9 @@ def lines(found: Headroom, group: str | None) -> list[str]:
         table.append([PLACES.get(place, f"on {place}"), *row])
     widths = [max(map(len, column)) + 3 for column in zip(*table, strict=True)]
     said = ["".join(map(str.ljust, row, widths)).rstrip() for row in table] if names else []
-    known = [f"{name} {value:.3f}" for name, value in found.label_from_discouraged.items() if np.isfinite(value)]
-    if known:
-        said.append(f"AUC of the main label by what is discouraged, on training rows: {', '.join(known)}.")
+    decoded = [f"{name} {value:.3f}" for name, value in found.label_from_discouraged.items() if np.isfinite(value)]
+    if decoded:
+        said.append(f"AUC of the main label by what is discouraged, on training rows: {', '.join(decoded)}.")
     units = "rows" if group is None else f"{group}s"
     counts = [f"{name} {value:.1f}" for name, value in found.effective_patients.items()]
     said.append(f"Effective number of {units}: {', '.join(counts)}.")

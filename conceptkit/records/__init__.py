@@ -5,7 +5,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.records.guide import Candidate, Difference, GuidePlan, GuideRecord, GuideRun, RunsRecord, Selection
+from conceptkit.records.guide import Candidate, Difference, GuideRecord, GuideRun, RunsRecord, Selection
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
@@ -29,7 +29,6 @@ __all__ = [
     "Difference",
     "GridCell",
     "GridRecord",
-    "GuidePlan",
     "GuideRecord",
     "GuideRun",
     "Metric",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from conceptkit.records.base import Record, as_body, frame_of
+from conceptkit.records.base import Record, frame_of
 from conceptkit.records.bottleneck import Bottleneck
 from conceptkit.records.texts import Metric
 
@@ -146,23 +146,6 @@ class Headroom:
     """Arm that the verdict recommends."""
     with_test: bool = False
     """Whether evaluation rows were looked at before the training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidePlan(Headroom):
-    """The result of ``guide --plan``."""
-
-    schema: ClassVar[str] = "conceptkit/guide-plan/1"
-
-    study: str
-    synthetic: bool = False
-    group: str | None = None
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts and lists, ``schema`` and ``study`` first."""
-        body = as_body(self)
-        return {"schema": self.schema, "study": body.pop("study"), **body}
 
 
 @dataclass(frozen=True, kw_only=True)
