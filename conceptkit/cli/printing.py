@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.encoders import Encoders
     from conceptkit.commands.extract import Extracted, NetworkLayers
     from conceptkit.commands.init import Started
+    from conceptkit.commands.make_splits import MadeSplits
     from conceptkit.commands.nuclei import NucleiScored, NucleiTrained
     from conceptkit.commands.predict import Predicted
     from conceptkit.commands.report import Demonstrated, Reported
@@ -155,8 +156,12 @@ def show_exported(console: Console, exported: Exported) -> None:
         console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 
 
-def show_splits(console: Console, counted: SplitCounts) -> None:
-    """Print the counts of a study."""
+def show_splits(console: Console, found: Any) -> None:
+    """Print the counts of a study, or the splits that were made."""
+    (_show_made_splits if hasattr(found, "parts") else _show_counts)(console, found)
+
+
+def _show_counts(console: Console, counted: SplitCounts) -> None:
     grid = Table(title="Patches by split, center and label", title_justify="left")
     for name in counted.columns:
         grid.add_column(escape(name))
@@ -164,6 +169,31 @@ def show_splits(console: Console, counted: SplitCounts) -> None:
         grid.add_row(*(escape(str(row[name])) for name in counted.columns))
     console.print(grid)
     _show_notes(console, counted.notes)
+
+
+def _show_made_splits(console: Console, made: MadeSplits) -> None:
+    grid = Table(title=f"Splits by patient (column {escape(made.column)})", title_justify="left")
+    labels = list(made.parts[0].labels)
+    has_centers, has_auc = made.parts[0].centers is not None, any(part.shortcut for part in made.parts)
+    for name in ("part", "share", "patients", *["centers"] * has_centers, "patches", *labels):
+        grid.add_column(escape(name))
+    if has_auc:
+        for name in ("AUC of center", "chance", "95 %"):
+            grid.add_column(name)
+    n = sum(part.patients for part in made.parts)
+    for part in made.parts:
+        cells = [part.name, f"{part.share:.1%}", f"{part.patients:,} ({part.patients / n:.1%})"]
+        cells += [str(part.centers)] * has_centers + [f"{part.patches:,}"]
+        cells += [f"{part.labels[name]:.1%}" for name in labels]
+        if has_auc:
+            found = part.shortcut
+            values = [math.nan] * 3 if found is None else [found.auc, found.chance, found.high]
+            cells += ["–" if math.isnan(value) else f"{value:.3f}" for value in values]
+        grid.add_row(*map(escape, cells))
+    console.print(grid)
+    _show_notes(console, made.notes)
+    if made.out is not None:
+        console.print(f"{len(made.frame):,} patches written to {escape(str(made.out))}")
 
 
 def show_report(console: Console, reported: Reported) -> None:
