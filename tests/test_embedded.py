@@ -75,27 +75,33 @@ def test_the_network_decodes_what_pixel_statistics_and_random_networks_do_not(dr
         assert decoded(pixel_statistics(np.stack([p.pixels for p in patches])), table, "count") > least
 
 
-def test_concepts_carry_over_to_every_unseen_center(drawn, features_of):
-    """Heads fitted on training centers; the control is the eosin of center H in version 1, where they did not."""
+def test_the_network_works_on_every_unseen_center(drawn, features_of):
+    """Features lie where those of training centers do; the control is the eosin of center H in version 1."""
     table, _ = drawn
     train = (table["split"] == "train").to_numpy()
-    concepts = table[["count", "area"]].to_numpy()
-    ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
-    ridge.fit(features_of["tissue"][train], concepts[train])
+    scaler = StandardScaler().fit(features_of["tissue"][train])
+    ridge = RidgeCV(alphas=np.logspace(-1, 5, 13))
+    ridge.fit(scaler.transform(features_of["tissue"][train]), table["count"][train])
+
+    def judged(X, count):
+        Z = scaler.transform(X)
+        return np.median(np.sqrt((Z**2).mean(1))), r2_score(count, ridge.predict(Z))
+
     for center in "EFGH":
         rows = (table["center"] == center).to_numpy()
-        count, area = r2_score(concepts[rows], ridge.predict(features_of["tissue"][rows]), multioutput="raw_values")
-        assert count >= 0.75
-        assert area >= 0.4
+        distance, score = judged(features_of["tissue"][rows], table["count"][rows])
+        assert distance < 2
+        assert score >= 0.75
     first = dataclasses.replace(shortcut.UNSEEN["H"], eosin=(0.03, 0.94, 0.02))
-    drawn_again, found = [], []
+    pixels, counts = [], []
     for i in range(20):
         rng = np.random.default_rng([5, i])
         labels, fibres = shortcut.draw_nuclei(rng, rng.standard_normal(2))
-        drawn_again.append(shortcut.stained(rng, labels, first, np.zeros(2), fibres))
-        found.append((len(visible_nuclei(labels)), visible_nuclei(labels).mean() * MPP**2))
-    predicted = ridge.predict(features(np.stack(drawn_again), weights="tissue"))
-    assert (r2_score(np.array(found), predicted, multioutput="raw_values") < 0).all()
+        pixels.append(shortcut.stained(rng, labels, first, np.zeros(2), fibres))
+        counts.append(len(visible_nuclei(labels)))
+    distance, score = judged(features(np.stack(pixels), weights="tissue"), counts)
+    assert distance > 4
+    assert score < 0
 
 
 def fall(X, table):
