@@ -98,7 +98,7 @@ def build(*, weights: str = "imagenet") -> nn.Module:
         )
     except OSError as error:
         raise InputError(
-            f"weights: {ResNet50_Weights.IMAGENET1K_V1.url} could not be fetched ({type(error).__name__}); put the file "
+            f"weights: {ResNet50_Weights.IMAGENET1K_V1.url} could not be fetched ({type(error).__name__}); put it "
             f"into {Path(torch.hub.get_dir()) / 'checkpoints'}."
         ) from None
     if start is None:
