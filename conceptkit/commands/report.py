@@ -29,7 +29,7 @@ class Reported:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
-        folders = {name: self.options.settings()[name] for name in ("latex", "csv", "figures")}
+        folders = {name: self.options.settings()[name] for name in ("latex", "csv", "figures", "projector")}
         runs = list(self.options.runs)
         return {"schema": "conceptkit/report/1", "study": self.study, "path": str(self.path), "runs": runs, **folders}
 
@@ -38,6 +38,7 @@ def report(options: Report, *, progress: Progress | None = None, notify: Notify 
     """Write one offline HTML page from run folders."""
     studies = dict.fromkeys(load_record(run_of(Path(run))).study for run in options.runs)
     into = {"latex": options.latex, "csv": options.csv, "figures": options.figures}
+    into["projector"] = options.projector
     path = write_report(options.runs, options.out, seed=options.seed, **into)
     return Reported(path=path, study=", ".join(studies), options=options)
 
@@ -49,9 +50,10 @@ def write_report(
     latex: str | Path | None = None,
     csv: str | Path | None = None,
     figures: str | Path | None = None,
+    projector: str | Path | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write one offline HTML page from run folders.
+    """Write one offline HTML page from run folders, and its claims as JSON next to it.
 
     Parameters
     ----------
@@ -60,6 +62,7 @@ def write_report(
     latex : folder for the tables as LaTeX (packages booktabs, graphicx)
     csv : folder for the tables as CSV, numbers in full
     figures : folder for the figures as SVG and PDF
+    projector : folder for the saved features, for the embedding projector of TensorBoard
     seed : of the UMAPs
 
     Returns
@@ -75,7 +78,7 @@ def write_report(
         raise InputError(f"out: must end in .html, got {str(out)!r}.")
     check_place("out", Path(out))
     check_at_least("seed", seed, 0)
-    places = {"latex": latex, "csv": csv, "figures": figures}
+    places = {"latex": latex, "csv": csv, "figures": figures, "projector": projector}
     for name, place in places.items():
         if place is not None:
             if Path(place).exists() and not Path(place).is_dir():

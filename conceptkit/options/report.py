@@ -28,6 +28,8 @@ class Report(Command):
     """Folder for the tables as CSV, numbers in full."""
     figures: str | Path | None = option(None, metavar="DIR")
     """Folder for the figures as SVG and PDF."""
+    projector: str | Path | None = option(None, metavar="DIR")
+    """Folder for the saved features with thumbnails, for the embedding projector of TensorBoard."""
     seed: int = option(0, minimum=0)
     """Seed of the UMAPs."""
 
@@ -44,3 +46,16 @@ class Demo(Command):
     """Folder for both runs and the page; an earlier demo in it is replaced."""
     seed: int = option(0, minimum=0)
     """Seed of training and resamples."""
+
+
+@declare
+class Verify(Command):
+    """Check every claim of a report against its run folders; exit code 1 if one does not hold."""
+
+    name = "verify"
+    example = "verify report.json"
+    runner = "conceptkit.commands.verify:verify"
+    caches = False
+
+    report: str | Path = option(argument=True, metavar="FILE")
+    """The claims that `report` wrote next to its page."""
