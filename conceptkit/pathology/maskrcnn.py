@@ -98,8 +98,8 @@ def build(*, weights: str = "imagenet") -> nn.Module:
         )
     except OSError as error:
         raise InputError(
-            f"weights: {ResNet50_Weights.IMAGENET1K_V1.url} could not be fetched ({type(error).__name__}); put the "
-            f"file into {Path(torch.hub.get_dir()) / 'checkpoints'}."
+            f"weights: {ResNet50_Weights.IMAGENET1K_V1.url} could not be fetched ({type(error).__name__}); put it "
+            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}."
         ) from None
     if start is None:
         for name, module in backbone.named_modules():
