@@ -9,6 +9,7 @@ from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsReco
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
+from conceptkit.records.robustness import RobustnessCell, RobustnessDifference, RobustnessRecord, RobustnessRow
 from conceptkit.records.texts import Metric, Note, concept_of
 
 __all__ = [
@@ -39,6 +40,10 @@ __all__ = [
     "ProbeRecord",
     "ProbeRow",
     "Record",
+    "RobustnessCell",
+    "RobustnessDifference",
+    "RobustnessRecord",
+    "RobustnessRow",
     "RunsRecord",
     "Score",
     "concept_of",

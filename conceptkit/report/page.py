@@ -63,10 +63,15 @@ def write_page(
     for write, place in ((write_latex, latex), (write_csv, csv), (write_figures, figures)):
         if place is not None:
             write(sections, place)
-    text = _render(sections, plots)
+    write_sections(sections, out, plots)
+    return out
+
+
+def write_sections(sections: Sequence[Section], out: Path, plots: Mapping[str, Any] | None = None) -> None:
+    """Write sections as one HTML file, with the interactive plots that they name."""
+    text = _render(sections, plots or {})
     # a name read from a file system may hold what UTF-8 cannot
     write_atomically(out, text.encode("utf-8", "replace").decode("utf-8"))
-    return out
 
 
 def _titles(records: Sequence[Record], folders: Sequence[Path]) -> list[str]:

@@ -18,6 +18,7 @@ from conceptkit.records import (
     PredictivityRecord,
     ProbeRecord,
     Record,
+    RobustnessRecord,
 )
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts
@@ -36,6 +37,8 @@ from conceptkit.report.prediction_parts import prediction_parts
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
 from conceptkit.report.probe_tables import probe_tables
 from conceptkit.report.provenance import provenance
+from conceptkit.report.robustness_figures import robustness_figures
+from conceptkit.report.robustness_tables import robustness_tables, robustness_verdicts
 from conceptkit.report.run_context import Context, read_context
 from conceptkit.report.table import Table
 from conceptkit.report.umap_parts import Plots, umap_parts
@@ -176,6 +179,15 @@ def _concept_maps(record: AttributeRecord, run: Run) -> list[Part]:
     return [Part(title="Concept maps", text=text, pictures=maps)] if maps else []
 
 
+def _index_layers(record: RobustnessRecord, run: Run) -> list[Part]:
+    drawings = robustness_figures(record)
+    text = (
+        "Robustness indices by layer, above, and the probes of label and center, below; bands are 95 % intervals over "
+        "patients."
+    )
+    return [Part(title="By layer", text=text, drawings=drawings)] if drawings else []
+
+
 def _bags(record: BagsRecord, run: Run) -> list[Part]:
     return [*_differences(record), *_training(record)]
 
@@ -204,6 +216,7 @@ KINDS: Mapping[type[Record], Kind] = {
     PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
     AttributeRecord: Kind("Attribution", attribution_tables, attribution_verdicts, parts=_concept_maps),
     AuditRecord: Kind("Audit", audit_tables, audit_verdicts, data=False),
+    RobustnessRecord: Kind("Robustness", robustness_tables, robustness_verdicts, above=_index_layers, data=False),
     BagsRecord: Kind("Bags", bag_tables, bag_verdicts, primary_verdict, parts=_bags, data=False),
 }
 """Class of record → what the report shows of it; the record of a new command is a new entry"""
