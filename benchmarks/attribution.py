@@ -25,7 +25,9 @@ from conceptkit.features.activations import read_activations, read_pixels
 from conceptkit.models.checkpoints import open_model
 from conceptkit.probe.adjustment import design
 from conceptkit.probe.targets import make_target
-from conceptkit.synthetic import CENTERS, MPP, PATIENT_SPREAD, TISSUES, Shift, cache_folder, draw_patch
+from conceptkit.synthetic import cache_folder
+from conceptkit.synthetic.null import CENTERS, PATIENT_SPREAD, TISSUES, Shift, draw_patch
+from conceptkit.synthetic.patch import MPP
 
 LAYER = "mixed10"
 FACTORS = {"area": 0.2, "nuclei": 0.25}
@@ -37,7 +39,7 @@ PATIENTS = 100
 
 def redrawn(checkpoint: str) -> None:
     """Print the change of the logit per unit, by drawing patches again and by derivatives."""
-    study = ck.embedded_study()
+    study = ck.embedded_study("null")
     data = study.load_table()
     rows = np.flatnonzero((data.frame["split"] == study.splits.read).to_numpy())
     backbone = open_model(checkpoint)

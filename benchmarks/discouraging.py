@@ -59,7 +59,8 @@ from conceptkit.models.guided import MAIN, Task
 from conceptkit.options.training import TrainingOptions
 from conceptkit.pathology.restaining import restained_at_random
 from conceptkit.probe.regression import RegressionConceptVector
-from conceptkit.synthetic import PATIENT_SPREAD, TISSUES, Center, Shift, draw_patch
+from conceptkit.synthetic.null import PATIENT_SPREAD, TISSUES, Shift, draw_patch
+from conceptkit.synthetic.patch import Center
 from conceptkit.tables.patches import load_table
 
 COPIES = 4

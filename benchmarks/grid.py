@@ -153,7 +153,7 @@ def main() -> None:
     if given.epochs is not None:
         command += ["--epochs", str(given.epochs), "--warmup", str(given.epochs // 2)]
     cells = (
-        ck.Grid(ablate=given.models, dry_run=True).run(ck.embedded_study()).cells
+        ck.Grid(ablate=given.models, dry_run=True).run(ck.embedded_study("null")).cells
     )  # draws the study too, which is not timed
     networks = sum(bool(cell.weighting) for cell in cells) * given.seeds
     with tempfile.TemporaryDirectory() as scratch:

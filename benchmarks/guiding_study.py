@@ -1,4 +1,4 @@
-"""What guiding shows on the embedded study (generated tissue), at default settings.
+"""What guiding shows on embedded:null (generated tissue), at default settings.
 
     python benchmarks/guiding_study.py [--seeds 5] [--only default|confounding|combining|bounds] [--frozen]
 
@@ -79,7 +79,7 @@ def guided(what, study, seeds, out, options):
 def default(seeds, folder, options):
     """Print what guiding does to the study as committed, and what it was meant to do."""
     heading("confounding")
-    record = guided("default", ck.embedded_study(), seeds, folder / "default", options)
+    record = guided("default", ck.embedded_study("null"), seeds, folder / "default", options)
     where = record.evaluated_on
     chance = mean(record, "guided", "leakage", "center", "chance")
     far = [abs(mean(record, name, "leakage", "center", "linear") - chance) for name in ("baseline", "guided")]
@@ -100,7 +100,9 @@ def confounding(seeds, folder, options):
     """Print the curve over confounding."""
     heading("confounding")
     for value in CONFOUNDINGS:
-        guided(f"{value:g}", ck.embedded_study(confounding=value), seeds, folder / f"confounding-{value}", options)
+        guided(
+            f"{value:g}", ck.embedded_study("null", confounding=value), seeds, folder / f"confounding-{value}", options
+        )
 
 
 def bounds(seeds, folder, options):
@@ -108,12 +110,12 @@ def bounds(seeds, folder, options):
     heading("bound")
     for value in BOUNDS:
         weighting = {"weighting": f"uncertainty-bounded:{value}"}
-        guided(f"{value}", ck.embedded_study(), seeds, folder / f"bound-{value}", {**options, **weighting})
+        guided(f"{value}", ck.embedded_study("null"), seeds, folder / f"bound-{value}", {**options, **weighting})
 
 
 def combining(seeds, folder, options):
     """Print each concept's R² alone, with the others, and with the center discouraged."""
-    study = ck.embedded_study()
+    study = ck.embedded_study("null")
     found = {}
     for concept in CONCEPTS:
         record = ck.run_guide(

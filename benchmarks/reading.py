@@ -43,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
-    study = ck.embedded_study()
+    study = ck.embedded_study("null")
     table = load_table(study.table)
     plan = make_plan(study, table, concepts=("area", "count", "center"))
     reading = Reading.of(table, study, plan, *CONCEPTS, 5)

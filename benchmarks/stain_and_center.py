@@ -88,7 +88,7 @@ def read(
 
 def embedded() -> None:
     """Read the center of the embedded study's evaluation patches, where it says nothing of the label."""
-    study = ck.embedded_study()
+    study = ck.embedded_study("null")
     data = study.load_table()
     data = data.select(data.frame["split"].isin(["internal", "external"]).to_numpy())
     images = np.stack([data.pixels(i) for i in range(len(data))])

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from conceptkit.records.probe import ProbeRecord as ProbeRecord
     from conceptkit.records.robustness import RobustnessRecord as RobustnessRecord
     from conceptkit.report.plotting import plot as plot
-    from conceptkit.synthetic import embedded_study as embedded_study
+    from conceptkit.synthetic.studies import embedded_study as embedded_study
     from conceptkit.tables.study import Study as Study
     from conceptkit.tables.study import load_study as load_study
 
@@ -63,7 +63,7 @@ _HOMES: dict[str, str] = {
     "InputError": "conceptkit.errors",
     "RegressionConceptVector": "conceptkit.probe.regression",
     "Study": "conceptkit.tables.study",
-    "embedded_study": "conceptkit.synthetic",
+    "embedded_study": "conceptkit.synthetic.studies",
     "from_settings": "conceptkit.options",
     "extract": "conceptkit.commands.extract",
     "load_adapter": "conceptkit.models.checkpoints",

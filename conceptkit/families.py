@@ -31,7 +31,10 @@ subcommand of ``adapt``"""
 ARMS: Registry[Any] = Registry(
     "arms",
     _in("guide.arms", "baseline", "balanced", "augmented", "guided", random="random_target", shuffled="shuffled")
-    | _in("guide.arms", "logistic"),
+    | _in("guide.arms", "logistic")
+    | _in("guide.bottleneck_arms", "through", **{"through-balanced": "through_balanced"})
+    | _in("guide.bottleneck_arms", "components", "hybrid")
+    | _in("guide.bottleneck_arms", **{f"through-{of}": f"through_{of}" for of in ("random", "shuffled")}),
     member="conceptkit.guide.arms:ArmKind",
 )
 """Networks that ``guide`` trains next to each other, see :func:`conceptkit.guide.arms.as_arm`; the first ones are

@@ -72,6 +72,12 @@ def fibres(rng, size=768):
     return np.clip(0.5 + 0.28 * field, 0, 1.4).astype(np.float32)
 
 
+def _rough(rng, power, size=768):
+    """Return a field of mean 0 and standard deviation 1 that is rough at every scale from 1 to 12 pixels."""
+    field = sum(s**power * noise(rng, s, size) for s in (0.7, 1.4, 2.8, 5.6))
+    return field / field.std()
+
+
 class Composer:
     """Places nuclei on tissue."""
 
@@ -84,6 +90,7 @@ class Composer:
         self.fibres = [fibres(rng) for _ in range(16)]
         self.clouds = [noise(rng, s, 768) for s in (6, 10, 16, 25, 40)]
         self.grains = [noise(rng, s, 768) for s in (0.8, 1.2, 2.0, 3.0)]
+        self.rough = [_rough(rng, power) for power in (0.2, 0.4, 0.6, 0.8)]
 
     def _crop(self, rng, fields):
         field = fields[rng.integers(len(fields))]
@@ -98,18 +105,19 @@ class Composer:
         if kind < 0.14:
             return self._as_it_is(rng)
         if kind < 0.55:
-            hematoxylin, other, labels, soft = self._laid_out(rng)
+            hematoxylin, floor, other, labels, soft = self._laid_out(rng)
         else:
-            hematoxylin, other, labels, soft = self._pasted(rng)
+            hematoxylin, floor, other, labels, soft = self._pasted(rng)
         eosin, cytoplasm, third = self._background(rng, labels)
         cytoplasm = cytoplasm + other * rng.choice([0.0, 0.3, 0.6])
         if rng.random() < 0.35:  # shrinkage leaves a pale rim
             rim = ndimage.gaussian_filter((ndimage.binary_dilation(labels > 0, iterations=3)).astype(np.float32), 1.0)
             fade = 1 - rng.uniform(0.3, 0.95) * rim
             eosin, cytoplasm = eosin * fade, cytoplasm * fade
-        eosin = eosin * (1 - soft * rng.uniform(0.1, 0.7))
-        # A nucleus is seen because it is darker than what is around it.
-        hematoxylin = np.maximum(hematoxylin, cytoplasm * rng.uniform(1.0, 1.3)) * soft + cytoplasm * (1 - soft)
+        eosin = eosin * (1 - soft * rng.uniform(0.1, 0.95))
+        # A nucleus is seen because it, or at least its rim, is darker than what is around it.
+        least = ndimage.gaussian_filter(cytoplasm, 3) * rng.uniform(1.0, 1.4) * floor
+        hematoxylin = np.maximum(hematoxylin, least) * soft + cytoplasm * (1 - soft)
         return np.stack([hematoxylin, eosin, third * (1 - soft)], axis=-1).astype(np.float32), labels
 
     def _window(self, rng, source, area):
@@ -146,25 +154,32 @@ class Composer:
         source = self.sources[rng.integers(len(self.sources))]
         dark, _, labels = self._window(rng, source, _area(rng))
         soft = ndimage.gaussian_filter((labels > 0).astype(np.float32), rng.uniform(0.5, 1.1))
-        return self._chromatin(rng, np.clip(dark, 0.15, 1.6), labels), np.clip(dark, 0, 1), labels, soft
+        return *self._chromatin(rng, np.clip(dark, 0.15, 1.6), labels), np.clip(dark, 0, 1), labels, soft
 
     def _chromatin(self, rng, dark, labels):
-        """Vary how dark nuclei are, and how pale inside."""
+        """Vary how dark nuclei are, and how pale inside; return it and, below 1, where they may be paler."""
         number = int(labels.max())
-        tone = np.exp(rng.normal(0, 0.18, number + 1)).astype(np.float32)
+        tone = np.exp(rng.normal(0, rng.uniform(0.1, 0.45), number + 1)).astype(np.float32)
         flat = 1 - rng.uniform(0, 0.7)  # contrast of the texture
         mean = np.ones(number + 1, dtype=np.float32)
         if number:
             sums = np.bincount(labels.ravel(), dark.ravel(), minlength=number + 1)
             mean = (sums / np.maximum(np.bincount(labels.ravel(), minlength=number + 1), 1)).astype(np.float32)
         dark = (mean[labels] + (dark - mean[labels]) * flat) * tone[labels]
-        if rng.random() < 0.5:  # vesicular: a dark rim around a pale inside, with nucleoli
-            distance = ndimage.distance_transform_edt(labels > 0)
-            pale = rng.uniform(0.15, 0.6) * (rng.random(number + 1) < rng.uniform(0.3, 1.0))
-            dark = dark * (1 - pale[labels] * (1 - np.exp(-distance / rng.uniform(1.5, 4))))
+        floor = np.ones_like(dark)
+        if rng.random() < 0.55:  # vesicular: a dark rim around a pale inside, with clumps and nucleoli
+            much = rng.random() < 0.5
+            pale = (rng.uniform(0.6, 1.0) if much else rng.uniform(0.15, 0.6)) * (
+                rng.random(number + 1) < rng.uniform(0.3, 1.0)
+            )
+            inner = 1 - np.exp(-np.square(depth_in(labels) / rng.uniform(1.2, 3.5)))
+            floor = 1 - pale[labels] * inner
+            dark = dark * floor
+            clumps = np.clip(self._crop(rng, self.rough) - rng.uniform(0.2, 1.2), 0, 1) * rng.uniform(0.1, 0.7)
             spots = np.clip(self._crop(rng, self.grains[2:]) - rng.uniform(1.4, 2.2), 0, 1)
-            dark = dark + spots * rng.uniform(0.2, 0.9)
-        return np.clip(dark * (1 + rng.uniform(0, 0.3) * self._crop(rng, self.grains)), 0.08, 2.0)
+            dark = dark + spots * rng.uniform(0.2, 0.9) + clumps * (1 - floor)
+        texture = rng.uniform(0, 0.3) * self._crop(rng, self.grains) + rng.uniform(0, 0.3) * self._crop(rng, self.rough)
+        return np.clip(dark * (1 + texture), 0.03, 2.0), floor
 
     def _pasted(self, rng):
         dark = np.zeros((SIZE, SIZE), np.float32)
@@ -183,7 +198,7 @@ class Composer:
         sizes = np.bincount(labels.ravel())
         labels[(sizes < 20)[labels]] = 0
         soft = ndimage.gaussian_filter((labels > 0).astype(np.float32), rng.uniform(0.5, 1.1))
-        return self._chromatin(rng, np.clip(dark, 0.15, 1.6), labels), np.zeros_like(dark), labels, soft
+        return *self._chromatin(rng, np.clip(dark, 0.15, 1.6), labels), np.zeros_like(dark), labels, soft
 
     def _paste_some(self, rng, kind, number, area, angle, packed, zone, dark, labels):
         bank = {"round": self.round, "long": self.long, "any": self.bank}[kind]
@@ -230,6 +245,14 @@ class Composer:
         first, second = (self._tissue(rng, membrane, distance) for _ in range(2))
         eosin, bluish = (a * mix + b * (1 - mix) for a, b in zip(first, second, strict=True))
         third = np.zeros_like(eosin)
+        if rng.random() < 0.5:  # what is dark and thin or small, and no nucleus
+            wisps = np.clip(self._crop(rng, self.fibres) - rng.uniform(0.7, 1.0), 0, 1) * rng.uniform(0, 1.5)
+            specks = np.clip(self._crop(rng, self.rough) - rng.uniform(1.0, 2.0), 0, 1) * rng.uniform(0, 0.7)
+            bluish = bluish + (wisps + specks + membrane * rng.uniform(0, 0.5)) * rng.uniform(0.1, 0.8)
+        if rng.random() < 0.3:  # cracks
+            crack = (self._crop(rng, self.fibres) - rng.uniform(0.9, 1.2)) * rng.uniform(3, 12)
+            open_tissue = 1 - np.clip(crack, 0, 1) * (distance > rng.uniform(0, 4))
+            eosin, bluish = eosin * open_tissue, bluish * open_tissue
         if rng.random() < 0.4:  # gaps and lumina
             gap = self._crop(rng, self.clouds) + 0.1 * self._crop(rng, self.grains) - rng.uniform(0.6, 1.8)
             white = np.clip(gap * rng.uniform(4, 15), 0, 1) * (distance > rng.uniform(1, 6))
@@ -246,18 +269,26 @@ class Composer:
 
     def _tissue(self, rng, membrane, distance):
         kind = rng.choice(
-            ["stroma", "muscle", "cytoplasm", "clear", "mucus", "glass"], p=[0.3, 0.12, 0.36, 0.1, 0.06, 0.06]
+            ["stroma", "muscle", "cytoplasm", "dark", "clear", "mucus", "glass"],
+            p=[0.26, 0.09, 0.38, 0.08, 0.09, 0.05, 0.05],
         )
-        cloud, grain = self._crop(rng, self.clouds), self._crop(rng, self.grains)
+        cloud, grain, rough = (self._crop(rng, fields) for fields in (self.clouds, self.grains, self.rough))
         if kind in ("stroma", "muscle"):
             fibre = self._crop(rng, self.fibres)
             power = rng.uniform(0.4, 1.0) if kind == "stroma" else rng.uniform(0.1, 0.4)
             eosin = rng.uniform(0.4, 1.1) * ((1 - power) + power * fibre * 1.4) * (1 + 0.15 * cloud)
-            return np.clip(eosin, 0, None), np.clip(rng.uniform(0, 0.25) * eosin + 0.03 * grain, 0, None)
-        if kind == "cytoplasm":
+            eosin = eosin * (1 + rng.uniform(0, 0.3) * rough)
+            return np.clip(eosin, 0, None), np.clip(rng.uniform(0, 0.3) * eosin + 0.03 * grain, 0, None)
+        if kind in ("cytoplasm", "dark"):
             eosin = rng.uniform(0.25, 0.9) * (1 + 0.2 * cloud + rng.uniform(0.03, 0.25) * grain)
-            eosin = eosin + membrane * rng.uniform(0, 0.5)
-            bluish = rng.uniform(0.02, 0.5) * (1 + 0.25 * cloud + rng.uniform(0.05, 0.3) * grain)
+            eosin = eosin * (1 + rng.uniform(0, 0.4) * rough) + membrane * rng.uniform(0, 0.5)
+            bluish = rng.uniform(0.02, 0.5) if kind == "cytoplasm" else rng.uniform(0.35, 0.75)
+            own = self._crop(rng, self.rough)
+            bluish = bluish * (1 + 0.25 * cloud + rng.uniform(0.05, 0.3) * grain + rng.uniform(0, 0.35) * own)
+            if rng.random() < 0.4:  # vacuoles
+                white = np.clip((self._crop(rng, self.rough) - rng.uniform(0.2, 1.3)) * rng.uniform(1, 5), 0, 1)
+                white = 1 - white * rng.uniform(0.3, 1.0)
+                eosin, bluish = eosin * white, bluish * white
             return np.clip(eosin, 0, None), np.clip(bluish, 0, None)
         if kind == "clear":
             eosin = 0.08 + membrane * rng.uniform(0.3, 1.2) + 0.04 * grain
@@ -278,6 +309,14 @@ class Composer:
             d = np.hypot((rows - y) * stretch, (columns - x) / stretch)
             out = np.maximum(out, (0.7 + 0.3 * d / radius) * np.clip(radius - d, 0, 1))
         return out * rng.uniform(0.7, 1.5)
+
+
+def depth_in(labels):
+    """Return the distance of each pixel to the rim of its own nucleus."""
+    cut = np.zeros(labels.shape, dtype=bool)
+    cut[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    cut[1:] |= labels[1:] != labels[:-1]
+    return ndimage.distance_transform_edt((labels > 0) & ~cut).astype(np.float32)
 
 
 def _area(rng):
@@ -347,6 +386,9 @@ class Painter:
         elif rng.random() < 0.6:
             sigma = rng.uniform(0.3, 1.6)
             light = ndimage.gaussian_filter(light, (sigma, sigma, 0))
+        elif rng.random() < 0.3:  # sharpened by the scanner
+            blurred = ndimage.gaussian_filter(light, (1.2, 1.2, 0))
+            light = light + rng.uniform(0.2, 1.0) * (light - blurred)
         if rng.random() < 0.3:
             light = 255 * np.power(np.clip(light, 0, 255) / 255, rng.uniform(0.8, 1.25))
         light = light + rng.normal(0, 1, light.shape).astype(np.float32) * np.float32(rng.uniform(0.5, 5))

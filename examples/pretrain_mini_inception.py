@@ -214,7 +214,14 @@ def predicted(model: MiniInception, images: Tensor) -> Tensor:
     return torch.cat([model(normalised(part)).argmax(1) for part in images.split(250)])
 
 
-def save_body(model: MiniInception, path: Path, *, seed: int, corpus: str) -> None:
+def save_body(
+    model: MiniInception,
+    path: Path,
+    *,
+    seed: int,
+    corpus: str,
+    script: str = "examples/pretrain_mini_inception.py",
+) -> None:
     """Write all but the last layer as float16 to ``path``, at one stroke, with its provenance as metadata."""
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     state = {k: v.contiguous() for k, v in state.items() if not k.startswith("fc.")}
@@ -224,7 +231,7 @@ def save_body(model: MiniInception, path: Path, *, seed: int, corpus: str) -> No
         "std": ", ".join(map(str, STD)),
         "corpus": corpus,
         "seed": str(seed),
-        "script": "examples/pretrain_mini_inception.py",
+        "script": script,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(state, temporary, metadata=metadata)

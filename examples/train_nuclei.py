@@ -82,9 +82,8 @@ class Unlabelled:
             with Image.open(path) as file:
                 image = np.asarray(file.convert("RGB"))
             image = np.asarray(Image.fromarray(image).resize((2 * image.shape[1], 2 * image.shape[0])))  # 20x
-            nucleus = model.maps(image)[0]
-            labels = model.segment(image, 0.25)
-            sure = (np.abs(nucleus - 0.5) > 0.35).astype(np.uint8)
+            labels, maps = model.segment_with_maps(image, 0.25)
+            sure = (np.abs(maps[0] - 0.5) > 0.35).astype(np.uint8)
             depth = np.where(labels > 0, np.maximum(1, np.round(255 * depth_of(labels))), 0).astype(np.uint8)
             self.images.append((image, depth, sure))
         areas = np.array([image.shape[0] * image.shape[1] for image, _, _ in self.images], dtype=float)
@@ -92,8 +91,11 @@ class Unlabelled:
 
     def draw(self, rng, painter):
         image, depth, sure = self.images[rng.choice(len(self.images), p=self.share)]
-        y, x = (int(rng.integers(0, max(1, n - CROP + 1))) for n in depth.shape)
-        parts = [a[y : y + CROP, x : x + CROP] for a in (image, depth, sure)]
+        for _ in range(4):  # a window that is not mostly glass, where one is found
+            y, x = (int(rng.integers(0, max(1, n - CROP + 1))) for n in depth.shape)
+            parts = [a[y : y + CROP, x : x + CROP] for a in (image, depth, sure)]
+            if parts[0].mean() < 215:
+                break
         matrix = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
         matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
         density = -np.log10(np.maximum(parts[0].astype(np.float32), 1) / 255)

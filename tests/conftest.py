@@ -48,10 +48,10 @@ def cache(tmp_path_factory):
 def embedded(cache, tmp_path_factory):
     """The embedded study, generated once for all processes: it takes longer than most files' tests."""
     base = tmp_path_factory.getbasetemp()
-    made = ck.embedded_study(cache=base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).table.parent
+    made = ck.embedded_study("null", cache=base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).table.parent
     if not (cache / made.name).exists():
         (cache / made.name).symlink_to(made)
-    return ck.embedded_study()
+    return ck.embedded_study("null")
 
 
 @pytest.fixture(scope="session")

@@ -391,7 +391,9 @@ def test_names_that_are_not_known():
         open_backbone("mini_inceptoin")
     with pytest.raises(InputError, match="weights: must be imagenet, random or a file; file w not found"):
         open_backbone("resnet50", "w")
-    with pytest.raises(InputError, match="weights: mini_inception has weights bundled and random, got 'imagenet'"):
+    with pytest.raises(
+        InputError, match="weights: mini_inception has weights bundled, tissue and random, got 'imagenet'"
+    ):
         open_backbone("mini_inception", "imagenet")
 
 

@@ -54,7 +54,7 @@ def test_the_embedded_study(
 ) -> None:
     script = example("embedded_study")
     # what the example calls, on some of its patients and for two epochs
-    small_table(ck.embedded_study()).to_csv(tmp_path / "few.csv", index=False)
+    small_table(ck.embedded_study("null")).to_csv(tmp_path / "few.csv", index=False)
     few: dict[str, Any] = {"table": tmp_path / "few.csv", "folds": 2}
     options = {"epochs": 2, "warmup": 1, "trunk": (8,)}
     monkeypatch.setattr(ck, "run_probe", functools.partial(ck.run_probe, permutations=0, **few))

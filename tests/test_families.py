@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import inspect
 import itertools
 import json
@@ -281,10 +282,11 @@ def test_an_arm_is_a_network_of_the_conditions_or_lacks_something(name):
     rows = {"train": np.arange(8), "val": np.arange(8, 12)}
     values = {"count": np.arange(12.0), "center": np.array(list("ABC") * 4)}
     main = Task(name=MAIN, kind="categorical", classes=("normal", "tumor"))
-    given = Conditions((main, COUNT, CENTER), 1, TrainingOptions(), 3, values.__getitem__, rows, 12)
+    more = {"through": (dataclasses.replace(COUNT, through=True),), "residual": 1.0}
+    given = Conditions((main, COUNT, CENTER), 1, TrainingOptions(), 3, values.__getitem__, rows, 12, **more)
     assert not kind.missing(given)
     arm = kind.make(given)
-    assert (arm.name, arm.seed, arm.tasks[0]) == (name, 3, main)
+    assert (arm.name, arm.seed, dataclasses.replace(arm.tasks[0], residual=False)) == (name, 3, main)
     assert {column.shape for column in arm.columns.values()} <= {(12,)}
     assert set(arm.columns) <= {task.name for task in arm.tasks}
 

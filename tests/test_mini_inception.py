@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,7 @@ from conceptkit.models.mini_inception import (
     LAYER_NAMES,
     MEAN,
     STD,
-    WEIGHTS_FILE,
+    WEIGHTS,
     ConvNormAct,
     MiniInception,
     load_mini_inception,
@@ -26,18 +25,21 @@ from conceptkit.models.mini_inception import (
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    path = Path(__file__).parents[1] / "examples" / "pretrain_mini_inception.py"
-    spec = importlib.util.spec_from_file_location("pretrain_mini_inception", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))  # as a script that is run finds the file beside it
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(path.parent))
-    del sys.modules[spec.name]
+def examples() -> Iterator[None]:
+    """Import examples as scripts that are run, which find the files beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def script(examples: None) -> ModuleType:
+    return importlib.import_module("pretrain_mini_inception")
+
+
+@pytest.fixture(scope="module")
+def pairs(examples: None) -> ModuleType:
+    return importlib.import_module("pretrain_on_pairs")
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,15 @@ def layer_shapes(model: MiniInception, size: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.parametrize(("name", "seen"), [("bundled", "no tissue"), ("tissue", "pairs of generated tissue")])
 class TestFile:
-    def test_is_small(self):
-        with resources.as_file(resources.files("conceptkit.models") / WEIGHTS_FILE) as path:
-            assert path.stat().st_size <= 4_000_000
+    def test_is_small(self, name, seen):
+        with resources.as_file(resources.files("conceptkit.models") / WEIGHTS[name]) as path:
+            assert path.stat().st_size <= 2_000_000
 
-    def test_says_where_it_comes_from(self):
+    def test_says_where_it_comes_from(self, name, seen):
         with (
-            resources.as_file(resources.files("conceptkit.models") / WEIGHTS_FILE) as path,
+            resources.as_file(resources.files("conceptkit.models") / WEIGHTS[name]) as path,
             safe_open(path, framework="pt") as stored,
         ):
             metadata = stored.metadata()
@@ -75,12 +78,13 @@ class TestFile:
         assert metadata["architecture"] == MiniInception.__name__
         assert metadata["mean"] == ", ".join(map(str, MEAN))
         assert metadata["std"] == ", ".join(map(str, STD))
-        assert "no tissue" in metadata["corpus"]
+        assert seen in metadata["corpus"]
         assert metadata["seed"].isdigit()
         assert (Path(__file__).parents[1] / metadata["script"]).is_file()
         assert kinds == {torch.float16, torch.int64}  # int64: the counters of batch normalisation
 
-    def test_is_finite_and_trained(self, pretrained):
+    def test_is_finite_and_trained(self, name, seen):
+        pretrained = load_mini_inception(weights=name)
         assert all(torch.isfinite(value).all() for value in pretrained.state_dict().values())
         assert {p.dtype for p in pretrained.parameters()} == {torch.float32}
         assert pretrained.stem[0].bn.num_batches_tracked > 100
@@ -245,3 +249,26 @@ class TestScript:
         assert keys == set(MiniInception().state_dict())
         assert torch.equal(weight, model.stem[0].conv.weight.half())
         assert [path.name for path in tmp_path.iterdir()] == ["body.safetensors"]
+
+
+class TestPairs:
+    """Pretraining on pairs of patches that show the same nuclei."""
+
+    def test_a_pair_shares_its_nuclei_and_neighbours_share_a_slide(self, pairs, monkeypatch):
+        seen: list[tuple[tuple[float, ...], object]] = []
+        monkeypatch.setattr(pairs, "placed", lambda rng, areas, irregularity: (*areas, irregularity))
+        monkeypatch.setattr(pairs, "stained", lambda rng, labels, center, *_: seen.append((labels, center)))
+        for index in (0, 1, 2):
+            pairs.draw_pair(5, index, 3)
+        nuclei, slides = zip(*seen, strict=True)
+        assert nuclei[0] == nuclei[1] != nuclei[2] == nuclei[3]
+        assert slides[1] == slides[2] != slides[0] == slides[5]
+
+    def test_contrast_is_the_cross_entropy_of_the_partner(self, pairs):
+        rng = np.random.default_rng(0)
+        one, other = rng.normal(size=(2, 5, 3))
+        rows = np.concatenate([one, other])
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        likeness = np.exp(rows @ rows.T / pairs.TEMPERATURE)
+        losses = [-np.log(likeness[i, (i + 5) % 10] / np.delete(likeness[i], i).sum()) for i in range(10)]
+        assert np.isclose(pairs.contrast(*map(torch.from_numpy, (one, other))).item(), np.mean(losses), rtol=1e-5)

@@ -115,6 +115,33 @@ def test_training_keeps_patients_apart_and_writes_weights(listed, monkeypatch):
     assert scored.exit_code == 0, scored.output
 
 
+def test_types_are_learned_and_given_where_masks_have_them(listed, monkeypatch):
+    for name, value in {"CROP": 64, "EVERY": 40, "THRESHOLDS": (0.5,), "APARTS": (1.5,)}.items():
+        monkeypatch.setattr(nucleus_training, name, value)
+    for k in range(3):
+        image, labels = np.asarray(Image.open(f"i{k}.png")).copy(), np.asarray(Image.open(f"m{k}.png"))
+        brown = (labels > 0) & (labels % 2 == 0)
+        image[brown] = image[brown][:, ::-1]
+        Image.fromarray(image).save(f"i{k}.png")
+        pairs = [f"{n},{'dead' if n % 2 == 0 else 'neoplastic'}" for n in np.unique(labels[labels > 0])[:-1]]
+        Path(f"t{k}.csv").write_text("\n".join(["label,type", *pairs]) + "\n")
+    table = pd.read_csv("images.csv", dtype=str).assign(types=[f"t{k}.csv" for k in range(3)])
+    table.to_csv("images.csv", index=False)
+    given = {"images": "images.csv", "start": "start.safetensors", "out": "w.safetensors", "device": "cpu"}
+    trained = NucleiTrain(**given, steps=40).run()
+    assert trained.types == ("dead", "neoplastic")
+    assert trained.recall > 0.85
+    assert NucleiTrain(**given, steps=1).run().recall < 0.8  # the control: not trained
+    again = NucleiTrain(**{**given, "start": "w.safetensors"}, steps=1).run()
+    assert again.types == trained.types
+    with pytest.raises(InputError, match="maskrcnn learns no types"):
+        NucleiTrain(**{**given, "start": "maskrcnn"}, type_names="1=dead,2=neoplastic").run()
+    Path("t0.csv").write_text("label,type\n1,dead\n")
+    table[:2].assign(types="t0.csv").to_csv("images.csv", index=False)
+    with pytest.raises(InputError, match=r"types: at least two types .* got dead only"):
+        NucleiTrain(**given).run()
+
+
 def test_patients_are_split_and_not_images():
     held_out = split(["a", "a", "b", "b", "c"], 0.2, 0)
     assert len(held_out) == 1

@@ -20,7 +20,7 @@ def test_every_public_object_is_in_an_example() -> None:
 
 def test_the_examples_run(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # For time: some patients and one random network.
-    monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
+    monkeypatch.setattr(ck, "embedded_study", lambda *_: ck.load_study(study))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "examples"}
     for block in BLOCKS:

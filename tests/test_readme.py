@@ -19,7 +19,7 @@ def test_the_python_lines_run(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # For time: 24 patients of the embedded study.
-    monkeypatch.setattr(ck, "embedded_study", lambda: ck.load_study(study))
+    monkeypatch.setattr(ck, "embedded_study", lambda *_: ck.load_study(study))
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
     exec(compile(code, "README.md", "exec"), {})  # the lines that a reader copies

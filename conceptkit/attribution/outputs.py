@@ -67,7 +67,7 @@ class _Node:
 
     def read(self, model: GuidedModel, reads: Mapping[str | None, Tensor]) -> Tensor:
         # Not model.outputs, whose reversal would change the sign of a discouraged head's gradient.
-        value: Tensor = model.heads[self.task.name](reads[self.task.layer])[:, self.number] * self.factor + self.shift
+        value: Tensor = model.output(self.task, reads)[:, self.number] * self.factor + self.shift
         return value
 
     def forward(self, model: GuidedModel) -> Callable[[Tensor], Tensor]:

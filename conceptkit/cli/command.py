@@ -19,7 +19,9 @@ from conceptkit.options.base import Command, Described, RecordCommand, StudyComm
 Show = Callable[[Console, Any], None]
 """Prints a result for people"""
 
-_STUDY = typer.Option("--study", help="Study file; default: conceptkit.toml here, else the embedded synthetic study.")
+_STUDY = typer.Option(
+    "--study", help="Study file, or embedded:NAME; default: conceptkit.toml here, else the embedded synthetic study."
+)
 _OUT = typer.Option("--out", "-o", help="Run folder; default: the next free one below runs/.", show_default=False)
 JSON = typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
 _VERBOSE = typer.Option("--verbose", help="Print the tables of controls and baselines too.")

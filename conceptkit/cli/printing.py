@@ -57,6 +57,9 @@ def show_nuclei_trained(console: Console, trained: NucleiTrained) -> None:
         f"{trained.score} {trained.aji:.3f} on {len(trained.validation)} validation images{before} "
         f"(step {trained.best_step} of {trained.steps}, {len(trained.training)} training images)"
     )
+    if trained.types:
+        right = "not measured" if trained.recall is None else f"{trained.recall:.0%} right (mean over types)"
+        console.print(f"types of the validation images' nuclei: {right}; {escape(', '.join(trained.types))}")
     console.print(f"weights written to {escape(trained.path)}")
 
 

@@ -112,12 +112,13 @@ def _guide(
     if options.export is not None:
         check_export(setup.backbone.module, options.export)
     check_processes(setup.training, setup.tasks, engine)
-    names = signed_names(setup.tasks)
+    encouraged, discouraged = signed_names(setup.tasks)
+    names = list(dict.fromkeys([*encouraged, *(task.name for task in setup.through)])), discouraged
     reading = Reading.of(opened.table, opened.study, setup.plan, *names, options.folds, options.within)
     make_bench = PatchBench if setup.X is None else FeatureBench
     bench = make_bench(opened.table, opened.study, setup.plan, reading, engine, progress, setup=setup)
-    arms, skipped = choose_arms(options.arms, _conditions(bench, _seeds(options)[0]))
-    bench.copies = max(ARMS[name].make(_conditions(bench, 0)).options.augment for name in arms)
+    arms, skipped = choose_arms(options.arms, _conditions(bench, options, _seeds(options)[0]))
+    bench.copies = max(ARMS[name].make(_conditions(bench, options, 0)).options.augment for name in arms)
     primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
     if notify is not None:
         lines = [setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said, *announced(primary)]
@@ -172,7 +173,7 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     opened, table = open_source(options, study)
     table = disturbed(table, options.disturb, seed=DISTURBED_SEED) if options.disturb else table
     both = options.encourage, options.discourage
-    stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both))
+    stated = read_goals(*((opened.encourage, opened.discourage) if both == (None, None) else both), options.through)
     others = [goal for goal in stated if not is_latent(goal)]
     if len(others) < len(stated):  # before latent domains are read from pixels or activations, which takes time
         plan = make_plan(opened, table, concepts=concept_names(others), allow_leakage=options.allow_leakage)
@@ -181,8 +182,11 @@ def _open(study: Any, options: Guide, progress: Progress | None) -> _Opened:
     return _Opened(opened, table, stated, goals, latent)
 
 
-def _conditions(bench: PatchBench, seed: int) -> Conditions:
-    return Conditions.of(bench.data, bench.plan, bench.setup.tasks, bench.setup.kept, bench.setup.training, seed)
+def _conditions(bench: PatchBench, options: Guide, seed: int) -> Conditions:
+    setup = bench.setup
+    more = {"through": setup.through, "continued": setup.origin is not None, "residual": options.residual}
+    more["joint"] = options.bottleneck == "joint"
+    return Conditions.of(bench.data, bench.plan, setup.tasks, setup.kept, setup.training, seed, **more)
 
 
 def _named(arms: Sequence[str]) -> str:
@@ -195,7 +199,7 @@ def _train(
     """Train all networks, and return their runs and, of the first seed, the features that figures show."""
     trained, spaces = [], {}
     for seed, name in itertools.product(_seeds(options), arms):
-        arm = ARMS[name].make(_conditions(bench, seed))
+        arm = ARMS[name].make(_conditions(bench, options, seed))
         first = seed == _seeds(options)[0]
         if arm.fit is not None:
             trained += [arm.fit(bench, arm)] if first else []  # nothing of it depends on the seed
@@ -257,7 +261,7 @@ def _record(
             weights_sha256=setup.backbone.fingerprint(),
             label=study.label,
             classes=list(plan.classes),
-            encourage=[goal.name for goal in opened.stated if not goal.discouraged],
+            encourage=[goal.name for goal in opened.stated if not goal.discouraged and not goal.through],
             discourage=[goal.name for goal in opened.stated if goal.discouraged],
             seeds=list(_seeds(options)),
             n_resamples=0,
@@ -265,7 +269,7 @@ def _record(
             engine=dataclasses.asdict(bench.engine),
             latent=None if opened.latent is None else dataclasses.asdict(opened.latent),
             search=[dataclasses.asdict(trial) for trial in trials],
-            layers={task.name: task.layer for task in setup.tasks if task.layer is not None},
+            layers={task.name: task.layer for task in [*setup.tasks, *setup.through] if task.layer is not None},
             **dataclasses.asdict(setup.training),
         ),
         encourage=reading.encourage,

@@ -16,6 +16,7 @@ from conceptkit.files.atomic import held
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.nuclei import NucleiScore, NucleiTrain
 from conceptkit.pathology.annotated import (
+    Annotated,
     AnnotatedList,
     Tile,
     draw_tiles,
@@ -48,6 +49,10 @@ class NucleiTrained:
     training: tuple[str, ...]
     """Images"""
     validation: tuple[str, ...]
+    types: tuple[str, ...] = ()
+    """Types of nuclei that the weights distinguish"""
+    recall: float | None = None
+    """Share of the validation images' nuclei whose type is right, mean over types"""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +134,9 @@ def train(options: NucleiTrain, *, progress: Progress | None = None, notify: Not
     if out.suffix != ".safetensors":
         raise InputError(f"out: must end in .safetensors, got {out}.")
     check_place("out", out)
-    listed = open_annotated(Path(options.images))
+    listed = open_annotated(Path(options.images), options.type_names)
+    if options.start == "maskrcnn" and options.type_names is not None:
+        raise InputError("type-names: maskrcnn learns no types of nuclei; use --from compact.")
     held_out = split(listed.patients, options.validation, options.seed)
     training = [k for k in range(len(listed)) if listed.patients[k] not in held_out]
     validation = [k for k in range(len(listed)) if listed.patients[k] in held_out]
@@ -166,17 +173,21 @@ def _train_compact(
 
     weights = BUNDLED if options.start == "compact" else Path(options.start)
     start = load_compact(weights, device=options.device)
-    names, samples = listed.table["image_id"].tolist(), []
+    names, samples, images = listed.table["image_id"].tolist(), [], []
     for number, one in enumerate(listed):
-        samples.append(sample_of(one.image, one.labels, one.mpp if np.isfinite(one.mpp) else None))
+        images.append(one)
         if progress is not None:
             progress("reading", number + 1, len(listed))
+    types = sorted({kind for k in training for kind in images[k].types.values()})
+    check_types(types, images)
+    samples = [sample_of(a.image, a.labels, a.mpp if np.isfinite(a.mpp) else None, a.types, types) for a in images]
     files = [file_state((listed.path.parent / p).absolute()) for c in ("image", "mask") for p in listed.table[c]]
     given = {k: v for k, v in options.settings().items() if k not in ("out", "images", "device")}
     trained, state = train_compact(
         [samples[k] for k in training],
         [samples[k] for k in validation],
         start,
+        types=types,
         steps=options.steps,
         patience=options.patience,
         seed=options.seed,
@@ -184,7 +195,7 @@ def _train_compact(
         key=part_key([file_state(weights.absolute()), given, files]),
         progress=None if progress is None else lambda done, total: progress("training", done, total),
     )
-    about = {"threshold": trained.threshold, "apart": trained.apart, "trained_on": len(training)}
+    about = {"threshold": trained.threshold, "apart": trained.apart, "types": types, "trained_on": len(training)}
     save_compact(trained.state, about, out)
     without = [names[k] for k in training if not samples[k].depth.any()]
     return NucleiTrained(
@@ -192,13 +203,27 @@ def _train_compact(
         start=str(options.start),
         steps=state.step,
         best_step=state.best_step,
-        aji=state.best,
+        aji=state.aji,
         before=state.history[0][1],
         score="AJI",
         training=tuple(names[k] for k in training),
         validation=tuple(names[k] for k in validation),
+        types=tuple(types),
+        recall=state.recall,
         notes=_without(without, "all of their pixels count as background"),
     )
+
+
+def check_types(types: list[str], images: list[Annotated]) -> None:
+    """Raise :class:`InputError` where one type only, or a type without a training image, would be learned."""
+    if len(types) == 1:
+        raise InputError(f"types: at least two types of nuclei are needed, got {types[0]} only.")
+    known = {kind for a in images for kind in a.types.values()}
+    if known - set(types):
+        raise InputError(
+            f"types: {', '.join(sorted(known - set(types)))} is in images of validation only; add images, or set "
+            "another --seed."
+        )
 
 
 def _train_maskrcnn(

@@ -135,8 +135,7 @@ def _losses(
     with torch.set_grad_enabled(with_gradient):
         reads = model.reads(*inputs.rest(*inputs.batch(rows, device)))
         return [
-            task_loss(task, model.heads[task.name](reads[task.layer]), targets[task.name][rows], bounded=True)
-            for task in model.tasks
+            task_loss(task, model.output(task, reads), targets[task.name][rows], bounded=True) for task in model.tasks
         ]
 
 

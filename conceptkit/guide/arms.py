@@ -44,10 +44,25 @@ class Conditions:
     """Number of used rows"""
     pixels: bool = True
     """Whether the rows have pixels"""
+    through: Sequence[Task] = ()
+    """Concepts of a bottleneck"""
+    continued: bool = False
+    """Whether training continues from a checkpoint, whose trunk is kept"""
+    joint: bool = False
+    """Whether a bottleneck is trained as a whole"""
+    residual: float | None = None
+    """Penalty λ of a path past the bottleneck; ``None`` without such an arm"""
 
     @classmethod
     def of(
-        cls, data: PatchTable, plan: Plan, tasks: Sequence[Task], kept: int, options: TrainingOptions, seed: int
+        cls,
+        data: PatchTable,
+        plan: Plan,
+        tasks: Sequence[Task],
+        kept: int,
+        options: TrainingOptions,
+        seed: int,
+        **more: Any,
     ) -> Conditions:
         """Return the conditions of a table's rows."""
         rows = {name: np.searchsorted(plan.used, own) for name, own in {**plan.rows, "train": plan.training}.items()}
@@ -56,7 +71,7 @@ class Conditions:
         def values(concept: str) -> NDArray[Any]:
             return used.concept(concept).values
 
-        return cls(tasks, kept, options, seed, values, rows, len(used), data.location is not None)
+        return cls(tasks, kept, options, seed, values, rows, len(used), data.location is not None, **more)
 
     @property
     def balanced_by(self) -> tuple[Task, ...]:
@@ -91,7 +106,8 @@ def as_arm(
     return lambda make: ArmKind(make, meaning, missing, default)
 
 
-def _no_balance(given: Conditions) -> str:
+def no_balance(given: Conditions) -> str:
+    """Return what is missing for a balanced main loss; empty if nothing is."""
     return "" if given.balanced_by else "needs a discouraged category and --balance-main above 0"
 
 
@@ -114,7 +130,7 @@ def baseline(given: Conditions) -> Arm:
     return given.arm("baseline", given.tasks[: given.kept], balanced_by=())
 
 
-@as_arm("the main task only, with the balanced main loss", missing=_no_balance, default=True)
+@as_arm("the main task only, with the balanced main loss", missing=no_balance, default=True)
 def balanced(given: Conditions) -> Arm:
     """Return the single-task network whose main loss is that of the guided one."""
     return given.arm("balanced", given.tasks[: given.kept])

@@ -24,6 +24,7 @@ from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.inputs import Inputs, inputs_for, pass_size, prepare_inputs
 from conceptkit.guide.objective import encode, joint_codes
 from conceptkit.guide.plan import Plan
+from conceptkit.guide.prefix import frozen_layers
 from conceptkit.guide.reading import Reading, TrainedRun, read_run
 from conceptkit.guide.search import Trial, search
 from conceptkit.guide.setup import Setup
@@ -63,6 +64,10 @@ class Arm:
     """Discouraged categories by which the main loss is balanced; ``None`` for those among the tasks"""
     fit: Callable[[Bench, Arm], TrainedRun] | None = None
     """How it is fitted, if it is not a network of the bench"""
+    solve: Callable[[Bench, Arm, GuidedModel, Inputs, Mapping[str, Tensor]], Trained] | None = None
+    """How its network is fitted to inputs and targets, if not by :func:`train`"""
+    penalty: float = 0.0
+    """λ of the residual path of a bottleneck, if its main task has one"""
 
     @property
     def label(self) -> str:
@@ -171,19 +176,24 @@ class Bench(ABC):
         targets[MAIN][np.searchsorted(self.used, self.plan.concept_rows)] = -1
         rows = {**self.at, "train": np.searchsorted(self.used, self.plan.training)}
         stage = f"{arm.name}, seed {arm.seed}"
+        progress = None if self.progress is None else at_stage(self.progress, f"training {stage}")
         try:
-            result = train(
-                network,
-                inputs,
-                targets,
-                rows,
-                arm.options,
-                seed=arm.seed,
-                engine=self.engine,
-                state=places.state,
-                log_to=places.logs,
-                shortcut=self.shortcut(arm),
-                progress=None if self.progress is None else at_stage(self.progress, f"training {stage}"),
+            result = (
+                arm.solve(self, arm, network, inputs, targets)
+                if arm.solve is not None
+                else train(
+                    network,
+                    inputs,
+                    targets,
+                    rows,
+                    arm.options,
+                    seed=arm.seed,
+                    engine=self.engine,
+                    state=places.state,
+                    log_to=places.logs,
+                    shortcut=self.shortcut(arm),
+                    progress=progress,
+                )
             )
         except DivergedError as error:
             folder = places.rescued or places.checkpoint
@@ -217,7 +227,8 @@ class PatchBench(Bench):
     """Receives how inputs are computed and returns them, from a file where they are kept"""
     copies: int = 0
     """Re-stained copies of each training patch, at most, of any network of the bench"""
-    _shared: Inputs | None = field(default=None, init=False)
+    _shared: dict[tuple[str, ...], Inputs] = field(default_factory=dict, init=False)
+    """Frozen layers that heads read → the rows, see :meth:`_inputs`"""
 
     @property
     def drawn(self) -> NDArray[np.intp]:
@@ -238,39 +249,40 @@ class PatchBench(Bench):
         return self._inputs(network).with_copies(options.augment)
 
     def _inputs(self, network: GuidedModel) -> Inputs:
-        if self._shared is None:
+        # The split lies where training begins, which is the same in all runs; a head on a layer before it needs more.
+        before = tuple(frozen_layers(network)) if network.layers else ()
+        if before not in self._shared:
+            keep = None if before else self.keep_inputs
+            self._shared[before] = self._compute(network) if keep is None else keep(lambda: self._compute(network))
+        return inputs_for(network, self._shared[before])
 
-            def compute() -> Inputs:
-                size = pass_size(self.engine.device)
-                rows = np.searchsorted(self.used, self.plan.scaled_on)  # never a row that validates or evaluates
-                parts = [_pixel_batches(self.data.select(self.used), size, self.progress)]
-                parts += [
-                    _pixel_batches(self.data.select(self.plan.scaled_on), size, self.progress, copy=copy)
-                    for copy in range(self.copies)
-                ]
-                found = prepare_inputs(
-                    network,
-                    self.setup.backbone,
-                    itertools.chain(*parts),
-                    batch_size=size,
-                    device=self.engine.device,
-                    cache=self.setup.training.cache,
-                )
-                if not self.copies:
-                    return found
-                copies = torch.arange(len(self.used))[:, None].repeat(1, self.copies)
-                made = len(self.used) + np.arange(self.copies * len(rows)).reshape(self.copies, -1).T
-                copies[rows] = torch.from_numpy(made)
-                return replace(found, copies=copies)
-
-            self._shared = compute() if self.keep_inputs is None else self.keep_inputs(compute)
-        # The split lies where training begins, which is the same in all runs.
-        return inputs_for(network, self._shared)
+    def _compute(self, network: GuidedModel) -> Inputs:
+        size = pass_size(self.engine.device)
+        rows = np.searchsorted(self.used, self.plan.scaled_on)  # never a row that validates or evaluates
+        parts = [_pixel_batches(self.data.select(self.used), size, self.progress)]
+        parts += [
+            _pixel_batches(self.data.select(self.plan.scaled_on), size, self.progress, copy=copy)
+            for copy in range(self.copies)
+        ]
+        found = prepare_inputs(
+            network,
+            self.setup.backbone,
+            itertools.chain(*parts),
+            batch_size=size,
+            device=self.engine.device,
+            cache=self.setup.training.cache,
+        )
+        if not self.copies:
+            return found
+        copies = torch.arange(len(self.used))[:, None].repeat(1, self.copies)
+        made = len(self.used) + np.arange(self.copies * len(rows)).reshape(self.copies, -1).T
+        copies[rows] = torch.from_numpy(made)
+        return replace(found, copies=copies)
 
     @property
     def notes(self) -> list[str]:
         """Return a note when the output of the frozen part could not be cached."""
-        whole = self._shared is not None and self._shared.preprocessing is not None
+        whole = any(inputs.preprocessing is not None for inputs in self._shared.values())
         return [NOTHING_CACHED] if whole and self.setup.training.cache != "off" else []
 
     def build(self, tasks: Sequence[Task], options: TrainingOptions, seed: int) -> GuidedModel:

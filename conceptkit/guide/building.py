@@ -63,7 +63,8 @@ def build_model(
             model.erasure.load_state_dict(origin.erasure.state_dict())
         kept = {task.name: task for task in origin.tasks}
         for task in ordered:
-            if task.name in kept and kept[task.name].layer == task.layer:
+            behind = task.name == MAIN and bool(model.through)  # reads predicted concepts, as no checkpoint before did
+            if task.name in kept and kept[task.name].layer == task.layer and not behind:
                 model.heads[task.name].load_state_dict(origin.heads[task.name].state_dict())
     for parameter in own.parameters():
         parameter.requires_grad_(False)

@@ -47,7 +47,7 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     weights = weights * balance_factors(shortcut, codes, power=arm.options.balance_main)
     scaler = StandardScaler().fit(X[train])
     groups = bench.plan.groups[bench.used][train]
-    fitted = _fit(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups)
+    fitted = fit_rows(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups, "logistic")
     logits = np.asarray(fitted.decision_function(scaler.transform(X)), dtype=np.float64).reshape(len(X), -1)
     return read_run(
         arm.name, arm.seed, None, (), arm.tasks, {MAIN: logits}, X.astype(np.float32), bench.plan, bench.reading
@@ -63,12 +63,26 @@ def frozen_features(bench: Bench, arm: Arm) -> Floats:
         return torch.cat([inputs.rest(*inputs.batch(rows, where))[0].cpu() for rows in parts]).double().numpy()
 
 
-def _fit(X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp]) -> LogisticRegression:
-    """Return the regression with the penalty of least weighted log-loss on left-out groups, the larger on a tie."""
+def fit_rows(
+    X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str
+) -> LogisticRegression:
+    """Return the regression with the penalty of least weighted log-loss on left-out groups, the larger on a tie.
+
+    Parameters
+    ----------
+    X : (n, d) standardised
+    codes, weights, groups : (n,) class numbers, weights, and group numbers of the rows
+    arm : for the errors
+
+    Raises
+    ------
+    InputError
+        when the rows have fewer than two groups, or no part of them has every class
+    """
     numbers = np.unique(groups, return_inverse=True)[1]
     if numbers.max() < 1:
         raise InputError(
-            "arms: logistic chooses its penalty on left-out patients, and the training rows have only one."
+            f"arms: {arm} chooses its penalty on left-out patients, and the labelled training rows have only one."
         )
     classes = np.unique(codes)
     loss, tried = np.zeros(len(INVERSE_PENALTIES)), 0
@@ -82,7 +96,7 @@ def _fit(X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np
             found = model.predict_log_proba(X[left])
             loss[k] -= weights[left] @ found[np.arange(len(left)), np.searchsorted(classes, codes[left])]
     if not tried:
-        raise InputError("arms: logistic needs two training patients of every class to choose its penalty.")
+        raise InputError(f"arms: {arm} needs two training patients of every class to choose its penalty.")
     return _solve(_model(INVERSE_PENALTIES[int(loss.argmin())]), X, codes, weights)
 
 

@@ -15,14 +15,16 @@ class Goal(NamedTuple):
     layer: str | None
     """Layer whose output the head reads; ``None`` for the end of the trunk"""
     discouraged: bool
+    through: bool = False
+    """Whether it is a concept of a bottleneck"""
 
     @classmethod
-    def of(cls, text: str, *, discouraged: bool) -> Goal:
+    def of(cls, text: str, *, discouraged: bool, through: bool = False) -> Goal:
         """Return the goal of ``CONCEPT`` or ``CONCEPT@LAYER``."""
         concept, at, layer = text.partition("@")
         if at and not (concept and layer):
             raise InputError(f"concept: must be CONCEPT or CONCEPT@LAYER, got {text!r}.")
-        return cls(concept, layer or None, discouraged)
+        return cls(concept, layer or None, discouraged, through)
 
     @property
     def name(self) -> str:
@@ -30,13 +32,28 @@ class Goal(NamedTuple):
         return self.concept if self.layer is None else f"{self.concept}@{self.layer}"
 
 
-def read_goals(encourage: Iterable[str] | None, discourage: Iterable[str] | None) -> list[Goal]:
-    """Return the goals of two options, encouraged ones first; :class:`InputError` when they repeat a concept."""
+def read_goals(
+    encourage: Iterable[str] | None, discourage: Iterable[str] | None, through: Iterable[str] | None = None
+) -> list[Goal]:
+    """Return the goals of options, encouraged ones first, those of a bottleneck last.
+
+    A concept of a bottleneck may be encouraged too. :class:`InputError` when an option repeats a concept, or one is
+    discouraged and wanted.
+    """
     goals = [Goal.of(text, discouraged=False) for text in encourage or ()]
     goals += [Goal.of(text, discouraged=True) for text in discourage or ()]
     if goals:
         check_distinct("encourage and discourage", [goal.concept for goal in goals])
-    return goals
+    read = [Goal.of(text, discouraged=False, through=True) for text in through or ()]
+    if read:
+        check_distinct("through", [goal.concept for goal in read])
+    discouraged = {goal.concept for goal in goals if goal.discouraged}
+    for goal in read:
+        if goal.concept in discouraged:
+            raise InputError(
+                f"through: {goal.concept} is discouraged too; drop it from one of the two, as the main head reads it."
+            )
+    return [*goals, *read]
 
 
 def concept_names(goals: Sequence[Goal]) -> list[str]:

@@ -55,6 +55,8 @@ class Setup:
     """One sentence that says what is trained"""
     X: Any = None
     """(n used rows, d) features on which an adapter is trained; ``None`` for a network on images"""
+    through: tuple[Task, ...] = ()
+    """Concepts of a bottleneck"""
 
 
 def set_up(
@@ -82,16 +84,21 @@ def set_up(
     names = concept_names(goals)
     for name in names:
         if name in (study.label, MAIN):
-            raise InputError(f"encourage and discourage: {name} is the main task itself.")
+            raise InputError(f"encourage, discourage and through: {name} is the main task itself.")
     features = features_for(table, study, options)
     if study.model is None and features is None:
         raise InputError("model: no model given; set --model, or model in the study file.")
     check_seeds(seeds)
     plan = make_plan(study, table, concepts=names, transductive=transductive, allow_leakage=allow_leakage)
-    learned, skipped = concept_tasks(table, plan, goals)
-    notes = [*notes_on(study, table, [*dict.fromkeys(t.name for t in learned), study.label]), *plan.notes, *skipped]
+    learned, skipped = concept_tasks(table, plan, [goal for goal in goals if not goal.through])
+    through = through_tasks(table, plan, [goal for goal in goals if goal.through])
+    notes = [
+        *notes_on(study, table, [*dict.fromkeys(t.name for t in [*learned, *through]), study.label]),
+        *plan.notes,
+        *skipped,
+    ]
     # Only the rows that scale a concept matter: an outlier among the others does not compress its values.
-    continuous = [task.name for task in learned if task.kind == "continuous"]
+    continuous = list(dict.fromkeys(task.name for task in [*learned, *through] if task.kind == "continuous"))
     notes += outlier_notes({name: table.concept(name).values[plan.scaled_on] for name in continuous})
     notes += [] if goals else [ONLY_BASELINE]
     X = None
@@ -128,7 +135,7 @@ def set_up(
     network = build_model(backbone, _once_each(tasks), training, seed=0, origin=origin)
     trains = trained_sentence(network, backbone, training, chosen=options.unfreeze is not None)
     _check_layers(tasks, backbone, frozen_layers(network))
-    return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains, X)
+    return Setup(plan, tasks, kept, backbone, origin, training, notes, skipped, trains, X, through)
 
 
 def _training(
@@ -203,6 +210,17 @@ def concept_tasks(table: PatchTable, plan: Plan, goals: Sequence[Goal]) -> tuple
     return usable(goals, make)
 
 
+def through_tasks(table: PatchTable, plan: Plan, goals: Sequence[Goal]) -> tuple[Task, ...]:
+    """Return the tasks of the concepts of a bottleneck; :class:`InputError` if one of them cannot be learned."""
+    found = []
+    for goal in goals:
+        try:
+            found += concept_tasks(table, plan, [goal])[0]
+        except InputError as error:
+            raise InputError(f"through: {str(error).removeprefix('concept: ')}") from None
+    return tuple(dataclasses.replace(task, through=True) for task in found)
+
+
 def signed_names(tasks: Sequence[Task]) -> tuple[list[str], list[str]]:
     """Return the encouraged and the discouraged concepts of some tasks."""
     concepts = [task for task in tasks if task.name != MAIN]
@@ -249,8 +267,9 @@ def balance_notes(training: TrainingOptions, tasks: Sequence[Task]) -> list[str]
     if not training.balance_main or not names:
         return []
     return [
-        f"The main loss of every network but the baseline is balanced: its rows are reweighted towards independence "
-        f"of label and {', '.join(names)} (balance_main {training.balance_main:g}); --balance-main 0 turns it off."
+        f"The main loss of every network but baseline and through is balanced: its rows are reweighted towards "
+        f"independence of label and {', '.join(names)} (balance_main {training.balance_main:g}); --balance-main 0 "
+        "turns it off."
     ]
 
 
@@ -262,6 +281,10 @@ def _continued(origin: GuidedModel, backbone: Backbone, tasks: list[Task]) -> li
     """Return the tasks of a checkpoint, then the new ones; refuse those that contradict the checkpoint."""
     known = {task.name: task for task in origin.tasks}
     main, *others = tasks
+    if any(task.through for task in origin.tasks):
+        raise InputError(
+            "model: it is a concept bottleneck, whose training does not continue; name the network it reads."
+        )
     if known[main.name].classes != main.classes:
         raise InputError(
             f"label: the checkpoint was trained on the classes {', '.join(known[main.name].classes)}, the table has "

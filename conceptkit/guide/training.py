@@ -192,7 +192,7 @@ def _finished(file: Path, loop: Loop) -> bool:
 def predict(
     model: GuidedModel, inputs: Inputs, *, batch_size: int = 256, device: str = "auto"
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return task → raw output (n, nodes), and the output (n, width) of the trunk, for all rows."""
+    """Return task → raw output (n, nodes), and what the main head reads (n, width), for all rows."""
     outputs: list[dict[str, Tensor]] = []
     shared: list[Tensor] = []
     n = len(inputs.tensors[0])
@@ -200,6 +200,6 @@ def predict(
         for start in range(0, n, batch_size):
             batch = inputs.batch(torch.arange(start, min(start + batch_size, n)), where)
             reads = model.reads(*inputs.rest(*batch))
-            shared.append(reads[None].cpu())
+            shared.append(model.represented(reads).cpu())
             outputs.append({name: output.cpu() for name, output in model.outputs(reads).items()})
     return {name: torch.cat([o[name] for o in outputs]) for name in outputs[0]}, torch.cat(shared)

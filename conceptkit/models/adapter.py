@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from conceptkit.errors import InputError, check_place
 from conceptkit.files.atomic import replacing
-from conceptkit.models.guided import GuidedModel
+from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel
 
 FEATURES = "features"
 """Architecture and weights of an adapter's backbone"""
@@ -118,6 +118,37 @@ def export_onnx(model: nn.Module, file: str | Path) -> Path:
     if not isinstance(model, GuidedModel) or not is_adapter(model):
         raise InputError("export: only an adapter, trained by guide on features, can be written as ONNX.")
     onnx, runtime = _onnx()
+    helper, inner = onnx.helper, model.backbone
+    assert isinstance(inner, Standardised)
+    nodes, weights = _steps(onnx, model)
+    floats = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "adapter",
+        [helper.make_tensor_value_info(FEATURES, floats, ["n", model.width])],
+        [helper.make_tensor_value_info(task.name, floats, ["n", task.nodes]) for task in model.tasks],
+        weights,
+    )
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    helper.set_model_props(whole, {"tasks": json.dumps([dataclasses.asdict(task) for task in model.tasks])})
+    onnx.checker.check_model(whole)
+    session = runtime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    noise = torch.randn(64, model.width, generator=torch.Generator().manual_seed(0))
+    rows = inner.mean.cpu() + inner.deviation.cpu() * noise
+    with torch.inference_mode():
+        expected = model(rows)
+    for name, found in zip(expected, session.run(list(expected), {FEATURES: rows.numpy()}), strict=True):
+        largest = max(float(expected[name].abs().max()), 1.0)
+        apart = float((torch.from_numpy(found) - expected[name]).abs().max())
+        if not apart <= AGREEMENT * largest:
+            raise InputError(f"export: the ONNX graph differs by {apart:.2g} at {name}; nothing was written.")
+    with replacing(Path(file)) as temporary:
+        temporary.write_bytes(whole.SerializeToString())
+    return Path(file)
+
+
+def _steps(onnx: Any, model: GuidedModel) -> tuple[list[Any], list[Any]]:
+    """Return the nodes of an adapter's graph, in the order in which they run, and their weights."""
     helper = onnx.helper
     nodes: list[Any] = []
     weights: list[Any] = []
@@ -144,34 +175,26 @@ def export_onnx(model: nn.Module, file: str | Path) -> Path:
         step("Sub", "erasure_centred", model.erasure.mean)
         step("Gemm", "erasure", model.erasure.matrix, model.erasure.mean, transB=1)
     end = at
-    for task in model.tasks:
+    for task in sorted(model.tasks, key=lambda task: task.name == MAIN and bool(model.through)):
         at = end
+        if task.name == MAIN and model.through:
+            read = []
+            for concept in model.through:
+                at = concept.name
+                if concept.kind != CONTINUOUS:
+                    step("Softmax", f"{at}.shares")
+                    step("Slice", f"{concept.name}.read", *map(torch.tensor, ([1], [len(concept.classes)], [1])))
+                read.append(at)
+            nodes.append(helper.make_node("Concat", read, ["concepts"], axis=1))
+            at = "concepts"
         head: Any = model.heads[task.name]
-        step("Gemm", task.name, head.weight, head.bias, transB=1)
-    floats = onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "adapter",
-        [helper.make_tensor_value_info(FEATURES, floats, ["n", model.width])],
-        [helper.make_tensor_value_info(task.name, floats, ["n", task.nodes]) for task in model.tasks],
-        weights,
-    )
-    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
-    helper.set_model_props(whole, {"tasks": json.dumps([dataclasses.asdict(task) for task in model.tasks])})
-    onnx.checker.check_model(whole)
-    session = runtime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
-    noise = torch.randn(64, model.width, generator=torch.Generator().manual_seed(0))
-    rows = inner.mean.cpu() + inner.deviation.cpu() * noise
-    with torch.inference_mode():
-        expected = model(rows)
-    for name, found in zip(expected, session.run(list(expected), {FEATURES: rows.numpy()}), strict=True):
-        largest = max(float(expected[name].abs().max()), 1.0)
-        apart = float((torch.from_numpy(found) - expected[name]).abs().max())
-        if not apart <= AGREEMENT * largest:
-            raise InputError(f"export: the ONNX graph differs by {apart:.2g} at {name}; nothing was written.")
-    with replacing(Path(file)) as temporary:
-        temporary.write_bytes(whole.SerializeToString())
-    return Path(file)
+        beside = model.residual if task.residual else None
+        step("Gemm", task.name if beside is None else "through", head.weight, head.bias, transB=1)
+        if beside is not None:
+            at = end
+            step("Gemm", "residual", beside.weight, torch.zeros(task.nodes), transB=1)
+            nodes.append(helper.make_node("Add", ["through", "residual"], [task.name]))
+    return nodes, weights
 
 
 def _onnx() -> tuple[Any, Any]:

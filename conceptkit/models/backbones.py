@@ -238,13 +238,16 @@ def weights_setting(backbone: Backbone, given: str | None) -> str:
 
 
 def _bundled(weights: str, seed: int) -> Backbone:
-    if weights not in ("bundled", "random"):
-        raise InputError(f"weights: {BUNDLED} has weights bundled and random, got {weights!r}.")
-    module = mini_inception.load_mini_inception(pretrained=weights == "bundled", seed=seed)
+    trained = weights in mini_inception.WEIGHTS
+    if not trained and weights != "random":
+        raise InputError(f"weights: {BUNDLED} has weights bundled, tissue and random, got {weights!r}.")
+    module = mini_inception.load_mini_inception(
+        pretrained=trained, seed=seed, weights=weights if trained else "bundled"
+    )
     return Backbone(
         module=module.eval(),
         name=BUNDLED,
-        weights=weights if weights == "bundled" else f"random:{seed}",
+        weights=weights if trained else f"random:{seed}",
         architecture=BUNDLED,
         arguments={},
         preprocessing=Preprocessing(mean=mini_inception.MEAN, std=mini_inception.STD),

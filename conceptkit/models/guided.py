@@ -37,6 +37,15 @@ class Task:
     """Whether the gradient into trunk and backbone is reversed (α = −1)"""
     layer: str | None = None
     """Layer of the backbone whose pooled output the head reads; ``None``: the trunk's end"""
+    through: bool = False
+    """Whether the main head reads this prediction, and of the network nothing but such predictions"""
+    residual: bool = False
+    """Of a main task behind predictions: whether its head also reads the trunk's end"""
+
+    @property
+    def columns(self) -> int:
+        """Return the columns that a main head reads of this prediction: a value, or the shares of all but one class."""
+        return 1 if self.kind == CONTINUOUS else len(self.classes) - 1
 
     @property
     def nodes(self) -> int:
@@ -134,6 +143,11 @@ class GuidedModel(nn.Module):
         end = trunk[-1] if trunk else width
         self.erasure = Erasure(end) if erases else None
         reads = {task.name: end if task.layer is None else self.widths[task.layer] for task in self.tasks}
+        self.through = tuple(task for task in self.tasks if task.through)
+        residual = [task for task in self.tasks if task.residual]
+        self.residual = nn.Linear(end, residual[0].nodes, bias=False) if residual else None
+        if self.through:
+            reads[MAIN] = sum(task.columns for task in self.through)
         self.heads = nn.ModuleDict({task.name: nn.Linear(reads[task.name], task.nodes) for task in self.tasks})
         self.reversals = nn.ModuleDict({task.name: GradientReversal() for task in self.tasks if task.adversarial})
 
@@ -160,9 +174,35 @@ class GuidedModel(nn.Module):
         """Return each task's raw output (n, nodes) from what :meth:`reads` returns."""
         found = {}
         for task in self.tasks:
-            x = reads[task.layer]
-            found[task.name] = self.heads[task.name](self.reversals[task.name](x) if task.adversarial else x)
+            if task.adversarial:
+                found[task.name] = self.heads[task.name](self.reversals[task.name](reads[task.layer]))
+            else:
+                found[task.name] = self.output(task, reads)
         return found
+
+    def output(self, task: Task, reads: Mapping[str | None, Tensor]) -> Tensor:
+        """Return the raw output (n, nodes) of one task, without a reversal."""
+        if task.name == MAIN and self.through:
+            return self.decide(self.concepts(reads), reads)
+        out: Tensor = self.heads[task.name](reads[task.layer])
+        return out
+
+    def concepts(self, reads: Mapping[str | None, Tensor]) -> Tensor:
+        """Return what a main head reads of predicted concepts (n, columns): z-scores, and shares of classes."""
+        parts = []
+        for task in self.through:
+            raw = self.heads[task.name](reads[task.layer])
+            parts.append(raw if task.kind == CONTINUOUS else raw.softmax(1)[:, 1:])
+        return torch.cat(parts, dim=1)
+
+    def decide(self, concepts: Tensor, reads: Mapping[str | None, Tensor]) -> Tensor:
+        """Return the main task's raw output (n, nodes) from concepts (n, columns), predicted or true."""
+        out: Tensor = self.heads[MAIN](concepts)
+        return out if self.residual is None else out + self.residual(reads[None])
+
+    def represented(self, reads: Mapping[str | None, Tensor]) -> Tensor:
+        """Return what the main head reads (n, width): predicted concepts behind a bottleneck, else the trunk's end."""
+        return self.concepts(reads) if self.through and self.residual is None else reads[None]
 
     def held_outputs(self, reads: Mapping[str | None, Tensor]) -> dict[str, Tensor]:
         """Return each discouraged task's raw output (n, nodes) without a gradient for its head's weights."""

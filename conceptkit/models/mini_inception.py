@@ -18,6 +18,12 @@ STD = (0.25, 0.25, 0.25)
 WEIGHTS_FILE = "mini_inception.safetensors"
 """File of the bundled weights next to this module, in float16."""
 
+TISSUE_FILE = "mini_inception_tissue.safetensors"
+"""File of the weights that were trained further on generated tissue, in float16."""
+
+WEIGHTS = {"bundled": WEIGHTS_FILE, "tissue": TISSUE_FILE}
+"""Name → file of trained weights"""
+
 LAYER_NAMES = tuple(f"mixed{i}" for i in range(11))
 """The blocks in the order in which they run."""
 
@@ -201,19 +207,20 @@ class MiniInception(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def load_mini_inception(*, pretrained: bool = True, seed: int | None = None) -> MiniInception:
+def load_mini_inception(*, pretrained: bool = True, seed: int | None = None, weights: str = "bundled") -> MiniInception:
     """Return the network in training mode without classes; the global random state does not change.
 
     Parameters
     ----------
-    pretrained : read the bundled weights, which ``examples/pretrain_mini_inception.py`` trained on drawn shapes and
-        textures; otherwise draw random ones
+    pretrained : read trained weights; otherwise draw random ones
     seed : of the initial weights (He et al., 2015: normal, variance 2 / fan-out); ``None`` for a new one every time
+    weights : which trained weights: ``bundled``, from ``examples/pretrain_mini_inception.py`` (drawn shapes and
+        textures), or ``tissue``, which ``examples/pretrain_on_pairs.py`` trained further on pairs of generated patches
     """
     with torch.random.fork_rng(devices=[]):  # layers draw their default weights on construction
         model = MiniInception()
     if pretrained:
-        with resources.as_file(resources.files("conceptkit.models") / WEIGHTS_FILE) as path:
+        with resources.as_file(resources.files("conceptkit.models") / WEIGHTS[weights]) as path:
             state = load_file(path)
         # Counters of batch normalisation are integers and stay so.
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)

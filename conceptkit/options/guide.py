@@ -56,9 +56,16 @@ class Guide(Guided):
     discourage: Names | None = None
     """Concepts to discourage, as above; latent:3 for three domains proposed from stain, latent:3+LAYER from stain and
     the network's features there; default: the study's."""
+    through: Names | None = None
+    """Concepts of a bottleneck, CONCEPT or CONCEPT@LAYER: the main head of the arms through, through-balanced and
+    others reads nothing but predictions of them."""
+    bottleneck: str = option("sequential", choices=("sequential", "joint"))
+    """sequential: concept heads on the network as it is, then the main head; joint: trained with the network."""
+    residual: float | None = option(None, minimum=0)
+    """Penalty λ of a path past the bottleneck, from the features to the main task: the arm hybrid."""
     arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
-    """Networks to train, comma-separated, or all; default: baseline and guided, and balanced if a category is
-    discouraged."""
+    """Networks to train, comma-separated, or all; default: baseline and guided, balanced if a category is discouraged,
+    and with --through its arms and components."""
     seed: int = option(0, minimum=0)
     """Seed of a single pair of networks."""
     seeds: tuple[int, ...] | None = option(None, parse=seed_list)

@@ -36,6 +36,9 @@ class NucleiTrain(AnnotatedOptions, Command):
     """Maximum number of steps of compact, a batch of 8 windows each; maskrcnn runs 50 epochs."""
     patience: int = option(4, minimum=1)
     """Validations (one every 100 steps) without a better AJI after which the training stops."""
+    type_names: str | None = None
+    """Also learn the types of nuclei that masks hold, compact only: a layout (pannuke, consep, lizard) or pairs such as
+    1=neoplastic,2=inflammatory; not needed where a column `types` names files with types in words."""
     validation: float = option(0.2, minimum=0.0, maximum=0.9)
     """Share of the patients that are held out; at least one is."""
     seed: int = option(0, minimum=0)

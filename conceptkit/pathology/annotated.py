@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from conceptkit.pathology.agreement import agreement
 from conceptkit.pathology.image_lists import read_list
 from conceptkit.pathology.images import check_upright, read_image
 from conceptkit.pathology.masks import read_mask
-from conceptkit.pathology.measuring import check_mask_shape
+from conceptkit.pathology.measuring import check_mask_shape, types_of
 from conceptkit.pathology.nuclei import Segmenter, check_resolution, find_in
 from conceptkit.pathology.scales import ASSUMED_MPP, read_scale
 
@@ -47,6 +47,8 @@ class Annotated:
     """Microns per pixel; NaN where unknown"""
     cells: dict[str, str]
     """The row of the list"""
+    types: dict[int, str] = field(default_factory=dict)
+    """Label → type, where known"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class AnnotatedList:
 
     path: Path
     table: pd.DataFrame
+    type_names: str | None = None
+    """What numbers of types mean; types are read where it is given, and where there is a column ``types``."""
 
     @functools.cached_property
     def patients(self) -> list[str]:
@@ -84,19 +88,20 @@ class AnnotatedList:
         check_bright(image, name)
         labels = read_mask(folder / cells["mask"], image.shape[:2], mpp)
         check_mask_shape(labels, image.shape, cells["mask"], f"its image {cells['image']}")
-        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32) + int(
-            labels.min() > 0
-        )
+        known = types_of(folder, cells["mask"], cells.get("types", ""), self.type_names)
+        numbers, inverse = np.unique(labels, return_inverse=True)
+        labels = inverse.reshape(labels.shape).astype(np.int32) + int(labels.min() > 0)
+        types = {k: known[int(n)] for k, n in enumerate(numbers, start=int(numbers[0] > 0)) if int(n) in known}
         check_areas(labels, mpp, cells["mask"])
-        return Annotated(name, self.patients[index], image, labels, mpp, cells)
+        return Annotated(name, self.patients[index], image, labels, mpp, cells, types)
 
 
-def open_annotated(path: Path) -> AnnotatedList:
+def open_annotated(path: Path, type_names: str | None = None) -> AnnotatedList:
     """Open a list of images with masks; raises :class:`InputError` when it is not one."""
     table = read_list(path)
     if (table["mask"] == "").all():
         raise InputError(f"{path}: a column mask is needed, with a label image for each image.")
-    return AnnotatedList(path, table)
+    return AnnotatedList(path, table, type_names)
 
 
 def check_bright(image: NDArray[np.uint8], name: str) -> None:

@@ -93,8 +93,24 @@ def depth_of(labels: NDArray[np.integer]) -> NDArray[np.float32]:
     return np.asarray(distance / most[labels], dtype=np.float32)
 
 
+def type_loss_of(maps: Tensor, kinds: Tensor) -> Tensor:
+    """Return the cross-entropy of the maps of types (n, types, h, w) where the type is known.
+
+    ``kinds`` (n, h, w) has the number of the type from 1, and 0 where there is none. All types that are present weigh
+    the same, however many their pixels.
+    """
+    here = (kinds > 0).flatten()
+    logits = maps.float().permute(0, 2, 3, 1).flatten(0, 2)[here]
+    truth = kinds.flatten()[here].long() - 1
+    if not len(truth):
+        return maps.sum() * 0
+    numbers = torch.bincount(truth, minlength=maps.shape[1])
+    weight = 1 / numbers.clamp(min=1).float()
+    return functional.cross_entropy(logits, truth, weight=weight)
+
+
 def loss_of(maps: Tensor, inside: Tensor, depth: Tensor, known: Tensor | None = None) -> Tensor:
-    """Return the loss of maps (n, 2, h, w) against nucleus or not and depth, (n, h, w) each.
+    """Return the loss of maps (n, 2 or more, h, w) against nucleus or not and depth, (n, h, w) each.
 
     Cross-entropy and Dice of the nuclear pixels, and cross-entropy of the depth, which counts double inside nuclei.
     ``known`` (n, h, w) is 0 where the truth is not known.

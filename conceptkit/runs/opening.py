@@ -32,6 +32,9 @@ Result = TypeVar("Result")
 UNFINISHED = "unfinished"
 """Folder, in a run folder, of the states from which a killed training continues"""
 
+EMBEDDED = "embedded:"
+"""What the name of an embedded study begins with"""
+
 N_RESAMPLES = 2000
 """Bootstrap resamples of groups behind each interval."""
 
@@ -41,11 +44,13 @@ def find_study(study: Any = None, table: Any = None) -> Study:
 
     Parameters
     ----------
-    study : see :func:`conceptkit.tables.study.load_study`
+    study : see :func:`conceptkit.tables.study.load_study`; or ``embedded:NAME``, see :func:`.embedded_study`
     table : path, or a table in memory, that replaces the study's. The bare name of the study's own table, as records
         state it, is that table
     """
-    if study is not None:
+    if isinstance(study, str) and study.startswith(EMBEDDED):
+        found = embedded_study(study.removeprefix(EMBEDDED))
+    elif study is not None:
         found = load_study(study)
     elif table is not None:
         return table_study(as_table(table))
