@@ -1,6 +1,6 @@
 """Coverage of the intervals of robustness indices, beside resampling that others use.
 
-    python benchmarks/robustness_coverage.py [COHORTS]
+    python benchmarks/robustness_coverage.py [COHORTS] [SEED]
 
 Cohorts of one design are drawn again and again from the same centers; patients, and their rows, are new each time. The
 truth is the mean of an index over all cohorts. Endpoint: the share of 95 % intervals that hold it; 0.93 to 0.98 is
@@ -11,6 +11,10 @@ cohorts of the first design:
 - `fixed`: bootstrap of patients with the neighbours of the whole cohort (percentiles), as croma.metrics.bootstrap does
 - `duplicates`: bootstrap in which a patient drawn twice is two patients, each with the other as its neighbour
 - `patches`: bootstrap of rows: the control that must fail
+
+With the first seed, 2028, the jackknife was Student's on the index itself: it held RI and MaRI in 0.90 to 0.92 of cohorts
+in `patients` and `few`, where they are near 1 or patients are few. RI, MaRI and the share below 0 are on the logit since.
+The second seed, 2029, measures that; the other intervals are compared with the first seed only.
 
 In the design `centers` the centers are new each time as well, and the interval over centers is scored. In `paired` the
 endpoint is the difference between two encoders of the same rows.
@@ -134,8 +138,8 @@ def resampled(X, found, rng):
             yield method, name, low[i], high[i]
 
 
-def study(design, number, cohorts):
-    rng = np.random.default_rng([SEED, number])
+def study(design, number, cohorts, seed):
+    rng = np.random.default_rng([seed, number])
     label_means = design.label_sd * rng.normal(size=(2, WIDTH))
     center_means = design.center_sd * rng.normal(size=(design.centers, WIDTH))
     values, ends, errors = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -156,7 +160,7 @@ def study(design, number, cohorts):
             values[name].append(one.mean)
             ends[method, name].append((one.low, one.high))
             errors[name].append(one.high - one.low)
-        if number == 0 and i < COMPARED:
+        if number == 0 and i < COMPARED and seed == SEED:
             for method, name, low, high in resampled(X, found, rng):
                 ends[method, name].append((low, high))
     for (method, name), found in sorted(ends.items()):
@@ -168,10 +172,11 @@ def study(design, number, cohorts):
 
 def main():
     cohorts = int(sys.argv[1]) if len(sys.argv) > 1 else 250
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else SEED
     start = time.perf_counter()
     print(f"{'design':14} {'interval':23} {'index':14} coverage")
     for number, design in enumerate(DESIGNS):
-        study(design, number, cohorts)
+        study(design, number, cohorts, seed)
     print(f"{time.perf_counter() - start:.0f} s")
 
 
