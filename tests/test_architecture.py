@@ -251,7 +251,7 @@ LATE = {
     "cli/adapt.py": (1, COMMAND_LINE),
     "cli/command.py": (1, COMMAND_LINE),
     "cli/console.py": (10, COMMAND_LINE),
-    "cli/guide.py": (2, COMMAND_LINE),
+    "cli/guide.py": (3, COMMAND_LINE),
     "commands/doctor.py": (3, "a broken package is what it reports"),
     "commands/nuclei.py": (4, "torch and torchvision take seconds, which a bad list or option must not wait for"),
     "commands/qupath.py": (2, "tracing and drawing take 40 to 100 MB, which an export of patches does not need"),
