@@ -17,8 +17,9 @@ from conceptkit.families import ARMS
 from conceptkit.features.own_files import LAYER
 from conceptkit.guide.arms import Conditions, choose_arms
 from conceptkit.guide.bench import ALIKE, PatchBench, Places, Spaces
+from conceptkit.guide.bottleneck_reading import Read, bottleneck_of, interventions, read_bottleneck
 from conceptkit.guide.building import build_model
-from conceptkit.guide.contrast import NONE, Contrast, announced
+from conceptkit.guide.contrast import GUIDED, NONE, Contrast, announced
 from conceptkit.guide.engine import TrainingEngine
 from conceptkit.guide.feature_bench import FeatureBench
 from conceptkit.guide.forecast import forecast, lines
@@ -26,7 +27,15 @@ from conceptkit.guide.goals import Goal, concept_names, read_goals
 from conceptkit.guide.latent import Latent, is_latent, with_latent
 from conceptkit.guide.outline import GuidePlan, Outline, branches, trained_parameters, unfrozen
 from conceptkit.guide.plan import Plan, make_plan
-from conceptkit.guide.reading import Reading, TrainedRun, check_read_folds, compared_pairs, declare, paired_differences
+from conceptkit.guide.reading import (
+    BOTTLENECKS,
+    Reading,
+    TrainedRun,
+    check_read_folds,
+    compared_pairs,
+    declare,
+    paired_differences,
+)
 from conceptkit.guide.search import Trial
 from conceptkit.guide.selection import Choice, candidate_arms, choices, select, training_centers
 from conceptkit.guide.setup import Setup, balance_notes, set_up, signed_names
@@ -208,14 +217,18 @@ def _guide(
         selection, bench, arms = _select(opened, bench, candidates, options)
         setup, reading = bench.setup, bench.reading
         skipped = [f"Selected {selection.chosen} among {len(selection.candidates)} candidates.", *skipped]
-    primary, said = declare(options.primary, [run for run, _ in compared_pairs(arms)], setup.plan, reading)
+    runs = [run for run, _ in compared_pairs(arms)]
+    leading = next((name for name in BOTTLENECKS if name in runs), GUIDED)
+    primary, said = declare(options.primary, runs, setup.plan, reading, default=leading)
     if notify is not None:
         sentences = [*of_plan, setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said]
         notify("\n".join([*sentences, *announced(primary)]))
+    wanted, unset = interventions(options.intervene, setup.through, opened.table, setup.plan)
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
-    trained, spaces = _train(bench, arms, options, folder)
-    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said]
+    trained, spaces, read = _train(bench, arms, options, folder, wanted)
+    notes = [*_notes(bench, options, opened, trials), _named(arms), *skipped, *said, *unset]
     record = _record(bench, options, opened, notes, trials, trained, folder, primary, arms, found, selection)
+    record = dataclasses.replace(record, bottleneck=bottleneck_of(bench, setup.through, read)) if read else record
     if engine.first:
         at = np.searchsorted(bench.used, bench.evaluated)
         bench.write_context(folder, trained, {run.label: run.trunk[at] for run in trained}, spaces)
@@ -269,6 +282,11 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
     if options.nodes > 1 and out is None:
         raise InputError("nodes: several machines need one run folder that all of them see; set --out.")
     engine.check()
+    for name in ("residual", "intervene"):
+        if getattr(options, name) is not None and not options.through:
+            raise InputError(f"{name}: is of a bottleneck; name its concepts with --through.")
+    if options.residual == 0:
+        raise InputError("residual: must be above 0; without a penalty there is no bottleneck.")
     return engine
 
 
@@ -297,10 +315,15 @@ def _named(arms: Sequence[str]) -> str:
 
 
 def _train(
-    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path
-) -> tuple[list[TrainedRun], dict[str, Spaces]]:
-    """Train all networks, and return their runs and, of the first seed, the features that figures show."""
-    trained, spaces = [], {}
+    bench: PatchBench, arms: Sequence[str], options: Guide, folder: Path, wanted: Sequence[tuple[str, ...]]
+) -> tuple[list[TrainedRun], dict[str, Spaces], list[Read]]:
+    """Train all networks.
+
+    Returns
+    -------
+    their runs; of the first seed, the features that figures show; of bottlenecks, what else is read
+    """
+    trained, spaces, read = [], {}, []
     for seed, name in itertools.product(_seeds(options), arms):
         arm = ARMS[name].make(_conditions(bench, options, seed))
         first = seed == _seeds(options)[0]
@@ -314,9 +337,10 @@ def _train(
         )
         outcome = bench.train(arm, places)
         trained.append(outcome.run)
+        read += [found] if (found := read_bottleneck(bench, arm, outcome, wanted)) else []
         if first:
             spaces[arm.label] = bench.spaces(outcome)
-    return trained, spaces
+    return trained, spaces, read
 
 
 def _notes(bench: PatchBench, options: Guide, opened: _Opened, trials: Sequence[Trial]) -> list[str]:

@@ -101,6 +101,10 @@ def make_plan(
     concept_rows = np.flatnonzero(free & outside)
     if len(concept_rows):
         notes.append(f"{len(concept_rows)} rows without a split and a label train the concepts.")
+    unlabelled = int((codes[rows["train"]] < 0).sum())
+    if unlabelled:
+        use = "train the concepts only" if concepts else "do not train"
+        notes.append(f"{unlabelled} of {len(rows['train'])} training rows have no label: they {use}.")
     if transductive and concepts:
         marks.append("transductive")
         others = [name for name in rows if name not in ("train", "val")]

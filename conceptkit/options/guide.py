@@ -33,7 +33,7 @@ class Guided(TableOptions, NetworkOptions, TrainingOverrides, RecordCommand):
     """Columns within whose levels AUCs are computed too, besides the discouraged categories and the center."""
     primary: str | None = None
     """Primary contrast, declared before the run: RUN:SPLIT:METRIC, or none; default: the weighted AUC of the guided
-    network over unseen centers."""
+    network, or of the bottleneck, over unseen centers."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     dry_run: bool = False
@@ -81,6 +81,8 @@ class Guide(Guided):
     """sequential: concept heads on the network as it is, then the main head; joint: trained with the network."""
     residual: float | None = option(None, minimum=0)
     """Penalty λ of a path past the bottleneck, from the features to the main task: the arm hybrid."""
+    intervene: Names | None = None
+    """Concepts of the bottleneck that get their true values in the evaluation, or none; default: each, and all."""
     arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
     """Networks to train, comma-separated, or all; default: baseline and guided, balanced if a category is discouraged,
     and with --through its arms and components."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from conceptkit.records.base import Record, frame_of
+from conceptkit.records.bottleneck import Bottleneck
 from conceptkit.records.texts import Metric
 
 if TYPE_CHECKING:
@@ -187,6 +188,8 @@ class GuideRecord(RunsRecord, Headroom):
     discourage: tuple[str, ...]
     selection: Selection | None = None
     """How the arm was chosen; ``None`` without ``--select``."""
+    bottleneck: Bottleneck = field(default_factory=Bottleneck)
+    """Of the networks that read predicted concepts only; empty without ``--through``."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return every number as a tidy table with columns run, seed, what, name, metric, value."""
