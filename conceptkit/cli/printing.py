@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from conceptkit.commands.encoders import Encoders
     from conceptkit.commands.extract import Extracted, NetworkLayers
     from conceptkit.commands.init import Started
+    from conceptkit.commands.make_splits import MadeSplits
     from conceptkit.commands.nuclei import NucleiScored, NucleiTrained
     from conceptkit.commands.predict import Predicted
     from conceptkit.commands.report import Demonstrated, Reported
     from conceptkit.commands.splits import SplitCounts
     from conceptkit.commands.status import RunStatus
     from conceptkit.commands.tile import Tiled
+    from conceptkit.commands.verify import Verified
     from conceptkit.pathology.measuring import Measured
     from conceptkit.pathology.viewers.exporting import Exported
 
@@ -155,8 +157,12 @@ def show_exported(console: Console, exported: Exported) -> None:
         console.print(f"In QuPath, open the images and run {out}/import.groovy (Automate > Script editor).")
 
 
-def show_splits(console: Console, counted: SplitCounts) -> None:
-    """Print the counts of a study."""
+def show_splits(console: Console, found: Any) -> None:
+    """Print the counts of a study, or the splits that were made."""
+    (_show_made_splits if hasattr(found, "parts") else _show_counts)(console, found)
+
+
+def _show_counts(console: Console, counted: SplitCounts) -> None:
     grid = Table(title="Patches by split, center and label", title_justify="left")
     for name in counted.columns:
         grid.add_column(escape(name))
@@ -166,19 +172,59 @@ def show_splits(console: Console, counted: SplitCounts) -> None:
     _show_notes(console, counted.notes)
 
 
+def _show_made_splits(console: Console, made: MadeSplits) -> None:
+    grid = Table(title=f"Splits by patient (column {escape(made.column)})", title_justify="left")
+    labels = list(made.parts[0].labels)
+    has_centers, has_auc = made.parts[0].centers is not None, any(part.shortcut for part in made.parts)
+    for name in ("part", "share", "patients", *["centers"] * has_centers, "patches", *labels):
+        grid.add_column(escape(name))
+    if has_auc:
+        for name in ("AUC of center", "chance", "95 %"):
+            grid.add_column(name)
+    n = sum(part.patients for part in made.parts)
+    for part in made.parts:
+        cells = [part.name, f"{part.share:.1%}", f"{part.patients:,} ({part.patients / n:.1%})"]
+        cells += [str(part.centers)] * has_centers + [f"{part.patches:,}"]
+        cells += [f"{part.labels[name]:.1%}" for name in labels]
+        if has_auc:
+            found = part.shortcut
+            values = [math.nan] * 3 if found is None else [found.auc, found.chance, found.high]
+            cells += ["–" if math.isnan(value) else f"{value:.3f}" for value in values]
+        grid.add_row(*map(escape, cells))
+    console.print(grid)
+    _show_notes(console, made.notes)
+    if made.out is not None:
+        console.print(f"{len(made.frame):,} patches written to {escape(str(made.out))}")
+
+
 def show_report(console: Console, reported: Reported) -> None:
     """Print what ``report`` wrote."""
     console.print(f"report written to {escape(str(reported.path))}")
     options = reported.options
     places = {"tables (LaTeX)": options.latex, "tables (CSV)": options.csv, "figures": options.figures}
+    places |= {"embeddings for the projector": options.projector}
+    console.print(f"claims written to {escape(str(reported.path.with_suffix('.json')))}")
     for what, place in places.items():
         if place is not None:
             console.print(f"{what} written to {escape(str(place))}")
 
 
+def show_verified(console: Console, verified: Verified) -> None:
+    """Print which claims of a report hold; those that do not, one by one."""
+    ways: dict[str, int] = {}
+    for claim in verified.claims:
+        if claim.holds:
+            ways[claim.how] = ways.get(claim.how, 0) + 1
+        else:
+            console.print(f"[bold red]✗[/] {escape(claim.path)}: {escape(claim.text)}")
+            console.print(f"    {escape(claim.how)}", style="dim")
+    held = ", ".join(f"{n} {how}" for how, n in ways.items())
+    console.print(f"{sum(ways.values())} of {len(verified.claims)} claims hold{f' ({held})' if held else ''}")
+
+
 def show_demo(console: Console, demonstrated: Demonstrated) -> None:
-    """Print both records of ``demo``."""
-    for record in (demonstrated.probe, demonstrated.guide):
+    """Print the records of ``demo``."""
+    for record in (demonstrated.probe, demonstrated.guide, demonstrated.null):
         show_record(console, record)
     console.print(f"report written to {escape(str(demonstrated.path))}")
 
@@ -251,6 +297,7 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "layers": show_layers,
     "encoders": show_encoders,
     "report": show_report,
+    "verify": show_verified,
     "demo": show_demo,
     "init": show_started,
     "status": show_status,

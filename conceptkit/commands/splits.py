@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from conceptkit.commands.make_splits import MadeSplits, make_splits
+from conceptkit.errors import InputError
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.study import Splits
 from conceptkit.pathology.outliers import outlier_notes
@@ -32,8 +34,12 @@ class SplitCounts:
 
 def splits(
     options: Splits, study: Any = None, *, progress: Progress | None = None, notify: Notify | None = None
-) -> SplitCounts:
-    """Count a study's patches, see :func:`count_splits`."""
+) -> SplitCounts | MadeSplits:
+    """Count a study's patches, see :func:`count_splits`; or make splits, see :func:`make_splits`."""
+    if options.make is not None:
+        return make_splits(options, study)
+    if options.out is not None:
+        raise InputError("make: must be given with --out, such as --make train=0.7,val=0.1,internal=0.2.")
     return count_splits(find_study(study, options.table))
 
 

@@ -26,10 +26,10 @@ def write_cards(record: RobustnessRecord, folder: Path, out: Path) -> list[Path]
     written = []
     for encoder in dict.fromkeys(row.encoder or row.model for row in record.rows):
         own = _of(record, encoder)
-        page = section(own, folder, title=f"Robustness of {encoder}", anchor="card", seed=0, plots={}, seen=set())
+        page = section(own, folder, title=f"Robustness of {encoder}", anchor="card", seed=0, seen=set())
         path = out / f"{file_name(encoder, otherwise='encoder')}.html"
         headed = dataclasses.replace(page, study=page.title, title=f"Study {page.study}")
-        write_sections([headed], path)
+        write_sections([headed], [own], path)
         write_atomically(path.with_suffix(".md"), "\n".join(_markdown(page)))
         written += [path, path.with_suffix(".md")]
     return written

@@ -43,7 +43,7 @@ from conceptkit.tables.table_reading import (
 
 RESERVED = (
     *("patch_id", "image", "slide", "h5", "features", "key", "row", "x", "y", "size", "side", "mpp", "mask"),
-    *("tissue_share", "tumor_share", "label", "split", "group", "patient"),
+    *("tissue_share", "tumor_share", "label", "split", "fold", "group", "patient"),
 )
 """Columns with a meaning of their own; every other column is a concept."""
 
