@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,12 @@ class Plan:
     def scaled_on(self) -> NDArray[np.intp]:
         """Return the row numbers that scale concepts and define classes: training rows and those without a split."""
         return np.union1d(self.rows["train"], np.setdiff1d(self.concept_rows, np.concatenate([*self.rows.values()])))
+
+    @property
+    def without_evaluation(self) -> Plan:
+        """Return the plan without its evaluation rows."""
+        rows = {name: self.rows[name] for name in ("train", "val")}
+        return replace(self, rows=rows, concept_rows=np.setdiff1d(self.scaled_on, rows["train"]))
 
     @property
     def evaluation(self) -> list[str]:

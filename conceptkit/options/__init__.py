@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "layers": "conceptkit.options.layers:Layers",
     "encoders": "conceptkit.options.encoders:Encoders",
     "report": "conceptkit.options.report:Report",
+    "verify": "conceptkit.options.report:Verify",
     "demo": "conceptkit.options.report:Demo",
     "init": "conceptkit.options.study:Init",
     "status": "conceptkit.options.study:Status",

@@ -5,7 +5,7 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsRecord
+from conceptkit.records.guide import Candidate, Difference, GuideRecord, GuideRun, RunsRecord, Selection
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
@@ -25,6 +25,7 @@ __all__ = [
     "AuditRow",
     "BagScore",
     "BagsRecord",
+    "Candidate",
     "Difference",
     "GridCell",
     "GridRecord",
@@ -41,6 +42,7 @@ __all__ = [
     "Record",
     "RunsRecord",
     "Score",
+    "Selection",
     "concept_of",
     "load_record",
     "to_json",

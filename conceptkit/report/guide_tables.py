@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conceptkit.evaluate.weighted import WEIGHTED
-from conceptkit.records import Difference, GuideRecord, RunsRecord
+from conceptkit.records import Difference, GuideRecord, RunsRecord, Selection
 from conceptkit.report.contents import compared_runs, difference_name, reference_run
 from conceptkit.report.table import Table, ends, make_table, spread
 from conceptkit.report.verdicts import difference_mark
@@ -14,8 +14,34 @@ def guide_tables(record: GuideRecord) -> list[Table]:
     """Return the tables of guided training, in the order in which they are read."""
     tables = [table(record) for table in (comparison_table, leakage_table, main_task_table)]
     weighted = weighted_table(record)
+    first = [] if record.selection is None else [selection_table(record.selection, record.group)]
     tables += [] if weighted.frame.empty else [weighted]
-    return [*tables, *bottleneck_tables(record), difference_table(record)]
+    return [*first, *tables, *bottleneck_tables(record), difference_table(record)]
+
+
+def selection_table(selection: Selection, group: str | None) -> Table:
+    """Return the candidates of a selection, in the order in which they were tried."""
+    marks = {selection.reference: "reference", selection.chosen: "chosen"}
+    rows = [
+        {
+            "candidate": one.name,
+            "AUC": as_float(one.auc),
+            "difference": as_float(one.difference),
+            "error": as_float(one.error),
+            **{f"without {center}": as_float(value) for center, value in one.centers.items()},
+            "": marks.get(one.name, ""),
+        }
+        for one in selection.candidates
+    ]
+    return make_table(
+        "selection",
+        "Selection by training centers left out",
+        "AUC within each training center of a network that was trained on the others, and its mean. Difference: from "
+        f"the reference, with its standard error over {groups_word(group)}. The reference is kept unless another "
+        "candidate is better by more than one standard error; of those the best is chosen.",
+        rows,
+        digits=3,
+    )
 
 
 def weighted_table(record: RunsRecord, *, details: bool = False) -> Table:
