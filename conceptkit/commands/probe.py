@@ -114,8 +114,8 @@ def probe(
             options,
             plan.study,
             folder,
-            (*_encoder_notes(plan.study, encoders), *plan.notes),
-            **_encoder_settings(options, encoders),
+            (*encoder_notes(plan.study, encoders), *plan.notes),
+            **encoder_settings(options, encoders),
             concepts=plan.concepts,
             adjust=list(plan.confounders),
             center=plan.center or options.center,
@@ -327,7 +327,7 @@ def _probe_features(
     return found, encoder_differences(pairs, placed, refits)
 
 
-def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
+def encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
     """Return the notes on the features, each with the name of its encoder if it has one."""
     notes = []
     for one in encoders:
@@ -337,7 +337,7 @@ def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _encoder_settings(options: Probe, encoders: Sequence[Encoder]) -> dict[str, Any]:
+def encoder_settings(options: Any, encoders: Sequence[Encoder]) -> dict[str, Any]:
     """Return what a record states of the origin of its features."""
     each = {
         one.name: {**one.features.settings(), "layers": list(one.features.layers), "pool": one.features.pool}

@@ -9,6 +9,7 @@ from conceptkit.records.guide import Candidate, Difference, GuideRecord, GuideRu
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
+from conceptkit.records.robustness import RobustnessCell, RobustnessDifference, RobustnessRecord, RobustnessRow
 from conceptkit.records.texts import Metric, Note, concept_of
 
 __all__ = [
@@ -40,6 +41,10 @@ __all__ = [
     "ProbeRecord",
     "ProbeRow",
     "Record",
+    "RobustnessCell",
+    "RobustnessDifference",
+    "RobustnessRecord",
+    "RobustnessRow",
     "RunsRecord",
     "Score",
     "Selection",
