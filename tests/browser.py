@@ -63,6 +63,12 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def promised(self, expression: str) -> Any:
+        """Return what a promise of the page comes to."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
     def wait(self, expression: str) -> Any:
         until = time.monotonic() + 30
         while not (value := self.value(expression)):

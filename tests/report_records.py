@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -297,18 +299,28 @@ class Read(HTMLParser):
         self.addresses: list[str] = []
         self.words: list[str] = []
         self.alts: list[str] = []
+        self.data: list[Any] = []
+        self.kind: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         values = dict(attrs)
+        self.kind, self.text_of_data = values.get("type"), ""
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action", "data", "srcset")]
         if tag == "img":
             self.alts.append(values.get("alt") or "")
 
     def handle_data(self, data: str) -> None:
+        if self.kind == "application/json":
+            self.text_of_data += data
         if not self.tags or self.tags[-1] not in ("script", "style"):
             self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script" and self.kind == "application/json":
+            self.data.append(json.loads(self.text_of_data))
+        self.kind = None
 
     @property
     def text(self) -> str:

@@ -250,8 +250,8 @@ LATE = {
     "cli/__init__.py": (1, COMMAND_LINE),
     "cli/adapt.py": (1, COMMAND_LINE),
     "cli/command.py": (1, COMMAND_LINE),
-    "cli/console.py": (9, COMMAND_LINE),
-    "cli/guide.py": (2, COMMAND_LINE),
+    "cli/console.py": (10, COMMAND_LINE),
+    "cli/guide.py": (3, COMMAND_LINE),
     "commands/doctor.py": (3, "a broken package is what it reports"),
     "commands/nuclei.py": (4, "torch and torchvision take seconds, which a bad list or option must not wait for"),
     "commands/qupath.py": (2, "tracing and drawing take 40 to 100 MB, which an export of patches does not need"),
@@ -269,7 +269,6 @@ LATE = {
     "pathology/slides.py": (1, NATIVE),
     "records/base.py": (1, "pandas takes half a second, which the command line reads records without"),
     "report/embedding.py": (1, "umap takes three seconds, which only UMAPs need"),
-    "report/umap_parts.py": (1, "Bokeh takes half a second, which only interactive UMAPs need"),
 }
 """File → how many imports stand inside its functions, and why"""
 
@@ -333,7 +332,7 @@ LIGHT = (
 
 @pytest.mark.parametrize("name", [n for n in LIGHT if n in MODULES])
 def test_what_is_imported_without_torch(name):
-    heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "bokeh", "skimage", "seaborn", "openslide")
+    heavy = ("torch", "timm", "lightning", "captum", "matplotlib", "umap", "skimage", "seaborn", "openslide")
     found = run(f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])")
     assert found.strip() == "[]"
 

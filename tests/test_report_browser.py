@@ -1,4 +1,4 @@
-"""The report in a real browser: hovering shows a patch, no network is asked, themes, print and phone are legible."""
+"""The report in a real browser: its views are linked, no network is asked, themes, print and phone are legible."""
 
 from __future__ import annotations
 
@@ -52,58 +52,155 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 IN_PAGE = """
-const deep = root => [...root.querySelectorAll("*")].flatMap(e => e.shadowRoot ? [e, ...deep(e.shadowRoot)] : [e]);
-const plots = () => [...Bokeh.index].filter(v => v.model.renderers);
-const shown = () => plots().map(v => v.model.renderers.filter(r => r.visible).length);
-const middle = e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };
-function point(row) {
-  const view = plots()[0], data = view.model.renderers[0].data_source.data;
-  view.el.scrollIntoView();
-  const box = view.canvas_view.events_el.getBoundingClientRect();
-  return [box.x + view.frame.x_scale.compute(data.x0_0[row]), box.y + view.frame.y_scale.compute(data.y0_0[row])];
-}
-const tips = () => deep(document).filter(e => e.tagName == "B" && e.isConnected && e.offsetWidth > 0
-  && e.parentElement.textContent.includes("label"));
-const tip = id => { const b = tips().find(b => b.textContent == id); return b && b.parentElement; };
 var alerted = 0; window.alert = () => { alerted += 1; };
+const $ = (selector, at = document) => at.querySelector(selector);
+const all = (selector, at = document) => [...at.querySelectorAll(selector)];
+const root = $(".browser"), patches = JSON.parse($("script", root).textContent);
+const count = () => Number($("[role=status]", root).textContent.split(" ")[0]);
+const button = words => all("button", root).find(b => b.textContent.startsWith(words));
+const choose = (label, value) => {
+  const s = all("label", root).find(l => l.textContent.startsWith(label)).querySelector("select");
+  s.value = value; s.dispatchEvent(new Event("change")); };
+const names = () => all(".patches li .unseen", root).map(e => e.textContent.trim());
+const number = name => patches.numbers.find(n => n.name == name).values;
+const ids = (name, down) => patches.ids.map((id, i) => [id, number(name)[i]]).filter(p => p[1] != null)
+  .sort((a, b) => down ? b[1] - a[1] : a[1] - b[1]).map(p => p[0]);
+const box = (canvas, x, y) => { canvas.scrollIntoView({ block: "center" }); const b = canvas.getBoundingClientRect();
+  return [b.x + x * b.width, b.y + y * b.height]; };
 """
 
 
-def test_a_browser_shows_the_patch_and_asks_no_network(whole_page: Path, browser: Browser) -> None:
+def drag(browser: Browser, canvas: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    points = [browser.value(f"box({canvas}, {x}, {y})") for x, y in (start, end)]
+    browser.mouse("mousePressed", *points[0])
+    for share in (0.5, 1):
+        browser.call(
+            "Input.dispatchMouseEvent",
+            type="mouseMoved",
+            button="left",
+            buttons=1,
+            x=points[0][0] + share * (points[1][0] - points[0][0]),
+            y=points[0][1] + share * (points[1][1] - points[0][1]),
+        )
+    browser.mouse("mouseReleased", *points[1])
+
+
+def test_every_view_filters_the_same_patches_and_no_network_is_asked(whole_page: Path, browser: Browser) -> None:
     for domain in ("Page", "Runtime", "Network", "Log"):
         browser.call(f"{domain}.enable")
-    browser.call("Page.navigate", url=whole_page.as_uri())
-    # two layers of two networks by class, one by center too, and the tools' icons once all is drawn
-    browser.wait("typeof Bokeh != 'undefined' && [...Bokeh.index].filter(v => v.model.renderers).length == 6")
+    open_page(browser, whole_page)
     browser.value(IN_PAGE + "0")
-    browser.wait("plots().every(v => v.is_idle !== false) && document.readyState == 'complete'")
     assert browser.value("document.querySelector('h1').textContent") == NASTY
+    assert browser.value("count()") == 120
 
-    x, y = browser.value("point(10)")
-    for step in (6, 3, 0):
-        browser.mouse("mouseMoved", x + step, y)
-    name = f"{NASTY}-10"
-    card = browser.wait(f"(() => {{ const t = tip({json.dumps(name)}); return t && t.textContent; }})()")
-    assert "label" in card
-    for shown in ("group patient10", "count ", "center C"):  # its patient, and its concept values
-        assert shown in card, card
-    assert browser.wait(f"tip({json.dumps(name)}).querySelector('img').naturalWidth") == 48
+    # sorting: by a value, and the patches that guiding changed most at both ends
+    choose_lowest = "choose('Sort by', 'count'); choose('Order', 'up'); names()"
+    assert browser.value(f"{choose_lowest}.slice(0, 20)") == browser.value("ids('count').slice(0, 20)")
+    change = "change of P(tumor), guided, seed 0"
+    browser.value("button('What guided').click()")
+    assert browser.value("names()[0]") == browser.value(f"ids({json.dumps(change)})[0]")
+    assert browser.value("names()[24]") == browser.value(f"ids({json.dumps(change)}, true)[0]")
+    browser.value("button('Where guided').click()")
+    error = json.dumps("error of P(tumor), guided, seed 0")
+    assert browser.value("names().includes(" + f"ids({error})[0])")
 
-    assert browser.value("shown()") == [2, 2, 2, 2, 3, 3]
-    legend = "deep(document).filter(e => e.classList.contains('bk-item') && e.offsetWidth > 0)[0]"
-    x, y = browser.value(f"middle({legend})")
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        browser.mouse(kind, x, y)
-    browser.wait("JSON.stringify(shown()) == '[1,1,2,2,3,3]'")  # hidden in both networks, the other colouring untouched
+    # a click on a class, a histogram, a map and a table row each filter all views
+    browser.value("button('tumor').click()")
+    tumors = browser.value("count()")
+    assert tumors == browser.value("patches.classes[0].codes.filter(c => c == 1).length")
+    histogram = "all('.histogram', root).find(f => f.firstChild.textContent == 'count')"
+    drag(browser, f"$('canvas', {histogram})", (0.02, 0.5), (0.45, 0.5))
+    both = browser.value("count()")
+    assert 0 < both < tumors
+    assert browser.value("count()") == browser.value(
+        "number('count').filter((v, i) => v != null && patches.classes[0].codes[i] == 1"
+        f" && v <= Number(all('input', {histogram})[1].value)).length"
+    )
+    browser.value("button('Show all').click()")
+    assert browser.value("count()") == 120
+    drag(browser, "all('.spaces canvas', root)[0]", (0.0, 0.0), (0.5, 1.0))
+    half = browser.value("patches.spaces[0].xy.filter((x, i) => i % 2 == 0).filter(x => x <= 500).length")
+    assert abs(browser.value("count()") - half) <= 3  # points that the box's edge cuts
+    point = browser.value("box(all('.spaces canvas', root)[0], 0.5, 0.5)")
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.mouse(kind, *point)
+    assert browser.value("count()") == 24  # the nearest ones
+    card = browser.value("$('.detail', root).textContent")
+    assert "patient" in card
+    assert NASTY in card  # the name of a concept, as text
+    assert browser.wait("$('.detail img', root).naturalWidth") == 48
+    rows = "all('table', root.closest('section')).flatMap(t => all('button.link', t))"
+    assert browser.value(f"{rows}.length") > 0
+    browser.value(f"{rows}[0].click()")
+    assert browser.value("count()") == 120
 
     assert browser.value("alerted") == 0
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-    assert [u[:40] for u in asked if not u.startswith(("data:", "blob:"))] == [whole_page.as_uri()[:40]]
+    assert [u[:40] for u in asked if not u.startswith("data:")] == [whole_page.as_uri()[:40]]
     said = [e["params"]["entry"]["text"] for e in browser.events if e["method"] == "Log.entryAdded"]
     assert said == []
-    calls = [e["params"]["type"] for e in browser.events if e["method"] == "Runtime.consoleAPICalled"]
-    assert not {"error", "warning", "assert"} & set(calls)
     assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
+
+
+def test_the_policy_refuses_what_is_not_ours(whole_page: Path, browser: Browser) -> None:
+    open_page(browser, whole_page)
+    script = "const s = document.createElement('script'); s.append('window.ran = 1'); document.body.append(s);"
+    for code, outcome in (
+        ("document.body.innerHTML = '<b>x</b>';", "TypeError"),  # trusted types
+        ("document.body.setAttribute('onclick', 'window.ran = 1');", "TypeError"),
+        (script, "TypeError"),
+    ):
+        found = browser.value(f"(() => {{ try {{ {code} return window.ran; }} catch (e) {{ return e.name; }} }})()")
+        assert found in (outcome, None), code
+    assert browser.value("window.ran === undefined")
+    # a page without the policy does run it: the control
+    browser.call("Page.navigate", url="data:text/html,<body>plain</body>")
+    browser.wait("document.body != null && document.body.textContent == 'plain'")
+    assert browser.value(f"(() => {{ {script} return window.ran; }})()") == 1
+
+
+def test_tables_sort_filter_and_copy_what_is_shown(whole_page: Path, browser: Browser) -> None:
+    open_page(browser, whole_page)
+    browser.value(
+        "var copied = ''; document.execCommand = () => { copied = document.activeElement.value; };"
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined });"
+        "const table = document.querySelector('.table'), column = k => [...table.querySelectorAll('tbody tr')]"
+        ".filter(r => !r.hidden).map(r => r.cells[k].dataset.v ?? r.cells[k].firstChild.textContent);"
+        "const head = words => [...table.querySelectorAll('th[scope=col]')].findIndex(h => h.textContent == words); 0"
+    )
+    browser.value("table.querySelectorAll('th[scope=col] button')[head('held out')].click()")
+    scores = [float(v) for v in browser.value("column(head('held out'))")]
+    assert scores == sorted(scores)
+    assert len(scores) > 10
+    assert (
+        browser.value("table.querySelectorAll('th[scope=col]')[head('held out')].getAttribute('aria-sort')")
+        == "ascending"
+    )
+    browser.value("const f = table.querySelector('input'); f.value = 'mixed10'; f.dispatchEvent(new Event('input')); 0")
+    assert set(browser.value("column(0)")) == {"mixed10"}
+    n = browser.value("column(0).length")
+    for name, first, each in (("CSV", "layer,", "mixed10,"), ("LaTeX", "% needs", "mixed10 &")):
+        browser.value(f"[...table.querySelectorAll('button')].find(b => b.textContent == 'Copy {name}').click()")
+        text = browser.wait("copied")
+        assert text.startswith(first)
+        assert sum(line.startswith(each) for line in text.splitlines()) == n
+        browser.value("copied = ''; 0")
+
+
+def test_axe_finds_nothing_serious(whole_page: Path, browser: Browser) -> None:
+    axe = pytest.importorskip("axe_core_python")
+    code = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for width, dark in ((1280, False), (390, True)):
+        browser.look(width=width, dark=dark, mobile=width < 600)
+        open_page(browser, whole_page)
+        browser.call("Runtime.evaluate", expression=code)
+        serious = (
+            "axe.run({ resultTypes: ['violations'] }).then(r => r.violations.filter(v =>"
+            " ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 200)))"
+        )
+        assert browser.promised(serious) == []
+        browser.value("document.querySelector('.patch').replaceChildren(); document.querySelector('img').alt = ''; 0")
+        assert any("button-name" in one for one in browser.promised(serious))  # the control: a button without a name
 
 
 LOOKS = """
@@ -134,7 +231,7 @@ READABLE = 4.5
 
 def open_page(browser: Browser, page: Path) -> None:
     browser.call("Page.navigate", url=page.as_uri())
-    browser.wait("document.readyState == 'complete' && typeof Bokeh != 'undefined' && [...Bokeh.index].length >= 4")
+    browser.wait("document.readyState == 'complete' && document.querySelector('.browser .patches') != null")
     browser.value(LOOKS + "0")
 
 
@@ -145,7 +242,14 @@ def test_text_is_readable_in_either_theme(whole_page: Path, browser: Browser, da
     assert browser.value("light(ground(document.body)) < 0.1") is dark
     faint = f"texts().filter(e => contrast(e) < {READABLE}).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))"
     assert browser.value(faint) == []
-    for kind in ("td", "thead th", ".caption", ".banner strong", "figcaption", "dd"):  # they are among what was asked
+    for kind in (
+        "td",
+        "thead th button",
+        ".caption",
+        ".banner strong",
+        "figcaption",
+        "dd",
+    ):  # they are among what was asked
         assert browser.value(f"texts().some(e => e.matches({json.dumps(kind)}))"), kind
     # figures keep the white ground that their dark letters and lines were chosen on
     assert browser.value("[...document.querySelectorAll('.card img')].every(e => light(ground(e)) > 0.95)")
@@ -180,7 +284,6 @@ def test_on_a_phone_only_tables_and_wide_figures_scroll_sideways(
     open_page(browser, request.getfixturevalue(page))
     for width in (390, 360):
         browser.look(width=width, mobile=True)
-        # the interactive plots take a new width a moment after the page does
         browser.wait(f"document.documentElement.scrollWidth <= {width}")
     wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
     assert browser.value(f"{wide}.length") > 0

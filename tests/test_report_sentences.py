@@ -8,6 +8,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ from conceptkit.report import (
     verdicts,
     wording,
 )
-from conceptkit.report.judging import Verdict
+from conceptkit.report.first_screen import headline
+from conceptkit.report.judging import Mark, Verdict
 from conceptkit.report.page import write_page
 
 # --- numbers and sentences ---------------------------------------------------------------------------------------
@@ -224,6 +226,31 @@ def test_leakage_is_judged_by_the_better_of_the_two_probes() -> None:
     assert "still decodable" in leakage_text(0.31, None)
     assert "R² = 0.02 (linear probe)" in leakage_text(0.02, 0.03, chance=0.0)
     assert "was not measured" in leakage_text(None, None)
+
+
+def test_the_headline_has_findings_first_and_counts_the_rest() -> None:
+    def one(mark: Mark, name: str, **more: Any) -> Verdict:
+        return Verdict(text=f"{name}.", mark=mark, **more)
+
+    first = one("open", "primary", primary=True)
+    unclear = [one("open", "no change in 22", count=22), one("open", "open a"), one("open", "open b")]
+    found = [one("associated", "b"), one("established", "a")]
+    said = headline([*unclear, *found, first])
+    assert [v.text for v in said] == [
+        "primary.",
+        "a.",
+        "b.",
+        "24 results without a clear effect: see the tables.",
+    ]
+    assert said[-1].count == 24
+    many = headline([one("established", str(k)) for k in range(9)] + unclear)
+    assert [v.text for v in many[:4]] == ["0.", "1.", "2.", "3."]
+    assert many[-1].text == "5 further findings and 24 results without a clear effect: see the tables."
+    short = [*found, one("open", "c")]
+    assert {v.text for v in headline(short)} == {"a.", "b.", "c."}  # what fits is said
+    assert headline([one("open", "x"), one("open", "y")]) == [one("open", "x"), one("open", "y")]
+    # the control: as before, all results of guiding in a row
+    assert len(headline(verdicts.guide_verdicts(guide_record()))) <= 5
 
 
 # --- tables ------------------------------------------------------------------------------------------------------

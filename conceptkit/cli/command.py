@@ -24,7 +24,7 @@ _STUDY = typer.Option(
 )
 _OUT = typer.Option("--out", "-o", help="Run folder; default: the next free one below runs/.", show_default=False)
 JSON = typer.Option("--json", help="Write the result as JSON to FILE, or to standard output with -.")
-_VERBOSE = typer.Option("--verbose", help="Print the tables of controls and baselines too.")
+_VERBOSE = typer.Option("--verbose", help="Print all results in words, and the tables of controls and baselines.")
 DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
 _CACHE = typer.Option(
     "--cache-dir",

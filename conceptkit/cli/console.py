@@ -192,10 +192,11 @@ def show_findings(
 
     Parameters
     ----------
-    verbose : whether tables of details, such as the controls of every score, are printed too
+    verbose : whether all results in words and tables of details, such as the controls of every score, are printed too
     """
     from conceptkit.records.texts import DOUBTS
     from conceptkit.report.contents import notes_of
+    from conceptkit.report.first_screen import ANSWERS_MOST, headline
     from conceptkit.report.judging import LEGEND, MARKS
     from conceptkit.report.table import in_parts, numeric_columns, shown
 
@@ -208,7 +209,10 @@ def show_findings(
         if verbose or not table.details:
             for part in in_parts(table):
                 show_table(console, part.title, shown(part), numeric_columns(part))
-    say(verdicts)
+    said = verdicts if verbose else headline(verdicts, ANSWERS_MOST - len(lead))
+    say(said)
+    if len(said) < len(verdicts):
+        console.print(f"--verbose prints all {len(lead) + len(verdicts)} results in words.", style="dim")
     if verdicts:
         console.print(LEGEND, style="dim")
     for note in notes_of(record):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from conceptkit.commands.splits import SplitCounts
     from conceptkit.commands.status import RunStatus
     from conceptkit.commands.tile import Tiled
+    from conceptkit.commands.verify import Verified
     from conceptkit.pathology.measuring import Measured
     from conceptkit.pathology.viewers.exporting import Exported
 
@@ -201,14 +202,29 @@ def show_report(console: Console, reported: Reported) -> None:
     console.print(f"report written to {escape(str(reported.path))}")
     options = reported.options
     places = {"tables (LaTeX)": options.latex, "tables (CSV)": options.csv, "figures": options.figures}
+    places |= {"embeddings for the projector": options.projector}
+    console.print(f"claims written to {escape(str(reported.path.with_suffix('.json')))}")
     for what, place in places.items():
         if place is not None:
             console.print(f"{what} written to {escape(str(place))}")
 
 
+def show_verified(console: Console, verified: Verified) -> None:
+    """Print which claims of a report hold; those that do not, one by one."""
+    ways: dict[str, int] = {}
+    for claim in verified.claims:
+        if claim.holds:
+            ways[claim.how] = ways.get(claim.how, 0) + 1
+        else:
+            console.print(f"[bold red]✗[/] {escape(claim.path)}: {escape(claim.text)}")
+            console.print(f"    {escape(claim.how)}", style="dim")
+    held = ", ".join(f"{n} {how}" for how, n in ways.items())
+    console.print(f"{sum(ways.values())} of {len(verified.claims)} claims hold{f' ({held})' if held else ''}")
+
+
 def show_demo(console: Console, demonstrated: Demonstrated) -> None:
-    """Print both records of ``demo``."""
-    for record in (demonstrated.probe, demonstrated.guide):
+    """Print the records of ``demo``."""
+    for record in (demonstrated.probe, demonstrated.guide, demonstrated.null):
         show_record(console, record)
     console.print(f"report written to {escape(str(demonstrated.path))}")
 
@@ -281,6 +297,7 @@ SHOWS: Mapping[str, Callable[[Console, Any], None]] = {
     "layers": show_layers,
     "encoders": show_encoders,
     "report": show_report,
+    "verify": show_verified,
     "demo": show_demo,
     "init": show_started,
     "status": show_status,

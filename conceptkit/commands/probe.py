@@ -114,8 +114,8 @@ def probe(
             options,
             plan.study,
             folder,
-            (*_encoder_notes(plan.study, encoders), *plan.notes),
-            **_encoder_settings(options, encoders),
+            (*encoder_notes(plan.study, encoders), *plan.notes),
+            **encoder_settings(options, encoders),
             concepts=plan.concepts,
             adjust=list(plan.confounders),
             center=plan.center or options.center,
@@ -128,7 +128,9 @@ def probe(
         meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
-    write_context(folder, plan.table, plan.study, plan.rows, concepts=kept, targets=plan.placed, folds=options.folds)
+    of_rows = {"concepts": kept, "targets": plan.placed, "folds": options.folds}
+    predicted = _best_predictions(plan, rows, fits)
+    write_context(folder, plan.table, plan.study, plan.rows, predicted=predicted, **of_rows)
     if fits:
         save_vectors(_vectors(plan, encoders, rows, fits), folder)
     record.save(folder)
@@ -161,6 +163,27 @@ def _meanings(
         tested = measure_meaning(given, None if progress is None else at_stage(progress, stage))
         found += [dataclasses.replace(meaning, layer=place_of(meaning.layer, one.name)) for meaning in tested]
     return tuple(found)
+
+
+def _best_predictions(
+    plan: _Plan, rows: Sequence[ProbeRow], fits: Mapping[tuple[str, str], Fit]
+) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Return concept → the place where its score is highest, and the held-out predictions of all rows there."""
+    found: dict[str, tuple[str, NDArray[Any]]] = {}
+    for target in plan.placed:
+        own = [row for row in rows if row.concept == target.name and np.isfinite(row.score)]
+        if not own:
+            continue
+        best = max(own, key=lambda row: row.score)
+        place = place_of(best.layer, best.encoder)
+        fit = fits.get((place, target.name))
+        if fit is None:  # the protocol of the paper holds nothing out
+            continue
+        classes = target.kind == "categorical"
+        values = np.full(len(plan.rows), "", dtype=object) if classes else np.full(len(plan.rows), np.nan)
+        values[target.rows] = [target.classes[int(k)] for k in fit.predicted] if classes else fit.predicted
+        found[target.name] = place, values
+    return found
 
 
 def _vectors(
@@ -304,7 +327,7 @@ def _probe_features(
     return found, encoder_differences(pairs, placed, refits)
 
 
-def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
+def encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
     """Return the notes on the features, each with the name of its encoder if it has one."""
     notes = []
     for one in encoders:
@@ -314,7 +337,7 @@ def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _encoder_settings(options: Probe, encoders: Sequence[Encoder]) -> dict[str, Any]:
+def encoder_settings(options: Any, encoders: Sequence[Encoder]) -> dict[str, Any]:
     """Return what a record states of the origin of its features."""
     each = {
         one.name: {**one.features.settings(), "layers": list(one.features.layers), "pool": one.features.pool}

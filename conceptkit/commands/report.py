@@ -29,7 +29,7 @@ class Reported:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
-        folders = {name: self.options.settings()[name] for name in ("latex", "csv", "figures")}
+        folders = {name: self.options.settings()[name] for name in ("latex", "csv", "figures", "projector")}
         runs = list(self.options.runs)
         return {"schema": "conceptkit/report/1", "study": self.study, "path": str(self.path), "runs": runs, **folders}
 
@@ -38,6 +38,7 @@ def report(options: Report, *, progress: Progress | None = None, notify: Notify 
     """Write one offline HTML page from run folders."""
     studies = dict.fromkeys(load_record(run_of(Path(run))).study for run in options.runs)
     into = {"latex": options.latex, "csv": options.csv, "figures": options.figures}
+    into["projector"] = options.projector
     path = write_report(options.runs, options.out, seed=options.seed, **into)
     return Reported(path=path, study=", ".join(studies), options=options)
 
@@ -49,9 +50,10 @@ def write_report(
     latex: str | Path | None = None,
     csv: str | Path | None = None,
     figures: str | Path | None = None,
+    projector: str | Path | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write one offline HTML page from run folders.
+    """Write one offline HTML page from run folders, and its claims as JSON next to it.
 
     Parameters
     ----------
@@ -60,6 +62,7 @@ def write_report(
     latex : folder for the tables as LaTeX (packages booktabs, graphicx)
     csv : folder for the tables as CSV, numbers in full
     figures : folder for the figures as SVG and PDF
+    projector : folder for the saved features, for the embedding projector of TensorBoard
     seed : of the UMAPs
 
     Returns
@@ -75,7 +78,7 @@ def write_report(
         raise InputError(f"out: must end in .html, got {str(out)!r}.")
     check_place("out", Path(out))
     check_at_least("seed", seed, 0)
-    places = {"latex": latex, "csv": csv, "figures": figures}
+    places = {"latex": latex, "csv": csv, "figures": figures, "projector": projector}
     for name, place in places.items():
         if place is not None:
             if Path(place).exists() and not Path(place).is_dir():
@@ -101,50 +104,38 @@ def run_of(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrated:
-    """Both runs of the demonstration, and its page."""
+    """The runs of the demonstration, and its page."""
 
     probe: ProbeRecord
     guide: GuideRecord
+    null: GuideRecord
+    """The counter-example: the same on ``embedded:null``"""
     path: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
         body = {"schema": "conceptkit/demo/1", "study": self.probe.study, "path": str(self.path)}
-        return {**body, "probe": self.probe.to_dict(), "guide": self.guide.to_dict()}
+        runs = {"probe": self.probe, "guide": self.guide, "null": self.null}
+        return {**body, **{name: record.to_dict() for name, record in runs.items()}}
 
 
 def demo(options: Demo, *, progress: Progress | None = None, notify: Notify | None = None) -> Demonstrated:
-    """Probe, guide and report on the embedded study."""
+    """Probe and guide on ``embedded:shortcut``, guide on ``embedded:null``, and report."""
     if notify is not None:
         notify(SYNTHETIC)
-    probe, guide, path = run_demo(options.out, seed=options.seed, progress=progress)
-    return Demonstrated(probe=probe, guide=guide, path=path)
-
-
-def run_demo(
-    out: str | Path = "runs/demo", *, seed: int = 0, progress: Progress | None = None
-) -> tuple[ProbeRecord, GuideRecord, Path]:
-    """Probe, guide and report on the embedded study.
-
-    Parameters
-    ----------
-    out : folder for the two runs and the page; what an earlier demo left there is replaced
-    seed : of training and resamples
-
-    Returns
-    -------
-    the probe's record, the guide's record, the page
-    """
-    check_at_least("seed", seed, 0)
-    folder = Path(out)
+    folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; name a folder.")
     check_place("out", folder)
-    for name in ("probe", "guide"):
+    for name in ("probe", "guide", "null"):
         if (folder / name / RECORD_FILE).exists():
             shutil.rmtree(folder / name)
-    study = embedded_study()
-    layers = ["mixed2", "mixed4", "mixed7", "mixed10"]
-    probed = run_probe(study, layers=layers, seed=seed, out=folder / "probe", progress=progress)
-    guided = run_guide(study, seeds=[seed], out=folder / "guide", progress=progress)
-    return probed, guided, write_report([probed, guided], folder / "report.html")
+    seed = options.seed
+    study = embedded_study("shortcut")
+    concepts = ["count", "area"]
+    probed = run_probe(study, layers=["mixed10"], concepts=concepts, seed=seed, out=folder / "probe", progress=progress)
+    how: dict[str, Any] = {"through": concepts, "arms": ["balanced", "through-balanced"], "seeds": [seed]}
+    guided = run_guide(study, **how, out=folder / "guide", progress=progress)
+    null = run_guide(embedded_study("null"), **how, out=folder / "null", progress=progress)
+    path = write_report([probed, guided, null], folder / "report.html")
+    return Demonstrated(probe=probed, guide=guided, null=null, path=path)

@@ -25,11 +25,11 @@ from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.objective import balance_factors, class_weights
 from conceptkit.guide.training import Trained
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
-from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.crossfit import each_fold_and_all
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.ridge import Eigenbasis, Split, factorise
+from conceptkit.probe.search import choose_alpha
 
 FOLDS = 10
 """Parts of the training patients; the more, the closer are the predictions for left-out ones to those of all rows"""
@@ -155,13 +155,13 @@ def _fit_concept(task: Task, X: Floats, target: NDArray[np.generic], rows: Rows,
     for (_, left), (weights, intercept) in zip(splits, each, strict=True):
         of_part = np.isin(rows.groups, patients[np.unique(groups[left])])
         raw[of_part] = X[of_part] @ weights + intercept
-    return _columns(task, raw), whole
+    return columns_of(task, raw), whole
 
 
 def _ridge(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp], task: Task) -> Solution:
     """Return the ridge solution of z-scores (n,), its penalty chosen by left-out patients."""
     response = basis.response(y.astype(np.float64)[:, None])
-    return response.fit(choose_alpha(response, groups)[0]).coefficients()
+    return response.fit(choose_alpha(response, groups)).coefficients()
 
 
 def _logistic(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp], task: Task) -> Solution:
@@ -180,7 +180,7 @@ def _logistic(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp
     return every, shift
 
 
-def _columns(task: Task, raw: Floats) -> Floats:
+def columns_of(task: Task, raw: Floats) -> Floats:
     """Return what the main head reads (n, c) of raw outputs (n, nodes), as :meth:`GuidedModel.concepts` does."""
     if task.kind == CONTINUOUS:
         return raw

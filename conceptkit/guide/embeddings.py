@@ -11,7 +11,6 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
@@ -19,11 +18,9 @@ from conceptkit.files.hdf5 import replacing_hdf5
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.models.guided import GuidedModel
 from conceptkit.records import EMBEDDINGS_FILE
+from conceptkit.runs.context import THUMBNAIL, thumbnail
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
-
-THUMBNAIL = 48
-"""Side of the thumbnails, in pixels."""
 
 ROWS_DRAWN = 4000
 """Maximum number of rows that are kept, drawn at random."""
@@ -93,6 +90,7 @@ def write_embeddings(
     }
     with replacing_hdf5(folder / EMBEDDINGS_FILE) as file:
         file.attrs["schema"] = "conceptkit/embeddings/1"
+        file.create_dataset("position", data=kept)
         for name, values in identity.items():
             file.create_dataset(name, data=_words(values), dtype=text)
         for name in chosen.concept_names:
@@ -112,10 +110,7 @@ def write_embeddings(
             _write_predictions(file, table.select(rows), study, probabilities, classes)
         # Features without pixels, or a slide that has since been moved, leave the report without thumbnails.
         with contextlib.suppress(InputError, OSError):
-            small = [
-                np.asarray(Image.fromarray(chosen.pixels(i)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-                for i in range(len(chosen))
-            ]
+            small = [thumbnail(chosen.pixels(i), THUMBNAIL) for i in range(len(chosen))]
             file.create_dataset("thumbnails", data=np.stack(small), compression="gzip")
     return folder / EMBEDDINGS_FILE
 

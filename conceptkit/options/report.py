@@ -28,19 +28,34 @@ class Report(Command):
     """Folder for the tables as CSV, numbers in full."""
     figures: str | Path | None = option(None, metavar="DIR")
     """Folder for the figures as SVG and PDF."""
+    projector: str | Path | None = option(None, metavar="DIR")
+    """Folder for the saved features with thumbnails, for the embedding projector of TensorBoard."""
     seed: int = option(0, minimum=0)
     """Seed of the UMAPs."""
 
 
 @declare
 class Demo(Command):
-    """Probe, guide and report on the embedded synthetic study."""
+    """Probe and guide on synthetic tissue where guiding helps, guide where it does not, and report."""
 
     name = "demo"
     example = "demo --out runs/demo"
     runner = "conceptkit.commands.report:demo"
 
     out: str | Path = option("runs/demo", flag="--out -o")
-    """Folder for both runs and the page; an earlier demo in it is replaced."""
+    """Folder for the runs and the page; an earlier demo in it is replaced."""
     seed: int = option(0, minimum=0)
     """Seed of training and resamples."""
+
+
+@declare
+class Verify(Command):
+    """Check every claim of a report against its run folders; exit code 1 if one does not hold."""
+
+    name = "verify"
+    example = "verify report.json"
+    runner = "conceptkit.commands.verify:verify"
+    caches = False
+
+    report: str | Path = option(argument=True, metavar="FILE")
+    """The claims that `report` wrote next to its page."""

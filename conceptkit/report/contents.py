@@ -67,7 +67,7 @@ def trained_concepts(record: RunsRecord) -> tuple[list[str], list[str]]:
     return list(encouraged), list(discouraged)
 
 
-def reference_run(record: GuideRecord) -> str:
+def reference_run(record: RunsRecord) -> str:
     """Return the run that the others are compared with; empty without runs."""
     return reference_of(record.run_names)
 

@@ -59,6 +59,8 @@ class Embeddings:
     """(n, h, w, 3), or ``None`` when none were saved."""
     n_saved: int
     """Rows in the file, of which n were read."""
+    positions: NDArray[np.intp] | None
+    """(n,) where each row is among the saved predictions; ``None`` where the file does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,15 @@ def _read(file: h5py.File, runs: Sequence[str] | None, rows_most: int, seed: int
         },
         thumbnails=part(file["thumbnails"]).astype(np.uint8) if "thumbnails" in file else None,
         n_saved=n,
+        positions=_positions(file, n, rows),
     )
+
+
+def _positions(file: h5py.File, n: int, rows: NDArray[np.intp]) -> NDArray[np.intp] | None:
+    if "position" in file:
+        return np.asarray(file["position"][...], dtype=np.intp)[rows]
+    whole = "predictions" in file and file["predictions/label"].shape[0] == n  # files of earlier versions
+    return rows if whole else None
 
 
 def project(features: Mapping[str, NDArray[np.float32]], *, seed: int = 0) -> tuple[Projection, ...]:

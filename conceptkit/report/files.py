@@ -45,7 +45,7 @@ def _tables(sections: Sequence[Section]) -> Iterator[tuple[str, Table]]:
 def _drawings(sections: Sequence[Section]) -> Iterator[tuple[str, Drawing]]:
     for stem, section in zip(_stems(sections), sections, strict=True):
         for part in section.parts:
-            for drawing in [*part.drawings, *(row.drawing for row in part.plots)]:
+            for drawing in part.drawings:
                 yield f"{stem}-{slug(drawing.name)}", drawing
 
 

@@ -31,6 +31,10 @@ class Verdict:
 
     text: str
     mark: Mark
+    primary: bool = False
+    """Whether it is of the contrast that was declared before the run"""
+    count: int = 1
+    """Number of results that it sums up"""
 
 
 def verdict(mark: Mark, answer: str, *caveats: str) -> Verdict:

@@ -1,26 +1,14 @@
-"""One titled part of a section: a text, and a table, drawings or interactive plots below it."""
+"""One titled part of a section: a text, and a table, drawings or the patch browser below it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conceptkit.report.drawing import Drawing
 from conceptkit.report.table import Table, shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotRow:
-    """Interactive plots side by side, and the drawing for print and for browsers without scripts."""
-
-    heading: str
-    keys: Sequence[str]
-    """Keys of the plots"""
-    titles: Sequence[str]
-    captions: Sequence[str]
-    """A sentence below each plot"""
-    drawing: Drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +29,8 @@ class Part:
     table: Table | None = None
     drawings: Sequence[Drawing] = ()
     pictures: Sequence[SavedPicture] = ()
-    plots: Sequence[PlotRow] = ()
+    patches: Mapping[str, Any] | None = None
+    """What the patch browser shows, as JSON; the drawings then are for print and for browsers without scripts"""
     folded: bool = False
     """True: shown on a click"""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from conceptkit.records import GridRecord, GuideRecord
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
 from conceptkit.report.part import Part, table_part
-from conceptkit.report.predictions import Predictions, calibration, read_predictions, score
+from conceptkit.report.predictions import Predictions, calibration, score
 from conceptkit.report.short_names import apart, short
 from conceptkit.report.table import Table, ends, make_table
 from conceptkit.report.wording import groups_word, number
@@ -22,9 +21,8 @@ RUNS_MOST = 8
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
-def prediction_parts(record: GuideRecord | GridRecord, folder: Path) -> list[Part]:
+def prediction_parts(record: GuideRecord | GridRecord, predictions: Predictions | None) -> list[Part]:
     """Return AUC and calibration by split; nothing for a run that saved no predictions."""
-    predictions = read_predictions(folder)
     if predictions is None:
         return []
     runs = [(run.name, run.seed) for run in record.runs if f"{run.name}-seed{run.seed}" in predictions.probabilities]

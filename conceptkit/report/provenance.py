@@ -25,8 +25,8 @@ def provenance(record: Record, folder: Path, context: Context | None) -> list[tu
             ("discouraged", ", ".join(record.discourage) or "–"),
         ]
         lines.append(("concepts and leakage read on", record.evaluated_on))
-    lines += [(f"setting {key}", value) for key, value in _flat(record.settings)]
-    lines += [(f"version of {key}", value) for key, value in _flat(record.versions)]
+    lines += [(f"setting {key}", value) for key, value in flat(record.settings)]
+    lines += [(f"version of {key}", value) for key, value in flat(record.versions)]
     return lines if context is None else lines + _fold_map(context)
 
 
@@ -42,11 +42,12 @@ def _fold_map(context: Context) -> list[tuple[str, str]]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return name and text of every value, names of nested ones joined by points."""
     out: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            out += _flat(value, f"{prefix}{key}.")
+            out += flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             out.append((f"{prefix}{key}", "–" if value is None else text))

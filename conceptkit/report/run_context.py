@@ -40,6 +40,22 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptPatches:
+    """Patches drawn at random, which the page shows one by one."""
+
+    rows: NDArray[np.intp]
+    """(k,) row numbers of the context"""
+    ids: Texts
+    """(k,)"""
+    all_ids: Texts
+    """(n,) of all rows"""
+    predicted: Mapping[str, tuple[str, NDArray[Any]]]
+    """Concept → layer and (n,) held-out predictions of all rows, NaN or empty where missing"""
+    thumbnails: NDArray[np.uint8] | None
+    """(k, h, w, 3); ``None`` without pixels"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """The rows that a run used, and how they were made."""
 
@@ -60,6 +76,8 @@ class Context:
     folds: Mapping[str, NDArray[np.int64]]
     """Concept → (n,) number of the fold that held the row out, −1 for none"""
     samples: Samples | None
+    patches: KeptPatches | None
+    """``None`` of runs that kept none"""
 
     def fold_members(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Return concept → the groups of each fold, sorted; empty without groups."""
@@ -119,6 +137,21 @@ def _read(file: h5py.File) -> Context:
         concepts={name.replace("∕", "/"): _values(data) for name, data in file["concepts"].items()},
         folds={n.replace("∕", "/"): np.asarray(d[...], dtype=np.int64) for n, d in file["folds"].items()},
         samples=_samples(file["samples"]) if "samples" in file else None,
+        patches=_patches(file["patches"]) if "patches" in file else None,
+    )
+
+
+def _patches(group: h5py.Group) -> KeptPatches:
+    rows, ids = np.asarray(group["row"][...], dtype=np.intp), _texts(group["patch_id"])
+    return KeptPatches(
+        rows=rows,
+        ids=ids[rows],
+        all_ids=ids,
+        predicted={
+            name.replace("∕", "/"): (str(data.attrs["layer"]), _values(data))
+            for name, data in group.get("predicted", {}).items()
+        },
+        thumbnails=np.asarray(group["thumbnails"][...], dtype=np.uint8) if "thumbnails" in group else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,35 @@ from conceptkit.records import (
     PredictivityRecord,
     ProbeRecord,
     Record,
+    RobustnessRecord,
 )
+from conceptkit.records.guide import BASELINE
+from conceptkit.records.texts import DOUBTS
 from conceptkit.report.attribution_tables import attribution_tables, attribution_verdicts
 from conceptkit.report.audit_tables import audit_tables, audit_verdicts
 from conceptkit.report.bag_tables import bag_tables, bag_verdicts
-from conceptkit.report.contents import difference_kind, notes_of
+from conceptkit.report.contents import compared_runs, difference_kind, notes_of, reference_run
 from conceptkit.report.data_parts import data_parts
 from conceptkit.report.encoder_tables import encoder_verdicts
 from conceptkit.report.figures import DIFFERENCE_COLOURS, difference_figure, probe_figures, training_figures
+from conceptkit.report.first_screen import guide_cautions, guide_question, probe_cautions, probe_question
 from conceptkit.report.grid_figures import grid_figures
 from conceptkit.report.grid_tables import GRID_SPLITS, grid_split_table, grid_tables, grid_verdicts
 from conceptkit.report.guide_tables import guide_tables
 from conceptkit.report.judging import Verdict
 from conceptkit.report.meaning_tables import meaning_verdicts
 from conceptkit.report.part import Part, saved_pictures, table_part
+from conceptkit.report.patches import HINT, probe_patches
 from conceptkit.report.prediction_parts import prediction_parts
+from conceptkit.report.predictions import read_predictions
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
 from conceptkit.report.probe_tables import probe_tables
 from conceptkit.report.provenance import provenance
+from conceptkit.report.robustness_figures import robustness_figures
+from conceptkit.report.robustness_tables import robustness_tables, robustness_verdicts
 from conceptkit.report.run_context import Context, read_context
 from conceptkit.report.table import Table
-from conceptkit.report.umap_parts import Plots, umap_parts
+from conceptkit.report.umap_parts import umap_parts
 from conceptkit.report.verdicts import guide_verdicts, primary_verdict, probe_verdicts
 from conceptkit.report.wording import groups_word
 
@@ -51,7 +59,10 @@ class Section:
     title: str
     study: str
     synthetic: bool
+    question: str
     verdicts: Sequence[Verdict]
+    cautions: Sequence[str]
+    """What not to conclude"""
     notes: Sequence[Note]
     parts: Sequence[Part]
     provenance: Sequence[tuple[str, str]]
@@ -62,25 +73,21 @@ class Run:
     """A run folder as a section's parts are made from it."""
 
     folder: Path
-    anchor: str
     seed: int
     """Seed of the UMAPs"""
     context: Context | None
     seen: set[str]
     """Parts on the data that other sections show already"""
-    plots: Plots = field(default_factory=dict)
-    """Interactive plots by key, which the parts add to: one script at the page's end holds them all"""
 
 
-def section(
-    record: Record, folder: Path, *, title: str, anchor: str, seed: int, plots: Plots, seen: set[str]
-) -> Section:
-    """Return the section of one record; its interactive plots are added to ``plots``."""
-    run = Run(folder=folder, anchor=anchor, seed=seed, context=read_context(folder), seen=seen, plots=plots)
+def section(record: Record, folder: Path, *, title: str, anchor: str, seed: int, seen: set[str]) -> Section:
+    """Return the section of one record."""
+    run = Run(folder=folder, seed=seed, context=read_context(folder), seen=seen)
     kind = KINDS[type(record)]
     tables = kind.tables(record)
     if run.context is not None:  # the rows that it holds are counted in a fuller table
         tables = [table for table in tables if table.name != GRID_SPLITS]
+    notes = notes_of(record)
     parts = [*kind.above(record, run), *map(table_part, tables), *kind.parts(record, run)]
     if kind.data:
         parts += data_parts(run.context, record.group, run.seen)
@@ -89,8 +96,10 @@ def section(
         title=title,
         study=record.study,
         synthetic=record.synthetic,
+        question=kind.question(record),
         verdicts=[*kind.lead(record), *kind.verdicts(record)],
-        notes=notes_of(record),
+        cautions=[*(note for note in notes if note.kind in DOUBTS), *kind.cautions(record)],
+        notes=notes,
         parts=parts,
         provenance=provenance(record, folder, run.context),
     )
@@ -111,11 +120,18 @@ def _layers(record: ProbeRecord, run: Run) -> list[Part]:
     return [Part(title="By layer", text=text, drawings=drawings)] if drawings else []
 
 
+def _probe(record: ProbeRecord, run: Run) -> list[Part]:
+    patches = None if run.context is None else probe_patches(run.context)
+    text = f"Held-out predictions of each concept's best layer, and their errors. {HINT}"
+    return [] if patches is None else [Part(title="Patches", text=text, patches=patches)]
+
+
 def _guide(record: GuideRecord, run: Run) -> list[Part]:
-    parts = [*_differences(record), *prediction_parts(record, run.folder), *_training(record)]
-    return parts + umap_parts(
-        record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=record.run_names
-    )
+    predictions = read_predictions(run.folder)
+    parts = [*_differences(record), *prediction_parts(record, predictions), *_training(record)]
+    others = [name for name in compared_runs(record) if name != BASELINE or len(record.run_names) == 2]
+    names = [reference_run(record), *others] if record.run_names else []
+    return parts + umap_parts(record, run.folder, seed=run.seed, names=names, predictions=predictions)
 
 
 def _differences(record: GuideRecord) -> list[Part]:
@@ -146,13 +162,13 @@ def _grid_tables(record: GridRecord) -> list[Table]:
 
 
 def _grid(record: GridRecord, run: Run) -> list[Part]:
-    parts = prediction_parts(record, run.folder)
+    predictions = read_predictions(run.folder)
+    parts = prediction_parts(record, predictions)
     drawings = grid_figures(record)
     if drawings:
         parts.insert(0, Part(title="Affinities and curves", text="Over all seeds of the grid.", drawings=drawings))
-    return parts + umap_parts(
-        record, run.folder, anchor=run.anchor, seed=run.seed, plots=run.plots, names=_cells_to_draw(record)
-    )
+    names = _cells_to_draw(record)
+    return parts + umap_parts(record, run.folder, seed=run.seed, names=names, predictions=predictions)
 
 
 def _cells_to_draw(record: GridRecord) -> list[str]:
@@ -176,6 +192,15 @@ def _concept_maps(record: AttributeRecord, run: Run) -> list[Part]:
     return [Part(title="Concept maps", text=text, pictures=maps)] if maps else []
 
 
+def _index_layers(record: RobustnessRecord, run: Run) -> list[Part]:
+    drawings = robustness_figures(record)
+    text = (
+        "Robustness indices by layer, above, and the probes of label and center, below; bands are 95 % intervals over "
+        "patients."
+    )
+    return [Part(title="By layer", text=text, drawings=drawings)] if drawings else []
+
+
 def _bags(record: BagsRecord, run: Run) -> list[Part]:
     return [*_differences(record), *_training(record)]
 
@@ -185,6 +210,7 @@ class Kind:
     """What the report shows of a kind of record."""
 
     title: str
+    question: Callable[[Any], str]
     tables: Callable[[Any], list[Table]]
     verdicts: Callable[[Any], list[Verdict]]
     lead: Callable[[Any], list[Verdict]] = lambda record: []
@@ -193,17 +219,64 @@ class Kind:
     """Figures above the tables"""
     parts: Callable[[Any, Run], list[Part]] = lambda record, run: []
     """Figures below the tables"""
+    cautions: Callable[[Any], list[str]] = lambda record: []
+    """What not to conclude, besides the notes that put a comparison in doubt"""
     data: bool = True
     """Whether the rows of the run are shown, where it saved them"""
 
 
 KINDS: Mapping[type[Record], Kind] = {
-    ProbeRecord: Kind("Probe", probe_tables, _probe_verdicts, above=_layers),
-    GuideRecord: Kind("Guide", guide_tables, guide_verdicts, primary_verdict, parts=_guide),
-    GridRecord: Kind("Grid", _grid_tables, grid_verdicts, primary_verdict, parts=_grid),
-    PredictivityRecord: Kind("Predictivity", lambda record: [predictivity_table(record)], predictivity_verdicts),
-    AttributeRecord: Kind("Attribution", attribution_tables, attribution_verdicts, parts=_concept_maps),
-    AuditRecord: Kind("Audit", audit_tables, audit_verdicts, data=False),
-    BagsRecord: Kind("Bags", bag_tables, bag_verdicts, primary_verdict, parts=_bags, data=False),
+    ProbeRecord: Kind(
+        "Probe", probe_question, probe_tables, _probe_verdicts, above=_layers, parts=_probe, cautions=probe_cautions
+    ),
+    GuideRecord: Kind(
+        "Guide", guide_question, guide_tables, guide_verdicts, primary_verdict, parts=_guide, cautions=guide_cautions
+    ),
+    GridRecord: Kind(
+        "Grid",
+        lambda record: "Which concepts, encouraged or discouraged, change the network, and by which weighting?",
+        _grid_tables,
+        grid_verdicts,
+        primary_verdict,
+        parts=_grid,
+    ),
+    PredictivityRecord: Kind(
+        "Predictivity",
+        lambda record: "How well do concept values predict the main label?",
+        lambda record: [predictivity_table(record)],
+        predictivity_verdicts,
+    ),
+    AttributeRecord: Kind(
+        "Attribution",
+        lambda record: "Do the network's outputs depend on the concepts?",
+        attribution_tables,
+        attribution_verdicts,
+        parts=_concept_maps,
+    ),
+    AuditRecord: Kind(
+        "Audit",
+        lambda record: f"Can {record.concept} still be decoded from the network?",
+        audit_tables,
+        audit_verdicts,
+        data=False,
+    ),
+    RobustnessRecord: Kind(
+        "Robustness",
+        lambda record: "Do the features follow biology or the hospital?",
+        robustness_tables,
+        robustness_verdicts,
+        above=_index_layers,
+        data=False,
+    ),
+    BagsRecord: Kind(
+        "Bags",
+        guide_question,
+        bag_tables,
+        bag_verdicts,
+        primary_verdict,
+        parts=_bags,
+        data=False,
+        cautions=guide_cautions,
+    ),
 }
 """Class of record → what the report shows of it; the record of a new command is a new entry"""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+import pandas as pd
+
 from conceptkit.report.table import Table, numeric_columns, shown
 
 _GREEK = "αβγδεζηθικλμνξπρσςτυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
@@ -87,34 +89,32 @@ def to_latex(table: Table, *, label: str) -> str:
     ----------
     label : of the float, behind ``tab:``
     """
+    before, lines, after = latex_parts(table, label=label)
+    return "\n".join([before, *lines, after])
+
+
+def latex_parts(table: Table, *, label: str) -> tuple[str, list[str], str]:
+    """Return what comes before the rows, each row, and what comes after them."""
     cells, numeric = shown(table), numeric_columns(table)
     columns = "".join("r" if name in numeric else "l" for name in cells.columns)
     lines = [" & ".join(map(latex_text, row)) + r" \\" for row in cells.to_numpy().tolist()]
     head = " & ".join(latex_text(str(name)) for name in cells.columns) + r" \\"
-    body = [
+    wide = len(columns) > _WIDE
+    words = f"{latex_text(table.title)}. {latex_text(table.caption)}"
+    before = [
+        r"% needs \usepackage{booktabs,graphicx,textcomp}",
+        r"\begin{table}[htbp]",
+        r"\centering\small",
+        rf"\caption{{{words}}}",
+        rf"\label{{tab:{label}}}",
+        *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         head,
         r"\midrule",
-        *lines,
-        r"\bottomrule",
-        r"\end{tabular}",
     ]
-    if len(columns) > _WIDE:
-        body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], r"\end{tabular}}"]
-    words = f"{latex_text(table.title)}. {latex_text(table.caption)}"
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs,graphicx,textcomp}",
-            r"\begin{table}[htbp]",
-            r"\centering\small",
-            rf"\caption{{{words}}}",
-            rf"\label{{tab:{label}}}",
-            *body,
-            r"\end{table}",
-            "",
-        ]
-    )
+    after = [r"\bottomrule", r"\end{tabular}}" if wide else r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(before), lines, "\n".join(after)
 
 
 def to_csv(table: Table) -> str:
@@ -123,11 +123,22 @@ def to_csv(table: Table) -> str:
     Text that a spreadsheet would run as a formula (it begins with ``=``, ``+``, ``-`` or ``@``) is given an apostrophe
     in front; numbers are numbers.
     """
-    frame = table.frame.copy()
+    return _csv(table.frame)
+
+
+def csv_parts(table: Table) -> list[str]:
+    """Return the heading and each row of :func:`to_csv`, without line ends."""
+    return [_csv(table.frame.iloc[:0]).rstrip("\r\n")] + [
+        _csv(table.frame.iloc[[k]], header=False).rstrip("\r\n") for k in range(len(table.frame))
+    ]
+
+
+def _csv(frame: pd.DataFrame, *, header: bool = True) -> str:
+    frame = frame.copy()
     for column in frame.columns:
         frame[column] = [harmless(v) if isinstance(v, str) else v for v in frame[column]]
     frame.columns = [harmless(str(c)) for c in frame.columns]
-    return str(frame.to_csv(index=False, lineterminator="\r\n"))
+    return str(frame.to_csv(index=False, header=header, lineterminator="\r\n"))
 
 
 def harmless(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The networks' spaces as pictures: static for print, interactive for the page."""
+"""The networks' spaces as pictures, for print and where no script runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from conceptkit.report.embedding import Embeddings, Projection
 from conceptkit.report.short_names import apart, short
 from conceptkit.report.wording import natural, number
 
-MARKERS = ("circle", "triangle", "square", "diamond", "inverted_triangle", "hex", "star", "plus")
-"""Names of Bokeh, one per class until they repeat."""
+MARKERS = ("o", "^", "s", "D", "v", "h", "*", "P")
+"""One per class until they repeat."""
 
-_MARKERS_MATPLOTLIB = ("o", "^", "s", "D", "v", "h", "*", "P")
 CATEGORIES_MOST = 15
 """Classes that get a colour and marker of their own; rarer ones are drawn together."""
 
@@ -68,7 +67,7 @@ def umap_figure(
             classes = categories(values.tolist())
             texts = apart([name for name, _ in classes])
             for k, (name, (_, rows)) in enumerate(zip(texts, classes, strict=True)):
-                mark = {"color": COLOURS[k % 8], "marker": _MARKERS_MATPLOTLIB[marker(k)], "alpha": 0.65, "lw": 0}
+                mark = {"color": COLOURS[k % 8], "marker": MARKERS[marker(k)], "alpha": 0.65, "lw": 0}
                 dots = axes.scatter(*projection.xy[rows].T, s=sizes[rows] ** 2, rasterized=True, **mark)
                 handles.setdefault(name, dots)
             axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")

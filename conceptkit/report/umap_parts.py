@@ -1,20 +1,19 @@
-"""The networks' spaces on the page: baseline next to guided at two layers (the paper's Figure 7)."""
+"""The patches and the networks' spaces on the page: reference next to guided (the paper's Figure 7)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conceptkit.records import EMBEDDINGS_FILE, GridRecord, GuideRecord
 from conceptkit.report.contents import trained_concepts
 from conceptkit.report.embedding import NEIGHBOURS, Embeddings, Projection, project, read_embeddings
-from conceptkit.report.part import Part, PlotRow
+from conceptkit.report.part import Part
+from conceptkit.report.patches import HINT, guide_patches
+from conceptkit.report.predictions import Predictions
 from conceptkit.report.umap_figures import umap_figure
 from conceptkit.report.wording import number, with_unit
-
-Plots = dict[str, Any]
-"""Key of a plot → Bokeh's plot"""
 
 TRUNK = "trunk's end"
 """The only layer in files of earlier versions"""
@@ -22,13 +21,13 @@ TRUNK = "trunk's end"
 LAYERS_MOST = 2
 """Layers whose spaces are laid out"""
 
-TITLE = "The networks' spaces, side by side"
+TITLE = "Patches, and the networks' spaces side by side"
 
 
 def umap_parts(
-    record: GuideRecord | GridRecord, folder: Path, *, anchor: str, seed: int, plots: Plots, names: Sequence[str]
+    record: GuideRecord | GridRecord, folder: Path, *, seed: int, names: Sequence[str], predictions: Predictions | None
 ) -> list[Part]:
-    """Return the UMAP part; its interactive plots are put into ``plots`` by key.
+    """Return the part with the patch browser, the UMAPs among its views, and their drawings for print.
 
     Parameters
     ----------
@@ -46,27 +45,18 @@ def umap_parts(
     if not layers:
         text = f"{EMBEDDINGS_FILE} holds no features of these runs, or fewer than three rows."
         return [Part(title=TITLE, text=text)]
-    spaces = [project(features[layer], seed=seed) for layer in layers]
+    spaces = {layer: project(features[layer], seed=seed) for layer in layers}
     colours, size = _colours(record, embeddings), _size(record, embeddings)
     # every layer by class; the last one by center too
-    rows = [(s, colours[0]) for s in range(len(layers))] + [(len(layers) - 1, colour) for colour in colours[1:]]
-    from conceptkit.report.umap_plots import umap_plots  # Bokeh takes 0.6 s, and every command reads the sections
-
-    drawn = umap_plots(embeddings, spaces, rows, size=size)
-    shown = []
-    for i, ((s, colour), line) in enumerate(zip(rows, drawn, strict=True)):
-        keys = [f"{anchor}-{i}-{j}" for j in range(len(line))]
-        plots.update(zip(keys, line, strict=True))
-        shown.append(
-            PlotRow(
-                heading=f"{layers[s]}, colour: {colour}",
-                keys=keys,
-                titles=[p.run for p in spaces[s]],
-                captions=[_trust(p) for p in spaces[s]],
-                drawing=umap_figure(embeddings, spaces[s], layer=layers[s], colour=colour, size=size),
-            )
-        )
-    return [Part(title=TITLE, text=_text(record, embeddings, size, seed), plots=shown)]
+    rows = [(layer, colours[0]) for layer in layers] + [(layers[-1], colour) for colour in colours[1:]]
+    drawings = []
+    for layer, colour in rows:
+        drawing = umap_figure(embeddings, spaces[layer], layer=layer, colour=colour, size=size)
+        words = " ".join(f"{one.run}: {_trust(one)}" for one in spaces[layer])
+        drawings.append(dataclasses.replace(drawing, caption=f"{layer}, colour: {colour}. {words}"))
+    trust = [_trust(one) for layer in layers for one in spaces[layer]]
+    patches = guide_patches(embeddings, predictions, chosen, spaces, trust)
+    return [Part(title=TITLE, text=_text(record, embeddings, size, seed), drawings=drawings, patches=patches)]
 
 
 def _trust(projection: Projection) -> str:
@@ -77,12 +67,12 @@ def _trust(projection: Projection) -> str:
 def _text(record: GuideRecord | GridRecord, embeddings: Embeddings, size: str | None, seed: int) -> str:
     n, saved = len(embeddings.patch_ids), embeddings.n_saved
     rows = f"{n} of the {saved} held-out patches, drawn at random" if n < saved else f"All {n} held-out patches"
-    bigger = f" A larger point has a larger {with_unit(size, record.units)}." if size else ""
+    bigger = f" In print, a larger point has a larger {with_unit(size, record.units)}." if size else ""
     return (
         f"{rows} (seed {seed}). Each network has a space of its own and is laid out by itself; the later ones start "
         "from the first and are turned onto it, so that the same patches lie near the same place where the spaces "
         f"allow.{bigger} A UMAP shows which patches are near each other; distances between clouds have no meaning. The "
-        "numbers below show how many neighbours on the page are neighbours in the network."
+        f"numbers below show how many neighbours on the page are neighbours in the network. {HINT}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -33,6 +34,9 @@ READABLE_ABOVE_CHANCE = 0.05
 """Without an interval or a test, a concept counts as decodable when a fresh probe scores this much above chance."""
 
 _REMNANTS = ("linear", "mlp", "kernel")
+
+NAMED_MOST = 3
+"""Results without a clear change that a sentence names"""
 
 FEW_FOR_LEAKAGE = 10
 """Below this number of patients a mean score without an interval does not show what is left."""
@@ -185,7 +189,7 @@ def guide_verdicts(record: GuideRecord) -> list[Verdict]:
         if side_of(d.mean, d.low, d.high) == "covers":
             unchanged.append(d)
         else:
-            said[difference_kind(d)].append(_difference_verdict(d, record))
+            said[difference_kind(d)].append(difference_verdict(d, record))
     if not record.differences:
         said["main task"].append(verdict("open", "No paired difference between runs was recorded"))
     leakage = [
@@ -212,18 +216,21 @@ def primary_verdict(record: RunsRecord) -> list[Verdict]:
     found = sides.get(side_of(d.mean, d.low, d.high), "not established")
     size = interval(d.mean, d.low, d.high, digits=3, most=4, signed=True)
     answer = f"Primary contrast, {_what(d)}: {found}, {size} ({basis})"
-    return [verdict(difference_mark(d, record.group), answer, few_words(d.n_groups, record.group))]
+    said = verdict(difference_mark(d, record.group), answer, few_words(d.n_groups, record.group))
+    return [dataclasses.replace(said, primary=True)]
 
 
 def no_clear_change(results: Sequence[tuple[str, Difference]], group: str | None, *, digits: int = 2) -> list[Verdict]:
-    """Return all named results whose interval covers 0 in one line; nothing without any."""
+    """Return all named results whose interval covers 0 in one line, a few of them by name; nothing without any."""
     if not results:
         return []
     counts = sorted({d.n_groups for _, d in results})
     basis = f"{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} {groups_word(group, counts[-1])}"
     parts = [f"{name} {interval(d.mean, d.low, d.high, digits=digits, signed=True)}" for name, d in results]
     many = f"{len(parts)} result{'' if len(parts) == 1 else 's'}"
-    return [verdict("open", f"No clear change in {many} ({basis}): {'; '.join(parts)}")]
+    named = f": {'; '.join(parts)}" if len(parts) <= NAMED_MOST else ""  # the table of differences has them all
+    said = verdict("open", f"No clear change in {many} ({basis}){named}")
+    return [dataclasses.replace(said, count=len(parts))]
 
 
 def _place(d: Difference) -> tuple[str, str, str]:
@@ -247,7 +254,8 @@ def _what(d: Difference) -> str:
     return f"{score} on {d.split}"
 
 
-def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
+def difference_verdict(d: Difference, record: RunsRecord) -> Verdict:
+    """Return what one paired difference shows."""
     usual = d.run == "guided" and d.against == reference_run(record)
     guiding = "guiding" if usual else f"{d.run} (against {d.against})"
     what = f"the {_what(d)}"
@@ -258,6 +266,9 @@ def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
         return verdict(
             "open", f"Open whether {guiding} changed {what}: {number(d.mean, signed=True)}, without an interval"
         )
+    if side == "covers":
+        size = interval(d.mean, d.low, d.high, signed=True)
+        return verdict("open", f"No clear change of {what} by {guiding}: {size} ({counted(record.group, d.n_groups)})")
     verb, sign = ("raised", 1.0) if side == "above" else ("lowered", -1.0)
     if mark == "open":
         size = interval(d.mean, d.low, d.high, signed=True)
@@ -273,7 +284,7 @@ def _difference_verdict(d: Difference, record: GuideRecord) -> Verdict:
     return verdict(mark, f"{subject} {verb} {what} by {by}{moved} ({counted(record.group, d.n_groups)})")
 
 
-def _level(d: Difference, record: GuideRecord, name: str) -> float:
+def _level(d: Difference, record: RunsRecord, name: str) -> float:
     """Return the mean over seeds of the quantity of a difference, for one of its runs."""
     reader, concept = d.metric.reader, d.metric.concept
     if not reader:

@@ -42,6 +42,12 @@ BINS = 64
 SIDE = 96
 """Side of the sample patches, in pixels"""
 
+PATCHES_KEPT = 2000
+"""Maximum number of patches whose thumbnails are kept, drawn at random; each is read once more from its file"""
+
+THUMBNAIL = 48
+"""Side of the thumbnails, in pixels"""
+
 CENTERS_MOST = 40
 """Maximum number of centers; a column with more values is not shown as centers"""
 
@@ -55,6 +61,7 @@ def write_context(
     concepts: Sequence[str],
     targets: Iterable[Target] = (),
     folds: int = 0,
+    predicted: Mapping[str, tuple[str, NDArray[Any]]] | None = None,
 ) -> Path:
     """Write the file and return its path.
 
@@ -66,6 +73,8 @@ def write_context(
     concepts : columns to keep besides label, split, group and center
     targets : what was read by probes, with rows numbered as in ``rows``; their folds are kept
     folds : number of these folds
+    predicted : concept → its layer and (len(rows),) held-out predictions, NaN or empty where missing; the page then
+        shows patches one by one
     """
     chosen = table.select(rows)
     groups = chosen.groups(study.group)
@@ -96,12 +105,35 @@ def write_context(
             numbered.create_dataset(
                 target.name.replace("/", "∕"), data=_fold_numbers(target, folds, len(chosen)), compression="gzip"
             )
+        if predicted:
+            _write_patches(file.create_group("patches"), chosen, predicted)
         # Features without pixels, or a slide that has since been moved, leave the report without samples.
         with contextlib.suppress(InputError, OSError):
             for name, values in _samples(chosen, centers).items():
                 text = {"dtype": h5py.string_dtype()} if values.dtype == object else {}
                 file.create_dataset(f"samples/{name}", data=values, compression="gzip", **text)
     return folder / CONTEXT_FILE
+
+
+def _write_patches(group: h5py.Group, table: PatchTable, predicted: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+    """Write ids and predictions of all rows, and thumbnails of some."""
+    text, packed = h5py.string_dtype(), {"compression": "gzip"}
+    group.create_dataset("patch_id", data=_words(table.patch_ids, len(table)), dtype=text, **packed)
+    for name, (layer, values) in predicted.items():
+        words = {"dtype": text} if values.dtype == object else {}
+        data = group.create_dataset(f"predicted/{name.replace('/', '∕')}", data=values, **words, **packed)
+        data.attrs["layer"] = layer
+    kept = np.sort(np.random.default_rng(0).permutation(len(table))[:PATCHES_KEPT])
+    group.create_dataset("row", data=kept)
+    with contextlib.suppress(InputError, OSError):  # as for samples
+        if table.location is not None:
+            small = [thumbnail(table.pixels(int(row)), THUMBNAIL) for row in kept]
+            group.create_dataset("thumbnails", data=np.stack(small), **packed)
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return a patch (h, w, 3) as (side, side, 3)."""
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
 
 
 def center_column(table: PatchTable, center: str | None) -> str | None:
@@ -233,7 +265,7 @@ def _samples(table: PatchTable, centers: NDArray[Any]) -> dict[str, NDArray[Any]
             for channel in range(3):
                 histograms[k, channel] += np.bincount(pixels[..., channel].ravel() // (256 // BINS), minlength=BINS)
             if i < SAMPLES:
-                images[k, i] = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
+                images[k, i] = thumbnail(pixels, SIDE)
         counts[k], n_patches[k] = min(len(rows), SAMPLES), len(rows)
     histograms /= np.maximum(histograms.sum(axis=2, keepdims=True), 1)
     return {
