@@ -12,9 +12,9 @@ cohorts of the first design:
 - `duplicates`: bootstrap in which a patient drawn twice is two patients, each with the other as its neighbour
 - `patches`: bootstrap of rows: the control that must fail
 
-With the first seed, 2028, the jackknife was Student's on the index itself: it held RI and MaRI in 0.90 to 0.92 of cohorts
-in `patients` and `few`, where they are near 1 or patients are few. RI, MaRI and the share below 0 are on the logit since.
-The second seed, 2029, measures that; the other intervals are compared with the first seed only.
+With the first seed, 2028, the jackknife was Student's on the index itself. It held RI and MaRI in 0.90 to 0.92 of the
+cohorts of `patients` and `few`, where they are near 1 or patients are few. RI, MaRI and the share below 0 are on the
+logit since; the second seed, 2029, measures that. The other intervals are compared with the first seed only.
 
 In the design `centers` the centers are new each time as well, and the interval over centers is scored. In `paired` the
 endpoint is the difference between two encoders of the same rows.

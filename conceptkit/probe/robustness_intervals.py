@@ -24,9 +24,9 @@ def over_patients(index: Index, cohort: Cohort, against: Index | None = None) ->
 
     It holds for other patients of the same centers, as many as here: an index depends on their number, since
     neighbours come nearer. The standard error is the delete-one-patient jackknife within centers (strata),
-    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²), of shares (:data:`SHARES`) on the logit, as they are skewed. A deleted patient is replaced among the neighbours of all other rows. A
-    bootstrap would draw a patient several times and make it its own neighbour; one that keeps the neighbours fixed
-    misses half of the variation.
+    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²). Shares (:data:`SHARES`) are on the logit, as they are skewed. A deleted patient
+    is replaced among the neighbours of all other rows. A bootstrap would draw a patient several times and make it its
+    own neighbour; one that keeps the neighbours fixed misses half of the variation.
 
     Parameters
     ----------
