@@ -172,10 +172,12 @@ def test_true_values_take_the_place_of_predictions_and_leakage_is_the_rest(place
             one for one in record.bottleneck.interventions
             if (one.run, one.concepts, one.split, one.metric) == ("through", names, "external", "auc")
         ]  # fmt: skip
-        assert found.true == pytest.approx(by_pairs(y, (own @ w["heads.main.weight"].T)[rows, 0]), abs=1e-9)
-        assert found.predicted == pytest.approx(by_pairs(y, (read @ w["heads.main.weight"].T)[rows, 0]), abs=1e-9)
+        # Two logits that float32 reverses change the AUC by half a pair.
+        assert found.true == pytest.approx(by_pairs(y, (own @ w["heads.main.weight"].T)[rows, 0]), abs=5e-3)
+        assert found.predicted == pytest.approx(by_pairs(y, (read @ w["heads.main.weight"].T)[rows, 0]), abs=5e-3)
         assert found.mean == pytest.approx(found.true - found.predicted)
         assert found.low < found.mean < found.high
+    assert len({round(one.mean, 3) for one in record.bottleneck.interventions}) > 6
     for row in record.bottleneck.leakage:
         assert row.mean == pytest.approx(row.predicted - row.true)
     [odds] = [o for o in record.bottleneck.odds if (o.run, o.concept) == ("through", "count")]

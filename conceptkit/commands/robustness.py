@@ -201,7 +201,7 @@ def _cohort_notes(cohort: Cohort, label: str) -> Iterator[str]:
     has[cohort.center, cohort.label] = True
     if not (has.sum(1) > 1).any():
         raise InputError(
-            f"label: every center has rows of one {label} only, so that biology and hospital cannot be told apart."
+            f"label: every center has rows of one {label} only, so that biology and hospital cannot be separated."
         )
     if not (has.sum(0) > 1).any():
         raise InputError(

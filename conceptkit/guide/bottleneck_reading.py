@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,8 @@ def read_bottleneck(bench: Bench, arm: Arm, outcome: Outcome, wanted: Sequence[t
     read = np.concatenate([columns_of(task, raw[task.name]) for task in model.through], axis=1)
     targets = bench.targets(arm.tasks, arm.columns)
     true = np.concatenate([_true_columns(task, targets[task.name]) for task in model.through], axis=1)
-    weights, bias = (p.detach().double().numpy() for p in (model.heads[MAIN].weight, model.heads[MAIN].bias))
+    head: Any = model.heads[MAIN]
+    weights, bias = (p.detach().double().numpy() for p in (head.weight, head.bias))
     own = read @ weights.T + bias
     beside = raw[MAIN] - own
     of_task = np.repeat([task.name for task in model.through], [task.columns for task in model.through])

@@ -62,7 +62,9 @@ def forecast(bench: PatchBench, plan: Plan, given: Conditions, *, with_test: boo
         inverse = penalty(evidence)
     except InputError:  # too few patients of a class
         inverse = float("nan")
-    found, detectable, chance = {}, None, None
+    found: dict[str, dict[str, float]] = {}
+    detectable: float | None = None
+    chance: float | None = None
     if np.isfinite(inverse):
         found = aucs(evidence, inverse=inverse)
         of_difference = spread(evidence, inverse=inverse)
@@ -147,7 +149,8 @@ def _evidence(
     options = given.options if given.continued else dataclasses.replace(given.options, trunk=())
     arm = given.arm("headroom", [given.tasks[0], *wanted], options=options)
     features, *layers = frozen_features(bench, arm, chosen)
-    found = {None: None} | {task.layer: bench.setup.backbone.layer(task.layer) for task in wanted if task.layer}
+    found: dict[str | None, str | None] = {None: None}
+    found.update({task.layer: bench.setup.backbone.layer(task.layer) for task in wanted if task.layer})
     of_layer = dict(zip(dict.fromkeys(found.values()), (features, *layers), strict=True))
     concepts = [
         (of_layer[found[task.layer]], _columns(task.classes, bench.values(task.name)[chosen])) for task in wanted

@@ -69,7 +69,7 @@ class Evidence:
         if self.shortcut is not None:
             given = self.balance if balance is None else balance
             weights = weights * balance_factors(torch.from_numpy(self.shortcut[rows]), codes, power=given)
-        return weights.double().numpy()
+        return np.asarray(weights.double().numpy())
 
 
 def held_out_centers(given: Evidence) -> Iterator[tuple[int, Rows]]:

@@ -86,11 +86,11 @@ class Guide(Guided):
     arms: Names | None = option(None, choices=lambda: (*ARMS, "all"))
     """Networks to train, comma-separated, or all; default: baseline and guided, balanced if a category is discouraged,
     and with --through its arms and components."""
-    layer: Names | None = None
+    layer: Names | None = None  # type: ignore[assignment]  # a list of what other commands have once
     """Layer of an activation store with several; a list with --select."""
-    strength: tuple[float, ...] | None = option(None, minimum=0)
+    strength: tuple[float, ...] | None = option(None, minimum=0)  # type: ignore[assignment]
     """Strength of discouraging at the end of the warmup; default: 1; a list with --select."""
-    augment: tuple[int, ...] | None = option(None, minimum=0)
+    augment: tuple[int, ...] | None = option(None, minimum=0)  # type: ignore[assignment]
     """Re-stained copies of each training patch; default: 0; a list with --select."""
     seed: int = option(0, minimum=0)
     """Seed of a single pair of networks."""
