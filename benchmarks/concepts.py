@@ -1,7 +1,9 @@
 """Speed and accuracy of measuring concepts: texture, nuclei, stain, tiles and the whole chain, as ratios in one run.
 
-python benchmarks/concepts.py DATA [--all] [--figure FILE.png] [--only NAME,…], where DATA holds monuseg/, wsi/ and
-authors/. Without --all nuclei are timed and scored on six of the twenty images that nothing was fitted on.
+python benchmarks/concepts.py DATA [--all] [--weights FILE] [--figure FILE.png] [--only NAME,…]
+
+DATA holds monuseg/, wsi/ and authors/. Without --all nuclei are scored on six of the twenty images that nothing was
+fitted on; --weights are those of `nuclei train` on the ten others.
 """
 
 from __future__ import annotations
@@ -15,14 +17,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import nucleus_accuracy
 import numpy as np
-from PIL import Image
-
-from conceptkit.pathology.agreement import agreement
-from conceptkit.pathology.hematoxylin import segment
-
-FITTED_ON = slice(1, None, 3)
-"""Images that the nucleus score was fitted on (benchmarks/fit_nucleus_score.py)."""
+from nucleus_accuracy import opened
 
 
 def best_of(function, repeats=3):
@@ -38,11 +35,6 @@ def best_of(function, repeats=3):
 def listed(data):
     with (data / "monuseg" / "images.csv").open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def opened(data, row):
-    with Image.open(data / "monuseg" / row["image"]) as image, Image.open(data / "monuseg" / row["mask"]) as mask:
-        return np.asarray(image.convert("RGB")), np.asarray(mask).astype(np.int64)
 
 
 def tiles_of(image, size=224):
@@ -72,78 +64,21 @@ def texture(data, options):
     print(f"texture: {ratio:.0f} x scikit-image (at least 80); largest difference {difference:.1e}")
 
 
-def plain(image):
-    """The usual scikit-image chain: blurred hematoxylin, Otsu, opening, watershed on the distance."""
-    from scipy import ndimage
-    from skimage.color import rgb2hed
-    from skimage.feature import peak_local_max
-    from skimage.filters import gaussian, threshold_otsu
-    from skimage.morphology import disk, opening
-    from skimage.segmentation import watershed
-
-    amount = gaussian(rgb2hed(image)[..., 0], 2)
-    mask = opening((amount > threshold_otsu(amount)).astype(np.uint8), disk(4)) > 0
-    distance = ndimage.distance_transform_edt(mask)
-    smooth = gaussian(distance, 2)
-    peaks = peak_local_max(smooth, min_distance=7, labels=mask.astype(int), exclude_border=False)
-    markers = np.zeros(mask.shape, int)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return watershed(-smooth, markers, mask=mask)
-
-
-def counts(labels):
-    return [len(np.unique(t)) - (0 in t) for t in tiles_of(labels)]
-
-
 def nuclei(data, options):
-    """AJI, PQ, Dice and count on images that nothing was fitted on, and time, against the plain chain."""
-    rows = listed(data)
-    fitted = {row["image"] for row in rows[FITTED_ON]}
-    rest = [row for row in rows if row["image"] not in fitted]
-    chosen = rest if options.all else rest[::3][:6]
-    results = {"plain": [], "hematoxylin": []}
-    seconds = dict.fromkeys(results, 0.0)
-    tile_counts = {name: [] for name in results}
-    drawn_counts, worst = [], []
-    segment(opened(data, rest[0])[0][:300, :300], 0.25)
-    for row in chosen:
-        image, drawn = opened(data, row)
-        drawn_counts += counts(drawn)
-        for name, method in (("plain", plain), ("hematoxylin", lambda i: segment(i, 0.25))):
-            start = time.process_time()  # of this process alone: the machine may be shared
-            labels = method(image)
-            seconds[name] += time.process_time() - start
-            found = agreement(labels, drawn)
-            results[name].append((found.aji, found.pq, found.dice))
-            tile_counts[name] += counts(labels)
-        pairs = zip(tiles_of(image), tiles_of(labels), tiles_of(drawn), strict=True)
-        worst += [
-            (agreement(ours, truth).aji, row["image_id"], k, i, ours, truth) for k, (i, ours, truth) in enumerate(pairs)
-        ]
-    print(f"nuclei: {len(chosen)} images that nothing was fitted on, {len(drawn_counts)} tiles")
-    for name, values in results.items():
-        aji, pq, dice = np.mean(values, axis=0)
-        r = np.corrcoef(tile_counts[name], drawn_counts)[0, 1]
-        spent = seconds[name] / len(chosen)
-        print(f"  {name:12s} AJI {aji:.3f}  PQ {pq:.3f}  Dice {dice:.3f}  r {r:.3f}  {spent * 1e3:.0f} ms an image")
-    print(f"  {seconds['plain'] / seconds['hematoxylin']:.1f} x the plain chain (at least 5)")
-    if options.figure:
-        figure(sorted(worst, key=lambda w: w[0])[:16], options.figure)
-
-
-def figure(worst, path):
-    """Draw the worst tiles: green as annotated, yellow as found."""
-    from skimage.segmentation import find_boundaries
-
-    cells = []
-    for aji, name, k, image, ours, truth in worst:
-        picture = image.copy()
-        picture[find_boundaries(truth, mode="inner")] = (0, 255, 0)
-        picture[find_boundaries(ours, mode="inner")] = (255, 255, 0)
-        cells.append(np.pad(picture, ((2, 2), (2, 2), (0, 0))))
-        print(f"  worst: {name} tile {k}, AJI {aji:.2f}")
-    rows = [np.concatenate(cells[k : k + 4], axis=1) for k in range(0, len(cells) // 4 * 4, 4)]
-    Image.fromarray(np.concatenate(rows)).save(path)
+    """Accuracy of each method by organ on images that nothing was fitted or chosen on, and time."""
+    seconds = nucleus_accuracy.report(
+        argparse.Namespace(
+            data=data,
+            weights=options.weights,
+            methods=None,
+            flips=False,
+            robust=False,
+            ten=False,
+            some=not options.all,
+            figure=options.figure,
+        )
+    )
+    print(f"  hematoxylin: {seconds['plain'] / seconds['hematoxylin']:.1f} x the plain chain (at least 5)")
 
 
 def stain(data, options):
@@ -239,7 +174,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--all", action="store_true", help="all twenty images")
-    parser.add_argument("--figure", help="where to draw the worst tiles")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--figure", type=Path, help="where to draw the best, median and worst tiles")
     parser.add_argument("--only", default=",".join(PARTS))
     options = parser.parse_args()
     for name in options.only.split(","):

@@ -170,15 +170,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("nuclei-work"))
     parser.add_argument("--start", type=Path)
-    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.5, 1.25), help="probability, µm between nuclei")
+    parser.add_argument("--thresholds", type=float, nargs=2, default=(0.6, 2.0), help="probability, µm between nuclei")
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     network = train(options)
     state = {k: v.detach() for k, v in network.state_dict().items()}
     threshold, apart = options.thresholds
-    save_compact(
-        state, {"threshold": threshold, "apart": apart, "steps": options.steps, "seed": options.seed}, options.out
-    )
+    about = {"threshold": threshold, "apart": apart, "coarsest": 0.5, "steps": options.steps, "seed": options.seed}
+    save_compact(state, about, options.out)
 
 
 if __name__ == "__main__":

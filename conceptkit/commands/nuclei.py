@@ -247,6 +247,7 @@ def _train_maskrcnn(
         [s.image for s in samples],
         [s.labels for s in samples],
         mpp=WORKING_MPP,
+        epochs=min(options.steps, 50),
         held_out=len(validation),
         seed=options.seed,
         device=options.device,

@@ -33,7 +33,7 @@ class NucleiTrain(AnnotatedOptions, Command):
     out: str | Path = option(flag="--out -o")
     """Weights to write, .safetensors; the training's state is kept in OUT.parts until it ends."""
     steps: int = option(900, minimum=1)
-    """Maximum number of steps of compact, a batch of 8 windows each; maskrcnn runs 50 epochs."""
+    """Maximum number of steps of compact, a batch of 8 windows each; of maskrcnn the epochs, at most 50."""
     patience: int = option(4, minimum=1)
     """Validations (one every 100 steps) without a better AJI after which the training stops."""
     type_names: str | None = None

@@ -33,7 +33,8 @@ BUNDLED = Path(__file__).with_name("compact.safetensors")
 """Weights that come with the package; their data, licence and scores are in docs/nuclei.md."""
 
 FINEST, COARSEST = 0.2, 0.36
-"""Microns per pixel that the network sees: an image outside is brought to the nearer of them."""
+"""Microns per pixel that the network sees: an image outside is brought to the nearer of them. Weights that were trained
+on coarser images say so."""
 
 REACH = 96
 """Pixels from which a pixel's maps depend on others, at most (a multiple of :data:`STRIDE`)."""
@@ -69,6 +70,8 @@ class Compact:
     flips: bool = False
     """Whether maps are means over an image and its mirror images: four times the time."""
     window: int = WINDOW
+    coarsest: float = COARSEST
+    """Most microns per pixel that the network sees"""
 
     def segment(self, image: NDArray[np.uint8], mpp: float | None = None) -> NDArray[np.int32]:
         """Return the nuclei of an image (h, w, 3) as labels, (h, w), 0 where there is none."""
@@ -92,7 +95,7 @@ class Compact:
         """Return labels (h, w), and the maps (2 + types, h, w) of nucleus, depth and types, from 0 to 1."""
         height, width = image.shape[:2]
         own = ASSUMED_MPP if mpp is None or not np.isfinite(mpp) else mpp
-        working = min(max(own, FINEST), COARSEST)
+        working = min(max(own, FINEST), self.coarsest)
         factor = own / working
         pixels = image
         if factor != 1:
@@ -223,6 +226,7 @@ def compact_of(state: dict[str, Tensor], about: dict[str, Any], device: torch.de
         types,
         threshold=float(about["threshold"]),
         apart=float(about["apart"]),
+        coarsest=float(about.get("coarsest", COARSEST)),
     )
 
 

@@ -97,7 +97,10 @@ def build(*, weights: str = "imagenet") -> nn.Module:
             backbone_name="resnet50", weights=start, norm_layer=FrozenBatchNorm2d, trainable_layers=5
         )
     except OSError as error:
-        raise InputError(f"weights: ImageNet's could not be fetched ({type(error).__name__}); use random.") from None
+        raise InputError(
+            f"weights: {ResNet50_Weights.IMAGENET1K_V1.url} could not be fetched ({type(error).__name__}); put it "
+            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}."
+        ) from None
     if start is None:
         for name, module in backbone.named_modules():
             if name.endswith("bn3"):  # without statistics each block would double the variance: it starts as identity
