@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -126,6 +127,12 @@ async function timed(action) {
 """
 
 
+def work(browser: Any) -> float:
+    """Return the milliseconds of CPU that the page's main thread has used, which a busy machine does not lengthen."""
+    metrics = browser.call("Performance.getMetrics")["metrics"]
+    return next(1000 * one["value"] for one in metrics if one["name"] == "TaskDuration")
+
+
 def page(rows: int) -> bool:
     """Write and use a page of ``rows`` patches with four maps; the layouts themselves are not timed here."""
     from browser import CHROMIUM, Browser
@@ -155,6 +162,7 @@ def page(rows: int) -> bool:
         browser = Browser(Path(place) / "profile")
         try:
             browser.call("Page.enable")
+            browser.call("Performance.enable", timeDomain="threadTicks")
             browser.look(width=1280)
             start = time.perf_counter()
             browser.call("Page.navigate", url=out.as_uri())
@@ -163,10 +171,14 @@ def page(rows: int) -> bool:
             browser.value(IN_PAGE + "0")
             slowest = 0.0
             for name, action in ACTIONS.items():
-                taken = [browser.promised(f"timed(() => {{ {action} }})") for _ in range(1 if "patch" in name else 3)]
-                handled, drawn = (float(np.median(part)) for part in zip(*taken, strict=True))
+                taken = []
+                for _ in range(1 if "patch" in name else 3):
+                    before = work(browser)
+                    times = browser.promised(f"timed(() => {{ {action} }})")
+                    taken.append([*times, work(browser) - before])
+                handled, drawn, cpu = (float(np.median(part)) for part in zip(*taken, strict=True))
                 slowest = max(slowest, drawn)
-                print(f"{name:22s} handled in {handled:6.1f} ms, drawn after {drawn:6.1f} ms")
+                print(f"{name:22s} handled in {handled:6.1f} ms, drawn after {drawn:6.1f} ms, {cpu:5.1f} ms of CPU")
         finally:
             browser.close()
         print(f"opened in {opened:.2f} s (bound {OPEN_S:g}); slowest interaction {slowest:.0f} ms (bound {USE_MS:g})")
