@@ -128,9 +128,16 @@ def probe(
         meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
-    of_rows = {"concepts": kept, "targets": plan.placed, "folds": options.folds}
-    predicted = _best_predictions(plan, rows, fits)
-    write_context(folder, plan.table, plan.study, plan.rows, predicted=predicted, **of_rows)
+    write_context(
+        folder,
+        plan.table,
+        plan.study,
+        plan.rows,
+        concepts=kept,
+        targets=plan.placed,
+        folds=options.folds,
+        predicted=_best_predictions(plan, rows, fits),
+    )
     if fits:
         save_vectors(_vectors(plan, encoders, rows, fits), folder)
     record.save(folder)
