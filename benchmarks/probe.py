@@ -1,9 +1,9 @@
 """Speed and statistics of the probe, measured in one run: python benchmarks/probe.py [--quick] [--layers N] [PART…].
 
-Parts: gram, himalaya, permutations, wide, study, null, coverage, coverage_classes. Each speed part does the same work
-on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours is timed
-on some of its identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a machine
-that others use too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
+Parts: gram, himalaya, permutations, wide, arrays, study, null, coverage, coverage_classes. Each speed part does the
+same work on both sides, in the same process, one after the other, and prints what it did. A loop that would take hours
+is timed on some of its identical steps, and the number of steps is printed. Threads are those of OMP_NUM_THREADS. On a
+machine that others use too, ``--clock cpu`` with OMP_NUM_THREADS=1 gives ratios that do not depend on them.
 """
 
 from __future__ import annotations
@@ -232,6 +232,20 @@ def wide(quick: bool) -> None:
     report(what, f"{ours:.1f} s", f"{theirs:.0f} s", *against(ours, theirs, 100, quick))
 
 
+def arrays(quick: bool) -> None:
+    """``probe_arrays`` with all controls at n = 20,000, d = 2,048, 4 concepts of 200 groups, no permutations."""
+    import conceptkit as ck
+
+    n, d = (4000, 512) if quick else (20_000, 2048)
+    X, Y, groups = features(n, d, 4, 200)
+    concepts = {f"c{i}": Y[:, i] for i in range(4)}
+    seconds, _ = timed(lambda: ck.probe_arrays({"layer": X}, concepts, groups, permutations=0))
+    gram, G = timed(lambda: X.T @ X)
+    eigen, _ = timed(lambda: np.linalg.eigh(G))
+    what = f"all controls, n={n:,}, d={d:,} (Gram {gram:.2f} s, eigenvectors {eigen:.2f} s)"
+    report(what, f"{seconds:.1f} s", "", "", "small sizes" if quick else f"≤ 20 s on two cores {mark(seconds <= 20)}")
+
+
 def study(quick: bool) -> None:
     """11 layers × 6 concepts with all controls and 1,000 permutations at n = 5,000, d = 2,048, features given.
 
@@ -374,7 +388,7 @@ def coverage_classes(quick: bool) -> None:
                 report(what, f"{held:.3f} AUC", f"{right:.3f} accuracy", "", "0.92–0.98")
 
 
-PARTS = {f.__name__: f for f in (gram, himalaya, permutations, wide, study, null, coverage, coverage_classes)}
+PARTS = {f.__name__: f for f in (gram, himalaya, permutations, wide, arrays, study, null, coverage, coverage_classes)}
 
 
 def main() -> None:

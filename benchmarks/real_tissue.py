@@ -4,7 +4,8 @@ Every draw splits the 30 patients into training (18), validation (4) and test (8
 (hematoxylin and eosin, each times 2^u, u uniform in ±0.8). Training and validation patients belong to centers A, B, C,
 so that the label follows from the center as far as the confounding says; test patients are seen once in each of A, B, C
 (``internal``: no relation) and once in each center that nobody trained on (``external``). The label is the organ
-(urogenital or not: of the patient) or the size of nuclei (mean area of the tile's nuclei above the median of all).
+(urogenital or not: of the patient), the size of nuclei (mean area of the tile's nuclei above the median of all), or
+``size+number``: the sum of the ranks of mean area and number above its median.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def draw_study(
     if label == "organ":
         base = base.assign(label=np.where(base.organ.isin(UROGENITAL), "urogenital", "other"))
     else:
-        base = base.assign(label=np.where(base.area > base.area.median(), "large", "small"))
+        size = base.area if label == "size" else base.area.rank(pct=True) + base["count"].rank(pct=True)
+        base = base.assign(label=np.where(size > size.median(), "large", "small"))
     base = base.assign(random=chance.normal(size=len(base)))
     share = (base.label == base.label.max()).groupby(base.patient).mean()
     patients = chance.permutation(share.index.to_numpy())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from conceptkit.options.predictivity import Predictivity as Predictivity
     from conceptkit.options.probe import Probe as Probe
     from conceptkit.options.probe import run_probe as run_probe
+    from conceptkit.options.robustness import Robustness as Robustness
     from conceptkit.options.tile import Tile as Tile
     from conceptkit.probe.classification import ConceptActivationVector as ConceptActivationVector
     from conceptkit.probe.region import ConceptRegion as ConceptRegion
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from conceptkit.records.loading import load_record as load_record
     from conceptkit.records.predictivity import PredictivityRecord as PredictivityRecord
     from conceptkit.records.probe import ProbeRecord as ProbeRecord
+    from conceptkit.records.robustness import RobustnessRecord as RobustnessRecord
     from conceptkit.report.plotting import plot as plot
     from conceptkit.synthetic.studies import embedded_study as embedded_study
     from conceptkit.tables.study import Study as Study

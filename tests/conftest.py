@@ -17,6 +17,7 @@ from small_study import small_table, write_study
 import conceptkit as ck
 from conceptkit.commands import probe as probing
 from conceptkit.report import embedding, umap_parts
+from conceptkit.synthetic import shortcut
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -46,12 +47,19 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded(cache, tmp_path_factory):
-    """The embedded study, generated once for all processes: it takes longer than most files' tests."""
+    """``embedded:null``, generated once for all processes: it takes longer than most files' tests."""
     base = tmp_path_factory.getbasetemp()
     made = ck.embedded_study("null", cache=base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).table.parent
     if not (cache / made.name).exists():
         (cache / made.name).symlink_to(made)
     return ck.embedded_study("null")
+
+
+@pytest.fixture
+def few_patients(monkeypatch, tmp_path):
+    """The default study with a patient of each center and split, so that it is generated in no time."""
+    monkeypatch.setenv("CONCEPTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shortcut, "PLAN", {s: dict.fromkeys(centers, 1) for s, centers in shortcut.PLAN.items()})
 
 
 @pytest.fixture(scope="session")

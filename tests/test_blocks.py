@@ -11,11 +11,12 @@ from conceptkit.errors import InputError
 from conceptkit.features import own_files
 from conceptkit.files import matrix as file_matrix
 from conceptkit.files.matrix import ReadMatrix
-from conceptkit.probe import blocks, crossfit
+from conceptkit.probe import block_permutations, blocks, crossfit
 from conceptkit.probe.crossfit import cross_predict_at, deleted_errors, each_fold, pooled, read_fold
 from conceptkit.probe.folds import leave_out_folds, make_folds
 from conceptkit.probe.ridge import ALPHAS
 from conceptkit.probe.targets import make_target, values_of
+from conceptkit.probe.testing import permutation_tests
 from conceptkit.probe.validation import held_out, validate
 from conceptkit.synthetic import write_trident
 
@@ -88,6 +89,28 @@ def test_vectors_are_those_of_rows_in_memory(rows, tmp_path):
         assert not np.allclose(space.leverage(X[::-1]), expected.leverage(X), rtol=1e-6)  # the control: other rows
 
 
+def test_permutations_are_those_of_rows_in_memory(rows, tmp_path, monkeypatch):
+    X, targets = rows
+    monkeypatch.setattr(block_permutations, "_ROWS", 70)  # several cells at a time, and parts of a cell
+    groups = targets[0].groups
+    y = values_of(targets)[:, :2]
+    names, nested = (np.char.zfill(v.astype(str), 3) for v in (groups, groups * 2 + np.arange(len(groups)) % 2))
+    some = [make_target(f"c{i}", "continuous", y[:, i], names, nested=nested) for i in range(2)]
+    splits, tests = make_folds(len(X), groups, 5), permutation_tests([*targets[:1], *some], 30, ALPHAS, 0)
+    assert [len(found) for found in (tests.rows, tests.whole_units, tests.levels_of_means)] == [2, 1, 2]
+    levels = tests.levels_of_means
+    found = blocks.probe_blocks(lazy(X, tmp_path), y, np.eye(2), 2, groups, splits, ALPHAS, 0, levels)
+    means = dict(zip([one.tobytes() for one in levels], found.means, strict=True))
+    losses = sum(tests.in_blocks(lazy(X, tmp_path), splits, found.folds, means))
+    expected = sum(each_fold(X, splits, tests.in_fold))
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(losses[1:] - expected[0]).max() > 0.1 * np.abs(expected).max()  # the control: other orders
+    for level, mean in zip(levels, found.means, strict=True):
+        np.testing.assert_allclose(
+            mean, [X[level == u].mean(0, dtype=float) for u in range(len(mean))], rtol=1e-9, atol=1e-9
+        )
+
+
 def test_penalties_are_those_of_left_out_blocks(rows, tmp_path):
     X, targets = rows
     Y, groups, t = values_of(targets), targets[0].groups, len(targets)
@@ -154,8 +177,8 @@ def test_a_probe_of_large_files_reads_each_row_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(crossfit, "factorise", None)
     record = ck.Probe(**arguments).run(tmp_path / "slides.csv", out=tmp_path / "run")
     n = sum(map(len, found.values()))
-    # the first block again, to see that features vary; the centers held out, in two passes of their own
-    assert count[0] <= 4 * n + blocks._ROWS
+    # the first block again and one row, to see that features vary; the centers held out, in two passes of their own
+    assert count[0] <= 5 * n + 1
     for row, other in zip(record.rows, exact.rows, strict=True):
         assert row.score == pytest.approx(other.score, abs=0.03)
         assert row.score_leave_out == pytest.approx(other.score_leave_out, abs=0.03)

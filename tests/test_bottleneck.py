@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 from small_study import write_study
 
 import conceptkit as ck
+from conceptkit.errors import InputError
 from conceptkit.guide.frozen import INVERSE_PENALTIES
+from conceptkit.models.adapter import export_onnx
+from conceptkit.models.checkpoints import load_checkpoint
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS
 
@@ -129,3 +133,119 @@ def test_the_checkpoint_decides_by_its_predicted_concepts_only(place, record):
     logit = read @ w["heads.main.weight"].T + w["heads.main.bias"]
     np.testing.assert_allclose(frame.probability_tumor, expit(logit[:, 0]), atol=1e-5)
     np.testing.assert_allclose(frame.count_predicted, read[:, 0] * tasks[1]["deviation"] + tasks[1]["mean"], rtol=1e-4)
+
+
+def test_classes_enter_as_shares_and_the_graph_for_other_programs_agrees(place):
+    folder, X, table = place
+    made = guide(folder, through="tissue,count", arms="hybrid", residual=3.0, out=folder / "classes")
+    checkpoint = made.folder / "checkpoints" / "hybrid-seed0"
+    w, _ = opened(made, "hybrid")
+    x = (X.astype(np.float64) - w["backbone.mean"]) / w["backbone.deviation"]
+    share = softmax(x @ w["heads.tissue.weight"].T + w["heads.tissue.bias"], axis=1)
+    read = np.hstack([share[:, 1:], x @ w["heads.count.weight"].T + w["heads.count.bias"]])
+    logit = read @ w["heads.main.weight"].T + w["heads.main.bias"] + x @ w["residual.weight"].T
+    frame = ck.predict(checkpoint, folder, features=folder / "f.parquet").set_index("patch_id")
+    np.testing.assert_allclose(frame.probability_tumor[table.patch_id], expit(logit[:, 0]), atol=1e-5)
+    graph = onnxruntime.InferenceSession(export_onnx(load_checkpoint(checkpoint).module, folder / "c.onnx"))
+    np.testing.assert_allclose(graph.run(["main"], {"features": X})[0], logit, atol=1e-4)
+    assert made.bottleneck.odds == ()  # the concepts do not decide by themselves
+    assert all(0 < share < 1 for share in made.bottleneck.residual["hybrid"].values())
+
+
+def by_pairs(y, score):
+    up, down = score[y][:, None], score[~y][None]
+    return float(((up > down) + 0.5 * (up == down)).mean())
+
+
+def test_true_values_take_the_place_of_predictions_and_leakage_is_the_rest(place, record):
+    folder, X, table = place
+    w, tasks = opened(record, "through")
+    x = (X.astype(np.float64) - w["backbone.mean"]) / w["backbone.deviation"]
+    read = np.hstack([x @ w[f"heads.{name}.weight"].T + w[f"heads.{name}.bias"] for name in ("count", "grade")])
+    true = np.stack([(table[t["name"]] - t["mean"]) / t["deviation"] for t in tasks[1:]], axis=1)
+    rows = ((table.split == "external") & table.label.notna() & np.isfinite(true).all(1)).to_numpy()
+    y = (table.label == "tumor").to_numpy()[rows]
+    for names in (("count",), ("count", "grade")):
+        own = read.copy()
+        own[:, : len(names)] = true[:, : len(names)]
+        [found] = [
+            one for one in record.bottleneck.interventions
+            if (one.run, one.concepts, one.split, one.metric) == ("through", names, "external", "auc")
+        ]  # fmt: skip
+        # Two logits that float32 reverses change the AUC by half a pair.
+        assert found.true == pytest.approx(by_pairs(y, (own @ w["heads.main.weight"].T)[rows, 0]), abs=5e-3)
+        assert found.predicted == pytest.approx(by_pairs(y, (read @ w["heads.main.weight"].T)[rows, 0]), abs=5e-3)
+        assert found.mean == pytest.approx(found.true - found.predicted)
+        assert found.low < found.mean < found.high
+    assert len({round(one.mean, 3) for one in record.bottleneck.interventions}) > 6
+    for row in record.bottleneck.leakage:
+        assert row.mean == pytest.approx(row.predicted - row.true)
+    [odds] = [o for o in record.bottleneck.odds if (o.run, o.concept) == ("through", "count")]
+    assert np.log(odds.predicted) == pytest.approx(w["heads.main.weight"][0, 0] / tasks[1]["deviation"], rel=1e-5)
+    assert record.bottleneck.rows["labelled"] == ((table.split == "train") & table.label.notna()).sum()
+    assert record.bottleneck.rows["count"] == ((table.split == "train") & table["count"].notna()).sum()
+    assert any("training rows have no label: they train the concepts only" in note for note in record.notes)
+    again = ck.load_record(record.folder)
+    assert again.bottleneck == record.bottleneck
+    page = ck.write_report([record.folder], folder / "page.html").read_text(encoding="utf-8")
+    assert "Bottleneck: odds ratios of the main head" in page
+
+
+def test_predicted_concepts_carry_what_their_values_do_not_only_where_there_is_more(place, record):
+    """The count's features hold no label, so that its predictions leak little; the control reads the label's own."""
+    found = {run.name: run.metrics["external"]["auc"] for run in record.runs}
+    assert found["through-random"] < found["hybrid"]
+    pairs = {(d.run, d.against) for d in record.differences}
+    assert {("through-balanced", "components"), ("through-balanced", "through-random")} <= pairs
+    leakage = {run.name: run.leakage["center"]["linear"] for run in record.runs}
+    assert leakage["through"] < leakage["baseline"]  # the features hold the center, two columns hold less of it
+
+
+@pytest.mark.usefixtures("one_random_network")
+def test_a_frozen_layer_and_a_joint_training(study, tmp_path):
+    """Concepts are read at a layer before every trained one; jointly, their heads and the main head are one network."""
+    frozen = {"through": "count@mixed2,grade", "arms": "baseline,through,components", "unfreeze": "mixed10"}
+    made = ck.run_guide(study, **frozen, epochs=1, warmup=1, discourage="center", out=tmp_path / "frozen")
+    assert made.settings["layers"] == {"count": "mixed2"}
+    network = made.folder / "checkpoints" / "through-seed0"
+    read = ck.predict(network, study)
+    assert np.isfinite(read.count_predicted).all()
+    probed = ck.run_probe(study, model=str(network), layers=["trunk"], concepts=["count"], permutations=0)
+    assert len(probed.rows) == 1
+    joint = {"through": "count", "bottleneck": "joint", "arms": "through", "trunk": (8,), "unfreeze": ()}
+    made = ck.run_guide(study, **joint, epochs=2, warmup=1, discourage="center", out=tmp_path / "joint")
+    assert [set(entry) >= {"train/count", "train/main"} for entry in made.runs[0].history] == [True, True]
+    w, _ = opened(made, "through")
+    assert w["heads.main.weight"].shape == (1, 1)
+    assert w["trunk.0.0.weight"].shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"through": "void"}, "through: void has no value among the training rows"),
+        ({"through": "constant"}, "through: constant has one value"),
+        ({"through": "center", "discourage": "center"}, "through: center is discouraged too"),
+        ({"through": "count,count"}, "through: "),
+        ({"through": "label"}, "label is the main task itself"),
+        ({"residual": 1.0}, "residual: is of a bottleneck"),
+        ({"through": "count", "intervene": "grade"}, "intervene: 'grade'"),
+        ({"through": "trained", "intervene": "trained"}, "intervene: no evaluation row has a value of trained"),
+        ({"through": "count", "residual": 0.0}, "residual: must be above 0"),
+        ({"arms": "through"}, "arms: through needs --through"),
+        ({"through": "count", "arms": "hybrid"}, "arms: hybrid needs --residual"),
+        ({"through": "few"}, "through: few has values of 2 training patients"),
+    ],
+)
+def test_what_cannot_be_a_bottleneck_is_one_sentence(place, tmp_path, options, sentence):
+    folder, _, table = place
+    train = table.split == "train"
+    known = table.patient.isin(sorted(table.patient[train].unique())[:2])
+    values = np.arange(len(table), dtype=float)
+    table.assign(trained=np.where(train, values, np.nan), few=np.where(known, values, np.nan)).drop(
+        columns=["h5", "key", "row"]
+    ).to_csv(tmp_path / "patches.csv", index=False)
+    with pytest.raises(InputError) as error:
+        guide(folder, table=str(tmp_path / "patches.csv"), out=tmp_path / "run", **options)
+    assert sentence in str(error.value)
+    assert str(error.value).count(". ") == 0

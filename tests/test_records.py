@@ -22,7 +22,19 @@ from test_verdicts import audit_row
 import conceptkit as ck
 from conceptkit.cli.console import show_record
 from conceptkit.errors import InputError
-from conceptkit.records import AttributeRecord, AuditRecord, Metric, Note, PredictivityRecord, ProbeRecord, load_record
+from conceptkit.records import (
+    AttributeRecord,
+    AuditRecord,
+    Metric,
+    Note,
+    PredictivityRecord,
+    ProbeRecord,
+    RobustnessCell,
+    RobustnessDifference,
+    RobustnessRecord,
+    RobustnessRow,
+    load_record,
+)
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.predictivity import PredictivityRow
 from conceptkit.records.texts import DOUBTS, NoteKind
@@ -48,6 +60,18 @@ def predictivity_record() -> PredictivityRecord:
     return PredictivityRecord(study="s", rows=(PredictivityRow(inputs=("count",), role="concept", **common),))
 
 
+def robustness_record() -> RobustnessRecord:
+    place = {"encoder": "uni", "model": "uni", "weights": "uni.npy", "layer": "features"}
+    ends = {"low": 0.7, "high": 0.9}
+    row = RobustnessRow(
+        **place, **ends, index="RI", value=0.8, n=90, n_rows=80, n_patients=20, without_center={"A": 0.7}
+    )
+    pair = {"encoder": "uni", "against": "conch", "layer": "features", "against_layer": "features"}
+    difference = RobustnessDifference(**pair, **ends, index="RI", mean=0.8, p=0.01, q=0.02, n_groups=20)
+    cell = RobustnessCell(center="A", label="tumor", n_rows=40, n_patients=12)
+    return RobustnessRecord(study="s", group="patient", rows=(row,), differences=(difference,), cells=(cell,))
+
+
 RECORDS = {
     "probe": lambda: probe_record(rows=noted_rows()),
     "guide": guide_record,
@@ -56,6 +80,7 @@ RECORDS = {
     "audit": audit_record,
     "attribute": lambda: AttributeRecord(study="s", group="patient", rows=(attribute_row(),)),
     "predictivity": predictivity_record,
+    "robustness": robustness_record,
 }
 
 
@@ -84,7 +109,7 @@ def test_a_record_without_the_typed_forms_is_read_too(kind, tmp_path):
     (tmp_path / "record.json").write_text(ck.records.to_json(plain(record.to_dict())))
     again = load_record(tmp_path)
     assert [(note, note.kind) for note in again.notes] == [("LEAKAGE: odd.", "note")]
-    for d in getattr(again, "differences", ()):
+    for d in getattr(again, "differences", ()) if kind != "robustness" else ():  # of indices
         assert isinstance(d.metric, Metric)
 
 
@@ -192,7 +217,7 @@ def test_tables_fit_a_hundred_columns_and_break_no_word(kind):
     cells = [cell.strip() for line in lines if line[0] == "│" for cell in line.strip("│").split("│")]
     assert not [cell for cell in cells if cell == ""]  # a cell that is broken leaves blanks beside its second line
     words = {word for line in lines if line[0] == "┃" for word in line.replace("┃", " ").split()}
-    assert words & {"layer", "concept", "network", "inputs", "split", "AUC"}
+    assert words & {"layer", "concept", "network", "encoder", "inputs", "split", "AUC"}
 
 
 def test_the_controls_come_with_verbose_and_columns_of_dashes_do_not_come():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.probe.neighbours import make_cohort
-from conceptkit.probe.robustness import INDICES, Robustness, robustness_indices
+from conceptkit.probe.robustness import INDICES, RobustnessIndices, robustness_indices
 from conceptkit.probe.robustness_intervals import over_centers, over_patients, strata_of
 
 
@@ -62,7 +62,7 @@ def test_values_without_a_unit_are_those_of_the_other_rows(mixed: bool) -> None:
                 assert without[one] == pytest.approx(index.value, abs=1e-12)
 
 
-def _cohort(rng: np.random.Generator, means: list[NDArray[Any]]) -> Robustness:
+def _cohort(rng: np.random.Generator, means: list[NDArray[Any]]) -> RobustnessIndices:
     """Return the indices of 4 centers, 6 patients in each, and 12 rows of each patient, which resemble each other."""
     center, label, patient = np.repeat(np.arange(4), 6), np.tile(np.arange(6) % 2, 4), np.repeat(np.arange(24), 12)
     X = (rng.normal(size=(24, 8)) + means[0][center] + means[1][label])[patient] + rng.normal(size=(288, 8))

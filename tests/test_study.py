@@ -151,12 +151,13 @@ def test_replace_changes_only_what_is_named(write):
     assert study.model == "resnet50"
 
 
-def test_which_study_is_found(write, monkeypatch, embedded, tmp_path_factory):
+def test_which_study_is_found(write, monkeypatch, embedded, few_patients, tmp_path_factory):
     write("patch_id,patient,count\na,1,2\n", "t.csv")
     other = write('name = "other"\ntable = "o.csv"', "other.toml")
     empty = tmp_path_factory.mktemp("empty")
     monkeypatch.chdir(empty)
-    assert find_study() == embedded
+    assert find_study() == find_study("embedded:shortcut")
+    assert find_study().name == "embedded:shortcut"
     assert find_study().synthetic
     write('name = "here"\ntable = "h.csv"')
     monkeypatch.chdir(write.folder)

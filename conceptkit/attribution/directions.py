@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from conceptkit.errors import InputError
 from conceptkit.evaluate.resampling import Resamples
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.classification import ConceptActivationVector
 from conceptkit.probe.logistic import fit_logistic
 from conceptkit.probe.ridge import ALPHAS, factorise
+from conceptkit.probe.search import choose_alpha
 from conceptkit.probe.targets import Target
 
 _COLUMNS_AT_ONCE = 64
@@ -116,7 +116,7 @@ def fit_concept(X: NDArray[Any], target: Target, confounders: Floats | None = No
     if target.kind == "continuous":
         columns = target.columns
         response = factorise(X).response(columns)
-        alpha, _ = choose_alpha(response, target.groups, ALPHAS)
+        alpha = choose_alpha(response, target.groups, ALPHAS)
         W, intercepts = response.fit(alpha).coefficients()
         classes: tuple[str | None, ...] = (None,)
         penalty = float(alpha[0])

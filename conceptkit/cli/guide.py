@@ -14,7 +14,7 @@ from conceptkit.cli.console import show_record
 from conceptkit.errors import InputError
 from conceptkit.options.base import Command
 from conceptkit.options.grid import Grid
-from conceptkit.options.guide import Guide, Guided
+from conceptkit.options.guide import VARIED, Guide, Guided
 
 if TYPE_CHECKING:
     from conceptkit.guide.outline import Outline
@@ -31,10 +31,18 @@ def guide_or_grid(**given: Any) -> Command:
         for name in of_guide.keys() - of_grid.keys():
             also = "; use --seeds for a grid" if name == "seed" else ""
             raise InputError(f"{name.replace('_', '-')}: is for a single pair of networks, not for a grid{also}.")
-        return Grid(**{name: value for name, value in given.items() if name in shared}, **of_grid)
+        one = {name: _one(name, given[name]) for name in VARIED if name in given}
+        return Grid(**{name: value for name, value in given.items() if name in shared} | one, **of_grid)
     for name in of_grid.keys() - of_guide.keys():
         raise InputError(f"{name}: needs a grid; use --ablate, --concept-noise, --concept-fraction or --affinity.")
     return Guide(**{name: value for name, value in given.items() if name in shared}, **of_guide)
+
+
+def _one(name: str, values: list[str]) -> str:
+    """Return the value of an option that a grid has once."""
+    if len(values) > 1:
+        raise InputError(f"{name}: a grid has one value, got {', '.join(values)}.")
+    return values[0]
 
 
 def _other_than_default(cls: Any, given: dict[str, Any], shared: set[str]) -> dict[str, Any]:
@@ -47,11 +55,14 @@ def _other_than_default(cls: Any, given: dict[str, Any], shared: set[str]) -> di
 
 
 def show(console: Console, result: Any) -> None:
-    """Print a record, or the outline of a dry run."""
+    """Print a record, the notes of a plan, or the outline of a dry run."""
     from conceptkit.commands.grid import GridOutline
-    from conceptkit.guide.outline import Outline
+    from conceptkit.guide.outline import GuidePlan, Outline
 
-    if isinstance(result, Outline):
+    if isinstance(result, GuidePlan):
+        for note in result.notes:
+            console.print(escape(note), style="dim")
+    elif isinstance(result, Outline):
         _show_outline(console, result)
     elif isinstance(result, GridOutline):
         for cell in result.cells:

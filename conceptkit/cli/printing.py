@@ -223,8 +223,8 @@ def show_verified(console: Console, verified: Verified) -> None:
 
 
 def show_demo(console: Console, demonstrated: Demonstrated) -> None:
-    """Print both records of ``demo``."""
-    for record in (demonstrated.probe, demonstrated.guide):
+    """Print the records of ``demo``."""
+    for record in (demonstrated.probe, demonstrated.guide, demonstrated.null):
         show_record(console, record)
     console.print(f"report written to {escape(str(demonstrated.path))}")
 

@@ -18,10 +18,12 @@ from conceptkit.features.encoders import Encoder, is_several, open_encoders
 from conceptkit.features.sources import PIXELS, PixelFeatures
 from conceptkit.features.store_files import size_text
 from conceptkit.models.inference import choose_device
+from conceptkit.models.linear_algebra import algebra_on
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import Probe
 from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.encoders import encoder_differences, layer_pairs
+from conceptkit.probe.linear_algebra import computed_by
 from conceptkit.probe.rows import (
     PAPER_NOTE,
     BaselineScores,
@@ -104,15 +106,16 @@ def probe(
         seed=options.seed,
     )
     fits: dict[tuple[str, str], Fit] = {}
-    rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
+    with computed_by(algebra_on(device)):
+        rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
     meanings = _meanings(options, plan, encoders, fits, rows, progress) if options.meaning else ()
     record = ProbeRecord(
         **header(
             options,
             plan.study,
             folder,
-            (*_encoder_notes(plan.study, encoders), *plan.notes),
-            **_encoder_settings(options, encoders),
+            (*encoder_notes(plan.study, encoders), *plan.notes),
+            **encoder_settings(options, encoders),
             concepts=plan.concepts,
             adjust=list(plan.confounders),
             center=plan.center or options.center,
@@ -324,7 +327,7 @@ def _probe_features(
     return found, encoder_differences(pairs, placed, refits)
 
 
-def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
+def encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:
     """Return the notes on the features, each with the name of its encoder if it has one."""
     notes = []
     for one in encoders:
@@ -334,7 +337,7 @@ def _encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _encoder_settings(options: Probe, encoders: Sequence[Encoder]) -> dict[str, Any]:
+def encoder_settings(options: Any, encoders: Sequence[Encoder]) -> dict[str, Any]:
     """Return what a record states of the origin of its features."""
     each = {
         one.name: {**one.features.settings(), "layers": list(one.features.layers), "pool": one.features.pool}

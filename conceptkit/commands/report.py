@@ -104,50 +104,38 @@ def run_of(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrated:
-    """Both runs of the demonstration, and its page."""
+    """The runs of the demonstration, and its page."""
 
     probe: ProbeRecord
     guide: GuideRecord
+    null: GuideRecord
+    """The counter-example: the same on ``embedded:null``"""
     path: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
         body = {"schema": "conceptkit/demo/1", "study": self.probe.study, "path": str(self.path)}
-        return {**body, "probe": self.probe.to_dict(), "guide": self.guide.to_dict()}
+        runs = {"probe": self.probe, "guide": self.guide, "null": self.null}
+        return {**body, **{name: record.to_dict() for name, record in runs.items()}}
 
 
 def demo(options: Demo, *, progress: Progress | None = None, notify: Notify | None = None) -> Demonstrated:
-    """Probe, guide and report on the embedded study."""
+    """Probe and guide on ``embedded:shortcut``, guide on ``embedded:null``, and report."""
     if notify is not None:
         notify(SYNTHETIC)
-    probe, guide, path = run_demo(options.out, seed=options.seed, progress=progress)
-    return Demonstrated(probe=probe, guide=guide, path=path)
-
-
-def run_demo(
-    out: str | Path = "runs/demo", *, seed: int = 0, progress: Progress | None = None
-) -> tuple[ProbeRecord, GuideRecord, Path]:
-    """Probe, guide and report on the embedded study.
-
-    Parameters
-    ----------
-    out : folder for the two runs and the page; what an earlier demo left there is replaced
-    seed : of training and resamples
-
-    Returns
-    -------
-    the probe's record, the guide's record, the page
-    """
-    check_at_least("seed", seed, 0)
-    folder = Path(out)
+    folder = Path(options.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; name a folder.")
     check_place("out", folder)
-    for name in ("probe", "guide"):
+    for name in ("probe", "guide", "null"):
         if (folder / name / RECORD_FILE).exists():
             shutil.rmtree(folder / name)
-    study = embedded_study()
-    layers = ["mixed2", "mixed4", "mixed7", "mixed10"]
-    probed = run_probe(study, layers=layers, seed=seed, out=folder / "probe", progress=progress)
-    guided = run_guide(study, seeds=[seed], out=folder / "guide", progress=progress)
-    return probed, guided, write_report([probed, guided], folder / "report.html")
+    seed = options.seed
+    study = embedded_study("shortcut")
+    concepts = ["count", "area"]
+    probed = run_probe(study, layers=["mixed10"], concepts=concepts, seed=seed, out=folder / "probe", progress=progress)
+    how: dict[str, Any] = {"through": concepts, "arms": ["balanced", "through-balanced"], "seeds": [seed]}
+    guided = run_guide(study, **how, out=folder / "guide", progress=progress)
+    null = run_guide(embedded_study("null"), **how, out=folder / "null", progress=progress)
+    path = write_report([probed, guided, null], folder / "report.html")
+    return Demonstrated(probe=probed, guide=guided, null=null, path=path)

@@ -23,7 +23,7 @@ def features_for(table: PatchTable, study: Study, options: Guided) -> Features |
         when options are of a network on images, or a store has several layers and none is named
     """
     if not uses_files(table, study, options.features):
-        if options.layer is not None:
+        if options.feature_layer is not None and getattr(options, "select", None) is None:
             raise InputError("layer: names a layer of --features, and none are given; see --unfreeze for a network's.")
         return None
     model = options.model
@@ -35,7 +35,7 @@ def features_for(table: PatchTable, study: Study, options: Guided) -> Features |
         raise InputError("unfreeze: an adapter has no layers of a backbone; drop it, or set --model instead.")
     if getattr(options, "disturb", ()):
         raise InputError("disturb: needs images, and an adapter is trained on features.")
-    layers = None if options.layer is None else [options.layer]
+    layers = None if options.feature_layer is None else [options.feature_layer]
     features = open_features(table, study.replace(model=LAYER), layers=layers, features=options.features)
     if len(features.layers) > 1:
         raise InputError(f"layer: {options.features} has {', '.join(features.layers)}; set --layer to one of them.")

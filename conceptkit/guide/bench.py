@@ -79,8 +79,8 @@ class Arm:
 class Places:
     """Where a training writes."""
 
-    checkpoint: Path
-    """Folder of the trained network"""
+    checkpoint: Path | None
+    """Folder of the trained network; ``None``: it is not kept"""
     recorded: Path | None = None
     """Path of the checkpoint in the record, when the folder is moved afterwards"""
     rescued: Path | None = None
@@ -197,14 +197,16 @@ class Bench(ABC):
             )
         except DivergedError as error:
             folder = places.rescued or places.checkpoint
+            if folder is None:
+                raise
             if error.kept is not None and self.engine.first:
                 self.save(error.kept.model, folder)
             raise error.kept_in(folder) from None
-        if self.engine.first:
+        if self.engine.first and places.checkpoint is not None:
             self.save(result.model, places.checkpoint)
         return self._read(arm, result, places.recorded or places.checkpoint, f"reading {stage}")
 
-    def _read(self, arm: Arm, result: Trained, checkpoint: Path, stage: str) -> Outcome:
+    def _read(self, arm: Arm, result: Trained, checkpoint: Path | None, stage: str) -> Outcome:
         seen = self.inputs(result.model)
         outputs, trunk = predict(result.model, seen, device=self.engine.device)
         raw = {k: v.numpy().astype(np.float64) for k, v in outputs.items()}
@@ -225,6 +227,8 @@ class PatchBench(Bench):
     setup: Setup = field(kw_only=True)
     keep_inputs: Callable[[Callable[[], Inputs]], Inputs] | None = None
     """Receives how inputs are computed and returns them, from a file where they are kept"""
+    whole: PatchBench | None = None
+    """Bench of these and other rows, whose inputs are used"""
     copies: int = 0
     """Re-stained copies of each training patch, at most, of any network of the bench"""
     _shared: dict[tuple[str, ...], Inputs] = field(default_factory=dict, init=False)
@@ -242,11 +246,16 @@ class PatchBench(Bench):
 
     def inputs(self, network: GuidedModel) -> Inputs:
         """Return the used rows as the trained part of a network sees them."""
-        return self._inputs(network).with_copies(0)
+        return self._seen(network).with_copies(0)
 
     def training_inputs(self, network: GuidedModel, options: TrainingOptions) -> Inputs:
         """Return the used rows with the re-stained copies on which a network is trained."""
-        return self._inputs(network).with_copies(options.augment)
+        return self._seen(network).with_copies(options.augment)
+
+    def _seen(self, network: GuidedModel) -> Inputs:
+        if self.whole is None:
+            return self._inputs(network)
+        return self.whole._inputs(network).only(np.searchsorted(self.whole.used, self.used))
 
     def _inputs(self, network: GuidedModel) -> Inputs:
         # The split lies where training begins, which is the same in all runs; a head on a layer before it needs more.

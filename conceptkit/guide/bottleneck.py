@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,11 @@ from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.objective import balance_factors, class_weights
 from conceptkit.guide.training import Trained
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
-from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.crossfit import each_fold_and_all
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.logistic import PENALTIES, choose_penalty, fit_logistic
 from conceptkit.probe.ridge import Eigenbasis, Split, factorise
+from conceptkit.probe.search import choose_alpha
 
 FOLDS = 10
 """Parts of the training patients; the more, the closer are the predictions for left-out ones to those of all rows"""
@@ -134,7 +135,7 @@ def read_layers(network: GuidedModel, inputs: Inputs, rows: Tensor, device: str)
     return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
 
-def _fit_concept(task: Task, X: Floats, target: NDArray[np.generic], rows: Rows, seed: int) -> tuple[Floats, Solution]:
+def _fit_concept(task: Task, X: Floats, target: NDArray[Any], rows: Rows, seed: int) -> tuple[Floats, Solution]:
     """Return the out-of-fold columns (n, c) of a concept for the training rows, and the solution of all its rows."""
     known = np.flatnonzero(np.isfinite(target) if task.kind == CONTINUOUS else target >= 0)
     patients, groups = np.unique(rows.groups[known], return_inverse=True)
@@ -155,16 +156,16 @@ def _fit_concept(task: Task, X: Floats, target: NDArray[np.generic], rows: Rows,
     for (_, left), (weights, intercept) in zip(splits, each, strict=True):
         of_part = np.isin(rows.groups, patients[np.unique(groups[left])])
         raw[of_part] = X[of_part] @ weights + intercept
-    return _columns(task, raw), whole
+    return columns_of(task, raw), whole
 
 
-def _ridge(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp], task: Task) -> Solution:
+def _ridge(basis: Eigenbasis, y: NDArray[Any], groups: NDArray[np.intp], task: Task) -> Solution:
     """Return the ridge solution of z-scores (n,), its penalty chosen by left-out patients."""
     response = basis.response(y.astype(np.float64)[:, None])
-    return response.fit(choose_alpha(response, groups)[0]).coefficients()
+    return response.fit(choose_alpha(response, groups)).coefficients()
 
 
-def _logistic(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp], task: Task) -> Solution:
+def _logistic(basis: Eigenbasis, y: NDArray[Any], groups: NDArray[np.intp], task: Task) -> Solution:
     """Return the logistic solution of class numbers (n,), a node for each class."""
     present, codes = np.unique(y, return_inverse=True)
     if len(present) < 2:
@@ -180,7 +181,7 @@ def _logistic(basis: Eigenbasis, y: NDArray[np.generic], groups: NDArray[np.intp
     return every, shift
 
 
-def _columns(task: Task, raw: Floats) -> Floats:
+def columns_of(task: Task, raw: Floats) -> Floats:
     """Return what the main head reads (n, c) of raw outputs (n, nodes), as :meth:`GuidedModel.concepts` does."""
     if task.kind == CONTINUOUS:
         return raw
@@ -244,5 +245,5 @@ def _row_weights(bench: Bench, arm: Arm, own: NDArray[np.intp], labels: Tensor) 
 def _set(network: GuidedModel, name: str, weights: Floats, intercept: Floats) -> None:
     head = network.heads[name]
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weights.T))  # type: ignore[operator, union-attr]  # a linear layer
-        head.bias.copy_(torch.from_numpy(np.asarray(intercept)))  # type: ignore[operator, union-attr]
+        head.weight.copy_(torch.from_numpy(weights.T))  # type: ignore[operator]  # a linear layer
+        head.bias.copy_(torch.from_numpy(np.asarray(intercept)))  # type: ignore[operator]

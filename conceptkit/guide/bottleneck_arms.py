@@ -68,7 +68,7 @@ def through_balanced(given: Conditions) -> Arm:
         default=True)  # fmt: skip
 def components(given: Conditions) -> Arm:
     """Return the control of capacity: the same layers, the same number of columns, and no concept."""
-    own = []
+    own: list[Task] = []
     for task in given.through:
         for _ in range(task.columns):
             own.append(Task(name=f"component {len(own) + 1}", kind="continuous", layer=task.layer, through=True))

@@ -29,11 +29,13 @@ class FeatureInputs(Inputs):
     """Rows of features as an adapter sees them; only those of a batch are read."""
 
     X: Any = None
-    """(n, d), an array or a :class:`conceptkit.files.matrix.FileMatrix`"""
+    """(N, d), an array or a :class:`conceptkit.files.matrix.FileMatrix`"""
+    at: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    """(n,) row numbers of X"""
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
         """Return the features (b, d) float32 of some rows."""
-        return (torch.from_numpy(np.asarray(self.X[rows.numpy()], dtype=np.float32)).to(device),)
+        return (torch.from_numpy(np.asarray(self.X[self.at[rows.numpy()]], dtype=np.float32)).to(device),)
 
 
 @dataclass
@@ -43,15 +45,15 @@ class FeatureBench(PatchBench):
     _moments: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(default=None, init=False)
 
     def _inputs(self, network: GuidedModel) -> Inputs:
-        X = self.setup.X
-        return FeatureInputs((torch.empty(len(X), 0),), Pooled(network), X=X)
+        at = np.searchsorted(self.setup.plan.used, self.used)
+        return FeatureInputs((torch.empty(len(at), 0),), Pooled(network), X=self.setup.X, at=at)
 
     def build(self, tasks: Sequence[Task], options: TrainingOptions, seed: int) -> GuidedModel:
         """Return an adapter at its start, which standardises by the training rows."""
         network = super().build(tasks, options, seed)
         if self.setup.origin is None:
             if self._moments is None:
-                self._moments = _moments(self.setup.X, np.searchsorted(self.used, self.plan.scaled_on))
+                self._moments = _moments(self.setup.X, np.searchsorted(self.setup.plan.used, self.plan.scaled_on))
             assert isinstance(network.backbone, Standardised)
             network.backbone.standardise(*self._moments)
         return network

@@ -37,7 +37,7 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     InputError
         when the training rows have fewer than two groups, or no part of them has every class
     """
-    X = frozen_features(bench, arm)
+    X, *_ = frozen_features(bench, arm, np.arange(len(bench.used)))
     train = bench.at["train"]
     targets = bench.targets(arm.tasks[:1])[MAIN]
     train = train[(targets[train] >= 0).numpy()]
@@ -54,19 +54,31 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     )
 
 
-def frozen_features(bench: Bench, arm: Arm) -> Floats:
-    """Return the pooled features (n used rows, width) of the network before training."""
+def frozen_features(bench: Bench, arm: Arm, rows: NDArray[np.intp]) -> list[Floats]:
+    """Return the features of the network before training at ``rows`` (n,) of the used rows.
+
+    Returns
+    -------
+    the pooled features (n, width), then the output (n, d) of each layer that a head of the arm reads
+    """
     network = bench.build(arm.tasks, arm.options, arm.seed)
     inputs = bench.inputs(network)
     with on_device(network, inputs, bench.engine.device) as where, torch.inference_mode():
-        parts = torch.split(torch.arange(len(bench.used)), 256)
-        return torch.cat([inputs.rest(*inputs.batch(rows, where))[0].cpu() for rows in parts]).double().numpy()
+        parts = [inputs.rest(*inputs.batch(part, where)) for part in torch.split(torch.from_numpy(rows), 256)]
+        return [torch.cat([part.cpu() for part in column]).double().numpy() for column in zip(*parts, strict=True)]
 
 
 def fit_rows(
     X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str
 ) -> LogisticRegression:
-    """Return the regression with the penalty of least weighted log-loss on left-out groups, the larger on a tie.
+    """Return the regression with the penalty of :func:`choose_inverse`, which has the parameters and the errors."""
+    return solve(_model(choose_inverse(X, codes, weights, groups, arm)), X, codes, weights)
+
+
+def choose_inverse(
+    X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str = "logistic"
+) -> float:
+    """Return the inverse penalty of least weighted log-loss on left-out groups, that of the larger penalty on a tie.
 
     Parameters
     ----------
@@ -92,19 +104,42 @@ def fit_rows(
         tried += 1
         model = _model(INVERSE_PENALTIES[0])
         for k, value in enumerate(INVERSE_PENALTIES):  # each starts at the solution before
-            _solve(model.set_params(C=value), X[own], codes[own], weights[own])
+            solve(model.set_params(C=value), X[own], codes[own], weights[own])
             found = model.predict_log_proba(X[left])
             loss[k] -= weights[left] @ found[np.arange(len(left)), np.searchsorted(classes, codes[left])]
     if not tried:
         raise InputError(f"arms: {arm} needs two training patients of every class to choose its penalty.")
-    return _solve(_model(INVERSE_PENALTIES[int(loss.argmin())]), X, codes, weights)
+    return INVERSE_PENALTIES[int(loss.argmin())]
+
+
+def standardised(X: Floats) -> Floats:
+    """Return columns (n, d) with mean 0 and standard deviation 1."""
+    return np.asarray(StandardScaler().fit_transform(X))
+
+
+def fitted_scores(
+    X: Floats, codes: NDArray[np.intp], weights: Floats, train: NDArray[np.intp], test: NDArray[np.intp], inverse: float
+) -> Floats:
+    """Return the logits (m,) of two classes, (m, k) of more, of ``test`` rows by a regression on ``train`` rows.
+
+    Parameters
+    ----------
+    X : (n, d) features, which are standardised by the training rows
+    codes : (n,) class numbers
+    weights : (len(train),) in the loss
+    train, test : row numbers
+    """
+    scaler = StandardScaler().fit(X[train])
+    model = solve(_model(inverse), scaler.transform(X[train]), codes[train], weights)
+    return np.asarray(model.decision_function(scaler.transform(X[test])), dtype=np.float64)
 
 
 def _model(inverse: float) -> LogisticRegression:
     return LogisticRegression(C=inverse, warm_start=True, max_iter=300)
 
 
-def _solve(model: LogisticRegression, X: Floats, codes: NDArray[np.intp], weights: Floats) -> LogisticRegression:
+def solve(model: LogisticRegression, X: Floats, codes: NDArray[np.intp], weights: Floats) -> LogisticRegression:
+    """Return a regression fitted to standardised rows."""
     with warnings.catch_warnings():
         # Weak penalties of separable rows end at the limit of iterations; left-out rows judge them.
         warnings.simplefilter("ignore", ConvergenceWarning)

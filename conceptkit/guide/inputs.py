@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conceptkit.errors import InputError
@@ -52,6 +53,15 @@ class Inputs:
         drawn = np.random.default_rng(seeds).integers(0, choices.shape[1], len(choices))
         return choices[torch.arange(len(choices)), torch.from_numpy(drawn)]
 
+    def only(self, at: NDArray[np.intp]) -> Inputs:
+        """Return the rows at some positions (m,), with their copies; nothing of the tensors is copied."""
+        place = torch.from_numpy(at)
+        copies = None if self.copies is None else self.copies[place]
+        if copies is not None:
+            place = torch.cat([place, copies.flatten()])
+            copies = len(at) + torch.arange(copies.numel()).reshape(copies.shape)
+        return SomeInputs((torch.empty(len(place), 0),), self.rest, copies=copies, whole=self, place=place)
+
     def with_copies(self, k: int) -> Inputs:
         """Return the rows with ``k`` of their copies each; without any they are the only rows."""
         if self.copies is None:
@@ -78,6 +88,19 @@ class Inputs:
             t[rows].to(device).float().mul_(_by_row(scale[rows].to(device), t))
             for t, scale in zip(self.tensors, self.scales, strict=True)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomeInputs(Inputs):
+    """Some of the rows of other inputs."""
+
+    whole: Inputs
+    place: Tensor
+    """(m,) their positions there, then those of their copies"""
+
+    def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the tensors of some rows, float32."""
+        return self.whole.batch(self.place[rows], device)
 
 
 def pass_size(device: str) -> int:

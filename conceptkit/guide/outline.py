@@ -1,4 +1,4 @@
-"""Outline of a guided training: its branches with their signs, losses and numbers of parameters."""
+"""What is said of a guided training instead of running it: its outline, and its plan."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conceptkit.models.adapter import FEATURES
 from conceptkit.models.backbones import Backbone
 from conceptkit.models.guided import CONTINUOUS, MAIN, GuidedModel, Task
 from conceptkit.options.training import TrainingOptions
+from conceptkit.records.guide import Headroom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,23 @@ class Outline:
     """Split → rows"""
     trains: str
     """One sentence that says what is trained"""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and lists, ``schema`` and ``study`` first."""
+        body = asdict(self)
+        return {"schema": self.schema, "study": body.pop("study"), **body}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidePlan(Headroom):
+    """The result of ``guide --plan``."""
+
+    schema: ClassVar[str] = "conceptkit/guide-plan/1"
+
+    study: str
+    synthetic: bool = False
+    group: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

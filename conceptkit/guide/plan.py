@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,12 @@ class Plan:
         return np.union1d(self.rows["train"], np.setdiff1d(self.concept_rows, np.concatenate([*self.rows.values()])))
 
     @property
+    def without_evaluation(self) -> Plan:
+        """Return the plan without its evaluation rows."""
+        rows = {name: self.rows[name] for name in ("train", "val")}
+        return replace(self, rows=rows, concept_rows=np.setdiff1d(self.scaled_on, rows["train"]))
+
+    @property
     def evaluation(self) -> list[str]:
         """Return the names of the evaluation splits."""
         return [name for name in self.rows if name not in ("train", "val")]
@@ -95,6 +101,10 @@ def make_plan(
     concept_rows = np.flatnonzero(free & outside)
     if len(concept_rows):
         notes.append(f"{len(concept_rows)} rows without a split and a label train the concepts.")
+    unlabelled = int((codes[rows["train"]] < 0).sum())
+    if unlabelled:
+        use = "train the concepts only" if concepts else "do not train"
+        notes.append(f"{unlabelled} of {len(rows['train'])} training rows have no label: they {use}.")
     if transductive and concepts:
         marks.append("transductive")
         others = [name for name in rows if name not in ("train", "val")]

@@ -44,6 +44,12 @@ from conceptkit.tables.study import Study
 REMNANTS = ("linear", "mlp", "kernel")
 """Fresh probes of a discouraged concept"""
 
+BOTTLENECKS = ("through-balanced", "through")
+"""Bottlenecks of the wanted concepts; the first that is trained is compared with the controls"""
+
+CONTROLS = ("components", "through-random", "through-shuffled")
+"""Bottlenecks of other columns"""
+
 LEAST_ACTIVE = 0.02
 """Minimum share of rows on which a unit must not be 0 for a probe to read it"""
 
@@ -280,9 +286,15 @@ def split_scores(probability: Floats, plan: Plan, reading: Reading) -> dict[str,
 
 
 def compared_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (run, against) of all runs: each against the reference, and the reference against the baseline."""
+    """Return (run, against) of all runs.
+
+    Each against the reference; a bottleneck, with the balanced loss if there is one, against its controls; and the
+    reference against the baseline.
+    """
     reference = reference_of(names)
     pairs = [(name, reference) for name in names if name not in (reference, BASELINE)]
+    bottleneck = next((name for name in BOTTLENECKS if name in names), None)
+    pairs += [(bottleneck, name) for name in CONTROLS if bottleneck not in (None, reference) and name in names]
     return pairs + ([(reference, BASELINE)] if reference != BASELINE and BASELINE in names else [])
 
 

@@ -115,9 +115,9 @@ def open_backbone(model: str, weights: str | None = None, *, seed: int = 0) -> B
     ----------
     model : ``mini_inception`` (bundled), a timm name, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` (as timm publishes
         networks), or ``package.module:factory`` (your own function, **which runs**, that returns a network)
-    weights : ``imagenet`` (default of timm names), ``bundled`` (default of the bundled network), ``published`` (default
-        of hubs and folders), ``own`` (default of factories: as returned), ``random``, or a safetensors file (or a
-        ``.pt``/``.pth`` state dict, read without running code from it)
+    weights : ``imagenet`` (default of timm names), ``bundled`` (default of the bundled network, which also has
+        ``tissue``), ``published`` (default of hubs and folders), ``own`` (default of factories: as returned),
+        ``random``, or a safetensors file (or a ``.pt``/``.pth`` state dict, read without running code from it)
     seed : seed of random weights; the global random state does not change
 
     Raises

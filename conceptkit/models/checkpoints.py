@@ -49,6 +49,11 @@ MARKS: Mapping[str, Note] = {
         "LEAKAGE: patients or other groups had rows in several splits when this network was trained; scores on these "
         "splits overstate what it does on new ones.",
     ),
+    "with_test": Note(
+        "with_test",
+        "WITH TEST: evaluation rows were looked at before the training (--with-test); if a choice followed from them, "
+        "scores on them are too high.",
+    ),
 }
 """Training option that weakens what scores show → sentence in every result of the network"""
 

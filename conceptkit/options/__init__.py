@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "predictivity": "conceptkit.options.predictivity:Predictivity",
     "attribute": "conceptkit.options.attribute:Attribute",
     "audit": "conceptkit.options.audit:Audit",
+    "robustness": "conceptkit.options.robustness:Robustness",
     "tile": "conceptkit.options.tile:Tile",
     "measure": "conceptkit.options.measure:Measure",
     "nuclei train": "conceptkit.options.nuclei:NucleiTrain",
@@ -48,6 +49,7 @@ RECORDS: Mapping[str, str] = {
     "predictivity": "conceptkit.records.predictivity:PredictivityRecord",
     "attribute": "conceptkit.records.attribute:AttributeRecord",
     "audit": "conceptkit.records.audit:AuditRecord",
+    "robustness": "conceptkit.records.robustness:RobustnessRecord",
 }
 """Name of a command that writes a record → ``module:class`` of the record, whose schema is ``conceptkit/NAME/…``"""
 

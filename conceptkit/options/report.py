@@ -36,14 +36,14 @@ class Report(Command):
 
 @declare
 class Demo(Command):
-    """Probe, guide and report on the embedded synthetic study."""
+    """Probe and guide on synthetic tissue where guiding helps, guide where it does not, and report."""
 
     name = "demo"
     example = "demo --out runs/demo"
     runner = "conceptkit.commands.report:demo"
 
     out: str | Path = option("runs/demo", flag="--out -o")
-    """Folder for both runs and the page; an earlier demo in it is replaced."""
+    """Folder for the runs and the page; an earlier demo in it is replaced."""
     seed: int = option(0, minimum=0)
     """Seed of training and resamples."""
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.clustering import jackknife_units
 from conceptkit.evaluate.intervals import NO_INTERVAL, Interval, r2_interval
 from conceptkit.evaluate.scores import Floats, r2
-from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.crossfit import deleted_errors, read_fold
 from conceptkit.probe.ridge import Split, factorise
+from conceptkit.probe.search import choose_alpha
 from conceptkit.probe.targets import Target
 from conceptkit.probe.validation import Validation
 
@@ -110,7 +110,7 @@ def adjusted_score(
     for split in splits:
         train, test = split
         basis = factorise(C, train)
-        alpha, _ = choose_alpha(basis.response(y[train]), None if groups is None else groups[train], alphas)
+        alpha = choose_alpha(basis.response(y[train]), None if groups is None else groups[train], alphas)
         residual = y - basis.fit(y[train], alpha).predict(every)
         cleaned = np.asarray(X) - basis.fit(X[train].astype(np.float64), np.repeat(alpha, X.shape[1])).predict(every)
         reading = read_fold(factorise(cleaned, train), split, residual, groups, alphas)

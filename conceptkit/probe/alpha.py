@@ -1,8 +1,9 @@
-"""The penalty with the smallest leave-one-group-out error, in closed form from one factorisation."""
+"""Leave-one-group-out errors at every penalty, in closed form from one factorisation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,34 +11,18 @@ from scipy.linalg.lapack import dposv
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Response
+from conceptkit.probe.ridge import Eigenbasis, Response
 
-_ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 512
+"""Rows left out together"""
 
 _COLUMNS_AT_ONCE = 1024
 
 _SYRK_FROM = 32
 """Minimum number of rows of a group for a product of its own."""
 
-
-def choose_alpha(
-    response: Response, groups: NDArray[np.intp] | None, alphas: Floats = ALPHAS, mix: Floats | None = None
-) -> tuple[Floats, Floats]:
-    """Choose the penalty of each target by leave-one-group-out error within the training part.
-
-    Parameters
-    ----------
-    response : the t targets of a training part
-    groups : (n,) group numbers of the training rows, at least 2; ``None``: leave one row out
-    alphas : (a,) penalties to choose from
-    mix : (t, t') for combinations of the targets instead of the targets
-
-    Returns
-    -------
-    (t,) penalties, the larger one on a tie, and (a, t) sums of squared errors of left-out rows
-    """
-    error = left_out_error(response, groups, alphas, mix)
-    return best_alpha(alphas, error), error
+Members = list[NDArray[np.intp]]
+"""Rows of each of some groups"""
 
 
 def best_alpha(alphas: Floats, error: Floats) -> Floats:
@@ -84,24 +69,42 @@ def _each_left_out(
     n, r = len(centred), len(basis.spectrum)
     shrink = 1.0 / (basis.spectrum + alphas[:, None])  # (a, r)
     if groups is None:
-        for start in range(0, n, _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, n))
+        for rows in _some_at_once(n):
             yield rows, _single_left_out(basis, centred, M, rows, shrink)
         return
+    large, small = grouped(groups, r, len(alphas))
+    for rows in large:
+        yield rows, _large_left_out(basis, centred, M, rows, alphas)
+    for those in small:
+        yield np.concatenate(those), _small_left_out(basis, centred, M, those, shrink)
+
+
+def _some_at_once(n: int) -> Iterator[NDArray[np.intp]]:
+    yield from (np.arange(start, min(start + ROWS_AT_ONCE, n)) for start in range(0, n, ROWS_AT_ONCE))
+
+
+def grouped(groups: NDArray[np.intp], r: int, a: int) -> tuple[Members, list[Members]]:
+    """Return the rows of each group.
+
+    Parameters
+    ----------
+    groups : (n,) numbers of at least 2 groups
+    r, a : number of coordinates, and of penalties
+
+    Returns
+    -------
+    those of groups that are removed from r × r normal equations, and those of others, of similar size in each list
+    """
     _, numbers = np.unique(groups, return_inverse=True)
     sizes = np.bincount(numbers)
     if len(sizes) < 2:
         raise InputError("groups: choosing a penalty needs at least 2 groups in a training part, it has 1.")
     order = np.argsort(numbers, kind="stable")
     members = np.split(order, np.cumsum(sizes)[:-1])
-    large = [g for g, s in enumerate(sizes) if _dearer(int(s), r, len(alphas))]
-    for g in large:
-        rows = members[g]
-        yield rows, _large_left_out(basis, centred, M, rows, alphas)
+    large = [g for g, s in enumerate(sizes) if _dearer(int(s), r, a)]
     small = [g for g in np.argsort(sizes, kind="stable") if g not in set(large)]
-    for chunk in _chunks([int(sizes[g]) for g in small]):
-        those = [members[small[i]] for i in chunk]
-        yield np.concatenate(those), _small_left_out(basis, centred, M, those, shrink)
+    chunks = _chunks([int(sizes[g]) for g in small])
+    return [members[g] for g in large], [[members[small[i]] for i in chunk] for chunk in chunks]
 
 
 def _dearer(s: int, r: int, a: int) -> bool:
@@ -113,7 +116,7 @@ def _chunks(sizes: list[int]) -> Iterator[list[int]]:
     """Split ascending sizes into runs that can be padded to one size with little waste."""
     run: list[int] = []
     for i, size in enumerate(sizes):
-        if run and (size > 1.25 * sizes[run[0]] + 2 or (len(run) + 1) * size > _ROWS_AT_ONCE):
+        if run and (size > 1.25 * sizes[run[0]] + 2 or (len(run) + 1) * size > ROWS_AT_ONCE):
             yield run
             run = []
         run.append(i)
@@ -127,54 +130,61 @@ def _single_left_out(
     """Yield the leave-one-row-out errors (k, t) at each penalty."""
     A = basis.coordinates(basis.train[rows])
     rest = 1.0 - (1.0 / len(centred) + (A * A) @ shrink.T)  # (k, a)
-    for i, read in enumerate(_readings(A, M, shrink)):
+    for i, read in enumerate(readings(A, M, shrink)):
         errors = centred[rows] - read
         errors /= rest[:, i, None]
         yield errors
 
 
 def _small_left_out(
-    basis: Eigenbasis, centred: Floats, M: Floats, members: list[NDArray[np.intp]], shrink: Floats
+    basis: Eigenbasis, centred: Floats, M: Floats, members: Members, shrink: Floats
 ) -> Iterator[Floats]:
     """Yield left-out errors (k, t) of rows, group by group, at each penalty, by solving with I − H_gg."""
-    most = max(len(m) for m in members)
-    n, t = centred.shape
-    together = np.concatenate(members)
+    together, real = np.concatenate(members), filled(members)
     flat = basis.coordinates(basis.train[together])  # (k, r)
-    real = np.arange(most) < np.array([len(m) for m in members])[:, None]
-    whole = bool(real.all())
-    errors = np.zeros((*real.shape, t))
-    if whole:
-        A = flat.reshape(*real.shape, -1)
-    else:
-        A = np.zeros((*real.shape, flat.shape[1]))
-        A[real] = flat
-    # Padding rows have neither error nor leverage, and so do not affect the other rows of a system.
-    kept = np.eye(most) - np.where(real[:, :, None] & real[:, None, :], 1.0 / n, 0.0)
-    leverage = _leverages(A, np.sqrt(shrink))
-    for i, read in enumerate(_readings(flat, M, shrink)):
-        left = centred[together] - read
-        if whole:
-            errors = left.reshape(errors.shape)
-        else:
-            errors[real] = left
-        solved = np.linalg.solve(kept - leverage[i], errors)
-        yield solved.reshape(left.shape) if whole else solved[real]
+    kept = without_mean(real, len(centred))
+    leverage = leverages(padded(flat, real), np.sqrt(shrink))
+    for i, read in enumerate(readings(flat, M, shrink)):
+        solved = np.linalg.solve(kept - leverage[i], padded(centred[together] - read, real))
+        yield solved[real]
 
 
-def _readings(flat: Floats, M: Floats, shrink: Floats) -> Iterator[Floats]:
+def filled(members: Members) -> NDArray[np.bool_]:
+    """Return which places (groups, k) of groups that are padded to one size hold rows."""
+    sizes = np.array([len(m) for m in members])
+    return np.asarray(np.arange(sizes.max()) < sizes[:, None])
+
+
+def padded(rows: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return rows (k, …) at their places (groups, k, …); padding has neither error nor leverage."""
+    if real.all():
+        return rows.reshape(*real.shape, -1)
+    out = np.zeros((*real.shape, rows.shape[1]), rows.dtype)
+    out[real] = rows
+    return out
+
+
+def without_mean(real: NDArray[np.bool_], n: int) -> Floats:
+    """Return I − 11ᵀ/n of each group (groups, k, k), n training rows."""
+    return np.eye(real.shape[1]) - np.where(real[:, :, None] & real[:, None, :], 1.0 / n, 0.0)
+
+
+def readings(flat: NDArray[Any], M: Floats, shrink: Floats) -> Iterator[NDArray[Any]]:
     """Yield the fitted values (k, t) of rows (k, r) at each penalty, with one product for several penalties."""
     t = M.shape[1]
     step = max(1, _COLUMNS_AT_ONCE // t)
     for start in range(0, len(shrink), step):
         some = shrink[start : start + step]
-        solutions = (M[:, None, :] * some.T[:, :, None]).reshape(len(M), -1)
+        solutions = (M[:, None, :] * some.T[:, :, None]).reshape(len(M), -1).astype(flat.dtype, copy=False)
         yield from (flat @ solutions).reshape(len(flat), len(some), t).transpose(1, 0, 2)
 
 
-def _leverages(A: Floats, roots: Floats) -> Floats:
+def leverages(A: NDArray[Any], roots: Floats) -> NDArray[Any]:
     """Return A diag(root²) Aᵀ (a, groups, k, k) of each group's coordinates (groups, k, r) and each penalty (a, r)."""
-    out = np.empty((len(roots), len(A), A.shape[1], A.shape[1]))
+    roots = roots.astype(A.dtype, copy=False)
+    if A.shape[1] == 1:
+        return np.asarray((A[:, 0] ** 2 @ (roots**2).T).T[:, :, None, None])
+    out = np.empty((len(roots), len(A), A.shape[1], A.shape[1]), A.dtype)
     if A.shape[1] < _SYRK_FROM:
         rooted = np.empty_like(A)
         for i, root in enumerate(roots):

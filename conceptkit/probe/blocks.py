@@ -21,10 +21,10 @@ from conceptkit.evaluate.clustering import MOST_UNITS
 from conceptkit.evaluate.scores import Floats
 from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
-from conceptkit.probe.conjugate_gradients import conjugate_gradients
+from conceptkit.probe.block_ridge import BlockRidge, Fit
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
-from conceptkit.probe.space import Space, leading_space
+from conceptkit.probe.space import Space, agreement_of
 
 MOST_BLOCKS = 10
 """Maximum number of blocks of groups, unless there are more folds"""
@@ -35,11 +35,43 @@ _ROWS = 4096
 _TOGETHER = 16
 """Units whose deletion is computed together"""
 
-Fit = tuple[Floats, Floats]
-"""Coefficients (d, t) and intercepts (t,)"""
 
-Whole = tuple[Floats, Floats, Floats, Space]
-"""Weights (d, t), intercepts (t,) and patterns (d, t) of the fit on all rows, and its space"""
+@dataclass(frozen=True)
+class Whole:
+    """The fit on all rows, and what its limits need."""
+
+    weights: Floats  # (d, t)
+    intercepts: Floats  # (t,)
+    patterns: Floats  # (d, t)
+    space: Space
+    leading: Floats  # (n, r) coordinates of all rows in the space
+    agreement: Floats  # (t,) of the folds' vectors
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of rows that are too many for memory."""
+
+    ridge: BlockRidge
+    held: Moments
+    """Joint moments of the held-out part and the columns"""
+
+
+class UnitMeans:
+    """Mean rows of units, from blocks of rows."""
+
+    def __init__(self, d: int, numbers: NDArray[np.intp]) -> None:
+        self.numbers, self.sums = numbers, np.zeros((int(numbers.max()) + 1, d))
+
+    def add(self, rows: NDArray[np.intp], block: Floats) -> None:
+        """Add a block (k, d) of rows (k,)."""
+        order = np.argsort(self.numbers[rows], kind="stable")
+        units, starts = np.unique(self.numbers[rows][order], return_index=True)
+        self.sums[units] += np.add.reduceat(block[order], starts)
+
+    def means(self) -> Floats:
+        """Return the means (u, d)."""
+        return self.sums / np.bincount(self.numbers)[:, None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +88,9 @@ class HeldOut:
     deleted: Floats  # (u, t) squared out-of-fold error with each unit deleted
     scores: Floats  # (t',) out-of-fold R² of combinations of the columns
     whole: Whole | None = None
-    """The fit on all rows"""
+    folds: Sequence[Fold] = ()
+    means: Sequence[Floats] = ()
+    """(u, d) mean of the rows of each unit, for each numbering of units that was given"""
 
 
 def is_many(X: Any, splits: Sequence[Split]) -> bool:
@@ -73,6 +107,7 @@ def probe_blocks(
     splits: Sequence[Split],
     alphas: Floats,
     seed: int,
+    units: Sequence[NDArray[np.intp]] = (),
 ) -> HeldOut:
     """Probe targets in two passes over the rows.
 
@@ -85,31 +120,49 @@ def probe_blocks(
     splits : folds by group
     alphas : penalties to choose from
     seed : of the blocks, and of the folds that mix groups
+    units : (n,) numberings of units whose mean rows are returned
     """
     d, n_folds = X.shape[1], len(splits)
     layout = _Layout.of(groups, splits, seed)
-    mixed = _numbers(make_folds(len(columns), None, n_folds, seed=seed))
+    mixed = fold_numbers(make_folds(len(columns), None, n_folds, seed=seed))
     first = _FirstPass.of(X, columns, layout, mixed, t)
     ridges, alpha_folds, error = [], np.empty((n_folds, mix.shape[1])), np.zeros(mix.shape[1])
     for k in range(n_folds):
         inside, held = layout.parts(first.blocks, k)
         alpha_folds[k] = _chosen_alpha(inside, d, mix, alphas)
-        ridges.append(_Ridge.of(gathered(inside), d))
+        ridges.append(BlockRidge.of(gathered(inside), d))
         error += ridges[k].errors_at(held, mix, alpha_folds[k])
     own = mix[:, :t]
     alpha, whole = _chosen_alpha(first.blocks, d, own, alphas), gathered(first.blocks)
     total = np.einsum("kt,kl,lt->t", mix, whole.scatter[d:, d:], mix, optimize=True)
     fits = [ridge.fit(own, alpha_folds[k, :t]) for k, ridge in enumerate(ridges)]
-    ridge_of_all = _Ridge.of(whole, d)
+    ridge_of_all = BlockRidge.of(whole, d)
     of_all = ridge_of_all.fit(own, alpha)
     patch_fits = _mixed_fits(first.parts, d, t, alphas)
-    predicted, fitted, patchwise, errors = _second_pass(X, columns[:, :t], layout, mixed, fits, patch_fits, of_all)
+    space = ridge_of_all.space()
+    means = [UnitMeans(X.shape[1], numbers) for numbers in units]
+    predicted, fitted, patchwise, errors, leading = _second_pass(
+        X, columns[:, :t], layout, mixed, fits, patch_fits, of_all, space, means
+    )
     deleted = np.empty((len(first.units), t))
     for some in np.array_split(np.arange(len(deleted)), -(-len(deleted) // _TOGETHER)):
         deleted[some] = _deleted(some, first, errors, layout, ridges, fits, alpha_folds[:, :t], own)
     weights, chosen, r2 = [fit[0] for fit in fits], alpha_folds[:, :t], 1.0 - error / total
-    whole_fit = (*of_all, _patterns(whole, d, own), ridge_of_all.space())
-    return HeldOut(predicted, fitted, patchwise, chosen, alpha, weights, layout.unit, deleted, r2, whole_fit)
+    agreed = agreement_of(whole.scatter[:d, :d], weights)
+    return HeldOut(
+        predicted,
+        fitted,
+        patchwise,
+        chosen,
+        alpha,
+        weights,
+        layout.unit,
+        deleted,
+        r2,
+        Whole(*of_all, _patterns(whole, d, own), space, leading, agreed),
+        [Fold(ridge, layout.parts(first.blocks, k)[1]) for k, ridge in enumerate(ridges)],
+        [of_units.means() for of_units in means],
+    )
 
 
 def _patterns(whole: Moments, d: int, mix: Floats) -> Floats:
@@ -130,7 +183,7 @@ def predict_blocks(
     blocks = [gathered(units_of) for units_of in _by_block(units, layout)]
     for k in range(len(splits)):
         inside, _ = layout.parts(blocks, k)
-        fits.append(_Ridge.of(gathered(inside), d).fit(mix, _chosen_alpha(inside, d, mix, alphas)))
+        fits.append(BlockRidge.of(gathered(inside), d).fit(mix, _chosen_alpha(inside, d, mix, alphas)))
     out = np.empty(Y.shape)
     for rows, block in _read(X, np.arange(len(X))):
         out[rows] = _own(_predictions(block, fits), layout.fold[layout.unit[rows]])
@@ -247,10 +300,10 @@ def _mixed_fits(parts: Sequence[Moments], d: int, t: int, alphas: Floats) -> lis
     """Return the fits of folds that mix groups, at penalties with the smallest error on all of them."""
     alpha = _chosen_alpha(parts, d, np.eye(t), alphas)
     rest = ([part for j, part in enumerate(parts) if j != i] for i in range(len(parts)))
-    return [_Ridge.of(gathered(some), d).fit(np.eye(t), alpha) for some in rest]
+    return [BlockRidge.of(gathered(some), d).fit(np.eye(t), alpha) for some in rest]
 
 
-def _numbers(splits: Sequence[Split]) -> NDArray[np.intp]:
+def fold_numbers(splits: Sequence[Split]) -> NDArray[np.intp]:
     """Return the held-out part (n,) of each row."""
     out = np.empty(sum(len(test) for _, test in splits), dtype=np.intp)
     for k, (_, test) in enumerate(splits):
@@ -287,109 +340,6 @@ class _Sums:
         return Moments(self.n, self.shift + mean, upper - self.n * np.outer(mean, mean))
 
 
-@dataclass(frozen=True)
-class _Ridge:
-    """Ridge solutions of columns from their joint moments with the features."""
-
-    d: int
-    n: int
-    mean: Floats  # (d + k,)
-    scale: Floats  # (d,)
-    spectrum: Floats  # (d,)
-    vectors: Floats  # (d, d)
-    products: Floats  # (d, k) of the features in the eigenbasis with the columns
-
-    @classmethod
-    def of(cls, moments: Moments, d: int, scale: Floats | None = None) -> _Ridge:
-        if scale is None:
-            scale = scale_of(Moments(moments.n, moments.mean[:d], moments.scatter[:d, :d]))
-        gram = moments.scatter[:d, :d] / scale
-        gram /= scale[:, None]
-        spectrum, V = np.linalg.eigh(gram)
-        products = V.T @ (moments.scatter[:d, d:] / scale[:, None])
-        return cls(d, moments.n, moments.mean, scale, np.maximum(spectrum, 0.0), V, products)
-
-    def fit(self, mix: Floats, alpha: Floats) -> Fit:
-        """Return coefficients and intercepts of combinations (k, t) of the columns, each at its penalty (t,)."""
-        B = self.vectors @ ((self.products @ mix) / (self.spectrum[:, None] + alpha)) / self.scale[:, None]
-        return B, self.mean[self.d :] @ mix - self.mean[: self.d] @ B
-
-    def space(self) -> Space:
-        """Return the space of the rows, without a limit."""
-        return leading_space(
-            self.n, self.mean[: self.d], self.scale, self.spectrum, lambda c: self.vectors @ c / self.scale[:, None]
-        )
-
-    def errors(self, held: Moments, mix: Floats, alphas: Floats) -> Floats:
-        """Return squared errors (a, t) on held-out rows of combinations (k, t) of the columns, at each penalty (a,)."""
-        d, a, k = self.d, len(alphas), self.products.shape[1]
-        shrunk = self.products[:, None, :] / (self.spectrum[:, None] + alphas)[:, :, None]  # (d, a, k)
-        B = self.vectors @ shrunk.reshape(d, a * k)
-        B /= self.scale[:, None]
-        off = (held.mean[d:] - self.mean[d:])[None] - ((held.mean[:d] - self.mean[:d]) @ B).reshape(a, k)
-        with_x = (held.scatter[:d, :d] @ B).reshape(d, a, k)
-        B = B.reshape(d, a, k)
-        out = np.empty((a, mix.shape[1]))
-        for i in range(a):
-            cross = B[:, i].T @ held.scatter[:d, d:]
-            squares = held.scatter[d:, d:] - cross - cross.T + B[:, i].T @ with_x[:, i]
-            squares += held.n * np.outer(off[i], off[i])
-            out[i] = np.einsum("kt,kl,lt->t", mix, squares, mix, optimize=True)
-        return out
-
-    def errors_at(self, held: Moments, mix: Floats, alpha: Floats) -> Floats:
-        """Return squared errors (t,) on held-out rows of combinations (k, t), each at its own penalty (t,)."""
-        d = self.d
-        B, _ = self.fit(mix, alpha)
-        off = (held.mean[d:] - self.mean[d:]) @ mix - (held.mean[:d] - self.mean[:d]) @ B
-        error = np.einsum("kt,kl,lt->t", mix, held.scatter[d:, d:], mix, optimize=True) + held.n * off**2
-        error += (B * (held.scatter[:d, :d] @ B - 2 * held.scatter[:d, d:] @ mix)).sum(0)
-        return np.asarray(error)
-
-    def without(
-        self,
-        units: Sequence[tuple[int, Floats]],
-        scatters: Sequence[NDArray[np.float32]],
-        sums: Floats,
-        alpha: Floats,
-    ) -> tuple[Floats, Floats]:
-        """Return how the deletion of training units changes errors: by level (u, t) + z q (d, u, t), z standardised.
-
-        Parameters
-        ----------
-        units, scatters : number, mean (d,) and scatter (d, d) of each unit
-        sums : (u, 1 + d, t) Σ (1, x) e of its errors
-        alpha : (t,) penalties
-        """
-        d = self.d
-        n = np.array([n for n, _ in units], dtype=np.float64)
-        center = (np.stack([mean for _, mean in units], axis=1) - self.mean[:d, None]) / self.scale[:, None]  # (d, u)
-        inner = (sums[:, 1:] - self.mean[:d, None] * sums[:, :1]).transpose(1, 0, 2) / self.scale[:, None, None]
-        b = np.concatenate([sums[:, 0][None], inner])  # (1 + d, u, t)
-        kept = self.spectrum[:, None] + np.tile(alpha, len(units))  # (d, u · t)
-
-        def spectral(v: Floats, power: float) -> Floats:
-            """Return (G + α)^power v."""
-            flat = self.vectors.T @ v.reshape(d, -1)
-            return np.asarray(self.vectors @ (flat * kept**power)).reshape(v.shape)
-
-        def others(v: Floats) -> Floats:
-            """Return the normal equations of all other rows times v."""
-            at_center = v[0] + np.einsum("du,dut->ut", center, v[1:])
-            out = np.concatenate([self.n * v[:1], spectral(v[1:], 1.0)])
-            out[0] -= n[:, None] * at_center
-            out[1:] -= center[:, :, None] * (n[:, None] * at_center)
-            for i, scatter in enumerate(scatters):
-                out[1:, i] -= (scatter @ (v[1:, i] / self.scale[:, None]).astype(np.float32)) / self.scale[:, None]
-            return out
-
-        def approximately(r: Floats) -> Floats:
-            return np.concatenate([r[:1] / self.n, spectral(r[1:], -1.0)])
-
-        v = conjugate_gradients(others, approximately, b)
-        return v[0], v[1:]
-
-
 def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats) -> Floats:
     """Return the penalty of each combination (k, t) with the smallest error on parts that are left out in turn.
 
@@ -400,7 +350,7 @@ def _chosen_alpha(parts: Sequence[Moments], d: int, mix: Floats, alphas: Floats)
     error = np.zeros((len(alphas), mix.shape[1]))
     for i, held in enumerate(parts):
         rest = gathered(part for j, part in enumerate(parts) if j != i)
-        error += _Ridge.of(rest, d, scale).errors(held, mix, alphas)
+        error += BlockRidge.of(rest, d, scale).errors(held, mix, alphas)
     return best_alpha(alphas, error)
 
 
@@ -423,17 +373,24 @@ def _second_pass(
     fits: Sequence[Fit],
     patch_fits: Sequence[Fit],
     of_all: Fit,
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return three predictions (n, t), and Σ (1, x) e (u, 1 + d, folds, t) of each unit's errors e by each fold.
+    space: Space,
+    means: Sequence[UnitMeans],
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return three predictions (n, t), sums of errors, and coordinates (n, r) in the space; ``means`` get the rows.
 
-    The predictions are out of fold, by the fit on all rows, and out of the folds that mix groups. Of the fold that
-    holds a unit out, Σ e² stands in place of Σ e.
+    The predictions are out of fold, by the fit on all rows, and out of the folds that mix groups. The sums are
+    Σ (1, x) e (u, 1 + d, folds, t) of each unit's errors e by each fold; of the fold that holds a unit out, Σ e² stands
+    in place of Σ e.
     """
     predicted, fitted, patchwise = (np.empty(Y.shape) for _ in range(3))
     f, t = len(fits), Y.shape[1]
     sums = np.zeros((len(layout.fold), X.shape[1] + 1, f, t))
+    leading = np.empty((len(Y), space.whitening.shape[1]))
     for rows, block in _read(X, np.argsort(layout.unit, kind="stable")):
         every = _predictions(block, [*fits, *patch_fits, of_all])
+        for of_units in means:
+            of_units.add(rows, block)
+        leading[rows] = np.concatenate(list(space.coordinates(block)))
         unit = layout.unit[rows]
         predicted[rows] = _own(every[:, :f], layout.fold[unit])
         patchwise[rows], fitted[rows] = _own(every[:, f:-1], mixed[rows]), every[:, -1]
@@ -443,7 +400,7 @@ def _second_pass(
             sums[one, 0] += own.sum(0)
             sums[one, 0, layout.fold[one]] += (own[:, layout.fold[one]] ** 2 - own[:, layout.fold[one]]).sum(0)
             sums[one, 1:] += (block[unit == one].T @ own.reshape(len(own), -1)).reshape(-1, f, t)
-    return predicted, fitted, patchwise, sums
+    return predicted, fitted, patchwise, sums, leading
 
 
 def _deleted(
@@ -451,7 +408,7 @@ def _deleted(
     first: _FirstPass,
     errors: Floats,
     layout: _Layout,
-    ridges: Sequence[_Ridge],
+    ridges: Sequence[BlockRidge],
     fits: Sequence[Fit],
     alpha_folds: Floats,
     mix: Floats,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.alpha import choose_alpha, deleted_residuals
 from conceptkit.probe.ridge import (
     Eigenbasis,
     Moments,
@@ -28,6 +27,7 @@ from conceptkit.probe.ridge import (
     predict_at,
     training_moments,
 )
+from conceptkit.probe.search import by_unit, choose_alpha, exact_residuals
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -157,7 +157,7 @@ def read_fold(
     """
     train, test = split
     response = basis.response(Y[train])
-    alpha, _ = choose_alpha(response, None if groups is None else groups[train], alphas, mix)
+    alpha = choose_alpha(response, None if groups is None else groups[train], alphas, mix)
     response = response if mix is None else response.mixed(mix)
     return FoldReading(response.fit(alpha).predict(test), alpha, response)
 
@@ -200,23 +200,21 @@ def deleted_errors(reading: FoldReading, split: Split, Y: Floats, units: NDArray
     train, test = split
     basis, alpha = reading.response.basis, reading.alpha
     n_units = int(units.max()) + 1
-    left = deleted_residuals(reading.response, units[train], alpha)  # (n, t)
+    left = exact_residuals(reading.response, units[train], alpha)  # (n, t)
     error = Y[test] - reading.predicted
     of_test, of_train = units[test], units[train]
-    pulled = np.zeros((len(alpha), n_units, len(basis.spectrum)))
-    for at, A in basis.blocks(train):
-        of_block = of_train[at]
-        for unit in np.unique(of_block):
-            rows = np.flatnonzero(of_block == unit)
-            pulled[:, unit] += left[at][rows].T @ A[rows]
-    pulled /= (basis.spectrum + alpha[:, None])[:, None, :]
+    pulled = np.zeros((len(basis.spectrum), n_units, len(alpha)))
+    inside = np.unique(of_train)
+    rows_of = [np.flatnonzero(of_train == unit) for unit in inside]
+    pulled[:, inside] = by_unit(basis, left, rows_of).reshape(len(pulled), len(inside), -1)
+    pulled /= (basis.spectrum[:, None] + alpha)[:, None, :]
     level = np.stack([np.bincount(of_train, one, n_units) for one in left.T]) / len(train)  # (t, u)
     out = np.zeros((n_units, Y.shape[1]))
-    for rows in np.array_split(np.arange(len(test)), -(-len(test) * pulled[..., 0].size // _SHIFTS) or 1):
-        shifts = basis.linear(test[rows], pulled.reshape(-1, pulled.shape[2]).T).reshape(len(rows), -1, n_units)
+    for rows in np.array_split(np.arange(len(test)), -(-len(test) * pulled[0].size // _SHIFTS) or 1):
+        shifts = basis.linear(test[rows], pulled.reshape(len(pulled), -1)).reshape(len(rows), n_units, -1)
         own = of_test[rows]
         for t in range(len(alpha)):
-            squared = (error[rows, t, None] + shifts[:, t] + level[t]) ** 2
+            squared = (error[rows, t, None] + shifts[:, :, t] + level[t]) ** 2
             squared[np.arange(len(rows)), own] = 0.0  # the unit's own rows are deleted
             out[:, t] += squared.sum(0)
     return out

@@ -19,6 +19,9 @@ from conceptkit.files.matrix import rows_of
 
 Codes = NDArray[np.intp]
 
+Column = Sequence[Any] | NDArray[Any]
+"""(n,) values, taken as text"""
+
 _BLOCK = 2**23
 """Maximum number of distances that a thread holds at once"""
 
@@ -50,7 +53,7 @@ class Cohort:
         return self.center[np.unique(self.patient, return_index=True)[1]]
 
 
-def make_cohort(label: Sequence[Any], center: Sequence[Any], patient: Sequence[Any]) -> Cohort:
+def make_cohort(label: Column, center: Column, patient: Column) -> Cohort:
     """Return the cohort of rows with a label, a center and a patient each.
 
     Raises

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.alpha import best_alpha, left_out_error
+from conceptkit.probe.linear_algebra import product
 from conceptkit.probe.ridge import Eigenbasis, Split, factorise
 from conceptkit.probe.targets import Target
 
@@ -72,17 +73,30 @@ def level_of(target: Target) -> Level:
 
 def draw_orders(n: int, permutations: int, seed: int, groups: NDArray[np.intp] | None = None) -> Orders:
     """Draw permutations of rows, within groups (n,) if given."""
-    rng = np.random.default_rng(seed)
     numbers = np.zeros(n, dtype=np.intp) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(numbers)
     members = np.argsort(numbers, kind="stable").astype(np.int32)
-    ends = np.cumsum(sizes)
     places = np.empty((permutations + 1, n), dtype=np.min_scalar_type(int(sizes.max(initial=1)) - 1))
-    for size, end in zip(sizes, ends, strict=True):
-        rows, own = members[end - size : end], np.arange(size, dtype=places.dtype)
-        places[0, rows] = own
-        places[1:, rows] = rng.permuted(np.broadcast_to(own, (permutations, size)), axis=1)
-    return Orders(places, members, (ends - sizes)[numbers].astype(np.int32))
+    for rows, own in each_order(numbers, permutations, seed):
+        places[:, rows] = own
+    return Orders(places, members, (np.cumsum(sizes) - sizes)[numbers].astype(np.int32))
+
+
+def each_order(
+    groups: NDArray[np.intp], permutations: int, seed: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.unsignedinteger[Any]]]]:
+    """Yield the rows (k,) of each group, and the place (b, k) in it of the row that each takes its value from.
+
+    Groups come in the order of their numbers; the first order is the original one.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(groups)
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
+    dtype = np.min_scalar_type(int(sizes.max(initial=1)) - 1)
+    for rows in members:
+        own = np.arange(len(rows), dtype=dtype)
+        drawn = rng.permuted(np.broadcast_to(own, (permutations, len(rows))), axis=1)
+        yield rows, np.concatenate([own[None], drawn])
 
 
 def smallest_p(columns: Floats, permutations: int, groups: NDArray[np.intp] | None = None) -> float:
@@ -129,37 +143,34 @@ def row_losses(
     train, test = split
     values = np.ascontiguousarray(columns.T, dtype=np.float32)  # (c, n)
     c, b, n = len(values), len(orders), len(train)
-    M = np.empty((c * b, len(basis.spectrum)), dtype=np.float32)
+    M = np.zeros((c * b, len(basis.spectrum)), dtype=np.float32)
     first, second = np.zeros((c, b)), np.zeros((c, b))
     for start in range(0, n, _ROWS_AT_ONCE):
         rows = train[start : start + _ROWS_AT_ONCE]
         block = np.take(values, orders.of(rows), axis=1)  # (c, b, rows)
         first += block.sum(2, dtype=np.float64)
         second += np.einsum("cbn,cbn->cb", block, block)
-        A = basis.coordinates(rows).astype(np.float32)
-        if start == 0:
-            np.matmul(block.reshape(c * b, -1), A, out=M)
-        else:
-            M += block.reshape(c * b, -1) @ A
+        A = basis.coordinates(rows, np.float32)
+        M += product(block.reshape(c * b, -1), A)
     mean = first / n
-    alpha = _by_gcv(M, second - n * mean**2, basis.spectrum, owner, alphas, n)  # (c, b)
+    alpha = by_gcv(M, second - n * mean**2, basis.spectrum, owner, alphas, n)  # (c, b)
     for solutions, penalty in zip(M.reshape(c, b, -1), alpha.astype(np.float32), strict=True):
         solutions /= basis.spectrum.astype(np.float32) + penalty[:, None]
     if groups is not None:
         mean[:] = 0.0
     loss = np.zeros((c, b))
     for rows in _in_whole_groups(test, groups):
-        held = basis.coordinates(rows)
+        held = basis.coordinates(rows, np.float32)
         if groups is not None:
             numbers = np.unique(groups[rows], return_inverse=True)[1]
             held = held - group_means(held, numbers)[numbers]
-        A = held.astype(np.float32)
+        A = held.astype(np.float32, copy=False)
         truth = np.take(values, orders.of(rows), axis=1) - mean[:, :, None].astype(np.float32)
-        read = (M @ A.T).reshape(truth.shape)
+        read = product(M, A.T).reshape(truth.shape)
         truth *= -2.0
         truth += read
         loss += np.einsum("cbn,cbn->cb", truth, read)
-    return _by_owner(loss, owner).T
+    return by_owner(loss, owner).T
 
 
 def _in_whole_groups(rows: NDArray[np.intp], groups: NDArray[np.intp] | None) -> Iterator[NDArray[np.intp]]:
@@ -176,7 +187,7 @@ def _in_whole_groups(rows: NDArray[np.intp], groups: NDArray[np.intp] | None) ->
             start = end
 
 
-def _by_gcv(
+def by_gcv(
     M: NDArray[np.float32], total: Floats, spectrum: Floats, owner: NDArray[np.intp], alphas: Floats, n: int
 ) -> Floats:
     """Return penalties (c, b) with the smallest RSS / (n − 1 − tr H)², one for all columns of a target."""
@@ -185,11 +196,11 @@ def _by_gcv(
     explained = np.stack([(m * m) @ explains for m in M.reshape(*total.shape, -1)])
     residual = total[:, :, None] - explained
     freedom = np.maximum(n - 1 - (spectrum * s).sum(1), 1e-9 * n)
-    score = _by_owner(np.maximum(residual, 0.0), owner) / freedom**2  # (t, b, a)
+    score = by_owner(np.maximum(residual, 0.0), owner) / freedom**2  # (t, b, a)
     return best_alpha(alphas, np.moveaxis(score, -1, 0))[owner]
 
 
-def _by_owner(values: Floats, owner: NDArray[np.intp]) -> Floats:
+def by_owner(values: Floats, owner: NDArray[np.intp]) -> Floats:
     """Return sums over the columns of each target, (c, …) to (t, …)."""
     out = np.zeros((int(owner.max()) + 1, *values.shape[1:]))
     np.add.at(out, owner, values)
@@ -197,7 +208,7 @@ def _by_owner(values: Floats, owner: NDArray[np.intp]) -> Floats:
 
 
 def group_losses(
-    X: NDArray[Any],
+    centers: Floats,
     groups: NDArray[np.intp],
     columns: Floats,
     owner: NDArray[np.intp],
@@ -212,7 +223,7 @@ def group_losses(
 
     Parameters
     ----------
-    X : (n, d) activations
+    centers : (g, d) mean activations of each group
     groups : (n,) numbers 0 … g − 1
     columns : (n, c) values
     owner : (c,) number of the target of each column
@@ -220,7 +231,6 @@ def group_losses(
     strata : (g,) within which ``orders`` permute; values and activations are centred by stratum
     """
     means = group_means(columns, groups)  # (g, c)
-    centers = np.stack([X[groups == g].mean(0, dtype=np.float64) for g in range(len(means))])
     if strata is not None:
         means = means - group_means(means, strata)[strata]
         centers = centers - group_means(centers, strata)[strata]
@@ -239,10 +249,10 @@ def group_losses(
             k = len(some)
             response = basis.response(Y[train])
             error = left_out_error(response, None, alphas).reshape(len(alphas), k, -1)
-            pooled = _by_owner(error.transpose(2, 0, 1), owner)  # (t, a, k)
+            pooled = by_owner(error.transpose(2, 0, 1), owner)  # (t, a, k)
             alpha = best_alpha(alphas, np.moveaxis(pooled, 1, 0))  # (t, k)
             fit = response.fit(alpha[owner].T.ravel())
             read = fit.predict(test) - fit.target_mean
             loss = (read * (read - 2 * (Y[test] - fit.target_mean))).sum(0).reshape(k, -1)
-            out[start : start + step] += _by_owner(loss.T, owner).T
+            out[start : start + step] += by_owner(loss.T, owner).T
     return out

@@ -10,10 +10,11 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conceptkit.evaluate.scores import Floats
-from conceptkit.probe.alpha import choose_alpha, deleted_residuals
+from conceptkit.probe.alpha import deleted_residuals
 from conceptkit.probe.crossfit import mean_cosine
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Response, factorise
+from conceptkit.probe.search import choose_alpha
 
 
 def group_numbers(groups: ArrayLike | None) -> NDArray[np.intp] | None:
@@ -62,7 +63,7 @@ class RegressionConceptVector(RegressorMixin, BaseEstimator):  # type: ignore[mi
         alphas = ALPHAS if self.alphas is None else np.asarray(self.alphas, dtype=np.float64)
         numbers = group_numbers(groups)
         response = factorise(A).response(Y)
-        alpha, _ = choose_alpha(response, numbers, alphas)
+        alpha = choose_alpha(response, numbers, alphas)
         weights, intercept = response.fit(alpha).coefficients()
         single = np.ndim(checked[1]) == 1
         self.coef_ = weights[:, 0] if single else weights.T

@@ -13,6 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dger
 
 from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.linear_algebra import eigh, product
 
 ALPHAS: Floats = np.logspace(-1, 6, 20)
 """Default penalties, for standardised columns."""
@@ -70,7 +71,7 @@ def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
 def _centred(block: Floats) -> Moments:
     mean = block.mean(0)
     C = block - mean
-    return Moments(len(block), mean, C.T @ C)
+    return Moments(len(block), mean, product(C.T, C))
 
 
 def gathered(parts: Iterable[Moments]) -> Moments:
@@ -133,13 +134,13 @@ class Eigenbasis:
         return np.zeros((0, 0)) if self.kernel is None else self.kernel @ self.vectors
 
     @functools.cached_property
-    def _fitted(self) -> Any:
-        return self._kept(self.train)
+    def computed(self) -> dict[tuple[bool, Any], Any]:
+        """Return the coordinates computed so far, of the training part and of the other rows, by precision."""
+        return {}
 
     @functools.cached_property
-    def _others(self) -> tuple[NDArray[np.intp], Any]:
-        rest = np.flatnonzero(self._place < 0)
-        return rest, self._kept(rest)
+    def _rest(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self._place < 0)
 
     @functools.cached_property
     def _place(self) -> NDArray[np.intp]:
@@ -153,53 +154,62 @@ class Eigenbasis:
         """Return whether the coordinates of all rows are kept in memory."""
         return self.kernel is not None or len(self.X) * len(self.spectrum) <= _KEPT
 
-    def _kept(self, rows: NDArray[np.intp]) -> Any:
+    def _side(self, fitted: bool, dtype: Any) -> Any:
         """Return coordinates in memory, or in a file next to that of X; ``None``: too large, to be computed again."""
-        if self._small:
-            return self._projected(rows)
-        new_file = getattr(self.X, "new_file", None)  # X may be a conceptkit.files.matrix.FileMatrix
-        return None if new_file is None else new_file(len(rows), self._in_blocks(rows))
+        if (fitted, dtype) not in self.computed:
+            rows = self.train if fitted else self._rest
+            new_file = getattr(self.X, "new_file", None)  # X may be a conceptkit.files.matrix.FileMatrix
+            if self._small:
+                self.computed[fitted, dtype] = self._projected(rows, dtype)
+            else:
+                file = None if new_file is None else new_file(len(rows), self._in_blocks(rows, dtype))
+                self.computed[fitted, dtype] = file
+        return self.computed[fitted, dtype]
 
-    def coordinates(self, rows: NDArray[np.intp]) -> Floats:
+    def coordinates(self, rows: NDArray[np.intp], dtype: Any = np.float64) -> NDArray[Any]:
         """Return the read-only coordinates (len(rows), r) of some rows of X.
 
-        Those of the training part are computed together once, and so are those of the other rows.
+        Those of the training part are computed together once, and so are those of the other rows. Single precision
+        takes half the time.
         """
         if self.kernel is not None:
-            return self._kernel_coordinates[rows]
+            return self._kernel_coordinates[rows].astype(dtype, copy=False)
         place = self._place[rows]
         fitted = place >= 0
-        if fitted.all():
-            return self._projected(rows) if self._fitted is None else _taken(self._fitted, place)
-        rest, others = self._others
-        if not fitted.any():
-            return self._projected(rows) if others is None else _taken(others, np.searchsorted(rest, rows))
-        out = np.empty((len(rows), len(self.spectrum)))
-        out[fitted] = self.coordinates(rows[fitted])
-        out[~fitted] = self.coordinates(rows[~fitted])
+        if len(rows) and fitted.all() == fitted.any():
+            kept, at = self._side(bool(fitted[0]), dtype), place
+            if not fitted[0]:
+                at = np.searchsorted(self._rest, rows)
+            return self._projected(rows, dtype) if kept is None else _taken(kept, at)
+        out = np.empty((len(rows), len(self.spectrum)), dtype)
+        for some in (fitted, ~fitted):
+            if some.any():
+                out[some] = self.coordinates(rows[some], dtype)
         return out
 
-    def _projected(self, rows: NDArray[np.intp]) -> Floats:
-        out = np.empty((len(rows), len(self.spectrum)))
-        for _ in self._in_blocks(rows, out):
+    def _projected(self, rows: NDArray[np.intp], dtype: Any) -> NDArray[Any]:
+        out = np.empty((len(rows), len(self.spectrum)), dtype)
+        for _ in self._in_blocks(rows, dtype, out):
             pass
         out.flags.writeable = False  # callers receive views
         return out
 
     def _in_blocks(
-        self, rows: NDArray[np.intp], out: Floats | None = None
-    ) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+        self, rows: NDArray[np.intp], dtype: Any, out: NDArray[Any] | None = None
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
         """Yield places among ``rows`` and their coordinates, a block at a time; computed in ``out``, if given."""
-        W = self.vectors / self.scale[:, None]
-        for at, block in _blocks(self.X, rows, self.mean):
-            A = np.matmul(block, W, out=None if out is None else out[at])
+        V = self.vectors.astype(dtype, copy=False)
+        for at, Z in self.standardised(rows):
+            A = product(Z.astype(dtype, copy=False), V)
+            if out is not None:
+                out[at] = A
             yield np.arange(at.start, at.start + len(A)), A
 
-    def blocks(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
-        """Yield places among ``rows`` and their coordinates, a block at a time."""
-        step = len(rows) if self._small else max(1, _BLOCK // self.X.shape[1])
-        for i in range(0, len(rows), max(step, 1)):
-            yield slice(i, i + step), self.coordinates(rows[i : i + step])
+    def standardised(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, Floats]]:
+        """Yield places among ``rows`` and these rows, standardised, a block at a time."""
+        for at, block in _blocks(self.X, rows, self.mean):
+            block /= self.scale
+            yield at, block
 
     def response(self, Y: Floats) -> Response:
         """Return training targets Y (n, t) with their products with the coordinates."""
@@ -231,8 +241,8 @@ class Eigenbasis:
 
         Few columns need no coordinates, which are kept where they were computed.
         """
-        if self.kernel is not None or "_others" in self.__dict__ or C.shape[1] > len(rows):
-            return np.concatenate([A @ C for _, A in self.blocks(rows)])
+        if self.kernel is not None or (False, np.float64) in self.computed or C.shape[1] > len(rows):
+            return self.coordinates(rows) @ C
         return _predicted_by(self.X, rows, self.mean, self.weights(C), np.zeros(C.shape[1]))
 
     def fit(self, Y: Floats, alpha: Floats) -> RidgeFit:
@@ -305,15 +315,14 @@ def factorise(X: NDArray[Any], train: NDArray[np.intp] | None = None, moments: M
     the eigenbasis, primal for n ≥ d, dual for n < d, which forms no d × d matrix and reads X in blocks
     """
     train = np.arange(len(X)) if train is None else train
-    # NumPy's divide and conquer: SciPy's default takes 100 times as long when dead units make the spectrum degenerate.
     if len(train) < X.shape[1]:
         mean, scale, products = _kernel(X, train)
-        spectrum, U = np.linalg.eigh(products[train])
+        spectrum, U = eigh(products[train])
         kept = spectrum > len(train) * np.finfo(np.float64).eps * max(spectrum[-1], 0.0)
         return Eigenbasis(X, train, mean, scale, spectrum[kept], U[:, kept] / np.sqrt(spectrum[kept]), products)
     known = row_moments(X, train) if moments is None else moments
     scale = scale_of(known)
-    spectrum, V = np.linalg.eigh(_standardised(known.scatter, scale))
+    spectrum, V = eigh(_standardised(known.scatter, scale))
     return Eigenbasis(X, train, known.mean, scale, np.maximum(spectrum, 0.0), V, None)
 
 
@@ -390,7 +399,7 @@ def _kernel(X: NDArray[Any], train: NDArray[np.intp]) -> tuple[Floats, Floats, F
         mean[at], scale[at] = column_scale(block[train])
         block -= mean[at]
         block /= scale[at]
-        products += block @ block.T
+        products += product(block, block.T)
     return mean, scale, products[:, train]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats, balanced_accuracy
-from conceptkit.probe.neighbours import Cohort, Lists, Nearest, Neighbours, find_neighbours, make_cohort
+from conceptkit.probe.neighbours import Cohort, Column, Lists, Nearest, Neighbours, find_neighbours, make_cohort
 
 K_CANDIDATES = (5, 11, 21)
 """Numbers of neighbours from which the one of the best kNN accuracy for the label is chosen, as croma proposes"""
@@ -48,7 +48,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class RobustnessIndices:
     """The indices of one set of features."""
 
     cohort: Cohort
@@ -66,15 +66,15 @@ class Robustness:
 
 def robustness_indices(
     X: Any,
-    label: Sequence[Any],
-    center: Sequence[Any],
-    patient: Sequence[Any],
+    label: Column,
+    center: Column,
+    patient: Column,
     *,
     k: int | Sequence[int] = K_CANDIDATES,
     m: int = M_NEAREST,
     tau: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Robustness:
+) -> RobustnessIndices:
     """Return RI, MaRI and CRoMa of features (n, d).
 
     Neighbours are compared by cosine distance, and rows of the same patient are never neighbours. RI is the share of
@@ -100,15 +100,19 @@ def robustness_indices(
     Kömen et al., 2025 (PathoROB; RI); Grisi et al., 2026 (MaRI, CRoMa); equal to the package croma 1.0.1
     """
     cohort = make_cohort(label, center, patient)
-    candidates = [one for one in ([k] if isinstance(k, int) else list(k)) if one < len(cohort.label)]
-    if not candidates or min(candidates) < 1:
-        raise InputError(
-            f"neighbours: must be from 1 to the number of rows less 1, got {k} for {len(cohort.label)} rows."
-        )
+    candidates = candidates_of([k] if isinstance(k, int) else k, len(cohort.label))
     return indices_of(find_neighbours(X, cohort, k=max(candidates), m=m, progress=progress), candidates, tau)
 
 
-def indices_of(found: Neighbours, candidates: Sequence[int], tau: float | None = None) -> Robustness:
+def candidates_of(k: Sequence[int], n_rows: int) -> list[int]:
+    """Return the numbers of neighbours below the number of rows; :class:`InputError` where there are none."""
+    found = [one for one in k if 1 <= one < n_rows]
+    if not found:
+        raise InputError(f"neighbours: must be from 1 to {n_rows - 1} for {n_rows} rows, got {', '.join(map(str, k))}.")
+    return found
+
+
+def indices_of(found: Neighbours, candidates: Sequence[int], tau: float | None = None) -> RobustnessIndices:
     """Return the indices from neighbours; see :func:`robustness_indices`."""
     cohort, near = found.cohort, found.patients.any
     accuracy = {k: knn_accuracy(near, cohort.label, len(cohort.labels), k) for k in candidates}
@@ -118,7 +122,7 @@ def indices_of(found: Neighbours, candidates: Sequence[int], tau: float | None =
         tau = float(np.median(typed)) if typed.size else 0.0
         tau = tau if tau > 0 else FALLBACK_TAU
     indices = [*_evidence_indices(found, k, tau), *_margin_indices(found)]
-    return Robustness(
+    return RobustnessIndices(
         cohort=cohort,
         k=k,
         tau=tau,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 from conceptkit.evaluate.clustering import effective_size
 from conceptkit.evaluate.intervals import coverage_note, jackknife_error, student_p, student_reach
@@ -11,6 +11,9 @@ from conceptkit.evaluate.paired import PairedInterval
 from conceptkit.evaluate.scores import Floats
 from conceptkit.probe.neighbours import Codes, Cohort
 from conceptkit.probe.robustness import Index
+
+SHARES = ("RI", "MaRI", "CRoMa below 0")
+"""Indices between 0 and 1"""
 
 LEAST_CENTERS = 10
 """Minimum number of centers of an interval over centers"""
@@ -21,9 +24,9 @@ def over_patients(index: Index, cohort: Cohort, against: Index | None = None) ->
 
     It holds for other patients of the same centers, as many as here: an index depends on their number, since
     neighbours come nearer. The standard error is the delete-one-patient jackknife within centers (strata),
-    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²). A deleted patient is replaced among the neighbours of all other rows. A
-    bootstrap would draw a patient several times and make it its own neighbour; one that keeps the neighbours fixed
-    misses half of the variation.
+    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²). Shares (:data:`SHARES`) are on the logit, as they are skewed. A deleted patient
+    is replaced among the neighbours of all other rows. A bootstrap would draw a patient several times and make it its
+    own neighbour; one that keeps the neighbours fixed misses half of the variation.
 
     Parameters
     ----------
@@ -41,11 +44,13 @@ def over_patients(index: Index, cohort: Cohort, against: Index | None = None) ->
     if not np.isfinite(deleted).all() or not np.isfinite(value):
         why = "no interval: the index is undefined without one of the patients"
         return PairedInterval(value, float("nan"), float("nan"), n, why, effective)
-    error = stratified_error(deleted, strata)
     worth = max(effective - (len(np.unique(strata)) - 1), 2.0)
-    reach = float(stdtrit(worth - 1, 0.975)) * error
-    note, p = coverage_note(n, effective=effective), student_p(value, error, worth)
-    return PairedInterval(value, value - reach, value + reach, n, note, effective, p)
+    note, p = coverage_note(n, effective=effective), student_p(value, stratified_error(deleted, strata), worth)
+    on_logit = against is None and index.name in SHARES and min(value, *deleted) > 0 and max(value, *deleted) < 1
+    middle, deleted = (logit(value), logit(deleted)) if on_logit else (value, deleted)
+    reach = float(stdtrit(worth - 1, 0.975)) * stratified_error(deleted, strata)
+    low, high = (float(expit(end)) if on_logit else float(end) for end in (middle - reach, middle + reach))
+    return PairedInterval(value, low, high, n, note, effective, p)
 
 
 def stratified_error(deleted: Floats, strata: Codes) -> float:

@@ -78,17 +78,16 @@ def leading_space(n: int, mean: Floats, scale: Floats, spectrum: Floats, weights
     return Space(mean=mean, scale=scale, whitening=weights(leading))
 
 
-def limited(space: Space, X: NDArray[Any], groups: NDArray[np.intp], splits: Sequence[Split]) -> Space:
+def limited(space: Space, A: Floats, groups: NDArray[np.intp], splits: Sequence[Split]) -> Space:
     """Return a space with the limit that flags a hundredth of the held-out rows.
 
     The components are those of all rows; mean and covariance of the coordinates are those of each training part.
 
     Parameters
     ----------
-    X : (n, d) activations of the fit
+    A : (n, r) coordinates of the rows of the fit
     groups : (n,) numbers of patients
     """
-    A = np.concatenate(list(space.coordinates(X)))
     leverage = np.empty(len(A))
     for train, test in splits:
         mean = A[train].mean(0)
@@ -113,11 +112,25 @@ def agreement(X: NDArray[Any], vectors: Sequence[Floats]) -> Floats:
     if len(vectors) < 2:
         return np.full(vectors[0].shape[1] if vectors else 1, np.nan)
     W = np.stack(vectors, axis=2)  # (d, t, k)
-    d, t, k = W.shape
     starts = range(0, len(X), _ROWS_AT_ONCE)
-    predicted = np.concatenate([X[i : i + _ROWS_AT_ONCE].astype(np.float64) @ W.reshape(d, -1) for i in starts])
-    each = [np.corrcoef(predicted[:, i * k : (i + 1) * k].T) if W[:, i].any(0).all() else np.eye(k) for i in range(t)]
-    return np.array([(r.sum() - k) / (k * (k - 1)) for r in each])
+    predicted = [X[i : i + _ROWS_AT_ONCE].astype(np.float64) @ W.reshape(len(W), -1) for i in starts]
+    P = np.concatenate(predicted).reshape(len(X), *W.shape[1:])
+    P -= P.mean(0)
+    return _mean_correlation(np.einsum("ntk,ntl->tkl", P, P))
+
+
+def agreement_of(scatter: Floats, vectors: Sequence[Floats]) -> Floats:
+    """Return the result of :func:`agreement` from the scatter (d, d) of the rows."""
+    W = np.stack(vectors, axis=2)
+    moved = (scatter @ W.reshape(len(W), -1)).reshape(W.shape)
+    return _mean_correlation(np.einsum("dtk,dtl->tkl", W, moved))
+
+
+def _mean_correlation(products: Floats) -> Floats:
+    """Return the means (t,) over pairs of correlations from products (t, k, k); vectors of zeros have 0."""
+    k, length = products.shape[1], np.sqrt(np.einsum("tkk->tk", products))
+    scaled = products / np.where(length > 0, length, 1.0)[:, :, None] / np.where(length > 0, length, 1.0)[:, None, :]
+    return np.asarray((scaled.sum((1, 2)) - np.einsum("tkk->t", scaled)) / (k * (k - 1)))
 
 
 def make_fit(

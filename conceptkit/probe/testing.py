@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.scores import Floats
+from conceptkit.probe.block_permutations import cell_losses
+from conceptkit.probe.blocks import Fold, fold_numbers
+from conceptkit.probe.crossfit import each_fold
 from conceptkit.probe.folds import level_of_groups
 from conceptkit.probe.permutation import (
     Level,
     Orders,
     draw_orders,
+    each_order,
     group_losses,
     is_constant,
     level_of,
@@ -155,8 +160,14 @@ class _Rows:
     at: list[int]  # their numbers in the batch
     columns: Floats  # (n, c) values, centred over all rows or by cell
     owner: NDArray[np.intp]  # (c,) number of the target, within these, of each column
-    orders: Orders
+    number: int  # of permutations
+    seed: int
     cells: NDArray[np.intp] | None  # (n,) within which rows are permuted
+
+    @functools.cached_property
+    def orders(self) -> Orders:
+        """Return the orders; those of a million rows are not drawn together."""
+        return draw_orders(len(self.columns), self.number, self.seed, self.cells)
 
 
 @dataclass(frozen=True)
@@ -184,8 +195,45 @@ class Permutations:
         ]
         return np.concatenate(losses, axis=1) if losses else np.zeros((0, 0))
 
-    def finish(self, X: NDArray[Any], splits: Sequence[Split], parts: Sequence[Floats]) -> list[Tested]:
-        """Return the tests of all targets, given the losses of all folds."""
+    def in_blocks(
+        self, X: NDArray[Any], splits: Sequence[Split], folds: Sequence[Fold], means: Mapping[bytes, Floats]
+    ) -> list[Floats]:
+        """Return losses (permutations + 1, t') that add up, of rows that are too many for memory."""
+        if any(some.cells is None for some in self.rows):
+            return each_fold(X, splits, self.in_fold)
+        of = fold_numbers(splits)
+        losses = []
+        for some in self.rows:
+            cells = np.asarray(some.cells)
+            orders = each_order(cells, some.number, some.seed)
+            args = some.columns, some.owner, cells, means[cells.tobytes()], orders, self.alphas
+            losses.append(cell_losses(X, of, folds, *args))
+        return [np.concatenate(losses, axis=1) if losses else np.zeros((0, 0))]
+
+    @property
+    def whole_units(self) -> list[NDArray[np.intp]]:
+        """Numberings (n,) of units that are permuted as wholes."""
+        whole = [blocks.units for tests in self.tests for blocks in tests.values() if blocks.units is not None]
+        return list({units.tobytes(): units for units in whole}.values())
+
+    @property
+    def levels_of_means(self) -> list[NDArray[np.intp]]:
+        """Numberings (n,) of units and cells whose mean rows the tests need."""
+        every = [*self.whole_units, *(some.cells for some in self.rows if some.cells is not None)]
+        return list({numbers.tobytes(): numbers for numbers in every}.values())
+
+    def finish(
+        self,
+        X: NDArray[Any],
+        splits: Sequence[Split],
+        parts: Sequence[Floats],
+        means: Mapping[bytes, Floats] | None = None,
+    ) -> list[Tested]:
+        """Return the tests of all targets, given the losses of all folds, and mean rows of units where these are known.
+
+        ``means`` are those of :attr:`levels_of_means`, by the bytes of their numbers.
+        """
+        known = means or {units.tobytes(): unit_means(X, units) for units in self.whole_units}
         whole = {
             (i, name): blocks
             for i, tests in enumerate(self.tests)
@@ -195,7 +243,7 @@ class Permutations:
         across = {
             (i, "across"): Blocks(one.units, None, "groups") for (i, _), one in whole.items() if self._coarse(i, one)
         }
-        p = self._of_units(X, splits, whole) | self._of_units(X, splits, across)
+        p = self._of_units(known, splits, whole) | self._of_units(known, splits, across)
         if self.by_row:
             for i, value in zip(self.by_row, p_value(np.sum(parts, axis=0)).tolist(), strict=True):
                 p[i, "rows" if self.levels[i].name == "rows" else "within"] = value
@@ -211,7 +259,7 @@ class Permutations:
         return between and blocks.strata is not None and blocks.smallest(self.targets[i], self.number) > COARSE
 
     def _of_units(
-        self, X: NDArray[Any], splits: Sequence[Split], tests: Mapping[tuple[int, str], Blocks]
+        self, means: Mapping[bytes, Floats], splits: Sequence[Split], tests: Mapping[tuple[int, str], Blocks]
     ) -> dict[tuple[int, str], float]:
         """Return the p of tests that permute whole units; those with the same units and strata are run together."""
         alike: dict[bytes, list[tuple[int, str]]] = {}
@@ -222,9 +270,14 @@ class Permutations:
             units, strata = np.asarray(tests[keys[0]].units), tests[keys[0]].strata
             columns, owner = _stacked([self.targets[i].columns for i, _ in keys])
             orders = draw_orders(int(units.max()) + 1, self.number, self.seed, strata).of()
-            losses = group_losses(X, units, columns, owner, splits, orders, self.alphas, strata)
+            losses = group_losses(means[units.tobytes()], units, columns, owner, splits, orders, self.alphas, strata)
             p |= dict(zip(keys, p_value(losses).tolist(), strict=True))
         return p
+
+
+def unit_means(X: NDArray[Any], units: NDArray[np.intp]) -> Floats:
+    """Return the mean rows (u, d) of units numbered 0 … u − 1."""
+    return np.stack([X[units == u].mean(0, dtype=np.float64) for u in range(int(units.max()) + 1)])
 
 
 def permutation_tests(targets: Sequence[Target], permutations: int, alphas: Floats, seed: int) -> Permutations:
@@ -240,7 +293,7 @@ def permutation_tests(targets: Sequence[Target], permutations: int, alphas: Floa
     for at, cells in alike.values():
         columns, owner = _stacked([targets[i].columns for i in at])
         columns = columns - (columns.mean(0) if cells is None else group_means(columns, cells)[cells])
-        rows.append(_Rows(at, columns, owner, draw_orders(len(columns), permutations, seed, cells), cells))
+        rows.append(_Rows(at, columns, owner, permutations, seed, cells))
     return Permutations(targets, levels, tests, alphas, permutations, seed, rows)
 
 

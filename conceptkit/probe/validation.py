@@ -21,7 +21,6 @@ from conceptkit.evaluate.intervals import (
 )
 from conceptkit.evaluate.paired import Refits, refits_of_r2, scored_balanced_accuracy
 from conceptkit.evaluate.scores import Floats, auc, r2
-from conceptkit.probe.alpha import choose_alpha
 from conceptkit.probe.blocks import HeldOut, Whole, is_many, predict_blocks, probe_blocks
 from conceptkit.probe.categorical import cross_classify, draws_accuracy
 from conceptkit.probe.classification import ConceptActivationVector, class_shares
@@ -45,7 +44,8 @@ from conceptkit.probe.crossfit import (
 )
 from conceptkit.probe.folds import make_folds
 from conceptkit.probe.ridge import ALPHAS, Eigenbasis, Split, factorise
-from conceptkit.probe.space import Fit, agreement, limited, make_fit, patterns_of, space_of
+from conceptkit.probe.search import choose_alpha
+from conceptkit.probe.space import Fit, Space, agreement, limited, make_fit, patterns_of, space_of
 from conceptkit.probe.targets import Target, values_of
 from conceptkit.probe.testing import Permutations, Tested, permutation_tests
 from conceptkit.records.probe import ProbeScore
@@ -151,12 +151,15 @@ def _continuous(
 
     if is_many(X, splits):
         combined = np.eye(t) if mix is None else mix
-        found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed)
-        losses = each_fold(X, splits, tests.in_fold) if tests.by_row else [np.zeros((0, 0))] * len(splits)
+        units = tests.levels_of_means
+        found = probe_blocks(X, columns, combined, t, groups, splits, alphas, seed, units)
+        means = dict(zip([one.tobytes() for one in units], found.means, strict=True))
+        losses = tests.in_blocks(X, splits, found.folds, means)
     else:
         found, losses = _in_memory(X, columns, mix, targets, splits, tests, options)
-    fits: Sequence[Fit | None] = _fits(X, targets, splits, found) if options.keep else [None] * t
-    tested = tests.finish(X, splits, losses)
+        means = {}
+    fits: Sequence[Fit | None] = _fits(targets, splits, found) if options.keep else [None] * t
+    tested = tests.finish(X, splits, losses, means)
     shuffled = random = np.full(t, np.nan)
     if options.controls:
         shuffled = found.scores[t:][: t * SHUFFLES].reshape(t, -1).mean(1)
@@ -214,27 +217,30 @@ def _in_memory(
         weights = basis.weights(own.response.fit(own.alpha).c)
         return reading.predicted, own.alpha, weights, deleted_errors(own, split, Y, units), tests.in_fold(basis, split)
 
-    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, Whole | None]:
+    def of_all(whole: Eigenbasis) -> tuple[Floats, Floats, Floats, tuple[Floats, Floats, Floats, Space] | None]:
         response = whole.response(Y)
-        alpha, _ = choose_alpha(response, groups, alphas)
-        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)[0]
+        alpha = choose_alpha(response, groups, alphas)
+        by_patch = alpha if groups is None else choose_alpha(response, None, alphas)
         fit = response.fit(alpha)
         kept = (*fit.coefficients(), patterns_of(response), space_of(whole)) if options.keep else None
         return alpha, by_patch, fit.predict(np.arange(len(Y))), kept
 
-    parts, (alpha, by_patch, fitted, whole) = each_fold_and_all(X, splits, work, of_all)
+    parts, (alpha, by_patch, fitted, kept) = each_fold_and_all(X, splits, work, of_all)
     predicted = pooled(splits, [part[0] for part in parts])
     alpha_folds = np.stack([part[1] for part in parts])  # (folds, t)
     deleted = np.sum([part[3] for part in parts], axis=0)
     every = columns if mix is None else columns @ mix
     patchwise = cross_predict_at(X, Y, make_folds(len(Y), None, options.folds, seed=options.seed), by_patch)
+    weights, whole = [part[2] for part in parts], None
+    if kept is not None:
+        whole = Whole(*kept, np.concatenate(list(kept[3].coordinates(X))), agreement(X, weights))
     found = HeldOut(
         predicted=predicted[:, :t],
         fitted=fitted,
         patchwise=patchwise,
         alpha_folds=alpha_folds,
         alpha=alpha,
-        weights=[part[2] for part in parts],
+        weights=weights,
         units=units,
         deleted=deleted,
         scores=np.array([r2(every[:, i], predicted[:, i]) for i in range(every.shape[1])]),
@@ -243,14 +249,13 @@ def _in_memory(
     return found, [part[4] for part in parts]
 
 
-def _fits(X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], found: HeldOut) -> list[Fit]:
+def _fits(targets: Sequence[Target], splits: Sequence[Split], found: HeldOut) -> list[Fit]:
     """Return the fit of each target."""
     if found.whole is None:
         raise ValueError("the fit on all rows was not kept")
-    weights, intercepts, patterns, space = found.whole
+    weights, intercepts, patterns = found.whole.weights, found.whole.intercepts, found.whole.patterns
     clusters = targets[0].clusters
-    space = limited(space, X, clusters, splits)
-    agreed = agreement(X, found.weights)
+    space = limited(found.whole.space, found.whole.leading, clusters, splits)
     return [
         make_fit(
             (weights[:, [i]], intercepts[[i]], patterns[:, [i]]),
@@ -258,7 +263,7 @@ def _fits(X: NDArray[Any], targets: Sequence[Target], splits: Sequence[Split], f
             np.abs(target.y - found.predicted[:, i]),
             clusters,
             predicted=found.predicted[:, i],
-            agreement=float(agreed[i]),
+            agreement=float(found.whole.agreement[i]),
         )
         for i, target in enumerate(targets)
     ]
@@ -355,7 +360,8 @@ def _classified(
     )
     fit = None
     if options.keep:
-        space = limited(space_of(basis), X, target.clusters, splits)
+        space = space_of(basis)
+        space = limited(space, np.concatenate(list(space.coordinates(X))), target.clusters, splits)
         errors = 1 - np.take_along_axis(class_shares(found.scores), y[:, None], axis=1)[:, 0]
         fitted = (whole.coef_.T, whole.intercept_, patterns_of(basis.response(target.columns)))
         agreed = float(agreement(X, found.vectors).mean())

@@ -5,10 +5,11 @@ from conceptkit.records.audit import AuditLayer, AuditLevel, AuditRecord, AuditR
 from conceptkit.records.bags import AttentionScore, BagScore, BagsRecord
 from conceptkit.records.base import CONTEXT_FILE, EMBEDDINGS_FILE, RECORD_FILE, Record, to_json, write_atomically
 from conceptkit.records.grid import Affinity, GridCell, GridRecord, PatchLevel
-from conceptkit.records.guide import Difference, GuideRecord, GuideRun, RunsRecord
+from conceptkit.records.guide import Candidate, Difference, GuideRecord, GuideRun, RunsRecord, Selection
 from conceptkit.records.loading import load_record
 from conceptkit.records.predictivity import PredictivityRecord, PredictivityRow
 from conceptkit.records.probe import ProbeRecord, ProbeRow
+from conceptkit.records.robustness import RobustnessCell, RobustnessDifference, RobustnessRecord, RobustnessRow
 from conceptkit.records.texts import Metric, Note, concept_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "AuditRow",
     "BagScore",
     "BagsRecord",
+    "Candidate",
     "Difference",
     "GridCell",
     "GridRecord",
@@ -39,8 +41,13 @@ __all__ = [
     "ProbeRecord",
     "ProbeRow",
     "Record",
+    "RobustnessCell",
+    "RobustnessDifference",
+    "RobustnessRecord",
+    "RobustnessRow",
     "RunsRecord",
     "Score",
+    "Selection",
     "concept_of",
     "load_record",
     "to_json",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from conceptkit.records.base import Record, frame_of
+from conceptkit.records.bottleneck import Bottleneck
 from conceptkit.records.texts import Metric
 
 if TYPE_CHECKING:
@@ -123,13 +124,72 @@ def mean_sd(values: Iterable[float | None]) -> tuple[float, float]:
     ) > 1 else math.nan
 
 
+@dataclass(frozen=True, kw_only=True)
+class Headroom:
+    """What can be known before a training: how well concepts and features predict the main label, and the power."""
+
+    headroom: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """``val``, ``centers_left_out`` (mean over training centers, each predicted by a model of the others) and, with
+    ``--with-test``, evaluation splits → AUC of the main label by ``true_concepts``, by ``predicted_concepts`` (held out
+    by patient) and by ``frozen_features``; NaN where it is not defined."""
+    label_from_discouraged: Mapping[str, float] = field(default_factory=dict)
+    """Discouraged concept → AUC of the main label from its values, held out by patient on training rows."""
+    effective_patients: Mapping[str, float] = field(default_factory=dict)
+    """Effective number of groups (Kish) of ``train`` rows as the main loss weighs them, of ``val``, and of the
+    ``evaluation`` rows that the detectable difference is for."""
+    detectable_difference: float | None = None
+    """Smallest difference in AUC with a power of 0.8 on the evaluation rows; ``None`` if nothing is compared."""
+    power: float | None = None
+    """Power for a difference of 0.02."""
+    verdict: str = ""
+    recommended: str = ""
+    """Arm that the verdict recommends."""
+    with_test: bool = False
+    """Whether evaluation rows were looked at before the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An arm with its options, scored on training centers that are left out."""
+
+    name: str
+    arm: str
+    layer: str | None
+    strength: float
+    augment: int
+    auc: float
+    """Mean over centers; NaN if a training diverged."""
+    centers: Mapping[str, float]
+    """Center → AUC within it, of a network that was trained on the others."""
+    difference: float
+    """Of ``auc`` and that of the reference."""
+    error: float
+    """Standard error of the difference over patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The candidates of a selection, and the chosen one."""
+
+    method: str
+    candidates: tuple[Candidate, ...]
+    reference: str
+    """Name of the candidate that is kept unless another is better by more than a standard error."""
+    chosen: str
+    """Name of the chosen candidate."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
-class GuideRecord(RunsRecord):
+class GuideRecord(RunsRecord, Headroom):
     """The result of ``guide``: trained runs and their paired differences."""
 
     schema: ClassVar[str] = "conceptkit/guide/1"
     encourage: tuple[str, ...]
     discourage: tuple[str, ...]
+    selection: Selection | None = None
+    """How the arm was chosen; ``None`` without ``--select``."""
+    bottleneck: Bottleneck = field(default_factory=Bottleneck)
+    """Of the networks that read predicted concepts only; empty without ``--through``."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return every number as a tidy table with columns run, seed, what, name, metric, value."""

@@ -17,10 +17,11 @@ NoteKind = Literal[
     "note",
     "protocol",
     "transductive",
+    "with_test",
 ]
 """What a note is about; ``note`` for everything else. The page of the JSON files explains each."""
 
-DOUBTS: frozenset[NoteKind] = frozenset({"confounded", "leakage", "transductive"})
+DOUBTS: frozenset[NoteKind] = frozenset({"confounded", "leakage", "transductive", "with_test"})
 """Kinds of notes that put the comparison itself in doubt."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conceptkit.evaluate.weighted import WEIGHTED
-from conceptkit.records import Difference, GuideRecord, RunsRecord
+from conceptkit.records import Difference, GuideRecord, RunsRecord, Selection
 from conceptkit.report.contents import compared_runs, difference_name, reference_run
 from conceptkit.report.table import Table, ends, make_table, spread
 from conceptkit.report.verdicts import difference_mark
@@ -14,7 +14,34 @@ def guide_tables(record: GuideRecord) -> list[Table]:
     """Return the tables of guided training, in the order in which they are read."""
     tables = [table(record) for table in (comparison_table, leakage_table, main_task_table)]
     weighted = weighted_table(record)
-    return [*tables, *([] if weighted.frame.empty else [weighted]), difference_table(record)]
+    first = [] if record.selection is None else [selection_table(record.selection, record.group)]
+    tables += [] if weighted.frame.empty else [weighted]
+    return [*first, *tables, *bottleneck_tables(record), difference_table(record)]
+
+
+def selection_table(selection: Selection, group: str | None) -> Table:
+    """Return the candidates of a selection, in the order in which they were tried."""
+    marks = {selection.reference: "reference", selection.chosen: "chosen"}
+    rows = [
+        {
+            "candidate": one.name,
+            "AUC": as_float(one.auc),
+            "difference": as_float(one.difference),
+            "error": as_float(one.error),
+            **{f"without {center}": as_float(value) for center, value in one.centers.items()},
+            "": marks.get(one.name, ""),
+        }
+        for one in selection.candidates
+    ]
+    return make_table(
+        "selection",
+        "Selection by training centers left out",
+        "AUC within each training center of a network that was trained on the others, and its mean. Difference: from "
+        f"the reference, with its standard error over {groups_word(group)}. The reference is kept unless another "
+        "candidate is better by more than one standard error; of those the best is chosen.",
+        rows,
+        digits=3,
+    )
 
 
 def weighted_table(record: RunsRecord, *, details: bool = False) -> Table:
@@ -166,3 +193,84 @@ def _family_words(record: RunsRecord) -> str:
     first, others = record.primary, sum(not d.primary for d in record.differences)
     q = f"q: p adjusted for all {others} secondary differences (Benjamini and Hochberg)."
     return f"The first row is the primary contrast, declared before the run. {q}" if first else q
+
+
+def bottleneck_tables(record: GuideRecord) -> list[Table]:
+    """Return the tables of networks that read predicted concepts only; none without them."""
+    found = record.bottleneck
+    tables = [
+        make_table(
+            "bottleneck-odds",
+            "Bottleneck: odds ratios of the main head",
+            "Odds ratio per unit, and per standard deviation of the true values (SD), of the concept as the network "
+            "predicts it, next to a logistic regression on the true values of the same training rows. Predictions have "
+            "errors, which move these ratios: they show how the network decides, not how a concept acts.",
+            [
+                {
+                    "run": row.run,
+                    "concept": with_unit(row.concept, record.units),
+                    "predicted, per unit": row.predicted,
+                    "true, per unit": row.true,
+                    "predicted, per SD": row.per_deviation[0],
+                    "true, per SD": row.per_deviation[1],
+                }
+                for row in found.odds
+            ],
+            digits=3,
+        )
+    ]
+    words = f"AUC on the rows that have the values, with a 95 % interval over {groups_word(record.group)}; weighted by "
+    words += "center and label where that is defined."
+    weighted = ("auc_weighted",)
+    for name, title, caption, rows in (
+        (
+            "bottleneck-interventions",
+            "Bottleneck: true values in place of predictions",
+            f"The main head stays and reads true values of these concepts. {words}",
+            found.interventions,
+        ),
+        (
+            "bottleneck-leakage",
+            "Bottleneck: what predictions say beyond the concepts",
+            f"Difference: with predicted concepts − by a regression on true values. Above 0, predictions carry more "
+            f"than their concepts, such as the center. {words}",
+            found.leakage,
+        ),
+    ):
+        defined = {(row.run, row.concepts, row.split) for row in rows if row.metric in weighted}
+        tables.append(
+            make_table(
+                name,
+                title,
+                caption,
+                [
+                    {
+                        "run": row.run,
+                        "split": row.split,
+                        "concepts": ", ".join(row.concepts),
+                        "AUC": "weighted" if row.metric in weighted else "plain",
+                        "predicted": row.predicted,
+                        "true": row.true,
+                        **ends("difference", row.mean, row.low, row.high),
+                    }
+                    for row in rows
+                    if row.metric in weighted or (row.run, row.concepts, row.split) not in defined
+                ],
+                digits=3,
+                apart=("run",),
+            )
+        )
+    tables.append(
+        make_table(
+            "bottleneck-residual",
+            "Bottleneck: the residual path",
+            "Share of the path past the concepts in the decision: its covariance with the logit over the logit's "
+            "variance. The concepts have the rest.",
+            [
+                {"run": run, "split": split, "share": share}
+                for run, shares in found.residual.items()
+                for split, share in shares.items()
+            ],
+        )
+    )
+    return [table for table in tables if not table.frame.empty]

@@ -77,11 +77,18 @@ def write_page(
     if projector is not None:
         write_projector(dict(zip(titles, folders, strict=True)), projector)
     compared = comparison_parts(records, folders, titles)
-    text = _render(sections, records, compared)
     write_claims(records, folders, claims)
+    write_sections(sections, records, out, compared)
+    return out
+
+
+def write_sections(
+    sections: Sequence[Section], records: Sequence[Record], out: Path, compared: Sequence[Part] = ()
+) -> None:
+    """Write the sections of ``records`` as one HTML file, after what compares them."""
+    text = _render(sections, records, compared)
     # a name read from a file system may hold what UTF-8 cannot
     write_atomically(out, text.encode("utf-8", "replace").decode("utf-8"))
-    return out
 
 
 def _check_claims(path: Path) -> None:

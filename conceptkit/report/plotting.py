@@ -15,6 +15,7 @@ from conceptkit.records import (
     PredictivityRecord,
     ProbeRecord,
     Record,
+    RobustnessRecord,
     RunsRecord,
 )
 from conceptkit.records.base import RowsRecord
@@ -24,6 +25,7 @@ from conceptkit.report.drawing import new_figure, styled
 from conceptkit.report.figures import Estimate, by_concept, difference_estimates, draw_estimates, draw_probe
 from conceptkit.report.grid_figures import draw_affinity, draw_curve
 from conceptkit.report.predictivity_tables import judge_auc
+from conceptkit.report.robustness_figures import layer_figure
 from conceptkit.report.sections import KINDS
 from conceptkit.report.short_names import apart, short
 from conceptkit.report.table import shown
@@ -52,6 +54,8 @@ def plot(record: Record) -> Figure:
             return _grid(record)
         if isinstance(record, RunsRecord):
             return _estimates(difference_estimates(record), "difference")
+        if isinstance(record, RobustnessRecord):
+            return layer_figure(record.rows, record.probes)
         return _rows(record)
 
 

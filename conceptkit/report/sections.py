@@ -18,6 +18,7 @@ from conceptkit.records import (
     PredictivityRecord,
     ProbeRecord,
     Record,
+    RobustnessRecord,
 )
 from conceptkit.records.guide import BASELINE
 from conceptkit.records.texts import DOUBTS
@@ -41,6 +42,8 @@ from conceptkit.report.predictions import read_predictions
 from conceptkit.report.predictivity_tables import predictivity_table, predictivity_verdicts
 from conceptkit.report.probe_tables import probe_tables
 from conceptkit.report.provenance import provenance
+from conceptkit.report.robustness_figures import robustness_figures
+from conceptkit.report.robustness_tables import robustness_tables, robustness_verdicts
 from conceptkit.report.run_context import Context, read_context
 from conceptkit.report.table import Table
 from conceptkit.report.umap_parts import umap_parts
@@ -189,6 +192,15 @@ def _concept_maps(record: AttributeRecord, run: Run) -> list[Part]:
     return [Part(title="Concept maps", text=text, pictures=maps)] if maps else []
 
 
+def _index_layers(record: RobustnessRecord, run: Run) -> list[Part]:
+    drawings = robustness_figures(record)
+    text = (
+        "Robustness indices by layer, above, and the probes of label and center, below; bands are 95 % intervals over "
+        "patients."
+    )
+    return [Part(title="By layer", text=text, drawings=drawings)] if drawings else []
+
+
 def _bags(record: BagsRecord, run: Run) -> list[Part]:
     return [*_differences(record), *_training(record)]
 
@@ -246,6 +258,14 @@ KINDS: Mapping[type[Record], Kind] = {
         lambda record: f"Can {record.concept} still be decoded from the network?",
         audit_tables,
         audit_verdicts,
+        data=False,
+    ),
+    RobustnessRecord: Kind(
+        "Robustness",
+        lambda record: "Do the features follow biology or the hospital?",
+        robustness_tables,
+        robustness_verdicts,
+        above=_index_layers,
         data=False,
     ),
     BagsRecord: Kind(

@@ -46,7 +46,7 @@ STUDIES = {
 }
 """Name → embedded study"""
 
-DEFAULT = "null"
+DEFAULT = "shortcut"
 """The embedded study that commands use when none is named"""
 
 
