@@ -136,6 +136,16 @@ values are classes to an object with ``predict``; ``audit`` fits each of them"""
 RECIPES: Registry[Any] = Registry("recipes", _in("guide.recipes", "ours", "paper", "paper-code"))
 """Functions from the names of the discouraged concepts to training options by name"""
 
+REMEDIES: Registry[Any] = Registry(
+    "remedies",
+    {
+        **_in("probe.remedies", "nothing", "leace", "centring", "combat"),
+        **_in("features.pixel_remedies", "reinhard", "macenko", "restained"),
+    },
+    member="conceptkit.probe.remedies:Remedy",
+)
+"""Changes of features or pixels against the center, see :func:`conceptkit.probe.remedies.as_remedy`"""
+
 SCHEDULES: Registry[Any] = Registry("schedules", _in("guide.objective", "constant", "ramp", "switched"))
 """Functions from progress p (0 at the start, 1 when the schedule has ended) to the strength λ of the discouragement"""
 
@@ -161,7 +171,7 @@ FAMILIES: Mapping[str, Registry[Any]] = {
     registry.family: registry
     for registry in (
         *(MEASURES, NUCLEI, STAIN, DISTURBANCES, ADAPTERS, ENCODERS, POOLINGS, ATTRIBUTIONS, PROBES),
-        *(ARMS, WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES),
+        *(ARMS, WEIGHTINGS, DISCOURAGING, SCHEDULES, OPTIMIZERS, RECIPES, REMEDIES),
     )
 }
 """Name → family"""

@@ -30,7 +30,7 @@ def indicators(codes: NDArray[np.intp], n_classes: int) -> Floats:
     return np.eye(n_classes)[codes]
 
 
-def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
+def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None, *, shrinkage: float = 0.0) -> Eraser:
     """Fit the map with the smallest change of X after which X is uncorrelated with every column of Z.
 
     With W = Σ_xx^(−1/2) and P the orthogonal projection onto the columns of W Σ_xz, A = I − W⁺ P W. Uncorrelated
@@ -42,6 +42,8 @@ def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
     X : (n, d) activations
     Z : (n, k) values of concepts, or :func:`indicators` of classes
     weights : (n,) row weights of the covariances
+    shrinkage : share of a multiple of the identity in Σ_xx, from 0 to 1, for fewer rows than columns. X stays exactly
+        uncorrelated with Z on these rows; the change is the smallest in the shrunk metric
 
     Raises
     ------
@@ -62,6 +64,7 @@ def fit_eraser(X: Floats, Z: Floats, weights: Floats | None = None) -> Eraser:
     scaled = centred * share[:, None]
     cross = scaled.T @ (Z - share @ Z)  # (d, k)
     values, vectors = np.linalg.eigh(scaled.T @ centred)
+    values = (1 - shrinkage) * values + shrinkage * values.mean()
     varies = values > values[-1] * len(values) * np.finfo(np.float64).eps
     root = np.sqrt(values[varies])
     basis = vectors[:, varies]

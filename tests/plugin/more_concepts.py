@@ -18,6 +18,7 @@ from conceptkit.models.presets import Preset
 from conceptkit.pathology.adapters import Adapted
 from conceptkit.pathology.batch import as_measure
 from conceptkit.pathology.disturbances import Disturbance
+from conceptkit.probe.remedies import as_remedy
 
 
 def listing(images: Path, *, out: Path, mpp: float, skip: Sequence[str] = (), center: str = "here") -> Adapted:
@@ -133,3 +134,9 @@ def halved(task, value):
 
 
 ours = Preset(repository="lab/ours", width=64, licence="MIT", source="unpublished")
+
+
+@as_remedy("features halved")
+def halving(X, label, center):
+    """Halve the features."""
+    return lambda A, of: A / 2
