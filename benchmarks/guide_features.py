@@ -34,10 +34,9 @@ def main(n: int, width: int) -> None:
         X = rng.normal(size=(n, width)).astype(np.float32)
         X[:, 0] += label
         X[:, 1] += count
-        columns = {f"f{k}": X[:, k] for k in range(width)}
-        pd.DataFrame({"patch_id": frame.patch_id, **columns}).to_parquet(folder / "f.parquet")
-        del X, columns
-        frame.to_csv(folder / "patches.csv", index=False)
+        np.save(folder / "f.npy", X)
+        del X
+        frame.assign(row=range(n)).to_csv(folder / "patches.csv", index=False)
         start, busy = time.perf_counter(), time.process_time()
         how = {
             "group": "patient",
@@ -46,7 +45,7 @@ def main(n: int, width: int) -> None:
             "encourage": "count",
             "discourage": "center",
         }
-        record = ck.run_guide(folder / "patches.csv", features=folder / "f.parquet", **how, out=folder / "run")
+        record = ck.run_guide(folder / "patches.csv", features=folder / "f.npy", **how, out=folder / "run")
         print(f"{n} x {width}: {time.perf_counter() - start:.0f} s, {time.process_time() - busy:.0f} s of processor")
         print({run.name: round(run.metrics["external"]["auc"], 3) for run in record.runs})
     print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")

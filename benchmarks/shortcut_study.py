@@ -123,10 +123,11 @@ def contrasts(seeds, scratch):
 
 @torch.no_grad()
 def draw_pool(seed):
-    """Return patches of all patients without a label: a table with ``fibres``, and features (n, 256)."""
+    """Return training and external patches without a label: a table with ``fibres``, and features (n, 256)."""
     model = load_mini_inception(weights="tissue").eval()
     rows, X, patient = [], [], 0
-    for split, patients in shortcut.PLAN.items():
+    for split in ("train", "external"):
+        patients = shortcut.PLAN[split]
         for name in (name for name, number in patients.items() for _ in range(number)):
             patient += 1
             own = np.random.default_rng([seed, patient])
@@ -151,7 +152,7 @@ def chosen(pool, confounding, sufficiency, rng):
     tumor = rng.uniform(size=len(pool)) < 1 / (1 + np.exp(-np.array(odds)))
     rows = []
     for (split, name), own in pool.groupby(["split", "center"]).indices.items():
-        tilt = shortcut.CENTERS[name].tilt if split in ("train", "val") else 0.0
+        tilt = shortcut.CENTERS[name].tilt if split == "train" else 0.0
         share = 0.5 + 0.5 * confounding * tilt
         for place, start in enumerate(own[::POOL]):
             wanted = round((place + 1) * shortcut.PATCHES * share) - round(place * shortcut.PATCHES * share)

@@ -95,7 +95,7 @@ def test_guide_prints_one_object_and_tells_people_elsewhere(guided):
         assert set(d) >= {"run", "against", "split", "metric", "mean", "low", "high", "n_groups"}
     assert body == json.loads((folder / "record.json").read_text())
     said = " ".join(result.stderr.split())  # lines are broken anywhere
-    for words in ("Encouraged concepts", "Main task", "linear probe score of center", "run saved in"):
+    for words in ("Encouraged concepts", "Main task", "Discouraged concepts: what is left", "run saved in"):
         assert words in said
     assert "linear:center" not in result.stderr  # a key is no word
     assert "\r" not in result.stderr  # no progress bar in a pipe
@@ -111,6 +111,26 @@ def test_report_prints_one_object(probed, guided, here):
     page = (here / "page.html").read_text()
     for words in ("What each layer encodes", "Encouraged concepts", "Main task", "center (MLP probe)"):
         assert words in page
+
+
+def test_verify_holds_until_a_record_changes(probed, guided, here):
+    call("report", probed[0], guided[0], "-o", "page.html")
+    checked = call("verify", "page.json")
+    assert checked.exit_code == 0, checked.output
+    assert "computed again from the saved predictions" in " ".join(checked.stdout.split())
+    path = here / probed[0] / "record.json"
+    before = path.read_text()
+    body = json.loads(before)
+    body["rows"][0]["score"] += 0.1
+    try:
+        path.write_text(json.dumps(body))
+        refused = call("verify", "page.json", "--json", "-")
+    finally:
+        path.write_text(before)
+    assert refused.exit_code == 1
+    found = json.loads(refused.stdout)
+    assert not found["holds"]
+    assert "the record" in found["claims"][0]["how"]
 
 
 def write_images(folder):

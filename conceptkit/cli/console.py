@@ -166,7 +166,7 @@ def _now_and_then() -> Progress:
 def introduce(console: Console, study: Study) -> None:
     """Say in the first line whose data is used."""
     if study.synthetic:
-        console.print(f"{SYNTHETIC} (No --study, no --table, and no conceptkit.toml here.)", style="bold yellow")
+        console.print(f"{SYNTHETIC} ({escape(study.name)}; --study or --table sets another.)", style="bold yellow")
     else:
         console.print(f"Study {escape(study.name)}: {escape(str(study.table))}")
 

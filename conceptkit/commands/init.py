@@ -226,7 +226,7 @@ def _without_table(place: Path) -> tuple[str, list[str]]:
         pattern = f"{_relative(slides[0].parent, place)}/*{slides[0].suffix}".removeprefix("./")
         steps = [
             f"conceptkit tile {pattern} --tile-mpp 0.5 --out tiles.csv",
-            "conceptkit measure tiles.csv --nuclei hematoxylin --out patches.csv",
+            "conceptkit measure tiles.csv --nuclei compact --out patches.csv",
         ]
         found = f"{len(slides)} slides"
         group = "group"  # where tile writes the slide; only its owner knows the patient

@@ -128,9 +128,9 @@ def probe(
         meanings=meanings,
     )
     kept = names_kept(plan.study, plan.table, plan.concepts)
-    of_rows = {"concepts": kept, "targets": plan.placed, "folds": options.folds}
     predicted = _best_predictions(plan, rows, fits)
-    write_context(folder, plan.table, plan.study, plan.rows, predicted=predicted, **of_rows)
+    at = folder, plan.table, plan.study, plan.rows
+    write_context(*at, concepts=kept, targets=plan.placed, folds=options.folds, predicted=predicted)
     if fits:
         save_vectors(_vectors(plan, encoders, rows, fits), folder)
     record.save(folder)

@@ -14,7 +14,7 @@ class Measure(ViewerOptions, JobOptions, Command):
     """Cut images into patches and measure the concepts of each."""
 
     name = "measure"
-    example = "measure images.csv --out patches.csv --nuclei hematoxylin"
+    example = "measure images.csv --out patches.csv --nuclei compact"
     runner = "conceptkit.commands.measure:measure"
     caches = False
 

@@ -85,15 +85,15 @@ def probe_patches(context: Context) -> dict[str, Any] | None:
     for name, values in _numeric(context.concepts).items():
         numbers[name] = values[rows], f"Measured {name}."
     for name, (layer, read) in context.patches.predicted.items():
-        values = context.concepts.get(name)
-        if values is None:
+        if name not in context.concepts:
             continue
+        measured = context.concepts[name]
         if read.dtype.kind == "U":
-            verdict = np.where(read == "", "", np.where(read == values, "right", "wrong"))
+            verdict = np.where(read == "", "", np.where(read == measured, "right", "wrong"))
             classes |= {f"predicted {name}": read, f"prediction of {name}": verdict}
             continue
         numbers[f"prediction of {name}"] = read[rows], f"Held-out prediction at {layer}."
-        numbers[f"residual of {name}"] = (read - values)[rows], f"Held-out prediction at {layer} − measured value."
+        numbers[f"residual of {name}"] = (read - measured)[rows], f"Held-out prediction at {layer} − measured value."
         words = f"Where the vector of {name} fails"
         shortcuts.append({"name": f"residual of {name}", "order": "ends", "words": words})
     kept = {name: texts[rows] for name, texts in classes.items()}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from conceptkit.records import Difference, GuideRecord, ProbeRecord, ProbeRow, RunsRecord
+from conceptkit.records.guide import BASELINE
 from conceptkit.report.contents import (
     READERS,
     compared_runs,
@@ -195,7 +196,7 @@ def guide_verdicts(record: GuideRecord) -> list[Verdict]:
     leakage = [
         _leakage_verdict(record, name, concept)
         for concept in record.discourage
-        for name in compared_runs(record) or record.run_names
+        for name in sorted(compared_runs(record) or record.run_names, key=lambda name: name == BASELINE)
     ]
     order = [*said["encouraged"], *leakage, *said["discouraged"], *said["main task"]]
     unchanged.sort(key=lambda d: list(said).index(difference_kind(d)))
