@@ -135,6 +135,7 @@ OF_FAMILY = {
     "tile.stain": families.STAIN,
     **dict.fromkeys(["measure.nuclei", "nuclei score.nuclei"], families.NUCLEI),
     "guide.disturb": families.DISTURBANCES,
+    "robustness.remedies": families.REMEDIES,
     **dict.fromkeys(["guide.recipe", "grid.recipe"], families.RECIPES),
     **{
         f"{command}.{name}": family

@@ -21,13 +21,15 @@ NOTHING = "nothing"
 
 
 def chosen_remedies(names: Sequence[str], *, has_pixels: bool) -> dict[str, Remedy]:
-    """Return the remedies by name, with ``nothing`` first.
+    """Return the remedies by name, with ``nothing`` first; none without names.
 
     Raises
     ------
     InputError
         when a name is unknown or repeated, or a remedy of pixels is named and features do not come from pixels
     """
+    if not names:
+        return {}
     check_distinct("remedies", names)
     chosen = {name: REMEDIES.choose("remedies", name) for name in dict.fromkeys((NOTHING, *names))}
     of_pixels = [name for name, remedy in chosen.items() if remedy.pixels]
@@ -100,12 +102,18 @@ def _change(
 def _row(
     about: Mapping[str, Any], measure: str, value: float, change: PairedInterval | None, n_groups: int
 ) -> RemedyRow:
-    known = {} if change is None else {"difference": change.mean, "low": change.low, "high": change.high, "p": change.p}
+    known: dict[str, float] = (
+        {} if change is None else {"difference": change.mean, "low": change.low, "high": change.high, "p": change.p}
+    )
     return RemedyRow(
         **about,
         measure=measure,
         value=value,
-        **{key: one if math.isfinite(one) else None for key, one in known.items()},
+        **_finite(known),
         n_groups=n_groups,
         interval_note=None if change is None else change.note,
     )
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, Any]:
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.commands.probe import encoder_notes, encoder_settings
+from conceptkit.commands.remedies import chosen_remedies, remedy_rows
 from conceptkit.errors import InputError, check_place
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.encoders import is_several, open_encoders
+from conceptkit.features.encoders import Encoder, is_several, open_encoders
+from conceptkit.features.pixel_remedies import with_changed_pixels
 from conceptkit.files.matrix import rows_of
 from conceptkit.models.inference import choose_device
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.robustness import Robustness
 from conceptkit.probe.encoders import encoder_differences, layer_pairs
 from conceptkit.probe.neighbours import Cohort, find_neighbours, make_cohort
+from conceptkit.probe.remedies import Remedy
 from conceptkit.probe.robustness import RobustnessIndices, candidates_of, indices_of
 from conceptkit.probe.robustness_intervals import over_centers, over_patients
 from conceptkit.probe.rows import Layer, PlacedRefits, RowOptions, place_of, probe_rows
 from conceptkit.probe.shortcut import Shortcut, shortcut_susceptibility
 from conceptkit.probe.targets import Target
 from conceptkit.records.probe import EncoderDifference, ProbeRow
+from conceptkit.records.remedies import RemedyRow
 from conceptkit.records.robustness import RobustnessCell, RobustnessDifference, RobustnessRecord, RobustnessRow
 from conceptkit.report.card import write_cards
 from conceptkit.runs.context import LEFT_OUT_PARTS, center_column, placed_in, table_targets, text_of
@@ -59,25 +63,9 @@ def robustness(
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
     _check_card(options.card)
-    encoders = open_encoders(
-        plan.table,
-        plan.study,
-        features=options.features,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        layers=options.layers,
-        against=options.against,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
-    layers = []
-    for one in encoders:
-        stage = place_of("reading activations", one.name)
-        values = one.read(plan.rows, progress=None if progress is None else at_stage(progress, stage))
-        model, weights = one.features.name, one.features.made_by
-        layers += [Layer(name=n, X=X, model=model, weights=weights, encoder=one.name) for n, X in values.items()]
+    remedies = chosen_remedies(options.remedies, has_pixels=options.features is None)
+    encoders = _opened(options, plan, plan.table)
+    layers = _layers(encoders, plan, progress)
     pairs = layer_pairs(layers, options.against)
     measured = {layer.place: _measured(layer, plan, options, progress) for layer in layers}
     notes = [*encoder_notes(plan.study, encoders), *plan.notes, *_repeated_notes(layers, plan.cohort)]
@@ -105,6 +93,7 @@ def robustness(
         differences=_differences(pairs, measured),
         probe_differences=probe_differences,
         cells=tuple(_cells(plan.cohort)),
+        remedies=tuple(_remedy_rows(remedies, layers, plan, options, progress)),
     )
     record.save(folder)
     if options.card is not None:
@@ -176,6 +165,66 @@ def _plan(options: Robustness, study: Any) -> _Plan:
         levels=names[center][rows],
         notes=tuple(notes),
     )
+
+
+def _opened(options: Robustness, plan: _Plan, table: PatchTable) -> list[Encoder]:
+    return open_encoders(
+        table,
+        plan.study,
+        features=options.features,
+        model=options.model,
+        weights=None if options.weights is None else str(options.weights),
+        layers=options.layers,
+        against=options.against,
+        pool=options.pool,
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+    )
+
+
+def _layers(encoders: Sequence[Encoder], plan: _Plan, progress: Progress | None) -> list[Layer]:
+    layers = []
+    for one in encoders:
+        stage = place_of("reading activations", one.name)
+        values = one.read(plan.rows, progress=None if progress is None else at_stage(progress, stage))
+        model, weights = one.features.name, one.features.made_by
+        layers += [Layer(name=n, X=X, model=model, weights=weights, encoder=one.name) for n, X in values.items()]
+    return layers
+
+
+def _remedy_rows(
+    remedies: Mapping[str, Remedy], layers: Sequence[Layer], plan: _Plan, options: Robustness, progress: Progress | None
+) -> Iterator[RemedyRow]:
+    """Yield the price of every remedy at every layer."""
+    if not remedies:
+        return
+    everything = np.arange(len(plan.rows))
+    other: dict[str, dict[str, Any]] = {}
+    for name, remedy in remedies.items():
+        if remedy.pixels:
+            changed = with_changed_pixels(plan.table, name, remedy, seed=options.seed)
+            found = _layers(_opened(options, plan, changed), plan, progress)
+            other[name] = {one.place: one.X for one in found}
+    concepts = {}
+    for target in plan.targets[0]:
+        if target.kind == "continuous":
+            concepts[target.name] = np.full(len(everything), np.nan)
+            concepts[target.name][target.rows] = target.y
+    for layer in layers:
+        yield from remedy_rows(
+            np.asarray(rows_of(layer.X, everything), dtype=np.float64),
+            remedies,
+            lambda name, at=layer.place: np.asarray(rows_of(other[name][at], everything), dtype=np.float64),
+            plan.cohort,
+            concepts,
+            candidates=candidates_of(options.neighbours, len(plan.rows)),
+            nearest=options.nearest,
+            folds=options.folds,
+            seed=options.seed,
+            place={"encoder": layer.encoder or layer.model, "layer": layer.name},
+            progress=None if progress is None else at_stage(progress, f"remedies at {layer.place}"),
+        )
 
 
 def _check_card(card: str | Path | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conceptkit.families import POOLINGS
+from conceptkit.families import POOLINGS, REMEDIES
 from conceptkit.options.base import Names, RecordCommand, declare, option
 from conceptkit.options.encoders import EncoderOptions, features_given
 from conceptkit.options.shared import ComputeOptions, TableOptions
@@ -47,5 +47,7 @@ class Robustness(TableOptions, EncoderOptions, ComputeOptions, RecordCommand):
     """Neighbours of each type in CRoMa."""
     repeats: int = option(5, minimum=0)
     """Repeats of the training under a growing shortcut, for APD and nIPD; 0 for none."""
+    remedies: Names = option((), choices=REMEDIES)
+    """Remedies against the center, comma-separated: their scores, each with its difference to nothing."""
     card: str | Path | None = None
     """Folder, missing or empty, for a card of each encoder as HTML and Markdown."""

@@ -217,7 +217,7 @@ def _changed(
     X: Floats, remedy: Remedy, rows: Rows, train: Codes, test: Codes, copies: Floats | None
 ) -> tuple[Floats, Floats, Codes]:
     """Return changed training and test features, and the row of each training feature."""
-    # numbered anew, as indicators of a center without rows would be constant
+    # numbered again, as indicators of a center without rows would be constant
     names, center = np.unique(rows.center[train], return_inverse=True)
     place = {name: k for k, name in enumerate(names)}
     of = np.array([place.get(name, len(names) + name) for name in rows.center[test]])

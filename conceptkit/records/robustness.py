@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from conceptkit.records.base import RowsRecord
 from conceptkit.records.probe import EncoderDifference, ProbeRow
+from conceptkit.records.remedies import RemedyRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +95,5 @@ class RobustnessRecord(RowsRecord):
     """Of the probes' scores, between encoders."""
     cells: tuple[RobustnessCell, ...] = ()
     """Rows and patients of each label at each center."""
+    remedies: tuple[RemedyRow, ...] = ()
+    """Scores after remedies against the center, with ``--remedies``."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from conceptkit.records import ProbeRow, RobustnessDifference, RobustnessRecord, RobustnessRow
 from conceptkit.records.probe import EncoderDifference
 from conceptkit.report.judging import Verdict, are_few, few_words, is_significant, mark_of, p_words, side_of, verdict
+from conceptkit.report.remedy_tables import remedy_table
 from conceptkit.report.table import Row, Table, ends, make_table
 from conceptkit.report.wording import as_float, counted, groups_word, interval, is_finite, metric_name
 
@@ -23,6 +24,7 @@ def robustness_tables(record: RobustnessRecord) -> list[Table]:
     return [
         index_table(record),
         *([_probe_table(record)] if record.probes else []),
+        *([remedy_table(record.remedies)] if record.remedies else []),
         *compared,
         _support_table(record),
         _center_table(record),
