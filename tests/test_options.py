@@ -130,7 +130,7 @@ def test_every_option_of_an_adapter_reaches_it(monkeypatch, tmp_path, adapter, n
 
 
 OF_FAMILY = {
-    **dict.fromkeys(["probe.pool", "extract.pool", "attribute.pool"], families.POOLINGS),
+    **dict.fromkeys(["probe.pool", "extract.pool", "attribute.pool", "robustness.pool"], families.POOLINGS),
     "attribute.method": families.ATTRIBUTIONS,
     "tile.stain": families.STAIN,
     **dict.fromkeys(["measure.nuclei", "nuclei score.nuclei"], families.NUCLEI),
