@@ -212,10 +212,14 @@ def _remedy_rows(
             concepts[target.name] = np.full(len(everything), np.nan)
             concepts[target.name][target.rows] = target.y
     for layer in layers:
+
+        def of_changed(name: str, at: Any = layer.place) -> NDArray[np.float64]:
+            return np.asarray(rows_of(other[name][at], everything), dtype=np.float64)
+
         yield from remedy_rows(
             np.asarray(rows_of(layer.X, everything), dtype=np.float64),
             remedies,
-            lambda name, at=layer.place: np.asarray(rows_of(other[name][at], everything), dtype=np.float64),
+            of_changed,
             plan.cohort,
             concepts,
             candidates=candidates_of(options.neighbours, len(plan.rows)),

@@ -45,7 +45,8 @@ class Remedy:
 
     def fit(self, X: Floats, label: Codes, center: Codes) -> Change:
         """Return the change of features; none for a remedy of pixels, whose features are changed already."""
-        return nothing.make(X, label, center) if self.pixels else self.make(X, label, center)
+        made: Change = nothing.make(X, label, center) if self.pixels else self.make(X, label, center)
+        return made
 
 
 def as_remedy(meaning: str, **facts: bool) -> Callable[[Callable[..., Any]], Remedy]:
