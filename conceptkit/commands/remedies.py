@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.evaluate.paired import PairedInterval, paired_interval
 from conceptkit.evaluate.scores import Floats
 from conceptkit.families import REMEDIES
+from conceptkit.files.matrix import rows_of
 from conceptkit.probe.neighbours import Cohort, find_neighbours
 from conceptkit.probe.remedies import Remedy, Rows, price
 from conceptkit.probe.robustness import Index, RobustnessIndices, indices_of
@@ -47,9 +50,9 @@ def rows_of_cohort(cohort: Cohort, concepts: Mapping[str, Floats]) -> Rows:
 
 
 def remedy_rows(
-    X: Floats,
+    X: Any,
     remedies: Mapping[str, Remedy],
-    changed: Callable[[str], Floats],
+    changed: Mapping[str, Any],
     cohort: Cohort,
     concepts: Mapping[str, Floats],
     *,
@@ -68,16 +71,17 @@ def remedy_rows(
     Parameters
     ----------
     X : (n, d) features of the cohort's rows
-    changed : from the name of a remedy of pixels to the features (n, d) of the changed patches
+    changed : remedy of pixels → features (n, d) of the changed patches
     candidates, nearest : numbers of neighbours of the indices
     place : encoder and layer
     progress : receives the number of remedies done and in total
     """
     rows = rows_of_cohort(cohort, concepts)
+    everything = np.arange(len(cohort.label))
     before: tuple[Mapping[str, Any], RobustnessIndices] | None = None
     for step, (name, remedy) in enumerate(remedies.items()):
-        features = changed(name) if remedy.pixels else X
-        plain, copies = (X, features) if remedy.augments else (features, None)
+        own, other = (np.asarray(rows_of(A, everything), np.float64) for A in (X, changed.get(name, X)))
+        plain, copies = (own, other) if remedy.augments else (other, None)
         priced = price(plain, remedy, rows, copies=copies, folds=folds, seed=seed)
         of_k = candidates if before is None else [before[1].k]
         near = find_neighbours(priced.corrected, cohort, k=max(of_k), m=nearest)

@@ -199,7 +199,6 @@ def _remedy_rows(
     """Yield the price of every remedy at every layer."""
     if not remedies:
         return
-    everything = np.arange(len(plan.rows))
     other: dict[str, dict[str, Any]] = {}
     for name, remedy in remedies.items():
         if remedy.pixels:
@@ -209,17 +208,14 @@ def _remedy_rows(
     concepts = {}
     for target in plan.targets[0]:
         if target.kind == "continuous":
-            concepts[target.name] = np.full(len(everything), np.nan)
+            concepts[target.name] = np.full(len(plan.rows), np.nan)
             concepts[target.name][target.rows] = target.y
     for layer in layers:
-
-        def of_changed(name: str, at: Any = layer.place) -> NDArray[np.float64]:
-            return np.asarray(rows_of(other[name][at], everything), dtype=np.float64)
-
+        changed_here = {name: found[layer.place] for name, found in other.items()}
         yield from remedy_rows(
-            np.asarray(rows_of(layer.X, everything), dtype=np.float64),
+            layer.X,
             remedies,
-            of_changed,
+            changed_here,
             plan.cohort,
             concepts,
             candidates=candidates_of(options.neighbours, len(plan.rows)),
