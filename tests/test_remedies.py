@@ -116,3 +116,4 @@ def test_changed_pixels_are_read_and_are_not_taken_for_the_plain_ones():
         assert not np.array_equal(changed.pixels(3), table.pixels(3))
         assert np.array_equal(changed.pixels(3), with_changed_pixels(table, name, REMEDIES[name]).pixels(3))
         assert not set(changed.identities()) & set(table.identities())
+        assert changed.digest(3) != table.digest(3)  # by which stores decide whether to compute again

@@ -84,6 +84,8 @@ def content_digest(folder: Path, location: str, cells: Mapping[str, Any], made: 
         stat = path.stat()
         if location == "h5":
             content = hexdigest(_from_h5(path, str(cells["key"]), _row(cells["row"], ""), "").tobytes())
+            if made:  # without them the digest is that of older stores
+                content += f"|{[str(cells[c]) for c in made]}"
         elif location == "slide":
             content = f"{path.name}|{stat.st_size}|{stat.st_mtime_ns}|{place}"
         else:
