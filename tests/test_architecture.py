@@ -257,6 +257,7 @@ LATE = {
     "commands/qupath.py": (2, "tracing and drawing take 40 to 100 MB, which an export of patches does not need"),
     "commands/status.py": (1, POSIX),
     "features/cluster.py": (1, EXTRA),
+    "probe/remedies.py": (1, EXTRA),
     "probe/shortcut.py": (1, EXTRA),
     "features/matrix_files.py": (1, "torch takes a second and 400 MB, which only files of tensors need"),
     "files/atomic.py": (1, POSIX),

@@ -72,7 +72,10 @@ def difference_spread(
     numbers = np.unique(groups, return_inverse=True)[1]
     sums, n, g = np.bincount(numbers, weights=each), len(each), int(numbers.max()) + 1
     by_group, by_row = g / (g - 1) * (sums**2).sum(), n / (n - 1) * (each**2).sum()
-    of_rows, of_groups = effective_size(weights), effective_size(np.bincount(numbers, weights=weights))
+    of_rows, of_groups = (
+        effective_size(weights),
+        effective_size(np.bincount(numbers, weights=weights).astype(np.float64)),
+    )
     variance = by_row * of_rows
     room = variance * (1 / of_groups - 1 / of_rows)
     shared = (by_group - by_row) / room if room > 1e-12 * variance else 1.0

@@ -140,9 +140,9 @@ def _evidence(
     bench: PatchBench, plan: Plan, given: Conditions, *, with_test: bool
 ) -> tuple[Evidence, NDArray[np.intp]]:
     """Return the rows that may be looked at, and their positions among the used rows of the bench."""
-    wanted = {"train": plan.scaled_on, "val": plan.rows["val"]}
-    wanted |= {name: plan.rows[name] for name in plan.evaluation if with_test}
-    table_rows = {name: _drawn(rows) for name, rows in wanted.items()}
+    seen = {"train": plan.scaled_on, "val": plan.rows["val"]}
+    seen |= {name: plan.rows[name] for name in plan.evaluation if with_test}
+    table_rows = {name: _drawn(rows) for name, rows in seen.items()}
     every = np.unique(np.concatenate(list(table_rows.values())))
     chosen = np.searchsorted(bench.used, every)
     wanted = given.through or [t for t in given.tasks if not t.adversarial and t.name != MAIN]
@@ -186,7 +186,7 @@ def _columns(classes: Sequence[str], values: NDArray[Any]) -> Floats:
     text = np.array([str(v) for v in values])
     out = (text[:, None] == np.asarray(classes[1:] if len(classes) == 2 else classes)).astype(np.float64)
     out[~known] = np.nan
-    return out
+    return np.asarray(out)
 
 
 def _evaluation_sizes(bench: PatchBench, plan: Plan) -> Floats:

@@ -106,7 +106,7 @@ def aucs(given: Evidence, *, inverse: float) -> dict[str, dict[str, float]]:
 
 
 def _three(given: Evidence, train: Rows, test: Rows, inverse: float) -> dict[str, float]:
-    complete = ~np.isnan(given.values).any(1)
+    complete = np.asarray(~np.isnan(given.values).any(axis=1))
     own = train[given.codes[train] >= 0]
     test = test[(given.codes[test] >= 0) & complete[test]]
     found = dict.fromkeys(("true_concepts", "predicted_concepts", "frozen_features"), float("nan"))

@@ -45,8 +45,8 @@ class Remedy:
 
     def fit(self, X: Floats, label: Codes, center: Codes) -> Change:
         """Return the change of features; none for a remedy of pixels, whose features are changed already."""
-        change: Change = (nothing if self.pixels else self).make(X, label, center)
-        return change
+        made: Change = nothing.make(X, label, center) if self.pixels else self.make(X, label, center)
+        return made
 
 
 def as_remedy(meaning: str, **facts: bool) -> Callable[[Callable[..., Any]], Remedy]:
