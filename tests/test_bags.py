@@ -276,7 +276,7 @@ def test_patients_are_bags_too_by_a_value_and_own_features(embedded, tmp_path):
         batch_size=8,
     ).run(embedded, out=tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "baseline-seed0"
-    out = ["--out", tmp_path / "p.csv"]
+    out = ["--study", "embedded:null", "--out", tmp_path / "p.csv"]
     refused = invoke("predict", checkpoint, *out)
     assert "set --features" in refused.output, refused.output
     result = invoke("predict", checkpoint, "--features", tmp_path / "f.parquet", *out)
@@ -304,7 +304,7 @@ def invoke(*arguments):
 
 
 def call(*arguments):
-    return invoke("bags", *arguments)
+    return invoke("bags", "--study", "embedded:null", *arguments)
 
 
 def test_a_checkpoint_predicts_bags_as_it_was_scored(record, embedded, tmp_path):

@@ -281,7 +281,7 @@ def refused(study, words, out, **changes):
         ({"ablate": "count; counts"}, "ablate: the table has no column 'counts'; near names: count"),
         ({"ablate": "count; count"}, "ablate: count given more than once"),
         ({"ablate": "count, -count"}, "ablate: count given more than once"),
-        ({"ablate": "label"}, "encourage and discourage: label is the main task itself"),
+        ({"ablate": "label"}, "encourage, discourage and through: label is the main task itself"),
         ({"ablate": " ; main"}, "ablate: ' ; main' lists no model"),
         ({"ablate": "study"}, "ablate: the study file has no models"),
         ({"seeds": [1, 1]}, r"seeds: need at least one and no repeats, got \[1, 1\]"),

@@ -36,7 +36,7 @@ def test_links_lead_somewhere() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/command-line.md"])
 def test_every_command_is_named(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"`(?:conceptkit )?([a-z]+)(?: [A-Z][A-Z …]*)?`", text)) | set(
+    named = set(re.findall(r"`(?:conceptkit )?([a-z]+)(?: [A-Z][A-Z …]*| [a-z]+\.json)?`", text)) | set(
         re.findall(r"^conceptkit ([a-z]+)", text, re.M)
     )
     assert set(get_command(app).commands) - named == set()  # type: ignore[attr-defined]

@@ -353,7 +353,8 @@ def test_names_of_metadata_are_no_features(tmp_path):
     file.assign(patch_id=ids).to_parquet(tmp_path / "f.parquet")
     found = read_features(with_features(load_table(tmp_path / "t.csv"), tmp_path / "f.parquet"), np.arange(N))
     np.testing.assert_array_equal(found.X, file[kept].to_numpy(np.float32))
-    assert all(f"{name} (metadata)" in found.notes[0] for name in names)
+    assert all(f"{name} (metadata)" in found.notes[0] for name in names[:-1])
+    assert "fold (reserved)" in found.notes[0]
 
 
 def test_beside_numbered_features_others_are_none(tmp_path):

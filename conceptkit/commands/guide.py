@@ -209,20 +209,24 @@ def _guide(
     arms, skipped = choose_arms(named, given)
     bench.copies = max(0, *(options.augment or ()), *(ARMS[name].make(given).options.augment for name in arms))
     candidates = _candidates(bench, arms, options) if options.select else []
+    if notify is not None:  # what the table shows, before a pixel is read
+        notify("\n".join([setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes]))
     found, of_plan = _forecast(bench, setup.plan, options)
     if notify is not None:
-        notify(found.verdict)
+        notify("\n".join([found.verdict, *of_plan]))
     selection = None
     if candidates:
         selection, bench, arms = _select(opened, bench, candidates, options)
         setup, reading = bench.setup, bench.reading
-        skipped = [f"Selected {selection.chosen} among {len(selection.candidates)} candidates.", *skipped]
+        chosen = f"Selected {selection.chosen} among {len(selection.candidates)} candidates."
+        skipped = [chosen, *skipped]
+        if notify is not None:
+            notify(chosen)
     runs = [run for run, _ in compared_pairs(arms)]
     leading = next((name for name in BOTTLENECKS if name in runs), GUIDED)
     primary, said = declare(options.primary, runs, setup.plan, reading, default=leading)
     if notify is not None:
-        sentences = [*of_plan, setup.trains, _named(arms), *skipped, *setup.skipped, *reading.notes, *said]
-        notify("\n".join([*sentences, *announced(primary)]))
+        notify("\n".join([*said, *announced(primary)]))
     wanted, unset = interventions(options.intervene, setup.through, opened.table, setup.plan)
     trials = bench.search(options.search, _seeds(options)[0]) if options.search else ()
     trained, spaces, read = _train(bench, arms, options, folder, wanted)
