@@ -308,7 +308,7 @@ def call(*arguments):
 
 
 def test_a_checkpoint_predicts_bags_as_it_was_scored(record, embedded, tmp_path):
-    predicted = ck.predict(record.folder / "checkpoints" / "guided-seed0", table=None).set_index("bag")
+    predicted = ck.predict(record.folder / "checkpoints" / "guided-seed0", embedded).set_index("bag")
     patches = pd.read_csv(record.folder / "attention.csv")
     assert predicted["patches"].sum() == len(patches)
     assert "count_predicted" in predicted
