@@ -45,9 +45,9 @@ def headline(verdicts: Sequence[Verdict], most: int = ANSWERS_MOST) -> list[Verd
 
 
 def first_picture(records: Sequence[Record]) -> Drawing | None:
-    """Return the picture of the last record that has one: of guided training its main differences, of a probe each
+    """Return the picture of the first guided training, its main differences; without one, of the first probe, each
     concept's best layer next to its controls."""
-    for record in reversed(records):
+    for record in sorted(records, key=lambda record: not isinstance(record, GuideRecord)):
         drawing = None
         if isinstance(record, GuideRecord):
             drawing = _guide_picture(record)

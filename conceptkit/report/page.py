@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,7 +21,7 @@ from conceptkit.report.comparing import comparison_parts
 from conceptkit.report.drawing import Drawing, to_data_uri
 from conceptkit.report.files import slug, write_csv, write_figures, write_latex
 from conceptkit.report.first_screen import CAUTIONS_MOST, first_picture, headline
-from conceptkit.report.judging import LEGEND
+from conceptkit.report.judging import LEGEND, Verdict
 from conceptkit.report.part import Part, SavedPicture
 from conceptkit.report.projector import write_projector
 from conceptkit.report.sections import KINDS, Section, section
@@ -125,7 +126,7 @@ def _render(sections: Sequence[Section], records: Sequence[Record], compared: Se
         sections=sections,
         compared=compared,
         questions=list(dict.fromkeys(section.question for section in sections)),
-        answers=headline([verdict for section in sections for verdict in section.verdicts]),
+        answers=headline([verdict for section in sections for verdict in _named(section, records)]),
         cautions=list(dict.fromkeys(caution for section in sections for caution in section.cautions))[:CAUTIONS_MOST],
         first_picture=first_picture(records),
         legend=LEGEND,
@@ -133,6 +134,13 @@ def _render(sections: Sequence[Section], records: Sequence[Record], compared: Se
         script=Markup(script),
         policy=_policy(style, script),
     )
+
+
+def _named(section: Section, records: Sequence[Record]) -> list[Verdict]:
+    """Return the results of a section, with its title where the page has several runs of one kind."""
+    if len({type(record) for record in records}) == len(records):
+        return list(section.verdicts)
+    return [dataclasses.replace(one, text=f"{section.title}: {one.text}") for one in section.verdicts]
 
 
 def _policy(style: str, script: str) -> str:
