@@ -1,7 +1,7 @@
 """Train the bundled network further on pairs of patches: the same nuclei on two slides, and two patches of one slide.
 
 The start are the weights of ``pretrain_mini_inception.py``, which were trained on drawings. Generated tissue follows,
-by contrast (Chen et al., 2020, SimCLR): a head recognises the patch that shows the same nuclei, placed anew and
+by contrast (Chen et al., 2020, SimCLR): a head recognises the patch that shows the same nuclei, placed again and
 stained on another slide, among all patches of a batch; a second head recognises the patch of the same slide, with
 other nuclei. The features keep both, nuclei and stain.
 

@@ -290,7 +290,7 @@ def _engine(options: Guide, out: str | Path | None) -> TrainingEngine:
         if getattr(options, name) is not None and not options.through:
             raise InputError(f"{name}: is of a bottleneck; name its concepts with --through.")
     if options.residual == 0:
-        raise InputError("residual: must be above 0; without a penalty there is no bottleneck.")
+        raise InputError("residual: must be above 0; without a penalty the main head reads everything.")
     return engine
 
 

@@ -105,7 +105,7 @@ def make_splits(options: Splits, study: Any) -> MadeSplits:
     notes: list[str] = []
     groups = table.groups(opened.group)
     if groups is None:
-        notes.append("There is no column of patients (--group): each row is taken as a patient of its own.")
+        notes.append("The table has no column of patients (--group): each row counts as one patient.")
         groups = np.arange(len(table))
     patients = np.unique(groups, return_inverse=True)[1]
     balance = _balanced(table, options.balance, dict.fromkeys([] if label == _NONE else [label]))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
@@ -243,7 +243,7 @@ def _row_weights(bench: Bench, arm: Arm, own: NDArray[np.intp], labels: Tensor) 
 
 
 def _set(network: GuidedModel, name: str, weights: Floats, intercept: Floats) -> None:
-    head = network.heads[name]
+    head = cast(nn.Linear, network.heads[name])
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weights.T))  # type: ignore[operator]  # a linear layer
-        head.bias.copy_(torch.from_numpy(np.asarray(intercept)))  # type: ignore[operator]
+        head.weight.copy_(torch.from_numpy(weights.T))
+        head.bias.copy_(torch.from_numpy(np.asarray(intercept)))
