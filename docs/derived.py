@@ -6,10 +6,13 @@
 ```
 ```{encoders}
 ```
+
+``llms.txt``, an overview of the commands for coding agents, is written beside the pages.
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from docutils import nodes
@@ -82,6 +85,31 @@ class Encoders(Directive):
         return [_table(titles, rows, [12, 20, 6, 6, 7, 12, 15, 22])]
 
 
+def overview() -> str:
+    """Return what a coding agent needs: every command with its summary, example and options."""
+    lines = [
+        f"# conceptkit {conceptkit.__version__}",
+        "",
+        "> Measure which human concepts a neural network encodes, and retrain it to rely on some and ignore others.",
+        "",
+        "Scores are held out by patient: give `--group`. A mistake in the input ends with exit code 2 and one sentence.",
+        "`--json -` prints a result as JSON. In Python, `import conceptkit as ck`; the command `probe` is `ck.run_probe`.",
+    ]
+    for name, place in COMMANDS.items():
+        command = load(place)
+        lines += ["", f"## conceptkit {name}", "", " ".join(inspect.cleandoc(command.__doc__ or "").split())]
+        lines += ["", f"Example: `conceptkit {command.example}`", ""]
+        for row in map(_Row, described(command)):
+            default = f" Default: {row.default_text}." if row.default_text else ""
+            lines.append(f"- `{row.flag_text}`: {' '.join(row.help_text.split())}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_overview(app: Sphinx, error: Exception | None) -> None:
+    if error is None:
+        (Path(app.outdir) / "llms.txt").write_text(overview(), encoding="utf-8")
+
+
 class _Row:
     def __init__(self, option: Described) -> None:
         self.flag_text = option.name if option.declared.argument else option.flag
@@ -111,4 +139,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("files", Files)
     app.add_directive("options", Options)
     app.add_directive("encoders", Encoders)
+    app.connect("build-finished", _write_overview)
     return {"parallel_read_safe": True}

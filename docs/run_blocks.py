@@ -5,6 +5,8 @@
     conceptkit probe --layer mixed10 --concept count
     ```
 
+``:pictures:`` shows files that the blocks made, ``:from: PAGE`` those that the blocks of another page made, and
+``:report:`` puts an HTML page beside the documentation and links it. Pages that show another's pictures are read last.
 All blocks of a page share one empty folder and, for ``python``, one namespace. A block that fails, or that takes longer
 than ``CONCEPTKIT_DOCS_LIMIT`` seconds (by default 30 minutes), is named by its page and line; ``-W`` then fails the
 build. With ``CONCEPTKIT_DOCS_RUN=0`` nothing is run, for those who write.
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 GENERATED = "_generated"
 """Folder of the pages in which pictures made by blocks lie"""
 
+REPORTS = "reports"
+"""Folder of the built documentation in which pages made by blocks lie"""
+
 LIMIT = 1800.0
 """Seconds that a block may take, unless ``CONCEPTKIT_DOCS_LIMIT`` says otherwise"""
 
@@ -51,6 +56,8 @@ class Run(Directive):
     option_spec: ClassVar[dict[str, Any]] = {
         "lines": directives.nonnegative_int,
         "pictures": directives.unchanged,
+        "from": directives.unchanged_required,
+        "report": directives.unchanged_required,
         "alt": directives.unchanged_required,
     }
 
@@ -77,15 +84,29 @@ class Run(Directive):
         if lines and most:
             shown.append(_block("\n".join(lines), "text"))
         for name in self.options.get("pictures", "").split():
-            shown.append(self._picture(folder / name, env))
+            shown.append(self._picture(folder, name, env))
+        if "report" in self.options:
+            shown.append(self._report(folder / self.options["report"], env))
         return shown
 
-    def _picture(self, made: Path, env: Any) -> nodes.Node:
-        place = Path(env.srcdir) / GENERATED / env.docname.replace("/", "-")
+    def _picture(self, folder: Path, name: str, env: Any) -> nodes.Node:
+        place = Path(env.srcdir) / GENERATED / self.options.get("from", env.docname).replace("/", "-")
+        kept = place / Path(name).name
+        if "from" not in self.options:
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, kept)
+        elif not kept.exists():
+            raise self.error(f"the block at line {self.lineno} of {env.docname} failed: no block made {kept.name}")
+        return nodes.image(uri=f"/{kept.relative_to(env.srcdir).as_posix()}", alt=self.options["alt"])
+
+    def _report(self, made: Path, env: Any) -> nodes.Node:
+        """Copy a page to where the documentation is served, and link it."""
+        name = env.docname.replace("/", "-") + ".html"
+        place = Path(env.app.outdir) / REPORTS
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, place / made.name)
-        path = (place / made.name).relative_to(env.srcdir)
-        return nodes.image(uri=f"/{path.as_posix()}", alt=self.options["alt"])
+        shutil.copyfile(made, place / name)
+        uri = "../" * env.docname.count("/") + f"{REPORTS}/{name}"
+        return nodes.paragraph("", "", nodes.reference("", "Open the page", refuri=uri, internal=False))
 
 
 def _block(text: str, language: str) -> nodes.Node:
@@ -159,6 +180,11 @@ def _python(code: str, folder: Path, page: str) -> str:
 _RUN = {"shell": _shell, "python": _python}
 
 
+def _read_last(app: Sphinx, env: Any, names: list[str]) -> None:
+    """Read the pages that show pictures of other pages after these."""
+    names.sort(key=lambda name: "\n:from: " in Path(env.doc2path(name)).read_text(encoding="utf-8"))
+
+
 def _clean(app: Sphinx, error: Exception | None) -> None:
     for folder in _folders.values():
         shutil.rmtree(folder, ignore_errors=True)
@@ -166,5 +192,6 @@ def _clean(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("run", Run)
+    app.connect("env-before-read-docs", _read_last)
     app.connect("build-finished", _clean)
     return {"parallel_read_safe": False}
