@@ -92,8 +92,8 @@ def overview() -> str:
         "",
         "> Measure which human concepts a neural network encodes, and retrain it to rely on some and ignore others.",
         "",
-        "Scores are held out by patient: give `--group`. A mistake in the input ends with exit code 2 and one sentence.",
-        "`--json -` prints a result as JSON. In Python, `import conceptkit as ck`; the command `probe` is `ck.run_probe`.",
+        "Scores are held out by patient: give `--group`. Wrong input ends with exit code 2 and one sentence.",
+        "`--json -` prints a result as JSON. In Python, the command `probe` is `conceptkit.run_probe`.",
     ]
     for name, place in COMMANDS.items():
         command = load(place)

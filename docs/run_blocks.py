@@ -92,11 +92,12 @@ class Run(Directive):
     def _picture(self, folder: Path, name: str, env: Any) -> nodes.Node:
         place = Path(env.srcdir) / GENERATED / self.options.get("from", env.docname).replace("/", "-")
         kept = place / Path(name).name
-        if "from" not in self.options:
+        made = kept if "from" in self.options else folder / name
+        if not made.exists():
+            raise self.error(f"the block at line {self.lineno} of {env.docname} failed: no block made {name}")
+        if made != kept:
             place.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, kept)
-        elif not kept.exists():
-            raise self.error(f"the block at line {self.lineno} of {env.docname} failed: no block made {kept.name}")
+            shutil.copyfile(made, kept)
         return nodes.image(uri=f"/{kept.relative_to(env.srcdir).as_posix()}", alt=self.options["alt"])
 
     def _report(self, made: Path, env: Any) -> nodes.Node:
