@@ -58,6 +58,7 @@ class Run(Directive):
         "pictures": directives.unchanged,
         "from": directives.unchanged_required,
         "report": directives.unchanged_required,
+        "draws": directives.unchanged_required,  # the functions that drew the pictures, for the gallery's test
         "alt": directives.unchanged_required,
     }
 

@@ -1,7 +1,7 @@
 """Discouraging over unequal shares of centers: features keep their size, the main task its AUC, the center falls.
 
 Each method trains a trunk on made features in which label and center are separate directions, so that nothing of the
-label has to go. The thresholds are those that docs/guiding.md states.
+label has to go. The thresholds are those that docs/guiding-method.md states.
 """
 
 from __future__ import annotations
