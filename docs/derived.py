@@ -7,12 +7,16 @@
 ```{encoders}
 ```
 
-``llms.txt``, an overview of the commands for coding agents, is written beside the pages.
+Each object of the API page gets its line of examples.md. ``llms.txt``, an overview of the commands for coding agents,
+is written next to the pages.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -105,6 +109,27 @@ def overview() -> str:
     return "\n".join(lines) + "\n"
 
 
+@functools.cache
+def examples() -> dict[str, str]:
+    """Return public object → the first statement of docs/examples.md that uses it."""
+    page = (Path(__file__).parent / "examples.md").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        for statement in ast.parse(block).body:
+            text = ast.get_source_segment(block, statement) or ""
+            for name in re.findall(r"\bck\.(\w+)", text):
+                found.setdefault(name, text)
+    return found
+
+
+def _add_example(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Put an object's example below its docstring."""
+    package, _, own = name.rpartition(".")
+    if package == "conceptkit" and own in (known := examples()):
+        lines += ["", ".. rubric:: Example", "", ".. code-block:: python", ""]
+        lines += [f"    {line}" for line in known[own].splitlines()] + [""]
+
+
 def _write_overview(app: Sphinx, error: Exception | None) -> None:
     if error is None:
         (Path(app.outdir) / "llms.txt").write_text(overview(), encoding="utf-8")
@@ -139,5 +164,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("files", Files)
     app.add_directive("options", Options)
     app.add_directive("encoders", Encoders)
+    if "sphinx.ext.autodoc" in app.config.extensions:
+        app.connect("autodoc-process-docstring", _add_example, priority=700)  # after napoleon and conf.py
     app.connect("build-finished", _write_overview)
     return {"parallel_read_safe": True}

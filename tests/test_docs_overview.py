@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+import conceptkit as ck
 from conceptkit.cli import app
 from conceptkit.options import COMMANDS
 from conceptkit.options.base import described
@@ -48,6 +49,12 @@ def test_the_overview_gives_every_option_once() -> None:
     assert list(parts(text)) == list(COMMANDS)
     assert missing(text) == []
     assert missing(text.replace("- `--concept`", "- `--koncept`", 1)) == ["probe --concept"]
+
+
+def test_every_public_object_has_its_example() -> None:
+    found = derived.examples()
+    assert set(ck.__all__) - set(found) == set()
+    assert all(f"ck.{name}" in text for name, text in found.items())
 
 
 def test_the_built_documentation_has_the_overview_and_the_page_of_a_block(tmp_path: Path) -> None:
