@@ -21,6 +21,7 @@ from conceptkit.models.inference import choose_device
 from conceptkit.models.linear_algebra import algebra_on
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import Probe
+from conceptkit.options.robustness import Robustness
 from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.encoders import encoder_differences, layer_pairs
 from conceptkit.probe.linear_algebra import computed_by
@@ -92,19 +93,7 @@ def probe(
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
-    encoders = open_encoders(
-        plan.table,
-        plan.study,
-        features=options.features,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        layers=options.layers,
-        against=options.against,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
+    encoders = opened_encoders(options, plan.table, plan.study)
     fits: dict[tuple[str, str], Fit] = {}
     with computed_by(algebra_on(device)):
         rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
@@ -325,6 +314,23 @@ def _probe_features(
         layers, placed, row_options, random=of_random, fits=fits, refits=refits, progress=step("probing")
     )
     return found, encoder_differences(pairs, placed, refits)
+
+
+def opened_encoders(options: Probe | Robustness, table: PatchTable, study: Study) -> list[Encoder]:
+    """Open the encoders that the options of a command name."""
+    return open_encoders(
+        table,
+        study,
+        features=options.features,
+        model=options.model,
+        weights=None if options.weights is None else str(options.weights),
+        layers=options.layers,
+        against=options.against,
+        pool=options.pool,
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+    )
 
 
 def encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.commands.probe import encoder_notes, encoder_settings
+from conceptkit.commands.probe import encoder_notes, encoder_settings, opened_encoders
 from conceptkit.commands.remedies import chosen_remedies, remedy_rows
 from conceptkit.errors import InputError, check_place
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.encoders import Encoder, is_several, open_encoders
+from conceptkit.features.encoders import Encoder, is_several
 from conceptkit.features.pixel_remedies import with_changed_pixels
 from conceptkit.files.matrix import rows_of
 from conceptkit.models.inference import choose_device
@@ -64,7 +64,7 @@ def robustness(
     folder = run_folder(out, options.name)
     _check_card(options.card)
     remedies = chosen_remedies(options.remedies, has_pixels=options.features is None)
-    encoders = _opened(options, plan, plan.table)
+    encoders = opened_encoders(options, plan.table, plan.study)
     layers = _layers(encoders, plan, progress)
     pairs = layer_pairs(layers, options.against)
     measured = {layer.place: _measured(layer, plan, options, progress) for layer in layers}
@@ -167,22 +167,6 @@ def _plan(options: Robustness, study: Any) -> _Plan:
     )
 
 
-def _opened(options: Robustness, plan: _Plan, table: PatchTable) -> list[Encoder]:
-    return open_encoders(
-        table,
-        plan.study,
-        features=options.features,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        layers=options.layers,
-        against=options.against,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
-
-
 def _layers(encoders: Sequence[Encoder], plan: _Plan, progress: Progress | None) -> list[Layer]:
     layers = []
     for one in encoders:
@@ -203,7 +187,7 @@ def _remedy_rows(
     for name, remedy in remedies.items():
         if remedy.pixels:
             changed = with_changed_pixels(plan.table, name, remedy, seed=options.seed)
-            found = _layers(_opened(options, plan, changed), plan, progress)
+            found = _layers(opened_encoders(options, changed, plan.study), plan, progress)
             other[name] = {one.place: one.X for one in found}
     concepts = {}
     for target in plan.targets[0]:
