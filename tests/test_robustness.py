@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
 from conceptkit.errors import InputError
 from conceptkit.probe.neighbours import make_cohort
 from conceptkit.probe.robustness import INDICES, RobustnessIndices, robustness_indices
-from conceptkit.probe.robustness_intervals import over_centers, over_patients, strata_of
+from conceptkit.probe.robustness_intervals import over_centers, over_patients, strata_of, stratified_error
 
 
 def drawn(seed: int, *, patients: int = 24, centers: int = 4, rows: int = 8, mixed: bool = True) -> list[NDArray[Any]]:
@@ -99,6 +100,20 @@ def test_centers_have_an_interval_from_ten_on() -> None:
         found = robustness_indices(*drawn(1, patients=36, centers=centers))
         assert (over_centers(found.indices["RI"]) is not None) == has
         assert np.isfinite(found.indices["RI"].without_center).all()
+
+
+def test_the_stratified_error_is_that_of_welch() -> None:
+    """Of a difference of two means, the strata's jackknife is Welch's test exactly."""
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=9), 1 + 4 * rng.normal(size=5)
+    deleted = np.r_[
+        [np.delete(a, i).mean() - b.mean() for i in range(9)], [a.mean() - np.delete(b, i).mean() for i in range(5)]
+    ]
+    error, freedom = stratified_error(deleted, np.repeat([0, 1], [9, 5]))
+    welch = ttest_ind(a, b, equal_var=False)
+    assert (a.mean() - b.mean()) / error == pytest.approx(welch.statistic)
+    assert freedom == pytest.approx(welch.df)
+    assert abs(freedom - 12) > 5  # units less strata, which the interval would be too short with
 
 
 def test_centers_of_one_patient_share_a_stratum() -> None:
