@@ -16,8 +16,8 @@ With the first seed, 2028, the jackknife was Student's on the index itself. It h
 cohorts of `patients` and `few`, where they are near 1 or patients are few. RI, MaRI and the share below 0 are on the
 logit since; the second seed, 2029, measures that. The other intervals are compared with the first seed only. There
 CRoMa and its tail were held in 0.91 to 0.92 of the cohorts of `patients` and `few`. Student's quantile has
-Satterthwaite's degrees of freedom since, chosen on seed 3001 and on the cohorts of 2029, against corrections of skewness
-and bias and strata by label; the third seed, 2031, measures it:
+Satterthwaite's degrees of freedom since, chosen on seed 3001 and on the cohorts of 2029, against corrections of
+skewness and bias and strata by label; the third seed, 2031, measures it:
 
     python benchmarks/robustness_coverage.py 400 2031
 
