@@ -53,22 +53,25 @@ def read_training(folder: Path) -> Training | None:
     return Training({name: values[used] for name, values in concepts.items()}, centers[used], patients[used])
 
 
-def run_of_checkpoint(checkpoint: str | Path) -> Path:
-    """Return the run folder that holds a checkpoint."""
-    return Path(checkpoint).resolve().parents[1]
+def run_of_checkpoint(checkpoint: str | Path) -> Path | None:
+    """Return the run folder that a checkpoint was written in; ``None`` where it was moved out of it."""
+    place = Path(checkpoint).resolve().parent
+    return place.parent if place.name == "checkpoints" else None
 
 
-def notes_of_new_centers(run: str | Path, table: PatchTable, predictions: pd.DataFrame | None = None) -> list[str]:
+def notes_of_new_centers(
+    run: str | Path | None, table: PatchTable, predictions: pd.DataFrame | None = None
+) -> list[str]:
     """Return how new centers of a table differ from the training centers of a run.
 
     Measured concepts of the table are compared where it has them, else the predictions.
 
     Parameters
     ----------
-    run : folder of a probe or of a guided training
+    run : folder of a probe or of a guided training; ``None`` where it is unknown
     predictions : column → (n,), such as ``area_predicted``
     """
-    training = read_training(Path(run))
+    training = None if run is None else read_training(Path(run))
     if training is None:
         return []
     values = {}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ from conceptkit.runs.opening import (
 )
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
+
+_Row = TypeVar("_Row", RobustnessDifference, RemedyRow)
 
 
 @in_own_folder("robustness")
@@ -93,7 +95,7 @@ def robustness(
         differences=_differences(pairs, measured),
         probe_differences=probe_differences,
         cells=tuple(_cells(plan.cohort)),
-        remedies=tuple(_remedy_rows(remedies, layers, plan, options, progress)),
+        remedies=_adjusted(tuple(_remedy_rows(remedies, layers, plan, options, progress))),
     )
     record.save(folder)
     if options.card is not None:
@@ -335,6 +337,12 @@ def _shortcut_rows(layer: Layer, cohort: Cohort, found: Shortcut | None) -> Iter
         yield RobustnessRow(**_place(layer), index=name, value=value, sd=sd, n=len(cohort.label), interval_note=note)
 
 
+def _adjusted(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    """Return rows with q, their p adjusted for all of them."""
+    q = adjust_for_many([one.p for one in rows])
+    return tuple(dataclasses.replace(one, q=_known(value)) for one, value in zip(rows, q, strict=True))
+
+
 def _differences(
     pairs: Sequence[tuple[Layer, Layer]], measured: dict[str, RobustnessIndices]
 ) -> tuple[RobustnessDifference, ...]:
@@ -358,8 +366,7 @@ def _differences(
                     interval_note=paired.note,
                 )
             )
-    q = adjust_for_many([one.p for one in found])
-    return tuple(dataclasses.replace(one, q=_known(value)) for one, value in zip(found, q, strict=True))
+    return _adjusted(tuple(found))
 
 
 def _probes(
