@@ -93,6 +93,18 @@ def test_remedies_of_several_encoders_are_priced_apart(place: Path, tmp_path: Pa
         assert f"| {other} |" not in prices
 
 
+def test_features_that_know_neither_give_no_verdict(place: Path, tmp_path: Path) -> None:
+    """Noise has a CRoMa above 0, as more rows share the label elsewhere than another label at the same center."""
+    np.save(tmp_path / "noise.npy", np.random.default_rng(5).normal(size=(144, 12)))
+    command = ck.Robustness(features=str(tmp_path / "noise.npy"), **QUICK)
+    found = command.run(place / "patches.csv", out=tmp_path / "run")
+    by = {row.index: row for row in found.rows}
+    assert by["CRoMa"].low > 0
+    assert by["RI"].low > 0.5  # verdicts against 0 and 0.5 would be wrong
+    assert by["RI"].low < by["RI"].chance < by["RI"].high
+    assert not [one.text for one in robustness_verdicts(found) if one.mark == "established"]
+
+
 def _with(column: str, change: Callable[[pd.DataFrame], Any]) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return lambda table: table.assign(**{column: change(table)})
 

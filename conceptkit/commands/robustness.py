@@ -308,6 +308,7 @@ def _index_rows(layer: Layer, found: RobustnessIndices) -> Iterator[RobustnessRo
             n_patients=index.n_patients,
             k=found.k if evidence else None,
             tau=found.tau if name == "MaRI" else None,
+            chance=_known(index.chance),
             without_center=dict(zip(cohort.centers, index.without_center.tolist(), strict=True)),
             interval_note=patients.note,
         )

@@ -20,7 +20,6 @@ def remedy_table(rows: Sequence[RemedyRow]) -> Table:
             "score": one.measure,
             "after": as_float(one.value),
             **ends("difference", one.difference, one.low, one.high),
-            "p": as_float(one.p),
             "q": as_float(one.q),
         }
         for one in ordered
