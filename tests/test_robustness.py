@@ -120,13 +120,10 @@ def test_chance_counts_rows_of_other_patients() -> None:
     _, label, center, patient = drawn(2, patients=9, centers=3, rows=5)
     other = patient[:, None] != patient
     same_label, same_center = (codes[:, None] == codes for codes in (label, center))
-    label_only, center_only = (
-        ((types & other).sum(1) / other.sum(1)).sum()
-        for types in (same_label & ~same_center, ~same_label & same_center)
-    )
-    assert evidence_chance(make_cohort(label, center, patient)) == pytest.approx(
-        label_only / (label_only + center_only)
-    )
+    types = (same_label & ~same_center & other, ~same_label & same_center & other)
+    label_only, center_only = ((one.sum(1) / other.sum(1)).sum() for one in types)
+    found = evidence_chance(make_cohort(label, center, patient))
+    assert found == pytest.approx(label_only / (label_only + center_only))
 
 
 def test_the_stratified_error_is_that_of_welch() -> None:

@@ -173,7 +173,7 @@ def _show_counts(console: Console, counted: SplitCounts) -> None:
 
 
 _LABELS_BESIDE = 3
-"""Maximum number of labels whose shares fit beside the other columns of 100 characters"""
+"""Maximum number of labels whose shares fit in one table with the other columns of 100 characters"""
 
 
 def _show_made_splits(console: Console, made: MadeSplits) -> None:

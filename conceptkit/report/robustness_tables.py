@@ -199,7 +199,8 @@ def robustness_verdicts(record: RobustnessRecord) -> list[Verdict]:
     out = []
     for (encoder, layer), by in by_place.items():
         where = f"{layer} of {encoder}" if layers.count(encoder) > 1 else encoder
-        out += [_judged(by["RI"], where, record)] if "RI" in by else []
+        if "RI" in by and by["RI"].chance is not None:
+            out.append(_judged(by["RI"], by["RI"].chance, where, record))
         out += [
             _judged_center(row, where, record)
             for row in record.probes
@@ -219,8 +220,7 @@ def robustness_verdicts(record: RobustnessRecord) -> list[Verdict]:
     return out
 
 
-def _judged(row: RobustnessRow, where: str, record: RobustnessRecord) -> Verdict:
-    chance = math.nan if row.chance is None else row.chance
+def _judged(row: RobustnessRow, chance: float, where: str, record: RobustnessRecord) -> Verdict:
     side = side_of(row.value, row.low, row.high, chance)
     n = row.n_patients or 0
     mark = mark_of(side, None, few=are_few(n, record.group), sought=("above", "below"))
@@ -231,7 +231,7 @@ def _judged(row: RobustnessRow, where: str, record: RobustnessRecord) -> Verdict
         answer = f"Open whether in {where} near rows follow biology or the hospital"
     size = interval(row.value, row.low, row.high)
     counted_rows = f"; {row.n_rows} of {row.n} rows count" if row.n_rows != row.n else ""
-    text = f"{answer}: {row.index} {size}, chance {as_float(row.chance):.2f} ({counted(record.group, n)}{counted_rows})"
+    text = f"{answer}: {row.index} {size}, chance {chance:.2f} ({counted(record.group, n)}{counted_rows})"
     return verdict(mark, text, few_words(n, record.group))
 
 
