@@ -67,7 +67,7 @@ class CopiedBench(FeatureBench):
 
     def _inputs(self, network: GuidedModel) -> Inputs:
         X = self.setup.X
-        return FeatureInputs((torch.empty(len(X), 0),), Pooled(network), X=X, copies=self.copied)
+        return FeatureInputs((torch.empty(len(X), 0),), Pooled(network), X=X, at=np.arange(len(X)), copies=self.copied)
 
 
 def pooled(backbone: Backbone, images: list[np.ndarray]) -> np.ndarray:

@@ -139,7 +139,7 @@ RECIPES: Registry[Any] = Registry("recipes", _in("guide.recipes", "ours", "paper
 REMEDIES: Registry[Any] = Registry(
     "remedies",
     {
-        **_in("probe.remedies", "nothing", "leace", "centring", "combat"),
+        **_in("probe.remedies", "nothing", "leace", "centring", "qleace", "combat"),
         **_in("features.pixel_remedies", "reinhard", "macenko", "restained"),
     },
     member="conceptkit.probe.remedies:Remedy",

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import conceptkit as ck
 from conceptkit.cli import app
+from conceptkit.commands.cohort_notes import read_training
 from conceptkit.features import sources
 from conceptkit.files import matrix
 from conceptkit.guide import feature_bench
@@ -100,6 +101,22 @@ def test_a_checkpoint_is_a_plain_module_and_predicts_what_its_weights_say(place,
     np.testing.assert_allclose(frame["probability_tumor"], 1 / (1 + np.exp(-logit)), atol=1e-5)
     np.testing.assert_allclose(frame["count_predicted"], count, rtol=1e-4)
     assert "center_predicted" not in frame
+
+
+def test_a_new_center_is_compared_with_the_training_rows_only(place, checkpoint, table, tmp_path):
+    """In predict and in probe; the rows that the run evaluated are no training centers."""
+    folder, _ = place
+    trained = set(table.center[table.split == "train"])
+    assert trained < set(table.center)  # else the next line could not fail
+    assert set(read_training(checkpoint.parents[1]).centers) == trained
+    other = pd.read_csv(folder / "patches.csv").assign(center="elsewhere")
+    for shift, noted in ((0, False), (60, True)):
+        other.assign(count=other["count"] + shift).to_csv(tmp_path / "patches.csv", index=False)
+        how = {"features": folder / "f.parquet", "table": tmp_path / "patches.csv"}
+        notes = ck.predict(checkpoint, **how).attrs["notes"]
+        probed = ck.run_probe(model=checkpoint, concepts="count", folds=2, out=tmp_path / f"probe{shift}", **how).notes
+        for found in (notes, probed):
+            assert any("center elsewhere lies beyond all" in note and "count" in note for note in found) == noted
 
 
 @pytest.mark.parametrize("how", [{}, {"trunk": (), "method": "leace"}], ids=["trunk", "linear heads and erasure"])

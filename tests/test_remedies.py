@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from combatlearn.core import ComBatModel
 from pandas import DataFrame, Series
+from scipy.linalg import sqrtm
+from sklearn.covariance import ledoit_wolf
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.paired import paired_interval
@@ -53,7 +55,34 @@ def test_leace_removes_the_center_and_keeps_the_label():
     assert np.allclose(after.corrected[test], by_hand)
 
 
-@pytest.mark.parametrize("name", ["centring", "combat"])
+def test_quadratic_leace_removes_what_differs_in_spread_only_and_leace_does_not():
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(80), 10)
+    center = patient % 4
+    turns = [np.linalg.qr(rng.normal(size=(5, 5)))[0] * np.geomspace(0.2, 3, 5) for _ in range(4)]
+    X = np.einsum("nj,nij->ni", rng.normal(size=(800, 5)), np.stack(turns)[center]) + 7
+    label = (X[:, 0] > 7).astype(np.intp)
+    rows = Rows(label=label, center=center, patient=patient, concepts={})
+    found = {name: price(X, REMEDIES[name], rows, probes=["kernel"]) for name in ("nothing", "leace", "qleace")}
+    kernel = {name: one.scores["center kernel"].value for name, one in found.items()}
+    assert kernel["leace"] > 0.5
+    assert kernel["qleace"] < 0.35 < kernel["nothing"]  # chance 0.25
+    assert found["qleace"].scores["label AUC within centers"].value > 0.9
+    change = REMEDIES["qleace"].fit(X, label, center)
+    assert np.allclose([change(X, center)[center == k].mean(0) for k in range(4)], X.mean(0))
+    before = [ledoit_wolf(X[center == k])[0] for k in range(4)]
+    maps = [change(X[center == k].mean(0) + np.eye(5), np.full(5, k)) - X.mean(0) for k in range(4)]
+    after = [A.T @ one @ A for A, one in zip(maps, before, strict=True)]
+    assert np.allclose(after, after[0], atol=1e-6)
+    assert np.ptp(before, axis=0).max() > 1
+    # the barycenter S is the mean of (S^½ S_k S^½)^½ (Agueh and Carlier, 2011)
+    root = sqrtm(after[0])
+    assert np.allclose(np.mean([sqrtm(root @ one @ root) for one in before], axis=0), after[0], atol=1e-6)
+    with pytest.raises(InputError, match="qleace needs two rows that differ"):
+        REMEDIES["qleace"].fit(X * 0, label, center)
+
+
+@pytest.mark.parametrize("name", ["centring", "combat", "qleace"])
 def test_methods_that_know_the_center_of_new_rows_are_marked(name):
     X, rows = cohort()
     found = price(X, REMEDIES[name], rows, probes=["linear"])

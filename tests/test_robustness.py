@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
 from conceptkit.errors import InputError
 from conceptkit.probe.neighbours import make_cohort
-from conceptkit.probe.robustness import INDICES, RobustnessIndices, robustness_indices
-from conceptkit.probe.robustness_intervals import over_centers, over_patients, strata_of
+from conceptkit.probe.robustness import INDICES, RobustnessIndices, evidence_chance, robustness_indices
+from conceptkit.probe.robustness_intervals import over_centers, over_patients, strata_of, stratified_error
 
 
 def drawn(seed: int, *, patients: int = 24, centers: int = 4, rows: int = 8, mixed: bool = True) -> list[NDArray[Any]]:
@@ -99,6 +100,44 @@ def test_centers_have_an_interval_from_ten_on() -> None:
         found = robustness_indices(*drawn(1, patients=36, centers=centers))
         assert (over_centers(found.indices["RI"]) is not None) == has
         assert np.isfinite(found.indices["RI"].without_center).all()
+
+
+def test_chance_is_the_index_of_noise_whatever_the_numbers_of_rows() -> None:
+    rng = np.random.default_rng(1)
+    found, chances = [], []
+    for seed in range(20):
+        _, label, center, patient = drawn(seed, patients=18, centers=3, rows=7)
+        keep = (center > 0) | (label > 0) | (rng.random(len(label)) < 0.3)
+        X = rng.normal(size=(int(keep.sum()), 12))
+        one = robustness_indices(X, label[keep], center[keep], patient[keep], k=5).indices["RI"]
+        found.append(one.value)
+        chances.append(one.chance)
+    assert np.mean(found) == pytest.approx(np.mean(chances), abs=0.03)
+    assert abs(np.mean(found) - 0.5) > 0.1
+
+
+def test_chance_counts_rows_of_other_patients() -> None:
+    _, label, center, patient = drawn(2, patients=9, centers=3, rows=5)
+    other = patient[:, None] != patient
+    same_label, same_center = (codes[:, None] == codes for codes in (label, center))
+    types = (same_label & ~same_center & other, ~same_label & same_center & other)
+    label_only, center_only = ((one.sum(1) / other.sum(1)).sum() for one in types)
+    found = evidence_chance(make_cohort(label, center, patient))
+    assert found == pytest.approx(label_only / (label_only + center_only))
+
+
+def test_the_stratified_error_is_that_of_welch() -> None:
+    """Of a difference of two means, the strata's jackknife is Welch's test exactly."""
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=9), 1 + 4 * rng.normal(size=5)
+    deleted = np.r_[
+        [np.delete(a, i).mean() - b.mean() for i in range(9)], [a.mean() - np.delete(b, i).mean() for i in range(5)]
+    ]
+    error, freedom = stratified_error(deleted, np.repeat([0, 1], [9, 5]))
+    welch = ttest_ind(a, b, equal_var=False)
+    assert (a.mean() - b.mean()) / error == pytest.approx(welch.statistic)
+    assert freedom == pytest.approx(welch.df)
+    assert abs(freedom - 12) > 5  # units less strata, which the interval would be too short with
 
 
 def test_centers_of_one_patient_share_a_stratum() -> None:

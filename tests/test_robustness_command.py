@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control
 from test_robustness import drawn
 
 import conceptkit as ck
@@ -73,6 +74,35 @@ def test_a_card_of_each_encoder(place: Path, record: ck.RobustnessRecord) -> Non
     assert "Robustness of bad" in (place / "cards" / "bad.html").read_text(encoding="utf-8")
     with pytest.raises(InputError, match=r"card: .* must be a missing or empty folder"):
         ck.Robustness(card=place / "cards", **QUICK).run(place / "patches.csv", out=place / "again")
+
+
+def test_remedies_of_several_encoders_are_priced_apart(place: Path, tmp_path: Path) -> None:
+    features = {"good": str(place / "good.npy"), "bad": str(place / "bad.npy")}
+    command = ck.Robustness(features=features, remedies=("leace",), card=tmp_path / "cards", **QUICK)
+    found = command.run(place / "patches.csv", out=tmp_path / "run").remedies
+    value = {(row.encoder, row.remedy): row.value for row in found if row.measure == "center linear"}
+    assert value["bad", "nothing"] > 0.9 > 0.6 > value["bad", "leace"]
+    changes = [row for row in found if row.p is not None]
+    assert {(row.encoder, row.remedy) for row in changes} == {("good", "leace"), ("bad", "leace")}
+    assert np.allclose([row.q for row in changes], false_discovery_control([row.p for row in changes]))
+    for name, other in (("good", "bad"), ("bad", "good")):
+        card = (tmp_path / "cards" / f"{name}.md").read_text(encoding="utf-8")
+        prices = card.split("## Remedies and their price")[1].split("\n## ")[0]
+        [shown] = re.findall(r"\| leace \| center linear \| ([\d.]+) \|", prices)
+        assert float(shown) == pytest.approx(value[name, "leace"], abs=0.006)
+        assert f"| {other} |" not in prices
+
+
+def test_features_that_know_neither_give_no_verdict(place: Path, tmp_path: Path) -> None:
+    """Noise has a CRoMa above 0, as more rows share the label elsewhere than another label at the same center."""
+    np.save(tmp_path / "noise.npy", np.random.default_rng(5).normal(size=(144, 12)))
+    command = ck.Robustness(features=str(tmp_path / "noise.npy"), **QUICK)
+    found = command.run(place / "patches.csv", out=tmp_path / "run")
+    by = {row.index: row for row in found.rows}
+    assert by["CRoMa"].low > 0
+    assert by["RI"].low > 0.5  # verdicts against 0 and 0.5 would be wrong
+    assert by["RI"].low < by["RI"].chance < by["RI"].high
+    assert not [one.text for one in robustness_verdicts(found) if one.mark == "established"]
 
 
 def _with(column: str, change: Callable[[pd.DataFrame], Any]) -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -172,11 +172,16 @@ def _show_counts(console: Console, counted: SplitCounts) -> None:
     _show_notes(console, counted.notes)
 
 
+_LABELS_BESIDE = 3
+"""Maximum number of labels whose shares fit in one table with the other columns of 100 characters"""
+
+
 def _show_made_splits(console: Console, made: MadeSplits) -> None:
     grid = Table(title=f"Splits by patient (column {escape(made.column)})", title_justify="left")
     labels = list(made.parts[0].labels)
+    beside = labels if len(labels) <= _LABELS_BESIDE else []
     has_centers, has_auc = made.parts[0].centers is not None, any(part.shortcut for part in made.parts)
-    for name in ("part", "share", "patients", *["centers"] * has_centers, "patches", *labels):
+    for name in ("part", "share", "patients", *["centers"] * has_centers, "patches", *beside):
         grid.add_column(escape(name))
     if has_auc:
         for name in ("AUC of center", "chance", "95 %"):
@@ -185,16 +190,26 @@ def _show_made_splits(console: Console, made: MadeSplits) -> None:
     for part in made.parts:
         cells = [part.name, f"{part.share:.1%}", f"{part.patients:,} ({part.patients / n:.1%})"]
         cells += [str(part.centers)] * has_centers + [f"{part.patches:,}"]
-        cells += [f"{part.labels[name]:.1%}" for name in labels]
+        cells += [f"{part.labels[name]:.1%}" for name in beside]
         if has_auc:
             found = part.shortcut
             values = [math.nan] * 3 if found is None else [found.auc, found.chance, found.high]
             cells += ["–" if math.isnan(value) else f"{value:.3f}" for value in values]
         grid.add_row(*map(escape, cells))
     console.print(grid)
+    if not beside and labels:
+        console.print(_label_shares(made))
     _show_notes(console, made.notes)
     if made.out is not None:
         console.print(f"{len(made.frame):,} patches written to {escape(str(made.out))}")
+
+
+def _label_shares(made: MadeSplits) -> Table:
+    """Return a row per label, as there may be many."""
+    grid = Table("label", *(escape(part.name) for part in made.parts))
+    for name in made.parts[0].labels:
+        grid.add_row(escape(name), *(f"{part.labels[name]:.1%}" for part in made.parts))
+    return grid
 
 
 def show_report(console: Console, reported: Reported) -> None:

@@ -9,12 +9,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from conceptkit.commands.maps import PREDICTED
 from conceptkit.evaluate.clustering import group_means
 from conceptkit.evaluate.intervals import student_p
 from conceptkit.evaluate.scores import Floats
 from conceptkit.records import CONTEXT_FILE
+from conceptkit.runs.context import text_of
+from conceptkit.tables.patches import PatchTable
 
 USUAL = 0.01
 """Share of the training patches outside the range of a concept, half of it at each end"""
@@ -24,7 +28,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Training:
-    """What a run keeps of the rows that its vectors were fitted on."""
+    """What a run keeps of the rows that its vectors or networks were fitted on."""
 
     concepts: Mapping[str, Floats]
     """Continuous concept → (n,) values"""
@@ -45,7 +49,43 @@ def read_training(folder: Path) -> Training | None:
             if values.dtype.kind == "f"
         }
         centers, patients = (file[f"rows/{name}"].asstr()[:] for name in ("center", "group"))
-    return Training(concepts, centers, patients)
+        used = file["rows/trained"][:] if "trained" in file["rows"] else np.ones(len(centers), dtype=bool)
+    return Training({name: values[used] for name, values in concepts.items()}, centers[used], patients[used])
+
+
+def run_of_checkpoint(checkpoint: str | Path) -> Path | None:
+    """Return the run folder that a checkpoint was written in; ``None`` where it was moved out of it."""
+    place = Path(checkpoint).resolve().parent
+    return place.parent if place.name == "checkpoints" else None
+
+
+def notes_of_new_centers(
+    run: str | Path | None, table: PatchTable, predictions: pd.DataFrame | None = None
+) -> list[str]:
+    """Return how new centers of a table differ from the training centers of a run.
+
+    Measured concepts of the table are compared where it has them, else the predictions.
+
+    Parameters
+    ----------
+    run : folder of a probe or of a guided training; ``None`` where it is unknown
+    predictions : column → (n,), such as ``area_predicted``
+    """
+    training = None if run is None else read_training(Path(run))
+    if training is None:
+        return []
+    values = {}
+    for name in training.concepts:
+        if name in table.frame and table.kind(name) == "continuous":
+            values[name] = table.concept(name).values
+        elif predictions is not None and name + PREDICTED in predictions:
+            values[name] = np.asarray(predictions[name + PREDICTED], dtype=np.float64)
+    columns = [next((c for c in names if c in table.frame), None) for names in (("center",), ("group", "patient"))]
+    centers, patients = (
+        None if column is None else np.array(["" if v is None else v for v in text_of(table, "center", column)])
+        for column in columns
+    )
+    return cohort_notes(training, values, centers, patients)
 
 
 def cohort_notes(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from conceptkit.commands.cohort_notes import notes_of_new_centers, run_of_checkpoint
 from conceptkit.commands.maps import PREDICTED, check_maps, held_out_scores, write_maps
 from conceptkit.commands.predict_bags import bag_outputs
 from conceptkit.commands.predict_features import feature_outputs
@@ -197,6 +198,7 @@ def _predict_patches(options: Predict, study: Study, progress: Progress | None) 
     frame = pd.DataFrame({**columns, **_predictions(model.tasks, raw)})
     frame.attrs["skipped"] = skipped
     frame.attrs["notes"] = [*mark_notes(backbone), *mixture_notes(table), *resolution]
+    frame.attrs["notes"] += notes_of_new_centers(run_of_checkpoint(folder), table, frame)
     units = {name + PREDICTED: unit for name, unit in study.units.items()}
     if options.qupath is not None:
         more = {name: table.frame[name].to_numpy() for name in ("image", study.label) if name in table.frame}

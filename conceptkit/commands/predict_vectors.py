@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from conceptkit.commands.cohort_notes import cohort_notes, read_training
+from conceptkit.commands.cohort_notes import notes_of_new_centers
 from conceptkit.commands.maps import PREDICTED, HeldOut, check_maps, write_maps
 from conceptkit.commands.qupath import check_export, export_patches
 from conceptkit.commands.tile import run_tile
@@ -27,7 +27,6 @@ from conceptkit.options.predict import Predict
 from conceptkit.probe.vectors import Applied, ConceptVector, apply_vectors, load_vectors
 from conceptkit.report.verdicts import READABLE_ABOVE_CHANCE
 from conceptkit.report.wording import number
-from conceptkit.runs.context import text_of
 from conceptkit.runs.opening import at_stage, find_study
 from conceptkit.synthetic import cache_folder
 from conceptkit.tables.patches import PatchTable, as_table
@@ -82,7 +81,12 @@ def predict_vectors(
     place |= {name: table.frame[name].to_numpy() for name in carried if name in table.frame}
     frame = pd.DataFrame({**place, **_columns(vectors, applied)})
     frame.attrs["skipped"] = skipped
-    frame.attrs["notes"] = [*notes, *features.notes(), *_range_notes(applied), *_cohort_notes(options, table, frame)]
+    frame.attrs["notes"] = [
+        *notes,
+        *features.notes(),
+        *_range_notes(applied),
+        *notes_of_new_centers(str(options.probe), table, frame),
+    ]
     if options.maps is not None:
         named = {vector.facts.concept + PREDICTED: vector for vector in vectors}
         write_maps(
@@ -247,25 +251,6 @@ def _range_notes(applied: Applied) -> list[str]:
         f"OUT OF RANGE: {share:.0%} of the patches are unlike those of the probe (1 % is usual): another scanner, "
         "stain, tissue or encoder. Their predictions are extrapolations, and the intervals do not hold for them."
     ]
-
-
-def _cohort_notes(options: Predict, table: PatchTable, frame: pd.DataFrame) -> list[str]:
-    """Return how new centers differ from those of the probe: by measured concepts of the table, else by predictions."""
-    training = read_training(Path(str(options.probe)))
-    if training is None:
-        return []
-    values = {}
-    for name in training.concepts:
-        if name in table.frame and table.kind(name) == "continuous":
-            values[name] = table.concept(name).values
-        elif name + PREDICTED in frame:
-            values[name] = frame[name + PREDICTED].to_numpy(dtype=np.float64)
-    columns = [next((c for c in names if c in table.frame), None) for names in (("center",), ("group", "patient"))]
-    centers, patients = (
-        None if column is None else np.array(["" if v is None else v for v in text_of(table, "center", column)])
-        for column in columns
-    )
-    return cohort_notes(training, values, centers, patients)
 
 
 def _stated(vector: ConceptVector) -> dict[str, Any]:

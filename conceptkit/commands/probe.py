@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conceptkit.commands.cohort_notes import notes_of_new_centers, run_of_checkpoint
 from conceptkit.commands.meaning import Tested, measure_meaning
 from conceptkit.errors import InputError, check_distinct
 from conceptkit.features.encoders import Encoder, is_several, open_encoders
 from conceptkit.features.sources import PIXELS, PixelFeatures
 from conceptkit.features.store_files import size_text
+from conceptkit.models.checkpoints import is_checkpoint
 from conceptkit.models.inference import choose_device
 from conceptkit.models.linear_algebra import algebra_on
 from conceptkit.options.base import Notify, Progress
 from conceptkit.options.probe import Probe
+from conceptkit.options.robustness import Robustness
 from conceptkit.probe.adjustment import ceiling
 from conceptkit.probe.encoders import encoder_differences, layer_pairs
 from conceptkit.probe.linear_algebra import computed_by
@@ -92,19 +95,7 @@ def probe(
     device = choose_device(options.device)
     plan = _plan(options, study)
     folder = run_folder(out, options.name)
-    encoders = open_encoders(
-        plan.table,
-        plan.study,
-        features=options.features,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        layers=options.layers,
-        against=options.against,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
+    encoders = opened_encoders(options, plan.table, plan.study)
     fits: dict[tuple[str, str], Fit] = {}
     with computed_by(algebra_on(device)):
         rows, differences = _probe_features(options, plan, encoders, fits, notify, progress)
@@ -114,7 +105,7 @@ def probe(
             options,
             plan.study,
             folder,
-            (*encoder_notes(plan.study, encoders), *plan.notes),
+            (*encoder_notes(plan.study, encoders), *plan.notes, *_new_centers(plan, encoders)),
             **encoder_settings(options, encoders),
             concepts=plan.concepts,
             adjust=list(plan.confounders),
@@ -325,6 +316,30 @@ def _probe_features(
         layers, placed, row_options, random=of_random, fits=fits, refits=refits, progress=step("probing")
     )
     return found, encoder_differences(pairs, placed, refits)
+
+
+def _new_centers(plan: _Plan, encoders: Sequence[Encoder]) -> Iterator[str]:
+    """Yield how centers differ from those that a guided network was trained on, where one is probed."""
+    for one in encoders:
+        if is_checkpoint(one.features.model):
+            yield from notes_of_new_centers(run_of_checkpoint(one.features.model), plan.table.select(plan.rows))
+
+
+def opened_encoders(options: Probe | Robustness, table: PatchTable, study: Study) -> list[Encoder]:
+    """Open the encoders that the options of a command name."""
+    return open_encoders(
+        table,
+        study,
+        features=options.features,
+        model=options.model,
+        weights=None if options.weights is None else str(options.weights),
+        layers=options.layers,
+        against=options.against,
+        pool=options.pool,
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+    )
 
 
 def encoder_notes(study: Study, encoders: Sequence[Encoder]) -> tuple[str, ...]:

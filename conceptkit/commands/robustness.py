@@ -7,16 +7,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conceptkit.commands.probe import encoder_notes, encoder_settings
+from conceptkit.commands.probe import encoder_notes, encoder_settings, opened_encoders
 from conceptkit.commands.remedies import chosen_remedies, remedy_rows
 from conceptkit.errors import InputError, check_place
 from conceptkit.evaluate.many_tests import adjust_for_many
-from conceptkit.features.encoders import Encoder, is_several, open_encoders
+from conceptkit.features.encoders import Encoder, is_several
 from conceptkit.features.pixel_remedies import with_changed_pixels
 from conceptkit.files.matrix import rows_of
 from conceptkit.models.inference import choose_device
@@ -48,6 +48,8 @@ from conceptkit.runs.opening import (
 from conceptkit.tables.patches import PatchTable
 from conceptkit.tables.study import Study
 
+_Row = TypeVar("_Row", RobustnessDifference, RemedyRow)
+
 
 @in_own_folder("robustness")
 def robustness(
@@ -64,7 +66,7 @@ def robustness(
     folder = run_folder(out, options.name)
     _check_card(options.card)
     remedies = chosen_remedies(options.remedies, has_pixels=options.features is None)
-    encoders = _opened(options, plan, plan.table)
+    encoders = opened_encoders(options, plan.table, plan.study)
     layers = _layers(encoders, plan, progress)
     pairs = layer_pairs(layers, options.against)
     measured = {layer.place: _measured(layer, plan, options, progress) for layer in layers}
@@ -93,7 +95,7 @@ def robustness(
         differences=_differences(pairs, measured),
         probe_differences=probe_differences,
         cells=tuple(_cells(plan.cohort)),
-        remedies=tuple(_remedy_rows(remedies, layers, plan, options, progress)),
+        remedies=_adjusted(tuple(_remedy_rows(remedies, layers, plan, options, progress))),
     )
     record.save(folder)
     if options.card is not None:
@@ -167,22 +169,6 @@ def _plan(options: Robustness, study: Any) -> _Plan:
     )
 
 
-def _opened(options: Robustness, plan: _Plan, table: PatchTable) -> list[Encoder]:
-    return open_encoders(
-        table,
-        plan.study,
-        features=options.features,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        layers=options.layers,
-        against=options.against,
-        pool=options.pool,
-        batch_size=options.batch_size,
-        device=options.device,
-        seed=options.seed,
-    )
-
-
 def _layers(encoders: Sequence[Encoder], plan: _Plan, progress: Progress | None) -> list[Layer]:
     layers = []
     for one in encoders:
@@ -203,7 +189,7 @@ def _remedy_rows(
     for name, remedy in remedies.items():
         if remedy.pixels:
             changed = with_changed_pixels(plan.table, name, remedy, seed=options.seed)
-            found = _layers(_opened(options, plan, changed), plan, progress)
+            found = _layers(opened_encoders(options, changed, plan.study), plan, progress)
             other[name] = {one.place: one.X for one in found}
     concepts = {}
     for target in plan.targets[0]:
@@ -322,6 +308,7 @@ def _index_rows(layer: Layer, found: RobustnessIndices) -> Iterator[RobustnessRo
             n_patients=index.n_patients,
             k=found.k if evidence else None,
             tau=found.tau if name == "MaRI" else None,
+            chance=_known(index.chance),
             without_center=dict(zip(cohort.centers, index.without_center.tolist(), strict=True)),
             interval_note=patients.note,
         )
@@ -351,6 +338,12 @@ def _shortcut_rows(layer: Layer, cohort: Cohort, found: Shortcut | None) -> Iter
         yield RobustnessRow(**_place(layer), index=name, value=value, sd=sd, n=len(cohort.label), interval_note=note)
 
 
+def _adjusted(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    """Return rows with q, their p adjusted for all of them."""
+    q = adjust_for_many([one.p for one in rows])
+    return tuple(dataclasses.replace(one, q=_known(value)) for one, value in zip(rows, q, strict=True))
+
+
 def _differences(
     pairs: Sequence[tuple[Layer, Layer]], measured: dict[str, RobustnessIndices]
 ) -> tuple[RobustnessDifference, ...]:
@@ -374,8 +367,7 @@ def _differences(
                     interval_note=paired.note,
                 )
             )
-    q = adjust_for_many([one.p for one in found])
-    return tuple(dataclasses.replace(one, q=_known(value)) for one, value in zip(found, q, strict=True))
+    return _adjusted(tuple(found))
 
 
 def _probes(

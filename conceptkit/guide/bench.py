@@ -341,6 +341,7 @@ class PatchBench(Bench):
                 for target in {**reading.concepts, **reading.leaks}.values()
             ],
             folds=reading.folds,
+            trained=self.plan.training,
         )
 
     def digest(self, arm: Arm) -> str:

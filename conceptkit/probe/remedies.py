@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
 
 from conceptkit.errors import InputError
 from conceptkit.evaluate.paired import Scored, scored_auc_within, scored_balanced_accuracy, scored_r2
@@ -20,6 +20,9 @@ from conceptkit.probe.erasure import fit_eraser, indicators
 from conceptkit.probe.folds import make_folds
 
 Codes = NDArray[np.intp]
+
+_BARYCENTER_STEPS = 50
+"""Maximum number of steps to the barycenter; usually ten are enough"""
 
 Change = Callable[[Floats, Codes], Floats]
 """From features (m, d) and centers (m,) to the changed features (m, d)"""
@@ -78,6 +81,60 @@ def centring(X: Floats, label: Codes, center: Codes) -> Change:
         return np.asarray(A - np.stack([own[k] for k in of]) + level)
 
     return change
+
+
+@as_remedy("means and covariances of all centers made equal (quadratic LEACE)", transductive=True)
+def qleace(X: Floats, label: Codes, center: Codes) -> Change:
+    """Move each center, by the smallest change, to one mean and one covariance: the Wasserstein barycenter of all.
+
+    Covariances are Ledoit and Wolf's. A new center is moved by the mean and covariance of its new rows. Every fit takes
+    time of order d³ for each center.
+
+    Source
+    ------
+    Belrose et al., 2023 (quadratic LEACE); Álvarez-Esteban et al., 2016, for the barycenter of Gaussians
+    """
+    names, counts = np.unique(center, return_counts=True)
+    spreads = {k: _spread(X[center == k]) for k in names}
+    level, target = X.mean(0), sum(n * spreads[k] for k, n in zip(names, counts, strict=True)) / len(X)
+    for _ in range(_BARYCENTER_STEPS):
+        root, inverse = _roots(target)
+        middle = sum(n * _roots(root @ spreads[k] @ root)[0] for k, n in zip(names, counts, strict=True)) / len(X)
+        before, target = target, inverse @ middle @ middle @ inverse
+        if np.abs(target - before).max() <= 1e-9 * np.abs(target).max():
+            break
+
+    def moved(A: Floats, spread: Floats) -> Floats:
+        root, inverse = _roots(spread)
+        return np.asarray(A @ (inverse @ _roots(root @ target @ root)[0] @ inverse) + level)
+
+    means = {k: X[center == k].mean(0) for k in names}
+
+    def change(A: Floats, of: Codes) -> Floats:
+        out = np.empty_like(A)
+        for k in np.unique(of):
+            rows = A[of == k]
+            mean, spread = (means[k], spreads[k]) if k in means else (rows.mean(0), _spread(rows))
+            out[of == k] = moved(rows - mean, spread)
+        return out
+
+    return change
+
+
+def _spread(rows: Floats) -> Floats:
+    """Return the covariance (d, d) of the rows of a center."""
+    if len(rows) < 2 or not np.ptp(rows, axis=0).any():
+        raise InputError("remedies: qleace needs two rows that differ, of each center in every training part.")
+    covariance: Floats = ledoit_wolf(rows)[0]
+    # a constant column has no scale of its own
+    return np.asarray(covariance + 1e-9 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+
+
+def _roots(matrix: Floats) -> tuple[Floats, Floats]:
+    """Return the square root of a positive definite matrix, and its inverse."""
+    values, vectors = np.linalg.eigh(matrix)
+    root = np.sqrt(np.maximum(values, np.finfo(np.float64).tiny))
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
 @as_remedy("ComBat, fitted with labels and applied without", transductive=True)

@@ -45,6 +45,8 @@ class Index:
     """Rows that count: with an informative neighbour (RI, MaRI), or all typed neighbours (CRoMa)"""
     n_patients: int
     """Patients of these rows"""
+    chance: float = math.nan
+    """Of RI and MaRI: the value of features that know neither label nor center"""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,38 @@ def _types(near: Nearest, cohort: Cohort) -> tuple[NDArray[np.bool_], NDArray[np
     return known & label & ~center, known & ~label & center
 
 
+def evidence_chance(cohort: Cohort) -> float:
+    """Return RI of features that know neither label nor center: each row of another patient is as likely a neighbour.
+
+    It is 0.5 only where as many rows share the label in other centers as share the center with other labels; of c
+    centers with the same rows of two labels in each it is (c − 1)/c.
+    """
+
+    def of_type(*same: bool) -> Floats:
+        """Return the number of rows of other patients with the same, or another, label and center."""
+        numbers = np.zeros(len(cohort.label))
+        for within in (None, cohort.patient):
+            codes = [np.zeros_like(cohort.label) if within is None else within]
+            for values, equal in zip((cohort.label, cohort.center), same, strict=True):
+                codes += [values] if equal else []
+            one, both = (_size_of_group(*codes), _size_of_group(*codes[:1], cohort.label, cohort.center))
+            numbers += (one - both) * (1 if within is None else -1)
+        return numbers
+
+    shares = [
+        numbers / np.maximum(len(cohort.label) - _size_of_group(cohort.patient), 1)
+        for numbers in (of_type(True, False), of_type(False, True))
+    ]
+    total = float(np.sum(shares))
+    return float(shares[0].sum()) / total if total else math.nan
+
+
+def _size_of_group(*codes: NDArray[np.intp]) -> Floats:
+    """Return for each row (n,) how many rows have the same codes."""
+    _, group, counts = np.unique(np.stack(codes), axis=1, return_inverse=True, return_counts=True)
+    return np.asarray(counts[group.ravel()], dtype=np.float64)
+
+
 def _evidence_indices(found: Neighbours, k: int, tau: float) -> Iterator[Index]:
     """Yield RI and MaRI."""
     cohort = found.cohort
@@ -157,7 +191,7 @@ def _evidence_indices(found: Neighbours, k: int, tau: float) -> Iterator[Index]:
     for name, temperature in (("RI", math.inf), ("MaRI", tau)):
         sums = [_evidence(lists, cohort, k, temperature) for lists in (found.patients, found.centers)]
         (value, of_patients), (_, of_centers) = sums
-        yield Index(name, value, of_patients, of_centers, **support)
+        yield Index(name, value, of_patients, of_centers, **support, chance=evidence_chance(cohort))
 
 
 def _evidence(lists: Lists, cohort: Cohort, k: int, tau: float) -> tuple[float, Floats]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit
 
 from conceptkit.evaluate.clustering import effective_size
 from conceptkit.evaluate.intervals import coverage_note, jackknife_error, student_p, student_reach
@@ -24,9 +24,10 @@ def over_patients(index: Index, cohort: Cohort, against: Index | None = None) ->
 
     It holds for other patients of the same centers, as many as here: an index depends on their number, since
     neighbours come nearer. The standard error is the delete-one-patient jackknife within centers (strata),
-    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²). Shares (:data:`SHARES`) are on the logit, as they are skewed. A deleted patient
-    is replaced among the neighbours of all other rows. A bootstrap would draw a patient several times and make it its
-    own neighbour; one that keeps the neighbours fixed misses half of the variation.
+    √(Σ_c (n_c−1)/n_c Σ_i (θ₋ᵢ − θ̄₋)²), and the quantile Student's with Satterthwaite's degrees of freedom, at most
+    Kish's effective number of patients less the number of strata. Shares (:data:`SHARES`) are on the logit, as they are
+    skewed. A deleted patient is replaced among the neighbours of all other rows. A bootstrap would draw a patient
+    several times and make it its own neighbour; one that keeps the neighbours fixed misses half of the variation.
 
     Parameters
     ----------
@@ -44,18 +45,40 @@ def over_patients(index: Index, cohort: Cohort, against: Index | None = None) ->
     if not np.isfinite(deleted).all() or not np.isfinite(value):
         why = "no interval: the index is undefined without one of the patients"
         return PairedInterval(value, float("nan"), float("nan"), n, why, effective)
-    worth = max(effective - (len(np.unique(strata)) - 1), 2.0)
-    note, p = coverage_note(n, effective=effective), student_p(value, stratified_error(deleted, strata), worth)
+    note = coverage_note(n, effective=effective)
+    error, freedom = stratified_error(deleted, strata)
+    p = student_p(value, error, min(effective - len(np.unique(strata)), freedom) + 1)
     on_logit = against is None and index.name in SHARES and min(value, *deleted) > 0 and max(value, *deleted) < 1
-    middle, deleted = (logit(value), logit(deleted)) if on_logit else (value, deleted)
-    reach = float(stdtrit(worth - 1, 0.975)) * stratified_error(deleted, strata)
+    middle = value
+    if on_logit:
+        middle = logit(value)
+        error, freedom = stratified_error(logit(deleted), strata)
+    reach = student_reach(min(effective - len(np.unique(strata)), freedom) + 1) * error
     low, high = (float(expit(end)) if on_logit else float(end) for end in (middle - reach, middle + reach))
     return PairedInterval(value, low, high, n, note, effective, p)
 
 
-def stratified_error(deleted: Floats, strata: Codes) -> float:
-    """Return the jackknife standard error from the statistic without each unit (u,) of strata (u,) of two or more."""
-    return float(np.sqrt(sum(jackknife_error(deleted[strata == one]) ** 2 for one in np.unique(strata))))
+def stratified_error(deleted: Floats, strata: Codes) -> tuple[float, float]:
+    """Return the jackknife standard error and its degrees of freedom, from the statistic without each unit (u,).
+
+    Parameters
+    ----------
+    strata : (u,) of two units or more each
+
+    Source
+    ------
+    Satterthwaite, 1946, for the degrees of freedom (Σ v_c)²/Σ v_c²/(n_c−1) of the sum of the strata's variances v_c
+    """
+    variances, units = (
+        np.array(values, dtype=np.float64)
+        for values in zip(
+            *((jackknife_error(deleted[strata == one]) ** 2, (strata == one).sum()) for one in np.unique(strata)),
+            strict=True,
+        )
+    )
+    total = float(variances.sum())
+    freedom = total**2 / float((variances**2 / (units - 1)).sum()) if total > 0 else float(len(deleted) - len(units))
+    return float(np.sqrt(total)), freedom
 
 
 def strata_of(cohort: Cohort) -> Codes:

@@ -24,6 +24,8 @@ class RemedyRow:
     """Lower end of the difference's 95 % interval over patients."""
     high: float | None = None
     p: float | None = None
+    q: float | None = None
+    """p adjusted for all differences of the run (Benjamini and Hochberg)."""
     n_groups: int
     """Patients."""
     interval_note: str | None = None

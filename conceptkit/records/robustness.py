@@ -43,6 +43,8 @@ class RobustnessRow:
     """Number of neighbours, of RI, MaRI and kNN."""
     tau: float | None = None
     """Temperature of MaRI."""
+    chance: float | None = None
+    """Of RI and MaRI, the value of features that know neither label nor center."""
     without_center: Mapping[str, float] = field(default_factory=dict)
     """Center → the index without its rows."""
     interval_note: str | None = None

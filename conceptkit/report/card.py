@@ -42,6 +42,7 @@ def _of(record: RobustnessRecord, encoder: str) -> RobustnessRecord:
         rows=tuple(row for row in record.rows if (row.encoder or row.model) == encoder),
         probes=tuple(row for row in record.probes if (row.encoder or row.model) == encoder),
         differences=tuple(d for d in record.differences if encoder in (d.encoder, d.against)),
+        remedies=tuple(row for row in record.remedies if row.encoder == encoder),
         probe_differences=tuple(d for d in record.probe_differences if encoder in (d.encoder, d.against)),
     )
 

@@ -20,15 +20,16 @@ def remedy_table(rows: Sequence[RemedyRow]) -> Table:
             "score": one.measure,
             "after": as_float(one.value),
             **ends("difference", one.difference, one.low, one.high),
-            "p": as_float(one.p),
+            "q": as_float(one.q),
         }
         for one in ordered
     ]
     return make_table(
         "robustness remedies",
         "Remedies and their price",
-        "Each remedy is fitted in training parts only. The difference is against nothing, with a 95 % interval over "
-        "patients; predictions are not refitted for it. Center: balanced accuracy of fresh probes. Label: AUC over "
+        "Remedies of features are fitted in training parts only; a stain's target is one for all rows. The "
+        "difference is against nothing, with a 95 % interval over patients; predictions are not refitted for it. "
+        "q is adjusted for all differences of the run. Center: balanced accuracy of fresh probes. Label: AUC over "
         "pairs of rows of one center, held out by patient, or of centers that neither probe nor remedy has seen. "
         "Transductive remedies need the center of each new row, so compare them with each other only.",
         cells,

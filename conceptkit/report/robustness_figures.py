@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from conceptkit.records import ProbeRow, RobustnessRecord, RobustnessRow
 from conceptkit.report.drawing import COLOURS, FAINT, Drawing, new_figure, styled
-from conceptkit.report.robustness_tables import NEUTRAL
 from conceptkit.report.short_names import short
 from conceptkit.report.wording import number
 
@@ -42,7 +41,7 @@ def layer_figure(rows: Sequence[RobustnessRow], probes: Sequence[ProbeRow]) -> F
         for colour, index in zip(COLOURS, _DRAWN, strict=False):
             own = {row.layer: (row.value, row.low, row.high) for row in rows if row.index == index}
             _line(axes[0], layers, own, index, colour)
-        for value in sorted({NEUTRAL[index] for index in _DRAWN}):
+        for value in {0.0, *(row.chance for row in rows if row.index == "RI" and row.chance is not None)}:
             axes[0].axhline(value, color=FAINT, linewidth=0.8, linestyle=":")
         axes[0].set_ylabel("index")
         for colour, concept in zip(COLOURS[3:], dict.fromkeys(row.concept for row in probes), strict=False):

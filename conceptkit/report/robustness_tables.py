@@ -12,8 +12,8 @@ from conceptkit.report.remedy_tables import remedy_table
 from conceptkit.report.table import Row, Table, ends, make_table
 from conceptkit.report.wording import as_float, counted, groups_word, interval, is_finite, metric_name
 
-NEUTRAL = {"RI": 0.5, "MaRI": 0.5, "CRoMa": 0.0, "CRoMa tail": 0.0}
-"""Index → its value where biology and hospital weigh the same"""
+_OF_CENTERS = ("RI", "MaRI", "CRoMa", "CRoMa tail")
+"""Indices that are given without each center"""
 
 _SHOWN = ("RI", "MaRI", "CRoMa", "CRoMa tail", "CRoMa below 0", "APD", "nIPD", "label kNN", "center kNN")
 
@@ -48,14 +48,18 @@ def index_table(record: RobustnessRecord) -> Table:
         for name in _SHOWN:
             row = by.get(name)
             cells |= ends(name, *((None,) * 3 if row is None else (row.value, row.low, row.high)))
+            if name == "MaRI":
+                cells["chance"] = as_float(None if row is None else row.chance)
         rows.append(cells)
     patients = groups_word(record.group)
     return make_table(
         "robustness",
         "Biology or hospital",
         f"95 % intervals over {patients}, centers fixed. RI, MaRI: share of near rows of the same label and another "
-        "center among those that share one of both (MaRI: nearer ones weigh more); 0.5: both weigh the same. CRoMa: "
-        "from −1 (hospital) to 1 (biology), the median over rows; its tail is the mean of the lowest tenth. "
+        "center among those that share one of both (MaRI: nearer ones weigh more); chance: of features "
+        "that know neither, by the numbers of such rows. CRoMa: "
+        "from −1 (hospital) to 1 (biology), the median over rows; its tail is the mean of the lowest tenth, which is "
+        "below 0 where rows follow neither: compare it between encoders. "
         "APD and nIPD: loss of a probe of the label when its training rows tie label and center; 0: none. kNN: "
         f"balanced accuracy from near rows of other {patients}.",
         rows,
@@ -101,7 +105,7 @@ def _text(number: int | None) -> str:
 def _center_table(record: RobustnessRecord) -> Table:
     rows = []
     for (encoder, layer), by in places(record.rows).items():
-        kept = {name: by[name] for name in NEUTRAL if name in by}
+        kept = {name: by[name] for name in _OF_CENTERS if name in by}
         for center in dict.fromkeys(c for row in kept.values() for c in row.without_center):
             values = {name: as_float(row.without_center.get(center)) for name, row in kept.items()}
             rows.append({"encoder": encoder, "layer": layer, "without": center, **values})
@@ -195,7 +199,8 @@ def robustness_verdicts(record: RobustnessRecord) -> list[Verdict]:
     out = []
     for (encoder, layer), by in by_place.items():
         where = f"{layer} of {encoder}" if layers.count(encoder) > 1 else encoder
-        out += [_judged(by[name], where, record) for name in ("CRoMa", "CRoMa tail") if name in by]
+        if "RI" in by and by["RI"].chance is not None:
+            out.append(_judged(by["RI"], by["RI"].chance, where, record))
         out += [
             _judged_center(row, where, record)
             for row in record.probes
@@ -215,19 +220,18 @@ def robustness_verdicts(record: RobustnessRecord) -> list[Verdict]:
     return out
 
 
-def _judged(row: RobustnessRow, where: str, record: RobustnessRecord) -> Verdict:
-    side = side_of(row.value, row.low, row.high, NEUTRAL[row.index])
+def _judged(row: RobustnessRow, chance: float, where: str, record: RobustnessRecord) -> Verdict:
+    side = side_of(row.value, row.low, row.high, chance)
     n = row.n_patients or 0
     mark = mark_of(side, None, few=are_few(n, record.group), sought=("above", "below"))
-    what = "the least robust tenth of the rows follows" if row.index == "CRoMa tail" else "near rows follow"
     follows = {"above": "biology more than the hospital", "below": "the hospital more than biology"}
     if mark == "established":
-        answer = f"In {where}, {what} {follows[side]}"
+        answer = f"In {where}, near rows follow {follows[side]}"
     else:
-        answer = f"Open whether in {where} {what} biology or the hospital"
+        answer = f"Open whether in {where} near rows follow biology or the hospital"
     size = interval(row.value, row.low, row.high)
     counted_rows = f"; {row.n_rows} of {row.n} rows count" if row.n_rows != row.n else ""
-    text = f"{answer}: {row.index} {size} ({counted(record.group, n)}{counted_rows})"
+    text = f"{answer}: {row.index} {size}, chance {chance:.2f} ({counted(record.group, n)}{counted_rows})"
     return verdict(mark, text, few_words(n, record.group))
 
 

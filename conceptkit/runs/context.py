@@ -62,6 +62,7 @@ def write_context(
     targets: Iterable[Target] = (),
     folds: int = 0,
     predicted: Mapping[str, tuple[str, NDArray[Any]]] | None = None,
+    trained: NDArray[np.intp] | None = None,
 ) -> Path:
     """Write the file and return its path.
 
@@ -75,6 +76,7 @@ def write_context(
     folds : number of these folds
     predicted : concept → its layer and (len(rows),) held-out predictions, NaN or empty where missing; the page then
         shows patches one by one
+    trained : row numbers of the table that networks were fitted on; ``None`` where all rows were
     """
     chosen = table.select(rows)
     groups = chosen.groups(study.group)
@@ -91,6 +93,8 @@ def write_context(
         }
         for name, words in columns.items():
             file.create_dataset(f"rows/{name}", data=words, dtype=h5py.string_dtype(), compression="gzip")
+        if trained is not None:
+            file.create_dataset("rows/trained", data=np.isin(rows, trained), compression="gzip")
         kept = file.create_group("concepts")
         for name in dict.fromkeys(concepts):
             concept = chosen.concept(name)
