@@ -239,7 +239,8 @@ def arrays(quick: bool) -> None:
     n, d = (4000, 512) if quick else (20_000, 2048)
     X, Y, groups = features(n, d, 4, 200)
     concepts = {f"c{i}": Y[:, i] for i in range(4)}
-    seconds, _ = timed(lambda: ck.probe_arrays({"layer": X}, concepts, groups, permutations=0))
+    probing = functools.partial(ck.probe_arrays, {"layer": X}, concepts, groups, permutations=0)  # imports scikit-learn
+    seconds, _ = timed(probing)
     gram, G = timed(lambda: X.T @ X)
     eigen, _ = timed(lambda: np.linalg.eigh(G))
     what = f"all controls, n={n:,}, d={d:,} (Gram {gram:.2f} s, eigenvectors {eigen:.2f} s)"

@@ -99,7 +99,7 @@ def test_a_column_that_varies_in_the_held_out_part_alone_is_constant_in_training
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_moments_of_parts_are_those_of_the_whole(offset, monkeypatch):
-    monkeypatch.setattr(ridge, "_BLOCK", 70)  # ten rows at a time
+    monkeypatch.setattr(ridge, "_MOMENTS_BLOCK", 70)  # ten rows at a time
     X = np.random.default_rng(0).normal(size=(53, 7)) + offset
     rows = np.arange(3, 50)
     found = row_moments(X, rows)

@@ -326,6 +326,7 @@ def test_rows_taken_up_in_blocks_are_validated_alike(within, monkeypatch):
     [expected] = validate(X, [target], **how)
     monkeypatch.setattr(ridge, "_KEPT", 0)
     monkeypatch.setattr(ridge, "_BLOCK", 200)
+    monkeypatch.setattr(ridge, "_MOMENTS_BLOCK", 200)
     monkeypatch.setattr(permutation, "_ROWS_AT_ONCE", 20)
     [found] = validate(X, [target], **how)
     for name, value in vars(expected).items():

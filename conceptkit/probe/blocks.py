@@ -23,7 +23,7 @@ from conceptkit.files.matrix import FileMatrix, Part, gather
 from conceptkit.probe.alpha import best_alpha
 from conceptkit.probe.block_ridge import BlockRidge, Fit
 from conceptkit.probe.folds import make_folds
-from conceptkit.probe.ridge import Moments, Split, gathered, scale_of
+from conceptkit.probe.ridge import Moments, Split, added, gathered, scale_of
 from conceptkit.probe.space import Space, agreement_of
 
 MOST_BLOCKS = 10
@@ -258,7 +258,7 @@ class _FirstPass:
                     at = len(units) * d
                     units.append((one.n, one.mean[:d]))
                     yield np.arange(at, at + d), one.scatter[:d, :d].astype(np.float32)
-                    whole = one if whole is None else gathered([whole, one])
+                    whole = added(whole, one)
                 if whole is not None:
                     blocks.append(whole)
 

@@ -21,19 +21,25 @@ ALPHAS: Floats = np.logspace(-1, 6, 20)
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Row numbers of a training part and of its held-out part."""
 
-_BLOCK = 2**21
-"""Values converted to float64 at a time (16 MiB). X is never copied whole, and the C library reuses allocations below
-32 MiB, while larger ones are requested from the system and cleared each time."""
+_BLOCK = 2**19
+"""Values converted to float64 at a time (4 MiB, which the processor's cache holds). X is never copied whole."""
+
+_MOMENTS_BLOCK = 2**22
+"""Values whose scatter is computed at a time: each further block adds d × d sums"""
 
 _KEPT = 2**26
 """Maximum number of coordinates (512 MiB) kept between calls; larger ones are computed again."""
 
 
-def _blocks(X: NDArray[Any], rows: NDArray[np.intp], mean: Floats | float) -> Iterator[tuple[slice, Floats]]:
+def _blocks(
+    X: NDArray[Any], rows: NDArray[np.intp], mean: Floats | float, size: int = _BLOCK
+) -> Iterator[tuple[slice, Floats]]:
     """Yield places among ``rows``, and these rows of X (n, d) minus ``mean`` in float64, a block at a time."""
-    step = max(1, _BLOCK // X.shape[1])
+    step = max(1, size // X.shape[1])
     for i in range(0, len(rows), step):
-        yield slice(i, i + step), X[rows[i : i + step]].astype(np.float64, copy=False) - mean
+        block = X[rows[i : i + step]].astype(np.float64, copy=False)  # rows by number are a copy already
+        block -= mean
+        yield slice(i, i + step), block
 
 
 def column_scale(X: Floats) -> tuple[Floats, Floats]:
@@ -65,13 +71,12 @@ def scale_of(moments: Moments) -> Floats:
 
 def row_moments(X: NDArray[Any], rows: NDArray[np.intp]) -> Moments:
     """Return the moments of some rows of X (n, d), computed in float64 a block of rows at a time."""
-    return gathered(_centred(block) for _, block in _blocks(X, rows, 0.0))
-
-
-def _centred(block: Floats) -> Moments:
-    mean = block.mean(0)
-    C = block - mean
-    return Moments(len(block), mean, product(C.T, C))
+    whole: Moments | None = None
+    for _, block in _blocks(X, rows, 0.0, _MOMENTS_BLOCK):
+        mean = block.mean(0)
+        block -= mean
+        whole = added(whole, Moments(len(block), mean, product(block.T, block)))
+    return whole or Moments(0, np.zeros(0), np.zeros((0, 0)))
 
 
 def gathered(parts: Iterable[Moments]) -> Moments:
@@ -80,20 +85,21 @@ def gathered(parts: Iterable[Moments]) -> Moments:
     Parts are added, never subtracted from a whole, so that a column that varies in one part only is exactly constant
     in the others.
     """
-    n = 0
-    mean, scatter = np.zeros(0), np.zeros((0, 0))
+    whole: Moments | None = None
     for part in parts:
-        if n == 0:
-            n, mean, scatter = part.n, part.mean, part.scatter.copy()
-            continue
-        step = part.mean - mean
-        scatter += part.scatter
-        dger(
-            n * part.n / (n + part.n), step, step, a=scatter.T, overwrite_a=1
-        )  # in place, without a second d × d matrix
-        mean = mean + step * (part.n / (n + part.n))
-        n += part.n
-    return Moments(n, mean, scatter)
+        whole = Moments(part.n, part.mean, part.scatter.copy()) if whole is None else added(whole, part)
+    return whole or Moments(0, np.zeros(0), np.zeros((0, 0)))
+
+
+def added(whole: Moments | None, part: Moments) -> Moments:
+    """Return the moments of both, in the scatter of ``whole``."""
+    if whole is None:
+        return part
+    n, step = whole.n + part.n, part.mean - whole.mean
+    whole.scatter.__iadd__(part.scatter)
+    # In place, without a second d × d matrix
+    dger(whole.n * part.n / n, step, step, a=whole.scatter.T, overwrite_a=1)
+    return Moments(n, whole.mean + step * (part.n / n), whole.scatter)
 
 
 def part_moments(X: NDArray[Any], splits: Sequence[Split]) -> list[Moments] | None:

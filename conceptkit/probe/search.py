@@ -6,7 +6,8 @@ double precision, so that the chosen penalty is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ _ROUNDING = 2.0**-19
 _UNSAFE, _FIRST_ORDER = 0.1, 0.003
 """Relative change of a group's system above which it is not solved in single precision, and from which the change of
 its solution exceeds the first order"""
+
+_MEASURED = 2**22
+"""Values of groups whose bounds are computed together"""
 
 _STEPS, _EXACT = 8, 1e-14
 """Maximum number of corrections of residuals, and the relative error at which they end"""
@@ -93,31 +97,60 @@ def rough_error(
     basis, centred = response.basis, response.centred
     mix = np.eye(centred.shape[1]) if mix is None else mix
     shrink = 1.0 / (basis.spectrum + alphas[:, None])  # (a, r)
-    squares = ((response.moments @ mix) ** 2)[:, None, :] * shrink.T[:, :, None] ** 2  # (r, a, t)
-    solutions = (response.moments[:, None, :] * shrink.T[:, :, None]).astype(np.float32)
+    solutions = response.moments[:, None, :] * shrink.T[:, :, None]  # (r, a, t)
+    columns, rough_mix = np.ascontiguousarray(solutions, np.float32).reshape(len(solutions), -1), mix.astype(np.float32)
     error, bound = np.zeros((2, len(alphas), mix.shape[1]))
+    measured: list[tuple[NDArray[Any], ...]] = []
     for members in _members(basis, groups, len(alphas)):
         some, real = np.concatenate(members), filled(members)
         flat = basis.coordinates(basis.train[some], np.float32)
         A = padded(flat, real)
-        length = np.einsum("gkr,gkr->gr", A, A).astype(np.float64)
-        sizes = real.sum(1, keepdims=True)
-        row = sizes * np.einsum("gkr,gkr->gk", A, A).max(1, keepdims=True) / A.shape[2]  # of the largest row
-        of_leverage = _ROUNDING * np.sqrt((length * (4 * row + length)) @ (shrink**2).T)  # (g, a)
         kept, H = without_mean(real, len(centred)), leverages(A, np.sqrt(shrink))
-        of_reading = _ROUNDING * np.sqrt((length + row) @ squares.reshape(len(squares), -1) / sizes)
-        of_reading = of_reading.reshape(len(real), len(alphas), -1)
-        fitted = product(flat, solutions.reshape(len(solutions), -1)).reshape(len(flat), len(alphas), -1)
+        fitted = product(flat, columns).reshape(len(flat), len(alphas), -1)
+        pulled, own = np.empty((2, len(real), len(alphas), mix.shape[1]))
+        length = np.empty((len(real), len(alphas)))
         for i in range(len(alphas)):
             inverse = _inverse(kept - H[i])
-            left = inverse @ padded((centred[some] - fitted[:, i]) @ mix, real)  # errors are linear in the target
-            pulled = np.linalg.norm(inverse @ left, axis=1)  # by how much a change of the system changes errors
-            own = np.einsum("gkt,gkt->gt", left, left)
-            change = pulled * (of_reading[:, i] + of_leverage[:, i, None] / sizes * np.sqrt(own))
-            spread = np.linalg.norm(inverse, axis=(1, 2))[:, None] / np.sqrt(sizes) * of_leverage[:, i, None]
-            bound[i] += 2 * np.where(spread > _UNSAFE, np.inf, change * (1 + spread / _FIRST_ORDER)).sum(0)
-            error[i] += own.sum(0)
-    return error, bound
+            left = inverse @ padded(centred[some] - fitted[:, i], real)
+            # By how much a change of the system changes errors, which are linear in the target.
+            pulled[:, i] = np.linalg.norm((inverse @ left.astype(np.float32)) @ rough_mix, axis=1)
+            left = left @ mix
+            own[:, i] = np.einsum("gkt,gkt->gt", left, left)
+            length[:, i] = np.linalg.norm(inverse, axis=(1, 2))
+        error += own.sum(0)
+        largest = np.einsum("gkr,gkr->gk", A, A).max(1) / A.shape[2]  # mean square of the largest row
+        measured.append((real.sum(1), np.einsum("gkr,gkr->gr", A, A), largest, pulled, own, length))
+        if sum(part[1].size for part in measured) > _MEASURED:
+            bound += _bounds(measured, response.moments @ mix, shrink)
+            measured = []
+    return error, bound + (_bounds(measured, response.moments @ mix, shrink) if measured else 0.0)
+
+
+def _bounds(measured: Sequence[tuple[NDArray[Any], ...]], moments: Floats, shrink: Floats) -> Floats:
+    """Return the bounds (a, t) of the errors of some groups.
+
+    Parameters
+    ----------
+    measured : for g groups together, number of rows (g,), sums of squares of their coordinates (g, r), mean square of
+        the largest row (g,), change of errors with the system (g, a, t), squared errors (g, a, t), and length of the
+        inverse systems (g, a)
+    moments, shrink : (r, t) of the targets, and (a, r)
+    """
+    sizes, sums, largest, pulled, own, length = map(np.concatenate, zip(*measured, strict=True))
+    root, row = np.sqrt(sizes)[:, None], (sizes * largest).astype(np.float32)[:, None]
+    of_leverage = _ROUNDING * np.sqrt((sums * (4 * row + sums)) @ (shrink**2).T.astype(np.float32))  # (g, a)
+    spread = length / root * of_leverage
+    out = np.empty((len(shrink), moments.shape[1]))
+    sums += row
+    for i, of_alpha in enumerate(shrink):
+        solutions = moments * of_alpha[:, None]
+        peak = np.abs(solutions).max(0)
+        relative = np.divide(solutions, peak, out=np.zeros_like(solutions), where=peak > 0).astype(np.float32)
+        of_reading = _ROUNDING * peak * np.sqrt(sums @ relative**2) / root
+        change = pulled[:, i] * (of_reading + of_leverage[:, [i]] / root**2 * np.sqrt(own[:, i]))
+        changed = change * (1 + spread[:, [i]] / _FIRST_ORDER)
+        out[i] = 2 * np.where(spread[:, [i]] > _UNSAFE, np.inf, changed).sum(0)
+    return out
 
 
 def _inverse(systems: Floats) -> Floats:
