@@ -304,6 +304,7 @@ def test_a_mistake_leaves_the_older_page_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.html", "run"]
 
 
+@pytest.mark.long
 def test_four_thousand_patches_fit_and_are_stored_once(tmp_path: Path) -> None:
     folder = saved(guide_record(), tmp_path / "run")
     write_embeddings(folder, n=4100, centers=12)

@@ -76,6 +76,7 @@ def test_the_record_lists_the_candidates_and_the_chosen_arm_is_trained_on_all_ce
     assert ck.load_record(record.folder).selection == found
 
 
+@pytest.mark.long
 def test_a_selection_does_not_depend_on_evaluation_rows(selected, rows, tmp_path):
     record, _ = selected
     poisoned, held = rows.copy(), rows.split.isin(("internal", "external"))

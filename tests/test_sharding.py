@@ -106,6 +106,7 @@ def test_torchrun_gives_the_same_file(table, single, tmp_path):
     assert done.stderr.count("rows written") == 1  # one rank speaks
 
 
+@pytest.mark.long
 def test_torchrun_finishes_what_is_left_and_lists_what_is_bad(table, single, tmp_path):
     store = tmp_path / "store.h5"
     store.write_bytes(single.read_bytes())
@@ -159,6 +160,7 @@ def cluster():
         yield started
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of the cluster's own start and end
 def test_a_cluster_is_given_a_few_parts_at_a_time(table, single, tmp_path, cluster, monkeypatch):
     import distributed

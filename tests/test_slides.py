@@ -176,7 +176,7 @@ def test_a_coarser_resolution_is_read_from_the_slide(wsi, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["png", "h5"])
-@pytest.mark.parametrize("options", [{}, {"overlap": 100}, {"tile_mpp": 0.998}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"overlap": 100}, marks=pytest.mark.long), {"tile_mpp": 0.998}])
 def test_exported_pixels_are_those_of_the_slide(wsi, tmp_path, kind, options):
     in_slide = run_tile([wsi / CMU], out=tmp_path / "a.csv", size=128, **options)
     exported = run_tile([wsi / CMU], out=tmp_path / "deep" / "b.csv", size=128, export=kind, **options)
