@@ -340,7 +340,6 @@ def test_what_is_imported_without_torch(name):
 
 HELPS = """
 import sys
-
 from conceptkit.cli import app
 for words in {lines!r}:
     try:
