@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from conceptkit.errors import InputError
 from conceptkit.evaluate.scores import Floats
 from conceptkit.guide.bench import Arm, Bench
-from conceptkit.guide.frozen import fit_rows
+from conceptkit.guide.frozen import WEAK, fit_rows
 from conceptkit.guide.inputs import Inputs, on_device
 from conceptkit.guide.objective import balance_factors, class_weights
 from conceptkit.guide.training import Trained
@@ -78,7 +78,8 @@ def fit_bottleneck(
 ) -> Trained:
     """Fit the heads of an arm's concepts, and its main head on out-of-fold predictions of them.
 
-    Penalties are chosen by left-out patients; rows of the main head have the weights that they have in the main loss.
+    Penalties of the concepts' heads are chosen by left-out patients; that of the main head is weak and fixed, and its
+    rows have the weights that they have in the main loss.
 
     Raises
     ------
@@ -226,9 +227,7 @@ def fit_head(bench: Bench, arm: Arm, columns: Floats, own: NDArray[np.intp], lab
     labels : (n used rows,) class numbers
     """
     scaler = StandardScaler().fit(columns)
-    groups = bench.plan.groups[bench.used][own]
-    weights = _row_weights(bench, arm, own, labels)
-    found = fit_rows(scaler.transform(columns), labels.numpy()[own], weights, groups, arm.name)
+    found = fit_rows(scaler.transform(columns), labels.numpy()[own], _row_weights(bench, arm, own, labels), WEAK)
     beta = found.coef_ / scaler.scale_
     return beta.T, found.intercept_ - beta @ scaler.mean_
 

@@ -23,6 +23,10 @@ from conceptkit.probe.folds import make_folds
 INVERSE_PENALTIES = tuple(10.0**power for power in range(-6, 2))
 """Tried values of scikit-learn's ``C``, from strong to weak"""
 
+WEAK = 10.0
+"""``C`` of a regression on a few concepts. A penalty chosen by left-out patients shrinks the sum of two concepts of
+opposite sign to nothing where patients are few."""
+
 FOLDS = 5
 
 
@@ -47,7 +51,8 @@ def fit_frozen(bench: Bench, arm: Arm) -> TrainedRun:
     weights = weights * balance_factors(shortcut, codes, power=arm.options.balance_main)
     scaler = StandardScaler().fit(X[train])
     groups = bench.plan.groups[bench.used][train]
-    fitted = fit_rows(scaler.transform(X[train]), codes.numpy(), weights.double().numpy(), groups, "logistic")
+    rows = scaler.transform(X[train]), codes.numpy(), weights.double().numpy()
+    fitted = fit_rows(*rows, choose_inverse(*rows, groups))
     logits = np.asarray(fitted.decision_function(scaler.transform(X)), dtype=np.float64).reshape(len(X), -1)
     return read_run(
         arm.name, arm.seed, None, (), arm.tasks, {MAIN: logits}, X.astype(np.float32), bench.plan, bench.reading
@@ -68,11 +73,9 @@ def frozen_features(bench: Bench, arm: Arm, rows: NDArray[np.intp]) -> list[Floa
         return [torch.cat([part.cpu() for part in column]).double().numpy() for column in zip(*parts, strict=True)]
 
 
-def fit_rows(
-    X: Floats, codes: NDArray[np.intp], weights: Floats, groups: NDArray[np.intp], arm: str
-) -> LogisticRegression:
-    """Return the regression with the penalty of :func:`choose_inverse`, which has the parameters and the errors."""
-    return solve(_model(choose_inverse(X, codes, weights, groups, arm)), X, codes, weights)
+def fit_rows(X: Floats, codes: NDArray[np.intp], weights: Floats, inverse: float) -> LogisticRegression:
+    """Return the regression of class numbers (n,) on standardised columns (n, d), with rows weighted."""
+    return solve(_model(inverse), X, codes, weights)
 
 
 def choose_inverse(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from conceptkit.evaluate.detectable import Spread, difference_spread
 from conceptkit.evaluate.scores import Floats, auc
 from conceptkit.evaluate.weighted import empty_cells, row_weights
-from conceptkit.guide.frozen import choose_inverse, fitted_scores, standardised
+from conceptkit.guide.frozen import WEAK, choose_inverse, fitted_scores, standardised
 from conceptkit.guide.objective import balance_factors, class_weights
 from conceptkit.probe.crossfit import read_fold
 from conceptkit.probe.folds import make_folds
@@ -26,9 +26,6 @@ CENTERS_LEFT_OUT = "centers_left_out"
 
 FOLDS = 5
 """Parts of the patients for held-out predictions"""
-
-WEAK = 1.0
-"""scikit-learn's ``C`` for a few concepts"""
 
 
 @dataclass(frozen=True)
