@@ -145,7 +145,7 @@ def invoke(
             where["study"] = find_study(about["study"], getattr(options, "table", None))
         if "out" in about:
             where["out"] = about["out"]
-        first = _Introduction(console, where.get("study"))
+        first = _Introduction(console, where.get("study"), named=about.get("study") is not None)
         if not options.leads:
             first.print()
         with progress_bars() as progress:
@@ -167,11 +167,13 @@ class _Introduction:
 
     console: Console
     study: Any
+    named: bool
+    """Whether the command line names it"""
 
     def print(self) -> None:
         """Print the line once, if the command has a study."""
         if self.study is not None:
-            introduce(self.console, self.study)
+            introduce(self.console, self.study, named=self.named)
             self.study = None
 
     def after(self, sentence: str) -> None:

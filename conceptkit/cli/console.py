@@ -163,10 +163,11 @@ def _now_and_then() -> Progress:
     return notify
 
 
-def introduce(console: Console, study: Study) -> None:
-    """Say in the first line whose data is used."""
+def introduce(console: Console, study: Study, *, named: bool) -> None:
+    """Say in the first line whose data is used, and how another is set where the study was not named."""
     if study.synthetic:
-        console.print(f"{SYNTHETIC} ({escape(study.name)}; --study or --table sets another.)", style="bold yellow")
+        about = study.name if named else f"{study.name}; --study or --table sets another."
+        console.print(f"{SYNTHETIC} ({escape(about)})", style="bold yellow")
     else:
         console.print(f"Study {escape(study.name)}: {escape(str(study.table))}")
 
