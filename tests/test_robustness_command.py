@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from conceptkit.errors import InputError
 from conceptkit.probe.neighbours import make_cohort
 from conceptkit.probe.shortcut import STRENGTHS, _schedule, complete_table, shortcut_susceptibility
 from conceptkit.records import load_record
+from conceptkit.report.comparing import comparison_parts
 from conceptkit.report.robustness_tables import robustness_verdicts
 
 QUICK: dict[str, Any] = {"label": "tumor", "group": "patient", "neighbours": (5, 11), "repeats": 0, "folds": 3}
@@ -178,3 +180,14 @@ def test_the_table_of_centers_and_labels_is_complete() -> None:
     label[center == 2] = 2
     cohort = make_cohort(label, center, np.repeat(np.arange(24), 2))
     assert [list(one) for one in complete_table(cohort)] == [[0, 1], [0, 1]]
+
+
+def test_runs_are_compared_by_their_indices(place: Path, record: ck.RobustnessRecord) -> None:
+    alone = dataclasses.replace(record, rows=tuple(row for row in record.rows if row.encoder == "bad"))
+    [_, indices] = [part.table for part in comparison_parts([record, alone], [place, place], ["both", "one"])]
+    assert indices is not None
+    shown = indices.frame.set_index("index").loc["RI"]
+    value = {row.encoder: row.value for row in record.rows if row.index == "RI"}
+    layer = record.rows[0].layer
+    assert shown[[f"both, good, {layer}", f"both, bad, {layer}"]].tolist() == [value["good"], value["bad"]]
+    assert shown["one"] == value["bad"]

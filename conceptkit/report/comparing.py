@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conceptkit.evaluate.paired import PairedInterval, Scored, paired_interval, scored_auc, scored_r2
-from conceptkit.records import ProbeRecord, ProbeRow, Record, RunsRecord
+from conceptkit.records import ProbeRecord, ProbeRow, Record, RobustnessRecord, RunsRecord
 from conceptkit.report.contents import difference_name
 from conceptkit.report.judging import are_few, mark_of, side_of
 from conceptkit.report.part import Part, table_part
@@ -39,6 +39,8 @@ def comparison_parts(records: Sequence[Record], folders: Sequence[Path], titles:
         tables = [settings_table(group, names)]
         if all(isinstance(record, ProbeRecord) for record in group):
             tables += [score_matrix(group, names), probe_differences(group, [folders[k] for k in chosen], names)]
+        if all(isinstance(record, RobustnessRecord) for record in group):
+            tables.append(index_matrix(group, names))
         if all(isinstance(record, RunsRecord) for record in group):
             tables += [run_matrix(group, names), run_differences(group, [folders[k] for k in chosen], names)]
             tables.append(recorded_differences(group, names))
@@ -61,6 +63,25 @@ def settings_table(records: Sequence[Record], names: Sequence[str]) -> Table:
     ]
     rows = rows or [{"setting": "all settings", **dict.fromkeys(names, "the same")}]
     return make_table("settings", "What differs in the settings", "Settings that are not the same in every run.", rows)
+
+
+def index_matrix(records: Sequence[Any], names: Sequence[str]) -> Table:
+    """Return the robustness indices (rows) of each encoder and layer of each run (columns)."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in zip(names, records, strict=True):
+        several = len({(row.encoder, row.layer) for row in record.rows}) > 1
+        for row in record.rows:
+            where = ", ".join([name, *filter(None, (row.encoder, row.layer))]) if several else name
+            found.setdefault(where, {})[row.index] = row
+    rows: list[dict[str, object]] = []
+    for index in dict.fromkeys(index for one in found.values() for index in one):
+        cells: dict[str, object] = {"index": index}
+        for where, one in found.items():
+            row = one.get(index)
+            cells |= ends(where, *((row.value, row.low, row.high) if row else (None, None, None)))
+        rows.append(cells)
+    text = "Each index with its 95 % interval over patients. Not paired; one run of several encoders is."
+    return make_table("indices", "Robustness indices of the runs", text, rows)
 
 
 # --- probes ------------------------------------------------------------------------------------------------------
