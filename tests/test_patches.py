@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conceptkit.errors import InputError
-from conceptkit.tables.patches import RESERVED, load_table
+from conceptkit.tables.patches import RESERVED, PatchTable, load_table
 
 
 @pytest.fixture
@@ -355,3 +355,10 @@ def test_identities_change_with_the_file_and_with_the_place(write):
     assert [a == b for a, b in zip(before, touched, strict=True)] == [False, False, True]
     (write.folder / "b.png").unlink()
     assert load_table(path).identities()[2] != before[2]
+
+
+@pytest.mark.parametrize("values", [["b", "a", "b"], [2, 10, 2], [2.0, 1.5, 2.0], [True, False, True], [True, 1, "a"]])
+def test_groups_are_the_texts_of_their_values(tmp_path, values):
+    """True and 1 are equal in Python, and two groups."""
+    found = PatchTable(pd.DataFrame({"patch_id": list("abc"), "patient": values}), tmp_path).groups("patient")
+    assert found.tolist() == [{2.0: "2", 1.5: "1.5"}.get(v, str(v)) for v in values]

@@ -230,7 +230,11 @@ class PatchTable:
         column = self.column("group", name)
         if column.isna().any():
             raise InputError(f"group: every row needs a {name}, {int(column.isna().sum())} of {len(self)} have none.")
-        labels = np.array([label_of(v) for v in column], dtype=object)
+        if column.dtype == object:  # True and 1 are equal, and two groups
+            labels = np.array([label_of(v) for v in column], dtype=object)
+        else:
+            codes, values = pd.factorize(column)
+            labels = np.array([label_of(v) for v in values], dtype=object)[codes]
         check_spelling("group", name, labels)
         return labels
 
