@@ -104,7 +104,7 @@ def test_a_checkpoint_is_a_plain_module_and_predicts_what_its_weights_say(place,
 
 
 def test_a_new_center_is_compared_with_the_training_rows_only(place, checkpoint, table, tmp_path):
-    """In predict and in probe; the rows that the run evaluated are no training centers."""
+    """In predict and in probe. Centers of evaluation rows are new."""
     folder, _ = place
     trained = set(table.center[table.split == "train"])
     assert trained < set(table.center)  # else the next line could not fail

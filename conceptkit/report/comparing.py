@@ -80,7 +80,10 @@ def index_matrix(records: Sequence[Any], names: Sequence[str]) -> Table:
             row = one.get(index)
             cells |= ends(where, *((row.value, row.low, row.high) if row else (None, None, None)))
         rows.append(cells)
-    text = "Each index with its 95 % interval over patients. Not paired; one run of several encoders is."
+    text = (
+        f"Each index with its 95 % interval over {groups_word(records[0].group)}. The intervals are not paired; for "
+        "paired differences give one run several encoders."
+    )
     return make_table("indices", "Robustness indices of the runs", text, rows)
 
 
